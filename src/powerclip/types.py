@@ -1,0 +1,211 @@
+"""The values that flow through powerclip, and the legend of their dimension letters.
+
+Dimension letters, everywhere the same: B batch (image-caption pairs), I images, J captions, M regions, K phrases,
+L leaves (words), N patches, T tokens, D embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+
+class PowerclipError(Exception):
+    """Something the user can mend; its one-line message says what came, what was expected and what to do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phrase:
+    """A node of the constituency tree: a label and an inclusive range of leaves."""
+
+    label: str
+    """Penn Treebank label: NP, VP, PP or S; "CAPTION" for the whole caption where the tree has no phrase."""
+    first: int
+    """Index of the first leaf."""
+    last: int
+    """Index of the last leaf, inclusive."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhraseTree:
+    """The words and phrases of one caption, in character offsets: independent of any tokenizer."""
+
+    leaves: tuple[tuple[int, int], ...]
+    """Character span [start, end) of each word, in order, not overlapping."""
+    phrases: tuple[Phrase, ...]
+    """Nested or disjoint, never crossing; equal spans once."""
+    parser: str
+    """What made the tree: "gold", or the name and version of the parser."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of a ``KEY.phrases.json`` file."""
+        return {
+            "leaves": [list(span) for span in self.leaves],
+            "phrases": [{"label": p.label, "leaves": [p.first, p.last]} for p in self.phrases],
+            "parser": self.parser,
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> PhraseTree:
+        """Read the content of a ``KEY.phrases.json`` file.
+
+        Raises:
+            ValueError: the value does not have that form; the message says where.
+        """
+        try:
+            leaves = tuple((int(start), int(end)) for start, end in value["leaves"])
+            phrases = tuple(
+                Phrase(label=str(p["label"]), first=int(p["leaves"][0]), last=int(p["leaves"][1]))
+                for p in value["phrases"]
+            )
+        except (KeyError, TypeError, IndexError, ValueError) as error:
+            raise ValueError(
+                f"phrases.json must hold leaves [[start, end], ...] and phrases [{{label, leaves: [first, last]}}], "
+                f"but reading it failed with {type(error).__name__}: {error}"
+            ) from error
+        position = 0
+        for start, end in leaves:
+            if not position <= start < end:
+                raise ValueError(f"leaf [{start}, {end}) is empty, out of order or overlaps the one before it")
+            position = end
+        for p in phrases:
+            if not 0 <= p.first <= p.last < len(leaves):
+                raise ValueError(f"phrase {p.label} covers leaves [{p.first}, {p.last}] of {len(leaves)}")
+        return cls(leaves=leaves, phrases=phrases, parser=str(value.get("parser", "unknown")))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """A batch of image-caption pairs, ready for the model."""
+
+    images: Tensor
+    """(B, 3, H, W) float, normalised as the image tower expects."""
+    tokens: Tensor
+    """(B, T) int64 token ids, padded as the tokenizer pads."""
+    leaf_of_token: Tensor
+    """(B, T) int64: the leaf each token belongs to, -1 for specials and padding."""
+    phrase_spans: Tensor
+    """(B, K, 2) int64: first and last leaf of each phrase, inclusive; -1, -1 where absent."""
+    region_masks: Tensor
+    """(B, M, N) bool: regions on the patch grid, row-major; an all-False region is absent."""
+    keys: tuple[str, ...] = ()
+    """The B keys of the samples, for messages."""
+
+    def __len__(self) -> int:
+        return int(self.images.shape[0])
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
+        """The same batch on another device."""
+        names = ("images", "tokens", "leaf_of_token", "phrase_spans", "region_masks")
+        return replace(
+            self, **{name: getattr(self, name).to(device, non_blocking=non_blocking) for name in names}
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Features:
+    """What the towers make of a batch: everything a loss may need."""
+
+    image: Tensor
+    """(B, D) unit global image embeddings."""
+    text: Tensor
+    """(B, D) unit global text embeddings."""
+    regions: Tensor
+    """(B, M, D) unit region vectors, zero where absent."""
+    region_mask: Tensor
+    """(B, M) bool, True = present."""
+    phrases: Tensor
+    """(B, K, D) phrase vectors, zero where absent."""
+    phrase_mask: Tensor
+    """(B, K) bool, True = present."""
+    logit_scale: Tensor
+    """() the inverse temperature itself (already exponentiated)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Similarity:
+    """The two powerset similarities of I images and J captions; see ``powerclip.alignment.similarity``."""
+
+    t2r: Tensor
+    """(I, J) tree to regions: is every phrase grounded?"""
+    r2t: Tensor
+    """(I, J) regions to tree: is every set of regions described?"""
+
+    @property
+    def total(self) -> Tensor:
+        """(I, J) t2r + r2t."""
+        return self.t2r + self.r2t
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossOutput:
+    """A loss and the terms it is the weighted sum of."""
+
+    total: Tensor
+    """() what is differentiated."""
+    terms: Mapping[str, Tensor] = field(default_factory=dict)
+    """Unweighted terms by name ("clip", "powerset"), for the logs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classification:
+    """A zero-shot classification task: single-label images and the class names to choose from."""
+
+    name: str
+    images: Sequence[Image.Image]
+    labels: Sequence[int]
+    class_names: Sequence[str]
+    templates: Sequence[str]
+    """Prompts with one ``{c}`` where the class name goes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retrieval:
+    """An image-text retrieval task: each image has one or more captions."""
+
+    name: str
+    images: Sequence[Image.Image]
+    captions: Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HardNegative:
+    """An image with one right and one minimally wrong caption (the form of SugarCrepe)."""
+
+    image: Image.Image
+    positive: str
+    negative: str
+    kind: str
+    """One of replace_obj, replace_att, replace_rel, swap_obj, swap_att, add_obj, add_att."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HardNegatives:
+    """A hard-negative task."""
+
+    name: str
+    items: Sequence[HardNegative]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quadruple:
+    """Two images and two captions of the same words; caption i fits image i only (the form of Winoground)."""
+
+    images: tuple[Image.Image, Image.Image]
+    captions: tuple[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quadruples:
+    """A Winoground-style task."""
+
+    name: str
+    items: Sequence[Quadruple]
+
+
+Task = Classification | Retrieval | HardNegatives | Quadruples
