@@ -1,0 +1,196 @@
+"""The settings of a training run: frozen dataclasses, validated when made, written whole to ``config.yaml``."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+
+T = TypeVar("T")
+
+
+def _require(condition: bool, name: str, value: object, rule: str) -> None:
+    if not condition:
+        raise ValueError(f"{name} is {value!r}; it must be {rule}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Which towers, and how their dense outputs become vectors."""
+
+    name: str = "ViT-B-16"
+    """A ViT that open_clip knows, "tiny", or the path of a JSON config of open_clip's form."""
+    pretrained: str | None = None
+    """An open_clip tag or a checkpoint file to start from; None starts from scratch."""
+    text_pool: Literal["avg", "argmax"] = "avg"
+    """Global text embedding: mean of the valid tokens (the paper), or open_clip's own."""
+    phrase_norm: Literal["sum", "mean", "unit"] = "unit"
+    """A phrase's vector from its leaves: plain sum (the paper's text), mean, or unit length."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig:
+    """The loss: CLIP's, plus ``powerset_weight`` times the powerset alignment triplet loss."""
+
+    powerset_weight: float = 0.2
+    """lambda; 0 trains plain CLIP."""
+    margin: float = 0.2
+    """delta of the triplet loss."""
+    tau: float = 1e-3
+    """Temperature of the non-linear aggregators."""
+    zeta: float = 0.75
+    """Weight of log cosh in the regions-to-tree aggregator."""
+    method: Literal["nla", "exact"] = "nla"
+    """Linear-time aggregators, or enumeration of all subsets (at most 16 regions)."""
+    regions: int = 10
+    """M: random boxes drawn per image and step."""
+    normalise_by_regions: bool = True
+    """Divide the similarity by the number of regions, so that the margin means the same at every M."""
+
+    def __post_init__(self) -> None:
+        _require(self.powerset_weight >= 0, "powerset_weight", self.powerset_weight, "0 or more")
+        _require(self.margin >= 0, "margin", self.margin, "0 or more")
+        _require(self.tau >= 0, "tau", self.tau, "0 or more")
+        _require(self.regions >= 1, "regions", self.regions, "at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """How samples are read."""
+
+    workers: int = 0
+    """Decoding processes beside the trainer; the batches do not depend on it."""
+    shuffle: bool = True
+    """A fresh order every epoch, a function of the seed and the epoch alone."""
+    max_bad_share: float = 0.1
+    """Stop when more than this share of the samples cannot be read."""
+
+    def __post_init__(self) -> None:
+        _require(self.workers >= 0, "workers", self.workers, "0 or more")
+        _require(0 <= self.max_bad_share <= 1, "max_bad_share", self.max_bad_share, "between 0 and 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """AdamW with linear warm-up and cosine decay."""
+
+    learning_rate: float = 1e-3
+    """Peak learning rate."""
+    warmup_steps: int = 100
+    """Steps over which the learning rate rises linearly from 0."""
+    weight_decay: float = 0.2
+    """Decoupled weight decay; norms, biases and the temperature have none."""
+    beta1: float = 0.9
+    """Decay of AdamW's running mean of gradients."""
+    beta2: float = 0.98
+    """Decay of AdamW's running mean of squared gradients."""
+    eps: float = 1e-6
+    """AdamW's denominator term."""
+    max_gradient_norm: float | None = 1.0
+    """Gradients are scaled down to this global norm; None leaves them."""
+
+    def __post_init__(self) -> None:
+        _require(self.learning_rate > 0, "learning_rate", self.learning_rate, "positive")
+        _require(self.warmup_steps >= 0, "warmup_steps", self.warmup_steps, "0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Everything that decides a training run, apart from its data and its folder."""
+
+    recipe: str = "custom"
+    """The recipe this started from."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    batch_size: int = 128
+    """Image-caption pairs a step."""
+    steps: int | None = None
+    """Length of the run in steps; None takes it from ``epochs``."""
+    epochs: int | None = None
+    """Length of the run in passes over the data; None takes it from ``steps``."""
+    seed: int = 0
+    """Decides initial weights, data order, augmentation and boxes."""
+    device: str = "auto"
+    """"auto" takes a GPU where there is one; or "cpu", "cuda", "cuda:1", ..."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Autocast of the towers; "auto" is bf16 on a GPU and fp32 elsewhere. Scores are always fp32."""
+    log_every_steps: int = 10
+    """A line in ``metrics.jsonl`` every so many steps."""
+    checkpoint_every_steps: int = 500
+    """A checkpoint every so many steps, and one at the end."""
+    keep_checkpoints: int = 2
+    """How many of the newest checkpoints stay."""
+
+    def __post_init__(self) -> None:
+        _require(self.batch_size >= 2, "batch_size", self.batch_size, "at least 2 (a pair needs a negative)")
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError(f"give steps or epochs, one of them; got steps={self.steps}, epochs={self.epochs}")
+        _require((self.steps or self.epochs or 0) >= 1, "steps or epochs", self.steps or self.epochs, "at least 1")
+        _require(self.log_every_steps >= 1, "log_every_steps", self.log_every_steps, "at least 1")
+        _require(
+            self.checkpoint_every_steps >= 1, "checkpoint_every_steps", self.checkpoint_every_steps, "at least 1"
+        )
+        _require(self.keep_checkpoints >= 1, "keep_checkpoints", self.keep_checkpoints, "at least 1")
+
+
+def to_yaml(config: object) -> str:
+    """A config dataclass as YAML, every setting included."""
+    return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)  # type: ignore[call-overload,no-any-return]
+
+
+def from_dict(cls: type[T], values: dict[str, Any], *, where: str = "config") -> T:
+    """Build a config dataclass from nested dicts.
+
+    Raises:
+        ValueError: a key the class does not have, or a value it refuses; the message names the place.
+    """
+    hints = typing.get_type_hints(cls)
+    names = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    unknown = sorted(set(values) - set(names))
+    if unknown:
+        raise ValueError(f"{where} has unknown settings {', '.join(unknown)}; known: {', '.join(names)}")
+    arguments = {}
+    for name, value in values.items():
+        hint = hints[name]
+        if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+            value = from_dict(hint, value, where=f"{where}.{name}")
+        elif not _fits(value, hint):
+            raise ValueError(f"{where}.{name} is {value!r}; expected {getattr(hint, '__name__', hint)}")
+        arguments[name] = value
+    return cls(**arguments)
+
+
+def _fits(value: object, hint: Any) -> bool:
+    """Whether a YAML value is of an annotated type (the few that configs use)."""
+    origin = typing.get_origin(hint)
+    if origin is Literal:
+        return value in typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, option) for option in typing.get_args(hint))
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
+def load_config(path: Path) -> TrainConfig:
+    """Read the ``config.yaml`` of a run folder.
+
+    Raises:
+        ValueError: the file is not YAML of that form.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f"cannot read {path}: {error}".replace("\n", " ")) from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds {type(values).__name__}; expected a mapping of settings")
+    return from_dict(TrainConfig, values, where=str(path))

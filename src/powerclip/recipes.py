@@ -1,0 +1,74 @@
+"""Named runs: one function each, with the command that starts it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+
+from powerclip.config import DataConfig, ModelConfig, ObjectiveConfig, OptimConfig, TrainConfig
+from powerclip.types import PowerclipError
+
+
+def scenes_tiny() -> TrainConfig:
+    """PowerCLIP-R on the generated scenes, minutes on two cores.
+
+    ``powerclip prepare scenes:train data/scenes && powerclip train --recipe scenes_tiny --data data/scenes
+    --output runs/scenes``
+    """
+    return TrainConfig(
+        recipe="scenes_tiny",
+        model=ModelConfig(name="tiny"),
+        optim=OptimConfig(learning_rate=1e-3, warmup_steps=100, weight_decay=0.1),
+        batch_size=128,
+        steps=1500,
+    )
+
+
+def emoji_tiny() -> TrainConfig:
+    """PowerCLIP-R on emoji pictures and their names; see ``examples/emoji``.
+
+    ``powerclip train --recipe emoji_tiny --data SHARDS --output runs/emoji``
+    """
+    return TrainConfig(
+        recipe="emoji_tiny",
+        model=ModelConfig(name="tiny"),
+        optim=OptimConfig(learning_rate=1e-3, warmup_steps=100, weight_decay=0.1),
+        batch_size=128,
+        steps=800,
+    )
+
+
+def cc12m_vit_b16() -> TrainConfig:
+    """The paper's setting: CC12M, ViT-B/16, 32 epochs, batch 4096, learning rate 1e-3, M = 10, zeta = 0.75.
+
+    ``powerclip train --recipe cc12m_vit_b16 --data data/cc12m --output runs/cc12m_vit_b16``
+    """
+    return TrainConfig(
+        recipe="cc12m_vit_b16",
+        model=ModelConfig(name="ViT-B-16"),
+        objective=ObjectiveConfig(powerset_weight=0.2, tau=1e-3, zeta=0.75, regions=10),
+        data=DataConfig(workers=8),
+        optim=OptimConfig(learning_rate=1e-3, warmup_steps=2000, weight_decay=0.2),
+        batch_size=4096,
+        epochs=32,
+        log_every_steps=50,
+        checkpoint_every_steps=1000,
+    )
+
+
+RECIPES: dict[str, Callable[[], TrainConfig]] = {
+    function.__name__: function for function in (scenes_tiny, emoji_tiny, cc12m_vit_b16)
+}
+
+
+def recipe(name: str) -> TrainConfig:
+    """The config of a named recipe.
+
+    Raises:
+        PowerclipError: no recipe has that name.
+    """
+    if name not in RECIPES:
+        close = difflib.get_close_matches(name, RECIPES, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise PowerclipError(f"unknown recipe {name!r}{hint} Recipes: {', '.join(RECIPES)}".replace("? R", "? R"))
+    return RECIPES[name]()
