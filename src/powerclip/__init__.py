@@ -1,1 +1,52 @@
-"""powerclip."""
+"""powerclip: contrastive vision-language pre-training with powerset alignment."""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from powerclip import alignment
+    from powerclip.loss import PowerCLIPLoss, PowersetAlignmentLoss
+    from powerclip.model import PowerCLIP, create_model, load
+    from powerclip.types import Batch, Features, LossOutput, PowerclipError, Similarity
+
+__version__ = version("powerclip")
+
+__all__ = [
+    "Batch",
+    "Features",
+    "LossOutput",
+    "PowerCLIP",
+    "PowerCLIPLoss",
+    "PowerclipError",
+    "PowersetAlignmentLoss",
+    "Similarity",
+    "__version__",
+    "alignment",
+    "create_model",
+    "load",
+]
+
+_HOME = {
+    "PowerCLIP": "powerclip.model",
+    "create_model": "powerclip.model",
+    "load": "powerclip.model",
+    "PowerCLIPLoss": "powerclip.loss",
+    "PowersetAlignmentLoss": "powerclip.loss",
+    "Batch": "powerclip.types",
+    "Features": "powerclip.types",
+    "LossOutput": "powerclip.types",
+    "PowerclipError": "powerclip.types",
+    "Similarity": "powerclip.types",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used: ``import powerclip`` alone does not load torch."""
+    if name == "alignment":
+        return importlib.import_module("powerclip.alignment")
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'powerclip' has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""The settings of a training run: frozen dataclasses, validated when made, written whole to ``config.yaml``."""
+"""The settings of a run: frozen dataclasses, validated when made, written whole to ``config.yaml``."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class TrainConfig:
     """Everything that decides a training run, apart from its data and its folder."""
 
     recipe: str = "custom"
-    """The recipe this started from."""
+    """Named settings that this starts from; see powerclip/recipes.py."""
     model: ModelConfig = field(default_factory=ModelConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -131,11 +131,18 @@ class TrainConfig:
     def __post_init__(self) -> None:
         _require(self.batch_size >= 2, "batch_size", self.batch_size, "at least 2 (a pair needs a negative)")
         if (self.steps is None) == (self.epochs is None):
-            raise ValueError(f"give steps or epochs, one of them; got steps={self.steps}, epochs={self.epochs}")
-        _require((self.steps or self.epochs or 0) >= 1, "steps or epochs", self.steps or self.epochs, "at least 1")
+            raise ValueError(
+                f"give steps or epochs, one of them; got steps={self.steps}, epochs={self.epochs}"
+            )
+        _require(
+            (self.steps or self.epochs or 0) >= 1, "steps or epochs", self.steps or self.epochs, "at least 1"
+        )
         _require(self.log_every_steps >= 1, "log_every_steps", self.log_every_steps, "at least 1")
         _require(
-            self.checkpoint_every_steps >= 1, "checkpoint_every_steps", self.checkpoint_every_steps, "at least 1"
+            self.checkpoint_every_steps >= 1,
+            "checkpoint_every_steps",
+            self.checkpoint_every_steps,
+            "at least 1",
         )
         _require(self.keep_checkpoints >= 1, "keep_checkpoints", self.keep_checkpoints, "at least 1")
 

@@ -70,5 +70,5 @@ def recipe(name: str) -> TrainConfig:
     if name not in RECIPES:
         close = difflib.get_close_matches(name, RECIPES, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
-        raise PowerclipError(f"unknown recipe {name!r}{hint} Recipes: {', '.join(RECIPES)}".replace("? R", "? R"))
+        raise PowerclipError(f"unknown recipe {name!r}{hint} (recipes: {', '.join(RECIPES)})")
     return RECIPES[name]()

@@ -1,7 +1,7 @@
 """The values that flow through powerclip, and the legend of their dimension letters.
 
-Dimension letters, everywhere the same: B batch (image-caption pairs), I images, J captions, M regions, K phrases,
-L leaves (words), N patches, T tokens, D embedding.
+Dimension letters, everywhere the same: B batch (image-caption pairs), I images, J captions, M regions,
+K phrases, L leaves (words), N patches, T tokens, D embedding.
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-
-class PowerclipError(Exception):
-    """Something the user can mend; its one-line message says what came, what was expected and what to do."""
+from powerclip.errors import PowerclipError as PowerclipError
+from powerclip.errors import RunFailedError as RunFailedError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,13 +64,15 @@ class PhraseTree:
             )
         except (KeyError, TypeError, IndexError, ValueError) as error:
             raise ValueError(
-                f"phrases.json must hold leaves [[start, end], ...] and phrases [{{label, leaves: [first, last]}}], "
-                f"but reading it failed with {type(error).__name__}: {error}"
+                "phrases.json must hold leaves [[start, end], ...] and phrases "
+                f"[{{label, leaves: [first, last]}}], but reading it failed with {type(error).__name__}: {error}"
             ) from error
         position = 0
         for start, end in leaves:
             if not position <= start < end:
-                raise ValueError(f"leaf [{start}, {end}) is empty, out of order or overlaps the one before it")
+                raise ValueError(
+                    f"leaf [{start}, {end}) is empty, out of order or overlaps the one before it"
+                )
             position = end
         for p in phrases:
             if not 0 <= p.first <= p.last < len(leaves):

@@ -1,0 +1,245 @@
+"""The ``powerclip`` command: one thin function per subcommand."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from rich.console import Console
+
+import powerclip
+from powerclip.config import TrainConfig
+from powerclip.errors import PowerclipError, RunFailedError
+from powerclip.recipes import RECIPES, recipe
+
+# Each command imports what it runs when it runs: torch takes seconds, `--help` should not.
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo:
+    """Train CLIP and PowerCLIP-R on generated scenes from the same seed, evaluate both, write report.html.
+
+    Interrupted, it leaves usable run folders; the same command goes on where it stopped.
+
+    Example: powerclip demo --output runs/demo
+    """
+
+    output: Path = Path("runs/demo")
+    """Folder for the data, both runs and the report."""
+    steps: int | None = None
+    """Training steps of each of the two models; the default takes a few minutes on two cores."""
+    seed: int = 0
+    """Decides scenes, initial weights, data order and boxes."""
+
+    def run(self) -> None:
+        """Do it."""
+        from powerclip.demo import run_demo
+
+        run_demo(self.output, steps=self.steps, seed=self.seed, console=Console())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepare:
+    """Make annotated shards out of images and captions: pack them and parse the captions' phrases.
+
+    SOURCE is a folder of images with a .txt caption beside each, a CSV, TSV or JSONL of paths and captions,
+    or scenes:train, scenes:test, scenes:compositional (generated).
+
+    Example: powerclip prepare photos.csv data/photos
+    """
+
+    source: tyro.conf.Positional[str]
+    """Where the pairs are."""
+    output: tyro.conf.Positional[Path]
+    """Folder for the shards."""
+    image_column: str | None = None
+    """Column of the image path in a table; guessed from common names by default."""
+    caption_column: str | None = None
+    """Column of the caption in a table; guessed from common names by default."""
+    parser: str = "spacy"
+    """Phrase parser: spacy, spacy:PIPELINE (any installed spaCy pipeline or its path), or none."""
+    samples_per_shard: int = 1000
+    """Samples in one tar."""
+    max_bad_share: float = 0.1
+    """Stop when more than this share of the samples cannot be used."""
+    count: int = 8192
+    """Scenes to generate (scenes: sources only)."""
+    seed: int = 0
+    """Seed of the generated scenes (scenes: sources only)."""
+
+    def run(self) -> None:
+        """Do it."""
+        from powerclip.prepare import prepare as run
+
+        run(**{field.name: getattr(self, field.name) for field in dataclasses.fields(self)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """Train a model on shards and leave a run folder; every setting of the recipe can be changed.
+
+    Example: powerclip train --recipe scenes_tiny --data data/scenes --output runs/scenes
+    """
+
+    data: Path
+    """Folder of shards, one tar, or a pattern."""
+    output: Path
+    """Run folder to make."""
+    resume: Literal["never", "auto"] = "never"
+    """auto: go on from the newest checkpoint in the run folder, where there is one."""
+    config: Annotated[TrainConfig, tyro.conf.arg(name="")]
+    """Settings."""
+
+    def run(self) -> None:
+        """Do it."""
+        from powerclip.train import train as run
+
+        result = run(self.config, data=self.data, output=self.output, resume=self.resume == "auto")
+        if not result.interrupted:
+            print(f"Trained {result.steps} steps: {result.output}. Next: powerclip evaluate {result.output}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Evaluate a run or a model zero-shot, print the table and write evaluation.json.
+
+    Example: powerclip evaluate runs/scenes --suite scenes
+    """
+
+    model: tyro.conf.Positional[str]
+    """Run folder, model folder or hub id."""
+    suite: Literal["scenes", "retrieval"] | None = None
+    """scenes: the generated tasks; retrieval: image-text retrieval on --data. Default: by --data."""
+    data: Path | None = None
+    """Shards to evaluate retrieval on."""
+    size: int = 400
+    """Images per generated task."""
+    batch_size: int = 256
+    """Images or captions encoded at once."""
+    device: str = "auto"
+    """auto, cpu, cuda, ..."""
+    output: Path | None = None
+    """Where evaluation.json goes; default: the run folder."""
+
+    def run(self) -> None:
+        """Do it."""
+        from powerclip.evaluate.run import evaluate_model
+        from powerclip.report import results_table
+
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        results = evaluate_model(values.pop("model"), **values)
+        Console().print(results_table({Path(self.model).name: results}))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Write one self-contained HTML page on one or more runs: settings, curves, results, grounding pictures.
+
+    Example: powerclip report runs/demo/clip runs/demo/powerclip --output report.html
+    """
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Run folders."""
+    output: Path = Path("report.html")
+    """The page to write."""
+
+    def run(self) -> None:
+        """Do it."""
+        if not self.runs:
+            raise PowerclipError("no run folder given; name at least one: powerclip report runs/NAME")
+        from powerclip.report import write_report
+
+        runs = {run.name or str(run): run for run in self.runs}
+        if len(runs) < len(self.runs):
+            runs = {str(run): run for run in self.runs}
+        print(f"Wrote {write_report(runs, self.output)}")
+
+
+COMMANDS: dict[str, type[Any]] = {
+    "demo": Demo,
+    "prepare": Prepare,
+    "train": Train,
+    "evaluate": Evaluate,
+    "report": Report,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a subcommand; return the exit status: 0 success, 2 wrong usage, 1 failure."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv[:1] in ([], ["-h"], ["--help"]):
+        print(_overview())
+        return 0 if argv else 2
+    if argv[0] == "--version":
+        print(f"powerclip {powerclip.__version__}")
+        return 0
+    try:
+        if argv[0] not in COMMANDS:
+            raise PowerclipError(f"unknown command {argv[0]!r}; commands: {', '.join(COMMANDS)}")
+        _parse(argv[0], argv[1:]).run()
+    except RunFailedError as error:
+        return _fail(error, 1)
+    except (PowerclipError, ValueError) as error:
+        return _fail(error, 2)
+    except KeyboardInterrupt:
+        print("powerclip: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 0
+    except OSError as error:
+        return _fail(error, 1)
+    return 0
+
+
+def _fail(error: Exception, status: int) -> int:
+    print("powerclip: " + " ".join(str(error).split()), file=sys.stderr)
+    return status
+
+
+def _overview() -> str:
+    lines = [f"  {name:10}{(command.__doc__ or '').splitlines()[0]}" for name, command in COMMANDS.items()]
+    return (
+        "usage: powerclip COMMAND [options]\n\n"
+        + "\n".join(lines)
+        + "\n\npowerclip COMMAND --help says more."
+    )
+
+
+def _recipe_of(argv: Sequence[str]) -> TrainConfig:
+    """The recipe named in the arguments, found before they are parsed: it decides the defaults in --help."""
+    for position, word in enumerate(argv):
+        if word == "--recipe" and position + 1 < len(argv):
+            return recipe(argv[position + 1])
+        if word.startswith("--recipe="):
+            return recipe(word.removeprefix("--recipe="))
+    if {"-h", "--help"} & set(argv):
+        return recipe("scenes_tiny")
+    raise PowerclipError(f"no recipe given; add --recipe NAME (recipes: {', '.join(RECIPES)})")
+
+
+def _parse(name: str, argv: Sequence[str]) -> Any:
+    """Parse a command's arguments; wrong ones become a one-line error."""
+    given = {}
+    if name == "train":
+        given["default"] = Train(data=tyro.MISSING, output=tyro.MISSING, config=_recipe_of(argv))
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            return tyro.cli(COMMANDS[name], prog=f"powerclip {name}", args=list(argv), **given)
+    except SystemExit as exit_:
+        if not exit_.code:
+            raise
+        words = re.sub(r"[\u2500-\u257f]+", " ", errors.getvalue()).split()
+        raise PowerclipError(" ".join(words)) from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

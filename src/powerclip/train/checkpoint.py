@@ -1,0 +1,86 @@
+"""Checkpoints: folders that are whole as soon as they exist."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import nn
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+
+from powerclip.types import PowerclipError
+
+_NAME = re.compile(r"step-(\d{8})")
+
+
+def save(
+    folder: Path, *, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, extra: dict[str, Any]
+) -> Path:
+    """Write ``folder/step-XXXXXXXX``: everything goes to a temporary folder that is renamed when complete.
+
+    ``extra`` holds plain numbers (counters) beside the model's and the optimiser's state.
+    """
+    target = folder / f"step-{step:08d}"
+    temporary = folder / f".{target.name}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    shutil.rmtree(target, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    model_state, optimizer_state = get_state_dict(model, optimizer)
+    state = {"model": model_state, "optimizer": optimizer_state, "extra": {"step": step, **extra}}
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", message="torch.distributed is (disabled|unavailable)", category=UserWarning
+        )
+        dcp.save(state, checkpoint_id=temporary)
+    temporary.rename(target)
+    return target
+
+
+def load(
+    checkpoint: Path, *, model: nn.Module, optimizer: torch.optim.Optimizer, extra: dict[str, Any]
+) -> dict[str, Any]:
+    """Put a checkpoint's state into a model and its optimiser; return its ``extra``.
+
+    Raises:
+        PowerclipError: the checkpoint is not of this model.
+    """
+    model_state, optimizer_state = get_state_dict(model, optimizer)
+    state = {"model": model_state, "optimizer": optimizer_state, "extra": {"step": 0, **extra}}
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is (disabled|unavailable)")
+            dcp.load(state, checkpoint_id=checkpoint)
+    except (dcp.api.CheckpointException, RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise PowerclipError(
+            f"cannot resume from {checkpoint}: it does not fit this config's model ({reason}); "
+            "train with the run's own recipe and settings, or into another --output"
+        ) from error
+    set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+    return dict(state["extra"])
+
+
+def latest(folder: Path) -> Path | None:
+    """The newest checkpoint in a folder, None where there is none."""
+    steps = all_checkpoints(folder)
+    return steps[-1] if steps else None
+
+
+def all_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, oldest first."""
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name))
+
+
+def prune(folder: Path, *, keep: int) -> None:
+    """Delete all but the newest ``keep`` checkpoints, and unfinished leftovers."""
+    for path in all_checkpoints(folder)[:-keep]:
+        shutil.rmtree(path)
+    for path in folder.glob(".step-*.tmp"):
+        shutil.rmtree(path)

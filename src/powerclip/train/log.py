@@ -1,0 +1,121 @@
+"""What a run says while it goes: metrics.jsonl, TensorBoard and a progress bar."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+
+class MetricsLog:
+    """Appends one JSON object a line to ``metrics.jsonl`` and the same numbers to TensorBoard.
+
+    A resumed run drops the lines its checkpoint does not know, so that every step stands once.
+    """
+
+    def __init__(self, folder: Path, *, first_step: int = 0) -> None:
+        self.path = folder / "metrics.jsonl"
+        if first_step == 0:
+            self.path.write_text("", encoding="utf-8")
+        else:
+            self._drop_from(first_step)
+        self._file = self.path.open("a", encoding="utf-8")
+        from torch.utils.tensorboard.writer import (
+            SummaryWriter,
+        )  # costs a second to import: only when training
+
+        self._board = SummaryWriter(  # type: ignore[no-untyped-call]
+            str(folder / "tensorboard"), purge_step=first_step or None
+        )
+
+    def _drop_from(self, first_step: int) -> None:
+        if not self.path.exists():
+            return
+        kept = [line for line in read_metrics(self.path) if line["step"] <= first_step]
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        temporary.replace(self.path)
+
+    def write(self, values: Mapping[str, float]) -> None:
+        """Append one line; ``values`` holds "step"."""
+        self._file.write(json.dumps(values) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            if name != "step":
+                self._board.add_scalar(name, value, int(values["step"]))  # type: ignore[no-untyped-call]
+
+    def close(self) -> None:
+        """Write out what is buffered."""
+        self._file.close()
+        self._board.close()  # type: ignore[no-untyped-call]
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a ``metrics.jsonl``; a last line cut short by a crash is left out."""
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+class Reporter(Protocol):
+    """Shows the state of a run as it goes."""
+
+    def update(self, step: int, text: str) -> None:
+        """Show that ``step`` steps are done, with a short text."""
+
+
+@contextmanager
+def progress_bar(
+    title: str, *, steps: int, done: int = 0, console: Console | None = None
+) -> Iterator[Reporter]:
+    """A progress bar with the remaining time; in a file or a pipe, a line every tenth of the way."""
+    console = console or Console(stderr=True)
+    if not console.is_terminal:
+        yield _Lines(console, title, steps)
+        return
+    columns = (
+        TextColumn("[bold]{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[text]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as progress:
+        yield _Bar(progress, progress.add_task(title, total=steps, completed=done, text=""))
+
+
+class _Bar:
+    def __init__(self, progress: Progress, task: Any) -> None:
+        self.progress, self.task = progress, task
+
+    def update(self, step: int, text: str) -> None:
+        self.progress.update(self.task, completed=step, text=text)
+
+
+class _Lines:
+    def __init__(self, console: Console, title: str, steps: int) -> None:
+        self.console, self.title, self.steps, self.every = console, title, steps, max(1, steps // 10)
+
+    def update(self, step: int, text: str) -> None:
+        if step % self.every == 0 or step == self.steps:
+            self.console.print(
+                f"{self.title}: {step}/{self.steps} steps, {text}", highlight=False, soft_wrap=True
+            )
