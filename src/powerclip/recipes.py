@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Callable
 
 from powerclip.config import DataConfig, ModelConfig, ObjectiveConfig, OptimConfig, TrainConfig
-from powerclip.types import PowerclipError
+from powerclip.errors import PowerclipError
 
 
 def scenes_tiny() -> TrainConfig:

@@ -65,7 +65,7 @@ class PhraseTree:
         except (KeyError, TypeError, IndexError, ValueError) as error:
             raise ValueError(
                 "phrases.json must hold leaves [[start, end], ...] and phrases "
-                f"[{{label, leaves: [first, last]}}], but reading it failed with {type(error).__name__}: {error}"
+                f"[{{label, leaves: [first, last]}}], but reading failed with {type(error).__name__}: {error}"
             ) from error
         position = 0
         for start, end in leaves:

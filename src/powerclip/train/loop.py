@@ -49,7 +49,7 @@ def train(
     """Train a model on shards and leave a run folder.
 
     The result is a function of the config and the data: the same seed gives the same weights, and a run
-    resumed from its checkpoint goes on as if it had not stopped. SIGINT and SIGTERM end the run after the step
+    resumed from its checkpoint goes on as if it had not stopped. SIGINT and SIGTERM end it after the step
     in progress, with a checkpoint and a loadable model.
 
     Args:

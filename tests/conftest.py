@@ -1,0 +1,15 @@
+"""Settings of every test: few threads, no colour, a bounded hypothesis."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("NO_COLOR", "1")
+os.environ.setdefault("COLUMNS", "200")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import hypothesis
+import torch
+
+torch.set_num_threads(1)
+hypothesis.settings.register_profile("powerclip", deadline=None, max_examples=50, derandomize=True)
+hypothesis.settings.load_profile("powerclip")

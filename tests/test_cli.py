@@ -1,0 +1,66 @@
+import subprocess
+import sys
+
+import pytest
+
+from powerclip import cli
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_help_shows_an_example(command, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        cli.main([command, "--help"])
+    assert exit_.value.code == 0
+    assert f"Example: powerclip {command}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["trian"], "unknown command 'trian'; commands: demo, prepare, train, evaluate, report"),
+        (["train"], "no recipe given; add --recipe NAME (recipes: scenes_tiny"),
+        (["train", "--recipe", "nope"], "unknown recipe 'nope'"),
+        (["train", "--recipe", "scenes_tiny", "--output", "x"], "--data"),
+        (
+            ["train", "--recipe=scenes_tiny", "--data", "x", "--output", "y", "--batch-size", "big"],
+            "--batch-size",
+        ),
+        (
+            ["train", "--recipe=scenes_tiny", "--data", "x", "--output", "y", "--batch-size", "1"],
+            "batch_size is 1",
+        ),
+        (["train", "--recipe=scenes_tiny", "--data", "no-such-place", "--output", "y"], "no-such-place"),
+        (["evaluate"], "model"),
+        (["evaluate", "no/such/run"], "no/such/run"),
+        (["prepare", "no-such-source", "out"], "no-such-source"),
+        (["report"], "no run folder given"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_status_2(argv, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(argv) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert len(captured.err.strip().splitlines()) == 1
+    assert message in captured.err
+    assert not (tmp_path / "y").exists()
+
+
+def test_overview_and_version(capsys):
+    assert cli.main(["--help"]) == 0
+    assert all(command in capsys.readouterr().out for command in cli.COMMANDS)
+    assert cli.main([]) == 2
+    capsys.readouterr()
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("powerclip 0.")
+
+
+def test_importing_the_core_needs_no_extra_and_no_torch():
+    blocked = "transformers, gradio, ray, wandb, jinja2, skimage"
+    code = (
+        f"import sys\nfor name in '{blocked}'.split(', '): sys.modules[name] = None\n"
+        "import powerclip\nassert 'torch' not in sys.modules\n"
+        "powerclip.create_model, powerclip.load, powerclip.PowersetAlignmentLoss\n"
+        "powerclip.alignment.similarity, powerclip.alignment.grounding\n"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)

@@ -1,0 +1,73 @@
+"""Imports point downward only: one table says which package may import which."""
+
+import ast
+from pathlib import Path
+
+import powerclip
+
+SOURCE = Path(powerclip.__file__).parent
+
+MAY_IMPORT = {
+    "errors": set(),
+    "types": {"errors"},
+    "config": {"errors"},
+    "recipes": {"config", "errors"},
+    "regions": {"types", "errors"},
+    "phrases": {"types", "errors"},
+    "alignment": {"types", "errors"},
+    "distributed": {"types", "errors"},
+    "model": {"types", "errors"},
+    "data": {"types", "errors", "phrases", "regions"},
+    "prepare": {"types", "errors", "phrases", "regions", "data"},
+    "loss": {"types", "errors", "alignment", "distributed"},
+    "evaluate": {"types", "errors", "model", "data", "phrases", "regions", "alignment"},
+    "train": {
+        "types", "errors", "config", "model", "loss", "data", "regions", "phrases", "distributed", "evaluate"
+    },
+    "report": {
+        "types", "errors", "config", "model", "data", "regions", "phrases", "alignment", "evaluate", "train"
+    },
+}  # fmt: skip
+TOP = {"cli", "demo", "__init__"}
+
+
+def imports_of(path: Path) -> set[str]:
+    """First-level powerclip modules that a file imports, wherever in the file."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names = [node.module or ""]
+            if node.module == "powerclip":
+                names = [f"powerclip.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        found |= {name.split(".")[1] for name in names if name.startswith("powerclip.")}
+    return found
+
+
+def test_every_import_points_downward():
+    wrong = []
+    for path in sorted(SOURCE.rglob("*.py")):
+        room = path.relative_to(SOURCE).parts[0].removesuffix(".py")
+        if room in TOP:
+            continue
+        assert room in MAY_IMPORT, f"{path}: say in MAY_IMPORT what {room} may import"
+        for name in imports_of(path) - {room, "__version__"} - MAY_IMPORT[room]:
+            wrong.append(f"{path.relative_to(SOURCE)} imports powerclip.{name}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_only_the_towers_import_open_clip():
+    users = {
+        str(path.relative_to(SOURCE))
+        for path in SOURCE.rglob("*.py")
+        if any(
+            (isinstance(node, ast.Import) and any(a.name.split(".")[0] == "open_clip" for a in node.names))
+            or (isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "open_clip")
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        )
+    }
+    assert users == {"model/towers.py"}
