@@ -112,10 +112,12 @@ class _Bar:
 
 class _Lines:
     def __init__(self, console: Console, title: str, steps: int) -> None:
-        self.console, self.title, self.steps, self.every = console, title, steps, max(1, steps // 10)
+        self.console, self.title, self.steps, self.tenth = console, title, steps, 0
 
     def update(self, step: int, text: str) -> None:
-        if step % self.every == 0 or step == self.steps:
+        tenth = 10 * step // self.steps
+        if tenth > self.tenth:
+            self.tenth = tenth
             self.console.print(
                 f"{self.title}: {step}/{self.steps} steps, {text}", highlight=False, soft_wrap=True
             )
