@@ -206,11 +206,7 @@ def _fail(error: Exception, status: int) -> int:
 
 def _overview() -> str:
     lines = [f"  {name:10}{(command.__doc__ or '').splitlines()[0]}" for name, command in COMMANDS.items()]
-    return (
-        "usage: powerclip COMMAND [options]\n\n"
-        + "\n".join(lines)
-        + "\n\npowerclip COMMAND --help says more."
-    )
+    return "usage: powerclip COMMAND [options]\n\n" + "\n".join(lines) + "\n\npowerclip COMMAND --help says more."
 
 
 def _recipe_of(argv: Sequence[str]) -> TrainConfig:

@@ -131,12 +131,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         _require(self.batch_size >= 2, "batch_size", self.batch_size, "at least 2 (a pair needs a negative)")
         if (self.steps is None) == (self.epochs is None):
-            raise ValueError(
-                f"give steps or epochs, one of them; got steps={self.steps}, epochs={self.epochs}"
-            )
-        _require(
-            (self.steps or self.epochs or 0) >= 1, "steps or epochs", self.steps or self.epochs, "at least 1"
-        )
+            raise ValueError(f"give steps or epochs, one of them; got steps={self.steps}, epochs={self.epochs}")
+        _require((self.steps or self.epochs or 0) >= 1, "steps or epochs", self.steps or self.epochs, "at least 1")
         _require(self.log_every_steps >= 1, "log_every_steps", self.log_every_steps, "at least 1")
         _require(
             self.checkpoint_every_steps >= 1,

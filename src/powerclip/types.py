@@ -70,9 +70,7 @@ class PhraseTree:
         position = 0
         for start, end in leaves:
             if not position <= start < end:
-                raise ValueError(
-                    f"leaf [{start}, {end}) is empty, out of order or overlaps the one before it"
-                )
+                raise ValueError(f"leaf [{start}, {end}) is empty, out of order or overlaps the one before it")
             position = end
         for p in phrases:
             if not 0 <= p.first <= p.last < len(leaves):
@@ -103,9 +101,7 @@ class Batch:
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
         """The same batch on another device."""
         names = ("images", "tokens", "leaf_of_token", "phrase_spans", "region_masks")
-        return replace(
-            self, **{name: getattr(self, name).to(device, non_blocking=non_blocking) for name in names}
-        )
+        return replace(self, **{name: getattr(self, name).to(device, non_blocking=non_blocking) for name in names})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -62,9 +62,7 @@ def test_a_run_folder_holds_what_it_promises(config, shards, tmp_path):
     lines = read_metrics(run / "metrics.jsonl")
     assert [line["step"] for line in lines] == list(range(1, 9))
     assert [line["samples_seen"] for line in lines] == [8 * step for step in range(1, 9)]
-    assert {"loss", "loss_clip", "loss_powerset", "samples_per_s", "data_wait_s", "learning_rate"} <= set(
-        lines[0]
-    )
+    assert {"loss", "loss_clip", "loss_powerset", "samples_per_s", "data_wait_s", "learning_rate"} <= set(lines[0])
     for line in lines:
         expected = line["loss_clip"] + config.objective.powerset_weight * line["loss_powerset"]
         assert line["loss"] == pytest.approx(expected, rel=1e-6)
@@ -84,9 +82,7 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(config, shard
 
 
 def test_training_lowers_the_loss(config, shards, tmp_path):
-    config = dataclasses.replace(
-        config, steps=40, optim=dataclasses.replace(config.optim, learning_rate=3e-3)
-    )
+    config = dataclasses.replace(config, steps=40, optim=dataclasses.replace(config.optim, learning_rate=3e-3))
     curve = losses(train(config, data=shards, output=tmp_path / "run").output)
     assert sum(curve[-5:]) < sum(curve[:5])
 
@@ -132,9 +128,7 @@ def test_a_signal_ends_the_run_with_a_usable_folder(number, config, shards, tmp_
 def test_training_works_outside_the_main_thread(config, shards, tmp_path):
     config = dataclasses.replace(config, steps=1)
     results = []
-    thread = threading.Thread(
-        target=lambda: results.append(train(config, data=shards, output=tmp_path / "run"))
-    )
+    thread = threading.Thread(target=lambda: results.append(train(config, data=shards, output=tmp_path / "run")))
     thread.start()
     thread.join()
     assert results[0].steps == 1

@@ -53,9 +53,7 @@ def evaluate_model(
     loaded, preprocess, tokenizer = load(model)
     place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     tasks = _tasks(name, data, size=size, image_size=loaded.image_size[0])
-    results = evaluate_tasks(
-        loaded.to(place), preprocess, tokenizer, tasks, device=place, batch_size=batch_size
-    )
+    results = evaluate_tasks(loaded.to(place), preprocess, tokenizer, tasks, device=place, batch_size=batch_size)
     folder = output or (Path(model) if Path(model).is_dir() else Path())
     write_evaluation(folder / "evaluation.json", results, suite=name)
     return results

@@ -18,9 +18,7 @@ from powerclip.types import PowerclipError
 _NAME = re.compile(r"step-(\d{8})")
 
 
-def save(
-    folder: Path, *, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, extra: dict[str, Any]
-) -> Path:
+def save(folder: Path, *, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, extra: dict[str, Any]) -> Path:
     """Write ``folder/step-XXXXXXXX``: everything goes to a temporary folder that is renamed when complete.
 
     ``extra`` holds plain numbers (counters) beside the model's and the optimiser's state.
@@ -33,9 +31,7 @@ def save(
     model_state, optimizer_state = get_state_dict(model, optimizer)
     state = {"model": model_state, "optimizer": optimizer_state, "extra": {"step": step, **extra}}
     with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", message="torch.distributed is (disabled|unavailable)", category=UserWarning
-        )
+        warnings.filterwarnings("ignore", message="torch.distributed is (disabled|unavailable)", category=UserWarning)
         dcp.save(state, checkpoint_id=temporary)
     temporary.rename(target)
     return target

@@ -81,9 +81,7 @@ class Reporter(Protocol):
 
 
 @contextmanager
-def progress_bar(
-    title: str, *, steps: int, done: int = 0, console: Console | None = None
-) -> Iterator[Reporter]:
+def progress_bar(title: str, *, steps: int, done: int = 0, console: Console | None = None) -> Iterator[Reporter]:
     """A progress bar with the remaining time; in a file or a pipe, a line every tenth of the way."""
     console = console or Console(stderr=True)
     if not console.is_terminal:
@@ -118,6 +116,4 @@ class _Lines:
         tenth = 10 * step // self.steps
         if tenth > self.tenth:
             self.tenth = tenth
-            self.console.print(
-                f"{self.title}: {step}/{self.steps} steps, {text}", highlight=False, soft_wrap=True
-            )
+            self.console.print(f"{self.title}: {step}/{self.steps} steps, {text}", highlight=False, soft_wrap=True)

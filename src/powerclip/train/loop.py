@@ -112,9 +112,7 @@ class _Run:
 
     def __post_init__(self) -> None:
         self.loss = build_loss(self.config)
-        self.bf16 = self.config.precision == "bf16" or (
-            self.config.precision == "auto" and self.device.type == "cuda"
-        )
+        self.bf16 = self.config.precision == "bf16" or (self.config.precision == "auto" and self.device.type == "cuda")
 
 
 def build_model(config: TrainConfig) -> PowerCLIP:
@@ -164,9 +162,7 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise PowerclipError(
-            f"device {name!r} cannot be used here; use auto, cpu or a GPU that exists"
-        ) from error
+        raise PowerclipError(f"device {name!r} cannot be used here; use auto, cpu or a GPU that exists") from error
     return device
 
 
@@ -176,16 +172,12 @@ def _open_run_folder(output: Path, config: TrainConfig, *, resume: bool) -> Path
     if output.exists() and not output.is_dir():
         raise PowerclipError(f"output {output} is a file; name a folder for the run")
     if output.is_dir() and any(output.iterdir()) and not resume:
-        raise PowerclipError(
-            f"output {output} is not empty; add --resume auto to go on, or name another folder"
-        )
+        raise PowerclipError(f"output {output} is not empty; add --resume auto to go on, or name another folder")
     saved = output / "config.yaml"
     if start is not None and saved.exists():
         changed = _changed_settings(load_config(saved), config)
         if changed:
-            raise PowerclipError(
-                f"{output} was trained with other settings ({changed}); use those to resume it"
-            )
+            raise PowerclipError(f"{output} was trained with other settings ({changed}); use those to resume it")
     output.mkdir(parents=True, exist_ok=True)
     temporary = output / ".config.yaml.tmp"
     temporary.write_text(to_yaml(config), encoding="utf-8")
@@ -226,8 +218,7 @@ def _steps(
             metrics.write(line)
             reporter.update(
                 step,
-                f"loss {line['loss']:.3f}, {line['samples_per_s']:.0f} samples/s, "
-                f"data {line['data_wait_share']:.0%}",
+                f"loss {line['loss']:.3f}, {line['samples_per_s']:.0f} samples/s, data {line['data_wait_share']:.0%}",
             )
             window = _Window()
         if step % config.checkpoint_every_steps == 0 and step < run.steps:

@@ -1,0 +1,62 @@
+"""Powerset similarity by enumeration: the readable definition, and the oracle of every faster path.
+
+Method: Kawamura et al., "PowerCLIP: Powerset Alignment for Contrastive Pre-Training", CVPR 2026. With
+s[m, k] = <region m, phrase k>, a subset A of the regions scores Q[A, k] = sum of s[m, k] over m in A, and
+
+    T2R = mean over k of max over A of Q[A, k]          (is every phrase grounded?)
+    R2T = mean over A of max over k of Q[A, k]          (is every set of regions described?)
+
+over all 2^M subsets A of the regions that are present, the empty one included.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from powerclip.types import Similarity
+
+MAX_REGIONS = 16
+"""Enumeration is refused beyond this: 2^16 subsets a pair."""
+
+
+def all_subsets(count: int, *, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """All subsets of ``count`` regions as a (2^count, count) matrix of zeros and ones."""
+    numbers = torch.arange(2**count, device=device)
+    return (numbers[:, None] >> torch.arange(count, device=device) & 1).to(dtype)
+
+
+def enumerate_pair(s_MK: Tensor) -> tuple[Tensor, Tensor]:
+    """T2R and R2T of one image and one caption, both scalars, from all its present regions and phrases (M, K).
+
+    Without a region or without a phrase there is nothing to align: both are 0.
+    """
+    M, K = s_MK.shape
+    if M == 0 or K == 0:
+        zero = s_MK.sum()  # 0, and part of the graph
+        return zero, zero
+    subsets_AM = all_subsets(M, device=s_MK.device, dtype=s_MK.dtype)
+    q_AK = subsets_AM @ s_MK
+    return q_AK.amax(dim=0).mean(), q_AK.amax(dim=1).mean()
+
+
+def enumerate_similarity(regions: Tensor, phrases: Tensor, region_mask: Tensor, phrase_mask: Tensor) -> Similarity:
+    """Similarity of every image and caption, pair after pair.
+
+    Args:
+        regions: (I, M, D) region vectors.
+        phrases: (J, K, D) phrase vectors.
+        region_mask: (I, M) bool, True = present.
+        phrase_mask: (J, K) bool, True = present.
+    """
+    t2r, r2t = [], []
+    for image, present_M in zip(regions, region_mask, strict=True):
+        for caption, present_K in zip(phrases, phrase_mask, strict=True):
+            pair = enumerate_pair(image[present_M] @ caption[present_K].T)
+            t2r.append(pair[0])
+            r2t.append(pair[1])
+    shape = (regions.shape[0], phrases.shape[0])
+    if not t2r:
+        empty = regions.new_zeros(shape)
+        return Similarity(t2r=empty, r2t=empty)
+    return Similarity(t2r=torch.stack(t2r).view(shape), r2t=torch.stack(r2t).view(shape))

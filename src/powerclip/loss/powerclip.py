@@ -1,0 +1,37 @@
+"""PowerCLIP's loss: CLIP's, plus the weighted powerset alignment loss."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from powerclip.loss.clip import clip_loss
+from powerclip.loss.powerset import PowersetAlignmentLoss
+from powerclip.types import Features, LossOutput
+
+
+class PowerCLIPLoss(nn.Module):
+    """L = L_CLIP + weight * L_powerset (Kawamura et al., CVPR 2026; weight is their lambda, 0.2)."""
+
+    def __init__(self, *, weight: float = 0.2, powerset: PowersetAlignmentLoss | None = None) -> None:
+        """Set up the loss.
+
+        Args:
+            weight: lambda; 0 is plain CLIP and computes no powerset term.
+            powerset: the alignment loss; with its defaults if none is given.
+
+        Raises:
+            ValueError: the weight is negative.
+        """
+        super().__init__()
+        if not weight >= 0:
+            raise ValueError(f"weight is {weight!r}; it must be 0 or more")
+        self.weight = weight
+        self.powerset = powerset or PowersetAlignmentLoss()
+
+    def forward(self, features: Features) -> LossOutput:
+        """The weighted sum, and its terms "clip" and "powerset" by name."""
+        clip = clip_loss(features.image, features.text, features.logit_scale)
+        if self.weight == 0:
+            return LossOutput(total=clip, terms={"clip": clip})
+        powerset = self.powerset(features.regions, features.phrases, features.region_mask, features.phrase_mask)
+        return LossOutput(total=clip + self.weight * powerset, terms={"clip": clip, "powerset": powerset})

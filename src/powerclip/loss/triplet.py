@@ -1,0 +1,27 @@
+"""The triplet loss with the hardest negative in the batch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from powerclip.alignment.aggregators import ABSENT
+
+
+def triplet_loss(scores: Tensor, *, margin: float, rows: Tensor | None = None) -> Tensor:
+    """mean_i max(0, margin + max_{j != i} X[i, j] - X[i, i]) (paper: the powerset loss l).
+
+    Args:
+        scores: (C, C) similarities; the diagonal holds the pairs.
+        margin: delta.
+        rows: (C,) bool, True where pair i can be scored at all; the others are neither pairs nor negatives.
+
+    Returns:
+        () loss; 0 where no row has a negative (C = 1, or one scorable pair).
+    """
+    C = scores.shape[0]
+    valid = torch.ones(C, dtype=torch.bool, device=scores.device) if rows is None else rows
+    diagonal = torch.eye(C, dtype=torch.bool, device=scores.device)
+    hardest = scores.masked_fill(diagonal | ~valid[None, :], ABSENT).amax(dim=1)
+    violation = (margin + hardest - scores.diagonal()).clamp(min=0)
+    return (violation * valid).sum() / valid.sum().clamp(min=1)
