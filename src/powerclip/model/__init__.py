@@ -1,1 +1,6 @@
-"""TODO."""
+"""The towers, their dense outputs, and models on disk."""
+
+from powerclip.model.hub import load, save
+from powerclip.model.towers import PowerCLIP, create_model, make_tokenizer, make_transforms
+
+__all__ = ["PowerCLIP", "create_model", "load", "make_tokenizer", "make_transforms", "save"]

@@ -1,0 +1,98 @@
+"""Dense outputs of the towers become region, leaf and phrase vectors; all in float32, also under autocast.
+
+Symbols as in Kawamura et al., CVPR 2026: phi_m = normalise(sum of the patches of region m), psi_l = normalise(sum of
+the tokens of leaf l), p_B = sum of the leaves of phrase B.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+PhraseNorm = Literal["sum", "mean", "unit"]
+
+
+def _float(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def normalise(x: Tensor) -> Tensor:
+    """Unit vectors along the last dimension; a zero vector stays zero, with a finite gradient."""
+    return x * x.square().sum(dim=-1, keepdim=True).clamp(min=1e-24).rsqrt()
+
+
+def pool_regions(patches: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+    """Unit region vectors: the direction of the sum of a region's patches.
+
+    Args:
+        patches: (B, N, D) patch embeddings in the joint space.
+        masks: (B, M, N) bool regions on the patch grid; an all-False region is absent.
+
+    Returns:
+        (B, M, D) unit vectors, zero where absent, and (B, M) bool, True = present.
+
+    Raises:
+        ValueError: the masks are not on the patches' grid.
+    """
+    if masks.ndim != 3 or masks.shape[0] != patches.shape[0] or masks.shape[2] != patches.shape[1]:
+        raise ValueError(
+            f"masks have shape {tuple(masks.shape)}; expected (B, M, N) with B = {patches.shape[0]} images and "
+            f"N = {patches.shape[1]} patches"
+        )
+    with torch.autocast(patches.device.type, enabled=False):
+        patches = _float(patches)
+        return normalise(torch.bmm(masks.to(patches.dtype), patches)), masks.any(dim=-1)
+
+
+def mean_of_valid(tokens: Tensor, valid: Tensor) -> Tensor:
+    """(B, D) mean over the valid tokens of (B, T, D); ``valid`` is (B, T) bool."""
+    with torch.autocast(tokens.device.type, enabled=False):
+        weights = valid.to(_float(tokens).dtype)
+        weights = weights / weights.sum(dim=1, keepdim=True).clamp(min=1)
+        return torch.einsum("btd,bt->bd", _float(tokens), weights)
+
+
+def pool_leaves(tokens: Tensor, leaf_of_token: Tensor, *, leaves: int) -> tuple[Tensor, Tensor]:
+    """Unit leaf vectors: the direction of the sum of a word's tokens.
+
+    Args:
+        tokens: (B, T, D) token embeddings in the joint space.
+        leaf_of_token: (B, T) int64, the leaf each token belongs to, -1 for none.
+        leaves: L, more than the largest leaf index.
+
+    Returns:
+        (B, L, D) unit vectors, zero for a leaf without tokens, and (B, L) bool, True = present.
+    """
+    with torch.autocast(tokens.device.type, enabled=False):
+        tokens = _float(tokens)
+        member_BLT = leaf_of_token[:, None] == torch.arange(leaves, device=tokens.device)[None, :, None]
+        return normalise(torch.bmm(member_BLT.to(tokens.dtype), tokens)), member_BLT.any(dim=-1)
+
+
+def pool_phrases(
+    leaves: Tensor, leaf_mask: Tensor, phrase_spans: Tensor, *, norm: PhraseNorm = "sum"
+) -> tuple[Tensor, Tensor]:
+    """Phrase vectors out of the leaves they span.
+
+    Args:
+        leaves: (B, L, D) leaf vectors, zero where absent.
+        leaf_mask: (B, L) bool, True = present.
+        phrase_spans: (B, K, 2) int64 first and last leaf, inclusive; -1, -1 for no phrase.
+        norm: "sum" of the leaves (the paper), their "mean", or the sum's direction ("unit").
+
+    Returns:
+        (B, K, D) vectors, zero where absent, and (B, K) bool, True = present. A phrase none of whose leaves has a
+        token is absent.
+    """
+    position = torch.arange(leaves.shape[1], device=leaves.device)
+    first, last = phrase_spans[..., 0, None], phrase_spans[..., 1, None]  # (B, K, 1)
+    member_BKL = (position >= first) & (position <= last) & leaf_mask[:, None]
+    with torch.autocast(leaves.device.type, enabled=False):
+        phrases = torch.bmm(member_BKL.to(leaves.dtype), leaves)
+        if norm == "unit":
+            phrases = normalise(phrases)
+        elif norm == "mean":
+            phrases = phrases / member_BKL.sum(dim=-1, keepdim=True).clamp(min=1)
+        return phrases, member_BKL.any(dim=-1)

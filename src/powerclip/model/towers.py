@@ -1,0 +1,308 @@
+"""The two towers: open_clip's, with average pooling and dense outputs in the joint space.
+
+This is the only module that imports open_clip.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import difflib
+import json
+import pickle
+from collections.abc import Callable, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import open_clip
+import torch
+from open_clip.factory import load_checkpoint
+from open_clip.model import set_model_preprocess_cfg
+from open_clip.timm_model import TimmModel
+from open_clip.transform import PreprocessCfg, image_transform_v2
+from open_clip.transformer import TextTransformer, VisionTransformer, text_global_pool
+from PIL import Image
+from torch import Tensor, nn
+
+from powerclip.model.pooling import PhraseNorm, mean_of_valid, normalise, pool_leaves, pool_phrases, pool_regions
+from powerclip.types import Batch, Features, PowerclipError
+
+TextPool = Literal["avg", "argmax"]
+Transform = Callable[[Image.Image], Tensor]
+Tokenizer = Callable[..., Tensor]
+
+
+class PowerCLIP(nn.Module):
+    """An image tower and a text tower with dense outputs in one space (Kawamura et al., CVPR 2026).
+
+    A global embedding is the mean of the dense ones: of all patches, and of all valid tokens.
+    """
+
+    def __init__(self, backbone: Any, *, config: dict[str, Any], text_pool: TextPool, phrase_norm: PhraseNorm):
+        """Wrap an open_clip model; ``create_model`` does it from a name.
+
+        Raises:
+            PowerclipError: a tower has no dense outputs in the joint space.
+        """
+        super().__init__()
+        _check_towers(backbone)
+        self.backbone: Any = backbone
+        self.config = config
+        self.text_pool = text_pool
+        self.phrase_norm: PhraseNorm = phrase_norm
+        visual = backbone.visual
+        timm = isinstance(visual, TimmModel)
+        rows, columns = visual.trunk.patch_embed.grid_size if timm else visual.grid_size
+        self.grid_size: tuple[int, int] = (int(rows), int(columns))
+        size = visual.image_size
+        self.image_size: tuple[int, int] = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+        self.context_length: int = _text_tower(backbone).context_length
+
+    @property
+    def logit_scale(self) -> nn.Parameter:
+        """() log of the inverse temperature, as in open_clip."""
+        return self.backbone.logit_scale  # type: ignore[no-any-return]
+
+    def encode_patches(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) images to (B, N, D) patch embeddings in the joint space, row-major over the grid."""
+        visual: Any = self.backbone.visual
+        if isinstance(visual, TimmModel):
+            x = visual.trunk.forward_features(images)[:, visual.trunk.num_prefix_tokens :]
+            return visual.head(visual.trunk.fc_norm(x))  # type: ignore[no-any-return]
+        x = visual.transformer(visual._embeds(images))[:, 1:]
+        x = visual.ln_post(x)
+        return x if visual.proj is None else x @ visual.proj  # type: ignore[no-any-return]
+
+    def encode_tokens(self, tokens: Tensor) -> Tensor:
+        """(B, T) token ids to (B, T, D) token embeddings in the joint space; T at most ``context_length``."""
+        text: Any = _text_tower(self.backbone)
+        if isinstance(text, TextTransformer):
+            x, mask = text._embeds(tokens)
+        else:
+            x = text.token_embedding(tokens)
+            x, mask = x + text.positional_embedding[: tokens.shape[1]], text.attn_mask
+        if mask is not None:
+            mask = mask[..., : tokens.shape[1], : tokens.shape[1]]
+        x = text.ln_final(text.transformer(x, attn_mask=mask))
+        if text.text_projection is None:
+            return x  # type: ignore[no-any-return]
+        if isinstance(text.text_projection, nn.Linear):
+            return text.text_projection(x)  # type: ignore[no-any-return]
+        return x @ text.text_projection  # type: ignore[no-any-return]
+
+    def valid_tokens(self, tokens: Tensor) -> Tensor:
+        """(B, T) bool: True up to the end-of-text token, False for the padding behind it."""
+        text: Any = _text_tower(self.backbone)
+        pool, eos = _pool_type(text)
+        if pool == "argmax":  # end of text is the highest id, and padding (0) is a word's id as well
+            end = tokens.argmax(dim=1)
+        elif pool == "eos":
+            end = torch.eq(tokens, -1 if eos is None else eos).int().argmax(dim=1)
+        else:
+            return tokens != getattr(text, "pad_id", 0)
+        return torch.arange(tokens.shape[1], device=tokens.device) <= end[:, None]
+
+    def pool_text(self, dense: Tensor, tokens: Tensor) -> Tensor:
+        """(B, T, D) token embeddings to the (B, D) global text embedding, not normalised."""
+        if self.text_pool == "avg":
+            return mean_of_valid(dense, self.valid_tokens(tokens))
+        pool, eos = _pool_type(_text_tower(self.backbone))
+        return text_global_pool(dense, tokens, pool, eos_token_id=eos)  # type: ignore[no-any-return]
+
+    def encode_image(self, images: Tensor, normalize: bool = False) -> Tensor:
+        """(B, 3, H, W) images to (B, D): the mean of their patch embeddings."""
+        x = self.encode_patches(images).mean(dim=1)
+        return normalise(x) if normalize else x
+
+    def encode_text(self, tokens: Tensor, normalize: bool = False) -> Tensor:
+        """(B, T) token ids to (B, D): the mean of the valid tokens' embeddings, or open_clip's own pooling."""
+        x = self.pool_text(self.encode_tokens(tokens), tokens)
+        return normalise(x) if normalize else x
+
+    def forward(self, batch: Batch) -> Features:
+        """Everything the losses need: one image pass serves all regions, one text pass all phrases."""
+        patches = self.encode_patches(batch.images)
+        dense = self.encode_tokens(batch.tokens)
+        regions, region_mask = pool_regions(patches, batch.region_masks)
+        leaves, leaf_mask = pool_leaves(dense, batch.leaf_of_token, leaves=batch.tokens.shape[1])
+        phrases, phrase_mask = pool_phrases(leaves, leaf_mask, batch.phrase_spans, norm=self.phrase_norm)
+        return Features(
+            image=normalise(patches.float().mean(dim=1)),
+            text=normalise(self.pool_text(dense, batch.tokens).float()),
+            regions=regions,
+            region_mask=region_mask,
+            phrases=phrases,
+            phrase_mask=phrase_mask,
+            logit_scale=self.logit_scale.exp(),
+        )
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that take no weight decay."""
+        return {f"backbone.{name}" for name in self.backbone.no_weight_decay()}
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Trade compute for memory in both towers."""
+        self.backbone.set_grad_checkpointing(enable)
+
+
+def create_model(
+    name: str = "ViT-B-16",
+    *,
+    pretrained: str | None = None,
+    text_pool: TextPool = "avg",
+    phrase_norm: PhraseNorm = "unit",
+    **overrides: Any,
+) -> PowerCLIP:
+    """Build a model from scratch, or from the weights of an open_clip checkpoint.
+
+    Args:
+        name: a ViT that open_clip knows, "tiny", or the path of a JSON config of open_clip's form.
+        pretrained: an open_clip tag or a checkpoint file.
+        text_pool: "avg" over valid tokens (the paper), or "argmax", open_clip's own pooling.
+        phrase_norm: a phrase from its leaves: "sum", "mean" or "unit".
+        **overrides: ``image_size`` and ``context_length``, in place of the config's.
+
+    Raises:
+        PowerclipError: no such model or checkpoint, or towers without dense outputs.
+        ValueError: an argument is unknown or out of range.
+    """
+    _require_one_of("text_pool", text_pool, get_args(TextPool))
+    _require_one_of("phrase_norm", phrase_norm, get_args(PhraseNorm))
+    model_config = read_config(name)
+    for key, value in overrides.items():
+        _require_one_of("override", key, ("image_size", "context_length"))
+        model_config["vision_cfg" if key == "image_size" else "text_cfg"][key] = value
+    model = build({"model": model_config, "text_pool": text_pool, "phrase_norm": phrase_norm})
+    if pretrained is not None:
+        load_open_clip_weights(model, name, pretrained)
+    return model
+
+
+def build(config: dict[str, Any]) -> PowerCLIP:
+    """The model of a ``PowerCLIP.config``, with fresh weights.
+
+    Raises:
+        PowerclipError: open_clip cannot build it.
+    """
+    arguments = copy.deepcopy(config["model"])
+    custom_text = arguments.pop("custom_text", False)
+    text = arguments.get("text_cfg", {})
+    if "hf_model_name" in text:
+        raise PowerclipError("text towers from Hugging Face are not supported; use a config with open_clip's own")
+    arguments.get("vision_cfg", {})["patch_dropout"] = 0.0  # regions need every patch
+    try:
+        backbone = (open_clip.CustomTextCLIP if custom_text else open_clip.CLIP)(**arguments)
+    except (TypeError, KeyError, AssertionError, RuntimeError, ValueError) as error:
+        raise PowerclipError(f"open_clip cannot build the model config: {type(error).__name__}: {error}") from error
+    size = backbone.visual.image_size
+    set_model_preprocess_cfg(
+        backbone, dataclasses.asdict(PreprocessCfg(**{**config.get("preprocess", {}), "size": size}))
+    )
+    return PowerCLIP(backbone, config=config, text_pool=config["text_pool"], phrase_norm=config["phrase_norm"])
+
+
+def read_config(name: str) -> dict[str, Any]:
+    """A model config by name, ours or open_clip's, or from a JSON file.
+
+    Raises:
+        PowerclipError: there is none of that name, or the file is not one.
+    """
+    ours = files("powerclip.model") / "configs"
+    names = {Path(entry.name).stem for entry in ours.iterdir() if entry.name.endswith(".json")}
+    if name in names:
+        return json.loads((ours / f"{name}.json").read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+    if name.endswith(".json"):
+        return _read_config_file(Path(name))
+    config = open_clip.get_model_config(name)
+    if config is None:
+        close = difflib.get_close_matches(name, [*names, *open_clip.list_models()], n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(close)}?" if close else "name a ViT of open_clip, tiny, or a JSON file"
+        raise PowerclipError(f"unknown model {name!r}; {hint}")
+    return copy.deepcopy(config)  # type: ignore[no-any-return]
+
+
+def _read_config_file(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise PowerclipError(f"cannot read the model config {path}: {error}") from error
+    missing = {"embed_dim", "vision_cfg", "text_cfg"} - set(config if isinstance(config, dict) else ())
+    if missing:
+        raise PowerclipError(f"{path} is no model config of open_clip's form: it lacks {', '.join(sorted(missing))}")
+    return config  # type: ignore[no-any-return]
+
+
+def load_open_clip_weights(model: PowerCLIP, name: str, pretrained: str) -> None:
+    """Load an open_clip checkpoint, a file or a tag of a named model, into a model of that architecture.
+
+    Position embeddings are resized to the model's grid and context. No pickled code is run.
+
+    Raises:
+        PowerclipError: no such file or tag, or weights that do not fit.
+    """
+    path = Path(pretrained)
+    if not path.is_file():
+        tags = open_clip.list_pretrained_tags_by_model(name)
+        if pretrained not in tags:
+            known = f"tags of {name}: {', '.join(tags)}" if tags else f"{name} has no tags"
+            raise PowerclipError(f"pretrained {pretrained!r} is neither a file nor a tag ({known})")
+        path = Path(open_clip.download_pretrained(open_clip.get_pretrained_cfg(name, pretrained)))
+    try:
+        load_checkpoint(model.backbone, str(path), weights_only=True)
+    except (RuntimeError, KeyError, ValueError, StopIteration, pickle.UnpicklingError, OSError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise PowerclipError(f"the weights in {path} do not fit {name}: {reason}") from error
+
+
+def make_transforms(model: PowerCLIP) -> tuple[Transform, Transform]:
+    """open_clip's image transforms for training (a random crop of at least 90 % of the area) and evaluation."""
+    config = PreprocessCfg(**model.backbone.visual.preprocess_cfg)
+    return image_transform_v2(config, is_train=True), image_transform_v2(config, is_train=False)
+
+
+def make_tokenizer(model: PowerCLIP) -> Tokenizer:
+    """open_clip's tokenizer for a model: captions to (B, T) int64 ids with T = ``context_length``."""
+    text = model.config["model"]["text_cfg"]
+    options = text.get("tokenizer_kwargs", {})
+    if "hf_tokenizer_name" in text:
+        return open_clip.HFTokenizer(  # type: ignore[no-any-return]
+            text["hf_tokenizer_name"], context_length=model.context_length, **options
+        )
+    return open_clip.SimpleTokenizer(context_length=model.context_length, **options)  # type: ignore[no-any-return]
+
+
+def _text_tower(backbone: Any) -> Any:
+    """open_clip keeps the text tower in ``text``, or (its older form) spread over the model itself."""
+    return backbone.text if isinstance(backbone, open_clip.CustomTextCLIP) else backbone
+
+
+def _pool_type(text: Any) -> tuple[str, int | None]:
+    if isinstance(text, TextTransformer):
+        return text.pool_type, getattr(text, "eos_id", None)
+    return text.text_pool_type, getattr(text, "text_eos_id", None)
+
+
+def _check_towers(backbone: Any) -> None:
+    visual = backbone.visual
+    if isinstance(visual, TimmModel):
+        trunk = visual.trunk
+        dense = hasattr(trunk, "num_prefix_tokens") and hasattr(trunk, "fc_norm") and hasattr(trunk, "patch_embed")
+        if not dense or getattr(trunk, "attn_pool", None) is not None:
+            raise PowerclipError(
+                f"the image tower {type(trunk).__name__} has no patch tokens in the joint space; use a ViT without "
+                "attention pooling"
+            )
+    elif not isinstance(visual, VisionTransformer) or visual.attn_pool is not None:
+        raise PowerclipError(
+            f"the image tower {type(visual).__name__} has no patch tokens in the joint space; use a ViT without "
+            "attention pooling"
+        )
+    text = _text_tower(backbone)
+    if isinstance(text, TextTransformer) and text.cls_emb is not None:
+        raise PowerclipError("text towers with an appended class token (CoCa) have no dense outputs in the joint space")
+
+
+def _require_one_of(name: str, value: str, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")
