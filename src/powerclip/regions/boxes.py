@@ -1,0 +1,59 @@
+"""PowerCLIP-R's regions: random boxes on the patch grid."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def random_boxes(images: int, *, regions: int, grid: tuple[int, int], generator: torch.Generator) -> Tensor:
+    """M random boxes an image: centre, width and height uniform over the grid (Kawamura et al., CVPR 2026).
+
+    A box is cut at the border and always holds the patch its centre lies in.
+
+    Args:
+        images: B.
+        regions: M.
+        grid: rows and columns of the patch grid.
+        generator: a CPU generator; the boxes are a function of its state.
+
+    Returns:
+        (B, M, N) bool on the CPU, N = rows x columns, row-major.
+    """
+    shape = (images, regions)
+    row, column = (_random_interval(shape, size, generator) for size in grid)  # (B, M, rows), (B, M, columns)
+    boxes: Tensor = row[..., :, None] & column[..., None, :]
+    return boxes.flatten(2)
+
+
+def _random_interval(shape: tuple[int, int], size: int, generator: torch.Generator) -> Tensor:
+    """(B, M, size) bool: the cells of a random interval, those whose centre it covers and the one it is centred in."""
+    centre, length = torch.rand((2, *shape, 1), generator=generator) * size
+    cell = torch.arange(size)
+    inside: Tensor = ((cell + 0.5 - centre).abs() <= length / 2) | (cell == centre.long())
+    return inside
+
+
+def fixed_boxes(grid: tuple[int, int], *, sizes: tuple[float, ...] = (0.5, 0.25)) -> Tensor:
+    """Boxes of fixed sizes, half overlapping, that tile the grid: for pictures and evaluation.
+
+    Args:
+        grid: rows and columns of the patch grid.
+        sizes: side of the boxes as a share of the grid's.
+
+    Returns:
+        (M, N) bool, row-major.
+    """
+    boxes = []
+    for share in sizes:
+        height, width = (max(1, round(share * size)) for size in grid)
+        for top in _starts(grid[0], height):
+            for left in _starts(grid[1], width):
+                box = torch.zeros(grid, dtype=torch.bool)
+                box[top : top + height, left : left + width] = True
+                boxes.append(box.flatten())
+    return torch.stack(boxes)
+
+
+def _starts(size: int, length: int) -> list[int]:
+    return sorted({*range(0, size - length + 1, max(1, length // 2)), size - length})

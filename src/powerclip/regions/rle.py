@@ -1,0 +1,50 @@
+"""Masks on disk: COCO's compressed run-length encoding."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as coco
+
+
+def encode(mask: NDArray[np.bool_]) -> str:
+    """An (H, W) bool mask as a COCO run-length string."""
+    return coco.encode(np.asfortranarray(mask, dtype=np.uint8))["counts"].decode("ascii")  # type: ignore[no-any-return]
+
+
+def decode(rle: str, height: int, width: int) -> NDArray[np.bool_]:
+    """The (H, W) bool mask of a COCO run-length string.
+
+    Raises:
+        ValueError: the string does not describe a mask of that size.
+    """
+    try:
+        runs = rle.encode("ascii")
+        if _pixels(runs) != height * width:
+            raise ValueError(f"its runs cover {_pixels(runs)} pixels")
+        return coco.decode({"size": [height, width], "counts": runs}).astype(bool)  # type: ignore[no-any-return]
+    except (ValueError, UnicodeEncodeError, IndexError) as error:
+        raise ValueError(f"{rle[:40]!r} is no run-length mask of {height} x {width} pixels: {error}") from error
+
+
+def _pixels(runs: bytes) -> int:
+    """Total length of the runs: COCO writes 5 bits a byte, sign-extended, from the fourth on as differences."""
+    counts: list[int] = []
+    position = 0
+    while position < len(runs):
+        value, shift, more = 0, 0, True
+        while more:
+            byte = runs[position] - 48
+            if not 0 <= byte < 64:
+                raise ValueError("it holds a character that the encoding does not use")
+            value |= (byte & 0x1F) << shift
+            more = bool(byte & 0x20)
+            position, shift = position + 1, shift + 5
+            if not more and byte & 0x10:
+                value |= -1 << shift
+        if len(counts) > 2:
+            value += counts[-2]
+        if value < 0:
+            raise ValueError("it holds a negative run")
+        counts.append(value)
+    return sum(counts)
