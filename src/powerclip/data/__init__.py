@@ -1,1 +1,1 @@
-"""TODO."""
+"""Samples, shards and batches."""

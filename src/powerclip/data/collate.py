@@ -1,0 +1,38 @@
+"""Encoded samples become a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from powerclip.phrases.spans import EncodedCaption
+from powerclip.types import Batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedSample:
+    """A sample as the towers take it."""
+
+    key: str
+    image: Tensor
+    """(3, H, W) float."""
+    caption: EncodedCaption
+
+
+def collate(samples: Sequence[EncodedSample], *, patches: int) -> Batch:
+    """Stack samples; phrases are padded to the longest list with -1, and there are no regions yet: (B, 0, N)."""
+    spans = [sample.caption.phrase_spans for sample in samples]
+    phrase_spans = torch.full((len(samples), max(map(len, spans)), 2), -1, dtype=torch.int64)
+    for row, span in zip(phrase_spans, spans, strict=True):
+        row[: len(span)] = span
+    return Batch(
+        images=torch.stack([sample.image for sample in samples]),
+        tokens=torch.stack([sample.caption.tokens for sample in samples]),
+        leaf_of_token=torch.stack([sample.caption.leaf_of_token for sample in samples]),
+        phrase_spans=phrase_spans,
+        region_masks=torch.zeros((len(samples), 0, patches), dtype=torch.bool),
+        keys=tuple(sample.key for sample in samples),
+    )

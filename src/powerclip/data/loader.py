@@ -1,0 +1,215 @@
+"""Shards to batches, in an order that is a function of the seed and the epoch alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from powerclip.data.collate import EncodedSample, collate
+from powerclip.data.decode import decode_image
+from powerclip.data.sample import BadSampleError
+from powerclip.data.shards import Entry, find_shards, index_shard, probe
+from powerclip.phrases import encode_caption, whole_caption_tree
+from powerclip.types import Batch, PowerclipError, RunFailedError
+
+__all__ = ["Loader", "make_loader", "probe"]
+
+SHUFFLE_SHARDS = 16
+"""Samples are shuffled among so many shards at a time: reads stay near each other on disk."""
+
+MIN_SEEN = 100
+"""The share of bad samples is not judged before so many have been seen."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Loaded:
+    """A batch on its way from a worker, with the samples that were bad."""
+
+    batch: Batch | None
+    """None where too many samples in a row were bad to fill it."""
+    bad: dict[str, str]
+    """Reason by key."""
+
+
+class _Samples(Dataset[_Loaded]):
+    """Batches by the positions of their samples; a bad sample's place is taken by the next good one."""
+
+    def __init__(
+        self,
+        entries: Sequence[Entry],
+        *,
+        transform: Callable[[Image.Image], Tensor],
+        tokenizer: Any,
+        context_length: int,
+        patches: int,
+        seed: int,
+    ) -> None:
+        self.entries = entries
+        self.transform, self.tokenizer = transform, tokenizer
+        self.context_length, self.patches, self.seed = context_length, patches, seed
+
+    def __getitem__(self, request: tuple[int, list[int]]) -> _Loaded:
+        """The batch of an epoch's sample positions."""
+        epoch, positions = request
+        samples: list[EncodedSample] = []
+        bad: dict[str, str] = {}
+        with torch.random.fork_rng(devices=[]):
+            for position in positions:
+                for place in range(position, position + len(self.entries)):
+                    entry = self.entries[place % len(self.entries)]
+                    try:
+                        samples.append(self._encode(entry, (self.seed, epoch, place)))
+                        break
+                    except BadSampleError as error:
+                        bad[entry.key] = str(error)
+                        if len(bad) >= min(MIN_SEEN, len(self.entries)):
+                            return _Loaded(batch=None, bad=bad)
+        return _Loaded(batch=collate(samples, patches=self.patches), bad=bad)
+
+    def _encode(self, entry: Entry, seed: tuple[int, int, int]) -> EncodedSample:
+        sample = entry.read()
+        tree = sample.tree or whole_caption_tree(sample.caption)
+        caption = encode_caption(sample.caption, tree, self.tokenizer, context_length=self.context_length)
+        image = decode_image(sample.image)
+        torch.manual_seed(int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] >> 1))
+        return EncodedSample(key=entry.key, image=self.transform(image), caption=caption)
+
+
+class Loader:
+    """Batches of image-caption pairs, epoch after epoch; ``make_loader`` builds one."""
+
+    def __init__(
+        self,
+        samples: _Samples,
+        *,
+        shards: Sequence[int],
+        batch_size: int,
+        shuffle: bool,
+        workers: int,
+        max_bad_share: float,
+    ) -> None:
+        self.samples, self.batch_size, self.shuffle = samples, batch_size, shuffle
+        self.shard_sizes, self.workers, self.max_bad_share = shards, workers, max_bad_share
+        self.batches_per_epoch = len(samples.entries) // batch_size
+        self.bad: Counter[str] = Counter()
+        """Samples that could not be used, by reason."""
+        self._bad_keys: set[str] = set()
+        self._seen = 0
+
+    def epoch(self, epoch: int, *, start_batch: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch from ``start_batch`` on; every sample once, the incomplete last batch dropped.
+
+        Raises:
+            RunFailedError: more than the allowed share of the samples is bad.
+        """
+        order = self._order(epoch)
+        requests = [
+            (epoch, order[batch * self.batch_size : (batch + 1) * self.batch_size].tolist())
+            for batch in range(start_batch, self.batches_per_epoch)
+        ]
+        loader = DataLoader(
+            self.samples,
+            sampler=requests,
+            batch_size=None,
+            num_workers=self.workers,
+            generator=torch.Generator(),  # the main process's own random numbers stay untouched
+        )
+        for loaded in loader:
+            self._count(loaded)
+            assert loaded.batch is not None
+            yield loaded.batch
+
+    def _order(self, epoch: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """Sample positions of an epoch: shards shuffled, then samples among ``SHUFFLE_SHARDS`` shards at a time."""
+        starts = np.cumsum([0, *self.shard_sizes])
+        if not self.shuffle:
+            return np.arange(starts[-1])
+        random = np.random.default_rng((self.samples.seed, epoch))
+        shards = random.permutation(len(self.shard_sizes))
+        order = []
+        for first in range(0, len(shards), SHUFFLE_SHARDS):
+            window = [np.arange(starts[s], starts[s + 1]) for s in shards[first : first + SHUFFLE_SHARDS]]
+            order.append(random.permutation(np.concatenate(window)))
+        return np.concatenate(order)
+
+    def _count(self, loaded: _Loaded) -> None:
+        self._seen += len(loaded.batch or ()) + len(loaded.bad)
+        for key, reason in loaded.bad.items():
+            if key not in self._bad_keys:
+                self._bad_keys.add(key)
+                self.bad[reason] += 1
+        seen = min(self._seen, len(self.samples.entries))
+        judged = seen >= min(MIN_SEEN, len(self.samples.entries))
+        if loaded.batch is None or (judged and self.bad.total() > self.max_bad_share * seen):
+            raise RunFailedError(_too_many(self.bad, seen))
+
+
+def _too_many(bad: Counter[str], seen: int) -> str:
+    reasons = ", ".join(f"{count} {reason}" for reason, count in bad.most_common())
+    return f"{bad.total()} of {seen} samples are bad: {reasons}; mend the data or raise data.max-bad-share"
+
+
+def make_loader(
+    data: Path | str,
+    *,
+    transform: Callable[[Image.Image], Tensor],
+    tokenizer: Any,
+    context_length: int,
+    grid: tuple[int, int],
+    batch_size: int,
+    seed: int,
+    workers: int = 0,
+    shuffle: bool = True,
+    max_bad_share: float = 0.1,
+) -> Loader:
+    """A loader of the shards at a path.
+
+    The batches depend on the seed and the epoch, not on the number of workers. A sample without phrases has one
+    phrase, its whole caption.
+
+    Args:
+        data: a folder of shards, one tar, or a pattern.
+        transform: PIL image to (3, H, W) tensor; random ones draw from torch's generator, seeded for each sample.
+        tokenizer: the text tower's.
+        context_length: T.
+        grid: rows and columns of the image tower's patch grid.
+        batch_size: B.
+        seed: decides order and augmentation.
+        workers: decoding processes; 0 decodes in this one.
+        shuffle: False keeps the shards' order.
+        max_bad_share: share of bad samples above which an epoch stops.
+
+    Raises:
+        PowerclipError: no shards, a shard cut short, or fewer samples than a batch.
+    """
+    shards = [index_shard(shard) for shard in find_shards(data)]
+    entries = [entry for shard in shards for entry in shard]
+    if len(entries) < batch_size:
+        raise PowerclipError(
+            f"batch_size is {batch_size} and {data} holds {len(entries)} samples; make the batch smaller or add data"
+        )
+    samples = _Samples(
+        entries,
+        transform=transform,
+        tokenizer=tokenizer,
+        context_length=context_length,
+        patches=grid[0] * grid[1],
+        seed=seed,
+    )
+    return Loader(
+        samples,
+        shards=[len(shard) for shard in shards],
+        batch_size=batch_size,
+        shuffle=shuffle,
+        workers=workers,
+        max_bad_share=max_bad_share,
+    )

@@ -1,0 +1,169 @@
+"""Shards: tar files of samples in WebDataset's layout, written whole and read in place."""
+
+from __future__ import annotations
+
+import os
+import tarfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+
+import webdataset
+
+from powerclip.data.sample import CAPTION_EXTENSION, IMAGE_EXTENSIONS, BadSampleError, Sample
+from powerclip.types import PowerclipError
+
+MAX_MEMBER_BYTES = 64 * 2**20
+"""A larger file in a shard is not read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """Where one sample lies."""
+
+    shard: Path
+    """The tar file."""
+    key: str
+    """The sample's key."""
+    members: dict[str, tuple[int, int]]
+    """Offset and size in bytes of each file of the sample, by extension."""
+
+    def read(self) -> Sample:
+        """Read the sample.
+
+        Raises:
+            BadSampleError: it cannot be used.
+        """
+        if any(size > MAX_MEMBER_BYTES for _, size in self.members.values()):
+            raise BadSampleError("file too large")
+        descriptor = _open(str(self.shard))
+        files = {ext: os.pread(descriptor, size, offset) for ext, (offset, size) in self.members.items()}
+        return Sample.from_members(self.key, files)
+
+
+@lru_cache(maxsize=64)
+def _open(path: str) -> int:
+    return os.open(path, os.O_RDONLY)
+
+
+def write_shards(samples: Iterable[Sample], folder: Path, *, samples_per_shard: int = 1000, first: int = 0) -> int:
+    """Write samples as ``shard-000000.tar``, ``shard-000001.tar``, ...; each appears under its name when whole.
+
+    The bytes are a function of the samples.
+
+    Args:
+        samples: what to write.
+        folder: made if it is not there.
+        samples_per_shard: samples in one tar.
+        first: number of the first shard.
+
+    Returns:
+        The number of samples written.
+
+    Raises:
+        PowerclipError: a shard of that name is already there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    iterator, number, written = iter(samples), first, 0
+    while chunk := list(islice(iterator, samples_per_shard)):
+        write_shard(chunk, folder / f"shard-{number:06d}.tar")
+        number, written = number + 1, written + len(chunk)
+    return written
+
+
+def write_shard(samples: Iterable[Sample], path: Path) -> None:
+    """Write one shard: to a temporary name, synced, then renamed.
+
+    Raises:
+        PowerclipError: the shard is already there.
+    """
+    if path.exists():
+        raise PowerclipError(f"{path} is already there; write into an empty folder")
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("wb") as file:
+        with webdataset.TarWriter(file, encoder=False, mtime=0, user="powerclip", group="powerclip") as tar:
+            for sample in samples:
+                tar.write({"__key__": sample.key, **sample.members()})
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(path)
+
+
+def find_shards(path: Path | str) -> list[Path]:
+    """The shards at a path: the tar files of a folder, one tar file, or those of a glob pattern.
+
+    Raises:
+        PowerclipError: there are none.
+    """
+    path = Path(path)
+    if path.is_dir():
+        shards = sorted(path.glob("*.tar"))
+        missing = "the folder holds no .tar file"
+    elif path.is_file():
+        return [path]
+    else:
+        pattern = path.name
+        shards = sorted(path.parent.glob(pattern)) if any(c in pattern for c in "*?[") else []
+        missing = "there is no such folder, file or pattern"
+    if not shards:
+        raise PowerclipError(f"no shards at {path}: {missing}; make some with powerclip prepare SOURCE {path}")
+    return shards
+
+
+def index_shard(shard: Path) -> list[Entry]:
+    """The samples of a shard in order, found from its headers alone.
+
+    Files other than regular ones are passed over; nothing is ever extracted to disk.
+
+    Raises:
+        PowerclipError: the file is no tar, or is cut short.
+    """
+    samples: dict[str, dict[str, tuple[int, int]]] = {}
+    try:
+        with tarfile.open(shard, "r:") as tar:
+            for member in tar:
+                if not member.isfile():
+                    continue
+                folder, _, name = member.name.rpartition("/")
+                stem, _, extension = name.partition(".")
+                key = f"{folder}/{stem}" if folder else stem
+                samples.setdefault(key, {}).setdefault(extension.lower(), (member.offset_data, member.size))
+    except (tarfile.TarError, EOFError, OSError) as error:
+        after = f" after {len(samples)} samples" if samples else ""
+        raise PowerclipError(
+            f"{shard} is no whole tar file ({error}{after}); make it anew or take it out of the folder"
+        ) from error
+    return [Entry(shard=shard, key=key, members=members) for key, members in samples.items()]
+
+
+def read_shards(path: Path | str) -> Iterator[Sample]:
+    """The usable samples at a path, in order; one that cannot be used is passed over."""
+    for shard in find_shards(path):
+        for entry in index_shard(shard):
+            try:
+                yield entry.read()
+            except BadSampleError:
+                continue
+
+
+def probe(path: Path | str, *, samples: int = 100) -> None:
+    """Look at the first samples before anything is done with them.
+
+    Raises:
+        PowerclipError: no shards, or none of the first samples has an image and a caption (the message names the
+            extensions that were seen).
+    """
+    shards = find_shards(path)
+    entries = index_shard(shards[0])[:samples]
+    if not entries:
+        raise PowerclipError(f"{shards[0]} holds no sample; expected KEY.jpg, .png or .webp with KEY.txt")
+    seen = sorted({extension for entry in entries for extension in entry.members})
+    if not any(set(IMAGE_EXTENSIONS) & set(entry.members) for entry in entries):
+        wanted = f"no image under {', '.join(IMAGE_EXTENSIONS)}"
+    elif not any(CAPTION_EXTENSION in entry.members for entry in entries):
+        wanted = f"no caption under {CAPTION_EXTENSION}"
+    else:
+        return
+    raise PowerclipError(f"{wanted} in the first {len(entries)} samples of {shards[0]}; keys seen: {', '.join(seen)}")
