@@ -1,0 +1,163 @@
+"""Emoji as real pairs: packages -> pictures and captions -> shards -> training -> evaluation.
+
+``python examples/emoji/emoji.py`` fetches two npm packages of 64-pixel emoji, writes captions from the Unicode
+names, makes shards with ``powerclip.prepare`` as for any other CSV, trains on the one drawing style and evaluates
+on both, with a set of profession and skin tone combinations kept from training.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import tyro
+from emoji_captions import vary, with_tone
+from emoji_packages import STYLES, Emoji, obtain, picture, read_emoji
+from emoji_sheet import write_contact_sheet
+from emoji_tasks import HELD_OUT, evaluation_tasks, is_held_out, load
+from PIL import Image
+from rich.console import Console
+
+import powerclip
+from powerclip.config import TrainConfig
+from powerclip.evaluate import evaluate_tasks
+from powerclip.evaluate.run import write_evaluation
+from powerclip.prepare import prepare
+from powerclip.recipes import recipe
+from powerclip.report import results_table
+from powerclip.train import train
+from powerclip.types import PowerclipError
+
+TRAIN_STYLE = "google"
+"""The style to train on; the other one is only ever looked at."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Train on Noto emoji, test on Twemoji and on combinations never seen.
+
+    Example: python examples/emoji/emoji.py --output runs/emoji
+    """
+
+    output: Path = Path("runs/emoji")
+    """Folder for packages, pictures, shards, runs and results."""
+    steps: int | None = None
+    """Training steps; the recipe's own by default."""
+    packages: Path | None = None
+    """Folder with both npm packages, as tarballs or unpacked; by default npm fetches them."""
+    seed: int = 0
+    """Decides initial weights, data order and boxes."""
+    with_clip: bool = False
+    """Train plain CLIP as well, with the same seed, data order and steps, for comparison."""
+
+
+def main(options: Options) -> int:
+    """Do all of it; what is already there from an earlier run is used again."""
+    console = Console()
+    packages = obtain(options.output / "packages", given=options.packages)
+    emoji = read_emoji(packages)
+    if not emoji:
+        raise PowerclipError("the packages have no emoji in common")
+    shards = {
+        style: make_shards(emoji, package, style=style, output=options.output) for style, package in packages.items()
+    }
+    runs = {}
+    for name, config in configs(options).items():
+        result = train(config, data=shards[TRAIN_STYLE]["train"], output=options.output / name, resume=True)
+        if result.interrupted:
+            console.print("Run the same command to go on.")
+            return 130
+        runs[name] = result.output
+    images = {
+        style: {one.key: load(picture(package, style, one)) for one in emoji} for style, package in packages.items()
+    }
+    results = evaluate(runs, emoji, images, output=options.output)
+    console.print(results_table(results))
+    console.print(
+        f"Trained on {TRAIN_STYLE} alone, without {len(HELD_OUT)} profession and skin tone combinations; one seed. "
+        f"Pictures: {options.output / 'contact_sheet.png'}",
+        soft_wrap=True,
+    )
+    return 0
+
+
+def configs(options: Options) -> dict[str, TrainConfig]:
+    """The runs to train, by name; they differ in the weight of the powerset loss alone."""
+    base = recipe("emoji_tiny")
+    base = dataclasses.replace(base, seed=options.seed, steps=options.steps or base.steps)
+    found = {"powerclip": base}
+    if options.with_clip:
+        plain = dataclasses.replace(base.objective, powerset_weight=0.0)
+        found = {"clip": dataclasses.replace(base, objective=plain), **found}
+    return found
+
+
+def make_shards(emoji: Sequence[Emoji], package: Path, *, style: str, output: Path) -> dict[str, Path]:
+    """Shards of one style, for training and held out: a CSV each, and then what ``powerclip prepare`` does."""
+    shards = {}
+    for split in ("train", "heldout"):
+        chosen = [one for one in emoji if is_held_out(one) == (split == "heldout")]
+        shards[split] = output / "shards" / style / split
+        if chosen and not shards[split].is_dir():
+            table = write_table(chosen, package, style=style, path=output / "pairs" / style / f"{split}.csv")
+            prepare(str(table), shards[split])
+    return shards
+
+
+def write_table(emoji: Sequence[Emoji], package: Path, *, style: str, path: Path) -> Path:
+    """Write pictures on white and a CSV of path (from the CSV's folder) and caption."""
+    folder = path.with_suffix("")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    with path.open("w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(("path", "caption"))
+        for one in emoji:
+            target = folder / f"{one.key}.png"
+            load(picture(package, style, one)).save(target)
+            caption = vary(with_tone(one.base, one.tones, key=one.key), key=one.key)
+            table.writerow((target.relative_to(path.parent).as_posix(), caption))
+    return path
+
+
+def evaluate(
+    runs: Mapping[str, Path],
+    emoji: Sequence[Emoji],
+    images: Mapping[str, Mapping[str, Image.Image]],
+    *,
+    output: Path,
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Metrics by run, task and name; writes evaluation.json and the contact sheet of the last run."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    tasks = evaluation_tasks(emoji, images)
+    results = {}
+    for name, run in runs.items():
+        model, preprocess, tokenizer = powerclip.load(str(run))
+        results[name] = evaluate_tasks(model.to(device), preprocess, tokenizer, tasks, device=device, batch_size=256)
+        write_evaluation(run / "evaluation.json", results[name], suite="emoji")
+        write_contact_sheet(
+            output / "contact_sheet.png",
+            emoji,
+            images,
+            model=model.to("cpu"),
+            preprocess=preprocess,
+            tokenizer=tokenizer,
+        )
+    record = {"trained_on": TRAIN_STYLE, "styles": list(STYLES), "held_out": HELD_OUT, "runs": results}
+    (output / "evaluation.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    return results
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(tyro.cli(Options)))
+    except PowerclipError as error:
+        print(f"emoji: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,174 @@
+"""Fetch the two emoji packages with npm, and read pictures and names out of them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import tarfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from emoji_captions import TONES, describe
+
+from powerclip.types import PowerclipError
+
+VERSION = "16.0.0"
+"""Version of both packages."""
+
+STYLES = ("google", "twitter")
+"""Noto and Twemoji; the package of a style is emoji-datasource-STYLE."""
+
+MAX_MEMBER_BYTES = 8_000_000
+"""No file that is wanted comes near; a larger one is not extracted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Emoji:
+    """One emoji: a name, its skin tones, and where its picture is within a style's package."""
+
+    key: str
+    """Code points, as in the file's name: 1f469-1f3fb-200d-1f692."""
+    name: str
+    """Unicode name of the emoji without skin tone."""
+    base: str
+    """Caption without skin tone."""
+    tones: tuple[str, ...]
+    """Names of skin tones, one or one per person; empty where it has none."""
+
+
+def package_name(style: str) -> str:
+    """The npm package of a style."""
+    return f"emoji-datasource-{style}"
+
+
+def obtain(folder: Path, *, given: Path | None = None) -> dict[str, Path]:
+    """Unpacked packages by style: from ``given`` where there is one, else fetched into ``folder``.
+
+    Raises:
+        PowerclipError: npm is missing or fails, or ``given`` lacks a package.
+    """
+    unpacked = {}
+    for style in STYLES:
+        target = folder / package_name(style)
+        if not _is_package(target, style):
+            source = _given_package(given, style) if given else _fetch(folder, style)
+            if source.is_dir():
+                target = source
+            else:
+                extract(source, target, style=style)
+        unpacked[style] = target
+    return unpacked
+
+
+def _is_package(folder: Path, style: str) -> bool:
+    return (folder / "emoji.json").is_file() and (folder / "img" / style / "64").is_dir()
+
+
+def _given_package(given: Path, style: str) -> Path:
+    name = package_name(style)
+    for folder in (given / name, given / name / "package"):
+        if _is_package(folder, style):
+            return folder
+    tarballs = sorted(given.glob(f"{name}-*.tgz"))
+    if not tarballs:
+        raise PowerclipError(f"{given} holds neither a folder {name} nor a tarball {name}-{VERSION}.tgz")
+    return tarballs[-1]
+
+
+def _fetch(folder: Path, style: str) -> Path:
+    """The tarball of a style's package, downloaded unless it is there already."""
+    name = f"{package_name(style)}@{VERSION}"
+    tarball = folder / f"{package_name(style)}-{VERSION}.tgz"
+    if tarball.is_file():
+        return tarball
+    npm = shutil.which("npm")
+    if npm is None:
+        raise PowerclipError(
+            f"npm is not installed; install Node.js, or put {tarball.name} of every package into a folder "
+            "and give it with --packages FOLDER"
+        )
+    temporary = folder / ".download"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    command = [npm, "pack", name, "--silent", "--pack-destination", str(temporary.resolve())]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode or not (temporary / tarball.name).is_file():
+        words = " ".join(done.stderr.split())[-300:]
+        raise PowerclipError(
+            f"npm pack {name} failed ({words or 'no message'}); check the network and npm's settings, or give "
+            "the packages with --packages FOLDER"
+        )
+    (temporary / tarball.name).replace(tarball)
+    temporary.rmdir()
+    return tarball
+
+
+def extract(tarball: Path, target: Path, *, style: str) -> None:
+    """Extract the names and the 64-pixel pictures of a style, nothing else; the folder appears whole.
+
+    Raises:
+        PowerclipError: the file is not such a package.
+    """
+    temporary = target.with_name(f".{target.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        with tarfile.open(tarball) as archive:
+            for member in archive:
+                if _wanted(member, style):
+                    archive.extract(member, temporary, filter="data")
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise PowerclipError(f"{tarball} cannot be unpacked ({error}); delete it and try again") from error
+    if not _is_package(temporary / "package", style):
+        raise PowerclipError(f"{tarball} holds no emoji.json or no img/{style}/64; is it the right package?")
+    shutil.rmtree(target, ignore_errors=True)
+    (temporary / "package").rename(target)
+    temporary.rmdir()
+
+
+def _wanted(member: tarfile.TarInfo, style: str) -> bool:
+    path = PurePosixPath(member.name)
+    picture = path.parts[:-1] == ("package", "img", style, "64") and path.suffix == ".png"
+    names = path.parts in (("package", "emoji.json"), ("package", "LICENSE"))
+    return member.isfile() and member.size <= MAX_MEMBER_BYTES and (picture or names)
+
+
+def picture(package: Path, style: str, emoji: Emoji) -> Path:
+    """Where the picture of an emoji lies in an unpacked package."""
+    return package / "img" / style / "64" / f"{emoji.key}.png"
+
+
+def read_emoji(packages: dict[str, Path]) -> list[Emoji]:
+    """Every emoji that all packages have a picture of, in the order of the first package's ``emoji.json``.
+
+    Raises:
+        PowerclipError: ``emoji.json`` is not in the expected form.
+    """
+    path = packages[next(iter(packages))] / "emoji.json"
+    try:
+        found = list(_records(json.loads(path.read_text(encoding="utf-8"))))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise PowerclipError(
+            f"{path} does not have the form of {package_name('google')} {VERSION}: {error!r}"
+        ) from error
+    unique = {emoji.key: emoji for emoji in found}
+    return [
+        emoji
+        for emoji in unique.values()
+        if all(picture(package, style, emoji).is_file() for style, package in packages.items())
+    ]
+
+
+def _records(entries: Sequence[dict[str, object]]) -> Iterator[Emoji]:
+    for entry in entries:
+        name = str(entry["name"])
+        if entry.get("short_name") == "person_in_tuxedo":
+            name = "PERSON IN TUXEDO"  # the list names it like the man
+        base = describe(name, subcategory=str(entry.get("subcategory", "")))
+        yield Emoji(key=str(entry["image"]).removesuffix(".png"), name=name, base=base, tones=())
+        variations = entry.get("skin_variations") or {}
+        assert isinstance(variations, dict)
+        for modifiers, variation in variations.items():
+            tones = tuple(TONES[code] for code in modifiers.split("-"))
+            yield Emoji(key=variation["image"].removesuffix(".png"), name=name, base=base, tones=tones)

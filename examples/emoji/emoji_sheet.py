@@ -1,0 +1,70 @@
+"""The contact sheet: held-out emoji of both styles, with what the model takes them for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from emoji_captions import with_tone
+from emoji_packages import Emoji
+from emoji_tasks import PROFESSIONS, is_held_out, profession
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from powerclip.model import PowerCLIP
+
+_CELL_WIDTH, _CELL_HEIGHT, _COLUMNS = 330, 150, 4
+_RIGHT, _WRONG = (30, 120, 60), (180, 50, 40)
+
+
+def write_contact_sheet(
+    path: Path,
+    emoji: Sequence[Emoji],
+    images: Mapping[str, Mapping[str, Image.Image]],
+    *,
+    model: PowerCLIP,
+    preprocess: Callable[[Image.Image], Tensor],
+    tokenizer: Callable[[list[str]], Tensor],
+) -> Path:
+    """Draw one held-out emoji of each profession in every style beside the caption the model puts first.
+
+    The model chooses among the captions of all emoji, those of the held-out ones included.
+    """
+    held = [one for one in emoji if is_held_out(one)]
+    shown = []
+    for position, work in enumerate(PROFESSIONS):
+        if people := [one for one in held if profession(one) == work]:
+            shown.append(people[position % len(people)])
+    captions = list(dict.fromkeys(with_tone(one.base, one.tones) for one in emoji))
+    with torch.inference_mode():
+        model.eval()
+        text = torch.cat(
+            [model.encode_text(tokenizer(captions[i : i + 256]), normalize=True) for i in range(0, len(captions), 256)]
+        )  # (J, D)
+        guesses = {}
+        for style, pictures in images.items():
+            batch = torch.stack([preprocess(pictures[one.key]) for one in shown])
+            best = (model.encode_image(batch, normalize=True) @ text.T).argmax(dim=1)  # (I,)
+            guesses[style] = [captions[index] for index in best.tolist()]
+    cells = [
+        (style, pictures[one.key], with_tone(one.base, one.tones), guesses[style][i])
+        for i, one in enumerate(shown)
+        for style, pictures in images.items()
+    ]
+    _draw(cells).save(path)
+    return path
+
+
+def _draw(cells: Sequence[tuple[str, Image.Image, str, str]]) -> Image.Image:
+    rows = -(-len(cells) // _COLUMNS)
+    sheet = Image.new("RGB", (_COLUMNS * _CELL_WIDTH, rows * _CELL_HEIGHT), "white")
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(12)
+    for index, (style, picture, caption, guess) in enumerate(cells):
+        left, top = index % _COLUMNS * _CELL_WIDTH + 8, index // _COLUMNS * _CELL_HEIGHT + 8
+        sheet.paste(picture.resize((72, 72), Image.Resampling.LANCZOS), (left, top))
+        draw.text((left + 84, top + 4), style, fill=(120, 120, 120), font=font)
+        draw.text((left, top + 80), f"is: {caption}", fill="black", font=font)
+        draw.text((left, top + 98), f"model: {guess}", fill=_RIGHT if guess == caption else _WRONG, font=font)
+    return sheet

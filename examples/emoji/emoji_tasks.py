@@ -1,0 +1,93 @@
+"""What is held out of training, and the evaluation tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from emoji_captions import TONES, with_tone
+from emoji_packages import Emoji
+from PIL import Image
+
+from powerclip.types import Classification, Retrieval, Task
+
+PROFESSIONS = (
+    "farmer", "cook", "student", "singer", "artist", "teacher", "factory worker", "technologist",
+    "office worker", "mechanic", "scientist", "astronaut", "firefighter", "health worker", "judge", "pilot",
+    "police officer", "construction worker", "guard", "detective",
+)  # fmt: skip
+"""Professions with a woman, a man and a person, each in five skin tones."""
+
+TONE_NAMES = tuple(TONES.values())
+
+HELD_OUT = {profession: TONE_NAMES[i % len(TONE_NAMES)] for i, profession in enumerate(PROFESSIONS)}
+"""One skin tone of each profession, for woman, man and person alike; each tone is held out of four
+professions and seen in the other sixteen, each profession is seen in four tones."""
+
+
+def profession(emoji: Emoji) -> str | None:
+    """The profession an emoji shows, None for any other emoji."""
+    name = "guard" if emoji.name == "GUARDSMAN" else emoji.name.lower()
+    name = name.removeprefix("woman ").removeprefix("man ")
+    return name if name in HELD_OUT else None
+
+
+def is_held_out(emoji: Emoji) -> bool:
+    """Whether an emoji is kept from training."""
+    work = profession(emoji)
+    return work is not None and emoji.tones == (HELD_OUT[work],)
+
+
+def load(path: Path) -> Image.Image:
+    """A picture on white, RGB."""
+    with Image.open(path) as picture:
+        rgba = picture.convert("RGBA")
+    white = Image.new("RGBA", rgba.size, "white")
+    return Image.alpha_composite(white, rgba).convert("RGB")
+
+
+def evaluation_tasks(emoji: Sequence[Emoji], images: Mapping[str, Mapping[str, Image.Image]]) -> list[Task]:
+    """Retrieval among all emoji of each style, and zero-shot classification of the held-out combinations.
+
+    Args:
+        emoji: all of them, held out or not.
+        images: pictures by style and key.
+    """
+    tasks: list[Task] = []
+    held = [one for one in emoji if is_held_out(one)]
+    works = [profession(one) or "" for one in held]
+    tones = [one.tones[0] for one in held]
+    combinations = [f"{work} with {tone} skin tone" for work in PROFESSIONS for tone in TONE_NAMES]
+    labelled = {
+        "tone": ([TONE_NAMES.index(tone) for tone in tones], TONE_NAMES, ("a person with {c} skin tone",)),
+        "profession": ([PROFESSIONS.index(work) for work in works], PROFESSIONS, _by_person("{c}")),
+        "combination": (
+            [combinations.index(f"{w} with {t} skin tone") for w, t in zip(works, tones, strict=True)],
+            combinations,
+            _by_person("{c}"),
+        ),
+    }
+    for style, pictures in images.items():
+        tasks.append(
+            Retrieval(
+                name=f"{style}_retrieval",
+                images=[pictures[one.key] for one in emoji],
+                captions=[[with_tone(one.base, one.tones)] for one in emoji],
+            )
+        )
+        for name, (labels, classes, templates) in labelled.items():
+            tasks.append(
+                Classification(
+                    name=f"{style}_heldout_{name}",
+                    images=[pictures[one.key] for one in held],
+                    labels=labels,
+                    class_names=classes,
+                    templates=templates,
+                )
+            )
+    return tasks
+
+
+def _by_person(text: str) -> tuple[str, ...]:
+    """Prompts for a woman, a man and a person."""
+    return (f"a woman {text}", f"a man {text}", f"the {text}")
