@@ -21,12 +21,13 @@ import tyro
 from emoji_captions import vary, with_tone
 from emoji_packages import STYLES, Emoji, obtain, picture, read_emoji
 from emoji_sheet import write_contact_sheet
-from emoji_tasks import HELD_OUT, evaluation_tasks, is_held_out, load
+from emoji_tasks import HELD_OUT, evaluation_tasks, is_held_out
 from PIL import Image
 from rich.console import Console
 
 import powerclip
 from powerclip.config import TrainConfig
+from powerclip.data.decode import decode_image
 from powerclip.evaluate import evaluate_tasks
 from powerclip.evaluate.run import write_evaluation
 from powerclip.prepare import prepare
@@ -76,7 +77,8 @@ def main(options: Options) -> int:
             return 130
         runs[name] = result.output
     images = {
-        style: {one.key: load(picture(package, style, one)) for one in emoji} for style, package in packages.items()
+        style: {one.key: decode_image(picture(package, style, one).read_bytes()) for one in emoji}
+        for style, package in packages.items()
     }
     results = evaluate(runs, emoji, images, output=options.output)
     console.print(results_table(results))
@@ -112,7 +114,7 @@ def make_shards(emoji: Sequence[Emoji], package: Path, *, style: str, output: Pa
 
 
 def write_table(emoji: Sequence[Emoji], package: Path, *, style: str, path: Path) -> Path:
-    """Write pictures on white and a CSV of path (from the CSV's folder) and caption."""
+    """Write a folder of pictures and a CSV of path (from the CSV's folder) and caption."""
     folder = path.with_suffix("")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -121,7 +123,7 @@ def write_table(emoji: Sequence[Emoji], package: Path, *, style: str, path: Path
         table.writerow(("path", "caption"))
         for one in emoji:
             target = folder / f"{one.key}.png"
-            load(picture(package, style, one)).save(target)
+            shutil.copyfile(picture(package, style, one), target)
             caption = vary(with_tone(one.base, one.tones, key=one.key), key=one.key)
             table.writerow((target.relative_to(path.parent).as_posix(), caption))
     return path

@@ -66,7 +66,9 @@ def with_tone(caption: str, tones: Sequence[str], *, key: str | None = None) -> 
     """
     if not tones:
         return caption
-    if len(set(tones)) == 1:
+    if caption.endswith((" hair", " beard")):
+        wordings = [f"and {tones[0]} skin tone", f"and a {tones[0]} skin tone"]
+    elif len(set(tones)) == 1:
         wordings = [f"with {tones[0]} skin tone", f"with a {tones[0]} skin tone"]
     else:
         wordings = [f"with {_list(list(tones))} skin tones", f"with skin tones {_list(list(tones))}"]

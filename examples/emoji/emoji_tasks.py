@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from emoji_captions import TONES, with_tone
 from emoji_packages import Emoji
@@ -36,14 +35,6 @@ def is_held_out(emoji: Emoji) -> bool:
     """Whether an emoji is kept from training."""
     work = profession(emoji)
     return work is not None and emoji.tones == (HELD_OUT[work],)
-
-
-def load(path: Path) -> Image.Image:
-    """A picture on white, RGB."""
-    with Image.open(path) as picture:
-        rgba = picture.convert("RGBA")
-    white = Image.new("RGBA", rgba.size, "white")
-    return Image.alpha_composite(white, rgba).convert("RGB")
 
 
 def evaluation_tasks(emoji: Sequence[Emoji], images: Mapping[str, Mapping[str, Image.Image]]) -> list[Task]:
