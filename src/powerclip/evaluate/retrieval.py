@@ -44,7 +44,8 @@ def retrieval_metrics(
 def _ranks(queries: Tensor, items: Tensor, right_of: RightOf, chunk: int) -> Tensor:
     """For each query, how many wrong items score at least as high as its best right one."""
     ranks = []
-    for rows in torch.arange(len(queries)).split(chunk):
+    for start in range(0, len(queries), chunk):
+        rows = torch.arange(start, min(start + chunk, len(queries)))
         scores = queries[rows] @ items.T
         right = right_of(rows)
         best = scores.masked_fill(~right, -torch.inf).amax(dim=1, keepdim=True)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def class_embeddings(prompts: Tensor) -> Tensor:
-    """(C, D) unit class embeddings from the (C, P, D) unit embeddings of each class's P prompts: their mean, rescaled."""
+    """(C, D) unit class embeddings: the rescaled mean of the (C, P, D) unit embeddings of each class's P prompts."""
     return torch.nn.functional.normalize(prompts.mean(dim=1), dim=-1)
 
 

@@ -1,0 +1,140 @@
+"""The report of one or more runs as one self-contained HTML page."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Mapping
+from html import escape
+from pathlib import Path
+from string import Template
+
+import yaml
+from PIL import Image
+
+from powerclip.data.scenes import generate
+from powerclip.model import PowerCLIP, load
+from powerclip.report.grounding import ground, picture
+from powerclip.report.plots import curves, png
+from powerclip.report.tables import Results, best, rows
+from powerclip.train.log import read_metrics
+from powerclip.types import PowerclipError
+
+EXAMPLES = 6
+EXAMPLE_SEED = 7
+
+PAGE = Template("""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>powerclip report</title><style>
+:root { color-scheme: light dark; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 66rem; margin: 2rem auto; padding: 0 1rem; }
+table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; }
+th, td { padding: .25rem .8rem; border-bottom: 1px solid #8884; text-align: left; }
+td.n, th.n { text-align: right; } td.best { font-weight: 700; }
+img { max-width: 100%; background: white; border-radius: 6px; margin: .5rem 0; }
+.note { opacity: .75; } code { font-size: .9em; }
+</style></head><body>
+<h1>powerclip report</h1>
+$body
+</body></html>
+""")
+
+
+def write_report(runs: Mapping[str, Path], output: Path) -> Path:
+    """Write a page on runs: results, curves, grounding pictures, settings. What a run lacks is said.
+
+    Args:
+        runs: run folders by the name to show.
+        output: the HTML file; it appears whole.
+
+    Raises:
+        PowerclipError: a folder is not there.
+    """
+    for name, run in runs.items():
+        if not run.is_dir():
+            raise PowerclipError(f"run {name} is to be in {run}, and there is no such folder; train it first")
+    body = "\n".join((_results(runs), _curves(runs), _groundings(runs), _settings(runs)))
+    output.parent.mkdir(parents=True, exist_ok=True)
+    temporary = output.with_name(f".{output.name}.tmp")
+    temporary.write_text(PAGE.substitute(body=body), encoding="utf-8")
+    temporary.replace(output)
+    return output
+
+
+def read_results(run: Path) -> Results:
+    """The tasks of a run's ``evaluation.json``, none where there is no such file."""
+    path = run / "evaluation.json"
+    return json.loads(path.read_text(encoding="utf-8"))["tasks"] if path.exists() else {}
+
+
+def _results(runs: Mapping[str, Path]) -> str:
+    results = {name: read_results(run) for name, run in runs.items()}
+    parts = ["<h2>Zero-shot results</h2>"]
+    missing = [name for name, tasks in results.items() if not tasks]
+    if missing:
+        parts.append(f"<p class=note>Not evaluated: {escape(', '.join(missing))} (powerclip evaluate RUN).</p>")
+    found = rows(results)
+    if found:
+        head = "".join(f"<th class=n>{escape(name)}</th>" for name in results)
+        lines = [f"<tr><th>task</th><th>metric</th>{head}</tr>"]
+        for task, metric, values in found:
+            top = best(values)
+            cells = "".join(
+                f'<td class="n{" best" if value is not None and value == top else ""}">'
+                f"{'-' if value is None else f'{100 * value:.1f}'}</td>"
+                for value in values
+            )
+            lines.append(f"<tr><td>{escape(task)}</td><td>{escape(metric)}</td>{cells}</tr>")
+        parts.append(f"<table>{''.join(lines)}</table>")
+        parts.append("<p class=note>Percent, higher is better. One run each: a few points may be chance.</p>")
+    return "\n".join(parts)
+
+
+def _curves(runs: Mapping[str, Path]) -> str:
+    metrics = {
+        name: read_metrics(run / "metrics.jsonl") for name, run in runs.items() if (run / "metrics.jsonl").exists()
+    }
+    if not any(metrics.values()):
+        return "<h2>Training</h2><p class=note>No metrics yet.</p>"
+    ends = "".join(
+        f"<li>{escape(name)}: {lines[-1]['step']} steps, {lines[-1]['samples_seen']} samples, "
+        f"loss {lines[-1]['loss']:.3f}</li>"
+        for name, lines in metrics.items()
+        if lines
+    )
+    return f"<h2>Training</h2>{_image(png(curves(metrics)), 'training curves')}<ul>{ends}</ul>"
+
+
+def _groundings(runs: Mapping[str, Path]) -> str:
+    models: dict[str, PowerCLIP] = {}
+    for name, run in runs.items():
+        if (run / "model").is_dir():
+            models[name] = load(run)[0]
+    if not models:
+        return "<h2>What the phrases are grounded in</h2><p class=note>No model yet.</p>"
+    size = next(iter(models.values())).image_size[0]
+    figures = []
+    for sample in generate("test", count=EXAMPLES, seed=EXAMPLE_SEED, image_size=size):
+        image = Image.open(io.BytesIO(sample.image)).convert("RGB")
+        assert sample.tree is not None
+        found = {name: ground(model, image, sample.caption, sample.tree) for name, model in models.items()}
+        figures.append(_image(png(picture(image, sample.caption, found)), sample.caption))
+    return (
+        "<h2>What the phrases are grounded in</h2><p>For each phrase of a caption, the set of boxes that maximises "
+        "the alignment, {m : s > 0}, laid over the image by its similarity. Test scenes, boxes of two fixed sizes; "
+        "below a phrase, how many boxes are in the set and their summed similarity.</p>" + "\n".join(figures)
+    )
+
+
+def _settings(runs: Mapping[str, Path]) -> str:
+    parts = ["<h2>Settings</h2>"]
+    for name, run in runs.items():
+        path = run / "config.yaml"
+        text = yaml.safe_dump(yaml.safe_load(path.read_text(encoding="utf-8"))) if path.exists() else "no config.yaml"
+        parts.append(f"<details><summary>{escape(name)}</summary><pre><code>{escape(text)}</code></pre></details>")
+    return "\n".join(parts)
+
+
+def _image(data: bytes, text: str) -> str:
+    return f'<img alt="{escape(text, quote=True)}" src="data:image/png;base64,{base64.b64encode(data).decode()}">'

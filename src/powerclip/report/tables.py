@@ -1,0 +1,58 @@
+"""Results side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from rich.table import Table
+
+Results = Mapping[str, Mapping[str, float]]
+
+HEADLINES = ("acc@1", "i2t_R@1", "t2i_R@1", "macro", "text", "image", "group")
+"""Metrics that stand for a task in the short table."""
+
+Row = tuple[str, str, list[float | None]]
+
+
+def rows(results: Mapping[str, Results], *, short: bool = True) -> list[Row]:
+    """Task, metric and the value of each model (None where it has none), in the order the models list them.
+
+    Args:
+        results: metrics by model, task and name.
+        short: the headline metrics alone.
+    """
+    found: dict[tuple[str, str], None] = {}
+    for tasks in results.values():
+        for task, metrics in tasks.items():
+            for metric in metrics:
+                if not short or metric in HEADLINES:
+                    found[task, metric] = None
+    return [(task, metric, [tasks.get(task, {}).get(metric) for tasks in results.values()]) for task, metric in found]
+
+
+def best(values: list[float | None]) -> float | None:
+    """The highest value where models differ; None where there is nothing to mark."""
+    known = {value for value in values if value is not None}
+    return max(known) if len(known) > 1 else None
+
+
+def results_table(results: Mapping[str, Results], *, short: bool = True) -> Table:
+    """A table for the terminal, in percent; the best value of a row is bold."""
+    table = Table("task", "metric", title="zero-shot, %")
+    for name in results:
+        table.add_column(name, justify="right")
+    for task, metric, values in rows(results, short=short):
+        top = best(values)
+        cells = ["-" if v is None else f"[bold]{v:.1%}[/bold]" if v == top else f"{v:.1%}" for v in values]
+        table.add_row(task, metric, *(cell.replace("%", "") for cell in cells))
+    return table
+
+
+def results_markdown(results: Mapping[str, Results], *, short: bool = True) -> str:
+    """The same table as Markdown."""
+    lines = [f"| task | metric | {' | '.join(results)} |", "| --- | --- |" + " ---: |" * len(results)]
+    for task, metric, values in rows(results, short=short):
+        top = best(values)
+        cells = ["-" if v is None else f"**{100 * v:.1f}**" if v == top else f"{100 * v:.1f}" for v in values]
+        lines.append(f"| {task} | {metric} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
