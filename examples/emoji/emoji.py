@@ -28,8 +28,7 @@ from rich.console import Console
 import powerclip
 from powerclip.config import TrainConfig
 from powerclip.data.decode import decode_image
-from powerclip.evaluate import evaluate_tasks
-from powerclip.evaluate.run import write_evaluation
+from powerclip.evaluate import evaluate_tasks, write_evaluation
 from powerclip.prepare import prepare
 from powerclip.recipes import recipe
 from powerclip.report import results_table

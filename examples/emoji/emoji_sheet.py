@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -14,7 +15,9 @@ from torch import Tensor
 
 from powerclip.model import PowerCLIP
 
-_CELL_WIDTH, _CELL_HEIGHT, _COLUMNS = 330, 150, 4
+_CELL_WIDTH, _CELL_HEIGHT, _COLUMNS = 330, 156, 4
+_LINE = 44
+"""Characters in a line of text."""
 _RIGHT, _WRONG = (30, 120, 60), (180, 50, 40)
 
 
@@ -65,6 +68,9 @@ def _draw(cells: Sequence[tuple[str, Image.Image, str, str]]) -> Image.Image:
         left, top = index % _COLUMNS * _CELL_WIDTH + 8, index // _COLUMNS * _CELL_HEIGHT + 8
         sheet.paste(picture.resize((72, 72), Image.Resampling.LANCZOS), (left, top))
         draw.text((left + 84, top + 4), style, fill=(120, 120, 120), font=font)
-        draw.text((left, top + 80), f"is: {caption}", fill="black", font=font)
-        draw.text((left, top + 98), f"model: {guess}", fill=_RIGHT if guess == caption else _WRONG, font=font)
+        lines = [(line, "black") for line in textwrap.wrap(f"is: {caption}", _LINE)]
+        colour = _RIGHT if guess == caption else _WRONG
+        lines += [(line, colour) for line in textwrap.wrap(f"model: {guess}", _LINE)]
+        for number, (line, fill) in enumerate(lines):
+            draw.text((left, top + 78 + 16 * number), line, fill=fill, font=font)
     return sheet
