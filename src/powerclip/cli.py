@@ -223,7 +223,7 @@ def _recipe_of(argv: Sequence[str]) -> TrainConfig:
 
 def _parse(name: str, argv: Sequence[str]) -> Any:
     """Parse a command's arguments; wrong ones become a one-line error."""
-    given = {}
+    given: dict[str, Any] = {}
     if name == "train":
         given["default"] = Train(data=tyro.MISSING, output=tyro.MISSING, config=_recipe_of(argv))
     errors = io.StringIO()

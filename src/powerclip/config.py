@@ -145,7 +145,7 @@ class TrainConfig:
 
 def to_yaml(config: object) -> str:
     """A config dataclass as YAML, every setting included."""
-    return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)  # type: ignore[call-overload,no-any-return]
+    return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)  # type: ignore[call-overload]
 
 
 def from_dict(cls: type[T], values: dict[str, Any], *, where: str = "config") -> T:

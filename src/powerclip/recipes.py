@@ -18,9 +18,9 @@ def scenes_tiny() -> TrainConfig:
     return TrainConfig(
         recipe="scenes_tiny",
         model=ModelConfig(name="tiny"),
-        optim=OptimConfig(learning_rate=1e-3, warmup_steps=100, weight_decay=0.1),
-        batch_size=128,
-        steps=1500,
+        optim=OptimConfig(learning_rate=1e-3, warmup_steps=50, weight_decay=0.1),
+        batch_size=64,
+        steps=700,
     )
 
 

@@ -57,6 +57,8 @@ def test_every_token_of_a_word_belongs_to_its_leaf(words, space):
         ("Fish &amp; chips at sea", ["fish", "&", "chips", "at", "sea"]),
         ("a   RED\t\tcube", ["a", "red", "cube"]),
         ("the caf\u00c3\u00a9 is open", ["the", "caf\u00e9", "is", "open"]),
+        ("a &amp; b " * 20 + "last word", ["a", "&", "b"] * 20 + ["last", "word"]),
+        ("&amp;lt; " * 20 + "last word", ["<"] * 20 + ["last", "word"]),
         ("an anti-aliased Xylophonist", ["an", "anti - aliased", "xylophonist"]),
     ],
 )

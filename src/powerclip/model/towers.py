@@ -219,7 +219,7 @@ def read_config(name: str) -> dict[str, Any]:
         close = difflib.get_close_matches(name, [*names, *open_clip.list_models()], n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(close)}?" if close else "name a ViT of open_clip, tiny, or a JSON file"
         raise PowerclipError(f"unknown model {name!r}; {hint}")
-    return copy.deepcopy(config)  # type: ignore[no-any-return]
+    return copy.deepcopy(config)
 
 
 def _read_config_file(path: Path) -> dict[str, Any]:

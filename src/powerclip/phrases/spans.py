@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +17,8 @@ from powerclip.types import PhraseTree
 
 WINDOW = 64
 """Characters looked at to find where a caption and its cleaned form meet again: longer than any HTML entity."""
+
+ENTITY = re.compile(r"&(?:amp;)*#?\w{1,32};")
 
 Offsets = Sequence[int | None]
 
@@ -151,6 +155,9 @@ def _origins(caption: str, cleaned: str) -> Offsets:
             at += 1
         if at >= len(caption):
             origin += [None] * (len(cleaned) - len(origin))
+        elif caption[at] == "&" and (entity := _entity(caption, at, cleaned, len(origin))):
+            origin += [at] * entity[0]
+            at += entity[1]
         elif character in (caption[at], caption[at].lower()) or (character.isspace() and caption[at].isspace()):
             origin.append(at)
             at += 1
@@ -160,6 +167,18 @@ def _origins(caption: str, cleaned: str) -> Offsets:
             origin += [at + i for i in aligned]
             at += consumed
     return origin
+
+
+def _entity(caption: str, at: int, cleaned: str, index: int) -> tuple[int, int] | None:
+    """Lengths, cleaned and as written, of the HTML entity at this place of both texts; None where there is none."""
+    match = ENTITY.match(caption, at)
+    if match is None:
+        return None
+    text = html.unescape(html.unescape(match.group()))
+    if text == match.group() or text.isspace():
+        return None
+    here = cleaned[index : index + len(text)]
+    return (len(text), len(match.group())) if here in (text, text.lower()) else None
 
 
 def _aligned(window: str, cleaned: str) -> tuple[list[int], int]:

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict_loader import load as load_distributed
+from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
 
 from powerclip.types import PowerclipError
 
@@ -32,7 +34,7 @@ def save(folder: Path, *, step: int, model: nn.Module, optimizer: torch.optim.Op
     state = {"model": model_state, "optimizer": optimizer_state, "extra": {"step": step, **extra}}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is (disabled|unavailable)", category=UserWarning)
-        dcp.save(state, checkpoint_id=temporary)
+        save_distributed(state, checkpoint_id=temporary)
     temporary.rename(target)
     return target
 
@@ -46,12 +48,12 @@ def load(
         PowerclipError: the checkpoint is not of this model.
     """
     model_state, optimizer_state = get_state_dict(model, optimizer)
-    state = {"model": model_state, "optimizer": optimizer_state, "extra": {"step": 0, **extra}}
+    state: dict[str, Any] = {"model": model_state, "optimizer": optimizer_state, "extra": {"step": 0, **extra}}
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.distributed is (disabled|unavailable)")
-            dcp.load(state, checkpoint_id=checkpoint)
-    except (dcp.api.CheckpointException, RuntimeError, ValueError) as error:
+            load_distributed(state, checkpoint_id=checkpoint)
+    except (CheckpointException, RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[-1]
         raise PowerclipError(
             f"cannot resume from {checkpoint}: it does not fit this config's model ({reason}); "

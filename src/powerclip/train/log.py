@@ -36,9 +36,7 @@ class MetricsLog:
             SummaryWriter,
         )  # costs a second to import: only when training
 
-        self._board = SummaryWriter(  # type: ignore[no-untyped-call]
-            str(folder / "tensorboard"), purge_step=first_step or None
-        )
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step or None)
 
     def _drop_from(self, first_step: int) -> None:
         if not self.path.exists():
@@ -54,12 +52,12 @@ class MetricsLog:
         self._file.flush()
         for name, value in values.items():
             if name != "step":
-                self._board.add_scalar(name, value, int(values["step"]))  # type: ignore[no-untyped-call]
+                self._board.add_scalar(name, value, int(values["step"]))
 
     def close(self) -> None:
         """Write out what is buffered."""
         self._file.close()
-        self._board.close()  # type: ignore[no-untyped-call]
+        self._board.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

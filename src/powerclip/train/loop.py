@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -244,9 +245,9 @@ def _train_step(run: _Run, batch: Batch, step: int) -> LossOutput:
     run.model.train()
     with torch.autocast(run.device.type, dtype=torch.bfloat16, enabled=run.bf16):
         features = run.model(batch)
-    output = run.loss(features)
+    output: LossOutput = run.loss(features)
     run.optimizer.zero_grad(set_to_none=True)
-    output.total.backward()
+    output.total.backward()  # type: ignore[no-untyped-call]
     limit = config.optim.max_gradient_norm
     norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), math.inf if limit is None else limit)
     if not torch.isfinite(norm + output.total.detach()):
@@ -346,7 +347,7 @@ class _Stop:
 def _stop_on_signal() -> Iterator[_Stop]:
     """Turn the first SIGINT or SIGTERM into a request to stop; a second one acts as usual."""
     stop = _Stop()
-    old = {}
+    old: dict[int, Any] = {}
 
     def handle(number: int, _frame: FrameType | None) -> None:
         stop.requested = True
@@ -360,5 +361,5 @@ def _stop_on_signal() -> Iterator[_Stop]:
     try:
         yield stop
     finally:
-        for number, previous in old.items():
-            signal.signal(number, previous)
+        for caught, previous in old.items():
+            signal.signal(caught, previous)

@@ -15,8 +15,9 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
 
     A parameter with fewer than two dimensions (a norm's, a bias, a temperature) is never decayed.
     """
-    exempt = set(model.no_weight_decay()) if hasattr(model, "no_weight_decay") else set()
-    decayed, kept = [], []
+    exempt = set(getattr(model, "no_weight_decay", set)())
+    decayed: list[nn.Parameter] = []
+    kept: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             (kept if parameter.ndim < 2 or name in exempt else decayed).append(parameter)
