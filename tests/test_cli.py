@@ -48,7 +48,8 @@ def test_wrong_usage_is_one_line_and_status_2(argv, message, capsys, tmp_path, m
 
 def test_overview_and_version(capsys):
     assert cli.main(["--help"]) == 0
-    assert all(command in capsys.readouterr().out for command in cli.COMMANDS)
+    overview = capsys.readouterr().out
+    assert all(f"  {command} " in overview for command in cli.COMMANDS)
     assert cli.main([]) == 2
     capsys.readouterr()
     assert cli.main(["--version"]) == 0

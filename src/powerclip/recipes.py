@@ -32,9 +32,9 @@ def emoji_tiny() -> TrainConfig:
     return TrainConfig(
         recipe="emoji_tiny",
         model=ModelConfig(name="tiny"),
-        optim=OptimConfig(learning_rate=1e-3, warmup_steps=100, weight_decay=0.1),
-        batch_size=128,
-        steps=800,
+        optim=OptimConfig(learning_rate=1e-3, warmup_steps=50, weight_decay=0.1),
+        batch_size=64,
+        steps=700,
     )
 
 

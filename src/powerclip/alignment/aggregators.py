@@ -36,7 +36,7 @@ def aggregate(
         T1 and T2, each (...); 0 where a pair has no region or no phrase.
     """
     s = s.masked_fill(~region_mask[..., :, None], 0.0)
-    regions = region_mask.sum(dim=-1)[..., None]
+    regions = region_mask.sum(dim=-1, dtype=s.dtype)[..., None]
     if tau == 0:
         linear, even = s.sum(dim=-2) / 2, s.abs().sum(dim=-2) / 2  # (..., K)
         t1 = linear + even
@@ -48,7 +48,7 @@ def aggregate(
         linear, even = x.sum(dim=-2), log_cosh.sum(dim=-2)
         t1 = tau * (linear + even + regions * math.log(2))
         t2 = tau * _masked(linear + zeta * even, phrase_mask).logsumexp(dim=-1)
-    phrases = phrase_mask.sum(dim=-1)
+    phrases = phrase_mask.sum(dim=-1, dtype=s.dtype)
     t1 = (t1 * phrase_mask).sum(dim=-1) / phrases.clamp(min=1)
     scored = (phrases > 0) & (regions[..., 0] > 0)
     return t1.masked_fill(~scored, 0.0), t2.masked_fill(~scored, 0.0)

@@ -78,7 +78,10 @@ class _Samples(Dataset[_Loaded]):
     def _encode(self, entry: Entry, seed: tuple[int, int, int]) -> EncodedSample:
         sample = entry.read()
         tree = sample.tree or whole_caption_tree(sample.caption)
-        caption = encode_caption(sample.caption, tree, self.tokenizer, context_length=self.context_length)
+        try:
+            caption = encode_caption(sample.caption, tree, self.tokenizer, context_length=self.context_length)
+        except ValueError as error:
+            raise BadSampleError("phrases do not fit the caption") from error
         image = decode_image(sample.image)
         torch.manual_seed(int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] >> 1))
         return EncodedSample(key=entry.key, image=self.transform(image), caption=caption)
