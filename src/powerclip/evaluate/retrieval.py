@@ -12,12 +12,13 @@ RightOf = Callable[[Tensor], Tensor]
 
 
 def retrieval_metrics(
-    images: Tensor, texts: Tensor, image_of_text: Tensor, *, same_text: Tensor | None = None, chunk: int = 1024
+    images: Tensor, texts: Tensor, image_of_text: Tensor, *, same_text: Tensor | None = None, chunk: int = 256
 ) -> dict[str, float]:
     """R@1, R@5 and R@10, text to image and image to text, in chunks of the queries.
 
-    A query is answered at K when fewer than K wrong items score at least as high as its best right one (a tie with a
-    wrong item is a miss). Every copy of a caption is right for every image that has it.
+    A query is answered at K when fewer than K wrong items score at least as high as its best right one: a tie with a
+    wrong item is a miss, and so is a score that is not a number. Every copy of a caption is right for every image
+    that has it. Memory is a few (chunk, I) and (chunk, J) matrices.
 
     Args:
         images: (I, D) unit image embeddings.
@@ -27,29 +28,43 @@ def retrieval_metrics(
         chunk: queries scored at once.
 
     Raises:
-        ValueError: there is no image or no text.
+        ValueError: there is no image or no text, or an image has no text.
     """
     if len(images) == 0 or len(texts) == 0:
         raise ValueError(f"the retrieval task has {len(images)} images and {len(texts)} texts; it needs both")
+    without = sorted(set(range(len(images))) - set(image_of_text.tolist()))
+    if without:
+        raise ValueError(f"image {without[0]} of the retrieval task has no caption; give it one or leave it out")
     group = torch.arange(len(texts)) if same_text is None else same_text
-    right = torch.zeros(int(group.max()) + 1, len(images), dtype=torch.bool)
-    right[group, image_of_text] = True  # (groups, I)
-    ranks = {
-        "i2t": _ranks(images, texts, lambda rows: right.T[rows][:, group], chunk),
-        "t2i": _ranks(texts, images, lambda rows: right[group[rows]], chunk),
-    }
+
+    def texts_of(rows: Tensor) -> Tensor:
+        """(rows, J) bool: the texts of each image, and every copy of them."""
+        row, text = (rows[:, None] == image_of_text).nonzero(as_tuple=True)
+        has = torch.zeros(len(rows), int(group.max()) + 1, dtype=torch.bool)
+        has[row, group[text]] = True
+        return has[:, group]
+
+    def images_of(rows: Tensor) -> Tensor:
+        """(rows, I) bool: the images that have each text."""
+        row, copy = (group[rows, None] == group).nonzero(as_tuple=True)
+        right = torch.zeros(len(rows), len(images), dtype=torch.bool)
+        right[row, image_of_text[copy]] = True
+        return right
+
+    ranks = {"i2t": _ranks(images, texts, texts_of, chunk), "t2i": _ranks(texts, images, images_of, chunk)}
     return {f"{name}_R@{k}": (rank < k).float().mean().item() for name, rank in ranks.items() for k in RECALLS}
 
 
 def _ranks(queries: Tensor, items: Tensor, right_of: RightOf, chunk: int) -> Tensor:
-    """For each query, how many wrong items score at least as high as its best right one."""
+    """For each query, how many wrong items are not below its best right one; all items where that is no number."""
     ranks = []
     for start in range(0, len(queries), chunk):
         rows = torch.arange(start, min(start + chunk, len(queries)))
         scores = queries[rows] @ items.T
         right = right_of(rows)
         best = scores.masked_fill(~right, -torch.inf).amax(dim=1, keepdim=True)
-        ranks.append(((scores >= best) & ~right).sum(dim=1))
+        rank = (~(scores < best) & ~right).sum(dim=1)
+        ranks.append(rank.masked_fill(best[:, 0].isnan(), len(items) + max(RECALLS)))
     return torch.cat(ranks)
 
 

@@ -92,7 +92,7 @@ def evaluate_tasks(
         Metrics by task name, each between 0 and 1.
 
     Raises:
-        ValueError: a task is empty.
+        ValueError: a task is empty or its parts do not fit together.
     """
     encoder = Encoder(model, preprocess, tokenizer, device=device, batch_size=batch_size)
     results = {}
@@ -106,11 +106,21 @@ def evaluate_tasks(
 
 def _evaluate(encoder: Encoder, task: Task) -> dict[str, float]:
     if isinstance(task, Classification):
+        if not task.class_names or not task.templates:
+            raise ValueError(
+                f"task {task.name} has {len(task.class_names)} class names and {len(task.templates)} templates; it "
+                "needs at least one of each"
+            )
         prompts = [template.format(c=name) for name in task.class_names for template in task.templates]
         embedded = encoder.texts(prompts).view(len(task.class_names), len(task.templates), -1)
         labels = torch.tensor(list(task.labels), dtype=torch.int64)
         return classification_metrics(encoder.images(task.images), class_embeddings(embedded), labels)
     if isinstance(task, Retrieval):
+        if len(task.images) != len(task.captions):
+            raise ValueError(
+                f"task {task.name} has {len(task.images)} images and captions for {len(task.captions)}; give each "
+                "image its list of captions"
+            )
         texts = [caption for captions in task.captions for caption in captions]
         owner = torch.tensor([i for i, captions in enumerate(task.captions) for _ in captions], dtype=torch.int64)
         images = encoder.images(task.images)

@@ -14,7 +14,8 @@ def class_embeddings(prompts: Tensor) -> Tensor:
 def classification_metrics(images: Tensor, classes: Tensor, labels: Tensor) -> dict[str, float]:
     """acc@1, acc@5 and the mean of the classes' own accuracies.
 
-    A tie with the right class counts as wrong; acc@5 is left out with five classes or fewer.
+    A tie with the right class counts as wrong, and so does a score that is not a number; acc@5 is left out with five
+    classes or fewer. A class without an image is left out of the mean per class.
 
     Args:
         images: (I, D) unit image embeddings.
@@ -22,13 +23,20 @@ def classification_metrics(images: Tensor, classes: Tensor, labels: Tensor) -> d
         labels: (I,) int64 right classes.
 
     Raises:
-        ValueError: there is no image.
+        ValueError: there is no image, or a label is not among the classes.
     """
     if len(images) == 0:
         raise ValueError("the classification task has no image; nothing can be measured")
+    if len(labels) != len(images) or labels.min() < 0 or labels.max() >= len(classes):
+        raise ValueError(
+            f"the classification task has {len(images)} images, {len(classes)} classes and {len(labels)} labels from "
+            f"{labels.min() if len(labels) else '-'} to {labels.max() if len(labels) else '-'}; expected one label an "
+            "image, from 0 to the number of classes less one"
+        )
     scores = images @ classes.T
     own = scores.gather(1, labels[:, None])
-    rank = (scores >= own).sum(dim=1) - 1  # the own class is among those counted
+    others = torch.arange(len(classes)) != labels[:, None]
+    rank = (~(scores < own) & others).sum(dim=1).masked_fill(own[:, 0].isnan(), len(classes))
     right = (rank == 0).float()
     present = torch.unique(labels)
     metrics = {

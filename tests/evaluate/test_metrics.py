@@ -1,0 +1,151 @@
+"""Every metric against nested loops over Python numbers."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from powerclip.evaluate.composition import hard_negative_metrics, quadruple_metrics
+from powerclip.evaluate.retrieval import RECALLS, retrieval_metrics, same_texts
+from powerclip.evaluate.zeroshot import class_embeddings, classification_metrics
+
+# Small whole numbers: products are exact in float32, so that the oracle sees the same ties.
+EXACT = st.integers(min_value=-2, max_value=2).map(float)
+FLOAT32_EPS = torch.finfo(torch.float32).eps
+CLOSE = 8 * FLOAT32_EPS  # a mean of at most 16 zeros and ones, then a ratio or two
+
+
+def matrix(rows: int, columns: int) -> st.SearchStrategy[Tensor]:
+    row = st.lists(EXACT, min_size=columns, max_size=columns)
+    return st.lists(row, min_size=rows, max_size=rows).map(torch.tensor)
+
+
+def dot(a: Tensor, b: Tensor) -> float:
+    return sum(x * y for x, y in zip(a.tolist(), b.tolist(), strict=True))
+
+
+def looped_retrieval(images: Tensor, texts: Tensor, owner: list[int], group: list[int]) -> dict[str, float]:
+    ranks: dict[str, list[int]] = {"i2t": [], "t2i": []}
+    for i, image in enumerate(images):
+        words = {group[j] for j in range(len(texts)) if owner[j] == i}
+        best = max(dot(image, text) for j, text in enumerate(texts) if group[j] in words)
+        wrong = [dot(image, text) for j, text in enumerate(texts) if group[j] not in words]
+        ranks["i2t"].append(sum(score >= best for score in wrong))
+    for j, text in enumerate(texts):
+        places = {owner[k] for k in range(len(texts)) if group[k] == group[j]}
+        best = max(dot(image, text) for i, image in enumerate(images) if i in places)
+        wrong = [dot(image, text) for i, image in enumerate(images) if i not in places]
+        ranks["t2i"].append(sum(score >= best for score in wrong))
+    return {f"{name}_R@{k}": sum(r < k for r in rank) / len(rank) for name, rank in ranks.items() for k in RECALLS}
+
+
+@given(st.data())
+def test_retrieval_equals_loops(data: st.DataObject) -> None:
+    count = data.draw(st.integers(1, 7))
+    captions = data.draw(st.lists(st.integers(1, 2), min_size=count, max_size=count))
+    owner = [i for i, n in enumerate(captions) for _ in range(n)]
+    group = data.draw(st.lists(st.integers(0, 9), min_size=len(owner), max_size=len(owner)))
+    images, texts = data.draw(matrix(count, 2)), data.draw(matrix(len(owner), 2))
+    chunk = data.draw(st.integers(1, 8))
+    found = retrieval_metrics(images, texts, torch.tensor(owner), same_text=torch.tensor(group), chunk=chunk)
+    assert found == pytest.approx(looped_retrieval(images, texts, owner, group), abs=CLOSE)
+
+
+def test_a_constant_model_retrieves_nothing() -> None:
+    same = torch.ones(20, 1)
+    assert set(retrieval_metrics(same, same, torch.arange(20)).values()) == {0.0}
+
+
+def test_copies_of_a_caption_are_all_right() -> None:
+    images, texts = torch.eye(2), torch.tensor([[0.0, 1.0], [1.0, 0.0]])  # each text points at the other's image
+    apart = retrieval_metrics(images, texts, torch.arange(2))
+    copies = retrieval_metrics(images, texts, torch.arange(2), same_text=same_texts(["a dog", "a dog"]))
+    assert (apart["i2t_R@1"], apart["t2i_R@1"]) == (0, 0)
+    assert (copies["i2t_R@1"], copies["t2i_R@1"]) == (1, 1)
+    assert same_texts(["a", "b", "a"]).tolist() == [0, 1, 0]
+
+
+def test_scores_that_are_no_numbers_are_wrong() -> None:
+    broken = torch.full((20, 3), torch.nan)
+    assert set(retrieval_metrics(broken, torch.ones(20, 3), torch.arange(20)).values()) == {0.0}
+    assert set(classification_metrics(broken, torch.ones(8, 3), torch.arange(20) % 8).values()) == {0.0}
+    assert set(hard_negative_metrics(broken[:, 0], broken[:, 1], ["add_obj"] * 20).values()) == {0.0}
+    assert set(quadruple_metrics(torch.full((5, 2, 2), torch.nan)).values()) == {0.0}
+
+
+@given(st.data())
+def test_classification_equals_loops(data: st.DataObject) -> None:
+    count, classes = data.draw(st.integers(1, 8)), data.draw(st.integers(1, 8))
+    images, weights = data.draw(matrix(count, 2)), data.draw(matrix(classes, 2))
+    labels = data.draw(st.lists(st.integers(0, classes - 1), min_size=count, max_size=count))
+    ranks = [
+        sum(dot(image, weights[c]) >= dot(image, weights[label]) for c in range(classes) if c != label)
+        for image, label in zip(images, labels, strict=True)
+    ]
+    own = [[rank == 0 for rank, label in zip(ranks, labels, strict=True) if label == c] for c in set(labels)]
+    expected = {
+        "acc@1": sum(rank == 0 for rank in ranks) / count,
+        "mean_per_class": sum(sum(right) / len(right) for right in own) / len(own),
+    }
+    if classes > 5:
+        expected["acc@5"] = sum(rank < 5 for rank in ranks) / count
+    found = classification_metrics(images, weights, torch.tensor(labels))
+    assert found == pytest.approx(expected, abs=CLOSE)
+
+
+def test_class_embeddings_average_prompts_then_rescale() -> None:
+    prompts = torch.nn.functional.normalize(torch.randn(3, 4, 5, generator=torch.manual_seed(0)), dim=-1)
+    for c in range(3):
+        mean = [sum(prompts[c, p, d].item() for p in range(4)) / 4 for d in range(5)]
+        length = math.sqrt(sum(x * x for x in mean))
+        found = class_embeddings(prompts)[c].tolist()
+        # Rounding of a sum of four and of the norm, over a mean that may be shorter than one.
+        assert found == pytest.approx([x / length for x in mean], abs=16 * FLOAT32_EPS / length)
+
+
+@given(st.lists(st.tuples(EXACT, EXACT, st.sampled_from(["swap_att", "add_obj", "replace_rel"])), min_size=1))
+def test_hard_negatives_equal_loops(items: list[tuple[float, float, str]]) -> None:
+    positive, negative, kinds = zip(*items, strict=True)
+    by_kind: dict[str, list[bool]] = {}
+    for p, n, kind in items:
+        by_kind.setdefault(kind, []).append(p > n)
+    shares = {kind: sum(right) / len(right) for kind, right in by_kind.items()}
+    expected = {
+        "micro": sum(p > n for p, n, _ in items) / len(items),
+        "macro": sum(shares.values()) / len(shares),
+        **shares,
+    }
+    found = hard_negative_metrics(torch.tensor(positive), torch.tensor(negative), kinds)
+    assert found == pytest.approx(expected, abs=CLOSE)
+
+
+@given(st.lists(st.tuples(EXACT, EXACT, EXACT, EXACT), min_size=1, max_size=16))
+def test_quadruples_equal_loops(items: list[tuple[float, float, float, float]]) -> None:
+    text = [a > b and d > c for a, b, c, d in items]  # s(I0,C0), s(I0,C1), s(I1,C0), s(I1,C1)
+    image = [a > c and d > b for a, b, c, d in items]
+    expected = {
+        "text": sum(text) / len(items),
+        "image": sum(image) / len(items),
+        "group": sum(t and i for t, i in zip(text, image, strict=True)) / len(items),
+    }
+    found = quadruple_metrics(torch.tensor(items).view(-1, 2, 2))
+    assert found == pytest.approx(expected, abs=CLOSE)
+
+
+def test_empty_or_unfit_tasks_say_so() -> None:
+    none = torch.zeros(0, 2)
+    with pytest.raises(ValueError, match="0 images and 1 texts"):
+        retrieval_metrics(none, torch.ones(1, 2), torch.tensor([0]))
+    with pytest.raises(ValueError, match="image 1 of the retrieval task has no caption"):
+        retrieval_metrics(torch.ones(2, 2), torch.ones(1, 2), torch.tensor([0]))
+    with pytest.raises(ValueError, match="has no image"):
+        classification_metrics(none, torch.ones(1, 2), torch.tensor([], dtype=torch.int64))
+    with pytest.raises(ValueError, match="1 images, 2 classes and 1 labels from 2 to 2"):
+        classification_metrics(torch.ones(1, 2), torch.ones(2, 2), torch.tensor([2]))
+    with pytest.raises(ValueError, match="hard-negative task has no item"):
+        hard_negative_metrics(torch.zeros(0), torch.zeros(0), [])
+    with pytest.raises(ValueError, match="quadruple task has no item"):
+        quadruple_metrics(torch.zeros(0, 2, 2))
