@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from powerclip.data.scenes.world import INVERSE, Mention, Object, Scene, Statement, pick, relation_of
+from powerclip.data.scenes.world import HELD_OUT, INVERSE, Mention, Object, Scene, Statement, pick, relation_of
 from powerclip.types import Phrase, PhraseTree
 
 PLACES = {
@@ -15,9 +15,9 @@ PLACES = {
     "above": ("above", "over"),
     "below": ("below", "under"),
 }
-ACTIVE = {"above": "tops", "right": "follows"}
-"""Verbs for relations that have one: what tops something is above it; what follows is right of it, as one reads."""
-PASSIVE = {"below": "topped", "left": "followed"}
+ACTIVE = {"above": "overlooks", "left": "precedes", "right": "follows"}
+"""Verbs for relations that have one: what overlooks is above; what precedes is to the left, as one reads."""
+PASSIVE = {"below": "overlooked", "right": "preceded", "left": "followed"}
 VERBS = ("sits", "lies", "floats")
 PARTICIPLES = ("placed", "drawn", "painted")
 TEXTURE_NOUN = {"striped": "stripes", "dotted": "dots", "checkered": "checks"}
@@ -61,7 +61,8 @@ def pp_of(place: str, target: Node) -> Node:
     return Node("PP", (words[0], target))
 
 
-FORMS = ("fragment", "copula", "active verb", "passive participle", "transitive", "passive")
+SENTENCES = ("copula", "active verb", "passive participle", "transitive", "passive")
+FORMS = ("fragment", *SENTENCES)
 
 
 def clause(statement: Statement, random: np.random.Generator, form: str | None = None) -> Node:
@@ -93,21 +94,21 @@ def _with(phrase: Node, statement: Statement, random: np.random.Generator) -> No
 
 
 def _existence(phrase: Node, random: np.random.Generator, form: str) -> Node:
-    if form == "copula":
-        return Node("S", ("there", Node("VP", ("is", phrase))))
-    if form == "active verb":
+    if form == "fragment":
+        if random.random() < 0.5:
+            return phrase
         head = Node("NP", ("a", pick(random, ("picture", "drawing"))))
         return Node("NP", (head, Node("PP", ("of", phrase))))
-    if form == "passive":
-        inner = Node("VP", ("seen", Node("PP", ("in", Node("NP", ("this", "picture"))))))
-        return Node("S", (phrase, Node("VP", ("is", inner))))
-    return phrase
+    if form in ("passive participle", "passive"):
+        verb = "are" if "and" in phrase.children else "is"
+        inner = Node("VP", (pick(random, ("seen", "shown")), Node("PP", ("in", Node("NP", ("this", "picture"))))))
+        return Node("S", (phrase, Node("VP", (verb, inner))))
+    return Node("S", ("there", Node("VP", ("is", phrase))))
 
 
 def both(first: Node, second: Node) -> Node:
     """Two clauses, or two fragments, coordinated."""
-    label = "S" if first.label == second.label == "S" else "NP"
-    return Node(label, (first, ", and", second))
+    return Node(first.label, (first, ", and", second))
 
 
 def write(tree: Node, *, sentence: bool = False) -> tuple[str, PhraseTree]:
@@ -146,8 +147,9 @@ def write(tree: Node, *, sentence: bool = False) -> tuple[str, PhraseTree]:
 
 
 def mention(thing: Object, random: np.random.Generator) -> Mention:
-    """A mention of an object: mostly its colour, sometimes its size and texture."""
+    """A mention of an object: mostly its colour (always where training never pairs it so), perhaps size and texture."""
     colour, size, texture = random.random(3) < (0.9, 0.3, 0.5)
+    colour = colour or (thing.colour, thing.shape) in HELD_OUT
     return Mention(
         shape=thing.shape,
         colour=thing.colour if colour else None,
@@ -157,15 +159,19 @@ def mention(thing: Object, random: np.random.Generator) -> Mention:
 
 
 def describe(scene: Scene, random: np.random.Generator) -> tuple[str, PhraseTree, list[Statement]]:
-    """A true caption of a scene in up to two clauses, its gold phrases, and what it states."""
+    """A true caption of a scene in up to two clauses, its gold phrases, and what it states.
+
+    An object of a pair that training never shows is always named.
+    """
     order = [scene.objects[i] for i in random.permutation(len(scene.objects))]
+    order.sort(key=lambda thing: (thing.colour, thing.shape) not in HELD_OUT)
     statements = [_statement(order[:2], random)]
     if len(order) > 2 and random.random() < 0.7:
         statements.append(_statement(order[2:4], random))
     form = pick(random, FORMS)
     tree = clause(statements[0], random, form)
     if len(statements) == 2:
-        tree = both(tree, clause(statements[1], random, form))
+        tree = both(tree, clause(statements[1], random, form if form == "fragment" else pick(random, SENTENCES)))
     text, gold = write(tree, sentence=tree.label == "S" and random.random() < 0.5)
     return text, gold, statements
 

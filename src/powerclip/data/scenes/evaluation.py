@@ -109,32 +109,28 @@ def hard_negatives(seed: int, size: int, image_size: int) -> Sequence[HardNegati
     for index in range(size):
         random = generator(seed, "test", index, stream=4)
         kind = KINDS[index % len(KINDS)]
-        while True:
-            scene, statement = _related_pair(random)
-            negative = _edit(kind, statement, scene, random)
-            if negative is not None and statement_holds(kind, statement, scene) and not negative.true_of(scene):
-                break
-        if kind in ("swap_obj", "add_att"):
-            statement = _bare(kind, statement)
-        texts = _same_wording(statement, negative, random)
+        scene, positive, negative = contrast(kind, random)
+        texts = _same_wording(positive, negative, random)
         image = render(scene, image_size=image_size, random=random)
         items.append(HardNegative(image=image, positive=texts[0], negative=texts[1], kind=kind))
     return items
 
 
-def statement_holds(kind: str, statement: Statement, scene: Scene) -> bool:
-    """Whether the caption of a kind, as it will be worded, is true of the scene."""
-    return _bare(kind, statement).true_of(scene) if kind in ("swap_obj", "add_att") else statement.true_of(scene)
+def contrast(kind: str, random: np.random.Generator) -> tuple[Scene, Statement, Statement]:
+    """A scene, a statement that is true of it, and one that differs as the kind says and is false."""
+    while True:
+        scene, statement = _related_pair(random)
+        negative = _edit(kind, statement, scene, random)
+        if kind == "swap_obj":
+            statement = replace(statement, subject=negative.object, object=negative.subject)  # type: ignore[arg-type]
+        if statement.true_of(scene) and not negative.true_of(scene) and not _unseen(negative):
+            return scene, statement, negative
 
 
-def _bare(kind: str, statement: Statement) -> Statement:
-    """Without the attributes that a kind's captions do not mention."""
-    assert statement.object is not None
-    if kind == "add_att":
-        return replace(statement, subject=replace(statement.subject, size=None, texture=None))
-    return replace(
-        statement, subject=Mention(shape=statement.subject.shape), object=Mention(shape=statement.object.shape)
-    )
+def _unseen(statement: Statement) -> bool:
+    """Whether it names a pair that training never shows: that alone must not tell a caption as the wrong one."""
+    mentions = (statement.subject, statement.object, statement.also)
+    return any(m is not None and (m.colour, m.shape) in HELD_OUT for m in mentions)
 
 
 def _related_pair(random: np.random.Generator) -> tuple[Scene, Statement]:
@@ -154,7 +150,7 @@ def _other(random: np.random.Generator, values: tuple[str, ...], but: set[str | 
     return pick(random, tuple(value for value in values if value not in but))
 
 
-def _edit(kind: str, statement: Statement, scene: Scene, random: np.random.Generator) -> Statement | None:
+def _edit(kind: str, statement: Statement, scene: Scene, random: np.random.Generator) -> Statement:
     """A statement that differs from a true one as the kind says."""
     a, b = statement.subject, statement.object
     assert b is not None
@@ -191,22 +187,29 @@ def quadruples(seed: int, size: int, image_size: int) -> Sequence[Quadruple]:
     items = []
     for index in range(size):
         random = generator(seed, "test", index, stream=5)
-        while True:
-            scene, statement = _related_pair(random)
-            a, b = scene.objects
-            if index % 2 == 0:
-                swapped = (replace(a, colour=b.colour), replace(b, colour=a.colour))
-                other = _edit("swap_att", statement, scene, random)
-            else:
-                swapped = (replace(a, x=b.x, y=b.y, size=b.size), replace(b, x=a.x, y=a.y, size=a.size))
-                other = replace(statement, subject=statement.object, object=statement.subject)  # type: ignore[arg-type]
-            scenes, statements = (scene, Scene(objects=swapped)), (statement, other)
-            assert other is not None
-            seen = not any((o.colour, o.shape) in HELD_OUT for o in swapped)
-            truth = [[s is not None and s.true_of(scene_) for s in statements] for scene_ in scenes]
-            if seen and truth == [[True, False], [False, True]]:
-                break
-        captions = _same_wording(statement, other, random)
-        images = tuple(render(s, image_size=image_size, random=random) for s in scenes)
-        items.append(Quadruple(images=(images[0], images[1]), captions=captions))
+        scenes, captions = exchange(random, attributes=index % 2 == 0)
+        first, second = (render(s, image_size=image_size, random=random) for s in scenes)
+        items.append(Quadruple(images=(first, second), captions=captions))
     return items
+
+
+def exchange(random: np.random.Generator, *, attributes: bool) -> tuple[tuple[Scene, Scene], tuple[str, str]]:
+    """Two scenes and two captions of the same words; caption i is true of scene i only.
+
+    The second scene is the first with the two objects' colours, or else their places, exchanged.
+    """
+    while True:
+        scene, statement = _related_pair(random)
+        a, b = scene.objects
+        if attributes:
+            swapped = (replace(a, colour=b.colour), replace(b, colour=a.colour))
+            other = _edit("swap_att", statement, scene, random)
+        else:
+            swapped = (replace(a, x=b.x, y=b.y, size=b.size), replace(b, x=a.x, y=a.y, size=a.size))
+            other = replace(statement, subject=statement.object, object=statement.subject)  # type: ignore[arg-type]
+        scenes = (scene, Scene(objects=swapped))
+        captions = _same_wording(statement, other, random)
+        same_words = sorted(captions[0].split()) == sorted(captions[1].split())
+        truth = [[s.true_of(which) for s in (statement, other)] for which in scenes]
+        if same_words and not _unseen(other) and truth == [[True, False], [False, True]]:
+            return scenes, captions

@@ -48,6 +48,12 @@ def object_mask(thing: Object, *, image_size: int) -> NDArray[np.bool_]:
     return whole
 
 
+def object_box(thing: Object, *, image_size: int) -> tuple[int, int, int, int]:
+    """The box an object is drawn in: left, top, right, bottom in pixels, the last two exclusive."""
+    mask, top, left = _placed(thing, image_size)
+    return left, top, left + mask.shape[1], top + mask.shape[0]
+
+
 def _placed(thing: Object, image_size: int) -> tuple[Floats, int, int]:
     """An object's coverage, and the pixel its box begins at."""
     side = max(4, round(2 * thing.radius * image_size))

@@ -122,22 +122,26 @@ def place(random: np.random.Generator, objects: list[Object]) -> Scene:
     for attempt in range(40):
         if attempt == 20:
             objects = [replace(thing, size="small") for thing in objects]
-        placed: list[Object] = []
-        for thing in objects:
-            low, high = thing.radius + 0.02, 1 - thing.radius - 0.02
-            x, y = random.uniform(low, high, 2)
-            put = replace(thing, x=float(x), y=float(y))
-            if any(max(abs(put.x - o.x), abs(put.y - o.y)) < put.radius + o.radius + 0.03 for o in placed):
+        placed: list[tuple[float, float, float]] = []
+        for thing, (u, v) in zip(objects, random.random((len(objects), 2)).tolist(), strict=True):
+            low, span = thing.radius + 0.02, 0.96 - 2 * thing.radius
+            x, y, radius = low + span * u, low + span * v, thing.radius
+            if any(max(abs(x - p), abs(y - q)) < radius + r + 0.03 for p, q, r in placed):
                 break
-            placed.append(put)
+            placed.append((x, y, radius))
         else:
-            return Scene(objects=tuple(placed))
+            return Scene(objects=tuple(replace(o, x=x, y=y) for o, (x, y, _) in zip(objects, placed, strict=True)))
     return place(random, objects[:-1])
+
+
+def pick_count(u: float) -> int:
+    """The number of objects for a uniform draw: 1 to 4 with shares 0.2, 0.4, 0.25, 0.15."""
+    return 1 + (u >= 0.2) + (u >= 0.6) + (u >= 0.85)
 
 
 def random_scene(random: np.random.Generator, split: Split, *, objects: int | None = None) -> Scene:
     """A scene of 1 to 4 objects; in the compositional split the first is of a pair that training never shows."""
-    count = objects or int(random.choice((1, 2, 3, 4), p=(0.2, 0.4, 0.25, 0.15)))
+    count = objects or pick_count(random.random())
     things = [random_object(random, held_out=split == "compositional" and i == 0) for i in range(count)]
     return place(random, things)
 
