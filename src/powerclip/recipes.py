@@ -20,7 +20,7 @@ def scenes_tiny() -> TrainConfig:
         model=ModelConfig(name="tiny"),
         optim=OptimConfig(learning_rate=1e-3, warmup_steps=50, weight_decay=0.1),
         batch_size=64,
-        steps=700,
+        steps=600,
     )
 
 

@@ -28,6 +28,8 @@ def decode_image(data: bytes) -> Image.Image:
             image.load()
     except BadSampleError:
         raise
+    except Image.DecompressionBombError as error:
+        raise BadSampleError("image too large") from error
     except Exception as error:  # Pillow's decoders raise many kinds on hostile bytes
         raise BadSampleError("corrupt image") from error
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:

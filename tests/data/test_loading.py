@@ -1,0 +1,194 @@
+import io
+import tarfile
+
+import pytest
+import torch
+from PIL import Image
+
+import powerclip
+from powerclip.data.decode import decode_image
+from powerclip.data.loader import make_loader
+from powerclip.data.sample import BadSampleError, Sample
+from powerclip.data.scenes import generate
+from powerclip.data.shards import find_shards, index_shard, probe, read_shards, write_shards
+from powerclip.model import make_tokenizer, make_transforms
+from powerclip.types import PowerclipError, RunFailedError
+
+
+def png(mode="RGB", color="red"):
+    buffer = io.BytesIO()
+    Image.new(mode, (8, 8), color).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write_tar(path, members):
+    with tarfile.open(path, "w") as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+
+
+@pytest.fixture(scope="module")
+def tower():
+    model = powerclip.create_model("tiny")
+    return {
+        "transform": make_transforms(model)[0],
+        "tokenizer": make_tokenizer(model),
+        "context_length": model.context_length,
+        "grid": model.grid_size,
+    }
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("scenes")
+    write_shards(generate("train", count=50, seed=0), folder, samples_per_shard=20)
+    return folder
+
+
+def test_samples_survive_their_shard(scenes):
+    written, read = list(generate("train", count=50, seed=0)), list(read_shards(scenes))
+    assert [path.name for path in find_shards(scenes)] == [f"shard-{i:06d}.tar" for i in range(3)]
+    assert read == written
+
+
+def test_shards_are_a_function_of_their_samples(scenes, tmp_path):
+    write_shards(generate("train", count=50, seed=0), tmp_path, samples_per_shard=20)
+    for shard in find_shards(scenes):
+        assert (tmp_path / shard.name).read_bytes() == shard.read_bytes()
+    with pytest.raises(PowerclipError, match="is already there; write into an empty folder"):
+        write_shards(generate("train", count=1, seed=0), tmp_path)
+
+
+def test_a_writer_that_dies_leaves_no_shard(tmp_path):
+    def dying():
+        yield from generate("train", count=3, seed=0)
+        raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        write_shards(dying(), tmp_path, samples_per_shard=2)
+    assert [path.name for path in tmp_path.glob("*.tar")] == ["shard-000000.tar"]
+
+
+def batches(scenes, tower, epoch=0, **options):
+    loader = make_loader(scenes, **tower, **{"batch_size": 8, "seed": 3, **options})
+    return list(loader.epoch(epoch))
+
+
+def test_an_epoch_shows_every_sample_at_most_once_in_a_fresh_order(scenes, tower):
+    first, second = (batches(scenes, tower, epoch) for epoch in (0, 1))
+    for epoch in (first, second):
+        keys = [key for batch in epoch for key in batch.keys]
+        assert len(keys) == len(set(keys)) == 48
+    assert [b.keys for b in first] != [b.keys for b in second]
+    assert first[0].images.shape == (8, 3, 64, 64)
+
+
+@pytest.mark.parametrize("options", [{"workers": 2}, {"workers": 1}])
+def test_batches_do_not_depend_on_the_workers(options, scenes, tower):
+    for a, b in zip(batches(scenes, tower), batches(scenes, tower, **options), strict=True):
+        assert a.keys == b.keys
+        for name in ("images", "tokens", "leaf_of_token", "phrase_spans"):
+            assert torch.equal(getattr(a, name), getattr(b, name)), name
+
+
+def test_starting_in_the_middle_gives_the_rest_and_leaves_the_global_generator(scenes, tower):
+    loader = make_loader(scenes, **tower, batch_size=8, seed=3)
+    state = torch.get_rng_state()
+    rest = list(loader.epoch(0, start_batch=4))
+    assert torch.equal(state, torch.get_rng_state())
+    for a, b in zip(rest, batches(scenes, tower)[4:], strict=True):
+        assert torch.equal(a.images, b.images)
+
+
+def test_phrases_arrive_over_the_tokens(scenes, tower):
+    samples = {sample.key: sample for sample in read_shards(scenes)}
+    batch = batches(scenes, tower)[0]
+    for key, leaves, spans in zip(batch.keys, batch.leaf_of_token, batch.phrase_spans, strict=True):
+        tree = samples[key].tree
+        assert set(leaves.tolist()) - {-1} == set(range(len(tree.leaves)))
+        found = {tuple(span) for span in spans.tolist()} - {(-1, -1)}
+        assert found == {(p.first, p.last) for p in tree.phrases}
+
+
+def test_bad_samples_are_skipped_and_counted(tmp_path, tower):
+    members = []
+    for i in range(20):
+        image = b"junk" if i == 3 else png()
+        members += [(f"{i:02d}.png", image), (f"{i:02d}.txt", b"" if i == 7 else b"a dog on a chair")]
+    write_tar(tmp_path / "a.tar", members)
+    loader = make_loader(tmp_path, **tower, batch_size=10, seed=0, max_bad_share=0.2)
+    for batch in loader.epoch(0):
+        assert len(batch) == 10
+        assert not {"03", "07"} & set(batch.keys)
+    assert loader.bad == {"corrupt image": 1, "empty caption": 1}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_too_many_bad_samples_stop_the_epoch(workers, tmp_path, tower):
+    members = [(f"{i:02d}.{ext}", b"junk") for i in range(20) for ext in ("jpg", "txt")]
+    write_tar(tmp_path / "a.tar", members)
+    loader = make_loader(tmp_path, **tower, batch_size=4, seed=0, workers=workers)
+    with pytest.raises(RunFailedError, match="20 of 20 samples are bad: 20 corrupt image"):
+        list(loader.epoch(0))
+
+
+def test_shards_that_cannot_be_used_are_one_clear_line(tmp_path, tower):
+    with pytest.raises(PowerclipError, match="no shards at .*nowhere: there is no such folder, file or pattern"):
+        find_shards(tmp_path / "nowhere")
+    with pytest.raises(PowerclipError, match="the folder holds no .tar file"):
+        find_shards(tmp_path)
+    write_tar(tmp_path / "a.tar", [("x.jpg", png()), ("x.cls", b"3")])
+    with pytest.raises(PowerclipError, match=r"no caption under txt in the first 1 samples .*keys seen: cls, jpg"):
+        probe(tmp_path)
+    write_tar(tmp_path / "a.tar", [("x.npy", b""), ("x.txt", b"hi")])
+    with pytest.raises(PowerclipError, match=r"no image under jpg, .*keys seen: npy, txt"):
+        probe(tmp_path)
+    write_tar(tmp_path / "a.tar", [("x.jpg", png()), ("x.txt", b"a dog")])
+    with pytest.raises(PowerclipError, match="batch_size is 8 and .* holds 1 samples; make the batch smaller"):
+        make_loader(tmp_path, **tower, batch_size=8, seed=0)
+
+
+def test_a_truncated_tar_is_named(scenes, tmp_path):
+    whole = find_shards(scenes)[0].read_bytes()
+    (tmp_path / "cut.tar").write_bytes(whole[: len(whole) // 2 + 100])
+    with pytest.raises(PowerclipError, match=r"cut.tar is no whole tar file .*make it anew"):
+        index_shard(tmp_path / "cut.tar")
+
+
+def test_links_and_devices_in_a_shard_are_passed_over(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        link = tarfile.TarInfo("x.jpg")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(link)
+    assert index_shard(tmp_path / "a.tar") == []
+
+
+def test_transparency_is_laid_over_white():
+    assert decode_image(png("RGBA", (255, 0, 0, 0))).getpixel((0, 0)) == (255, 255, 255)
+    assert decode_image(png("RGBA", (255, 0, 0, 255))).getpixel((0, 0)) == (255, 0, 0)
+    assert decode_image(png("L", 7)).getpixel((0, 0)) == (7, 7, 7)
+
+
+def test_a_decompression_bomb_is_refused_before_it_is_decompressed():
+    buffer = io.BytesIO()
+    Image.new("1", (30_000, 30_000)).save(buffer, "PNG")
+    with pytest.raises(BadSampleError, match="image too large"):
+        decode_image(buffer.getvalue())
+
+
+@pytest.mark.parametrize(
+    ("files", "reason"),
+    [
+        ({"txt": b"a dog"}, "no image"),
+        ({"png": png()}, "no caption"),
+        ({"png": png(), "txt": b" \n"}, "empty caption"),
+        ({"png": png(), "txt": b"\xff"}, "caption not UTF-8"),
+        ({"png": png(), "txt": b"a dog", "phrases.json": b"{}"}, "malformed phrases.json"),
+        ({"png": png(), "txt": b"a dog", "json": b"{"}, "malformed json"),
+    ],
+)
+def test_a_sample_that_cannot_be_used_has_a_reason(files, reason):
+    with pytest.raises(BadSampleError, match=reason):
+        Sample.from_members("x", files)

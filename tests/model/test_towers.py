@@ -1,0 +1,166 @@
+import json
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from PIL import Image
+from torch.nn.functional import normalize
+
+import powerclip
+from powerclip.model import make_tokenizer, make_transforms, save
+from powerclip.types import Batch, PowerclipError
+
+SMALL = {
+    "embed_dim": 12,
+    "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 16, "layers": 2, "head_width": 8},
+    "text_cfg": {"context_length": 16, "width": 16, "heads": 2, "layers": 2},
+}
+TIMM = {
+    **SMALL,
+    "vision_cfg": {
+        "timm_model_name": "vit_tiny_patch16_224",
+        "timm_model_pretrained": False,
+        "timm_pool": "avg",
+        "timm_proj": "linear",
+        "image_size": 224,
+    },
+}
+CUSTOM = {**SMALL, "custom_text": True}
+CAPTIONS = ["a red cube", "two dogs on a beach, running!", "!"]
+
+
+def config_file(tmp_path, config):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(config))
+    return str(path)
+
+
+@pytest.fixture(params=[SMALL, CUSTOM, TIMM], ids=["native", "custom text", "timm"])
+def model(request, tmp_path):
+    torch.manual_seed(0)
+    return powerclip.create_model(config_file(tmp_path, request.param)).eval()
+
+
+def test_global_embeddings_are_means_of_dense_ones(model):
+    images = torch.randn(2, 3, *model.image_size)
+    patches = model.encode_patches(images)
+    assert patches.shape == (2, model.grid_size[0] * model.grid_size[1], 12)
+    torch.testing.assert_close(model.encode_image(images), patches.mean(dim=1))
+    torch.testing.assert_close(model.encode_image(images, normalize=True), normalize(patches.mean(dim=1), dim=-1))
+    tokenizer = make_tokenizer(model)
+    tokens = tokenizer(CAPTIONS)
+    dense = model.encode_tokens(tokens)
+    assert dense.shape == (3, 16, 12)
+    for caption, row, found in zip(CAPTIONS, dense, model.encode_text(tokens), strict=True):
+        valid = len(tokenizer.encode(caption)) + 2
+        torch.testing.assert_close(found, row[:valid].mean(dim=0))
+
+
+def test_padding_does_not_matter(model):
+    tokens = make_tokenizer(model)(CAPTIONS)
+    assert (tokens[:, 12:] == 0).all()
+    torch.testing.assert_close(model.encode_text(tokens[:, :12]), model.encode_text(tokens))
+
+
+@pytest.mark.parametrize("config", [SMALL, CUSTOM], ids=["native", "custom text"])
+def test_an_open_clip_checkpoint_gives_open_clip_s_outputs(config, tmp_path):
+    torch.manual_seed(1)
+    arguments = {key: value for key, value in config.items() if key != "custom_text"}
+    theirs = (open_clip.CustomTextCLIP if "custom_text" in config else open_clip.CLIP)(**arguments).eval()
+    checkpoint = tmp_path / "theirs.pt"
+    torch.save({"state_dict": {f"module.{k}": v for k, v in theirs.state_dict().items()}}, checkpoint)
+    ours = powerclip.create_model(config_file(tmp_path, config), pretrained=str(checkpoint), text_pool="argmax").eval()
+    tokens = make_tokenizer(ours)(CAPTIONS)
+    torch.testing.assert_close(ours.encode_text(tokens), theirs.encode_text(tokens))
+    images = torch.randn(2, 3, 32, 32)
+    theirs.visual.output_tokens = True
+    tokens_of_image = theirs.visual(images)[1] @ theirs.visual.proj
+    torch.testing.assert_close(ours.encode_patches(images), tokens_of_image)
+    assert ours.logit_scale == theirs.logit_scale
+
+
+def test_a_malicious_checkpoint_is_not_run(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "pwned"), "w"))
+
+    torch.save({"state_dict": {"x": Evil()}}, tmp_path / "evil.pt")
+    with pytest.raises(PowerclipError, match="do not fit"):
+        powerclip.create_model(config_file(tmp_path, SMALL), pretrained=str(tmp_path / "evil.pt"))
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_features_of_a_batch(model):
+    tokens = make_tokenizer(model)(CAPTIONS)
+    rows, columns = model.grid_size
+    batch = Batch(
+        images=torch.randn(3, 3, *model.image_size),
+        tokens=tokens,
+        leaf_of_token=torch.where((tokens > 0) & (tokens < 49406), torch.arange(16) - 1, -1),
+        phrase_spans=torch.tensor([[[0, 2], [1, 2]], [[0, 3], [-1, -1]], [[-1, -1], [-1, -1]]]),
+        region_masks=torch.rand(3, 4, rows * columns) < 0.5,
+    )
+    features = model(batch)
+    assert features.regions.shape == (3, 4, 12)
+    assert features.phrase_mask.tolist() == [[True, True], [True, False], [False, False]]
+    torch.testing.assert_close(features.image, model.encode_image(batch.images, normalize=True))
+    torch.testing.assert_close(features.text, model.encode_text(tokens, normalize=True))
+    torch.testing.assert_close(features.regions.norm(dim=-1), torch.ones(3, 4))
+    torch.testing.assert_close(features.logit_scale, model.logit_scale.exp())
+
+
+def test_a_saved_model_loads_as_the_same(model, tmp_path):
+    save(model, tmp_path / "run" / "model")
+    save(model, tmp_path / "run" / "model")
+    for place in (tmp_path / "run", tmp_path / "run" / "model"):
+        loaded, preprocess, tokenizer = powerclip.load(place)
+        image = preprocess(Image.new("RGB", (50, 40), "red"))[None]
+        assert torch.equal(loaded.encode_image(image), model.encode_image(image))
+        assert torch.equal(loaded.encode_text(tokenizer(CAPTIONS)), model.encode_text(tokenizer(CAPTIONS)))
+        assert not loaded.training
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"model"}
+
+
+def test_transforms_keep_an_image_of_the_right_size():
+    model = powerclip.create_model("tiny")
+    image = Image.effect_noise((64, 64), 90).convert("RGB")
+    train, evaluate = make_transforms(model)
+    pixels = torch.from_numpy(np.array(image)).float().permute(2, 0, 1) / 255
+    mean, std = (torch.tensor(open_clip.OPENAI_DATASET_MEAN), torch.tensor(open_clip.OPENAI_DATASET_STD))
+    torch.testing.assert_close(evaluate(image), (pixels - mean[:, None, None]) / std[:, None, None])
+    assert train(image).shape == (3, 64, 64)
+
+
+def test_what_cannot_be_built_is_one_line(tmp_path):
+    for name, message in [
+        ("ViT-B-33", "unknown model 'ViT-B-33'; did you mean ViT-B-32"),
+        ("RN50", "ModifiedResNet has no patch tokens"),
+        ("coca_ViT-B-32", "CoCa|no patch tokens|attention pooling|cannot build"),
+        ("xlm-roberta-base-ViT-B-32", "Hugging Face"),
+        (str(tmp_path / "none.json"), "cannot read the model config"),
+    ]:
+        with pytest.raises(PowerclipError, match=message) as caught:
+            powerclip.create_model(name)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="text_pool is 'max'; it must be one of avg, argmax"):
+        powerclip.create_model("tiny", text_pool="max")
+    with pytest.raises(ValueError, match="override is 'depth'; it must be one of image_size, context_length"):
+        powerclip.create_model("tiny", depth=3)
+    with pytest.raises(PowerclipError, match="neither a file nor a tag"):
+        powerclip.create_model("tiny", pretrained="nowhere.pt")
+    (tmp_path / "model").mkdir()
+    with pytest.raises(PowerclipError, match="no model at"):
+        powerclip.load(tmp_path / "model")
+
+
+def test_overrides_change_grid_and_context():
+    model = powerclip.create_model("tiny", image_size=32, context_length=20)
+    assert (model.grid_size, model.context_length) == ((4, 4), 20)
+
+
+def test_gradient_checkpointing_changes_no_value(model):
+    images = torch.randn(2, 3, *model.image_size)
+    plain = model.train().encode_patches(images)
+    model.set_grad_checkpointing()
+    torch.testing.assert_close(model.encode_patches(images), plain)

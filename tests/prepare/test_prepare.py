@@ -1,0 +1,122 @@
+import json
+
+import pytest
+from PIL import Image
+
+from powerclip.data.shards import read_shards
+from powerclip.prepare import job, prepare
+from powerclip.types import PowerclipError, RunFailedError
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / "photos"
+    (folder / "sub").mkdir(parents=True)
+    for i in range(12):
+        place = folder / ("sub" if i % 2 else ".") / f"p{i:02d}"
+        Image.new("RGB", (10, 8), (i * 20, 0, 0)).save(place.with_suffix(".jpg" if i % 3 else ".bmp"))
+        place.with_suffix(".txt").write_text(f"a dog with {i} spots rides a horse.")
+    return folder
+
+
+def test_a_folder_becomes_shards_with_phrases(photos, tmp_path):
+    report = prepare(photos, tmp_path / "out", samples_per_shard=5)
+    samples = list(read_shards(tmp_path / "out"))
+    assert report["samples"] == len(samples) == 12
+    assert len(list((tmp_path / "out").glob("*.tar"))) == 3
+    assert {sample.image_extension for sample in samples} == {"jpg", "png"}
+    assert report == json.loads((tmp_path / "out" / "report.json").read_text())
+    for sample in samples:
+        texts = {
+            sample.caption[sample.tree.leaves[p.first][0] : sample.tree.leaves[p.last][1]] for p in sample.tree.phrases
+        }
+        assert {"a horse", "rides a horse"} <= texts
+    assert report["phrases_per_caption"] == sum(len(s.tree.phrases) for s in samples) / 12
+
+
+def test_bad_pairs_are_skipped_with_their_reason(photos, tmp_path):
+    (photos / "p02.jpg").write_bytes(b"junk")
+    (photos / "p04.txt").write_text("  ")
+    (photos / "p06.txt").unlink()
+    report = prepare(photos, tmp_path / "out", max_bad_share=0.5)
+    assert report["skipped"] == {"corrupt image": 1, "empty caption": 1, "no caption": 1}
+    assert report["examples"]["corrupt image"] == ["p02.jpg"]
+    with pytest.raises(RunFailedError, match=r"3 of 12 samples cannot be used: .*e.g. p02.jpg.*--max-bad-share"):
+        prepare(photos, tmp_path / "other", max_bad_share=0.1)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl"])
+def test_a_table_becomes_shards(suffix, photos, tmp_path):
+    rows = [{"file": f"sub/p{i:02d}.jpg", "Caption": f'the "quoted", dog {i}\nrides'} for i in (1, 5, 7)]
+    table = photos / f"table.{suffix}"
+    if suffix == "jsonl":
+        table.write_text("\n".join(json.dumps(row) for row in rows))
+    else:
+        separator = "," if suffix == "csv" else "\t"
+        cell = lambda text: '"' + text.replace('"', '""') + '"'  # noqa: E731
+        lines = [separator.join(rows[0]), *(separator.join(cell(v) for v in row.values()) for row in rows)]
+        table.write_text("\n".join(lines))
+    assert prepare(table, tmp_path / "out", parser="none")["samples"] == 3
+    samples = list(read_shards(tmp_path / "out"))
+    assert [sample.caption for sample in samples] == [row["Caption"] for row in rows]
+    assert all(sample.tree is None for sample in samples)
+
+
+def test_a_job_cut_short_goes_on_where_it_was(photos, tmp_path, monkeypatch):
+    whole = prepare(photos, tmp_path / "whole", samples_per_shard=4, parser="none")
+    write = job.write_shard
+
+    def dies_at_the_second(samples, path):
+        if path.name == "shard-000001.tar":
+            raise RuntimeError("power cut")
+        write(samples, path)
+
+    monkeypatch.setattr(job, "write_shard", dies_at_the_second)
+    with pytest.raises(RuntimeError, match="power cut"):
+        prepare(photos, tmp_path / "cut", samples_per_shard=4, parser="none")
+    monkeypatch.setattr(job, "write_shard", write)
+    first = (tmp_path / "cut" / "shard-000000.tar").stat().st_mtime_ns
+    assert prepare(photos, tmp_path / "cut", samples_per_shard=4, parser="none") == whole
+    assert (tmp_path / "cut" / "shard-000000.tar").stat().st_mtime_ns == first
+    for shard in (tmp_path / "whole").glob("*.tar"):
+        assert (tmp_path / "cut" / shard.name).read_bytes() == shard.read_bytes()
+
+
+def test_scenes_keep_their_gold_phrases(tmp_path):
+    prepare("scenes:test", tmp_path / "out", count=3)
+    assert [sample.tree.parser for sample in read_shards(tmp_path / "out")] == ["gold"] * 3
+
+
+def test_what_cannot_be_prepared_is_one_clear_line(photos, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "list.xlsx").write_text("")
+    (tmp_path / "bad.jsonl").write_text("{")
+    (tmp_path / "t.csv").write_text("id,words\n1,hello\n")
+    for source, options, message in [
+        (tmp_path / "nowhere", {}, "no source at"),
+        (tmp_path / "empty", {}, "no image in .*looked for .bmp"),
+        (tmp_path / "list.xlsx", {}, "no source that can be read"),
+        (tmp_path / "bad.jsonl", {}, "cannot read the table"),
+        (tmp_path / "t.csv", {}, r"no column named path, image.*--image-column \(columns: id, words\)"),
+        (
+            tmp_path / "t.csv",
+            {"image_column": "word"},
+            r"no column 'word'; did you mean words\? \(columns: id, words\)",
+        ),
+        ("scenes:night", {}, "unknown scenes 'night'"),
+        (photos, {"parser": "yacc"}, "unknown parser 'yacc'"),
+    ]:
+        with pytest.raises(PowerclipError, match=message) as caught:
+            prepare(source, tmp_path / "out", **options)
+        assert "\n" not in str(caught.value)
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_something_else_is_not_touched(photos, tmp_path):
+    prepare(photos, tmp_path / "out", parser="none")
+    (photos / "p01.txt").unlink(missing_ok=True)
+    (photos / "sub" / "p01.txt").write_text("changed")
+    with pytest.raises(PowerclipError, match="holds shards of another source"):
+        prepare(photos, tmp_path / "out", parser="none")
+    with pytest.raises(PowerclipError, match="is not empty and was not made by this command"):
+        prepare(photos, photos, parser="none")
