@@ -27,6 +27,8 @@ class PhraseGrounding:
 
     text: str
     """The words of the phrase."""
+    label: str
+    """Its label in the tree."""
     heat: Tensor
     """(rows, columns) on the patch grid: the summed similarity of the grounding regions over a patch, over how
     many regions cover it."""
@@ -58,9 +60,11 @@ def ground(
         leaves, leaf_mask = pool_leaves(dense, encoded.leaf_of_token[None], leaves=len(encoded.tokens))
         phrases, phrase_mask = pool_phrases(leaves, leaf_mask, encoded.phrase_spans[None], norm=model.phrase_norm)
         found = grounding(regions[0], phrases[0], region_mask[0], phrase_mask[0])
+    labels = {(phrase.first, phrase.last): phrase.label for phrase in tree.phrases}
     covered = masks.float().sum(dim=0).clamp(min=1)
     return [
         PhraseGrounding(
+            label=labels.get((first, last), "cut"),
             text=caption[tree.leaves[first][0] : tree.leaves[last][1]],
             heat=((s.clamp(min=0) @ masks.float()) / covered).view(model.grid_size),
             score=score.item(),
@@ -80,16 +84,16 @@ def picture(image: Image.Image, caption: str, groundings: Mapping[str, Sequence[
         caption: the whole text.
         groundings: of each model, by its name.
     """
-    columns = 1 + min(MAX_PHRASES, max(len(found) for found in groundings.values()))
+    columns = 1 + min(MAX_PHRASES, max(len(_shown(found)) for found in groundings.values()))
     figure = Figure(figsize=(1.75 * columns, 2.15 * len(groundings) + 0.3), layout="constrained")
-    figure.suptitle(caption, fontsize=10)
+    figure.suptitle(caption, fontsize=10, parse_math=False, wrap=True)
     panels = figure.subplots(len(groundings), columns, squeeze=False)
     for row, (name, found) in zip(panels, groundings.items(), strict=True):
         for axes in row:
             axes.set_axis_off()
         row[0].imshow(image)
-        row[0].set_title(name, fontsize=9, fontweight="bold")
-        for axes, phrase in zip(row[1:], _shortest(found), strict=False):
+        row[0].set_title(name, fontsize=9, fontweight="bold", parse_math=False)
+        for axes, phrase in zip(row[1:], _shown(found), strict=False):
             axes.imshow(image)
             extent = (-0.5, image.width - 0.5, image.height - 0.5, -0.5)
             heat = phrase.heat.numpy()
@@ -98,11 +102,12 @@ def picture(image: Image.Image, caption: str, groundings: Mapping[str, Sequence[
                 heat, extent=extent, cmap="inferno", alpha=0.8 * np.clip(strength, 0, 1), interpolation="bilinear"
             )
             title = phrase.text if len(phrase.text) < 24 else f"{phrase.text[:22]}…"
-            axes.set_title(f"{title}\n{phrase.regions} regions, {phrase.score:.2f}", fontsize=7)
+            axes.set_title(f"{title}\n{phrase.regions} regions, {phrase.score:.2f}", fontsize=7, parse_math=False)
     return figure
 
 
-def _shortest(found: Sequence[PhraseGrounding]) -> list[PhraseGrounding]:
-    """The shortest phrases, which say where something is, in their own order."""
-    kept = sorted(range(len(found)), key=lambda k: (len(found[k].text), k))[:MAX_PHRASES]
-    return [found[k] for k in sorted(kept)]
+def _shown(found: Sequence[PhraseGrounding]) -> list[PhraseGrounding]:
+    """The shortest noun phrases, which name what can be seen, in their own order; any phrases where there is none."""
+    nouns = [phrase for phrase in found if phrase.label == "NP"] or list(found)
+    kept = sorted(range(len(nouns)), key=lambda k: (len(nouns[k].text), k))[:MAX_PHRASES]
+    return [nouns[k] for k in sorted(kept)]

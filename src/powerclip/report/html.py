@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 from string import Template
+from typing import Any
 
 import yaml
 from PIL import Image
@@ -17,7 +18,7 @@ from powerclip.data.scenes import generate
 from powerclip.model import PowerCLIP, load
 from powerclip.report.grounding import ground, picture
 from powerclip.report.plots import curves, png
-from powerclip.report.tables import Results, best, rows
+from powerclip.report.tables import Results, best, family_averages, rows
 from powerclip.train.log import read_metrics
 from powerclip.types import PowerclipError
 
@@ -33,6 +34,7 @@ table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular
 th, td { padding: .25rem .8rem; border-bottom: 1px solid #8884; text-align: left; }
 td.n, th.n { text-align: right; } td.best { font-weight: 700; }
 img { max-width: 100%; background: white; border-radius: 6px; margin: .5rem 0; }
+.wide { overflow-x: auto; } summary { cursor: pointer; }
 .note { opacity: .75; } code { font-size: .9em; }
 </style></head><body>
 <h1>powerclip report</h1>
@@ -63,9 +65,12 @@ def write_report(runs: Mapping[str, Path], output: Path) -> Path:
 
 
 def read_results(run: Path) -> Results:
-    """The tasks of a run's ``evaluation.json``, none where there is no such file."""
-    path = run / "evaluation.json"
-    return json.loads(path.read_text(encoding="utf-8"))["tasks"] if path.exists() else {}
+    """The tasks of a run's ``evaluation.json``, none where there is no such file or it is not of that form."""
+    try:
+        tasks = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))["tasks"]
+        return {task: {name: float(value) for name, value in metrics.items()} for task, metrics in tasks.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
 
 
 def _results(runs: Mapping[str, Path]) -> str:
@@ -74,7 +79,7 @@ def _results(runs: Mapping[str, Path]) -> str:
     missing = [name for name, tasks in results.items() if not tasks]
     if missing:
         parts.append(f"<p class=note>Not evaluated: {escape(', '.join(missing))} (powerclip evaluate RUN).</p>")
-    found = rows(results)
+    found = rows(results) + family_averages(results)
     if found:
         head = "".join(f"<th class=n>{escape(name)}</th>" for name in results)
         lines = [f"<tr><th>task</th><th>metric</th>{head}</tr>"]
@@ -86,8 +91,10 @@ def _results(runs: Mapping[str, Path]) -> str:
                 for value in values
             )
             lines.append(f"<tr><td>{escape(task)}</td><td>{escape(metric)}</td>{cells}</tr>")
-        parts.append(f"<table>{''.join(lines)}</table>")
-        parts.append("<p class=note>Percent, higher is better. One run each: a few points may be chance.</p>")
+        parts.append(f"<div class=wide><table>{''.join(lines)}</table></div>")
+        parts.append(
+            "<p class=note>Percent, higher is better. One run and one seed each: a few points may be chance.</p>"
+        )
     return "\n".join(parts)
 
 
@@ -98,8 +105,8 @@ def _curves(runs: Mapping[str, Path]) -> str:
     if not any(metrics.values()):
         return "<h2>Training</h2><p class=note>No metrics yet.</p>"
     ends = "".join(
-        f"<li>{escape(name)}: {lines[-1]['step']} steps, {lines[-1]['samples_seen']} samples, "
-        f"loss {lines[-1]['loss']:.3f}</li>"
+        f"<li>{escape(name)}: {lines[-1].get('step', '?')} steps, {lines[-1].get('samples_seen', '?')} samples, "
+        f"loss {lines[-1].get('loss', float('nan')):.3f}</li>"
         for name, lines in metrics.items()
         if lines
     )
@@ -108,11 +115,15 @@ def _curves(runs: Mapping[str, Path]) -> str:
 
 def _groundings(runs: Mapping[str, Path]) -> str:
     models: dict[str, PowerCLIP] = {}
+    missing = []
     for name, run in runs.items():
-        if (run / "model").is_dir():
+        try:
             models[name] = load(run)[0]
+        except PowerclipError:
+            missing.append(name)
+    note = f"<p class=note>No whole model yet: {escape(', '.join(missing))}.</p>" if missing else ""
     if not models:
-        return "<h2>What the phrases are grounded in</h2><p class=note>No model yet.</p>"
+        return f"<h2>What the phrases are grounded in</h2>{note}"
     size = next(iter(models.values())).image_size[0]
     figures = []
     for sample in generate("test", count=EXAMPLES, seed=EXAMPLE_SEED, image_size=size):
@@ -123,17 +134,50 @@ def _groundings(runs: Mapping[str, Path]) -> str:
     return (
         "<h2>What the phrases are grounded in</h2><p>For each phrase of a caption, the set of boxes that maximises "
         "the alignment, {m : s > 0}, laid over the image by its similarity. Test scenes, boxes of two fixed sizes; "
-        "below a phrase, how many boxes are in the set and their summed similarity.</p>" + "\n".join(figures)
+        "under the words, how many boxes are in the set and their summed similarity.</p>" + note + "\n".join(figures)
     )
 
 
 def _settings(runs: Mapping[str, Path]) -> str:
-    parts = ["<h2>Settings</h2>"]
-    for name, run in runs.items():
-        path = run / "config.yaml"
-        text = yaml.safe_dump(yaml.safe_load(path.read_text(encoding="utf-8"))) if path.exists() else "no config.yaml"
-        parts.append(f"<details><summary>{escape(name)}</summary><pre><code>{escape(text)}</code></pre></details>")
+    """One row a setting, one column a run; the settings that differ first and marked."""
+    settings = {name: _read_settings(run / "config.yaml") for name, run in runs.items()}
+    missing = [name for name, values in settings.items() if not values]
+    note = f"<p class=note>No readable config.yaml: {escape(', '.join(missing))}.</p>" if missing else ""
+    names = dict.fromkeys(name for values in settings.values() for name in values)
+    table = {name: [values.get(name, "-") for values in settings.values()] for name in names}
+    differing = {name: row for name, row in table.items() if len(set(row)) > 1}
+    alike = {name: row for name, row in table.items() if name not in differing}
+    head = "".join(f"<th>{escape(name)}</th>" for name in runs)
+    parts = ["<h2>Settings</h2>", note]
+    for title, part in (("What differs", differing), ("All the same" if len(runs) > 1 else "All", alike)):
+        if part:
+            body = "".join(
+                f"<tr><td>{escape(name)}</td>{''.join(f'<td><code>{escape(v)}</code></td>' for v in row)}</tr>"
+                for name, row in part.items()
+            )
+            table_html = f"<div class=wide><table><tr><th>setting</th>{head}</tr>{body}</table></div>"
+            opened = " open" if part is differing else ""
+            parts.append(f"<details{opened}><summary>{title} ({len(part)})</summary>{table_html}</details>")
     return "\n".join(parts)
+
+
+def _read_settings(path: Path) -> dict[str, str]:
+    """A run's settings by dotted name, none where the file is missing or no mapping."""
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return _flat(value) if isinstance(value, dict) else {}
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name, inner in value.items():
+        if isinstance(inner, dict) and inner:
+            found |= _flat(inner, f"{prefix}{name}.")
+        else:
+            found[f"{prefix}{name}"] = str(inner)
+    return found
 
 
 def _image(data: bytes, text: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 PANELS = {
     "loss_clip": "CLIP loss",
@@ -26,18 +27,21 @@ def curves(metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
     figure = Figure(figsize=(11, 2.9), layout="constrained")
     panels = figure.subplots(1, len(PANELS))
     for axes, (name, title) in zip(panels, PANELS.items(), strict=True):
-        for number, (run, lines) in enumerate(metrics.items()):
-            points = [(line["step"], line[name]) for line in lines if name in line]
+        for number, (_run, lines) in enumerate(metrics.items()):
+            points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
             if not points:
                 continue
             steps, values = np.asarray(points, dtype=float).T
             axes.plot(steps, values, color=f"C{number}", alpha=0.25, linewidth=0.8)
-            axes.plot(steps, smooth(values), color=f"C{number}", label=run, linewidth=1.6)
+            axes.plot(steps, smooth(values), color=f"C{number}", linewidth=1.6)
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("step", fontsize=9)
         axes.tick_params(labelsize=8)
         axes.spines[["top", "right"]].set_visible(False)
-    panels[0].legend(fontsize=8, frameon=False)
+    keys = [Line2D([], [], color=f"C{number}") for number in range(len(metrics))]
+    legend = panels[0].legend(keys, list(metrics), fontsize=8, frameon=False)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
     return figure
 
 

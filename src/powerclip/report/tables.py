@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from rich.markup import escape
 from rich.table import Table
 
 Results = Mapping[str, Mapping[str, float]]
@@ -11,7 +12,30 @@ Results = Mapping[str, Mapping[str, float]]
 HEADLINES = ("acc@1", "i2t_R@1", "t2i_R@1", "macro", "text", "image", "group")
 """Metrics that stand for a task in the short table."""
 
+FAMILIES = {
+    "classification": ("acc@1",),
+    "retrieval": ("i2t_R@1", "t2i_R@1"),
+    "compositionality": ("macro", "text", "image", "group"),
+}
+"""The metrics that are averaged over the tasks of a family."""
+
 Row = tuple[str, str, list[float | None]]
+
+
+def family_averages(results: Mapping[str, Results]) -> list[Row]:
+    """The unweighted mean of a family's metrics over the tasks that all models have, where those are two or more.
+
+    Args:
+        results: metrics by model, task and name.
+    """
+    found: list[Row] = []
+    for family, names in FAMILIES.items():
+        complete = [values for _, metric, values in rows(results) if metric in names and None not in values]
+        if len(complete) > 1:
+            columns = zip(*complete, strict=True)
+            mean: list[float | None] = [sum(v for v in column if v is not None) / len(column) for column in columns]
+            found.append((family, f"mean of {len(complete)}", mean))
+    return found
 
 
 def rows(results: Mapping[str, Results], *, short: bool = True) -> list[Row]:
@@ -40,19 +64,24 @@ def results_table(results: Mapping[str, Results], *, short: bool = True) -> Tabl
     """A table for the terminal, in percent; the best value of a row is bold."""
     table = Table("task", "metric", title="zero-shot, %")
     for name in results:
-        table.add_column(name, justify="right")
-    for task, metric, values in rows(results, short=short):
+        table.add_column(escape(name), justify="right")
+    for task, metric, values in rows(results, short=short) + family_averages(results):
         top = best(values)
         cells = ["-" if v is None else f"[bold]{v:.1%}[/bold]" if v == top else f"{v:.1%}" for v in values]
-        table.add_row(task, metric, *(cell.replace("%", "") for cell in cells))
+        table.add_row(escape(task), escape(metric), *(cell.replace("%", "") for cell in cells))
     return table
 
 
 def results_markdown(results: Mapping[str, Results], *, short: bool = True) -> str:
     """The same table as Markdown."""
-    lines = [f"| task | metric | {' | '.join(results)} |", "| --- | --- |" + " ---: |" * len(results)]
-    for task, metric, values in rows(results, short=short):
+    lines = [f"| task | metric | {' | '.join(map(_cell, results))} |", "| --- | --- |" + " ---: |" * len(results)]
+    for task, metric, values in rows(results, short=short) + family_averages(results):
         top = best(values)
         cells = ["-" if v is None else f"**{100 * v:.1f}**" if v == top else f"{100 * v:.1f}" for v in values]
-        lines.append(f"| {task} | {metric} | {' | '.join(cells)} |")
+        lines.append(f"| {_cell(task)} | {_cell(metric)} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _cell(text: str) -> str:
+    """Text that does not end its Markdown cell."""
+    return text.replace("|", "\\|").replace("\n", " ")
