@@ -1,11 +1,13 @@
 import io
 import json
 
+import pytest
 from rich.console import Console
 
 from powerclip import demo
 
 
+@pytest.mark.slow
 def test_the_demo_leaves_runs_results_and_a_page(tmp_path, monkeypatch):
     def small(**options):
         configs = demo_configs(**options)

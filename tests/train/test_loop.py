@@ -174,6 +174,12 @@ def test_bad_data_is_refused_before_anything_is_written(config, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_an_unknown_model_leaves_no_folder(config, shards, tmp_path):
+    with pytest.raises(PowerclipError, match="unknown model 'tinny'; did you mean tiny"):
+        train(dataclasses.replace(config, model=ModelConfig(name="tinny")), data=shards, output=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_unknown_device_is_one_line(config, shards, tmp_path):
     with pytest.raises(PowerclipError, match="device 'cuda:99' cannot be used here"):
         train(dataclasses.replace(config, device="cuda:99"), data=shards, output=tmp_path / "run")

@@ -65,11 +65,11 @@ def train(
     """
     console = console or Console(stderr=True)
     probe(data)
-    start = _open_run_folder(output, config, resume=resume)
     device = choose_device(config.device)
     torch.manual_seed(config.seed)
     model = build_model(config).to(device)
     loader = build_loader(config, model, data)
+    start = _open_run_folder(output, config, resume=resume)  # after all that can be refused
     steps = config.steps or (config.epochs or 0) * loader.batches_per_epoch
     optimizer = make_optimizer(model, config.optim)
     counters = {"samples_seen": 0, "bad_steps": 0}
