@@ -15,14 +15,14 @@ MAY_IMPORT = {
     "regions": {"types", "errors"},
     "phrases": {"types", "errors"},
     "alignment": {"types", "errors"},
-    "distributed": {"types", "errors"},
+    
     "model": {"types", "errors"},
     "data": {"types", "errors", "phrases", "regions"},
     "prepare": {"types", "errors", "phrases", "regions", "data"},
-    "loss": {"types", "errors", "alignment", "distributed"},
+    "loss": {"types", "errors", "alignment"},
     "evaluate": {"types", "errors", "model", "data", "phrases", "regions", "alignment"},
     "train": {
-        "types", "errors", "config", "model", "loss", "data", "regions", "phrases", "distributed", "evaluate"
+        "types", "errors", "config", "model", "loss", "data", "regions", "phrases", "evaluate"
     },
     "report": {
         "types", "errors", "config", "model", "data", "regions", "phrases", "alignment", "evaluate", "train"

@@ -9,6 +9,9 @@ from PIL import Image
 
 from powerclip.data.sample import BadSampleError
 
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+"""Formats whose decoders are tried: all lie within Pillow; EPS, for one, would start Ghostscript."""
+
 MAX_PIXELS = 64_000_000
 """A larger image is refused before it is decompressed."""
 
@@ -22,12 +25,14 @@ def decode_image(data: bytes) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of large images, and of oddities in metadata
-            image: Image.Image = Image.open(io.BytesIO(data))
+            image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
             if image.width * image.height > MAX_PIXELS:
                 raise BadSampleError("image too large")
             image.load()
     except BadSampleError:
         raise
+    except Image.DecompressionBombError as error:
+        raise BadSampleError("image too large") from error
     except Image.DecompressionBombError as error:
         raise BadSampleError("image too large") from error
     except Exception as error:  # Pillow's decoders raise many kinds on hostile bytes

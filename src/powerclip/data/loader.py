@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,7 +20,7 @@ from powerclip.data.collate import EncodedSample, collate
 from powerclip.data.decode import decode_image
 from powerclip.data.sample import BadSampleError
 from powerclip.data.shards import Entry, find_shards, index_shard, probe
-from powerclip.phrases import encode_caption, whole_caption_tree
+from powerclip.phrases import Parser, encode_caption, whole_caption_tree
 from powerclip.types import Batch, PowerclipError, RunFailedError
 
 __all__ = ["Loader", "make_loader", "probe"]
@@ -29,19 +31,27 @@ SHUFFLE_SHARDS = 16
 MIN_SEEN = 100
 """The share of bad samples is not judged before so many have been seen."""
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Loaded:
     """A batch on its way from a worker, with the samples that were bad."""
 
     batch: Batch | None
-    """None where too many samples in a row were bad to fill it."""
-    bad: dict[str, str]
-    """Reason by key."""
+    """None where ``MIN_SEEN`` samples from all over the data were bad, one after the other."""
+    bad: dict[int, str]
+    """Reason by position."""
+    bare: int
+    """Samples that came without phrases."""
 
 
 class _Samples(Dataset[_Loaded]):
-    """Batches by the positions of their samples; a bad sample's place is taken by the next good one."""
+    """Batches by the positions of their samples; a bad sample's place is taken by a good one.
+
+    Substitutes are looked for in strides over all the data, so that a bad shard is left at once and the
+    neighbours of a bad sample are not shown more often than others.
+    """
 
     def __init__(
         self,
@@ -52,8 +62,12 @@ class _Samples(Dataset[_Loaded]):
         context_length: int,
         patches: int,
         seed: int,
+        parser: Parser | None,
     ) -> None:
-        self.entries = entries
+        self.entries, self.parser = entries, parser
+        self.stride = next(
+            s for s in range(round(0.618 * len(entries)) or 1, 2 * len(entries) + 2) if math.gcd(s, len(entries)) == 1
+        )
         self.transform, self.tokenizer = transform, tokenizer
         self.context_length, self.patches, self.seed = context_length, patches, seed
 
@@ -61,23 +75,30 @@ class _Samples(Dataset[_Loaded]):
         """The batch of an epoch's sample positions."""
         epoch, positions = request
         samples: list[EncodedSample] = []
-        bad: dict[str, str] = {}
+        bad: dict[int, str] = {}
+        count = len(self.entries)
+        self.bare = 0
         with torch.random.fork_rng(devices=[]):
             for position in positions:
-                for place in range(position, position + len(self.entries)):
-                    entry = self.entries[place % len(self.entries)]
+                for attempt in range(min(MIN_SEEN, count)):
+                    place = (position + attempt * self.stride) % count
                     try:
-                        samples.append(self._encode(entry, (self.seed, epoch, place)))
+                        samples.append(self._encode(self.entries[place], (self.seed, epoch, position)))
                         break
                     except BadSampleError as error:
-                        bad[entry.key] = str(error)
-                        if len(bad) >= min(MIN_SEEN, len(self.entries)):
-                            return _Loaded(batch=None, bad=bad)
-        return _Loaded(batch=collate(samples, patches=self.patches), bad=bad)
+                        bad[place] = str(error)
+                else:
+                    return _Loaded(batch=None, bad=bad, bare=self.bare)
+        return _Loaded(batch=collate(samples, patches=self.patches), bad=bad, bare=self.bare)
 
     def _encode(self, entry: Entry, seed: tuple[int, int, int]) -> EncodedSample:
         sample = entry.read()
-        tree = sample.tree or whole_caption_tree(sample.caption)
+        tree = sample.tree
+        if tree is None and self.parser is not None:
+            tree = next(iter(self.parser.parse([sample.caption])))
+        if tree is None or not tree.phrases:
+            tree = whole_caption_tree(sample.caption)
+            self.bare += sample.tree is None
         try:
             caption = encode_caption(sample.caption, tree, self.tokenizer, context_length=self.context_length)
         except ValueError as error:
@@ -105,7 +126,9 @@ class Loader:
         self.batches_per_epoch = len(samples.entries) // batch_size
         self.bad: Counter[str] = Counter()
         """Samples that could not be used, by reason."""
-        self._bad_keys: set[str] = set()
+        self.without_phrases = 0
+        """Samples shown so far that had no phrases, and no parser to find them: the whole caption stood in."""
+        self._bad_places: set[int] = set()
         self._seen = 0
 
     def epoch(self, epoch: int, *, start_batch: int = 0) -> Iterator[Batch]:
@@ -146,10 +169,13 @@ class Loader:
 
     def _count(self, loaded: _Loaded) -> None:
         self._seen += len(loaded.batch or ()) + len(loaded.bad)
-        for key, reason in loaded.bad.items():
-            if key not in self._bad_keys:
-                self._bad_keys.add(key)
+        for place, reason in loaded.bad.items():
+            if place not in self._bad_places:
+                self._bad_places.add(place)
                 self.bad[reason] += 1
+        if loaded.bare and not self.without_phrases:
+            log.warning("samples without phrases: the whole caption is their one phrase; powerclip prepare adds them")
+        self.without_phrases += loaded.bare
         seen = min(self._seen, len(self.samples.entries))
         judged = seen >= min(MIN_SEEN, len(self.samples.entries))
         if loaded.batch is None or (judged and self.bad.total() > self.max_bad_share * seen):
@@ -173,11 +199,12 @@ def make_loader(
     workers: int = 0,
     shuffle: bool = True,
     max_bad_share: float = 0.1,
+    parser: Parser | None = None,
 ) -> Loader:
     """A loader of the shards at a path.
 
-    The batches depend on the seed and the epoch, not on the number of workers. A sample without phrases has one
-    phrase, its whole caption.
+    The batches depend on the seed and the epoch, not on the number of workers. A sample without phrases has those
+    the parser finds; without a parser it has one, its whole caption, and ``Loader.without_phrases`` counts it.
 
     Args:
         data: a folder of shards, one tar, or a pattern.
@@ -190,6 +217,7 @@ def make_loader(
         workers: decoding processes; 0 decodes in this one.
         shuffle: False keeps the shards' order.
         max_bad_share: share of bad samples above which an epoch stops.
+        parser: finds the phrases of samples that have none, each time they are shown.
 
     Raises:
         PowerclipError: no shards, a shard cut short, or fewer samples than a batch.
@@ -207,6 +235,7 @@ def make_loader(
         context_length=context_length,
         patches=grid[0] * grid[1],
         seed=seed,
+        parser=parser,
     )
     return Loader(
         samples,

@@ -37,7 +37,15 @@ class Sample:
     """Region masks of the image (``KEY.regions.json``)."""
 
     def members(self) -> dict[str, bytes]:
-        """The sample's files by extension."""
+        """The sample's files by extension.
+
+        Raises:
+            ValueError: the key or the image's extension would not be read back.
+        """
+        if "." in self.key.rpartition("/")[2] or not self.key:
+            raise ValueError(f"key is {self.key!r}; it must be a name without a dot: the extension begins there")
+        if self.image_extension not in IMAGE_EXTENSIONS:
+            raise ValueError(f"image_extension is {self.image_extension!r}; use one of {', '.join(IMAGE_EXTENSIONS)}")
         files = {self.image_extension: self.image, CAPTION_EXTENSION: self.caption.encode("utf-8")}
         if self.metadata:
             files["json"] = _json(self.metadata)
@@ -69,26 +77,26 @@ class Sample:
             key=key,
             image=files[extension],
             image_extension=extension,
-            caption=decode_caption(files[CAPTION_EXTENSION]),
+            caption=decode_caption(files[CAPTION_EXTENSION], strip=tree is None),
             tree=tree,
             metadata=_read_json(files, "json") or {},
             regions=_read_json(files, "regions.json"),
         )
 
 
-def decode_caption(text: bytes) -> str:
-    """A caption from bytes.
+def decode_caption(text: bytes, *, strip: bool = True) -> str:
+    """A caption from bytes; ``strip=False`` keeps the white space around it, where offsets into it are at hand.
 
     Raises:
         BadSampleError: it is empty or not UTF-8.
     """
     try:
-        caption = text.decode("utf-8").strip()
+        caption = text.decode("utf-8")
     except UnicodeDecodeError as error:
         raise BadSampleError("caption not UTF-8") from error
-    if not caption:
+    if not caption.strip():
         raise BadSampleError("empty caption")
-    return caption
+    return caption.strip() if strip else caption
 
 
 def _json(value: Mapping[str, Any]) -> bytes:

@@ -6,11 +6,11 @@ import os
 import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 
 import webdataset
+from webdataset.shardlists import expand_urls
 
 from powerclip.data.sample import CAPTION_EXTENSION, IMAGE_EXTENSIONS, BadSampleError, Sample
 from powerclip.types import PowerclipError
@@ -38,14 +38,14 @@ class Entry:
         """
         if any(size > MAX_MEMBER_BYTES for _, size in self.members.values()):
             raise BadSampleError("file too large")
-        descriptor = _open(str(self.shard))
-        files = {ext: os.pread(descriptor, size, offset) for ext, (offset, size) in self.members.items()}
+        files = {}
+        try:
+            with self.shard.open("rb", buffering=0) as shard:
+                for extension, (offset, size) in self.members.items():
+                    files[extension] = os.pread(shard.fileno(), size, offset)
+        except OSError as error:
+            raise BadSampleError("shard cannot be read") from error
         return Sample.from_members(self.key, files)
-
-
-@lru_cache(maxsize=64)
-def _open(path: str) -> int:
-    return os.open(path, os.O_RDONLY)
 
 
 def write_shards(samples: Iterable[Sample], folder: Path, *, samples_per_shard: int = 1000, first: int = 0) -> int:
@@ -92,7 +92,9 @@ def write_shard(samples: Iterable[Sample], path: Path) -> None:
 
 
 def find_shards(path: Path | str) -> list[Path]:
-    """The shards at a path: the tar files of a folder, one tar file, or those of a glob pattern.
+    """The shards at a path: the tar files of a folder, one tar file, or those of a pattern.
+
+    A pattern has ``*``, ``?`` or ``[]`` in the file's name, or braces as WebDataset has: ``{000000..000099}.tar``.
 
     Raises:
         PowerclipError: there are none.
@@ -104,12 +106,17 @@ def find_shards(path: Path | str) -> list[Path]:
     elif path.is_file():
         return [path]
     else:
-        pattern = path.name
-        shards = sorted(path.parent.glob(pattern)) if any(c in pattern for c in "*?[") else []
+        shards = sorted(shard for name in expand_urls(str(path)) for shard in _glob(Path(name)))
         missing = "there is no such folder, file or pattern"
     if not shards:
         raise PowerclipError(f"no shards at {path}: {missing}; make some with powerclip prepare SOURCE {path}")
     return shards
+
+
+def _glob(path: Path) -> list[Path]:
+    if any(c in path.name for c in "*?["):
+        return list(path.parent.glob(path.name))
+    return [path] if path.is_file() else []
 
 
 def index_shard(shard: Path) -> list[Entry]:
@@ -130,12 +137,24 @@ def index_shard(shard: Path) -> list[Entry]:
                 stem, _, extension = name.partition(".")
                 key = f"{folder}/{stem}" if folder else stem
                 samples.setdefault(key, {}).setdefault(extension.lower(), (member.offset_data, member.size))
+            _check_end(tar)
     except (tarfile.TarError, EOFError, OSError) as error:
         after = f" after {len(samples)} samples" if samples else ""
         raise PowerclipError(
             f"{shard} is no whole tar file ({error}{after}); make it anew or take it out of the folder"
         ) from error
     return [Entry(shard=shard, key=key, members=members) for key, members in samples.items()]
+
+
+def _check_end(tar: tarfile.TarFile) -> None:
+    """Raise where the walk over the headers ended on anything but the mark of the end: tarfile takes both for it."""
+    assert tar.fileobj is not None
+    tar.fileobj.seek(tar.offset)
+    block = tar.fileobj.read(tarfile.BLOCKSIZE)
+    if len(block) < tarfile.BLOCKSIZE:
+        raise tarfile.ReadError(f"it ends without a mark at byte {tar.offset}")
+    if block != tarfile.NUL * tarfile.BLOCKSIZE:
+        raise tarfile.ReadError(f"no valid header at byte {tar.offset}")
 
 
 def read_shards(path: Path | str) -> Iterator[Sample]:

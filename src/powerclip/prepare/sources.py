@@ -87,16 +87,23 @@ def _table(path: Path, image_column: str | None, caption_column: str | None) -> 
     rows = _read_rows(path)
     if not rows:
         raise PowerclipError(f"{path} has no row")
-    columns = list(rows[0])
+    columns = [name for name in rows[0] if name is not None]
     image = _column(path, columns, image_column, IMAGE_COLUMNS, "image-column")
     caption = _column(path, columns, caption_column, CAPTION_COLUMNS, "caption-column")
     items = []
     for i, row in enumerate(rows):
         name, text = str(row.get(image) or ""), str(row.get(caption) or "")
+        if None in row:  # where csv puts what lies beyond the header's columns
+            items.append(Item(name=f"row {i + 1} ({name})", load=_too_many_fields))
+            continue
         items.append(
             Item(name=f"row {i + 1} ({name})", load=_Pair(key=_key(i, name), image=path.parent / name, text=text))
         )
-    return Source(items=items, fingerprint=_hash([json.dumps(row, sort_keys=True) for row in rows], [image, caption]))
+    return Source(items=items, fingerprint=_hash([json.dumps(list(row.items())) for row in rows], [image, caption]))
+
+
+def _too_many_fields() -> Sample:
+    raise BadSampleError("more fields than columns (quote captions that hold the separator)")
 
 
 def _read_rows(path: Path) -> list[Mapping[str, Any]]:
@@ -150,6 +157,12 @@ class _Pair:
     text: str = ""
 
     def __call__(self) -> Sample:
+        try:
+            return self._read()
+        except OSError as error:
+            raise BadSampleError("file cannot be read") from error
+
+    def _read(self) -> Sample:
         if self.caption is None:
             caption = decode_caption(self.text.encode("utf-8", errors="surrogatepass"))
         elif self.caption.is_file():
