@@ -15,7 +15,6 @@ MAY_IMPORT = {
     "regions": {"types", "errors"},
     "phrases": {"types", "errors"},
     "alignment": {"types", "errors"},
-    
     "model": {"types", "errors"},
     "data": {"types", "errors", "phrases", "regions"},
     "prepare": {"types", "errors", "phrases", "regions", "data"},

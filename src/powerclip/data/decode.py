@@ -33,8 +33,6 @@ def decode_image(data: bytes) -> Image.Image:
         raise
     except Image.DecompressionBombError as error:
         raise BadSampleError("image too large") from error
-    except Image.DecompressionBombError as error:
-        raise BadSampleError("image too large") from error
     except Exception as error:  # Pillow's decoders raise many kinds on hostile bytes
         raise BadSampleError("corrupt image") from error
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
