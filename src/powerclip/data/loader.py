@@ -104,7 +104,8 @@ class _Samples(Dataset[_Loaded]):
         except ValueError as error:
             raise BadSampleError("phrases do not fit the caption") from error
         image = decode_image(sample.image)
-        torch.manual_seed(int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] >> 1))
+        # Not torch.manual_seed: it would reseed the GPU's generator too, and formats a stack trace per backend.
+        torch.default_generator.manual_seed(int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] >> 1))
         return EncodedSample(key=entry.key, image=self.transform(image), caption=caption)
 
 

@@ -1,0 +1,101 @@
+import io
+import tarfile
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from powerclip.data.decode import decode_image
+from powerclip.data.sample import BadSampleError, Sample
+from powerclip.data.shards import find_shards, index_shard, read_shards, write_shards
+from powerclip.phrases import whole_caption_tree
+from powerclip.types import PowerclipError
+
+
+def picture(image_format="PNG"):
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), "red").save(buffer, image_format)
+    return buffer.getvalue()
+
+
+def sample(**changes):
+    return Sample(**{"key": "a", "image": picture(), "image_extension": "png", "caption": "a dog", **changes})
+
+
+@pytest.fixture
+def shard(tmp_path):
+    write_shards([sample(key=f"{i}") for i in range(5)], tmp_path)
+    return tmp_path / "shard-000000.tar"
+
+
+@pytest.mark.parametrize("damage", ["mid-data", "mid-header", "between-members", "garbage-header"])
+def test_a_damaged_tar_is_named_with_the_place(damage, shard):
+    whole = shard.read_bytes()
+    with tarfile.open(shard) as tar:
+        member = list(tar)[6]
+    cut = {
+        "mid-data": whole[: member.offset_data + 1],
+        "mid-header": whole[: member.offset + 100],
+        "between-members": whole[: member.offset],
+        "garbage-header": whole[: member.offset] + b"x" * 512 + whole[member.offset + 512 :],
+    }[damage]
+    shard.write_bytes(cut)
+    with pytest.raises(PowerclipError, match=r"shard-000000.tar is no whole tar file \(.* after [34] samples\); make"):
+        index_shard(shard)
+
+
+def test_reading_many_shards_keeps_no_file_open(tmp_path):
+    for first in range(100):
+        write_shards([sample()], tmp_path, first=first)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    assert len(list(read_shards(tmp_path))) == 100
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_a_shard_made_anew_is_read_anew(shard):
+    assert len(list(read_shards(shard))) == 5
+    shard.unlink()
+    write_shards([sample(caption="another dog")], shard.parent)
+    assert [read.caption for read in read_shards(shard)] == ["another dog"]
+
+
+def test_a_shard_that_vanishes_costs_its_samples_only(shard):
+    entry = index_shard(shard)[0]
+    shard.unlink()
+    with pytest.raises(BadSampleError, match="shard cannot be read"):
+        entry.read()
+
+
+def test_patterns_find_shards(tmp_path):
+    for first in range(12):
+        write_shards([sample()], tmp_path, first=first)
+    names = [path.name for path in find_shards(f"{tmp_path}/shard-{{000002..000004}}.tar")]
+    assert names == ["shard-000002.tar", "shard-000003.tar", "shard-000004.tar"]
+    assert len(find_shards(tmp_path / "shard-00001?.tar")) == 2
+
+
+@pytest.mark.parametrize("caption", ["  a dog ", "\ta dog\n"])
+def test_offsets_hold_whatever_surrounds_the_caption(caption, tmp_path):
+    write_shards([sample(caption=caption, tree=whole_caption_tree(caption))], tmp_path)
+    (read,) = read_shards(tmp_path)
+    assert [read.caption[start:end] for start, end in read.tree.leaves] == ["a", "dog"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"key": "a.b"}, "without a dot"), ({"key": ""}, "without a dot"), ({"image_extension": "gif"}, "use one of jpg")],
+)
+def test_what_would_not_be_read_back_is_not_written(changes, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        write_shards([sample(**changes)], tmp_path)
+    assert not list(tmp_path.glob("*.tar"))
+
+
+def test_only_decoders_within_pillow_are_tried(monkeypatch):
+    from PIL import EpsImagePlugin
+
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *args, **options: pytest.fail("Ghostscript was called"))
+    with pytest.raises(BadSampleError, match="corrupt image"):
+        decode_image(picture("EPS"))
+    for image_format in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM"):
+        assert decode_image(picture(image_format)).size == (8, 8)
