@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from textwrap import fill
 
 import numpy as np
 import torch
@@ -19,6 +20,9 @@ from powerclip.regions import fixed_boxes
 from powerclip.types import PhraseTree
 
 MAX_PHRASES = 6
+
+CHARACTERS_PER_COLUMN = 20
+"""Of the caption over the panels: what fits in 1.75 inches at ten points."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +90,8 @@ def picture(image: Image.Image, caption: str, groundings: Mapping[str, Sequence[
     """
     columns = 1 + min(MAX_PHRASES, max(len(_shown(found)) for found in groundings.values()))
     figure = Figure(figsize=(1.75 * columns, 2.15 * len(groundings) + 0.3), layout="constrained")
-    figure.suptitle(caption, fontsize=10, parse_math=False, wrap=True)
+    # Not wrap=True: matplotlib's own wrapping reads dollars as formulas whatever parse_math says.
+    figure.suptitle(fill(caption, width=CHARACTERS_PER_COLUMN * columns), fontsize=10, parse_math=False)
     panels = figure.subplots(len(groundings), columns, squeeze=False)
     for row, (name, found) in zip(panels, groundings.items(), strict=True):
         for axes in row:
