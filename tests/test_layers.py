@@ -12,16 +12,17 @@ MAY_IMPORT = {
     "types": {"errors"},
     "config": {"errors"},
     "recipes": {"config", "errors"},
+    "distributed": {"errors"},
     "regions": {"types", "errors"},
     "phrases": {"types", "errors"},
     "alignment": {"types", "errors"},
     "model": {"types", "errors"},
     "data": {"types", "errors", "phrases", "regions"},
     "prepare": {"types", "errors", "phrases", "regions", "data"},
-    "loss": {"types", "errors", "alignment"},
-    "evaluate": {"types", "errors", "model", "data", "phrases", "regions", "alignment"},
+    "loss": {"types", "errors", "alignment", "distributed"},
+    "evaluate": {"types", "errors", "distributed", "model", "data", "phrases", "regions", "alignment"},
     "train": {
-        "types", "errors", "config", "model", "loss", "data", "regions", "phrases", "evaluate"
+        "types", "errors", "config", "distributed", "model", "loss", "data", "regions", "phrases", "evaluate"
     },
     "report": {
         "types", "errors", "config", "model", "data", "regions", "phrases", "alignment", "evaluate", "train"

@@ -5,6 +5,7 @@ from torch.nn.functional import normalize
 from powerclip.alignment.reference import enumerate_similarity
 from powerclip.loss import PowerCLIPLoss, PowersetAlignmentLoss, clip_loss, triplet_loss
 from powerclip.types import Features
+from processes import run_on_processes
 
 
 def triplet_by_loops(X, margin):
@@ -92,6 +93,37 @@ def test_clip_s_loss_is_its_formula():
     torch.testing.assert_close(clip_loss(image, text, scale), expected, rtol=0, atol=1e-12)
     with pytest.raises(ValueError, match=r"expected both \(B, D\)"):
         clip_loss(image, text[:2], scale)
+
+
+def share_of_clip_loss(process, size):
+    image, text, scale = clip_batch()
+    mine = slice(2 * process, 2 * process + 2 + (process == size - 1))
+    i, t = image[mine].clone().requires_grad_(), text[mine].clone().requires_grad_()
+    s = scale.clone().requires_grad_()
+    loss = clip_loss(i, t, s)
+    loss.backward()
+    return loss.detach(), i.grad, t.grad, s.grad
+
+
+def clip_batch(C=7):
+    g = torch.Generator().manual_seed(1)
+    image, text = (normalize(torch.randn(C, 5, generator=g, dtype=torch.float64), dim=-1) for _ in range(2))
+    return image, text, torch.tensor(7.0, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_clip_s_loss_on_many_processes_is_that_of_the_whole_batch(size, tmp_path):
+    C = 2 * size + 1  # the last process holds one pair more
+    image, text, scale = (x.requires_grad_() for x in clip_batch())
+    whole = clip_loss(image[:C], text[:C], scale)
+    whole.backward()
+    results = run_on_processes(size, share_of_clip_loss, tmp_path)
+    for loss, *_ in results:
+        torch.testing.assert_close(loss, whole.detach(), rtol=0, atol=1e-12)
+    for position, parameter in ((1, image), (2, text)):
+        gathered = torch.cat([result[position] for result in results])
+        torch.testing.assert_close(gathered, parameter.grad[:C], rtol=0, atol=1e-12)
+    torch.testing.assert_close(sum(result[3] for result in results), scale.grad, rtol=0, atol=1e-12)
 
 
 def features(C=4):

@@ -1,0 +1,101 @@
+"""Collectives that are the identity on one process.
+
+The convention of every loss here: a process computes the share of the global loss that belongs to its rows, and the
+backward pass of ``gather_rows`` sums over processes. So the gradient that arrives at a process's own rows is that of
+the global loss. DistributedDataParallel averages the gradients of parameters, where the sum is wanted: multiply the
+loss by the number of processes before ``backward``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def world_size() -> int:
+    """Number of processes of the default group; 1 where none is initialised."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """This process's number; 0 where no group is initialised."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def sum_over_processes(value: Tensor) -> Tensor:
+    """The sum of a tensor over processes, without gradient."""
+    value = value.detach()
+    if world_size() == 1:
+        return value
+    value = value.clone()
+    dist.all_reduce(value)
+    return value
+
+
+def max_over_processes(value: Tensor) -> Tensor:
+    """The elementwise maximum of a tensor over processes, without gradient."""
+    value = value.detach()
+    if world_size() == 1:
+        return value
+    value = value.clone()
+    dist.all_reduce(value, op=dist.ReduceOp.MAX)
+    return value
+
+
+def gather_rows(x: Tensor) -> tuple[Tensor, int]:
+    """The rows of all processes, in the order of their ranks; the gradient of a process's rows is summed over all.
+
+    Processes may hold different numbers of rows. A second dimension that differs (phrases a caption) is padded with
+    zeros to the largest; all further ones must agree.
+
+    Args:
+        x: (B, ...) this process's rows.
+
+    Returns:
+        (sum of B, ...) all rows, and the position of this process's first row in them.
+    """
+    if world_size() == 1:
+        return x, 0
+    widths = tuple(x.shape[:2])
+    shapes = _shapes(widths, x.device)
+    rows = [shape[0] for shape in shapes]
+    if x.ndim > 1:
+        widest = max(shape[1] for shape in shapes)
+        if widest > x.shape[1]:
+            x = torch.cat([x, x.new_zeros(x.shape[0], widest - x.shape[1], *x.shape[2:])], dim=1)
+    start = sum(rows[: rank()])
+    gathered: Tensor = _GatherRows.apply(x, rows)
+    return gathered, start
+
+
+def _shapes(shape: tuple[int, ...], device: torch.device) -> list[list[int]]:
+    mine = torch.tensor(shape, dtype=torch.int64, device=device)
+    everyone = [torch.empty_like(mine) for _ in range(world_size())]
+    dist.all_gather(everyone, mine)
+    return [value.tolist() for value in everyone]
+
+
+class _GatherRows(torch.autograd.Function):
+    """all-gather forward; backward sums every process's gradient and keeps this process's rows."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rows: list[int]) -> Tensor:
+        ctx.rows = rows
+        widest = max(rows)
+        boolean = x.dtype == torch.bool
+        mine = x.new_zeros(widest, *x.shape[1:], dtype=torch.uint8 if boolean else x.dtype)
+        mine[: len(x)] = x
+        everyone = [torch.empty_like(mine) for _ in rows]
+        dist.all_gather(everyone, mine)
+        gathered = torch.cat([part[:count] for part, count in zip(everyone, rows, strict=True)])
+        return gathered.bool() if boolean else gathered
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        grad = grads[0].contiguous().clone()
+        dist.all_reduce(grad)
+        start = sum(ctx.rows[: rank()])
+        return grad[start : start + ctx.rows[rank()]], None
