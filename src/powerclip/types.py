@@ -132,6 +132,8 @@ class Similarity:
     """(I, J) tree to regions: is every phrase grounded?"""
     r2t: Tensor
     """(I, J) regions to tree: is every set of regions described?"""
+    r2t_standard_error: Tensor | None = None
+    """(I, J) how far a sampled r2t is likely off; None for the other methods."""
 
     @property
     def total(self) -> Tensor:

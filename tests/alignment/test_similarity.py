@@ -201,7 +201,7 @@ def test_the_total_is_the_sum_and_order_does_not_matter(I, J, M, K, seed):
             r"region_mask has shape \(2, 2\).*expected \(2, 3\) bool",
         ),
         ({"phrase_mask": torch.ones(2, 2)}, "phrase_mask has shape .* torch.float32; expected"),
-        ({"method": "magic"}, "method is 'magic'; it must be one of nla, exact"),
+        ({"method": "magic"}, "method is 'magic'; it must be one of nla, exact, sampled"),
         ({"tau": -1.0}, "tau is -1.0; it must be 0 or more"),
         ({"regions": torch.zeros(1, 17, 4), "method": "exact"}, "at most M = 16 regions, got 17; use method='nla'"),
     ],

@@ -1,58 +1,155 @@
 """Non-linear aggregators: the value of the powerset in time linear in the number of regions.
 
-Paper: Kawamura et al., CVPR 2026, NLA-T1 and NLA-T2. With x = s / (2 tau), h = log cosh x and
-L = log1p(exp(-|s| / tau)), h = |x| + L - log 2 and softplus(s / tau) = x + h + log 2, so one exponential and one
-logarithm an element serve both aggregators.
+Paper: Kawamura et al., CVPR 2026, NLA-T1 and NLA-T2, and the activations of their ablation. With f an activation,
+
+    T1 = mean_k sum_m tau f(s[m, k] / tau)                                       f = softplus
+    T2 = tau log sum_k exp(sum_m x + zeta F(x)),  x = s[m, k] / (2 tau),         F' = tanh, so F = log cosh
+
+At tau = 0 both are their limits: mean_k sum_m relu(s), and max_k sum_m (s + zeta |s|) / 2.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 ABSENT = -1e30
 """Stands for minus infinity among phrases: finite, so that its gradient is 0 and never NaN."""
 
+T1Activation = Literal["softplus", "relu", "gelu", "silu", "elu"]
+T2Activation = Literal["tanh", "sign", "erf", "softsign", "arctan", "sigmoid"]
+
+
+def _softplus(x: Tensor) -> Tensor:
+    # torch's own is linear beyond a threshold; this one is exact in float64 as well.
+    return x.clamp(min=0) + torch.log1p(torch.exp(-x.abs()))
+
+
+def _log_cosh(x: Tensor) -> Tensor:
+    return x.abs() + torch.log1p(torch.exp(-2 * x.abs())) - math.log(2)
+
+
+T1_ACTIVATIONS: dict[T1Activation, Callable[[Tensor], Tensor]] = {
+    "softplus": _softplus,
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "silu": F.silu,
+    "elu": F.elu,
+}
+"""f by name. Each tends to relu: tau f(s / tau) -> relu(s) as tau -> 0."""
+
+T2_ACTIVATIONS: dict[T2Activation, Callable[[Tensor], Tensor]] = {
+    "tanh": _log_cosh,
+    "sign": torch.abs,
+    "erf": lambda x: x * torch.erf(x) + (torch.exp(-x.square()) - 1) / math.sqrt(math.pi),
+    "softsign": lambda x: x.abs() - torch.log1p(x.abs()),
+    "arctan": lambda x: x * torch.atan(x) - torch.log1p(x.square()) / 2,
+    "sigmoid": lambda x: _softplus(x) - math.log(2),
+}
+"""F, with F(0) = 0, by the name of its derivative."""
+
+T2_LIMITS: dict[T2Activation, Callable[[Tensor], Tensor]] = {
+    "tanh": torch.abs,
+    "sign": torch.abs,
+    "erf": torch.abs,
+    "softsign": torch.abs,
+    "arctan": lambda x: x.abs() * (math.pi / 2),
+    "sigmoid": F.relu,
+}
+"""lim tau F(x / tau) as tau -> 0."""
+
+assert T1_ACTIVATIONS.keys() == set(get_args(T1Activation))
+assert T2_ACTIVATIONS.keys() == T2_LIMITS.keys() == set(get_args(T2Activation))
+
 
 def aggregate(
-    s: Tensor, region_mask: Tensor, phrase_mask: Tensor, *, tau: float, zeta: float | Tensor
+    s: Tensor,
+    region_mask: Tensor,
+    phrase_mask: Tensor,
+    *,
+    tau: float,
+    zeta: float | Tensor,
+    t1_activation: T1Activation = "softplus",
+    t2_activation: T2Activation = "tanh",
 ) -> tuple[Tensor, Tensor]:
     """NLA-T1 and NLA-T2 of similarities.
 
-    T1 = mean_k sum_m tau softplus(s[m, k] / tau), which approaches T2R from above: T2R <= T1 <= T2R + tau M log 2.
-    T2 = tau log sum_k exp(sum_m Lambda(s[m, k] / (2 tau))) with Lambda(x) = x + zeta log cosh x. At tau = 0 both
-    become their limits: mean_k sum_m relu(s), and max_k sum_m (s + zeta |s|) / 2.
+    With softplus, T1 approaches T2R from above: T2R <= T1 <= T2R + tau M log 2.
 
     Args:
         s: (..., M, K) region-phrase similarities.
         region_mask: broadcastable to (..., M) bool, True = present.
         phrase_mask: broadcastable to (..., K) bool, True = present.
         tau: temperature, 0 or more.
-        zeta: weight of log cosh in T2.
+        zeta: weight of F in T2.
+        t1_activation: f of T1.
+        t2_activation: F' of T2.
 
     Returns:
         T1 and T2, each (...); 0 where a pair has no region or no phrase.
     """
     s = s.masked_fill(~region_mask[..., :, None], 0.0)
-    regions = region_mask.sum(dim=-1, dtype=s.dtype)[..., None]
-    if tau == 0:
-        linear, even = s.sum(dim=-2) / 2, s.abs().sum(dim=-2) / 2  # (..., K)
-        t1 = linear + even
-        t2 = _masked(linear + zeta * even, phrase_mask).amax(dim=-1)
-    else:
-        x = s / (2 * tau)
-        # An absent region has x = 0, so |x| + log1p(exp(0)) - log 2 = 0: it adds nothing.
-        log_cosh = x.abs() + torch.log1p(torch.exp(-2 * x.abs())) - math.log(2)
-        linear, even = x.sum(dim=-2), log_cosh.sum(dim=-2)
-        t1 = tau * (linear + even + regions * math.log(2))
-        t2 = tau * _masked(linear + zeta * even, phrase_mask).logsumexp(dim=-1)
+    activation = T1_ACTIVATIONS[t1_activation]
+    positive = (s.relu() if tau == 0 else tau * activation(s / tau)).masked_fill(~region_mask[..., :, None], 0.0)
     phrases = phrase_mask.sum(dim=-1, dtype=s.dtype)
-    t1 = (t1 * phrase_mask).sum(dim=-1) / phrases.clamp(min=1)
-    scored = (phrases > 0) & (regions[..., 0] > 0)
-    return t1.masked_fill(~scored, 0.0), t2.masked_fill(~scored, 0.0)
+    t1 = (positive.sum(dim=-2) * phrase_mask).sum(dim=-1) / phrases.clamp(min=1)
+    linear, even = linear_and_even(s, tau=tau, activation=t2_activation)
+    t2 = soft_max_over_phrases(linear + zeta * even, phrase_mask, tau=tau)
+    return zero_where_unscored((t1, t2), region_mask, phrase_mask)
 
 
-def _masked(value: Tensor, phrase_mask: Tensor) -> Tensor:
-    return value.masked_fill(~phrase_mask, ABSENT)
+def linear_and_even(s: Tensor, *, tau: float, activation: T2Activation = "tanh") -> tuple[Tensor, Tensor]:
+    """The two sums over regions that T2 is made of, in units of s: sum_m s / 2 and sum_m tau F(s / (2 tau)).
+
+    Args:
+        s: (..., M, K) similarities, 0 for absent regions, which then add nothing.
+        tau: temperature, 0 or more.
+        activation: F' by name.
+
+    Returns:
+        Each (..., K).
+    """
+    half = s / 2
+    even = T2_LIMITS[activation](half) if tau == 0 else tau * T2_ACTIVATIONS[activation](half / tau)
+    return half.sum(dim=-2), even.sum(dim=-2)
+
+
+def soft_max_over_phrases(value: Tensor, phrase_mask: Tensor, *, tau: float) -> Tensor:
+    """tau log sum_k exp(value / tau) over the phrases that are present; their maximum at tau = 0. (..., K) -> (...)."""
+    value = value.masked_fill(~phrase_mask, ABSENT)
+    return value.amax(dim=-1) if tau == 0 else tau * (value / tau).logsumexp(dim=-1)
+
+
+def best_single_region(s: Tensor, region_mask: Tensor, phrase_mask: Tensor) -> tuple[Tensor, Tensor]:
+    """The paper's ablation "single regions instead of subsets": only the subsets of one region count.
+
+    T2R = mean_k max_m s[m, k] and R2T = mean_m max_k s[m, k], exactly.
+
+    Args:
+        s: (..., M, K) region-phrase similarities.
+        region_mask: broadcastable to (..., M) bool, True = present.
+        phrase_mask: broadcastable to (..., K) bool, True = present.
+
+    Returns:
+        T2R and R2T, each (...); 0 where a pair has no region or no phrase.
+    """
+    regions = region_mask.sum(dim=-1, dtype=s.dtype).clamp(min=1)
+    phrases = phrase_mask.sum(dim=-1, dtype=s.dtype).clamp(min=1)
+    by_phrase = s.masked_fill(~region_mask[..., :, None], ABSENT).amax(dim=-2)
+    by_region = s.masked_fill(~phrase_mask[..., None, :], ABSENT).amax(dim=-1)
+    t2r = by_phrase.masked_fill(~phrase_mask, 0.0).sum(dim=-1) / phrases
+    r2t = by_region.masked_fill(~region_mask, 0.0).sum(dim=-1) / regions
+    return zero_where_unscored((t2r, r2t), region_mask, phrase_mask)
+
+
+def zero_where_unscored(
+    values: tuple[Tensor, Tensor], region_mask: Tensor, phrase_mask: Tensor
+) -> tuple[Tensor, Tensor]:
+    """0 where an image has no region or a caption no phrase: there is nothing to align."""
+    unscored = ~(region_mask.any(dim=-1) & phrase_mask.any(dim=-1))
+    return values[0].masked_fill(unscored, 0.0), values[1].masked_fill(unscored, 0.0)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
-from powerclip.alignment import reference
-from powerclip.alignment.aggregators import aggregate
+from powerclip.alignment.aggregators import T1Activation, T2Activation
+from powerclip.alignment.calibration import choose_pairs, fit_zeta, measure_pairs
+from powerclip.alignment.scoring import Method, Scoring, Subsets, tile_bytes_or_default
+from powerclip.alignment.subsets import draw_subsets, standard_error
+from powerclip.alignment.tiled import over_tiles, score_rows
 from powerclip.types import Similarity
 
-Method = Literal["nla", "exact"]
+Backend = Literal["auto", "torch", "triton"]
 
 
 def similarity(
@@ -22,23 +27,39 @@ def similarity(
     *,
     method: Method = "nla",
     tau: float = 1e-3,
-    zeta: float = 0.75,
+    zeta: float | Literal["calibrated"] = 0.75,
+    backend: Backend = "auto",
+    t1_activation: T1Activation = "softplus",
+    t2_activation: T2Activation = "tanh",
+    subsets: Subsets = "all",
+    samples: int = 256,
+    generator: torch.Generator | None = None,
+    tile_bytes: int | None = None,
 ) -> Similarity:
     """Powerset similarity of every image and every caption.
 
     Plain equivalent: ``powerclip.alignment.reference.enumerate_similarity``. Regions and phrases are scored as
     given (the paper: unit regions, phrases the sums of unit leaves). An absent region or phrase takes part in
     nothing; a pair without any region or without any phrase scores 0. Scores are float32 (float64 for float64
-    input), also under autocast.
+    input), also under autocast. Only a tile of the (I, J, M, K) region-phrase similarities exists at a time, in the
+    backward pass too.
 
     Args:
         regions: (I, M, D) region vectors.
         phrases: (J, K, D) phrase vectors.
         region_mask: (I, M) bool, True = present; all present by default.
         phrase_mask: (J, K) bool, True = present; all present by default.
-        method: "nla", the linear-time aggregators, or "exact", enumeration of the 2^M subsets (M <= 16).
+        method: "nla", the linear-time aggregators; "exact", enumeration of the 2^M subsets (M <= 16); or "sampled",
+            R2T over a random sample of subsets, unbiased, with its standard error (T2R is exact).
         tau: temperature of the aggregators; 0 is their hard limit.
-        zeta: weight of log cosh in NLA-T2.
+        zeta: weight of log cosh in NLA-T2; "calibrated" fits it to R2T over subsets on a few of the pairs.
+        backend: "torch" runs everywhere; "auto" chooses.
+        t1_activation: activation of NLA-T1.
+        t2_activation: derivative of the even part of NLA-T2.
+        subsets: "all" the regions' subsets, or "single" regions only (the paper's ablation; exact by any method).
+        samples: subsets that the method "sampled" draws, at least 4.
+        generator: draws them; on the CPU, torch's own by default.
+        tile_bytes: working memory of a tile; a sensible size for the device by default.
 
     Returns:
         ``t2r``, ``r2t`` and ``total``, each (I, J).
@@ -47,23 +68,123 @@ def similarity(
         ValueError: shapes, dtypes or devices do not fit, or an argument is out of range; the message names it.
     """
     region_mask, phrase_mask = validate(regions, phrases, region_mask, phrase_mask)
-    if method not in get_args(Method):
-        raise ValueError(f"method is {method!r}; it must be one of {', '.join(get_args(Method))}")
-    if not tau >= 0:
-        raise ValueError(f"tau is {tau!r}; it must be 0 or more")
-    if method == "exact" and regions.shape[1] > reference.MAX_REGIONS:
-        raise ValueError(
-            f"method 'exact' enumerates 2^M subsets and takes at most M = {reference.MAX_REGIONS} regions, got "
-            f"{regions.shape[1]}; use method='nla'"
-        )
+    calibrated = zeta == "calibrated"
+    scoring = Scoring(
+        method=method,
+        tau=tau,
+        zeta=check_zeta(zeta),
+        t1_activation=t1_activation,
+        t2_activation=t2_activation,
+        subsets=subsets,
+    )
+    check_backend(backend)
+    scoring.check_regions(regions.shape[1])
+    budget = tile_bytes_or_default(tile_bytes, regions.device)
     with torch.autocast(regions.device.type, enabled=False):
         dtype = torch.promote_types(torch.promote_types(regions.dtype, phrases.dtype), torch.float32)
-        regions, phrases = regions.to(dtype), phrases.to(dtype)
-        if method == "exact":
-            return reference.enumerate_similarity(regions, phrases, region_mask, phrase_mask)
-        s_IJMK = torch.einsum("imd,jkd->ijmk", regions, phrases)
-        t1, t2 = aggregate(s_IJMK, region_mask[:, None], phrase_mask[None], tau=tau, zeta=zeta)
-        return Similarity(t2r=t1, r2t=t2)
+        inputs = (regions.to(dtype), phrases.to(dtype), region_mask, phrase_mask)
+        if calibrated:
+            scoring = replace(scoring, zeta=_calibrated_zeta(*inputs, scoring=scoring, tile_bytes=budget))
+        if method == "sampled":
+            scoring = replace(
+                scoring, sample=draw_subsets(check_samples(samples), regions.shape[1], generator=generator)
+            )
+        t2r, r2t = _all_pairs(*inputs, scoring=scoring, tile_bytes=budget)
+        error = None
+        if method == "sampled" and subsets == "all":
+            error = _standard_errors(*inputs, scoring=scoring, tile_bytes=budget)
+        return Similarity(t2r=t2r, r2t=r2t, r2t_standard_error=error)
+
+
+def check_zeta(zeta: float | str) -> float:
+    """Zeta as a number; 0 where it is still to be calibrated.
+
+    Raises:
+        ValueError: it is neither a number nor "calibrated".
+    """
+    if zeta == "calibrated":
+        return 0.0
+    if isinstance(zeta, str):
+        raise ValueError(f"zeta is {zeta!r}; it must be a number or 'calibrated'")
+    return zeta
+
+
+def check_backend(backend: str) -> None:
+    """Refuse a backend that is not there.
+
+    Raises:
+        ValueError: naming those there are.
+    """
+    if backend not in get_args(Backend):
+        raise ValueError(f"backend is {backend!r}; it must be one of {', '.join(get_args(Backend))}")
+
+
+def check_samples(samples: int) -> int:
+    """The number of sampled subsets.
+
+    Raises:
+        ValueError: too few for a standard error.
+    """
+    if samples < 4:
+        raise ValueError(f"samples is {samples}; it must be at least 4, two complementary pairs")
+    return samples
+
+
+def _all_pairs(
+    regions: Tensor, phrases: Tensor, region_mask: Tensor, phrase_mask: Tensor, *, scoring: Scoring, tile_bytes: int
+) -> tuple[Tensor, Tensor]:
+    (I, M, _), (J, K, _) = regions.shape, phrases.shape
+    if torch.is_grad_enabled() and (regions.requires_grad or phrases.requires_grad):
+        t2r, r2t = over_tiles(
+            lambda s, r, p: scoring.score(s, r, p, tile_bytes=tile_bytes),
+            regions,
+            phrases,
+            region_mask,
+            phrase_mask,
+            pairs=max(1, tile_bytes // scoring.bytes_per_pair(M, K)),
+        )
+        return t2r, r2t
+    t2r, r2t = regions.new_empty(I, J), regions.new_empty(I, J)
+    for images, *scores in score_rows(
+        regions, phrases, region_mask, phrase_mask, scoring=scoring, tile_bytes=tile_bytes
+    ):
+        t2r[images], r2t[images] = scores
+    return t2r, r2t
+
+
+def _standard_errors(
+    regions: Tensor, phrases: Tensor, region_mask: Tensor, phrase_mask: Tensor, *, scoring: Scoring, tile_bytes: int
+) -> Tensor:
+    sample = scoring.sample
+    assert sample is not None
+    pairs = max(1, tile_bytes // scoring.bytes_per_pair(regions.shape[1], phrases.shape[1]))
+    with torch.no_grad():
+        (error,) = over_tiles(
+            lambda s, r, p: (standard_error(s, r, p, sample, tile_bytes=tile_bytes),),
+            regions,
+            phrases,
+            region_mask,
+            phrase_mask,
+            pairs=pairs,
+        )
+    return error
+
+
+def _calibrated_zeta(
+    regions: Tensor, phrases: Tensor, region_mask: Tensor, phrase_mask: Tensor, *, scoring: Scoring, tile_bytes: int
+) -> Tensor:
+    if not len(regions) or not len(phrases):
+        return regions.new_zeros(())
+    i, j = (index.to(regions.device) for index in choose_pairs(len(regions), len(phrases), shift=0))
+    pairs = measure_pairs(
+        regions[i].detach(),
+        phrases[j].detach(),
+        region_mask[i],
+        phrase_mask[j],
+        scoring=scoring,
+        tile_bytes=tile_bytes,
+    )
+    return fit_zeta(pairs, tau=scoring.tau).nan_to_num(0.0)
 
 
 def validate(
@@ -75,6 +196,11 @@ def validate(
         ValueError: as ``similarity``.
     """
     for name, value, letters in (("regions", regions, "(I, M, D)"), ("phrases", phrases, "(J, K, D)")):
+        if isinstance(value, DTensor):
+            raise ValueError(
+                f"{name} is a DTensor; pass this process's own rows as a plain tensor: x.to_local(), after "
+                "x.redistribute(placements=[Shard(0)]) if it is not sharded over the batch"
+            )
         if value.ndim != 3:
             raise ValueError(f"{name} has shape {tuple(value.shape)}; expected {letters}")
         if not value.is_floating_point():

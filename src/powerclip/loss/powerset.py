@@ -2,49 +2,109 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+import torch
 from torch import Tensor, nn
 
-from powerclip.alignment import Method, similarity
-from powerclip.alignment.similarity import validate
-from powerclip.loss.triplet import triplet_loss
+from powerclip.alignment.aggregators import ABSENT, T1Activation, T2Activation
+from powerclip.alignment.calibration import PAIRS, CalibrationPairs, choose_pairs, fit_zeta, measure_pairs
+from powerclip.alignment.scoring import Method, Scoring, Subsets, tile_bytes_or_default
+from powerclip.alignment.similarity import Backend, check_backend, check_samples, check_zeta, validate
+from powerclip.alignment.subsets import draw_subsets
+from powerclip.alignment.tiled import hardest_negatives, score_pairs
+from powerclip.distributed import gather_rows, max_over_processes, sum_over_processes
+from powerclip.loss.clip import with_value
+
+Direction = Literal["both", "t2r", "r2t"]
 
 
 class PowersetAlignmentLoss(nn.Module):
     """Triplet loss in both directions on the powerset similarity (Kawamura et al., CVPR 2026).
 
-    ``l(S) + l(S^T)`` with ``S = T2R + R2T`` of every image and caption and l the hardest-negative triplet loss.
-    The vectors are scored as given. A pair whose image has no region or whose caption has no phrase takes no part.
+    ``l(S) + l(S^T)`` with ``S = T2R + R2T`` of every image and caption and l the hardest-negative triplet loss
+    (dense form: ``triplet_loss``). The vectors are scored as given. A pair whose image has no region or whose caption
+    has no phrase takes no part.
+
+    Only the pairs themselves and each row's and column's hardest negative get a gradient. So a pass without gradient
+    finds these negatives tile by tile, and the at most 3 C pairs are scored again with gradient: the result is that
+    of the dense computation, at O(C) memory and backward cost.
+
+    Under an initialised process group every process passes its own pairs; the loss is that of the global batch, with
+    its gradient on the process's own rows. Phrases travel, regions and scores do not. DistributedDataParallel
+    averages gradients of parameters where their sum is wanted: multiply the loss by the number of processes.
     """
+
+    zeta_estimate: Tensor
+    steps: Tensor
 
     def __init__(
         self,
         *,
         margin: float = 0.2,
         tau: float = 1e-3,
-        zeta: float = 0.75,
+        zeta: float | Literal["calibrated"] = 0.75,
         method: Method = "nla",
+        backend: Backend = "auto",
         normalise_by_regions: bool = False,
+        direction: Direction = "both",
+        subsets: Subsets = "all",
+        t1_activation: T1Activation = "softplus",
+        t2_activation: T2Activation = "tanh",
+        samples: int = 256,
+        zeta_momentum: float = 0.9,
+        tile_bytes: int | None = None,
+        compiled: bool = False,
+        distributed: bool = True,
     ) -> None:
         """Set up the loss.
 
         Args:
             margin: delta of the triplet loss.
             tau: temperature of the aggregators; 0 is their hard limit.
-            zeta: weight of log cosh in NLA-T2.
-            method: "nla" (linear in M) or "exact" (enumeration, M <= 16).
+            zeta: weight of log cosh in NLA-T2; "calibrated" fits it at every training step, on 256 pairs, so that T2
+                is unbiased, and smooths it over steps. Its state is saved with the module.
+            method: "nla" (linear in M), "exact" (enumeration, M <= 16) or "sampled" (random subsets for R2T).
+            backend: "torch" runs everywhere; "auto" chooses.
             normalise_by_regions: divide S by each image's number of regions, so that a margin means the same
                 at every M.
+            direction: S = T2R + R2T, or one of the two alone (the paper's ablations).
+            subsets: "all" the regions' subsets, or "single" regions only (the paper's ablation).
+            t1_activation: activation of NLA-T1 (paper: softplus).
+            t2_activation: derivative of the even part of NLA-T2 (paper: tanh).
+            samples: subsets that the method "sampled" draws anew at every training step.
+            zeta_momentum: share of the old value when a calibrated zeta moves on.
+            tile_bytes: working memory of the search; a sensible size for the device by default.
+            compiled: fuse the search's elementwise steps with torch.compile.
+            distributed: take the batch of all processes; False keeps to this process's.
 
         Raises:
-            ValueError: margin or tau is negative.
+            ValueError: a setting is out of range; the message names it.
         """
         super().__init__()
-        for name, value in (("margin", margin), ("tau", tau)):
-            if not value >= 0:
-                raise ValueError(f"{name} is {value!r}; it must be 0 or more")
-        self.margin, self.tau, self.zeta = margin, tau, zeta
-        self.method: Method = method
+        if not margin >= 0:
+            raise ValueError(f"margin is {margin!r}; it must be 0 or more")
+        if not 0 <= zeta_momentum < 1:
+            raise ValueError(f"zeta_momentum is {zeta_momentum!r}; it must be at least 0 and below 1")
+        if direction not in get_args(Direction):
+            raise ValueError(f"direction is {direction!r}; it must be one of {', '.join(get_args(Direction))}")
+        check_backend(backend)
+        self.scoring = Scoring(
+            method=method,
+            tau=tau,
+            zeta=check_zeta(zeta),
+            t1_activation=t1_activation,
+            t2_activation=t2_activation,
+            subsets=subsets,
+        )
+        self.margin, self.zeta, self.backend, self.direction = margin, zeta, backend, direction
         self.normalise_by_regions = normalise_by_regions
+        self.samples, self.zeta_momentum = check_samples(samples), zeta_momentum
+        self.tile_bytes, self.compiled, self.distributed = tile_bytes, compiled, distributed
+        self.register_buffer("zeta_estimate", torch.full((), torch.nan))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        self._steps = 0  # the buffer's value, without waiting for a device
 
     def forward(
         self,
@@ -52,6 +112,8 @@ class PowersetAlignmentLoss(nn.Module):
         phrases: Tensor,
         region_mask: Tensor | None = None,
         phrase_mask: Tensor | None = None,
+        *,
+        caption_ids: Tensor | None = None,
     ) -> Tensor:
         """The sum of both triplet directions, unweighted.
 
@@ -60,6 +122,7 @@ class PowersetAlignmentLoss(nn.Module):
             phrases: (C, K, D) phrase vectors.
             region_mask: (C, M) bool, True = present.
             phrase_mask: (C, K) bool, True = present.
+            caption_ids: (C,) int64; captions of one id (the same text, say) are no negatives of each other's images.
 
         Returns:
             () loss, float32 also under autocast.
@@ -73,19 +136,200 @@ class PowersetAlignmentLoss(nn.Module):
                 "the loss takes them in pairs"
             )
         region_mask, phrase_mask = validate(regions, phrases, region_mask, phrase_mask)
-        scores = similarity(
-            regions, phrases, region_mask, phrase_mask, method=self.method, tau=self.tau, zeta=self.zeta
-        ).total
-        if self.normalise_by_regions:
-            scores = scores / region_mask.sum(dim=1).clamp(min=1)[:, None]
-        pairs = region_mask.any(dim=1) & phrase_mask.any(dim=1)
-        return triplet_loss(scores, margin=self.margin, rows=pairs) + triplet_loss(
-            scores.T, margin=self.margin, rows=pairs
+        if caption_ids is not None and (caption_ids.shape != regions.shape[:1] or caption_ids.is_floating_point()):
+            raise ValueError(
+                f"caption_ids has shape {tuple(caption_ids.shape)} and dtype {caption_ids.dtype}; expected "
+                f"({len(regions)},) integers, one a caption"
+            )
+        self.scoring.check_regions(regions.shape[1])
+        with torch.autocast(regions.device.type, enabled=False):
+            dtype = torch.promote_types(torch.promote_types(regions.dtype, phrases.dtype), torch.float32)
+            batch = self._gather(regions.to(dtype), phrases.to(dtype), region_mask, phrase_mask, caption_ids)
+            scoring = self._scoring(batch)
+            if self.training:
+                self._steps += 1
+                self.steps.fill_(self._steps)
+            return self._loss(batch, scoring)
+
+    def _gather(
+        self,
+        regions: Tensor,
+        phrases: Tensor,
+        region_mask: Tensor,
+        phrase_mask: Tensor,
+        caption_ids: Tensor | None,
+    ) -> _GlobalBatch:
+        valid = region_mask.any(dim=1) & phrase_mask.any(dim=1)
+        start = 0
+        images_valid = valid
+        if self.distributed:
+            phrases, start = gather_rows(phrases)
+            phrase_mask, _ = gather_rows(phrase_mask)
+            valid, _ = gather_rows(valid)
+            if caption_ids is not None:
+                caption_ids, _ = gather_rows(caption_ids)
+        return _GlobalBatch(
+            regions=regions,
+            region_mask=region_mask,
+            image_valid=images_valid,
+            phrases=phrases,
+            phrase_mask=phrase_mask,
+            caption_valid=valid,
+            caption_ids=caption_ids,
+            start=start,
         )
+
+    def _loss(self, batch: _GlobalBatch, scoring: Scoring) -> Tensor:
+        """The loss; its gradient comes from the pairs whose image this process holds."""
+        budget = tile_bytes_or_default(self.tile_bytes, batch.regions.device)
+        counts = batch.region_mask.sum(dim=1, dtype=batch.regions.dtype).clamp(min=1)
+
+        def combine(t2r: Tensor, r2t: Tensor, images: slice | Tensor) -> Tensor:
+            scores = {"both": t2r + r2t, "t2r": t2r, "r2t": r2t}[self.direction]
+            if self.normalise_by_regions:
+                scores = scores / counts[images].view(-1, *[1] * (scores.ndim - 1))
+            return scores
+
+        def score(images: Tensor, captions: Tensor) -> Tensor:
+            scores = score_pairs(
+                batch.regions.index_select(0, images),
+                batch.phrases.index_select(0, captions),
+                batch.region_mask.index_select(0, images),
+                batch.phrase_mask.index_select(0, captions),
+                scoring=scoring,
+                tile_bytes=budget,
+            )
+            return combine(*scores, images)
+
+        found = hardest_negatives(
+            batch.regions,
+            batch.phrases,
+            batch.region_mask,
+            batch.phrase_mask,
+            score=combine,
+            negative=batch.negatives,
+            scoring=scoring,
+            tile_bytes=budget,
+            compiled=self.compiled,
+        )
+        B, C = len(batch.regions), len(batch.phrases)
+        local = torch.arange(B, device=batch.regions.device)
+        own = local + batch.start
+        image, has_image = self._hardest_images(found.image + batch.start, found.image_score)
+        here = ((image >= batch.start) & (image < batch.start + B) & has_image).nonzero()[:, 0]  # captions
+
+        positive = score(local, own)
+        caption_negative = score(local, found.caption)
+        image_negative = score(image[here] - batch.start, here)
+
+        # What each process knows of the three scores of all C pairs, put together; no gradient runs through it.
+        known = positive.new_zeros(4, C)
+        known[0, own], known[1, own] = positive.detach(), caption_negative.detach()
+        known[2, here] = image_negative.detach()
+        known[3, own] = (found.caption_score > ABSENT).to(known.dtype)
+        if self.distributed:
+            known = sum_over_processes(known)
+        caption_violation = (self.margin + known[1] - known[0]) * known[3]
+        image_violation = (self.margin + known[2] - known[0]) * has_image
+        pairs = batch.caption_valid.sum().clamp(min=1)
+        value = ((caption_violation.relu() + image_violation.relu()) * batch.caption_valid).sum() / pairs
+
+        # The hinges that are open, each linear in its two scores: this process's terms of the sum.
+        by_caption = ((caption_violation > 0) & batch.caption_valid).to(known.dtype)
+        by_image = ((image_violation > 0) & batch.caption_valid).to(known.dtype)
+        share = (
+            (by_caption[own] * (caption_negative - positive)).sum()
+            - (by_image[own] * positive).sum()
+            + (by_image[here] * image_negative).sum()
+        ) / pairs
+        return with_value(share, value)
+
+    def _hardest_images(self, image: Tensor, score: Tensor) -> tuple[Tensor, Tensor]:
+        """The hardest image of every caption over all processes, the lowest index among equals; and if there is one."""
+        if not self.distributed:
+            return image, score > ABSENT
+        highest = max_over_processes(score)
+        none = torch.iinfo(torch.int64).max
+        lowest = -max_over_processes(-torch.where(score == highest, image, none))
+        return lowest, highest > ABSENT
+
+    def _scoring(self, batch: _GlobalBatch) -> Scoring:
+        """The scoring of this step: subsets drawn, zeta calibrated."""
+        scoring = self.scoring
+        if scoring.method == "sampled":
+            generator = torch.Generator().manual_seed(self._steps)  # so that all processes and a resumed run agree
+            scoring = replace(scoring, sample=draw_subsets(self.samples, batch.regions.shape[1], generator=generator))
+        elif self.zeta == "calibrated" and scoring.method == "nla":
+            if self.training or self._steps == 0:
+                self._calibrate(batch, scoring)
+            zeta = self.zeta_estimate.to(batch.regions.device, batch.regions.dtype)
+            scoring = replace(scoring, zeta=zeta.nan_to_num(0.75))
+        return scoring
+
+    @torch.no_grad()
+    def _calibrate(self, batch: _GlobalBatch, scoring: Scoring) -> None:
+        """Fit zeta to some pairs of the global batch and move the estimate towards it."""
+        C = len(batch.phrases)
+        if C == 0:
+            return
+        image, caption = choose_pairs(C, C, shift=self._steps, count=PAIRS)
+        device = batch.regions.device
+        here = (image >= batch.start) & (image < batch.start + len(batch.regions))
+        i, j = (image[here] - batch.start).to(device), caption[here].to(device)
+        pairs = measure_pairs(
+            batch.regions[i].detach(),
+            batch.phrases[j].detach(),
+            batch.region_mask[i],
+            batch.phrase_mask[j],
+            scoring=scoring,
+            tile_bytes=tile_bytes_or_default(self.tile_bytes, device),
+        )
+        if self.distributed:
+            pairs = CalibrationPairs(**{name: gather_rows(value)[0] for name, value in vars(pairs).items()})
+        fitted = fit_zeta(pairs, tau=scoring.tau).to(self.zeta_estimate.dtype)
+        old = torch.where(self.zeta_estimate.isnan(), fitted, self.zeta_estimate)
+        moved = self.zeta_momentum * old + (1 - self.zeta_momentum) * fitted
+        self.zeta_estimate.copy_(torch.where(fitted.isnan(), self.zeta_estimate, moved))
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._steps = int(self.steps)
 
     def extra_repr(self) -> str:
         """The settings, for print."""
         return (
-            f"margin={self.margin}, tau={self.tau}, zeta={self.zeta}, method={self.method!r}, "
+            f"margin={self.margin}, tau={self.scoring.tau}, zeta={self.zeta!r}, method={self.scoring.method!r}, "
+            f"direction={self.direction!r}, subsets={self.scoring.subsets!r}, "
             f"normalise_by_regions={self.normalise_by_regions}"
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _GlobalBatch:
+    """This process's images beside the captions of all processes."""
+
+    regions: Tensor
+    """(B, M, D)"""
+    region_mask: Tensor
+    """(B, M) bool"""
+    image_valid: Tensor
+    """(B,) bool: the pair can be scored."""
+    phrases: Tensor
+    """(C, K, D), with the gradient of all processes."""
+    phrase_mask: Tensor
+    """(C, K) bool"""
+    caption_valid: Tensor
+    """(C,) bool: the pair can be scored."""
+    caption_ids: Tensor | None
+    """(C,) int64"""
+    start: int
+    """Caption of this process's first image."""
+
+    def negatives(self, images: slice) -> Tensor:
+        """(images, C) bool: the two are no pair, have no equal captions, and both can be scored."""
+        device = self.regions.device
+        own = torch.arange(images.start, images.stop, device=device) + self.start
+        negative = own[:, None] != torch.arange(len(self.phrases), device=device)
+        if self.caption_ids is not None:
+            negative &= self.caption_ids[own][:, None] != self.caption_ids
+        return negative & self.image_valid[images][:, None] & self.caption_valid

@@ -9,7 +9,10 @@ from powerclip.alignment.aggregators import ABSENT
 
 
 def triplet_loss(scores: Tensor, *, margin: float, rows: Tensor | None = None) -> Tensor:
-    """mean_i max(0, margin + max_{j != i} X[i, j] - X[i, i]) (paper: the powerset loss l).
+    """mean_i max(0, margin + max_{j != i} X[i, j] - X[i, i]) (paper: the powerset loss l), in its dense form.
+
+    ``PowersetAlignmentLoss`` has the same value and gradient without the matrix; this is its oracle. Of equal
+    negatives the first gets the gradient, and a violation of exactly 0 gets none.
 
     Args:
         scores: (C, C) similarities; the diagonal holds the pairs.
@@ -22,6 +25,6 @@ def triplet_loss(scores: Tensor, *, margin: float, rows: Tensor | None = None) -
     C = scores.shape[0]
     valid = torch.ones(C, dtype=torch.bool, device=scores.device) if rows is None else rows
     diagonal = torch.eye(C, dtype=torch.bool, device=scores.device)
-    hardest = scores.masked_fill(diagonal | ~valid[None, :], ABSENT).amax(dim=1)
-    violation = (margin + hardest - scores.diagonal()).clamp(min=0)
+    hardest = scores.masked_fill(diagonal | ~valid[None, :], ABSENT).max(dim=1).values
+    violation = (margin + hardest - scores.diagonal()).relu()
     return (violation * valid).sum() / valid.sum().clamp(min=1)

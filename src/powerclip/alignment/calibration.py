@@ -1,0 +1,98 @@
+"""Calibrated zeta: the weight of log cosh at which NLA-T2 is unbiased on the data at hand.
+
+At a fixed zeta, T2 lies above or below R2T for all pairs alike. T2 rises with zeta, so a few pairs, for which R2T is
+computed over subsets, tell the zeta at which the two agree on average.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from powerclip.alignment import reference
+from powerclip.alignment.aggregators import linear_and_even, soft_max_over_phrases
+from powerclip.alignment.scoring import Scoring
+from powerclip.alignment.subsets import draw_subsets, score_over_subsets
+
+PAIRS = 256
+"""Pairs that zeta is fitted to."""
+
+EXACT_UP_TO = 12
+"""Regions up to which the fit enumerates all subsets; it samples 2^12 beyond."""
+
+HIGHEST = 4.0
+"""Zeta is looked for in [0, 4]: T2(0) lies at R2T or below as tau -> 0, T2(1) of log cosh above."""
+
+STEPS = 30
+"""Bisections: zeta is found to 4 / 2^30."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationPairs:
+    """What a fit needs to know of some pairs; rows of different processes can be joined."""
+
+    linear: Tensor
+    """(P, K) sum of s / 2 over regions."""
+    even: Tensor
+    """(P, K) sum of tau F(s / (2 tau)) over regions."""
+    phrase_mask: Tensor
+    """(P, K) bool, True = present."""
+    exact: Tensor
+    """(P,) R2T."""
+    scored: Tensor
+    """(P,) bool: the image has a region and the caption a phrase."""
+
+
+def choose_pairs(images: int, captions: int, *, shift: int, count: int = PAIRS) -> tuple[Tensor, Tensor]:
+    """Image and caption indices of the pairs to fit: images evenly spread, beside captions that a shift moves on.
+
+    A function of its arguments alone, so that all processes and a resumed run choose the same.
+
+    Args:
+        images: I, at least 1.
+        captions: J, at least 1.
+        shift: any number; successive ones give different pairs.
+        count: P, how many pairs.
+    """
+    number = torch.arange(count)
+    image = number * images // count if count <= images else number % images
+    # Steps of the golden ratio spread any number of successive shifts evenly over the captions.
+    moved = torch.tensor((shift * 0.6180339887498949) % 1.0, dtype=torch.float64)
+    offset = (number.double() * 0.7548776662466927 + moved) % 1.0
+    return image, (image + (offset * captions).long()) % captions
+
+
+@torch.no_grad()
+def measure_pairs(
+    regions: Tensor, phrases: Tensor, region_mask: Tensor, phrase_mask: Tensor, *, scoring: Scoring, tile_bytes: int
+) -> CalibrationPairs:
+    """What a fit needs of image p beside caption p: (P, M, D), (P, K, D) and their masks."""
+    s = torch.bmm(regions, phrases.transpose(1, 2)).masked_fill(~region_mask[..., None], 0.0)
+    M = regions.shape[1]
+    if M <= EXACT_UP_TO:
+        subsets = reference.all_subsets(M, device=s.device, dtype=s.dtype)
+    else:
+        subsets = draw_subsets(2**EXACT_UP_TO, M, generator=torch.Generator().manual_seed(0))
+    exact = score_over_subsets(s, region_mask, phrase_mask, subsets, tile_bytes=tile_bytes)[1]
+    linear, even = linear_and_even(s, tau=scoring.tau, activation=scoring.t2_activation)
+    scored = region_mask.any(dim=1) & phrase_mask.any(dim=1)
+    return CalibrationPairs(linear=linear, even=even, phrase_mask=phrase_mask, exact=exact, scored=scored)
+
+
+@torch.no_grad()
+def fit_zeta(pairs: CalibrationPairs, *, tau: float) -> Tensor:
+    """The zeta at which the mean of T2 over the pairs is that of R2T; () and nearest where none is in [0, 4].
+
+    NaN where no pair can be scored.
+    """
+    low = torch.zeros((), dtype=pairs.linear.dtype, device=pairs.linear.device)
+    high = torch.full_like(low, HIGHEST)
+    target = (pairs.exact * pairs.scored).sum()
+    for _ in range(STEPS):
+        zeta = (low + high) / 2
+        value = soft_max_over_phrases(pairs.linear + zeta * pairs.even, pairs.phrase_mask, tau=tau)
+        above = (value * pairs.scored).sum() > target
+        low, high = torch.where(above, low, zeta), torch.where(above, zeta, high)
+    return torch.where(pairs.scored.any(), (low + high) / 2, torch.nan)

@@ -1,0 +1,128 @@
+"""How the similarities of one image's regions and one caption's phrases become two scores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from powerclip.alignment import reference
+from powerclip.alignment.aggregators import (
+    T1Activation,
+    T2Activation,
+    aggregate,
+    best_single_region,
+)
+from powerclip.alignment.subsets import score_over_subsets
+
+Method = Literal["nla", "exact", "sampled"]
+Subsets = Literal["all", "single"]
+
+TILE_BYTES = {"cpu": 4 * 2**20, "cuda": 256 * 2**20}
+"""What the working memory of one tile may take by default: about a CPU's second-level cache, and on a GPU enough to
+keep it busy."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scoring:
+    """All that turns s into T2R and R2T; checked when it is made.
+
+    Raises:
+        ValueError: a setting is out of range; the message names it.
+    """
+
+    method: Method = "nla"
+    """The aggregators (linear in M), enumeration of all subsets (M <= 16), or a random sample of them."""
+    tau: float = 1e-3
+    """Temperature of the aggregators; 0 is their hard limit."""
+    zeta: float | Tensor = 0.75
+    """Weight of log cosh in NLA-T2."""
+    t1_activation: T1Activation = "softplus"
+    """Activation of NLA-T1."""
+    t2_activation: T2Activation = "tanh"
+    """Derivative of the even part of NLA-T2."""
+    subsets: Subsets = "all"
+    """"single" is the paper's ablation: only subsets of one region."""
+    sample: Tensor | None = None
+    """(A, M) the subsets of the method "sampled"."""
+
+    def __post_init__(self) -> None:
+        for name, kind in (
+            ("method", Method),
+            ("t1_activation", T1Activation),
+            ("t2_activation", T2Activation),
+            ("subsets", Subsets),
+        ):
+            value, allowed = getattr(self, name), get_args(kind)
+            if value not in allowed:
+                raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")
+        if not self.tau >= 0:
+            raise ValueError(f"tau is {self.tau!r}; it must be 0 or more")
+
+    @property
+    def fused(self) -> bool:
+        """Whether the tiles of ``powerclip.alignment.tiled`` know these aggregators in their fused form."""
+        return (
+            self.method == "nla"
+            and self.subsets == "all"
+            and self.t1_activation == "softplus"
+            and self.t2_activation == "tanh"
+        )
+
+    def check_regions(self, regions: int) -> None:
+        """Refuse to enumerate the subsets of too many regions.
+
+        Raises:
+            ValueError: M is over the limit of the method "exact".
+        """
+        if self.method == "exact" and self.subsets == "all" and regions > reference.MAX_REGIONS:
+            raise ValueError(
+                f"method 'exact' enumerates 2^M subsets and takes at most M = {reference.MAX_REGIONS} regions, got "
+                f"{regions}; use method='nla' or method='sampled'"
+            )
+
+    def score(self, s: Tensor, region_mask: Tensor, phrase_mask: Tensor, *, tile_bytes: int) -> tuple[Tensor, Tensor]:
+        """T2R and R2T, each (...), of similarities (..., M, K) and masks (..., M) and (..., K); differentiable."""
+        if self.subsets == "single":
+            return best_single_region(s, region_mask, phrase_mask)
+        if self.method == "nla":
+            return aggregate(
+                s,
+                region_mask,
+                phrase_mask,
+                tau=self.tau,
+                zeta=self.zeta,
+                t1_activation=self.t1_activation,
+                t2_activation=self.t2_activation,
+            )
+        return score_over_subsets(s, region_mask, phrase_mask, self._subsets(s), tile_bytes=tile_bytes)
+
+    def bytes_per_pair(self, regions: int, phrases: int) -> int:
+        """About what ``score`` holds for one pair, in float32."""
+        table = regions * phrases
+        if self.method != "nla" and self.subsets == "all":
+            # One subset's row of the table is the least that a piece can hold; at least 64 keep the products busy.
+            table = max(table, 64 * phrases)
+        return 4 * 6 * table
+
+    def _subsets(self, s: Tensor) -> Tensor:
+        if self.method == "sampled":
+            if self.sample is None:
+                raise ValueError("method 'sampled' needs its subsets; draw them with draw_subsets")
+            return self.sample
+        return reference.all_subsets(s.shape[-2], device=s.device, dtype=s.dtype)
+
+
+def tile_bytes_or_default(tile_bytes: int | None, device: torch.device) -> int:
+    """The byte budget of a tile on a device.
+
+    Raises:
+        ValueError: the given one is too small for any tile.
+    """
+    if tile_bytes is None:
+        return TILE_BYTES.get(device.type, TILE_BYTES["cuda"])
+    if tile_bytes < 2**10:
+        raise ValueError(f"tile_bytes is {tile_bytes}; it must be at least 1024")
+    return tile_bytes

@@ -1,0 +1,310 @@
+"""Scores of every image and caption, tile by tile, without ever holding more of s than a tile.
+
+Two passes over the pairs, as the gradient of the triplet loss is sparse: ``hardest_negatives`` looks at all of them
+without gradient, ``score_pairs`` computes the few that matter with it.
+
+The fused tile of the default aggregators keeps three numbers a phrase while it goes through the regions one by one:
+with y = s / tau, sum y, sum |y| and prod (1 + exp(-|y|)), from which T1 and T2 both follow, since
+tau softplus(y) = (s + |s|) / 2 + tau log(1 + exp(-|y|)) and tau log cosh(y / 2) = |s| / 2 + tau log(1 + exp(-|y|))
+- tau log 2. Every factor lies in (1, 2], so one logarithm a phrase serves all its regions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from powerclip.alignment.aggregators import ABSENT, soft_max_over_phrases
+from powerclip.alignment.scoring import Scoring
+
+IMAGES_PER_TILE = 64
+"""Of the fused tile: fewer make its matrix products slow."""
+
+REGIONS_PER_LOGARITHM = 100
+"""A product of factors up to 2 stays well within float32's 2^127."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HardestNegatives:
+    """For every image the caption, and for every caption the image, that scores highest without being its pair."""
+
+    caption: Tensor
+    """(I,) int64 index of each image's hardest caption."""
+    caption_score: Tensor
+    """(I,) its score; ``ABSENT`` where the image has no negative."""
+    image: Tensor
+    """(J,) int64 index of each caption's hardest image."""
+    image_score: Tensor
+    """(J,) its score; ``ABSENT`` where the caption has no negative."""
+
+
+@torch.no_grad()
+def hardest_negatives(
+    regions: Tensor,
+    phrases: Tensor,
+    region_mask: Tensor,
+    phrase_mask: Tensor,
+    *,
+    score: Callable[[Tensor, Tensor, slice], Tensor],
+    negative: Callable[[slice], Tensor],
+    scoring: Scoring,
+    tile_bytes: int,
+    compiled: bool = False,
+) -> HardestNegatives:
+    """The hardest negative of every row and column; ties go to the lowest index.
+
+    Args:
+        regions: (I, M, D) region vectors.
+        phrases: (J, K, D) phrase vectors.
+        region_mask: (I, M) bool, True = present.
+        phrase_mask: (J, K) bool, True = present.
+        score: T2R, R2T and the images' slice to the score that is compared, all (images, J).
+        negative: the images' slice to (images, J) bool, True where the pair counts as a negative.
+        scoring: how s becomes T2R and R2T.
+        tile_bytes: budget of a tile.
+        compiled: fuse the elementwise steps with torch.compile.
+    """
+    I, J = len(regions), len(phrases)
+    caption = torch.zeros(I, dtype=torch.int64, device=regions.device)
+    caption_score = regions.new_full((I,), ABSENT)
+    image = torch.zeros(J, dtype=torch.int64, device=regions.device)
+    image_score = regions.new_full((J,), ABSENT)
+    rows = score_rows(
+        regions, phrases, region_mask, phrase_mask, scoring=scoring, tile_bytes=tile_bytes, compiled=compiled
+    )
+    for images, t2r, r2t in rows:
+        scores = score(t2r, r2t, images).masked_fill(~negative(images), ABSENT)
+        if J:
+            caption_score[images], caption[images] = scores.max(dim=1)
+        best = scores.max(dim=0)
+        better = best.values > image_score
+        image_score = torch.where(better, best.values, image_score)
+        image = torch.where(better, best.indices + images.start, image)
+    return HardestNegatives(caption=caption, caption_score=caption_score, image=image, image_score=image_score)
+
+
+def score_pairs(
+    regions: Tensor,
+    phrases: Tensor,
+    region_mask: Tensor,
+    phrase_mask: Tensor,
+    *,
+    scoring: Scoring,
+    tile_bytes: int,
+) -> tuple[Tensor, Tensor]:
+    """T2R and R2T, each (P,), of image p beside caption p: (P, M, D), (P, K, D) and their masks; differentiable."""
+    s = torch.bmm(regions, phrases.transpose(1, 2))
+    return scoring.score(s, region_mask, phrase_mask, tile_bytes=tile_bytes)
+
+
+@torch.no_grad()
+def score_rows(
+    regions: Tensor,
+    phrases: Tensor,
+    region_mask: Tensor,
+    phrase_mask: Tensor,
+    *,
+    scoring: Scoring,
+    tile_bytes: int,
+    compiled: bool = False,
+) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """T2R and R2T of a few images at a time with all captions, without gradient.
+
+    Captions are taken in the order of their number of phrases, so that those of one tile need little padding.
+
+    Args:
+        regions: (I, M, D) region vectors.
+        phrases: (J, K, D) phrase vectors.
+        region_mask: (I, M) bool, True = present.
+        phrase_mask: (J, K) bool, True = present.
+        scoring: how s becomes T2R and R2T.
+        tile_bytes: budget of a tile.
+        compiled: fuse the elementwise steps with torch.compile.
+
+    Yields:
+        The images' slice, and T2R and R2T, each (images, J); the two are overwritten by the next.
+    """
+    I, M, _ = regions.shape
+    J, K, _ = phrases.shape
+    if scoring.fused:
+        step = min(max(I, 1), IMAGES_PER_TILE)
+        columns = max(1, tile_bytes // (4 * regions.element_size() * step))
+        tiles = list(_caption_tiles(phrases, phrase_mask, columns=columns))
+        blocks: Iterator[Callable[[_CaptionTile], tuple[Tensor, Tensor]]] = (
+            _FusedBlock(regions[i : i + step], region_mask[i : i + step], scoring=scoring, compiled=compiled)
+            for i in range(0, I, step)
+        )
+    else:
+        pairs = max(1, tile_bytes // scoring.bytes_per_pair(M, K))
+        step = max(1, min(I, math.isqrt(pairs)))
+        tiles = list(_caption_tiles(phrases, phrase_mask, columns=max(1, pairs // step) * K))
+        blocks = (
+            _PlainBlock(regions[i : i + step], region_mask[i : i + step], scoring=scoring, tile_bytes=tile_bytes)
+            for i in range(0, I, step)
+        )
+    for i, block in zip(range(0, I, step), blocks, strict=True):
+        images = slice(i, min(i + step, I))
+        t2r = regions.new_empty(images.stop - i, J)
+        r2t = torch.empty_like(t2r)
+        for tile in tiles:
+            t2r[:, tile.captions], r2t[:, tile.captions] = block(tile)
+        yield images, t2r, r2t
+
+
+def over_tiles(
+    function: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]],
+    regions: Tensor,
+    phrases: Tensor,
+    region_mask: Tensor,
+    phrase_mask: Tensor,
+    *,
+    pairs: int,
+) -> tuple[Tensor, ...]:
+    """A function of s (i, j, M, K) and masks, each value (i, j), of all images and captions; differentiable.
+
+    The backward pass computes each tile of s again instead of keeping it.
+
+    Args:
+        function: of s and the masks (i, 1, M) and (1, j, K).
+        regions: (I, M, D) region vectors.
+        phrases: (J, K, D) phrase vectors.
+        region_mask: (I, M) bool, True = present.
+        phrase_mask: (J, K) bool, True = present.
+        pairs: image-caption pairs a tile may hold.
+
+    Returns:
+        Each (I, J).
+    """
+
+    def tile(*inputs: Tensor) -> tuple[Tensor, ...]:
+        r, p, r_mask, p_mask = inputs
+        return function(torch.einsum("imd,jkd->ijmk", r, p), r_mask[:, None], p_mask[None])
+
+    images, captions = max(1, min(len(regions), math.isqrt(pairs))), max(1, min(len(phrases), math.isqrt(pairs)))
+    everything = (regions, phrases, region_mask, phrase_mask)
+    if images >= len(regions) and captions >= len(phrases):
+        return tile(*everything)
+    rows = []
+    for r, r_mask in zip(torch.split(regions, images), torch.split(region_mask, images), strict=True):
+        parts: list[tuple[Tensor, ...]] = [
+            checkpoint(tile, r, p, r_mask, p_mask, use_reentrant=False)
+            for p, p_mask in zip(torch.split(phrases, captions), torch.split(phrase_mask, captions), strict=True)
+        ]
+        rows.append([torch.cat(values, dim=1) for values in zip(*parts, strict=True)])
+    return tuple(torch.cat(values) for values in zip(*rows, strict=True))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _CaptionTile:
+    """Captions with nearly equal numbers of phrases."""
+
+    captions: Tensor
+    """(j,) their indices."""
+    phrases: Tensor
+    """(j k, D) their phrase vectors, 0 where absent."""
+    mask: Tensor
+    """(j, k) bool, True = present."""
+
+
+def _caption_tiles(phrases: Tensor, phrase_mask: Tensor, *, columns: int) -> Iterator[_CaptionTile]:
+    """Pack captions into tiles of at most ``columns`` phrase slots (or of one caption), present phrases first."""
+    counts, captions = phrase_mask.sum(dim=1).sort(stable=True)
+    slots = phrase_mask.to(torch.uint8).argsort(dim=1, descending=True, stable=True)
+    sizes = counts.clamp(min=1).tolist()  # the one wait for the device: tiles need their sizes
+    start = 0
+    while start < len(sizes):
+        stop = start + 1
+        while stop < len(sizes) and (stop + 1 - start) * sizes[stop] <= columns:
+            stop += 1
+        width = sizes[stop - 1]
+        index = captions[start:stop]
+        order = slots.index_select(0, index)[:, :width]
+        mask = phrase_mask.index_select(0, index).gather(1, order)
+        flat = index[:, None] * phrases.shape[1] + order
+        packed = phrases.flatten(0, 1).index_select(0, flat.flatten())
+        yield _CaptionTile(captions=index, phrases=packed.mul_(mask.flatten()[:, None]), mask=mask)
+        start = stop
+
+
+class _PlainBlock:
+    """A block of images beside any scoring: s of the whole tile at once."""
+
+    def __init__(self, regions: Tensor, region_mask: Tensor, *, scoring: Scoring, tile_bytes: int) -> None:
+        self.regions, self.region_mask = regions, region_mask
+        self.scoring, self.tile_bytes = scoring, tile_bytes
+
+    def __call__(self, tile: _CaptionTile) -> tuple[Tensor, Tensor]:
+        i, M, D = self.regions.shape
+        j, k = tile.mask.shape
+        s = self.regions.reshape(i * M, D) @ tile.phrases.T
+        s = s.view(i, M, j, k).transpose(1, 2)
+        return self.scoring.score(s, self.region_mask[:, None], tile.mask[None], tile_bytes=self.tile_bytes)
+
+
+class _FusedBlock:
+    """A block of images beside NLA-T1 with softplus and NLA-T2 with log cosh: region after region, in place."""
+
+    def __init__(self, regions: Tensor, region_mask: Tensor, *, scoring: Scoring, compiled: bool) -> None:
+        self.tau, self.zeta = scoring.tau, scoring.zeta
+        masked = regions * region_mask[..., None]
+        if self.tau:
+            masked = masked / self.tau
+        self.by_region = masked.transpose(0, 1).contiguous()  # (M, i, D)
+        self.all_regions = masked.sum(dim=1)
+        self.present = region_mask.any(dim=1)
+        self.absent = (~region_mask).sum(dim=1, dtype=regions.dtype)
+        self.accumulate = _compiled_accumulate() if compiled else _accumulate
+
+    def __call__(self, tile: _CaptionTile) -> tuple[Tensor, Tensor]:
+        columns = tile.phrases.T
+        j, k = tile.mask.shape
+        linear = self.all_regions @ columns  # sum of y, from here on (i, j k)
+        absolute = torch.zeros_like(linear)
+        product = torch.ones_like(linear) if self.tau else None
+        logarithm: Tensor | float = 0.0
+        buffer = torch.empty_like(linear)
+        for m, region in enumerate(self.by_region):
+            torch.mm(region, columns, out=buffer)
+            if product is None:
+                absolute += buffer.abs_()
+            else:
+                self.accumulate(buffer, absolute, product)
+                if (m + 1) % REGIONS_PER_LOGARITHM == 0:
+                    logarithm = logarithm + product.log()
+                    product.fill_(1.0)
+        if product is not None:
+            logarithm = product.log_() + logarithm
+        scale = self.tau or 1.0
+        M = len(self.by_region)
+        counts = tile.mask.sum(dim=1, dtype=linear.dtype).clamp(min=1)
+        weights = (tile.mask / counts[:, None]).to(linear.dtype)  # each phrase's part in its caption's mean
+        linear, absolute = linear.div_(2), absolute.div_(2)
+        softplus = (linear + absolute).add_(logarithm).view(-1, j, k)
+        t1 = scale * (softplus * weights).sum(dim=-1)
+        even = absolute
+        if self.tau:
+            # An absent region has y = 0 and so a factor 2: it added log 2 to softplus, and nothing to log cosh.
+            t1 -= self.tau * math.log(2) * self.absent[:, None]
+            even = absolute.add_(logarithm).sub_(M * math.log(2))
+        exponent = linear.add_(even * self.zeta).mul_(scale).view(-1, j, k)
+        t2 = soft_max_over_phrases(exponent, tile.mask, tau=self.tau)
+        unscored = ~(self.present[:, None] & tile.mask.any(dim=1))
+        return t1.masked_fill_(unscored, 0.0), t2.masked_fill_(unscored, 0.0)
+
+
+def _accumulate(buffer: Tensor, absolute: Tensor, product: Tensor) -> None:
+    """absolute += |y| and product *= 1 + exp(-|y|), where the buffer holds y; it is overwritten."""
+    absolute += buffer.abs_()
+    buffer.neg_().exp_()
+    product.addcmul_(product, buffer)
+
+
+@cache
+def _compiled_accumulate() -> Callable[[Tensor, Tensor, Tensor], None]:
+    return torch.compile(_accumulate, dynamic=True)
