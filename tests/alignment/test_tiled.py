@@ -1,0 +1,141 @@
+import itertools
+
+import pytest
+import torch
+from test_similarity import problem
+
+from powerclip.alignment import similarity
+from powerclip.alignment.aggregators import ABSENT
+from powerclip.alignment.scoring import Scoring
+from powerclip.alignment.tiled import hardest_negatives, score_rows
+
+TILE_SIZES = [1024, 2**14, 2**22]
+
+
+def plain(inputs, scoring):
+    """Both scores from s of all pairs at once."""
+    regions, phrases, region_mask, phrase_mask = inputs
+    s = torch.einsum("imd,jkd->ijmk", regions, phrases)
+    return scoring.score(s, region_mask[:, None], phrase_mask[None], tile_bytes=2**22)
+
+
+def in_tiles(inputs, scoring, tile_bytes):
+    rows = [(t2r.clone(), r2t.clone()) for _, t2r, r2t in score_rows(*inputs, scoring=scoring, tile_bytes=tile_bytes)]
+    return tuple(torch.cat(values) for values in zip(*rows, strict=True))
+
+
+SCORINGS = {
+    "nla": Scoring(tau=0.1),
+    "nla at small tau": Scoring(tau=1e-3, zeta=0.3),
+    "hard limit": Scoring(tau=0.0),
+    "other activations": Scoring(tau=0.1, t1_activation="gelu", t2_activation="erf"),
+    "single regions": Scoring(subsets="single"),
+    "exact": Scoring(method="exact"),
+}
+
+
+@pytest.mark.parametrize("tile_bytes", TILE_SIZES)
+@pytest.mark.parametrize("name", SCORINGS)
+def test_tiles_give_the_scores_of_the_whole(name, tile_bytes):
+    inputs = problem(9, 7, 5, 6)
+    inputs[2][3] = False  # an image without regions, a caption without phrases
+    inputs[3][4] = False
+    for mine, expected in zip(in_tiles(inputs, SCORINGS[name], tile_bytes), plain(inputs, SCORINGS[name]), strict=True):
+        torch.testing.assert_close(mine, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_more_regions_than_one_product_can_hold():
+    inputs = problem(2, 3, 230, 4, D=300)
+    regions, phrases = inputs[0].float() * 1e-5, inputs[1].float()  # |s| << tau: every factor is nearly 2
+    scoring = Scoring(tau=0.1)
+    for mine, expected in zip(
+        in_tiles((regions, phrases, *inputs[2:]), scoring, 2**22),
+        plain((regions.double(), phrases.double(), *inputs[2:]), scoring),
+        strict=True,
+    ):
+        assert torch.isfinite(mine).all()
+        # T1 is about 230 tau log 2 = 16; 230 roundings of 2^-24 in the product, one of the sum's in units of its size
+        torch.testing.assert_close(mine.double(), expected, rtol=0, atol=0.1 * 230 * 2**-23 + 16 * 2**-22)
+
+
+def test_zeta_may_be_a_tensor():
+    inputs = problem(3, 4, 5, 6)
+    found = in_tiles(inputs, Scoring(tau=0.1, zeta=torch.tensor(0.3, dtype=torch.float64)), 2**14)[1]
+    assert torch.equal(found, in_tiles(inputs, Scoring(tau=0.1, zeta=0.3), 2**14)[1])
+
+
+def test_the_compiled_steps_give_the_same_scores():
+    inputs = problem(5, 6, 4, 3)
+    expected = in_tiles(inputs, Scoring(tau=0.1), 2**14)
+    rows = score_rows(*inputs, scoring=Scoring(tau=0.1), tile_bytes=2**14, compiled=True)
+    _, t2r, r2t = next(iter(rows))
+    torch.testing.assert_close(t2r, expected[0], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(r2t, expected[1], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("tile_bytes", TILE_SIZES)
+@pytest.mark.parametrize("method", ["nla", "exact", "sampled"])
+def test_gradients_through_tiles_are_those_of_the_whole(method, tile_bytes):
+    inputs = problem(5, 4, 4, 3)
+    sample = torch.rand(64, 4, generator=torch.Generator().manual_seed(5)) < 0.5
+    sample = torch.cat([sample, ~sample])
+    scoring = Scoring(method=method, tau=0.1, sample=sample if method == "sampled" else None)
+    gradients = []
+    for way in ("whole", "tiles"):
+        r, p = (x.clone().requires_grad_() for x in inputs[:2])
+        if way == "whole":
+            t2r, r2t = plain((r, p, *inputs[2:]), scoring)
+        else:
+            generator = torch.Generator().manual_seed(5)
+            found = similarity(
+                r, p, *inputs[2:], method=method, tau=0.1, tile_bytes=tile_bytes, generator=generator, samples=128
+            )
+            t2r, r2t = found.t2r, found.r2t
+        (t2r.square() + r2t.sin()).sum().backward()
+        gradients.append((r.grad, p.grad))
+    for whole, tiles in zip(*gradients, strict=True):
+        torch.testing.assert_close(tiles, whole, rtol=1e-10, atol=1e-12)
+
+
+def search(inputs, negative, tile_bytes=1024):
+    return hardest_negatives(
+        *inputs,
+        score=lambda t2r, r2t, images: t2r + r2t,
+        negative=lambda images: negative[images],
+        scoring=Scoring(tau=0.1),
+        tile_bytes=tile_bytes,
+    )
+
+
+@pytest.mark.parametrize("tile_bytes", TILE_SIZES)
+def test_the_hardest_negatives_are_those_of_the_matrix(tile_bytes, monkeypatch):
+    monkeypatch.setattr("powerclip.alignment.tiled.IMAGES_PER_TILE", 4)  # several blocks of images
+    inputs = problem(11, 9, 4, 5)
+    negative = torch.rand(11, 9, generator=torch.Generator().manual_seed(0)) < 0.8
+    found = search(inputs, negative, tile_bytes)
+    scores = sum(plain(inputs, Scoring(tau=0.1)))
+    for i in range(11):
+        best = max((scores[i, j], -j) for j in range(9) if negative[i, j])
+        assert found.caption[i] == -best[1]
+        torch.testing.assert_close(found.caption_score[i], best[0], rtol=1e-12, atol=1e-12)
+    for j in range(9):
+        best = max((scores[i, j], -i) for i in range(11) if negative[i, j])
+        assert found.image[j] == -best[1]
+
+
+def test_ties_go_to_the_lowest_index_and_nothing_is_absent(monkeypatch):
+    monkeypatch.setattr("powerclip.alignment.tiled.IMAGES_PER_TILE", 2)
+    regions, phrases, region_mask, phrase_mask = problem(1, 1, 4, 5)
+    inputs = tuple(x.repeat(6, *[1] * (x.ndim - 1)) for x in (regions, phrases, region_mask, phrase_mask))
+    negative = ~torch.eye(6, dtype=torch.bool)
+    found = search(inputs, negative)
+    assert found.caption.tolist() == found.image.tolist() == [1, 0, 0, 0, 0, 0]
+    nothing = search(inputs, torch.zeros_like(negative))
+    assert (nothing.caption_score == ABSENT).all()
+    assert (nothing.image_score == ABSENT).all()
+
+
+@pytest.mark.parametrize(("I", "J"), list(itertools.product((0, 3), (0, 3))))
+def test_nothing_to_score_is_an_empty_matrix(I, J):
+    found = similarity(torch.zeros(I, 2, 4), torch.zeros(J, 3, 4))
+    assert found.total.shape == (I, J)
