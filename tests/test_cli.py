@@ -17,7 +17,7 @@ def test_help_shows_an_example(command, capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["trian"], "unknown command 'trian'; commands: demo, prepare, train, evaluate, report"),
+        (["trian"], "unknown command 'trian'; commands: demo, prepare, train, compare, evaluate"),
         (["train"], "no recipe given; add --recipe NAME (recipes: scenes_tiny"),
         (["train", "--recipe", "nope"], "unknown recipe 'nope'"),
         (["train", "--recipe", "scenes_tiny", "--output", "x"], "--data"),
@@ -30,6 +30,7 @@ def test_help_shows_an_example(command, capsys):
             "batch_size is 1",
         ),
         (["train", "--recipe=scenes_tiny", "--data", "no-such-place", "--output", "y"], "no-such-place"),
+        (["compare", "--recipe", "scenes_tiny", "--data", "x", "--output", "y", "--objectives", "clop"], "clop"),
         (["evaluate"], "model"),
         (["evaluate", "no/such/run"], "no/such/run"),
         (["prepare", "no-such-source", "out"], "no-such-source"),

@@ -28,7 +28,7 @@ MAY_IMPORT = {
         "types", "errors", "config", "model", "data", "regions", "phrases", "alignment", "evaluate", "train"
     },
 }  # fmt: skip
-TOP = {"cli", "demo", "__init__"}
+TOP = {"cli", "compare", "demo", "__init__"}
 
 
 def imports_of(path: Path) -> set[str]:

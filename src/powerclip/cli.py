@@ -16,7 +16,7 @@ import tyro
 from rich.console import Console
 
 import powerclip
-from powerclip.config import TrainConfig
+from powerclip.config import Objective, TrainConfig
 from powerclip.errors import PowerclipError, RunFailedError
 from powerclip.recipes import RECIPES, recipe
 
@@ -108,6 +108,48 @@ class Train:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Compare:
+    """Train several objectives with several seeds on the same data and steps, evaluate all, print mean and deviation.
+
+    Run again on the same folder, finished runs are skipped.
+
+    Example: powerclip compare --objectives clip siglip powerclip --seeds 3 --recipe scenes_tiny --data data/scenes
+    --output runs/compare
+    """
+
+    objectives: tuple[Objective, ...]
+    """Losses to compare."""
+    seeds: int = 3
+    """Runs of each, with the seeds from the recipe's on."""
+    data: Path
+    """Shards to train on."""
+    output: Path
+    """Folder for the runs and the tables."""
+    suite: str = "scenes"
+    """What to evaluate, as in powerclip evaluate."""
+    suite_data: Path | None = None
+    """Data of the suite."""
+    size: int = 400
+    """Images per generated task."""
+    config: Annotated[TrainConfig, tyro.conf.arg(name="")]
+    """Settings of every run."""
+
+    def run(self) -> None:
+        """Do it."""
+        from powerclip.compare import EvaluationPlan, compare
+
+        compare(
+            self.config,
+            objectives=self.objectives,
+            seeds=self.seeds,
+            data=self.data,
+            output=self.output,
+            evaluation=EvaluationPlan(suite=self.suite, data=self.suite_data, size=self.size),
+            console=Console(),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evaluate:
     """Evaluate a run or a model zero-shot, print the table and write evaluation.json.
 
@@ -167,6 +209,7 @@ COMMANDS: dict[str, type[Any]] = {
     "demo": Demo,
     "prepare": Prepare,
     "train": Train,
+    "compare": Compare,
     "evaluate": Evaluate,
     "report": Report,
 }
@@ -226,6 +269,10 @@ def _parse(name: str, argv: Sequence[str]) -> Any:
     given: dict[str, Any] = {}
     if name == "train":
         given["default"] = Train(data=tyro.MISSING, output=tyro.MISSING, config=_recipe_of(argv))
+    if name == "compare":
+        given["default"] = Compare(
+            objectives=tyro.MISSING, data=tyro.MISSING, output=tyro.MISSING, config=_recipe_of(argv)
+        )
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):

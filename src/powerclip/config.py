@@ -7,11 +7,15 @@ import types
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
+import tyro
 import yaml
 
 T = TypeVar("T")
+
+Objective = Literal["clip", "siglip", "filip", "sparc", "powerclip"]
+"""The losses that one trainer can train with."""
 
 
 def _require(condition: bool, name: str, value: object, rule: str) -> None:
@@ -35,8 +39,10 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
-    """The loss: CLIP's, plus ``powerset_weight`` times the powerset alignment triplet loss."""
+    """The loss: PowerCLIP's (CLIP's, plus ``powerset_weight`` times the powerset alignment loss), or a baseline's."""
 
+    name: Annotated[Objective, tyro.conf.arg(aliases=("--objective",))] = "powerclip"
+    """Which loss; the settings below are powerclip's, unless they say otherwise."""
     powerset_weight: float = 0.2
     """lambda; 0 trains plain CLIP."""
     margin: float = 0.2
@@ -51,12 +57,23 @@ class ObjectiveConfig:
     """M: random boxes drawn per image and step."""
     normalise_by_regions: bool = True
     """Divide the similarity by the number of regions, so that the margin means the same at every M."""
+    sparc_global_weight: float = 0.5
+    """sparc only: weight of CLIP's loss."""
+    sparc_local_weight: float = 1.0
+    """sparc only: weight of the loss between tokens and grouped patches."""
 
     def __post_init__(self) -> None:
         _require(self.powerset_weight >= 0, "powerset_weight", self.powerset_weight, "0 or more")
         _require(self.margin >= 0, "margin", self.margin, "0 or more")
         _require(self.tau >= 0, "tau", self.tau, "0 or more")
         _require(self.regions >= 1, "regions", self.regions, "at least 1")
+        for name in ("sparc_global_weight", "sparc_local_weight"):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+
+    @property
+    def uses_regions(self) -> bool:
+        """Whether the loss looks at regions and phrases."""
+        return self.name == "powerclip" and self.powerset_weight > 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -122,6 +122,24 @@ class Features:
     """(B, K) bool, True = present."""
     logit_scale: Tensor
     """() the inverse temperature itself (already exponentiated)."""
+    logit_bias: Tensor | None = None
+    """() bias of the similarities, where the model has one (SigLIP)."""
+    patches: Tensor | None = None
+    """(B, N, D) patch embeddings in the joint space, as they are."""
+    tokens: Tensor | None = None
+    """(B, T, D) token embeddings in the joint space, as they are."""
+    token_mask: Tensor | None = None
+    """(B, T) bool, False = padding."""
+
+    def dense(self) -> tuple[Tensor, Tensor, Tensor]:
+        """``patches``, ``tokens`` and ``token_mask``, for the losses that need them.
+
+        Raises:
+            ValueError: one of them is not there.
+        """
+        if self.patches is None or self.tokens is None or self.token_mask is None:
+            raise ValueError("the features lack patches, tokens or token_mask; take those of PowerCLIP.forward")
+        return self.patches, self.tokens, self.token_mask
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import powerclip
-from powerclip.config import ModelConfig, load_config
+from powerclip.config import ModelConfig, ObjectiveConfig, load_config
 from powerclip.data.scenes import generate
 from powerclip.data.shards import write_shards
 from powerclip.recipes import scenes_tiny
@@ -139,6 +139,25 @@ def test_plain_clip_draws_no_boxes(config, shards, tmp_path):
     run = train(dataclasses.replace(config, objective=objective), data=shards, output=tmp_path / "run").output
     line = read_metrics(run / "metrics.jsonl")[-1]
     assert line["loss"] == line["loss_clip"]
+
+
+@pytest.mark.parametrize("name", ["clip", "siglip", "filip", "sparc"])
+def test_every_baseline_trains_in_the_same_loop(name, config, shards, tmp_path):
+    config = dataclasses.replace(config, objective=ObjectiveConfig(name=name))
+    result = train(config, data=shards, output=tmp_path / "run")
+    terms = {key for key in read_metrics(result.output / "metrics.jsonl")[-1] if key.startswith("loss_")}
+    assert terms == {"clip": {"loss_clip"}, "sparc": {"loss_clip", "loss_sparc"}}.get(name, {f"loss_{name}"})
+    model, _, _ = powerclip.load(str(result.output))
+    assert (model.logit_bias is not None) == (name == "siglip")
+    assert load_config(result.output / "config.yaml").objective.name == name
+
+
+def test_siglip_starts_from_its_paper_s_temperature_and_bias(config):
+    model = loop.build_model(dataclasses.replace(config, objective=ObjectiveConfig(name="siglip")))
+    assert model.logit_scale.exp().item() == pytest.approx(10)
+    assert model.logit_bias.item() == -10
+    clip = loop.build_model(config)
+    assert clip.logit_scale.exp().item() == pytest.approx(1 / 0.07)
 
 
 def test_a_loss_that_stays_non_finite_stops_the_run(config, shards, tmp_path, monkeypatch):

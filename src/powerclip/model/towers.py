@@ -64,6 +64,11 @@ class PowerCLIP(nn.Module):
         """() log of the inverse temperature, as in open_clip."""
         return self.backbone.logit_scale  # type: ignore[no-any-return]
 
+    @property
+    def logit_bias(self) -> nn.Parameter | None:
+        """() bias of the similarities (SigLIP's), None where the model has none."""
+        return self.backbone.logit_bias  # type: ignore[no-any-return]
+
     def encode_patches(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) images to (B, N, D) patch embeddings in the joint space, row-major over the grid."""
         visual: Any = self.backbone.visual
@@ -135,6 +140,10 @@ class PowerCLIP(nn.Module):
             phrases=phrases,
             phrase_mask=phrase_mask,
             logit_scale=self.logit_scale.exp(),
+            logit_bias=self.logit_bias,
+            patches=patches,
+            tokens=dense,
+            token_mask=self.valid_tokens(batch.tokens),
         )
 
     def no_weight_decay(self) -> set[str]:
@@ -161,7 +170,8 @@ def create_model(
         pretrained: an open_clip tag or a checkpoint file.
         text_pool: "avg" over valid tokens (the paper), or "argmax", open_clip's own pooling.
         phrase_norm: a phrase from its leaves: "sum", "mean" or "unit".
-        **overrides: ``image_size`` and ``context_length``, in place of the config's.
+        **overrides: ``image_size``, ``context_length``, ``init_logit_scale`` (log of the inverse temperature to start
+            from) and ``init_logit_bias``, in place of the config's.
 
     Raises:
         PowerclipError: no such model or checkpoint, or towers without dense outputs.
@@ -170,9 +180,15 @@ def create_model(
     _require_one_of("text_pool", text_pool, get_args(TextPool))
     _require_one_of("phrase_norm", phrase_norm, get_args(PhraseNorm))
     model_config = read_config(name)
+    places = {
+        "image_size": model_config["vision_cfg"],
+        "context_length": model_config["text_cfg"],
+        "init_logit_scale": model_config,
+        "init_logit_bias": model_config,
+    }
     for key, value in overrides.items():
-        _require_one_of("override", key, ("image_size", "context_length"))
-        model_config["vision_cfg" if key == "image_size" else "text_cfg"][key] = value
+        _require_one_of("override", key, tuple(places))
+        places[key][key] = value
     model = build({"model": model_config, "text_pool": text_pool, "phrase_norm": phrase_norm})
     if pretrained is not None:
         load_open_clip_weights(model, name, pretrained)

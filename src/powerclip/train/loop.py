@@ -14,10 +14,12 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from torch import nn
 
 from powerclip.config import TrainConfig, load_config, to_yaml
 from powerclip.data.loader import Loader, make_loader, probe
-from powerclip.loss import PowerCLIPLoss, PowersetAlignmentLoss
+from powerclip.loss import FILIPLoss, PowerCLIPLoss, PowersetAlignmentLoss, SigLIPLoss, SPARCLoss
+from powerclip.loss.siglip import INIT_LOGIT_BIAS, INIT_LOGIT_SCALE
 from powerclip.model import PowerCLIP, create_model, make_tokenizer, make_transforms, save
 from powerclip.regions.boxes import random_boxes
 from powerclip.train import checkpoint
@@ -118,13 +120,23 @@ class _Run:
 
 def build_model(config: TrainConfig) -> PowerCLIP:
     """The model a config describes."""
-    m = config.model
-    return create_model(m.name, pretrained=m.pretrained, text_pool=m.text_pool, phrase_norm=m.phrase_norm)
+    m, start = config.model, {}
+    if config.objective.name == "siglip":
+        start = {"init_logit_scale": INIT_LOGIT_SCALE, "init_logit_bias": INIT_LOGIT_BIAS}
+    return create_model(m.name, pretrained=m.pretrained, text_pool=m.text_pool, phrase_norm=m.phrase_norm, **start)
 
 
-def build_loss(config: TrainConfig) -> PowerCLIPLoss:
-    """The loss a config describes."""
+def build_loss(config: TrainConfig) -> nn.Module:
+    """The loss a config describes: ``Features`` to ``LossOutput``."""
     o = config.objective
+    if o.name == "siglip":
+        return SigLIPLoss()
+    if o.name == "filip":
+        return FILIPLoss()
+    if o.name == "sparc":
+        return SPARCLoss(global_weight=o.sparc_global_weight, local_weight=o.sparc_local_weight)
+    if not o.uses_regions:
+        return PowerCLIPLoss(weight=0.0)
     powerset = PowersetAlignmentLoss(
         margin=o.margin,
         tau=o.tau,
@@ -262,7 +274,7 @@ def _train_step(run: _Run, batch: Batch, step: int) -> LossOutput:
 
 def _with_boxes(run: _Run, batch: Batch, step: int) -> Batch:
     """The batch with M fresh random boxes an image, a function of the seed and the step."""
-    if run.config.objective.powerset_weight == 0:
+    if not run.config.objective.uses_regions:
         return batch
     generator = torch.Generator().manual_seed((run.config.seed << 32) + step)
     boxes = random_boxes(

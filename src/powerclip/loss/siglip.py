@@ -1,0 +1,66 @@
+"""SigLIP's pairwise sigmoid loss (Zhai et al., "Sigmoid Loss for Language Image Pre-Training", ICCV 2023)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from powerclip.distributed import gather_rows, sum_over_processes
+from powerclip.loss.clip import with_value
+from powerclip.types import Features, LossOutput
+
+INIT_LOGIT_SCALE = math.log(10)
+"""log of the inverse temperature that training starts with (section 3.2: t' = log 10)."""
+
+INIT_LOGIT_BIAS = -10.0
+"""The bias that training starts with: at first nearly every pair is a negative, as nearly every pair is (section 3.2)."""
+
+
+def siglip_loss(image: Tensor, text: Tensor, logit_scale: Tensor, logit_bias: Tensor) -> Tensor:
+    """-1/C sum_ij log sigmoid(z_ij (t x_i . y_j + b)), with z_ij = 1 for the pairs i = j and -1 elsewhere.
+
+    Under an initialised process group the loss is that of the global batch of C pairs, as ``clip_loss``.
+
+    Args:
+        image: (B, D) unit image embeddings.
+        text: (B, D) unit text embeddings.
+        logit_scale: () inverse temperature t, already exponentiated.
+        logit_bias: () bias b.
+
+    Returns:
+        () loss, float32 also under autocast.
+
+    Raises:
+        ValueError: the embeddings are not two matrices of one shape.
+    """
+    if image.ndim != 2 or image.shape != text.shape:
+        raise ValueError(
+            f"image and text have shapes {tuple(image.shape)} and {tuple(text.shape)}; expected both (B, D)"
+        )
+    with torch.autocast(image.device.type, enabled=False):
+        dtype = torch.promote_types(image.dtype, torch.float32)
+        texts, start = gather_rows(text.to(dtype))
+        logits_BC = logit_scale.to(dtype) * image.to(dtype) @ texts.T + logit_bias.to(dtype)
+        signs_BC = torch.full_like(logits_BC, -1.0)
+        own = torch.arange(len(image), device=image.device)
+        signs_BC[own, start + own] = 1.0
+        share = -F.logsigmoid(signs_BC * logits_BC).sum() / len(texts)
+        return with_value(share, sum_over_processes(share))
+
+
+class SigLIPLoss(nn.Module):
+    """``siglip_loss`` of a batch's features; the model needs a ``logit_bias``."""
+
+    def forward(self, features: Features) -> LossOutput:
+        """The loss, and as its one term "siglip".
+
+        Raises:
+            ValueError: the features have no bias.
+        """
+        if features.logit_bias is None:
+            raise ValueError("the features have no logit_bias; create the model with init_logit_bias")
+        loss = siglip_loss(features.image, features.text, features.logit_scale, features.logit_bias)
+        return LossOutput(total=loss, terms={"siglip": loss})
