@@ -35,6 +35,8 @@ class ModelConfig:
     """Global text embedding: mean of the valid tokens (the paper), or open_clip's own."""
     phrase_norm: Literal["sum", "mean", "unit"] = "unit"
     """A phrase's vector from its leaves: plain sum (the paper's text), mean, or unit length."""
+    phrase_unit: Literal["phrase", "token"] = "phrase"
+    """What is aligned with the regions: the phrases of the parse tree, or single tokens (the paper's ablation)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,11 +50,23 @@ class ObjectiveConfig:
     margin: float = 0.2
     """delta of the triplet loss."""
     tau: float = 1e-3
-    """Temperature of the non-linear aggregators."""
-    zeta: float = 0.75
-    """Weight of log cosh in the regions-to-tree aggregator."""
-    method: Literal["nla", "exact"] = "nla"
-    """Linear-time aggregators, or enumeration of all subsets (at most 16 regions)."""
+    """Temperature of the non-linear aggregators; 0 is their hard limit."""
+    zeta: float | Literal["calibrated"] = 0.75
+    """Weight of log cosh in the regions-to-tree aggregator; "calibrated" fits it to exact values as training goes."""
+    method: Literal["nla", "exact", "sampled"] = "nla"
+    """Linear-time aggregators, enumeration of all subsets (at most 16 regions), or a random sample of subsets."""
+    samples: int = 256
+    """Subsets a step of the method "sampled"."""
+    direction: Literal["both", "t2r", "r2t"] = "both"
+    """Both similarities, or tree to regions or regions to tree alone (the paper's ablations)."""
+    subsets: Literal["all", "single"] = "all"
+    """All subsets of the regions, or single regions only (the paper's ablation)."""
+    t1_activation: Literal["softplus", "relu", "gelu", "silu", "elu"] = "softplus"
+    """Activation of the tree-to-regions aggregator."""
+    t2_activation: Literal["tanh", "sign", "erf", "softsign", "arctan", "sigmoid"] = "tanh"
+    """Derivative of the even part of the regions-to-tree aggregator (tanh: log cosh)."""
+    equal_captions: Literal["negatives", "ignored"] = "negatives"
+    """Whether pairs with the same caption are negatives of each other in the powerset loss."""
     regions: int = 10
     """M: random boxes drawn per image and step."""
     normalise_by_regions: bool = True
@@ -66,6 +80,7 @@ class ObjectiveConfig:
         _require(self.powerset_weight >= 0, "powerset_weight", self.powerset_weight, "0 or more")
         _require(self.margin >= 0, "margin", self.margin, "0 or more")
         _require(self.tau >= 0, "tau", self.tau, "0 or more")
+        _require(self.samples >= 4, "samples", self.samples, "at least 4")
         _require(self.regions >= 1, "regions", self.regions, "at least 1")
         for name in ("sparc_global_weight", "sparc_local_weight"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")

@@ -98,6 +98,10 @@ class Batch:
     def __len__(self) -> int:
         return int(self.images.shape[0])
 
+    def with_regions(self, region_masks: Tensor) -> Batch:
+        """The same batch with (B, M, N) bool regions on the patch grid."""
+        return replace(self, region_masks=region_masks)
+
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
         """The same batch on another device."""
         names = ("images", "tokens", "leaf_of_token", "phrase_spans", "region_masks")
@@ -122,6 +126,8 @@ class Features:
     """(B, K) bool, True = present."""
     logit_scale: Tensor
     """() the inverse temperature itself (already exponentiated)."""
+    caption_ids: Tensor | None = None
+    """(B,) int64, equal for captions of equal tokens."""
     logit_bias: Tensor | None = None
     """() bias of the similarities, where the model has one (SigLIP)."""
     patches: Tensor | None = None

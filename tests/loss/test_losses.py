@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 from torch.nn.functional import normalize
@@ -154,3 +156,10 @@ def test_wrong_settings_are_named():
         PowerCLIPLoss(weight=-1)
     with pytest.raises(ValueError, match="regions hold 2 images and phrases 3 captions"):
         PowersetAlignmentLoss()(torch.zeros(2, 1, 4), torch.zeros(3, 1, 4))
+
+
+def test_equal_captions_are_ignored_on_request():
+    same = dataclasses.replace(features(), caption_ids=torch.zeros(4, dtype=torch.int64))
+    powerset = PowersetAlignmentLoss(margin=0.1)
+    assert PowerCLIPLoss(powerset=powerset)(same).terms["powerset"] > 0
+    assert PowerCLIPLoss(powerset=powerset, equal_captions="ignored")(same).terms["powerset"] == 0

@@ -8,7 +8,8 @@ from PIL import Image
 from torch.nn.functional import normalize
 
 import powerclip
-from powerclip.model import make_tokenizer, make_transforms, save
+from powerclip.model import from_open_clip, make_tokenizer, make_transforms, save
+from powerclip.model.pooling import caption_ids
 from powerclip.types import Batch, PowerclipError
 
 SMALL = {
@@ -108,6 +109,48 @@ def test_features_of_a_batch(model):
     torch.testing.assert_close(features.text, model.encode_text(tokens, normalize=True))
     torch.testing.assert_close(features.regions.norm(dim=-1), torch.ones(3, 4))
     torch.testing.assert_close(features.logit_scale, model.logit_scale.exp())
+
+
+def test_tokens_can_stand_for_phrases(tmp_path):
+    torch.manual_seed(0)
+    model = powerclip.create_model(config_file(tmp_path, SMALL), phrase_unit="token").eval()
+    tokens = make_tokenizer(model)(CAPTIONS)
+    leaf_of_token = torch.where((tokens > 0) & (tokens < 49406), 0, -1)
+    batch = Batch(
+        images=torch.randn(3, 3, 32, 32),
+        tokens=tokens,
+        leaf_of_token=leaf_of_token,
+        phrase_spans=torch.full((3, 1, 2), -1),
+        region_masks=torch.ones(3, 2, 16, dtype=torch.bool),
+    )
+    features = model(batch)
+    assert torch.equal(features.phrase_mask, leaf_of_token >= 0)
+    expected = normalize(model.encode_tokens(tokens), dim=-1) * features.phrase_mask[..., None]
+    torch.testing.assert_close(features.phrases, expected)
+    save(model, tmp_path / "model")
+    assert powerclip.load(tmp_path / "model")[0].phrase_unit == "token"
+
+
+def test_an_open_clip_model_gets_dense_outputs_that_share_its_weights(tmp_path):
+    torch.manual_seed(0)
+    theirs = open_clip.CLIP(**SMALL).eval()
+    dense = from_open_clip(theirs)
+    tokens = open_clip.SimpleTokenizer(context_length=16)(CAPTIONS)
+    torch.testing.assert_close(dense.encode_text(tokens), theirs.encode_text(tokens))
+    assert {id(p) for p in dense.parameters()} == {id(p) for p in theirs.parameters()}
+    with pytest.raises(ValueError, match="has no config to build it again; save its open_clip model"):
+        save(dense, tmp_path / "model")
+
+
+def test_equal_captions_have_equal_ids_and_others_do_not():
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(0, 49408, (2000, 77), generator=generator)
+    tokens[5] = tokens[3]
+    tokens[7] = tokens[6].flip(0)
+    ids = caption_ids(tokens)
+    assert ids[5] == ids[3]
+    assert len(ids.unique()) == 1999
+    assert torch.equal(caption_ids(tokens[:4]), ids[:4])
 
 
 def test_a_saved_model_loads_as_the_same(model, tmp_path):

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import math
 import os
 import signal
 import threading
@@ -139,6 +140,32 @@ def test_plain_clip_draws_no_boxes(config, shards, tmp_path):
     run = train(dataclasses.replace(config, objective=objective), data=shards, output=tmp_path / "run").output
     line = read_metrics(run / "metrics.jsonl")[-1]
     assert line["loss"] == line["loss_clip"]
+
+
+ABLATIONS = [
+    {"zeta": "calibrated"},
+    {"method": "sampled", "samples": 16},
+    {"method": "exact", "regions": 4},
+    {"subsets": "single"},
+    {"direction": "t2r"},
+    {"direction": "r2t"},
+    {"tau": 0.0},
+    {"t1_activation": "gelu", "t2_activation": "softsign"},
+    {"equal_captions": "ignored"},
+    {"phrase_unit": "token"},
+]
+
+
+@pytest.mark.parametrize("ablation", ABLATIONS, ids=str)
+def test_every_ablation_is_a_setting_that_changes_the_run(ablation, config, shards, tmp_path):
+    config = dataclasses.replace(config, steps=2)
+    ablation = dict(ablation)
+    model = dataclasses.replace(config.model, phrase_unit=ablation.pop("phrase_unit", "phrase"))
+    changed = dataclasses.replace(config, model=model, objective=dataclasses.replace(config.objective, **ablation))
+    found = losses(train(changed, data=shards, output=tmp_path / "changed").output)
+    assert all(math.isfinite(loss) for loss in found)
+    if ablation != {"equal_captions": "ignored"}:  # eight scenes seldom share a caption
+        assert found != losses(train(config, data=shards, output=tmp_path / "plain").output)
 
 
 @pytest.mark.parametrize("name", ["clip", "siglip", "filip", "sparc"])

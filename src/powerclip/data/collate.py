@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from powerclip.phrases.spans import EncodedCaption
+from powerclip.phrases.constituency import Parser
+from powerclip.phrases.spans import EncodedCaption, encode_caption
 from powerclip.types import Batch
 
 
@@ -36,3 +38,30 @@ def collate(samples: Sequence[EncodedSample], *, patches: int) -> Batch:
         region_masks=torch.zeros((len(samples), 0, patches), dtype=torch.bool),
         keys=tuple(sample.key for sample in samples),
     )
+
+
+def annotate(
+    images: Tensor, captions: Sequence[str], *, parser: Parser, tokenizer: Any, context_length: int, patches: int
+) -> Batch:
+    """A batch out of another trainer's images and captions: parsed and tokenized here and now, without regions yet.
+
+    Args:
+        images: (B, 3, H, W), as the image tower takes them.
+        captions: B texts.
+        parser: finds the phrases; see ``powerclip.phrases.load_parser``.
+        tokenizer: open_clip's or Hugging Face's.
+        context_length: T.
+        patches: N.
+
+    Raises:
+        ValueError: there are not as many captions as images.
+    """
+    encoded = [
+        EncodedSample(
+            key="",
+            image=image,
+            caption=encode_caption(caption, tree, tokenizer, context_length=context_length),
+        )
+        for image, caption, tree in zip(images, captions, parser.parse(captions), strict=True)
+    ]
+    return collate(encoded, patches=patches)

@@ -1,6 +1,6 @@
 """The towers, their dense outputs, and models on disk."""
 
 from powerclip.model.hub import load, save
-from powerclip.model.towers import PowerCLIP, create_model, make_tokenizer, make_transforms
+from powerclip.model.towers import PowerCLIP, create_model, from_open_clip, make_tokenizer, make_transforms
 
-__all__ = ["PowerCLIP", "create_model", "load", "make_tokenizer", "make_transforms", "save"]
+__all__ = ["PowerCLIP", "create_model", "from_open_clip", "load", "make_tokenizer", "make_transforms", "save"]

@@ -23,7 +23,15 @@ CONFIG = "config.json"
 
 
 def save(model: PowerCLIP, folder: Path | str) -> Path:
-    """Write a model folder; one that is already there is replaced once the new one is whole."""
+    """Write a model folder; one that is already there is replaced once the new one is whole.
+
+    Raises:
+        ValueError: the model wraps one of open_clip's whose config is not known.
+    """
+    if "model" not in model.config:
+        raise ValueError(
+            "a model from from_open_clip has no config to build it again; save its open_clip model instead"
+        )
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary, old = folder.with_name(f".{folder.name}.tmp"), folder.with_name(f".{folder.name}.old")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 PhraseNorm = Literal["sum", "mean", "unit"]
+PhraseUnit = Literal["phrase", "token"]
 
 
 def _float(x: Tensor) -> Tensor:
@@ -96,3 +97,15 @@ def pool_phrases(
         elif norm == "mean":
             phrases = phrases / member_BKL.sum(dim=-1, keepdim=True).clamp(min=1)
         return phrases, member_BKL.any(dim=-1)
+
+
+def caption_ids(tokens: Tensor) -> Tensor:
+    """(B,) int64 numbers of (B, T) token ids: equal captions have equal ones, on every process.
+
+    A polynomial hash modulo 2^64; that any two of 2^15 different captions share a number has odds of about 2^-35.
+    """
+    weight, weights = 1, []
+    for _ in range(tokens.shape[1]):
+        weight = weight * 6364136223846793005 % 2**64
+        weights.append(weight - 2**64 if weight >= 2**63 else weight)
+    return (tokens.long() * torch.tensor(weights, dtype=torch.int64, device=tokens.device)).sum(dim=1)

@@ -25,7 +25,16 @@ from open_clip.transformer import TextTransformer, VisionTransformer, text_globa
 from PIL import Image
 from torch import Tensor, nn
 
-from powerclip.model.pooling import PhraseNorm, mean_of_valid, normalise, pool_leaves, pool_phrases, pool_regions
+from powerclip.model.pooling import (
+    PhraseNorm,
+    PhraseUnit,
+    caption_ids,
+    mean_of_valid,
+    normalise,
+    pool_leaves,
+    pool_phrases,
+    pool_regions,
+)
 from powerclip.types import Batch, Features, PowerclipError
 
 TextPool = Literal["avg", "argmax"]
@@ -39,8 +48,12 @@ class PowerCLIP(nn.Module):
     A global embedding is the mean of the dense ones: of all patches, and of all valid tokens.
     """
 
-    def __init__(self, backbone: Any, *, config: dict[str, Any], text_pool: TextPool, phrase_norm: PhraseNorm):
+    def __init__(self, backbone: Any, *, config: dict[str, Any]):
         """Wrap an open_clip model; ``create_model`` does it from a name.
+
+        Args:
+            backbone: open_clip's model.
+            config: how to build it again, and ``text_pool``, ``phrase_norm`` and ``phrase_unit``.
 
         Raises:
             PowerclipError: a tower has no dense outputs in the joint space.
@@ -49,8 +62,9 @@ class PowerCLIP(nn.Module):
         _check_towers(backbone)
         self.backbone: Any = backbone
         self.config = config
-        self.text_pool = text_pool
-        self.phrase_norm: PhraseNorm = phrase_norm
+        self.text_pool: TextPool = config["text_pool"]
+        self.phrase_norm: PhraseNorm = config["phrase_norm"]
+        self.phrase_unit: PhraseUnit = config.get("phrase_unit", "phrase")
         visual = backbone.visual
         timm = isinstance(visual, TimmModel)
         rows, columns = visual.trunk.patch_embed.grid_size if timm else visual.grid_size
@@ -130,8 +144,12 @@ class PowerCLIP(nn.Module):
         patches = self.encode_patches(batch.images)
         dense = self.encode_tokens(batch.tokens)
         regions, region_mask = pool_regions(patches, batch.region_masks)
-        leaves, leaf_mask = pool_leaves(dense, batch.leaf_of_token, leaves=batch.tokens.shape[1])
-        phrases, phrase_mask = pool_phrases(leaves, leaf_mask, batch.phrase_spans, norm=self.phrase_norm)
+        if self.phrase_unit == "token":
+            phrase_mask = batch.leaf_of_token >= 0
+            phrases = normalise(dense.float() * phrase_mask[..., None])
+        else:
+            leaves, leaf_mask = pool_leaves(dense, batch.leaf_of_token, leaves=batch.tokens.shape[1])
+            phrases, phrase_mask = pool_phrases(leaves, leaf_mask, batch.phrase_spans, norm=self.phrase_norm)
         return Features(
             image=normalise(patches.float().mean(dim=1)),
             text=normalise(self.pool_text(dense, batch.tokens).float()),
@@ -140,6 +158,7 @@ class PowerCLIP(nn.Module):
             phrases=phrases,
             phrase_mask=phrase_mask,
             logit_scale=self.logit_scale.exp(),
+            caption_ids=caption_ids(batch.tokens),
             logit_bias=self.logit_bias,
             patches=patches,
             tokens=dense,
@@ -161,6 +180,7 @@ def create_model(
     pretrained: str | None = None,
     text_pool: TextPool = "avg",
     phrase_norm: PhraseNorm = "unit",
+    phrase_unit: PhraseUnit = "phrase",
     **overrides: Any,
 ) -> PowerCLIP:
     """Build a model from scratch, or from the weights of an open_clip checkpoint.
@@ -170,6 +190,7 @@ def create_model(
         pretrained: an open_clip tag or a checkpoint file.
         text_pool: "avg" over valid tokens (the paper), or "argmax", open_clip's own pooling.
         phrase_norm: a phrase from its leaves: "sum", "mean" or "unit".
+        phrase_unit: what is aligned with the regions: "phrase" of the parse tree, or "token" (the paper's ablation).
         **overrides: ``image_size``, ``context_length``, ``init_logit_scale`` (log of the inverse temperature to start
             from) and ``init_logit_bias``, in place of the config's.
 
@@ -179,6 +200,7 @@ def create_model(
     """
     _require_one_of("text_pool", text_pool, get_args(TextPool))
     _require_one_of("phrase_norm", phrase_norm, get_args(PhraseNorm))
+    _require_one_of("phrase_unit", phrase_unit, get_args(PhraseUnit))
     model_config = read_config(name)
     places = {
         "image_size": model_config["vision_cfg"],
@@ -189,10 +211,37 @@ def create_model(
     for key, value in overrides.items():
         _require_one_of("override", key, tuple(places))
         places[key][key] = value
-    model = build({"model": model_config, "text_pool": text_pool, "phrase_norm": phrase_norm})
+    model = build(
+        {"model": model_config, "text_pool": text_pool, "phrase_norm": phrase_norm, "phrase_unit": phrase_unit}
+    )
     if pretrained is not None:
         load_open_clip_weights(model, name, pretrained)
     return model
+
+
+def from_open_clip(
+    backbone: nn.Module,
+    *,
+    text_pool: TextPool = "argmax",
+    phrase_norm: PhraseNorm = "unit",
+    phrase_unit: PhraseUnit = "phrase",
+) -> PowerCLIP:
+    """Dense outputs for a model that open_clip has built; its parameters are shared, so training one trains the other.
+
+    Args:
+        backbone: what ``open_clip.create_model`` returns, with ViT towers.
+        text_pool: "argmax" is open_clip's own pooling; "avg" the mean of the valid tokens (the paper).
+        phrase_norm: as in ``create_model``.
+        phrase_unit: as in ``create_model``.
+
+    Raises:
+        PowerclipError: a tower has no dense outputs in the joint space.
+    """
+    _require_one_of("text_pool", text_pool, get_args(TextPool))
+    _require_one_of("phrase_norm", phrase_norm, get_args(PhraseNorm))
+    _require_one_of("phrase_unit", phrase_unit, get_args(PhraseUnit))
+    config = {"text_pool": text_pool, "phrase_norm": phrase_norm, "phrase_unit": phrase_unit}
+    return PowerCLIP(backbone, config=config)
 
 
 def build(config: dict[str, Any]) -> PowerCLIP:
@@ -215,7 +264,7 @@ def build(config: dict[str, Any]) -> PowerCLIP:
     set_model_preprocess_cfg(
         backbone, dataclasses.asdict(PreprocessCfg(**{**config.get("preprocess", {}), "size": size}))
     )
-    return PowerCLIP(backbone, config=config, text_pool=config["text_pool"], phrase_norm=config["phrase_norm"])
+    return PowerCLIP(backbone, config=config)
 
 
 def read_config(name: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -123,7 +123,14 @@ def build_model(config: TrainConfig) -> PowerCLIP:
     m, start = config.model, {}
     if config.objective.name == "siglip":
         start = {"init_logit_scale": INIT_LOGIT_SCALE, "init_logit_bias": INIT_LOGIT_BIAS}
-    return create_model(m.name, pretrained=m.pretrained, text_pool=m.text_pool, phrase_norm=m.phrase_norm, **start)
+    return create_model(
+        m.name,
+        pretrained=m.pretrained,
+        text_pool=m.text_pool,
+        phrase_norm=m.phrase_norm,
+        phrase_unit=m.phrase_unit,
+        **start,
+    )
 
 
 def build_loss(config: TrainConfig) -> nn.Module:
@@ -142,9 +149,14 @@ def build_loss(config: TrainConfig) -> nn.Module:
         tau=o.tau,
         zeta=o.zeta,
         method=o.method,
+        samples=o.samples,
+        direction=o.direction,
+        subsets=o.subsets,
+        t1_activation=o.t1_activation,
+        t2_activation=o.t2_activation,
         normalise_by_regions=o.normalise_by_regions,
     )
-    return PowerCLIPLoss(weight=o.powerset_weight, powerset=powerset)
+    return PowerCLIPLoss(weight=o.powerset_weight, powerset=powerset, equal_captions=o.equal_captions)
 
 
 def build_loader(config: TrainConfig, model: PowerCLIP, data: Path) -> Loader:
@@ -280,7 +292,7 @@ def _with_boxes(run: _Run, batch: Batch, step: int) -> Batch:
     boxes = random_boxes(
         len(batch), regions=run.config.objective.regions, grid=run.model.grid_size, generator=generator
     )
-    return replace(batch, region_masks=boxes)
+    return batch.with_regions(boxes)
 
 
 def _count_bad_step(run: _Run, batch: Batch, step: int) -> None:
