@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -151,34 +152,43 @@ class Compare:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate:
-    """Evaluate a run or a model zero-shot, print the table and write evaluation.json.
+    """Evaluate a run or a model zero-shot, print the table, write evaluation.json, .md, .csv and a JSON file a task.
 
-    Example: powerclip evaluate runs/scenes --suite scenes
+    Example: powerclip evaluate runs/scenes --suite classification retrieval --data benchmarks
     """
 
     model: tyro.conf.Positional[str]
     """Run folder, model folder or hub id."""
-    suite: Literal["scenes", "retrieval"] | None = None
-    """scenes: the generated tasks; retrieval: image-text retrieval on --data. Default: by --data."""
+    suite: tuple[str, ...] = ()
+    """One or more of: scenes (generated tasks); pairs (retrieval among the pairs of the shards --data); and, with their
+    data sets in folders under --data: classification, robustness, imagenet, retrieval, compositionality. Default: pairs
+    with --data, else scenes."""
     data: Path | None = None
-    """Shards to evaluate retrieval on."""
+    """Shards, or the folder of public data sets (docs/evaluation.md says how they lie)."""
     size: int = 400
     """Images per generated task."""
     batch_size: int = 256
     """Images or captions encoded at once."""
+    workers: int = 0
+    """Threads that open images beside the model."""
     device: str = "auto"
     """auto, cpu, cuda, ..."""
     output: Path | None = None
-    """Where evaluation.json goes; default: the run folder."""
+    """Where the results go; default: the run folder."""
 
     def run(self) -> None:
         """Do it."""
         from powerclip.evaluate.run import evaluate_model
-        from powerclip.report import results_table
+        from powerclip.report.evaluation import evaluation_table, write_tables
 
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        results = evaluate_model(values.pop("model"), **values)
-        Console().print(results_table({Path(self.model).name: results}))
+        evaluation = evaluate_model(values.pop("model"), **values)
+        if int(os.environ.get("RANK", 0)) > 0:
+            return
+        name = Path(self.model).name or self.model
+        folder = self.output or (Path(self.model) if Path(self.model).is_dir() else Path())
+        write_tables(folder, name, evaluation)
+        Console().print(evaluation_table(name, evaluation))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -70,7 +70,7 @@ def run_demo(
         runs[name] = result.output
     results = {}
     for name, run in runs.items():
-        results[name] = evaluate_model(str(run), suite="scenes", size=images)
+        results[name] = evaluate_model(str(run), suite="scenes", size=images).tasks
     console.print(results_table(results))
     report = write_report(runs, output / "report.html")
     console.print(f"One seed, one run each. Pictures, curves and this table: {report}", soft_wrap=True)

@@ -6,7 +6,7 @@ K phrases, L leaves (words), N patches, T tokens, D embedding.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -175,13 +175,30 @@ class LossOutput:
     """Unweighted terms by name ("clip", "powerset"), for the logs."""
 
 
+Picture = Image.Image | Callable[[], Image.Image]
+"""An image, or what opens it when it is needed: evaluation holds only a batch of images at a time."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Classification:
     """A zero-shot classification task: single-label images and the class names to choose from."""
 
     name: str
-    images: Sequence[Image.Image]
+    images: Sequence[Picture]
     labels: Sequence[int]
+    class_names: Sequence[str]
+    templates: Sequence[str]
+    """Prompts with one ``{c}`` where the class name goes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultiLabel:
+    """A zero-shot classification task whose images have any number of classes."""
+
+    name: str
+    images: Sequence[Picture]
+    targets: Sequence[Sequence[int]]
+    """For each image, 1 for a class that it has and 0 for one that it has not."""
     class_names: Sequence[str]
     templates: Sequence[str]
     """Prompts with one ``{c}`` where the class name goes."""
@@ -192,19 +209,21 @@ class Retrieval:
     """An image-text retrieval task: each image has one or more captions."""
 
     name: str
-    images: Sequence[Image.Image]
+    images: Sequence[Picture]
     captions: Sequence[Sequence[str]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class HardNegative:
-    """An image with one right and one minimally wrong caption (the form of SugarCrepe)."""
+    """An image with one right and one or more minimally wrong captions (the form of SugarCrepe)."""
 
-    image: Image.Image
+    image: Picture
     positive: str
     negative: str
     kind: str
-    """One of replace_obj, replace_att, replace_rel, swap_obj, swap_att, add_obj, add_att."""
+    """What the captions differ in: replace_obj, swap_att, ...; each data set has its own."""
+    more_negatives: tuple[str, ...] = ()
+    """Further wrong captions; the right one must score higher than all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,7 +238,7 @@ class HardNegatives:
 class Quadruple:
     """Two images and two captions of the same words; caption i fits image i only (the form of Winoground)."""
 
-    images: tuple[Image.Image, Image.Image]
+    images: tuple[Picture, Picture]
     captions: tuple[str, str]
 
 
@@ -231,4 +250,4 @@ class Quadruples:
     items: Sequence[Quadruple]
 
 
-Task = Classification | Retrieval | HardNegatives | Quadruples
+Task = Classification | MultiLabel | Retrieval | HardNegatives | Quadruples

@@ -13,7 +13,7 @@ def hard_negative_metrics(positive: Tensor, negative: Tensor, kinds: Sequence[st
 
     Args:
         positive: (I,) scores of the right captions.
-        negative: (I,) scores of the wrong ones.
+        negative: (I,) scores of the wrong ones, the highest where an image has several.
         kinds: the kind of each.
 
     Raises:

@@ -1,15 +1,21 @@
-"""Evaluate a saved model: load, run a suite's tasks, write ``evaluation.json``."""
+"""Evaluate a saved model on suites: load, find and read the data sets, run their tasks, write the results."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from powerclip.data.scenes import evaluation_tasks
+from powerclip.distributed import rank
+from powerclip.evaluate.benchmarks import SUITES, Average, average
 from powerclip.evaluate.shards import retrieval_from_shards
 from powerclip.evaluate.suite import evaluate_tasks
 from powerclip.model import load
@@ -20,56 +26,153 @@ Results = dict[str, dict[str, float]]
 SCENES_SEED = 20_000
 """Seed of the evaluation scenes: the same for every model, apart from the training scenes by their split."""
 
+OWN_SUITES = ("scenes", "pairs")
+"""Suites that need no public data: generated tasks, and retrieval among the pairs of one's own shards."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """The results of one model on one or more suites."""
+
+    suite: str
+    """Names of the suites, with spaces between."""
+    tasks: Results
+    """Metrics by task and name, each between 0 and 1."""
+    averages: Mapping[str, Average] = field(default_factory=dict)
+    """Averages of the public suites by name; each says over how much it is."""
+    absent: Mapping[str, str] = field(default_factory=dict)
+    """Data sets that were asked for and are not there, and where to get them."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of ``evaluation.json``."""
+        return asdict(self)
+
 
 def evaluate_model(
     model: str,
     *,
-    suite: Literal["scenes", "retrieval"] | None = None,
+    suite: str | Sequence[str] | None = None,
     data: Path | None = None,
     size: int = 400,
     batch_size: int = 256,
+    workers: int = 0,
     device: str = "auto",
     output: Path | None = None,
-) -> Results:
+    progress: Callable[[str], None] | None = None,
+) -> Evaluation:
     """Evaluate a run folder, a model folder or a hub id zero-shot.
+
+    Started by torchrun, the processes share the work and get equal results; the first one writes them:
+    ``evaluation/TASK.json`` for each task and ``evaluation.json`` for all.
 
     Args:
         model: what ``powerclip.load`` takes.
-        suite: "scenes" (the generated tasks) or "retrieval" (the pairs of ``data``); by default "retrieval"
-            where ``data`` is given.
-        data: shards for the retrieval suite.
+        suite: "scenes" (generated tasks), "pairs" (retrieval among the pairs of the shards ``data``), any of
+            ``SUITES`` (public data sets, each in its folder under ``data``), or several; by default "pairs" where
+            ``data`` is given, else "scenes".
+        data: what the suite needs.
         size: images per generated task.
         batch_size: images or captions encoded at once.
+        workers: threads that open and preprocess images beside the model.
         device: "auto", "cpu", "cuda", ...
-        output: folder for ``evaluation.json``; by default the model's own folder where it is one.
-
-    Returns:
-        Metrics by task and name.
+        output: folder for the results; by default the model's own folder where it is one.
+        progress: told the name of each task before it runs.
 
     Raises:
-        PowerclipError: no such model or data, or a suite without its data.
+        PowerclipError: no such model, suite or data; or none of a suite's data sets is there.
     """
-    name = suite or ("retrieval" if data is not None else "scenes")
-    loaded, preprocess, tokenizer = load(model)
-    place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-    tasks = _tasks(name, data, size=size, image_size=loaded.image_size[0])
-    results = evaluate_tasks(loaded.to(place), preprocess, tokenizer, tasks, device=place, batch_size=batch_size)
-    folder = output or (Path(model) if Path(model).is_dir() else Path())
-    write_evaluation(folder / "evaluation.json", results, suite=name)
-    return results
-
-
-def _tasks(suite: str, data: Path | None, *, size: int, image_size: int) -> Sequence[Task]:
-    if suite == "scenes":
-        return evaluation_tasks(seed=SCENES_SEED, size=size, image_size=image_size)
-    if data is None:
-        raise PowerclipError("the retrieval suite needs data; add --data SHARDS")
-    return [retrieval_from_shards(data)]
+    names = _suites(suite, data)
+    with _processes(device) as place:
+        loaded, preprocess, tokenizer = load(model)
+        tasks, absent = _read(names, data, size=size, image_size=loaded.image_size[0])
+        folder = output or (Path(model) if Path(model).is_dir() else Path())
+        results: Results = {}
+        for task in tasks:
+            results |= evaluate_tasks(
+                loaded.to(place),
+                preprocess,
+                tokenizer,
+                [task],
+                device=place,
+                batch_size=batch_size,
+                workers=workers,
+                progress=progress,
+            )
+            if rank() == 0:
+                _write(folder / "evaluation" / f"{task.name}.json", {"task": task.name, "metrics": results[task.name]})
+        averages = {label: value for name in names if name in SUITES for label, value in average(name, results).items()}
+        evaluation = Evaluation(suite=" ".join(names), tasks=results, averages=averages, absent=absent)
+        if rank() == 0:
+            _write(folder / "evaluation.json", evaluation.to_json())
+        return evaluation
 
 
 def write_evaluation(path: Path, results: Results, *, suite: str) -> None:
     """Write results as JSON; the file appears whole."""
+    _write(path, Evaluation(suite=suite, tasks=results).to_json())
+
+
+def _suites(suite: str | Sequence[str] | None, data: Path | None) -> list[str]:
+    names = [suite] if isinstance(suite, str) else list(suite or ())
+    names = names or ["pairs" if data is not None else "scenes"]
+    for name in names:
+        if name not in (*OWN_SUITES, *SUITES):
+            raise PowerclipError(f"unknown suite {name!r}; suites: {', '.join((*OWN_SUITES, *SUITES))}")
+        if name != "scenes" and data is None:
+            raise PowerclipError(f"the {name} suite needs data; add --data DIR")
+    return list(dict.fromkeys(names))
+
+
+def _read(names: Sequence[str], data: Path | None, *, size: int, image_size: int) -> tuple[list[Task], dict[str, str]]:
+    """All tasks of the suites, and what is absent with its source. All is read first: an error costs no encoding."""
+    tasks: list[Task] = []
+    absent: dict[str, str] = {}
+    for name in names:
+        if name == "scenes":
+            tasks += evaluation_tasks(seed=SCENES_SEED, size=size, image_size=image_size)
+            continue
+        assert data is not None  # _suites has seen to it
+        if name == "pairs":
+            tasks.append(retrieval_from_shards(data))
+            continue
+        found = {benchmark: benchmark.folder(data) for benchmark in SUITES[name]}
+        absent |= {benchmark.name: benchmark.source for benchmark, folder in found.items() if folder is None}
+        if not any(found.values()):
+            wanted = ", ".join(benchmark.name for benchmark in SUITES[name])
+            first = SUITES[name][0]
+            raise PowerclipError(
+                f"{data} holds no data set of the {name} suite; expected folders named {wanted} (for example from "
+                f"{first.source})"
+            )
+        tasks += [
+            task
+            for benchmark, folder in found.items()
+            if folder is not None
+            for task in benchmark.read(folder, benchmark.name)
+        ]
+    return tasks, absent
+
+
+@contextmanager
+def _processes(device: str) -> Iterator[torch.device]:
+    """This process's device; under torchrun, inside a process group."""
+    local = int(os.environ.get("LOCAL_RANK", 0))
+    cuda = torch.cuda.is_available() and device in ("auto", "cuda")
+    place = torch.device(f"cuda:{local}") if cuda else torch.device("cpu" if device == "auto" else device)
+    own = int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized()
+    if own:
+        if place.type == "cuda":
+            torch.cuda.set_device(place)
+        dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
+    try:
+        yield place
+    finally:
+        if own:
+            dist.destroy_process_group()
+
+
+def _write(path: Path, value: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps({"suite": suite, "tasks": results}, indent=2) + "\n", encoding="utf-8")
+    temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
     temporary.replace(path)

@@ -4,80 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol, TypeVar
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from powerclip.evaluate.composition import hard_negative_metrics, quadruple_metrics
+from powerclip.evaluate.encode import Encoder, Model, Preprocess, Tokenize
 from powerclip.evaluate.retrieval import retrieval_metrics, same_texts
-from powerclip.evaluate.zeroshot import class_embeddings, classification_metrics
-from powerclip.types import Classification, HardNegatives, Quadruples, Retrieval, Task
-
-Item = TypeVar("Item", Image.Image, str)
-
-
-class Model(Protocol):
-    """What evaluation needs of a model: any open_clip-style one will do."""
-
-    training: bool
-
-    def encode_image(self, images: Tensor, normalize: bool = False) -> Tensor:
-        """(B, 3, H, W) images to (B, D)."""
-
-    def encode_text(self, tokens: Tensor, normalize: bool = False) -> Tensor:
-        """(B, T) token ids to (B, D)."""
-
-    def train(self, mode: bool = True) -> object:
-        """Switch between training and evaluation."""
-
-
-class Encoder:
-    """A model with its preprocessing: images and texts to unit float32 embeddings on the CPU."""
-
-    def __init__(
-        self,
-        model: Model,
-        preprocess: Callable[[Image.Image], Tensor],
-        tokenizer: Callable[[list[str]], Tensor],
-        *,
-        device: torch.device | str,
-        batch_size: int,
-    ) -> None:
-        self.model, self.preprocess, self.tokenizer = model, preprocess, tokenizer
-        self.device, self.batch_size = device, batch_size
-
-    def images(self, images: Sequence[Image.Image]) -> Tensor:
-        """(I, D) embeddings."""
-        return self._encode(
-            images,
-            lambda part: self.model.encode_image(torch.stack([self.preprocess(i) for i in part]).to(self.device)),
-        )
-
-    def texts(self, texts: Sequence[str]) -> Tensor:
-        """(J, D) embeddings."""
-        return self._encode(texts, lambda part: self.model.encode_text(self.tokenizer(list(part)).to(self.device)))
-
-    def _encode(self, items: Sequence[Item], encode: Callable[[Sequence[Item]], Tensor]) -> Tensor:
-        parts = [
-            torch.nn.functional.normalize(encode(items[i : i + self.batch_size]).float(), dim=-1).cpu()
-            for i in range(0, len(items), self.batch_size)
-        ]
-        return torch.cat(parts) if parts else torch.zeros(0, 1)
+from powerclip.evaluate.zeroshot import average_precision_metrics, class_embeddings, classification_metrics
+from powerclip.types import Classification, HardNegatives, MultiLabel, Quadruples, Retrieval, Task
 
 
 def evaluate_tasks(
     model: Model,
-    preprocess: Callable[[Image.Image], Tensor],
-    tokenizer: Callable[[list[str]], Tensor],
+    preprocess: Preprocess,
+    tokenizer: Tokenize,
     tasks: Sequence[Task],
     *,
     device: torch.device | str = "cpu",
     batch_size: int = 256,
+    workers: int = 0,
     progress: Callable[[str], None] | None = None,
 ) -> dict[str, dict[str, float]]:
     """Evaluate a model on tasks by its global embeddings; the model's mode is restored afterwards.
+
+    Memory holds the embeddings and a batch of images. Under an initialised process group every process passes the same
+    tasks, encodes its share, and gets all results, equal to those of one process.
 
     Args:
         model: anything with open_clip's ``encode_image`` and ``encode_text``.
@@ -86,6 +38,7 @@ def evaluate_tasks(
         tasks: what to evaluate.
         device: where the model is.
         batch_size: images or texts encoded at once.
+        workers: threads that open and preprocess images beside the model.
         progress: told the name of each task before it runs.
 
     Returns:
@@ -94,9 +47,9 @@ def evaluate_tasks(
     Raises:
         ValueError: a task is empty or its parts do not fit together.
     """
-    encoder = Encoder(model, preprocess, tokenizer, device=device, batch_size=batch_size)
+    encoder = Encoder(model, preprocess, tokenizer, device=device, batch_size=batch_size, workers=workers)
     results = {}
-    with _evaluating(model), torch.inference_mode():
+    with evaluating(model), torch.inference_mode():
         for task in tasks:
             if progress is not None:
                 progress(task.name)
@@ -106,31 +59,63 @@ def evaluate_tasks(
 
 def _evaluate(encoder: Encoder, task: Task) -> dict[str, float]:
     if isinstance(task, Classification):
-        if not task.class_names or not task.templates:
-            raise ValueError(
-                f"task {task.name} has {len(task.class_names)} class names and {len(task.templates)} templates; it "
-                "needs at least one of each"
-            )
-        prompts = [template.format(c=name) for name in task.class_names for template in task.templates]
-        embedded = encoder.texts(prompts).view(len(task.class_names), len(task.templates), -1)
         labels = torch.tensor(list(task.labels), dtype=torch.int64)
-        return classification_metrics(encoder.images(task.images), class_embeddings(embedded), labels)
+        return classification_metrics(encoder.images(task.images), _classes(encoder, task), labels)
+    if isinstance(task, MultiLabel):
+        classes = _classes(encoder, task)
+        targets = torch.tensor([list(row) for row in task.targets]).bool()
+        return average_precision_metrics(encoder.images(task.images), classes, targets)
     if isinstance(task, Retrieval):
-        if len(task.images) != len(task.captions):
-            raise ValueError(
-                f"task {task.name} has {len(task.images)} images and captions for {len(task.captions)}; give each "
-                "image its list of captions"
-            )
-        texts = [caption for captions in task.captions for caption in captions]
-        owner = torch.tensor([i for i, captions in enumerate(task.captions) for _ in captions], dtype=torch.int64)
+        texts, owner = retrieval_texts(task)
         images = encoder.images(task.images)
         return retrieval_metrics(images, encoder.texts(texts), owner, same_text=same_texts(texts))
     if isinstance(task, HardNegatives):
-        images = encoder.images([item.image for item in task.items])
-        positive = (images * encoder.texts([item.positive for item in task.items])).sum(dim=1)
-        negative = (images * encoder.texts([item.negative for item in task.items])).sum(dim=1)
-        return hard_negative_metrics(positive, negative, [item.kind for item in task.items])
+        return _hard_negatives(encoder, task)
     return _quadruples(encoder, task)
+
+
+def _classes(encoder: Encoder, task: Classification | MultiLabel) -> Tensor:
+    """(C, D) class embeddings of a task."""
+    if not task.class_names or not task.templates:
+        raise ValueError(
+            f"task {task.name} has {len(task.class_names)} class names and {len(task.templates)} templates; it "
+            "needs at least one of each"
+        )
+    prompts = [template.format(c=name) for name in task.class_names for template in task.templates]
+    embedded = encoder.texts(prompts).view(len(task.class_names), len(task.templates), -1)
+    return class_embeddings(embedded)
+
+
+def retrieval_texts(task: Retrieval) -> tuple[list[str], Tensor]:
+    """All texts of a retrieval task, and (J,) the image each belongs to.
+
+    Raises:
+        ValueError: not every image has its list of captions.
+    """
+    if len(task.images) != len(task.captions):
+        raise ValueError(
+            f"task {task.name} has {len(task.images)} images and captions for {len(task.captions)}; give each "
+            "image its list of captions"
+        )
+    texts = [caption for captions in task.captions for caption in captions]
+    owner = torch.tensor([i for i, captions in enumerate(task.captions) for _ in captions], dtype=torch.int64)
+    return texts, owner
+
+
+def _hard_negatives(encoder: Encoder, task: HardNegatives) -> dict[str, float]:
+    images = encoder.images([item.image for item in task.items])
+    positive = (images * encoder.texts([item.positive for item in task.items])).sum(dim=1)
+    wrong = [text for item in task.items for text in (item.negative, *item.more_negatives)]
+    owner = torch.tensor([i for i, item in enumerate(task.items) for _ in (0, *item.more_negatives)], dtype=torch.int64)
+    scores = (images[owner] * encoder.texts(wrong)).sum(dim=1)
+    negative = highest_of(scores, owner, count=len(images))
+    return hard_negative_metrics(positive, negative, [item.kind for item in task.items])
+
+
+def highest_of(scores: Tensor, owner: Tensor, *, count: int) -> Tensor:
+    """(count,) the highest of each owner's scores; no number where one of them is none."""
+    highest = scores.new_full((count,), -torch.inf)
+    return highest.scatter_reduce(0, owner, scores, "amax")
 
 
 def _quadruples(encoder: Encoder, task: Quadruples) -> dict[str, float]:
@@ -141,7 +126,8 @@ def _quadruples(encoder: Encoder, task: Quadruples) -> dict[str, float]:
 
 
 @contextmanager
-def _evaluating(model: Model) -> Iterator[None]:
+def evaluating(model: Model) -> Iterator[None]:
+    """The model in evaluation mode, and afterwards in the one it was in."""
     training = model.training
     model.train(False)
     try:

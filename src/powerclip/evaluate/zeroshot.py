@@ -1,4 +1,4 @@
-"""Zero-shot classification: class embeddings from prompts, and accuracies."""
+"""Zero-shot classification: class embeddings from prompts, accuracies, and average precision."""
 
 from __future__ import annotations
 
@@ -46,3 +46,36 @@ def classification_metrics(images: Tensor, classes: Tensor, labels: Tensor) -> d
     if len(classes) > 5:
         metrics["acc@5"] = (rank < 5).float().mean().item()
     return metrics
+
+
+def average_precision_metrics(images: Tensor, classes: Tensor, targets: Tensor) -> dict[str, float]:
+    """mAP: the mean over classes of the mean, over a class's images, of the precision at their ranks.
+
+    Images of equal score count as wrong before right. A class without an image is left out of the mean.
+
+    Args:
+        images: (I, D) unit image embeddings.
+        classes: (C, D) unit class embeddings.
+        targets: (I, C) bool, True where the image has the class.
+
+    Raises:
+        ValueError: there is no image or no image with a class, or the targets do not fit.
+    """
+    if targets.shape != (len(images), len(classes)) or not targets.any():
+        raise ValueError(
+            f"the multi-label task has {len(images)} images, {len(classes)} classes and targets of shape "
+            f"{tuple(targets.shape)} with {int(targets.sum())} True; expected (images, classes) and at least one True"
+        )
+    scores = (images @ classes.T).nan_to_num(nan=-torch.inf)
+    precisions = []
+    for c in range(len(classes)):
+        own = targets[:, c]
+        if not own.any():
+            continue
+        # By falling score, and among equal ones the wrong images first.
+        order = own.to(torch.int8).argsort(stable=True)
+        order = order[scores[order, c].argsort(descending=True, stable=True)]
+        right = own[order].double()
+        precision = right.cumsum(dim=0) / torch.arange(1, len(right) + 1)
+        precisions.append((precision * right).sum() / right.sum())
+    return {"mAP": torch.stack(precisions).mean().item()}

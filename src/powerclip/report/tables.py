@@ -9,7 +9,7 @@ from rich.table import Table
 
 Results = Mapping[str, Mapping[str, float]]
 
-HEADLINES = ("acc@1", "i2t_R@1", "t2i_R@1", "macro", "text", "image", "group")
+HEADLINES = ("acc@1", "mAP", "i2t_R@1", "t2i_R@1", "macro", "text", "image", "group")
 """Metrics that stand for a task in the short table."""
 
 FAMILIES = {

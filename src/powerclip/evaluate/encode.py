@@ -1,0 +1,121 @@
+"""A model with its preprocessing: images and texts to unit embeddings, batch by batch, on one or many processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol, TypeVar
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from powerclip.distributed import gather_rows, rank, world_size
+from powerclip.evaluate.pictures import open_picture
+from powerclip.types import Picture
+
+Item = TypeVar("Item")
+Preprocess = Callable[[Image.Image], Tensor]
+Tokenize = Callable[[list[str]], Tensor]
+
+
+class Model(Protocol):
+    """What evaluation needs of a model: any open_clip-style one will do."""
+
+    training: bool
+
+    def encode_image(self, images: Tensor, normalize: bool = False) -> Tensor:
+        """(B, 3, H, W) images to (B, D)."""
+
+    def encode_text(self, tokens: Tensor, normalize: bool = False) -> Tensor:
+        """(B, T) token ids to (B, D)."""
+
+    def train(self, mode: bool = True) -> object:
+        """Switch between training and evaluation."""
+
+
+class Encoder:
+    """A model with its preprocessing: images and texts to unit float32 embeddings on the CPU.
+
+    Only a batch of images is open at a time, and the next one while the model works on it. Under an initialised
+    process group each process encodes its share of the batches, and all get all embeddings: the batches are those of
+    one process, so that the embeddings are the same.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        preprocess: Preprocess,
+        tokenizer: Tokenize,
+        *,
+        device: torch.device | str,
+        batch_size: int,
+        workers: int = 0,
+    ) -> None:
+        """Set up the encoder.
+
+        Args:
+            model: where the embeddings come from.
+            preprocess: PIL image to (3, H, W).
+            tokenizer: texts to (B, T).
+            device: where the model is.
+            batch_size: images or texts encoded at once.
+            workers: threads that open and preprocess images beside the model.
+        """
+        self.model, self.preprocess, self.tokenizer = model, preprocess, tokenizer
+        self.device, self.batch_size, self.workers = device, batch_size, workers
+        self._seen: tuple[Sequence[Picture], Tensor] | None = None
+
+    def images(self, pictures: Sequence[Picture]) -> Tensor:
+        """(I, D) embeddings; asked for the same sequence again, as two tasks on the same images do, it remembers."""
+        if self._seen is None or self._seen[0] is not pictures:
+            encoded = self.encode(pictures, self._open, lambda batch: self.model.encode_image(batch))
+            self._seen = (pictures, encoded)
+        return self._seen[1]
+
+    def texts(self, texts: Sequence[str]) -> Tensor:
+        """(J, D) embeddings."""
+        return self.encode(texts, self.tokenize, lambda batch: self.model.encode_text(batch))
+
+    def encode(
+        self, items: Sequence[Item], prepare: Callable[[Sequence[Item]], Tensor], embed: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """(items, D) unit float32 vectors on the CPU: ``embed`` of ``prepare`` of each batch, on the model's device."""
+        parts = [
+            torch.nn.functional.normalize(embed(batch.to(self.device)).float(), dim=-1)
+            for batch in self.batches(items, prepare)
+        ]
+        mine = torch.cat(parts) if parts else torch.zeros(0, 1, device=self.device)
+        return gather_rows(mine)[0].cpu()
+
+    def batches(self, items: Sequence[Item], prepare: Callable[[Sequence[Item]], Tensor]) -> Iterator[Tensor]:
+        """This process's batches, prepared; with workers, the next one is prepared while one is used."""
+        starts = range(0, len(items), self.batch_size)
+        per_process = -(-len(starts) // world_size())
+        parts = [
+            items[start : start + self.batch_size]
+            for start in starts[rank() * per_process : (rank() + 1) * per_process]
+        ]
+        if self.workers == 0 or not parts:
+            yield from map(prepare, parts)
+            return
+        with ThreadPoolExecutor(1) as ahead:
+            next_one = ahead.submit(prepare, parts[0])
+            for following in [*parts[1:], None]:
+                batch = next_one.result()
+                if following is not None:
+                    next_one = ahead.submit(prepare, following)
+                yield batch
+
+    def _open(self, pictures: Sequence[Picture]) -> Tensor:
+        def one(picture: Picture) -> Tensor:
+            return self.preprocess(open_picture(picture))
+
+        if self.workers == 0:
+            return torch.stack([one(picture) for picture in pictures])
+        with ThreadPoolExecutor(self.workers) as pool:
+            return torch.stack(list(pool.map(one, pictures)))
+
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """(B, T) token ids."""
+        return self.tokenizer(list(texts))
