@@ -125,7 +125,8 @@ def test_a_run_killed_at_any_moment_and_resumed_is_the_uninterrupted_one(process
     small(tmp_path)
     more = ("--data.workers", str(workers))
     whole = torchrun(processes, arguments_of(tmp_path, shards, tmp_path / "whole", *more), tmp_path)
-    assert whole.wait(timeout=300) == 0, whole.stdout.read()
+    output = whole.communicate(timeout=300)[0]
+    assert whole.returncode == 0, output
     cut = arguments_of(tmp_path, shards, tmp_path / "cut", "--resume", "auto", *more)
     process = torchrun(processes, cut, tmp_path)
     log = tmp_path / "cut" / "metrics.jsonl"
@@ -133,7 +134,7 @@ def test_a_run_killed_at_any_moment_and_resumed_is_the_uninterrupted_one(process
         assert process.poll() is None, process.stdout.read()
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    process.communicate()
     again = torchrun(processes, cut, tmp_path)
     output = again.communicate(timeout=300)[0]
     assert again.returncode == 0, output
