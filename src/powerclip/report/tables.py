@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from rich.markup import escape
 from rich.table import Table
 
+from powerclip.evaluate.suite import POWERSET
+
 Results = Mapping[str, Mapping[str, float]]
 
 HEADLINES = ("acc@1", "mAP", "i2t_R@1", "t2i_R@1", "macro", "text", "image", "group")
@@ -29,12 +31,18 @@ def family_averages(results: Mapping[str, Results]) -> list[Row]:
         results: metrics by model, task and name.
     """
     found: list[Row] = []
+    lines = rows(results)
     for family, names in FAMILIES.items():
-        complete = [values for _, metric, values in rows(results) if metric in names and None not in values]
-        if len(complete) > 1:
-            columns = zip(*complete, strict=True)
-            mean: list[float | None] = [sum(v for v in column if v is not None) / len(column) for column in columns]
-            found.append((family, f"mean of {len(complete)}", mean))
+        for reading, of_reading in (("", False), (", powerset score", True)):
+            complete = [
+                values
+                for task, metric, values in lines
+                if metric in names and None not in values and task.endswith(POWERSET) == of_reading
+            ]
+            if len(complete) > 1:
+                columns = zip(*complete, strict=True)
+                mean: list[float | None] = [sum(v for v in column if v is not None) / len(column) for column in columns]
+                found.append((family + reading, f"mean of {len(complete)}", mean))
     return found
 
 
