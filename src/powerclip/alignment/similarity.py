@@ -115,6 +115,8 @@ def check_backend(backend: str) -> None:
     Raises:
         ValueError: naming those there are.
     """
+    if backend == "triton":
+        raise ValueError("backend 'triton' is not in this version; use 'auto' or 'torch', which run on a GPU as well")
     if backend not in get_args(Backend):
         raise ValueError(f"backend is {backend!r}; it must be one of {', '.join(get_args(Backend))}")
 

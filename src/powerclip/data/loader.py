@@ -18,8 +18,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from powerclip.data.collate import EncodedSample, collate
 from powerclip.data.decode import decode_image
+from powerclip.data.index import count_samples, entries_of
 from powerclip.data.sample import BadSampleError
-from powerclip.data.shards import Entry, find_shards, index_shard, probe
+from powerclip.data.shards import Entry, find_shards, probe
 from powerclip.phrases import Parser, encode_caption, whole_caption_tree
 from powerclip.types import Batch, PowerclipError, RunFailedError
 
@@ -55,7 +56,8 @@ class _Samples(Dataset[_Loaded]):
 
     def __init__(
         self,
-        entries: Sequence[Entry],
+        shards: Sequence[Path],
+        counts: Sequence[int],
         *,
         transform: Callable[[Image.Image], Tensor],
         tokenizer: Any,
@@ -64,26 +66,41 @@ class _Samples(Dataset[_Loaded]):
         seed: int,
         parser: Parser | None,
     ) -> None:
-        self.entries, self.parser = entries, parser
-        self.stride = next(
-            s for s in range(round(0.618 * len(entries)) or 1, 2 * len(entries) + 2) if math.gcd(s, len(entries)) == 1
-        )
+        self.shards, self.parser = shards, parser
+        self.starts = np.cumsum([0, *counts])
+        count = len(self)
+        self.stride = next(s for s in range(round(0.618 * count) or 1, 2 * count + 2) if math.gcd(s, count) == 1)
         self.transform, self.tokenizer = transform, tokenizer
         self.context_length, self.patches, self.seed = context_length, patches, seed
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def entry(self, place: int) -> Entry:
+        """Where a sample lies.
+
+        Raises:
+            BadSampleError: its shard is no longer the one that was counted.
+        """
+        shard = int(np.searchsorted(self.starts, place, side="right")) - 1
+        try:
+            return entries_of(self.shards[shard])[place - int(self.starts[shard])]
+        except (PowerclipError, IndexError) as error:
+            raise BadSampleError("shard changed or cut short") from error
 
     def __getitem__(self, request: tuple[int, list[int]]) -> _Loaded:
         """The batch of an epoch's sample positions."""
         epoch, positions = request
         samples: list[EncodedSample] = []
         bad: dict[int, str] = {}
-        count = len(self.entries)
+        count = len(self)
         self.bare = 0
         with torch.random.fork_rng(devices=[]):
             for position in positions:
                 for attempt in range(min(MIN_SEEN, count)):
                     place = (position + attempt * self.stride) % count
                     try:
-                        samples.append(self._encode(self.entries[place], (self.seed, epoch, position)))
+                        samples.append(self._encode(self.entry(place), (self.seed, epoch, position)))
                         break
                     except BadSampleError as error:
                         bad[place] = str(error)
@@ -116,15 +133,17 @@ class Loader:
         self,
         samples: _Samples,
         *,
-        shards: Sequence[int],
         batch_size: int,
         shuffle: bool,
         workers: int,
         max_bad_share: float,
+        part: tuple[int, int],
     ) -> None:
         self.samples, self.batch_size, self.shuffle = samples, batch_size, shuffle
-        self.shard_sizes, self.workers, self.max_bad_share = shards, workers, max_bad_share
-        self.batches_per_epoch = len(samples.entries) // batch_size
+        self.workers, self.max_bad_share = workers, max_bad_share
+        self.batches_per_epoch = len(samples) // batch_size
+        number, parts = part
+        self._own = slice(number * batch_size // parts, (number + 1) * batch_size // parts)
         self.bad: Counter[str] = Counter()
         """Samples that could not be used, by reason."""
         self.without_phrases = 0
@@ -135,12 +154,14 @@ class Loader:
     def epoch(self, epoch: int, *, start_batch: int = 0) -> Iterator[Batch]:
         """The batches of an epoch from ``start_batch`` on; every sample once, the incomplete last batch dropped.
 
+        Of each batch this process's part is read, the rows it would be given of the whole one.
+
         Raises:
             RunFailedError: more than the allowed share of the samples is bad.
         """
         order = self._order(epoch)
         requests = [
-            (epoch, order[batch * self.batch_size : (batch + 1) * self.batch_size].tolist())
+            (epoch, order[batch * self.batch_size : (batch + 1) * self.batch_size][self._own].tolist())
             for batch in range(start_batch, self.batches_per_epoch)
         ]
         loader = DataLoader(
@@ -157,11 +178,11 @@ class Loader:
 
     def _order(self, epoch: int) -> np.ndarray[Any, np.dtype[np.int64]]:
         """Sample positions of an epoch: shards shuffled, then samples among ``SHUFFLE_SHARDS`` shards at a time."""
-        starts = np.cumsum([0, *self.shard_sizes])
+        starts = self.samples.starts
         if not self.shuffle:
             return np.arange(starts[-1])
         random = np.random.default_rng((self.samples.seed, epoch))
-        shards = random.permutation(len(self.shard_sizes))
+        shards = random.permutation(len(starts) - 1)
         order = []
         for first in range(0, len(shards), SHUFFLE_SHARDS):
             window = [np.arange(starts[s], starts[s + 1]) for s in shards[first : first + SHUFFLE_SHARDS]]
@@ -177,8 +198,8 @@ class Loader:
         if loaded.bare and not self.without_phrases:
             log.warning("samples without phrases: the whole caption is their one phrase; powerclip prepare adds them")
         self.without_phrases += loaded.bare
-        seen = min(self._seen, len(self.samples.entries))
-        judged = seen >= min(MIN_SEEN, len(self.samples.entries))
+        seen = min(self._seen, len(self.samples))
+        judged = seen >= min(MIN_SEEN, len(self.samples))
         if loaded.batch is None or (judged and self.bad.total() > self.max_bad_share * seen):
             raise RunFailedError(_too_many(self.bad, seen))
 
@@ -201,6 +222,7 @@ def make_loader(
     shuffle: bool = True,
     max_bad_share: float = 0.1,
     parser: Parser | None = None,
+    part: tuple[int, int] = (0, 1),
 ) -> Loader:
     """A loader of the shards at a path.
 
@@ -213,24 +235,30 @@ def make_loader(
         tokenizer: the text tower's.
         context_length: T.
         grid: rows and columns of the image tower's patch grid.
-        batch_size: B.
+        batch_size: B, over all processes.
         seed: decides order and augmentation.
         workers: decoding processes; 0 decodes in this one.
         shuffle: False keeps the shards' order.
         max_bad_share: share of bad samples above which an epoch stops.
         parser: finds the phrases of samples that have none, each time they are shown.
+        part: this process's number and how many processes share each batch.
 
     Raises:
-        PowerclipError: no shards, a shard cut short, or fewer samples than a batch.
+        PowerclipError: no shards, a shard cut short, fewer samples than a batch, or a batch that cannot be shared.
     """
-    shards = [index_shard(shard) for shard in find_shards(data)]
-    entries = [entry for shard in shards for entry in shard]
-    if len(entries) < batch_size:
+    shards = find_shards(data)
+    counts = count_samples(shards)
+    if sum(counts) < batch_size:
         raise PowerclipError(
-            f"batch_size is {batch_size} and {data} holds {len(entries)} samples; make the batch smaller or add data"
+            f"batch_size is {batch_size} and {data} holds {sum(counts)} samples; make the batch smaller or add data"
+        )
+    if batch_size % part[1]:
+        raise PowerclipError(
+            f"batch_size is {batch_size} and there are {part[1]} processes; make it a multiple of {part[1]}"
         )
     samples = _Samples(
-        entries,
+        shards,
+        counts,
         transform=transform,
         tokenizer=tokenizer,
         context_length=context_length,
@@ -240,9 +268,9 @@ def make_loader(
     )
     return Loader(
         samples,
-        shards=[len(shard) for shard in shards],
         batch_size=batch_size,
         shuffle=shuffle,
         workers=workers,
         max_bad_share=max_bad_share,
+        part=part,
     )
