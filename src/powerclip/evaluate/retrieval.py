@@ -8,11 +8,14 @@ import torch
 from torch import Tensor
 
 RECALLS = (1, 5, 10)
+CHUNK_ELEMENTS = 2**20
+"""Scores held at once."""
+
 RightOf = Callable[[Tensor], Tensor]
 
 
 def retrieval_metrics(
-    images: Tensor, texts: Tensor, image_of_text: Tensor, *, same_text: Tensor | None = None, chunk: int = 256
+    images: Tensor, texts: Tensor, image_of_text: Tensor, *, same_text: Tensor | None = None, chunk: int | None = None
 ) -> dict[str, float]:
     """R@1, R@5 and R@10, text to image and image to text, in chunks of the queries.
 
@@ -25,7 +28,7 @@ def retrieval_metrics(
         texts: (J, D) unit text embeddings.
         image_of_text: (J,) int64, the image each text belongs to.
         same_text: (J,) int64, equal for texts that read the same; all different by default.
-        chunk: queries scored at once.
+        chunk: queries scored at once; by default as many as fill a few MiB.
 
     Raises:
         ValueError: there is no image or no text, or an image has no text.
@@ -47,7 +50,7 @@ def recall_metrics(
     *,
     images: int,
     same_text: Tensor | None = None,
-    chunk: int = 256,
+    chunk: int | None = None,
 ) -> dict[str, float]:
     """``retrieval_metrics`` of any score.
 
@@ -57,7 +60,7 @@ def recall_metrics(
         image_of_text: (J,) int64, the image each text belongs to.
         images: I.
         same_text: (J,) int64, equal for texts that read the same; all different by default.
-        chunk: queries scored at once.
+        chunk: queries scored at once; by default as many as fill a few MiB.
 
     Raises:
         ValueError: as ``retrieval_metrics``.
@@ -84,20 +87,23 @@ def recall_metrics(
         right[row, image_of_text[copy]] = True
         return right
 
-    ranks = {"i2t": _ranks(score_texts, images, texts_of, chunk), "t2i": _ranks(score_images, texts, images_of, chunk)}
+    ranks = {
+        "i2t": _ranks(score_texts, images, texts_of, chunk or max(1, CHUNK_ELEMENTS // texts)),
+        "t2i": _ranks(score_images, texts, images_of, chunk or max(1, CHUNK_ELEMENTS // images)),
+    }
     return {f"{name}_R@{k}": (rank < k).float().mean().item() for name, rank in ranks.items() for k in RECALLS}
 
 
 def _ranks(score: Callable[[Tensor], Tensor], queries: int, right_of: RightOf, chunk: int) -> Tensor:
     """For each query, how many wrong items are not below its best right one; all items where that is no number."""
-    ranks = []
+    ranks = torch.empty(queries, dtype=torch.int64)  # one block: small ones kept between large ones split the heap
     for start in range(0, queries, chunk):
         rows = torch.arange(start, min(start + chunk, queries))
         scores, right = score(rows), right_of(rows)
         best = scores.masked_fill(~right, -torch.inf).amax(dim=1, keepdim=True)
-        rank = (~(scores < best) & ~right).sum(dim=1)
-        ranks.append(rank.masked_fill(best[:, 0].isnan(), scores.shape[1] + max(RECALLS)))
-    return torch.cat(ranks)
+        rank = torch.count_nonzero(~(scores < best) & ~right, dim=1)
+        ranks[rows] = rank.masked_fill(best[:, 0].isnan(), scores.shape[1] + max(RECALLS))
+    return ranks
 
 
 def same_texts(texts: Sequence[str]) -> Tensor:
