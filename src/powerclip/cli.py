@@ -171,6 +171,10 @@ class Evaluate:
     """Images or captions encoded at once."""
     workers: int = 0
     """Threads that open images beside the model."""
+    scores: tuple[Literal["global", "powerset"], ...] = ("global",)
+    """How images and captions are compared: global embeddings (what papers report), the powerset similarity, or both."""
+    regions: Literal["grid", "stored"] = "grid"
+    """Regions of the powerset score: boxes on a fixed grid, or the masks stored with one's own shards."""
     device: str = "auto"
     """auto, cpu, cuda, ..."""
     output: Path | None = None

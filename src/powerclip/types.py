@@ -182,6 +182,9 @@ class LossOutput:
 Picture = Image.Image | Callable[[], Image.Image]
 """An image, or what opens it when it is needed: evaluation holds only a batch of images at a time."""
 
+Masks = Callable[[], Any]
+"""What opens the region masks of an image when they are needed: (M, H, W) bool array in the image's pixels."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Classification:
@@ -215,6 +218,8 @@ class Retrieval:
     name: str
     images: Sequence[Picture]
     captions: Sequence[Sequence[str]]
+    masks: Sequence[Masks | None] | None = None
+    """The images' own regions, for scores that look at regions; None where an image has none stored."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from powerclip.model import save
 from powerclip.report import results_markdown, results_table, write_report
 from powerclip.report.grounding import ground, picture
 from powerclip.report.plots import curves, png
-from powerclip.report.tables import best, family_averages
+from powerclip.report.tables import averages, best
 from powerclip.types import Phrase, PhraseTree
 
 CAPTION = r"a $\frac$ <b> & dog"
@@ -74,8 +74,22 @@ def test_averages_are_over_the_tasks_that_all_models_have():
         "a": {"x": {"acc@1": 0.5}, "y": {"acc@1": 0.7}, "r": {"i2t_R@1": 0.2, "t2i_R@1": 0.4}, "q": {"group": 0.1}},
         "b": {"x": {"acc@1": 0.25}, "y": {"acc@1": 0.75}, "z": {"acc@1": 1.0}},
     }
-    assert family_averages(both) == [("classification", "mean of 2", pytest.approx([0.6, 0.5]))]
-    assert family_averages({"a": both["a"]})[1:] == [("retrieval", "mean of 2", pytest.approx([0.3]))]
+    assert averages(both) == [("classification", "mean of 2", pytest.approx([0.6, 0.5]))]
+    assert averages({"a": both["a"]})[1:] == [("retrieval", "mean of 2", pytest.approx([0.3]))]
+
+
+def test_averages_of_public_suites_say_over_how_much_they_are():
+    one = {"food101": {"acc@1": 0.5}, "pets": {"acc@1": 0.7, "mean_per_class": 0.9}, "imagenet-a": {"acc@1": 0.1}}
+    captions = {"i2t_R@1": 0.2, "t2i_R@1": 0.4}
+    one |= dict.fromkeys(("mscoco_captions", "mscoco_captions-all-captions", "flickr8k", "flickr30k"), captions)
+    assert averages({"a": one}) == [
+        ("classification", "mean of 2 of 17", [pytest.approx(0.6)]),
+        ("classification, CLIP's metrics", "mean of 2 of 17", [pytest.approx(0.7)]),
+        ("robustness", "mean of 1 of 6", [0.1]),
+        ("retrieval", "mean of 6", [pytest.approx(0.3)]),
+    ]
+    found = averages({"a": one, "b": {"food101": {"acc@1": 0.25}}})
+    assert found[0] == ("classification", "mean of 1 of 17", [0.5, 0.25])
 
 
 @pytest.mark.parametrize(("values", "top"), [([0.1, 0.2], 0.2), ([0.2, 0.2], None), ([0.1, None], None), ([], None)])

@@ -1,6 +1,7 @@
 """Zero-shot evaluation: tasks, metrics, and their running."""
 
 from powerclip.evaluate.benchmarks import CLASSIFICATION, SUITES
+from powerclip.evaluate.light import as_metrics, light_suite
 from powerclip.evaluate.run import Evaluation, evaluate_model, write_evaluation
 from powerclip.evaluate.shards import retrieval_from_shards
 from powerclip.evaluate.suite import evaluate_tasks
@@ -9,8 +10,10 @@ __all__ = [
     "CLASSIFICATION",
     "SUITES",
     "Evaluation",
+    "as_metrics",
     "evaluate_model",
     "evaluate_tasks",
+    "light_suite",
     "retrieval_from_shards",
     "write_evaluation",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -197,6 +197,14 @@ SUITES: dict[str, tuple[Benchmark, ...]] = {
 }
 
 
+PLACES: dict[str, dict[str, tuple[tuple[str, str], ...]]] = {
+    suite: {suite: tuple(place for benchmark in benchmarks for place in benchmark.metrics)}
+    for suite, benchmarks in SUITES.items()
+}
+"""Of each suite its averages by name, and the task and metric of all that belongs into them."""
+PLACES["classification"]["classification, CLIP's metrics"] = tuple(CLIP_METRICS.items())
+
+
 @dataclass(frozen=True, kw_only=True)
 class Average:
     """The unweighted mean of a suite's metrics over what was measured."""
@@ -209,15 +217,12 @@ class Average:
     """Metrics that the suite has."""
 
 
-def average(suite: str, results: dict[str, dict[str, float]]) -> dict[str, Average]:
-    """A suite's averages: its own metrics and, for classification, those of Radford et al. (2021) beside them."""
-    places = {suite: [place for benchmark in SUITES[suite] for place in benchmark.metrics]}
-    if suite == "classification":
-        places["classification, CLIP's metrics"] = list(CLIP_METRICS.items())
-    return {name: _mean(results, of) for name, of in places.items()}
+def average(suite: str, results: Mapping[str, Mapping[str, float]]) -> dict[str, Average]:
+    """A suite's averages by name: its own and, for classification, by the metrics of Radford et al. (2021)."""
+    return {name: _mean(results, places) for name, places in PLACES[suite].items()}
 
 
-def _mean(results: dict[str, dict[str, float]], places: Sequence[tuple[str, str]]) -> Average:
+def _mean(results: Mapping[str, Mapping[str, float]], places: Sequence[tuple[str, str]]) -> Average:
     values = [results[task][metric] for task, metric in places if metric in results.get(task, {})]
     value = sum(values) / len(values) if values else None
     return Average(value=value, measured=len(values), expected=len(places))

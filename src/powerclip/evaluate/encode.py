@@ -15,6 +15,7 @@ from powerclip.evaluate.pictures import open_picture
 from powerclip.types import Picture
 
 Item = TypeVar("Item")
+Prepared = TypeVar("Prepared")
 Preprocess = Callable[[Image.Image], Tensor]
 Tokenize = Callable[[list[str]], Tensor]
 
@@ -88,7 +89,7 @@ class Encoder:
         mine = torch.cat(parts) if parts else torch.zeros(0, 1, device=self.device)
         return gather_rows(mine)[0].cpu()
 
-    def batches(self, items: Sequence[Item], prepare: Callable[[Sequence[Item]], Tensor]) -> Iterator[Tensor]:
+    def batches(self, items: Sequence[Item], prepare: Callable[[Sequence[Item]], Prepared]) -> Iterator[Prepared]:
         """This process's batches, prepared; with workers, the next one is prepared while one is used."""
         starts = range(0, len(items), self.batch_size)
         per_process = -(-len(starts) // world_size())

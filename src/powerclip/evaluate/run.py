@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from powerclip.data.scenes import evaluation_tasks
 from powerclip.distributed import process_group, rank
 from powerclip.evaluate.benchmarks import SUITES, Average, average
+from powerclip.evaluate.powerset import RegionSource
 from powerclip.evaluate.shards import retrieval_from_shards
-from powerclip.evaluate.suite import evaluate_tasks
+from powerclip.evaluate.suite import Score, evaluate_tasks
 from powerclip.model import load
 from powerclip.types import PowerclipError, Task
 
@@ -51,6 +53,8 @@ def evaluate_model(
     size: int = 400,
     batch_size: int = 256,
     workers: int = 0,
+    scores: Sequence[Score] = ("global",),
+    regions: RegionSource = "grid",
     device: str = "auto",
     output: Path | None = None,
     progress: Callable[[str], None] | None = None,
@@ -69,6 +73,8 @@ def evaluate_model(
         size: images per generated task.
         batch_size: images or captions encoded at once.
         workers: threads that open and preprocess images beside the model.
+        scores: how images and texts are compared, as ``evaluate_tasks`` has it; both beside each other if both are named.
+        regions: of the powerset score, as ``evaluate_tasks`` has it.
         device: "auto", "cpu", "cuda", ...
         output: folder for the results; by default the model's own folder where it is one.
         progress: told the name of each task before it runs.
@@ -82,19 +88,24 @@ def evaluate_model(
         tasks, absent = _read(names, data, size=size, image_size=loaded.image_size[0])
         folder = output or (Path(model) if Path(model).is_dir() else Path())
         results: Results = {}
-        for task in tasks:
-            results |= evaluate_tasks(
-                loaded.to(place),
+        model_at = loaded.to(place)
+        for task, score in product(tasks, scores):
+            found = evaluate_tasks(
+                model_at,
                 preprocess,
                 tokenizer,
                 [task],
                 device=place,
                 batch_size=batch_size,
                 workers=workers,
+                score=score,
+                regions=regions,
                 progress=progress,
             )
+            results |= found
             if rank() == 0:
-                _write(folder / "evaluation" / f"{task.name}.json", {"task": task.name, "metrics": results[task.name]})
+                for name, metrics in found.items():
+                    _write(folder / "evaluation" / f"{name}.json", {"task": name, "metrics": metrics})
         averages = {label: value for name in names if name in SUITES for label, value in average(name, results).items()}
         evaluation = Evaluation(suite=" ".join(names), tasks=results, averages=averages, absent=absent)
         if rank() == 0:

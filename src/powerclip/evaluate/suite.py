@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from powerclip.evaluate.composition import hard_negative_metrics, quadruple_metrics
 from powerclip.evaluate.encode import Encoder, Model, Preprocess, Tokenize
-from powerclip.evaluate.retrieval import retrieval_metrics, same_texts
+from powerclip.evaluate.powerset import PowersetReading, RegionSource
+from powerclip.evaluate.retrieval import recall_metrics, retrieval_metrics, same_texts
 from powerclip.evaluate.zeroshot import average_precision_metrics, class_embeddings, classification_metrics
 from powerclip.types import Classification, HardNegatives, MultiLabel, Quadruples, Retrieval, Task
+
+Score = Literal["global", "powerset"]
+
+POWERSET = "-powerset"
+"""Behind a task's name: its results by the powerset score."""
 
 
 def evaluate_tasks(
@@ -24,9 +31,11 @@ def evaluate_tasks(
     device: torch.device | str = "cpu",
     batch_size: int = 256,
     workers: int = 0,
+    score: Score = "global",
+    regions: RegionSource = "grid",
     progress: Callable[[str], None] | None = None,
 ) -> dict[str, dict[str, float]]:
-    """Evaluate a model on tasks by its global embeddings; the model's mode is restored afterwards.
+    """Evaluate a model on tasks; its mode is restored afterwards.
 
     Memory holds the embeddings and a batch of images. Under an initialised process group every process passes the same
     tasks, encodes its share, and gets all results, equal to those of one process.
@@ -39,22 +48,57 @@ def evaluate_tasks(
         device: where the model is.
         batch_size: images or texts encoded at once.
         workers: threads that open and preprocess images beside the model.
+        score: of an image and a text: "global", the product of the global embeddings (what the papers report), or
+            "powerset", the powerset similarity of a PowerCLIP model's regions and phrases, for retrieval, hard negatives
+            and quadruples; other tasks are passed over then.
+        regions: of the powerset score: "grid", boxes of fixed sizes, or "stored", a task's own masks where it has them.
         progress: told the name of each task before it runs.
 
     Returns:
-        Metrics by task name, each between 0 and 1.
+        Metrics by task name (with "-powerset" behind it for that score), each between 0 and 1.
 
     Raises:
-        ValueError: a task is empty or its parts do not fit together.
+        ValueError: a task is empty or its parts do not fit together, or the model has no powerset score.
     """
     encoder = Encoder(model, preprocess, tokenizer, device=device, batch_size=batch_size, workers=workers)
+    reading = PowersetReading(encoder, regions=regions) if score == "powerset" else None
     results = {}
     with evaluating(model), torch.inference_mode():
         for task in tasks:
+            if reading is not None and isinstance(task, Classification | MultiLabel):
+                continue
+            name = task.name if reading is None else f"{task.name}{POWERSET}"
             if progress is not None:
-                progress(task.name)
-            results[task.name] = _evaluate(encoder, task)
+                progress(name)
+            results[name] = _evaluate(encoder, task) if reading is None else _evaluate_powerset(reading, task)
     return results
+
+
+def _evaluate_powerset(reading: PowersetReading, task: Task) -> dict[str, float]:
+    if isinstance(task, Retrieval):
+        texts, owner = retrieval_texts(task)
+        i, t = reading.images(task.images, task.masks), reading.texts(texts)
+        return recall_metrics(
+            lambda rows: reading.score(i[rows], t),
+            lambda rows: reading.score(i, t[rows]).T,
+            owner,
+            images=len(i),
+            same_text=same_texts(texts),
+        )
+    if isinstance(task, HardNegatives):
+        i = reading.images([item.image for item in task.items])
+        positive = reading.score_pairs(i, reading.texts([item.positive for item in task.items]))
+        wrong, owner = _wrong_texts(task)
+        scores = reading.score_pairs(i[owner], reading.texts(wrong))
+        return hard_negative_metrics(
+            positive, highest_of(scores, owner, count=len(i)), [item.kind for item in task.items]
+        )
+    assert isinstance(task, Quadruples)
+    i = reading.images([image for item in task.items for image in item.images])
+    t = reading.texts([caption for item in task.items for caption in item.captions])
+    first = torch.arange(0, 2 * len(task.items), 2)
+    columns = [reading.score_pairs(i[first + a], t[first + b]) for a in (0, 1) for b in (0, 1)]
+    return quadruple_metrics(torch.stack(columns, dim=1).view(-1, 2, 2))
 
 
 def _evaluate(encoder: Encoder, task: Task) -> dict[str, float]:
@@ -105,11 +149,17 @@ def retrieval_texts(task: Retrieval) -> tuple[list[str], Tensor]:
 def _hard_negatives(encoder: Encoder, task: HardNegatives) -> dict[str, float]:
     images = encoder.images([item.image for item in task.items])
     positive = (images * encoder.texts([item.positive for item in task.items])).sum(dim=1)
-    wrong = [text for item in task.items for text in (item.negative, *item.more_negatives)]
-    owner = torch.tensor([i for i, item in enumerate(task.items) for _ in (0, *item.more_negatives)], dtype=torch.int64)
+    wrong, owner = _wrong_texts(task)
     scores = (images[owner] * encoder.texts(wrong)).sum(dim=1)
     negative = highest_of(scores, owner, count=len(images))
     return hard_negative_metrics(positive, negative, [item.kind for item in task.items])
+
+
+def _wrong_texts(task: HardNegatives) -> tuple[list[str], Tensor]:
+    """All wrong texts, and the item each belongs to."""
+    wrong = [text for item in task.items for text in (item.negative, *item.more_negatives)]
+    owner = [i for i, item in enumerate(task.items) for _ in (0, *item.more_negatives)]
+    return wrong, torch.tensor(owner, dtype=torch.int64)
 
 
 def highest_of(scores: Tensor, owner: Tensor, *, count: int) -> Tensor:

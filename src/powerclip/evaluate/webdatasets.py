@@ -18,6 +18,9 @@ from powerclip.evaluate.pictures import member_picture, read_member
 from powerclip.evaluate.prompts import benchmark_prompts
 from powerclip.types import Classification, MultiLabel, Picture, PowerclipError, Retrieval, Task
 
+ALL_CAPTIONS = "-all-captions"
+"""Behind a task's name: the protocol that takes all captions of an image."""
+
 CAPTIONS_PER_IMAGE = 5
 """Captions of an image that the usual protocol takes; COCO has six or seven for a few."""
 
@@ -62,7 +65,7 @@ def retrieval_tasks(name: str, images: list[Picture], captions: list[list[str]])
     five = [of_image[:CAPTIONS_PER_IMAGE] for of_image in captions]
     tasks: list[Task] = [Retrieval(name=name, images=images, captions=five)]
     if five != captions:
-        tasks.append(Retrieval(name=f"{name}-all-captions", images=images, captions=captions))
+        tasks.append(Retrieval(name=f"{name}{ALL_CAPTIONS}", images=images, captions=captions))
     return tasks
 
 

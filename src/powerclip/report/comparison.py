@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from rich.markup import escape
 from rich.table import Table
 
-from powerclip.report.tables import Results, family_averages, rows
+from powerclip.report.tables import Results, averages, rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ def spread_rows(results: Mapping[str, Sequence[Results]], *, short: bool = True)
     """
     single = {f"{name}\0{number}": seed for name, seeds in results.items() for number, seed in enumerate(seeds)}
     lines: list[Line] = []
-    for task, metric, values in rows(single, short=short) + family_averages(single):
+    for task, metric, values in rows(single, short=short) + averages(single):
         of_seed = dict(zip(single, values, strict=True))
         spreads: list[Spread | None] = []
         for name, seeds in results.items():

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from powerclip.evaluate.run import Evaluation
-from powerclip.report.tables import family_averages, rows
+from powerclip.report.tables import averages, rows
 
 Line = tuple[str, str, str]
 
@@ -19,11 +19,7 @@ def evaluation_lines(evaluation: Evaluation) -> list[Line]:
     """Task, metric and value in percent: headline metrics, averages, and what is absent with where to get it."""
     results = {"": evaluation.tasks}
     lines = [(task, metric, _percent(values[0])) for task, metric, values in rows(results)]
-    for name, average in evaluation.averages.items():
-        of = "" if average.measured == average.expected else f" of {average.expected}"
-        lines.append((name, f"mean of {average.measured}{of}", _percent(average.value)))
-    if not evaluation.averages:
-        lines += [(family, metric, _percent(values[0])) for family, metric, values in family_averages(results)]
+    lines += [(name, metric, _percent(values[0])) for name, metric, values in averages(results)]
     return lines + [(name, "absent", f"get it: {source}") for name, source in evaluation.absent.items()]
 
 

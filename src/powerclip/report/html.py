@@ -18,7 +18,7 @@ from powerclip.data.scenes import generate
 from powerclip.model import PowerCLIP, load
 from powerclip.report.grounding import ground, picture
 from powerclip.report.plots import curves, png
-from powerclip.report.tables import Results, best, family_averages, rows
+from powerclip.report.tables import Results, averages, best, rows
 from powerclip.train.log import read_metrics
 from powerclip.types import PowerclipError
 
@@ -79,7 +79,7 @@ def _results(runs: Mapping[str, Path]) -> str:
     missing = [name for name, tasks in results.items() if not tasks]
     if missing:
         parts.append(f"<p class=note>Not evaluated: {escape(', '.join(missing))} (powerclip evaluate RUN).</p>")
-    found = rows(results) + family_averages(results)
+    found = rows(results) + averages(results)
     if found:
         head = "".join(f"<th class=n>{escape(name)}</th>" for name in results)
         lines = [f"<tr><th>task</th><th>metric</th>{head}</tr>"]

@@ -7,6 +7,10 @@ from collections.abc import Mapping
 from rich.markup import escape
 from rich.table import Table
 
+from powerclip.evaluate.benchmarks import PLACES
+from powerclip.evaluate.suite import POWERSET
+from powerclip.evaluate.webdatasets import ALL_CAPTIONS
+
 Results = Mapping[str, Mapping[str, float]]
 
 HEADLINES = ("acc@1", "mAP", "i2t_R@1", "t2i_R@1", "macro", "text", "image", "group")
@@ -19,22 +23,52 @@ FAMILIES = {
 }
 """The metrics that are averaged over the tasks of a family."""
 
+PUBLIC = {task for of_suite in PLACES.values() for places in of_suite.values() for task, _ in places}
+"""Tasks of public suites: they have averages of their own."""
+
 Row = tuple[str, str, list[float | None]]
 
 
-def family_averages(results: Mapping[str, Results]) -> list[Row]:
-    """The unweighted mean of a family's metrics over the tasks that all models have, where those are two or more.
+def averages(results: Mapping[str, Results]) -> list[Row]:
+    """Unweighted means over the tasks that all models have: of public suites, which say over how much of the suite they
+    are, and of the families of other tasks, where those are two or more.
 
     Args:
         results: metrics by model, task and name.
     """
+    return _suite_averages(results) + _family_averages(results)
+
+
+def _suite_averages(results: Mapping[str, Results]) -> list[Row]:
     found: list[Row] = []
+    for of_suite in PLACES.values():
+        for name, places in of_suite.items():
+            common = [
+                place for place in places if all(place[1] in tasks.get(place[0], {}) for tasks in results.values())
+            ]
+            if common:
+                values: list[float | None] = [
+                    sum(tasks[task][metric] for task, metric in common) / len(common) for tasks in results.values()
+                ]
+                of = "" if len(common) == len(places) else f" of {len(places)}"
+                found.append((name, f"mean of {len(common)}{of}", values))
+    return found
+
+
+def _family_averages(results: Mapping[str, Results]) -> list[Row]:
+    found: list[Row] = []
+    lines = [line for line in rows(results) if line[0].removesuffix(ALL_CAPTIONS) not in PUBLIC]
     for family, names in FAMILIES.items():
-        complete = [values for _, metric, values in rows(results) if metric in names and None not in values]
-        if len(complete) > 1:
-            columns = zip(*complete, strict=True)
-            mean: list[float | None] = [sum(v for v in column if v is not None) / len(column) for column in columns]
-            found.append((family, f"mean of {len(complete)}", mean))
+        for reading, of_reading in (("", False), (", powerset score", True)):
+            complete = [
+                values
+                for task, metric, values in lines
+                if metric in names and None not in values and task.endswith(POWERSET) == of_reading
+            ]
+            if len(complete) > 1:
+                columns = zip(*complete, strict=True)
+                mean: list[float | None] = [sum(v for v in column if v is not None) / len(column) for column in columns]
+                found.append((family + reading, f"mean of {len(complete)}", mean))
     return found
 
 
@@ -65,7 +99,7 @@ def results_table(results: Mapping[str, Results], *, short: bool = True) -> Tabl
     table = Table("task", "metric", title="zero-shot, %")
     for name in results:
         table.add_column(escape(name), justify="right")
-    for task, metric, values in rows(results, short=short) + family_averages(results):
+    for task, metric, values in rows(results, short=short) + averages(results):
         top = best(values)
         cells = ["-" if v is None else f"[bold]{v:.1%}[/bold]" if v == top else f"{v:.1%}" for v in values]
         table.add_row(escape(task), escape(metric), *(cell.replace("%", "") for cell in cells))
@@ -75,7 +109,7 @@ def results_table(results: Mapping[str, Results], *, short: bool = True) -> Tabl
 def results_markdown(results: Mapping[str, Results], *, short: bool = True) -> str:
     """The same table as Markdown."""
     lines = [f"| task | metric | {' | '.join(map(_cell, results))} |", "| --- | --- |" + " ---: |" * len(results)]
-    for task, metric, values in rows(results, short=short) + family_averages(results):
+    for task, metric, values in rows(results, short=short) + averages(results):
         top = best(values)
         cells = ["-" if v is None else f"**{100 * v:.1f}**" if v == top else f"{100 * v:.1f}" for v in values]
         lines.append(f"| {_cell(task)} | {_cell(metric)} | {' | '.join(cells)} |")

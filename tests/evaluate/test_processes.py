@@ -1,0 +1,77 @@
+"""Evaluation on two processes equals evaluation on one, to the last bit."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from colours import NAMES, ColourModel, preprocess, square, tokenizer
+from powerclip import create_model
+from powerclip.data.scenes import evaluation_tasks
+from powerclip.evaluate import evaluate_tasks
+from powerclip.evaluate.encode import Encoder
+from powerclip.model import make_tokenizer, make_transforms, save
+from powerclip.types import Classification, Retrieval
+from processes import run_on_processes
+
+
+def tiny():
+    torch.manual_seed(0)
+    return create_model("tiny")
+
+
+def evaluate(process, size, batch_size):
+    model = tiny()
+    arguments = (model, make_transforms(model)[1], make_tokenizer(model))
+    tasks = evaluation_tasks(seed=3, size=7)
+    found = evaluate_tasks(*arguments, tasks, batch_size=batch_size)
+    found |= evaluate_tasks(*arguments, tasks, batch_size=batch_size, score="powerset")
+    encoder = Encoder(*arguments, device="cpu", batch_size=batch_size)
+    with torch.inference_mode():
+        images = encoder.images(tasks[0].images)
+    return found, images
+
+
+def colours(process, size):
+    images = [square(NAMES[i % 3]) for i in range(7)]
+    tasks = [
+        Classification(name="c", images=images, labels=[0, 1, 2, 0, 0, 0, 0], class_names=NAMES, templates=("a {c}",)),
+        Retrieval(name="r", images=images[:3], captions=[(name, f"a {name}") for name in NAMES]),
+        Retrieval(name="one", images=images[:1], captions=[("red",)]),
+    ]
+    return evaluate_tasks(ColourModel(), preprocess, tokenizer, tasks, batch_size=2)
+
+
+def test_two_processes_share_the_batches(tmp_path):
+    expected = colours(0, 1)
+    assert expected["c"]["acc@1"] == pytest.approx(5 / 7)
+    assert run_on_processes(2, colours, tmp_path) == [expected, expected]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("size", "batch_size"), [(2, 3), (2, 64), (3, 4)])
+def test_every_process_gets_the_results_of_one(size, batch_size, tmp_path):
+    expected, images = evaluate(0, 1, batch_size)
+    for found, embedded in run_on_processes(size, evaluate, tmp_path, batch_size):
+        assert found == expected
+        assert torch.equal(embedded, images)
+
+
+@pytest.mark.slow
+def test_the_command_under_torchrun_writes_what_one_process_writes(tmp_path):
+    save(tiny(), tmp_path / "model")
+    command = ["evaluate", str(tmp_path / "model"), "--size", "6", "--batch-size", "4", "--output"]
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
+    one = [sys.executable, "-m", "powerclip.cli", *command, str(tmp_path / "one")]
+    two = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    tables = [
+        subprocess.run(line, check=True, capture_output=True, text=True, env=environment).stdout
+        for line in (one, [*two, "powerclip.cli", *command, str(tmp_path / "two")])
+    ]
+    assert tables[0] == tables[1]
+    written = [json.loads(Path(tmp_path / name / "evaluation.json").read_text()) for name in ("one", "two")]
+    assert written[0] == written[1]
