@@ -159,12 +159,10 @@ class EvaluationConfig:
 
     every_steps: int | None = None
     """Evaluate every so many steps and at the end; None never."""
-    suite: str = "scenes"
-    """As in ``powerclip evaluate``."""
     data: str | None = None
-    """Data of the suite, where it needs any."""
+    """Held-out shards, for retrieval among their first pairs; generated scenes by default."""
     size: int = 200
-    """Images of each generated task."""
+    """Images of each task."""
 
     def __post_init__(self) -> None:
         _require(self.every_steps is None or self.every_steps >= 1, "every_steps", self.every_steps, "at least 1")
