@@ -257,7 +257,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fail(error: Exception, status: int) -> int:
-    print("powerclip: " + " ".join(str(error).split()), file=sys.stderr)
+    process = f" [process {os.environ['RANK']}]" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
+    print(f"powerclip{process}: " + " ".join(str(error).split()), file=sys.stderr)
     return status
 
 

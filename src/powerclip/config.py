@@ -125,10 +125,49 @@ class OptimConfig:
     """AdamW's denominator term."""
     max_gradient_norm: float | None = 1.0
     """Gradients are scaled down to this global norm; None leaves them."""
+    layer_decay: float = 1.0
+    """Learning rate of a block in terms of the next one's; below 1 the early layers of a pretrained tower move less."""
+    freeze: Literal["none", "image", "text"] = "none"
+    """A tower whose weights stay as they are; "image" is locked-image tuning."""
 
     def __post_init__(self) -> None:
+        _require(0 < self.layer_decay <= 1, "layer_decay", self.layer_decay, "above 0 and at most 1")
         _require(self.learning_rate > 0, "learning_rate", self.learning_rate, "positive")
         _require(self.warmup_steps >= 0, "warmup_steps", self.warmup_steps, "0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelConfig:
+    """How a step is laid out over memory and processes; none of it changes what is learnt, up to rounding."""
+
+    accumulate: int = 1
+    """Pieces in which each process takes its part of a batch; the gradient is still that of the whole batch."""
+    sharding: Literal["ddp", "fsdp"] = "ddp"
+    """On many processes: replicate the model, or shard it (FSDP2)."""
+    activation_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them."""
+    compile: bool = False
+    """torch.compile the towers' blocks."""
+
+    def __post_init__(self) -> None:
+        _require(self.accumulate >= 1, "accumulate", self.accumulate, "at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """Zero-shot evaluation while training, on all processes."""
+
+    every_steps: int | None = None
+    """Evaluate every so many steps and at the end; None never."""
+    suite: str = "scenes"
+    """As in ``powerclip evaluate``."""
+    data: str | None = None
+    """Data of the suite, where it needs any."""
+    size: int = 200
+    """Images of each generated task."""
+
+    def __post_init__(self) -> None:
+        _require(self.every_steps is None or self.every_steps >= 1, "every_steps", self.every_steps, "at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,8 +180,10 @@ class TrainConfig:
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     batch_size: int = 128
-    """Image-caption pairs a step."""
+    """Image-caption pairs a step, over all processes."""
     steps: int | None = None
     """Length of the run in steps; None takes it from ``epochs``."""
     epochs: int | None = None
@@ -157,8 +198,14 @@ class TrainConfig:
     """A line in ``metrics.jsonl`` every so many steps."""
     checkpoint_every_steps: int = 500
     """A checkpoint every so many steps, and one at the end."""
+    checkpoint_every_minutes: float | None = None
+    """And one every so many minutes."""
     keep_checkpoints: int = 2
     """How many of the newest checkpoints stay."""
+    ema_decay: float | None = None
+    """Keep an exponential moving average of the weights, saved as ``model_ema``; 0.9999, say."""
+    wandb_project: str | None = None
+    """Log to Weights & Biases as well (needs the extra powerclip[wandb])."""
 
     def __post_init__(self) -> None:
         _require(self.batch_size >= 2, "batch_size", self.batch_size, "at least 2 (a pair needs a negative)")
@@ -172,6 +219,9 @@ class TrainConfig:
             self.checkpoint_every_steps,
             "at least 1",
         )
+        minutes = self.checkpoint_every_minutes
+        _require(minutes is None or minutes > 0, "checkpoint_every_minutes", minutes, "positive")
+        _require(self.ema_decay is None or 0 < self.ema_decay < 1, "ema_decay", self.ema_decay, "between 0 and 1")
         _require(self.keep_checkpoints >= 1, "keep_checkpoints", self.keep_checkpoints, "at least 1")
 
 

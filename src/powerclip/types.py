@@ -7,7 +7,7 @@ K phrases, L leaves (words), N patches, T tokens, D embedding.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -97,6 +97,10 @@ class Batch:
 
     def __len__(self) -> int:
         return int(self.images.shape[0])
+
+    def rows(self, which: slice) -> Batch:
+        """Some of the pairs."""
+        return replace(self, **{f.name: getattr(self, f.name)[which] for f in fields(self)})
 
     def with_regions(self, region_masks: Tensor) -> Batch:
         """The same batch with (B, M, N) bool regions on the patch grid."""

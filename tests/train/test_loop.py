@@ -2,19 +2,25 @@ import dataclasses
 import json
 import math
 import os
+import re
+import shutil
 import signal
+import sys
 import threading
 
 import pytest
 import torch
 
 import powerclip
-from powerclip.config import ModelConfig, ObjectiveConfig, load_config
+from powerclip.config import EvaluationConfig, ModelConfig, ObjectiveConfig, ParallelConfig, load_config
 from powerclip.data.scenes import generate
 from powerclip.data.shards import write_shards
+from powerclip.loss import PowerCLIPLoss
 from powerclip.recipes import scenes_tiny
-from powerclip.train import checkpoint, loop, train
+from powerclip.train import checkpoint, train
+from powerclip.train.engine import Engine
 from powerclip.train.log import read_metrics
+from powerclip.train.setup import build_model
 from powerclip.types import PowerclipError, RunFailedError
 
 TINY = {
@@ -90,33 +96,33 @@ def test_training_lowers_the_loss(config, shards, tmp_path):
 
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(config, shards, tmp_path, monkeypatch):
     whole = train(config, data=shards, output=tmp_path / "whole").output
-    step_of_loop, cut = loop._train_step, tmp_path / "cut"
+    real_step, cut = Engine.step, tmp_path / "cut"
 
-    def dies_at_step_5(run, batch, step):
+    def dies_at_step_5(engine, batch, step):
         if step == 5:
             raise RuntimeError("power cut")
-        return step_of_loop(run, batch, step)
+        return real_step(engine, batch, step)
 
-    monkeypatch.setattr(loop, "_train_step", dies_at_step_5)
+    monkeypatch.setattr(Engine, "step", dies_at_step_5)
     with pytest.raises(RuntimeError, match="power cut"):
         train(config, data=shards, output=cut)
-    monkeypatch.setattr(loop, "_train_step", step_of_loop)
+    monkeypatch.setattr(Engine, "step", real_step)
     assert train(config, data=shards, output=cut, resume=True).steps == 8
     assert losses(cut) == losses(whole)
     for name, value in weights(whole).items():
         assert torch.equal(value, weights(cut)[name]), name
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_ends_the_run_with_a_usable_folder(number, config, shards, tmp_path, monkeypatch, capsys):
-    step_of_loop = loop._train_step
+    real_step = Engine.step
 
-    def signalled_at_step_2(run, batch, step):
+    def signalled_at_step_2(engine, batch, step):
         if step == 2:
             os.kill(os.getpid(), number)
-        return step_of_loop(run, batch, step)
+        return real_step(engine, batch, step)
 
-    monkeypatch.setattr(loop, "_train_step", signalled_at_step_2)
+    monkeypatch.setattr(Engine, "step", signalled_at_step_2)
     before = signal.getsignal(number)
     result = train(config, data=shards, output=tmp_path / "run")
     assert (result.interrupted, result.steps) == (True, 3)
@@ -180,24 +186,43 @@ def test_every_baseline_trains_in_the_same_loop(name, config, shards, tmp_path):
 
 
 def test_siglip_starts_from_its_paper_s_temperature_and_bias(config):
-    model = loop.build_model(dataclasses.replace(config, objective=ObjectiveConfig(name="siglip")))
+    model = build_model(dataclasses.replace(config, objective=ObjectiveConfig(name="siglip")))
     assert model.logit_scale.exp().item() == pytest.approx(10)
     assert model.logit_bias.item() == -10
-    clip = loop.build_model(config)
+    clip = build_model(config)
     assert clip.logit_scale.exp().item() == pytest.approx(1 / 0.07)
 
 
 def test_a_loss_that_stays_non_finite_stops_the_run(config, shards, tmp_path, monkeypatch):
     config = dataclasses.replace(config, steps=20)
-    forward = loop.PowerCLIPLoss.forward
+    forward = PowerCLIPLoss.forward
 
     def poisoned(self, features):
         output = forward(self, features)
         return dataclasses.replace(output, total=output.total * float("nan"))
 
-    monkeypatch.setattr(loop.PowerCLIPLoss, "forward", poisoned)
+    monkeypatch.setattr(PowerCLIPLoss, "forward", poisoned)
     with pytest.raises(RunFailedError, match="not finite in 10 steps in a row"):
         train(config, data=shards, output=tmp_path / "run")
+    noted = [json.loads(line) for line in (tmp_path / "run" / "bad_batches.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in noted] == list(range(1, 11))
+    assert all(len(entry["keys"]) == 8 for entry in noted)
+
+
+def test_a_single_bad_step_changes_nothing_and_is_counted(config, shards, tmp_path, monkeypatch):
+    forward, calls = PowerCLIPLoss.forward, []
+
+    def poisoned_once(self, features):
+        output = forward(self, features)
+        calls.append(1)
+        return dataclasses.replace(output, total=output.total * (float("inf") if len(calls) == 1 else 1.0))
+
+    monkeypatch.setattr(PowerCLIPLoss, "forward", poisoned_once)
+    run = train(dataclasses.replace(config, steps=1), data=shards, output=tmp_path / "run").output
+    torch.manual_seed(config.seed)
+    fresh = build_model(config).state_dict()
+    assert all(torch.equal(value, fresh[name]) for name, value in weights(run).items())
+    assert read_metrics(run / "metrics.jsonl")[-1]["bad_steps"] == 1
 
 
 def test_a_used_folder_is_not_overwritten(config, shards, tmp_path):
@@ -229,3 +254,81 @@ def test_an_unknown_model_leaves_no_folder(config, shards, tmp_path):
 def test_an_unknown_device_is_one_line(config, shards, tmp_path):
     with pytest.raises(PowerclipError, match="device 'cuda:99' cannot be used here"):
         train(dataclasses.replace(config, device="cuda:99"), data=shards, output=tmp_path / "run")
+
+
+def test_pieces_of_a_batch_train_the_same_model(config, shards, tmp_path):
+    whole = train(config, data=shards, output=tmp_path / "whole").output
+    pieces = dataclasses.replace(config, parallel=ParallelConfig(accumulate=3, activation_checkpointing=True))
+    run = train(pieces, data=shards, output=tmp_path / "pieces").output
+    # 8 steps of AdamW at 1e-3: where a gradient is mere rounding, its sign, and so a step, may differ
+    for name, value in weights(whole).items():
+        torch.testing.assert_close(weights(run)[name], value, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(losses(run), losses(whole), rtol=1e-4, atol=1e-5)
+
+
+def test_the_average_of_the_weights_is_saved_and_resumed(config, shards, tmp_path):
+    config = dataclasses.replace(config, ema_decay=0.5)
+    whole = train(config, data=shards, output=tmp_path / "whole").output
+    cut = train(dataclasses.replace(config, checkpoint_every_steps=4), data=shards, output=tmp_path / "cut").output
+    for name in ("step-00000008", "step-00000006"):
+        shutil.rmtree(cut / "checkpoints" / name, ignore_errors=True)
+    train(config, data=shards, output=cut, resume=True)
+    averages = [powerclip.load(run / "model_ema")[0].state_dict() for run in (whole, cut)]
+    for name, value in averages[0].items():
+        assert torch.equal(value, averages[1][name]), name
+    assert any(not torch.equal(value, weights(whole)[name]) for name, value in averages[0].items())
+
+
+def test_a_calibrated_zeta_is_part_of_the_checkpoint(config, shards, tmp_path):
+    objective = dataclasses.replace(config.objective, zeta="calibrated")
+    config = dataclasses.replace(config, objective=objective, checkpoint_every_steps=4)
+    whole = train(config, data=shards, output=tmp_path / "whole").output
+    curve = read_metrics(whole / "metrics.jsonl")
+    assert 0 <= curve[-1]["zeta"] <= 1
+    shutil.rmtree(whole / "checkpoints" / "step-00000008")
+    train(config, data=shards, output=whole, resume=True)
+    again = read_metrics(whole / "metrics.jsonl")
+    assert [(line["loss"], line["zeta"]) for line in again] == [(line["loss"], line["zeta"]) for line in curve]
+
+
+def test_a_frozen_tower_stays_and_the_other_moves(config, shards, tmp_path):
+    for tower, prefix in (("image", "backbone.visual."), ("text", "backbone.t")):
+        frozen = dataclasses.replace(config, steps=2, optim=dataclasses.replace(config.optim, freeze=tower))
+        run = train(frozen, data=shards, output=tmp_path / tower).output
+        torch.manual_seed(config.seed)
+        fresh = build_model(config).state_dict()
+        moved = {name for name, value in weights(run).items() if not torch.equal(value, fresh[name])}
+        assert moved
+        assert not any(name.startswith(prefix) for name in moved)
+
+
+def test_evaluation_while_training_keeps_the_best_and_changes_nothing(config, shards, tmp_path):
+    plain = train(config, data=shards, output=tmp_path / "plain").output
+    evaluation = EvaluationConfig(every_steps=4, size=8)
+    run = train(dataclasses.replace(config, evaluation=evaluation), data=shards, output=tmp_path / "run").output
+    lines = read_metrics(run / "metrics.jsonl")
+    evaluated = [line for line in lines if "eval/mean" in line]
+    assert [line["step"] for line in evaluated] == [4, 8]
+    assert 0 <= evaluated[0]["eval/scenes-retrieval/i2t_R@1"] <= 1
+    best = json.loads((run / "model_best" / "evaluation.json").read_text())
+    assert best["mean"] == max(line["eval/mean"] for line in evaluated)
+    powerclip.load(run / "model_best")
+    for name, value in weights(plain).items():
+        assert torch.equal(weights(run)[name], value), name
+    with pytest.raises(PowerclipError, match="unknown suite 'quiz'"):
+        train(
+            dataclasses.replace(config, evaluation=EvaluationConfig(every_steps=4, suite="quiz")),
+            data=shards,
+            output=tmp_path / "other",
+        )
+
+
+def test_a_missing_tracker_is_named(config, shards, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(PowerclipError, match=r"pip install 'powerclip\[wandb\]'"):
+        train(dataclasses.replace(config, wandb_project="x"), data=shards, output=tmp_path / "run")
+
+
+def test_the_estimate_is_printed_before_the_first_step(config, shards, tmp_path, capsys):
+    train(dataclasses.replace(config, steps=1), data=shards, output=tmp_path / "run")
+    assert re.search(r"0\.8 M parameters, .* 8 pairs at a time .* GiB for activations", capsys.readouterr().err)

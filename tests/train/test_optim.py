@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+import powerclip
 from powerclip.config import OptimConfig
 from powerclip.train.optim import learning_rate, make_optimizer
 
@@ -28,3 +29,21 @@ def test_norms_biases_and_the_temperature_do_not_decay():
     assert [tuple(p.shape) for p in decayed["params"]] == [(2, 3)]
     assert kept["weight_decay"] == 0.0
     assert sum(p.numel() for p in kept["params"]) == 2 + 2 + 2 + 1
+
+
+def test_layer_decay_follows_the_depth_of_a_parameter():
+    model = powerclip.create_model("tiny")
+    optimizer = make_optimizer(model, OptimConfig(layer_decay=0.5, weight_decay=0.1))
+    scale = {id(p): group["lr_scale"] for group in optimizer.param_groups for p in group["params"]}
+    found = {name: scale[id(p)] for name, p in model.named_parameters()}
+    assert found["backbone.visual.transformer.resblocks.2.attn.in_proj_weight"] == 0.5
+    assert found["backbone.visual.transformer.resblocks.0.ln_1.weight"] == 0.125
+    assert found["backbone.transformer.resblocks.1.mlp.c_fc.weight"] == 0.25
+    assert found["backbone.visual.conv1.weight"] == found["backbone.token_embedding.weight"] == 0.0625
+    assert found["backbone.visual.class_embedding"] == found["backbone.positional_embedding"] == 0.0625
+    assert found["backbone.visual.proj"] == found["backbone.ln_final.weight"] == found["backbone.logit_scale"] == 1
+
+
+def test_without_layer_decay_all_learn_alike():
+    groups = make_optimizer(powerclip.create_model("tiny"), OptimConfig()).param_groups
+    assert [group["lr_scale"] for group in groups] == [1.0, 1.0]

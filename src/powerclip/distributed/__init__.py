@@ -1,5 +1,19 @@
-"""Many processes: differentiable gathering of a batch that is spread over them."""
+"""Many processes: joining them, gathering a batch that is spread over them, and spreading a model."""
 
 from powerclip.distributed.gather import gather_rows, max_over_processes, rank, sum_over_processes, world_size
+from powerclip.distributed.launch import agree, process_group, wait_for_all
+from powerclip.distributed.parallel import average_ignored_gradients, last_of_many, parallelize
 
-__all__ = ["gather_rows", "max_over_processes", "rank", "sum_over_processes", "world_size"]
+__all__ = [
+    "agree",
+    "average_ignored_gradients",
+    "gather_rows",
+    "last_of_many",
+    "max_over_processes",
+    "parallelize",
+    "process_group",
+    "rank",
+    "sum_over_processes",
+    "wait_for_all",
+    "world_size",
+]

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.distributed as dist
-
 from powerclip.data.scenes import evaluation_tasks
-from powerclip.distributed import rank
+from powerclip.distributed import process_group, rank
 from powerclip.evaluate.benchmarks import SUITES, Average, average
 from powerclip.evaluate.powerset import RegionSource
 from powerclip.evaluate.shards import retrieval_from_shards
@@ -88,7 +83,7 @@ def evaluate_model(
         PowerclipError: no such model, suite or data; or none of a suite's data sets is there.
     """
     names = _suites(suite, data)
-    with _processes(device) as place:
+    with process_group(device) as place:
         loaded, preprocess, tokenizer = load(model)
         tasks, absent = _read(names, data, size=size, image_size=loaded.image_size[0])
         folder = output or (Path(model) if Path(model).is_dir() else Path())
@@ -134,6 +129,21 @@ def _suites(suite: str | Sequence[str] | None, data: Path | None) -> list[str]:
     return list(dict.fromkeys(names))
 
 
+def read_tasks(suite: str | Sequence[str], data: Path | None, *, size: int, image_size: int) -> list[Task]:
+    """The tasks of one or more suites; those whose data set is absent are left out.
+
+    Args:
+        suite: as in ``evaluate_model``.
+        data: what the suite needs.
+        size: images per generated task.
+        image_size: side in pixels of generated images.
+
+    Raises:
+        PowerclipError: no such suite or data; or none of a suite's data sets is there.
+    """
+    return _read(_suites(suite, data), data, size=size, image_size=image_size)[0]
+
+
 def _read(names: Sequence[str], data: Path | None, *, size: int, image_size: int) -> tuple[list[Task], dict[str, str]]:
     """All tasks of the suites, and what is absent with its source. All is read first: an error costs no encoding."""
     tasks: list[Task] = []
@@ -162,24 +172,6 @@ def _read(names: Sequence[str], data: Path | None, *, size: int, image_size: int
             for task in benchmark.read(folder, benchmark.name)
         ]
     return tasks, absent
-
-
-@contextmanager
-def _processes(device: str) -> Iterator[torch.device]:
-    """This process's device; under torchrun, inside a process group."""
-    local = int(os.environ.get("LOCAL_RANK", 0))
-    cuda = torch.cuda.is_available() and device in ("auto", "cuda")
-    place = torch.device(f"cuda:{local}") if cuda else torch.device("cpu" if device == "auto" else device)
-    own = int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized()
-    if own:
-        if place.type == "cuda":
-            torch.cuda.set_device(place)
-        dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
-    try:
-        yield place
-    finally:
-        if own:
-            dist.destroy_process_group()
 
 
 def _write(path: Path, value: Mapping[str, Any]) -> None:

@@ -88,6 +88,8 @@ def filip_loss(patches: Tensor, tokens: Tensor, token_mask: Tensor, logit_scale:
 class FILIPLoss(nn.Module):
     """``filip_loss`` of a batch's features."""
 
+    needs_dense = True
+
     def forward(self, features: Features) -> LossOutput:
         """The loss, and as its one term "filip".
 

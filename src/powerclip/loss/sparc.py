@@ -72,6 +72,8 @@ def _own(logits_BTT: Tensor, token_mask: Tensor) -> Tensor:
 class SPARCLoss(nn.Module):
     """global_weight * L_CLIP + local_weight * L_SPARC (equation 7; the paper's weights are 0.5 and 1)."""
 
+    needs_dense = True
+
     def __init__(self, *, global_weight: float = 0.5, local_weight: float = 1.0) -> None:
         """Set up the loss.
 

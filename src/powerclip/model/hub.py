@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from powerclip.model.towers import PowerCLIP, Tokenizer, Transform, build, make_tokenizer, make_transforms
 from powerclip.types import PowerclipError
@@ -22,8 +24,13 @@ WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 
 
-def save(model: PowerCLIP, folder: Path | str) -> Path:
+def save(model: PowerCLIP, folder: Path | str, *, state: Mapping[str, Tensor] | None = None) -> Path:
     """Write a model folder; one that is already there is replaced once the new one is whole.
+
+    Args:
+        model: what to save.
+        folder: where.
+        state: its weights by name, where they are not to be taken from the model (one that is sharded, say).
 
     Raises:
         ValueError: the model wraps one of open_clip's whose config is not known.
@@ -40,8 +47,8 @@ def save(model: PowerCLIP, folder: Path | str) -> Path:
     temporary.mkdir()
     config = {"powerclip": version("powerclip"), **model.config}
     (temporary / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    save_file(state, str(temporary / WEIGHTS))
+    weights = model.state_dict() if state is None else state
+    save_file({name: value.detach().cpu().contiguous() for name, value in weights.items()}, str(temporary / WEIGHTS))
     for path in temporary.iterdir():
         with path.open("rb") as file:
             os.fsync(file.fileno())

@@ -165,6 +165,38 @@ class PowerCLIP(nn.Module):
             token_mask=self.valid_tokens(batch.tokens),
         )
 
+    def blocks(self) -> list[nn.Module]:
+        """The transformer blocks of both towers, each tower's first block first."""
+        return [block for stack in self._stacks() for block in stack]
+
+    def depth_of(self, name: str) -> int:
+        """How many layers lie between a parameter and its tower's output: 0 for the head, one more a block."""
+        for stack, prefix in zip(self._stacks(), self._stack_names(), strict=True):
+            if name.startswith(prefix):
+                return len(stack) - int(name.removeprefix(prefix).split(".")[0])
+        early = ("embed", "class_emb", "conv1", "ln_pre", "pos_", "positional", "cls_token", "norm_pre")
+        if not any(part in name for part in early):
+            return 0
+        return 1 + len(self._stacks()[0 if name.startswith("backbone.visual") else 1])
+
+    def tower_parameters(self, tower: Literal["image", "text"]) -> list[nn.Parameter]:
+        """The parameters of one tower, its projection included."""
+        visual = [p for name, p in self.named_parameters() if name.startswith("backbone.visual.")]
+        if tower == "image":
+            return visual
+        shared = {id(p) for p in [*visual, self.logit_scale, self.logit_bias]}
+        return [p for p in self.parameters() if id(p) not in shared]
+
+    def _stacks(self) -> list[nn.ModuleList]:
+        visual: Any = self.backbone.visual
+        image = visual.trunk.blocks if isinstance(visual, TimmModel) else visual.transformer.resblocks
+        return [image, _text_tower(self.backbone).transformer.resblocks]
+
+    def _stack_names(self) -> list[str]:
+        wanted = {id(stack): position for position, stack in enumerate(self._stacks())}
+        found = {wanted[id(m)]: f"{name}." for name, m in self.named_modules() if id(m) in wanted}
+        return [found[position] for position in range(len(wanted))]
+
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that take no weight decay."""
         return {f"backbone.{name}" for name in self.backbone.no_weight_decay()}

@@ -11,10 +11,17 @@ from typing import Any
 import torch
 from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_state_dict,
+    set_state_dict,
+)
 from torch.distributed.checkpoint.state_dict_loader import load as load_distributed
 from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
 
+from powerclip.distributed import rank, wait_for_all
+from powerclip.model import PowerCLIP, hub
 from powerclip.types import PowerclipError
 
 _NAME = re.compile(r"step-(\d{8})")
@@ -23,20 +30,36 @@ _NAME = re.compile(r"step-(\d{8})")
 def save(folder: Path, *, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, extra: dict[str, Any]) -> Path:
     """Write ``folder/step-XXXXXXXX``: everything goes to a temporary folder that is renamed when complete.
 
-    ``extra`` holds plain numbers (counters) beside the model's and the optimiser's state.
+    All processes take part. ``extra`` holds numbers, tensors and dicts of them beside the model's and the
+    optimiser's state.
     """
     target = folder / f"step-{step:08d}"
     temporary = folder / f".{target.name}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    shutil.rmtree(target, ignore_errors=True)
-    folder.mkdir(parents=True, exist_ok=True)
+    if rank() == 0:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(target, ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
+    wait_for_all()
     model_state, optimizer_state = get_state_dict(model, optimizer)
-    state = {"model": model_state, "optimizer": optimizer_state, "extra": {"step": step, **extra}}
+    state = {"model": model_state, "optimizer": optimizer_state, "extra": extra}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is (disabled|unavailable)", category=UserWarning)
         save_distributed(state, checkpoint_id=temporary)
-    temporary.rename(target)
+    wait_for_all()
+    if rank() == 0:
+        temporary.rename(target)
+    wait_for_all()
     return target
+
+
+def save_model(model: PowerCLIP, folder: Path) -> None:
+    """Write a model folder as users exchange it; all processes take part, the first one writes."""
+    state: dict[str, Any] = get_model_state_dict(
+        model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
+    )
+    if rank() == 0:
+        hub.save(model, folder, state=state)
+    wait_for_all()
 
 
 def load(
@@ -48,7 +71,7 @@ def load(
         PowerclipError: the checkpoint is not of this model.
     """
     model_state, optimizer_state = get_state_dict(model, optimizer)
-    state: dict[str, Any] = {"model": model_state, "optimizer": optimizer_state, "extra": {"step": 0, **extra}}
+    state: dict[str, Any] = {"model": model_state, "optimizer": optimizer_state, "extra": extra}
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.distributed is (disabled|unavailable)")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +20,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from powerclip.config import TrainConfig
+from powerclip.errors import PowerclipError
+
 
 class MetricsLog:
     """Appends one JSON object a line to ``metrics.jsonl`` and the same numbers to TensorBoard.
@@ -25,7 +30,7 @@ class MetricsLog:
     A resumed run drops the lines its checkpoint does not know, so that every step stands once.
     """
 
-    def __init__(self, folder: Path, *, first_step: int = 0) -> None:
+    def __init__(self, folder: Path, *, first_step: int = 0, tracker: Any = None) -> None:
         self.path = folder / "metrics.jsonl"
         if first_step == 0:
             self.path.write_text("", encoding="utf-8")
@@ -36,6 +41,7 @@ class MetricsLog:
             SummaryWriter,
         )  # costs a second to import: only when training
 
+        self._tracker = tracker
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step or None)
 
     def _drop_from(self, first_step: int) -> None:
@@ -53,11 +59,50 @@ class MetricsLog:
         for name, value in values.items():
             if name != "step":
                 self._board.add_scalar(name, value, int(values["step"]))
+        if self._tracker is not None:
+            self._tracker.log({name: value for name, value in values.items() if name != "step"}, step=values["step"])
 
     def close(self) -> None:
         """Write out what is buffered."""
         self._file.close()
         self._board.close()
+        if self._tracker is not None:
+            self._tracker.finish()
+
+
+@contextmanager
+def metrics_log(output: Path, *, first_step: int, config: TrainConfig) -> Iterator[MetricsLog]:
+    """A run's metrics log, closed at the end.
+
+    Raises:
+        PowerclipError: Weights & Biases is asked for and not installed.
+    """
+    log = MetricsLog(output, first_step=first_step, tracker=_weights_and_biases(output, config))
+    try:
+        yield log
+    finally:
+        log.close()
+
+
+def _weights_and_biases(output: Path, config: TrainConfig) -> Any:
+    """A run of Weights & Biases that goes on when this one does; None where none is asked for."""
+    if config.wandb_project is None:
+        return None
+    try:
+        import wandb
+    except ImportError as error:
+        raise PowerclipError(
+            "wandb_project is set and wandb is not installed; pip install 'powerclip[wandb]'"
+        ) from error
+    identity = hashlib.sha256(str(output.resolve()).encode()).hexdigest()[:16]
+    return wandb.init(
+        project=config.wandb_project,
+        name=output.name,
+        id=identity,
+        resume="allow",
+        dir=str(output),
+        config=dataclasses.asdict(config),
+    )
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

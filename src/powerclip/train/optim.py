@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -13,16 +15,22 @@ from powerclip.config import OptimConfig
 def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     """AdamW with no decay on norms, biases, the temperature and what the towers exempt themselves.
 
-    A parameter with fewer than two dimensions (a norm's, a bias, a temperature) is never decayed.
+    A parameter with fewer than two dimensions (a norm's, a bias, a temperature) is never decayed. A group's "lr_scale"
+    is what its learning rate is multiplied by: the layer decay, to the power of the layers above it.
     """
     exempt = set(getattr(model, "no_weight_decay", set)())
-    decayed: list[nn.Parameter] = []
-    kept: list[nn.Parameter] = []
+    depth_of: Callable[[str], int] = getattr(model, "depth_of", lambda name: 0)
+    groups: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            (kept if parameter.ndim < 2 or name in exempt else decayed).append(parameter)
+            decay = 0.0 if parameter.ndim < 2 or name in exempt else config.weight_decay
+            scale = config.layer_decay ** depth_of(name) if config.layer_decay < 1 else 1.0
+            groups[decay, scale].append(parameter)
     return torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": config.weight_decay}, {"params": kept, "weight_decay": 0.0}],
+        [
+            {"params": parameters, "weight_decay": decay, "lr_scale": scale}
+            for (decay, scale), parameters in sorted(groups.items(), key=lambda group: group[0], reverse=True)
+        ],
         lr=config.learning_rate,
         betas=(config.beta1, config.beta2),
         eps=config.eps,

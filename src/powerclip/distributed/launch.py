@@ -1,0 +1,69 @@
+"""Joining the processes that torchrun (or any launcher that sets its variables) has started."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from powerclip.distributed.gather import world_size
+from powerclip.errors import PowerclipError
+
+TIMEOUT = timedelta(minutes=30)
+"""A collective that takes longer ends the job: long enough for the first process to evaluate or count samples."""
+
+
+@contextmanager
+def process_group(device: str = "auto") -> Iterator[torch.device]:
+    """This process's device; where a launcher has started several processes, inside their group.
+
+    A group that is already there is used and left alone.
+
+    Args:
+        device: "auto" takes this process's GPU where there are any; "cuda" the same; or "cpu", "cuda:1", ...
+
+    Raises:
+        PowerclipError: the device does not exist here.
+    """
+    place = _device(device)
+    own = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized()
+    if own:
+        if place.type == "cuda":
+            torch.cuda.set_device(place)
+            dist.init_process_group("cuda:nccl,cpu:gloo", timeout=TIMEOUT, device_id=place)
+        else:
+            dist.init_process_group("gloo", timeout=TIMEOUT)
+    try:
+        yield place
+    finally:
+        if own:
+            dist.destroy_process_group()
+
+
+def agree(*flags: bool) -> tuple[bool, ...]:
+    """Each flag, True where any process has it; all processes ask at the same point. Runs on the CPU, without a GPU wait."""
+    if world_size() == 1:
+        return flags
+    votes = torch.tensor(flags, dtype=torch.uint8)
+    dist.all_reduce(votes, op=dist.ReduceOp.MAX)
+    return tuple(bool(vote) for vote in votes.tolist())
+
+
+def wait_for_all() -> None:
+    """Go on when every process has come this far."""
+    agree(False)
+
+
+def _device(name: str) -> torch.device:
+    if name in ("auto", "cuda") and torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    try:
+        device = torch.device("cpu" if name == "auto" else name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise PowerclipError(f"device {name!r} cannot be used here; use auto, cpu or a GPU that exists") from error
+    return device

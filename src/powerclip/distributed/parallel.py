@@ -1,0 +1,81 @@
+"""Spreading a model over processes: checkpoint activations, compile, then replicate or shard; in that order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.nn.parallel import DistributedDataParallel
+
+from powerclip.distributed.gather import world_size
+
+Sharding = Literal["ddp", "fsdp"]
+
+
+def parallelize(
+    model: nn.Module,
+    *,
+    blocks: list[nn.Module],
+    device: torch.device,
+    sharding: Sharding = "ddp",
+    compiled: bool = False,
+) -> nn.Module:
+    """The model to call in place of ``model``; the two share parameters.
+
+    Activation checkpointing comes before (``PowerCLIP.set_grad_checkpointing``): what is compiled must hold it. Then
+    every block is compiled by itself, which takes seconds where the whole takes minutes. Then the gradients' reduction is
+    added, around what is compiled.
+
+    Args:
+        model: on its device.
+        blocks: the transformer blocks of its towers: the units of compilation and of sharding.
+        device: where the model is.
+        sharding: "ddp" replicates, "fsdp" (FSDP2) shards parameters, gradients and optimiser state.
+        compiled: torch.compile the blocks.
+    """
+    if compiled:
+        for block in blocks:
+            block.compile()
+    if world_size() == 1:
+        return model
+    if sharding == "ddp":
+        ids = [device.index] if device.type == "cuda" else None
+        return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
+    for block in blocks:
+        fully_shard(block)
+    for method in ("encode_image", "encode_text"):  # whole parameters are there within these as within forward
+        register_fsdp_forward_method(model, method)
+    fully_shard(model, ignored_params=_scalars(model))  # a number cannot be cut into shards
+    return model
+
+
+def average_ignored_gradients(model: nn.Module) -> None:
+    """Average over processes the gradients that FSDP leaves alone; nothing to do for any other model."""
+    if isinstance(model, FSDPModule):
+        for parameter in _scalars(model):
+            if parameter.grad is not None:
+                dist.all_reduce(parameter.grad, op=dist.ReduceOp.SUM)
+                parameter.grad /= world_size()
+
+
+@contextmanager
+def last_of_many(model: nn.Module, *, last: bool) -> Iterator[None]:
+    """Backward passes within leave the gradients of a parallel model unreduced, unless it is the last of a step."""
+    if isinstance(model, DistributedDataParallel) and not last:
+        with model.no_sync():
+            yield
+    elif isinstance(model, FSDPModule):
+        shards: Any = model
+        shards.set_requires_gradient_sync(last)
+        yield
+    else:
+        yield
+
+
+def _scalars(model: nn.Module) -> set[nn.Parameter]:
+    return {parameter for parameter in model.parameters() if parameter.ndim == 0}

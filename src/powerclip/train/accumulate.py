@@ -1,0 +1,102 @@
+"""The gradient of one large batch in pieces that fit into memory (GradCache: Gao et al., RepL4NLP 2021).
+
+A contrastive loss compares all pairs of a batch, so gradients of small batches do not add up to that of the large one.
+But the loss needs the features alone: they are computed piece by piece without a graph, the loss of all of them gives
+every feature's gradient, and each piece is run again, from the same random numbers, to carry its part into the weights.
+The result is the large batch's gradient, to rounding, for a second forward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from powerclip.distributed import last_of_many, world_size
+from powerclip.types import Batch, Features, LossOutput
+
+SHARED = ("logit_scale", "logit_bias")
+"""Features that belong to the model and not to rows of the batch."""
+
+
+def backward(
+    model: nn.Module,
+    loss: nn.Module,
+    pieces: Sequence[Batch],
+    *,
+    forward: Callable[[nn.Module, Batch], Features],
+    seed: Callable[[int], None],
+) -> LossOutput:
+    """Put the gradient of the loss of all pieces into the parameters.
+
+    Under a process group the loss is that of all processes' pieces, and what a parallel model averages is multiplied
+    by their number, as ``powerclip.distributed.gather`` asks.
+
+    Args:
+        model: what is called for the features; gradients are added to its parameters.
+        loss: ``Features`` to ``LossOutput``; called once.
+        pieces: the batch, cut along its rows.
+        forward: runs the model on a piece, under autocast where that is wanted.
+        seed: sets the random numbers of a piece; called before each of its two passes.
+
+    Returns:
+        The loss of the whole batch, without graph where there are several pieces.
+    """
+    if len(pieces) == 1:
+        seed(0)
+        output: LossOutput = loss(forward(model, pieces[0]))
+        (output.total * world_size()).backward()  # type: ignore[no-untyped-call]
+        return output
+    keep_dense = bool(getattr(loss, "needs_dense", False))  # they would fill the memory of a large batch
+    found = []
+    with torch.no_grad():
+        for number, piece in enumerate(pieces):
+            seed(number)
+            features = forward(model, piece)
+            found.append(features if keep_dense else replace(features, patches=None, tokens=None, token_mask=None))
+    whole = join(found)
+    leaves = {
+        name: value.detach().requires_grad_() for name, value in _tensors(whole).items() if value.is_floating_point()
+    }
+    output = loss(replace(whole, **leaves))
+    (output.total * world_size()).backward()  # type: ignore[no-untyped-call]
+    gradients = {name: value.grad for name, value in leaves.items() if value.grad is not None}
+    start = 0
+    for number, piece in enumerate(pieces):
+        rows = slice(start, start + len(piece))
+        start = rows.stop
+        with last_of_many(model, last=number == len(pieces) - 1):
+            seed(number)
+            parts = _tensors(forward(model, piece))
+            surrogate = torch.stack(
+                [
+                    (parts[name] * (gradient[rows] if name not in SHARED else gradient / len(pieces))).sum()
+                    for name, gradient in gradients.items()
+                ]
+            ).sum()
+            surrogate.backward()  # type: ignore[no-untyped-call]
+    detached = {name: term.detach() for name, term in output.terms.items()}
+    return LossOutput(total=output.total.detach(), terms=detached)
+
+
+def split(batch: Batch, pieces: int) -> list[Batch]:
+    """A batch cut into pieces of nearly equal size."""
+    bounds = [round(number * len(batch) / pieces) for number in range(pieces + 1)]
+    return [batch.rows(slice(start, stop)) for start, stop in pairwise(bounds)]
+
+
+def join(parts: Sequence[Features]) -> Features:
+    """The features of all pieces as one batch's."""
+    values = [_tensors(part) for part in parts]
+    joined = {
+        name: first.clone() if name in SHARED else torch.cat([value[name] for value in values])
+        for name, first in values[0].items()
+    }
+    return replace(parts[0], **joined)
+
+
+def _tensors(features: Features) -> dict[str, Tensor]:
+    return {field.name: value for field in fields(features) if (value := getattr(features, field.name)) is not None}

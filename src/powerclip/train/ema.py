@@ -1,0 +1,47 @@
+"""The exponential moving average of a model's weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+class EMA:
+    """Averages of all parameters, in float32, moved after every step: average += (1 - decay) (weight - average)."""
+
+    def __init__(self, model: nn.Module, *, decay: float) -> None:
+        """Start from the model's weights.
+
+        Args:
+            model: whose parameters are followed.
+            decay: share of the average that stays at each step.
+        """
+        self.decay = decay
+        self._names, self._parameters = zip(*model.named_parameters(), strict=True)
+        self._averages = [parameter.detach().float().clone() for parameter in self._parameters]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Move towards the model's weights."""
+        weights = [parameter.detach().float() for parameter in self._parameters]
+        torch._foreach_lerp_(self._averages, weights, 1 - self.decay)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The averages by parameter name; writing into them changes them."""
+        return dict(zip(self._names, self._averages, strict=True))
+
+    @contextmanager
+    @torch.no_grad()
+    def applied(self) -> Iterator[None]:
+        """Within, the model has the averages as its weights."""
+        kept = [parameter.detach().clone() for parameter in self._parameters]
+        for parameter, average in zip(self._parameters, self._averages, strict=True):
+            parameter.copy_(average)
+        try:
+            yield
+        finally:
+            for parameter, weight in zip(self._parameters, kept, strict=True):
+                parameter.copy_(weight)

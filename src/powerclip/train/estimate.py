@@ -1,0 +1,54 @@
+"""How much memory a step will take, before the first one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from powerclip.model import PowerCLIP
+from powerclip.types import Batch, Features
+
+PROBE = 2
+"""Pairs that are run to see what they leave for the backward pass."""
+
+
+def estimate(model: PowerCLIP, batch: Batch, *, pairs: int, forward: Callable[[nn.Module, Batch], Features]) -> str:
+    """One line: parameters, what they and the optimiser take, and what the activations of a piece will.
+
+    Args:
+        model: in the state it is trained in.
+        batch: on the model's device; its first pairs are run once.
+        pairs: pairs that a process takes at a time.
+        forward: runs the model, under autocast where training does.
+    """
+    parameters = sum(p.numel() for p in model.parameters())
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    state = sum(p.numel() * p.element_size() for p in model.parameters()) + 3 * sum(
+        p.numel() * p.element_size() for p in model.parameters() if p.requires_grad
+    )
+    activations = _saved_bytes(model, batch, forward) * pairs
+    return (
+        f"{parameters / 1e6:.1f} M parameters, {trained / 1e6:.1f} M of them trained; {pairs} pairs at a time on each "
+        f"process; about {state / 2**30:.2f} GiB for weights, gradients and optimiser and "
+        f"{activations / 2**30:.2f} GiB for activations"
+    )
+
+
+def _saved_bytes(model: nn.Module, batch: Batch, forward: Callable[[nn.Module, Batch], Features]) -> int:
+    """Bytes a pair leaves for the backward pass, parameters not counted."""
+    known = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    seen: dict[int, int] = {}
+
+    def pack(x: Tensor) -> Tensor:
+        storage = x.untyped_storage()
+        if storage.data_ptr() not in known:
+            seen[storage.data_ptr()] = storage.nbytes()
+        return x
+
+    rows = batch.rows(slice(0, PROBE))
+    with saved_tensors_hooks(pack, lambda x: x):
+        features = forward(model, rows)
+    del features
+    return sum(seen.values()) // max(1, len(rows))

@@ -1,0 +1,42 @@
+"""Signals become requests that the loop looks at between steps."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+"""An interrupt by hand, by a cluster that wants its node back, and by one that warns before it does."""
+
+
+@dataclass
+class Stop:
+    """Set by a signal; the loop looks at it between steps."""
+
+    requested: bool = False
+
+
+@contextmanager
+def stop_on_signal() -> Iterator[Stop]:
+    """Turn the first SIGINT, SIGTERM or SIGUSR1 into a request to stop; a second one acts as usual."""
+    stop = Stop()
+    old: dict[int, Any] = {}
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        stop.requested = True
+        signal.signal(number, old[number])
+
+    try:
+        for number in SIGNALS:
+            old[number] = signal.signal(number, handle)
+    except ValueError:  # not the main thread: signals are the caller's
+        old.clear()
+    try:
+        yield stop
+    finally:
+        for caught, previous in old.items():
+            signal.signal(caught, previous)

@@ -1,0 +1,175 @@
+"""Many processes train what one process trains."""
+
+import dataclasses
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from test_loop import TINY, losses, weights
+
+from powerclip.config import EvaluationConfig, ModelConfig, ParallelConfig, to_yaml
+from powerclip.data.scenes import generate
+from powerclip.data.shards import write_shards
+from powerclip.recipes import scenes_tiny
+from powerclip.train import train
+from powerclip.train.log import read_metrics
+from processes import run_on_processes
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("scenes") / "train"
+    write_shards(generate("train", count=60, seed=0), folder, samples_per_shard=20)
+    return folder
+
+
+def small(folder):
+    path = Path(folder) / "small.json"
+    if not path.exists():
+        path.write_text(json.dumps(TINY))
+    base = scenes_tiny()
+    return dataclasses.replace(
+        base,
+        model=ModelConfig(name=str(path)),
+        optim=dataclasses.replace(base.optim, warmup_steps=2),
+        batch_size=12,
+        steps=6,
+        log_every_steps=1,
+        checkpoint_every_steps=3,
+        device="cpu",
+    )
+
+
+SETTINGS = {
+    "ddp": {},
+    "pieces": {"parallel": ParallelConfig(accumulate=2)},
+    "fsdp": {"parallel": ParallelConfig(sharding="fsdp", accumulate=2), "ema_decay": 0.5},
+    "evaluated": {"evaluation": EvaluationConfig(every_steps=3, size=6)},
+}
+
+
+def train_here(process, size, folder, data, name):
+    config = dataclasses.replace(small(folder), **SETTINGS[name])
+    train(config, data=Path(data), output=Path(folder) / "many")
+    return torch.zeros(())
+
+
+def assert_same(many, one, steps=6):
+    torch.testing.assert_close(losses_of(many), losses_of(one), rtol=1e-4, atol=1e-5)
+    assert len(losses_of(many)) == steps
+    found, expected = weights(many), weights(one)
+    for name, value in expected.items():
+        # AdamW turns the rounding of a gradient near 0 into a step of up to the learning rate
+        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=2e-4)
+
+
+def losses_of(run):
+    return [line["loss"] for line in read_metrics(run / "metrics.jsonl") if "loss" in line]
+
+
+@pytest.mark.slow  # each starts processes that import everything
+@pytest.mark.parametrize(("size", "name"), [(2, "ddp"), (3, "ddp"), (2, "pieces"), (2, "fsdp"), (2, "evaluated")])
+def test_many_processes_train_the_model_of_one(size, name, shards, tmp_path):
+    run_on_processes(size, train_here, tmp_path, str(tmp_path), str(shards), name)
+    config = dataclasses.replace(small(tmp_path), **SETTINGS[name])
+    one = train(config, data=shards, output=tmp_path / "one").output
+    assert_same(tmp_path / "many", one)
+    if name == "evaluated":
+        found, expected = (
+            [line for line in read_metrics(run / "metrics.jsonl") if "eval/mean" in line]
+            for run in (tmp_path / "many", one)
+        )
+        assert [line["step"] for line in found] == [3, 6]
+        assert found[0].keys() == expected[0].keys()
+    # and one process goes on where two have stopped
+    longer = dataclasses.replace(config, checkpoint_every_steps=2, parallel=ParallelConfig())
+    assert train(longer, data=shards, output=tmp_path / "many", resume=True).steps == 6
+
+
+def torchrun(processes, arguments, folder, **options):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    launcher = ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", f"--master-port={port}"]
+    launched = launcher if processes > 1 else []
+    return subprocess.Popen(
+        [sys.executable, *launched, "-m", "powerclip.cli", "train", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+        **options,
+    )
+
+
+def arguments_of(folder, shards, output, *more):
+    (Path(folder) / "config.yaml").write_text(to_yaml(small(folder)))
+    return [
+        *("--recipe", "scenes_tiny", "--data", str(shards), "--output", str(output), "--device", "cpu"),
+        *("--model.name", str(Path(folder) / "small.json"), "--optim.warmup-steps", "2", "--batch-size", "12"),
+        *("--steps", "40", "--log-every-steps", "1", "--checkpoint-every-steps", "3", *more),
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("processes", "workers"), [(1, 2), (2, 1)])
+def test_a_run_killed_at_any_moment_and_resumed_is_the_uninterrupted_one(processes, workers, shards, tmp_path):
+    small(tmp_path)
+    more = ("--data.workers", str(workers))
+    whole = torchrun(processes, arguments_of(tmp_path, shards, tmp_path / "whole", *more), tmp_path)
+    output = whole.communicate(timeout=300)[0]
+    assert whole.returncode == 0, output
+    cut = arguments_of(tmp_path, shards, tmp_path / "cut", "--resume", "auto", *more)
+    process = torchrun(processes, cut, tmp_path)
+    log = tmp_path / "cut" / "metrics.jsonl"
+    while not log.exists() or len(read_metrics(log)) < 11:
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    again = torchrun(processes, cut, tmp_path)
+    output = again.communicate(timeout=300)[0]
+    assert again.returncode == 0, output
+    assert "Resuming" in output
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    expected = weights(tmp_path / "whole")
+    for name, value in weights(tmp_path / "cut").items():
+        assert torch.equal(value, expected[name]), name
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_ends_the_job_with_a_message_within_a_minute(shards, tmp_path):
+    small(tmp_path)
+    process = torchrun(2, arguments_of(tmp_path, shards, tmp_path / "run", "--steps", "100000"), tmp_path)
+    log = tmp_path / "run" / "metrics.jsonl"
+    while not log.exists() or len(read_metrics(log)) < 3:
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.05)
+    children = [
+        int(entry.name)
+        for entry in Path("/proc").iterdir()
+        if entry.name.isdigit() and f"PPid:\t{process.pid}\n" in (entry / "status").read_text()
+    ]
+    os.kill(children[-1], signal.SIGKILL)
+    start = time.monotonic()
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode != 0
+    assert time.monotonic() - start < 60
+    assert "Signal 9 (SIGKILL)" in output
+
+
+@pytest.mark.slow
+def test_a_batch_that_cannot_be_shared_is_named(shards, tmp_path):
+    small(tmp_path)
+    process = torchrun(2, arguments_of(tmp_path, shards, tmp_path / "run", "--batch-size", "13"), tmp_path)
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode != 0
+    assert "powerclip [process 0]: batch_size is 13 and there are 2 processes; make it a multiple of 2" in output
