@@ -9,8 +9,7 @@ from pathlib import Path
 
 from powerclip.config import TrainConfig
 from powerclip.distributed import agree, rank
-from powerclip.evaluate import evaluate_tasks
-from powerclip.evaluate.run import read_tasks
+from powerclip.evaluate import as_metrics, evaluate_tasks, light_suite
 from powerclip.model import make_tokenizer, make_transforms
 from powerclip.train import checkpoint
 from powerclip.train.engine import Engine
@@ -33,7 +32,7 @@ class Evaluator:
         if self.config.every_steps is not None:
             data = None if self.config.data is None else Path(self.config.data)
             size, image_size = self.config.size, engine.model.image_size[0]
-            self.tasks = read_tasks(self.config.suite, data, size=size, image_size=image_size)
+            self.tasks = list(light_suite(self.config.suite, data, size=size, image_size=image_size))
 
     def due(self, step: int) -> bool:
         """Whether to evaluate after this step."""
@@ -62,8 +61,7 @@ class Evaluator:
                     (best / "evaluation.json").write_text(
                         json.dumps({"step": step, "mean": mean, "tasks": found}, indent=2) + "\n", encoding="utf-8"
                     )
-        flat = {f"eval/{task}/{name}": value for task, metrics in found.items() for name, value in metrics.items()}
-        return {**flat, "eval/mean": mean}
+        return {**as_metrics(found), "eval/mean": mean}
 
 
 def _headlines(metrics: dict[str, float]) -> list[str]:
