@@ -183,7 +183,7 @@ class Evaluate:
     def run(self) -> None:
         """Do it."""
         from powerclip.evaluate.run import evaluate_model
-        from powerclip.report.evaluation import evaluation_table, write_tables
+        from powerclip.report.evaluation import absent_note, evaluation_table, write_tables
 
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         evaluation = evaluate_model(values.pop("model"), **values)
@@ -193,6 +193,8 @@ class Evaluate:
         folder = self.output or (Path(self.model) if Path(self.model).is_dir() else Path())
         write_tables(folder, name, evaluation)
         Console().print(evaluation_table(name, evaluation))
+        if evaluation.absent:
+            print(absent_note(evaluation))
 
 
 @dataclass(frozen=True, kw_only=True)

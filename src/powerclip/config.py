@@ -159,10 +159,12 @@ class EvaluationConfig:
 
     every_steps: int | None = None
     """Evaluate every so many steps and at the end; None never."""
+    suite: str = "scenes"
+    """As in ``powerclip evaluate``."""
     data: str | None = None
-    """Held-out shards, for retrieval among their first pairs; generated scenes by default."""
+    """Data of the suite, where it needs any."""
     size: int = 200
-    """Images of each task."""
+    """Images of each generated task."""
 
     def __post_init__(self) -> None:
         _require(self.every_steps is None or self.every_steps >= 1, "every_steps", self.every_steps, "at least 1")

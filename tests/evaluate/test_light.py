@@ -6,7 +6,7 @@ from powerclip.data.scenes import evaluation_tasks, generate
 from powerclip.data.shards import write_shards
 from powerclip.evaluate import as_metrics, evaluate_tasks, light_suite
 from powerclip.evaluate.run import SCENES_SEED
-from powerclip.types import Retrieval
+from powerclip.types import PowerclipError, Retrieval
 
 
 def test_the_light_suite_is_small_and_shows_no_image_of_the_real_one():
@@ -19,10 +19,13 @@ def test_the_light_suite_is_small_and_shows_no_image_of_the_real_one():
             assert all(image.tobytes() not in seen for image in a.images)
 
 
-def test_it_can_be_the_first_pairs_of_held_out_shards(tmp_path):
+def test_other_suites_are_those_of_the_evaluation(tmp_path):
     write_shards(generate("test", count=5, seed=0), tmp_path)
-    (task,) = light_suite(image_size=64, size=2, data=tmp_path)
-    assert len(task.images) == 2
+    tasks = light_suite(["pairs", "scenes"], tmp_path, image_size=64, size=2)
+    assert [task.name for task in tasks][-1] == "retrieval"
+    assert len(tasks) == 8
+    with pytest.raises(PowerclipError, match="unknown suite 'zoo'"):
+        light_suite("zoo", image_size=64)
     with pytest.raises(ValueError, match="size is 0"):
         light_suite(image_size=64, size=0)
 
@@ -34,5 +37,5 @@ def test_a_training_goes_on_as_if_it_had_not_been_watched():
     assert model.training
     assert torch.equal(torch.get_rng_state(), state)
     flat = as_metrics(results)
-    assert flat["evaluation/scenes-object/acc@1"] == results["scenes-object"]["acc@1"]
+    assert flat["eval/scenes-object/acc@1"] == results["scenes-object"]["acc@1"]
     assert len(flat) == sum(map(len, results.values()))

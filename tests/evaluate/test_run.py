@@ -50,7 +50,7 @@ def test_what_is_absent_is_said_and_no_part_of_the_average(model, tmp_path, caps
     assert one == {"task": "pets", "metrics": found["tasks"]["pets"]}
     table = capsys.readouterr().out
     assert "mean of 2 of 17" in table
-    assert "wds_vtab-dtd" in table
+    assert "absent: dtd: https://huggingface.co/datasets/clip-benchmark/wds_vtab-dtd\n" in table
     assert "| classification | mean of 2 of 17 |" in (model / "evaluation.md").read_text()
     lines = list(csv.DictReader((model / "evaluation.csv").read_text().splitlines()))
     assert float(lines[0]["value"]) == found["tasks"]["food101"]["acc@1"]

@@ -12,11 +12,13 @@ from powerclip.data.sample import Sample
 from powerclip.data.scenes import evaluation_tasks
 from powerclip.data.shards import write_shards
 from powerclip.evaluate import evaluate_tasks, retrieval_from_shards
+from powerclip.evaluate.suite import highest_of
 from powerclip.model import make_tokenizer, make_transforms
 from powerclip.types import (
     Classification,
     HardNegative,
     HardNegatives,
+    Picture,
     PowerclipError,
     Quadruple,
     Quadruples,
@@ -85,6 +87,43 @@ def test_the_mode_is_restored_after_an_error() -> None:
 def test_unfit_tasks_say_so(task: Task, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         evaluate_tasks(ColourModel(), preprocess, tokenizer, [task], device="cpu", batch_size=2)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_threads_that_open_images_change_nothing(workers: int) -> None:
+    def opened(name: str) -> Picture:
+        return lambda: square(name)
+
+    shown = [NAMES[i % 3] for i in range(7)]
+    task = Classification(
+        name="c", images=[opened(n) for n in shown], labels=[0] * 7, class_names=NAMES, templates=("a {c}",)
+    )
+    found = evaluate_tasks(ColourModel(), preprocess, tokenizer, [task], batch_size=2, workers=workers)
+    assert found["c"]["acc@1"] == pytest.approx(3 / 7)
+
+
+@pytest.mark.parametrize(
+    ("positive", "wrong", "right"),
+    [
+        ("red", ("blue", "green"), 1),
+        ("red", ("blue", "red"), 0),
+        ("blue", ("red", "green"), 0),
+        ("nothing", ("red",), 0),
+    ],
+)
+def test_the_right_caption_must_beat_every_wrong_one(positive: str, wrong: tuple[str, ...], right: float) -> None:
+    item = HardNegative(
+        image=square("red"), positive=positive, negative=wrong[0], more_negatives=wrong[1:], kind="order"
+    )
+    other = HardNegative(image=square("blue"), positive="blue", negative="red", kind="order")
+    task = HardNegatives(name="h", items=[other, item, other])
+    assert evaluate_tasks(ColourModel(), preprocess, tokenizer, [task])["h"]["micro"] == pytest.approx((2 + right) / 3)
+
+
+def test_a_wrong_caption_whose_score_is_no_number_is_no_win() -> None:
+    highest = highest_of(torch.tensor([0.1, torch.nan, 0.3]), torch.tensor([0, 0, 1]), count=2)
+    assert torch.isnan(highest[0])
+    assert highest[1] == pytest.approx(0.3)
 
 
 def test_the_batch_size_does_not_change_what_a_real_model_scores() -> None:

@@ -307,17 +307,17 @@ def test_evaluation_while_training_keeps_the_best_and_changes_nothing(config, sh
     evaluation = EvaluationConfig(every_steps=4, size=8)
     run = train(dataclasses.replace(config, evaluation=evaluation), data=shards, output=tmp_path / "run").output
     lines = read_metrics(run / "metrics.jsonl")
-    evaluated = [line for line in lines if "evaluation/mean" in line]
+    evaluated = [line for line in lines if "eval/mean" in line]
     assert [line["step"] for line in evaluated] == [4, 8]
-    assert 0 <= evaluated[0]["evaluation/scenes-retrieval/i2t_R@1"] <= 1
+    assert 0 <= evaluated[0]["eval/scenes-retrieval/i2t_R@1"] <= 1
     best = json.loads((run / "model_best" / "evaluation.json").read_text())
-    assert best["mean"] == max(line["evaluation/mean"] for line in evaluated)
+    assert best["mean"] == max(line["eval/mean"] for line in evaluated)
     powerclip.load(run / "model_best")
     for name, value in weights(plain).items():
         assert torch.equal(weights(run)[name], value), name
-    with pytest.raises(PowerclipError, match="no shards at nowhere"):
+    with pytest.raises(PowerclipError, match="unknown suite 'quiz'"):
         train(
-            dataclasses.replace(config, evaluation=EvaluationConfig(every_steps=4, data="nowhere")),
+            dataclasses.replace(config, evaluation=EvaluationConfig(every_steps=4, suite="quiz")),
             data=shards,
             output=tmp_path / "other",
         )

@@ -129,6 +129,21 @@ def _suites(suite: str | Sequence[str] | None, data: Path | None) -> list[str]:
     return list(dict.fromkeys(names))
 
 
+def read_tasks(suite: str | Sequence[str], data: Path | None, *, size: int, image_size: int) -> list[Task]:
+    """The tasks of one or more suites; those whose data set is absent are left out.
+
+    Args:
+        suite: as in ``evaluate_model``.
+        data: what the suite needs.
+        size: images per generated task.
+        image_size: side in pixels of generated images.
+
+    Raises:
+        PowerclipError: no such suite or data; or none of a suite's data sets is there.
+    """
+    return _read(_suites(suite, data), data, size=size, image_size=image_size)[0]
+
+
 def _read(names: Sequence[str], data: Path | None, *, size: int, image_size: int) -> tuple[list[Task], dict[str, str]]:
     """All tasks of the suites, and what is absent with its source. All is read first: an error costs no encoding."""
     tasks: list[Task] = []

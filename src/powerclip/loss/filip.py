@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from powerclip.distributed import gather_rows, sum_over_processes
+from powerclip.distributed import gather_rows, sum_over_processes, world_size
 from powerclip.loss.clip import with_value
 from powerclip.types import Features, LossOutput
 
@@ -19,31 +19,36 @@ TILE_ELEMENTS = 2**25
 """Token-token similarities held at a time (128 MiB in float32)."""
 
 
-def late_interaction(queries: Tensor, query_mask: Tensor, items: Tensor, item_mask: Tensor) -> Tensor:
-    """(I, J) mean over a query's tokens of their highest similarity to a token of the item (FILIP's equations 4, 5).
+def late_interaction(patches: Tensor, tokens: Tensor, token_mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Similarities of every image and text by both of FILIP's readings (its equations 4 and 5).
 
-    Tiles of queries are scored one after another, and again in the backward pass.
+    Tiles of images are scored one after another, and again in the backward pass.
 
     Args:
-        queries: (I, N, D) unit vectors.
-        query_mask: (I, N) bool, True = present; at least one each.
-        items: (J, T, D) unit vectors.
-        item_mask: (J, T) bool, True = present; at least one each.
+        patches: (I, N, D) unit vectors.
+        tokens: (J, T, D) unit vectors.
+        token_mask: (J, T) bool, True = present; at least one each.
+
+    Returns:
+        (I, J) the mean over an image's patches of their highest similarity to a token of the text, and (I, J) the mean
+        over a text's tokens of their highest similarity to a patch of the image.
     """
-    rows = max(1, TILE_ELEMENTS // max(1, queries.shape[1] * items.shape[0] * items.shape[1]))
+    rows = max(1, TILE_ELEMENTS // max(1, patches.shape[1] * tokens.shape[0] * tokens.shape[1]))
     tiles = [
-        checkpoint(_tile, queries[i : i + rows], query_mask[i : i + rows], items, item_mask, use_reentrant=False)
-        for i in range(0, len(queries), rows)
+        checkpoint(_tile, patches[i : i + rows], tokens, token_mask, use_reentrant=False)
+        for i in range(0, len(patches), rows)
     ]
-    return torch.cat(tiles)
+    i2t, t2i = zip(*tiles, strict=True)
+    return torch.cat(i2t), torch.cat(t2i)
 
 
-def _tile(queries: Tensor, query_mask: Tensor, items: Tensor, item_mask: Tensor) -> Tensor:
-    s_IJNT = torch.einsum("ind,jtd->ijnt", queries, items)
-    best_IJN = s_IJNT.masked_fill(~item_mask[None, :, None], -torch.inf).amax(dim=-1)
-    weights_IN = query_mask.to(best_IJN.dtype)
-    weights_IN = weights_IN / weights_IN.sum(dim=1, keepdim=True)
-    return torch.einsum("ijn,in->ij", best_IJN, weights_IN)
+def _tile(patches: Tensor, tokens: Tensor, token_mask: Tensor) -> tuple[Tensor, Tensor]:
+    s_IJNT = torch.einsum("ind,jtd->ijnt", patches, tokens)
+    of_patches_IJN = s_IJNT.masked_fill(~token_mask[None, :, None], -torch.inf).amax(dim=-1)
+    of_tokens_IJT = s_IJNT.amax(dim=-2)
+    weights_JT = token_mask.to(s_IJNT.dtype)
+    weights_JT = weights_JT / weights_JT.sum(dim=1, keepdim=True)
+    return of_patches_IJN.mean(dim=-1), torch.einsum("ijt,jt->ij", of_tokens_IJT, weights_JT)
 
 
 def filip_loss(patches: Tensor, tokens: Tensor, token_mask: Tensor, logit_scale: Tensor) -> Tensor:
@@ -64,16 +69,18 @@ def filip_loss(patches: Tensor, tokens: Tensor, token_mask: Tensor, logit_scale:
     with torch.autocast(patches.device.type, enabled=False):
         dtype = torch.promote_types(patches.dtype, torch.float32)
         patches, tokens = F.normalize(patches.to(dtype), dim=-1), F.normalize(tokens.to(dtype), dim=-1)
-        patch_mask = torch.ones(patches.shape[:2], dtype=torch.bool, device=patches.device)
+        used_T = token_mask.any(dim=0)  # columns that are padding in every caption cost as much as words
+        tokens, token_mask = tokens[:, used_T], token_mask[:, used_T]
         (all_patches, start), (all_tokens, _) = gather_rows(patches), gather_rows(tokens)
-        (all_patch_mask, _), (all_token_mask, _) = gather_rows(patch_mask), gather_rows(token_mask)
+        all_token_mask, _ = gather_rows(token_mask)
         labels = torch.arange(start, start + len(patches), device=patches.device)
-        i2t_BC = late_interaction(patches, patch_mask, all_tokens, all_token_mask)
-        t2i_BC = late_interaction(tokens, token_mask, all_patches, all_patch_mask)
+        i2t_BC, t2i_CB = late_interaction(patches, all_tokens, all_token_mask)
+        if world_size() > 1:  # this process's images with all texts, and all images with this process's texts
+            t2i_CB = late_interaction(all_patches, tokens, token_mask)[1]
         scale = logit_scale.to(dtype)
         share = (
             F.cross_entropy(scale * i2t_BC, labels, reduction="sum")
-            + F.cross_entropy(scale * t2i_BC, labels, reduction="sum")
+            + F.cross_entropy(scale * t2i_CB.T, labels, reduction="sum")
         ) / (2 * len(all_patches))
         return with_value(share, sum_over_processes(share))
 

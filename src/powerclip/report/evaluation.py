@@ -24,12 +24,17 @@ def evaluation_lines(evaluation: Evaluation) -> list[Line]:
 
 
 def evaluation_table(name: str, evaluation: Evaluation) -> Table:
-    """For the terminal."""
+    """For the terminal; where to get what is absent stands in ``absent_note``, which has long lines."""
     table = Table("task", "metric", title="zero-shot, %")
-    table.add_column(escape(name), justify="right", overflow="fold")
-    for line in evaluation_lines(evaluation):
-        table.add_row(*map(escape, line))
+    table.add_column(escape(name), justify="right")
+    for task, metric, value in evaluation_lines(evaluation):
+        table.add_row(escape(task), escape(metric), "-" if task in evaluation.absent else escape(value))
     return table
+
+
+def absent_note(evaluation: Evaluation) -> str:
+    """What is absent and where to get it, a line each; empty where nothing is."""
+    return "\n".join(f"absent: {name}: {source}" for name, source in evaluation.absent.items())
 
 
 def write_tables(folder: Path, name: str, evaluation: Evaluation) -> None:

@@ -10,8 +10,7 @@ from pathlib import Path
 
 from powerclip.config import TrainConfig
 from powerclip.distributed import agree, rank
-from powerclip.evaluate import evaluate_tasks
-from powerclip.evaluate.light import as_metrics, light_suite
+from powerclip.evaluate import as_metrics, evaluate_tasks, light_suite
 from powerclip.model import make_tokenizer, make_transforms
 from powerclip.train import checkpoint
 from powerclip.train.engine import Engine
@@ -25,16 +24,17 @@ class Evaluator:
     """Evaluates every so many steps and keeps the best model beside the run's."""
 
     def __init__(self, config: TrainConfig, engine: Engine) -> None:
-        """Read the tasks once, so that missing data stop a run before its first step.
+        """Read the tasks once, so that a missing data set stops a run before its first step.
 
         Raises:
-            PowerclipError: the held-out shards are not there or hold no pair.
+            PowerclipError: no such suite or data.
         """
         self.config, self.engine = config.evaluation, engine
         self.tasks: Sequence[Task] = ()
         if self.config.every_steps is not None:
             data = None if self.config.data is None else Path(self.config.data)
-            self.tasks = light_suite(image_size=engine.model.image_size[0], size=self.config.size, data=data)
+            size, image_size = self.config.size, engine.model.image_size[0]
+            self.tasks = list(light_suite(self.config.suite, data, size=size, image_size=image_size))
 
     def due(self, step: int) -> bool:
         """Whether to evaluate after this step."""
@@ -42,7 +42,7 @@ class Evaluator:
         return every is not None and (step % every == 0 or step == self.engine.steps)
 
     def evaluate(self, step: int) -> dict[str, float]:
-        """All metrics as ``evaluation/TASK/METRIC``, and ``evaluation/mean``; the best model so far goes to ``model_best``.
+        """All metrics as ``eval/TASK/METRIC``, and ``eval/mean``; the best model so far goes to ``model_best``.
 
         Every process takes part; random numbers of the training are not touched, as every step sets its own.
         """
@@ -63,7 +63,7 @@ class Evaluator:
                     (best / "evaluation.json").write_text(
                         json.dumps({"step": step, "mean": mean, "tasks": found}, indent=2) + "\n", encoding="utf-8"
                     )
-        return {**as_metrics(found), "evaluation/mean": mean}
+        return {**as_metrics(found), "eval/mean": mean}
 
 
 def _headlines(metrics: dict[str, float]) -> list[str]:

@@ -83,7 +83,7 @@ def test_many_processes_train_the_model_of_one(size, name, shards, tmp_path):
     assert_same(tmp_path / "many", one)
     if name == "evaluated":
         found, expected = (
-            [line for line in read_metrics(run / "metrics.jsonl") if "evaluation/mean" in line]
+            [line for line in read_metrics(run / "metrics.jsonl") if "eval/mean" in line]
             for run in (tmp_path / "many", one)
         )
         assert [line["step"] for line in found] == [3, 6]
