@@ -56,8 +56,43 @@ def cc12m_vit_b16() -> TrainConfig:
     )
 
 
+def cc3m_vit_s16() -> TrainConfig:
+    """A smaller run of the same kind, for one node: CC3M, ViT-S/16, 32 epochs, batch 1024.
+
+    ``torchrun --nproc-per-node 8 -m powerclip.cli train --recipe cc3m_vit_s16 --data data/cc3m --output runs/cc3m``
+    """
+    return TrainConfig(
+        recipe="cc3m_vit_s16",
+        model=ModelConfig(name="ViT-S-16"),
+        data=DataConfig(workers=8),
+        optim=OptimConfig(learning_rate=5e-4, warmup_steps=1000, weight_decay=0.2),
+        batch_size=1024,
+        epochs=32,
+        log_every_steps=50,
+        checkpoint_every_steps=1000,
+    )
+
+
+def finetune_open_clip() -> TrainConfig:
+    """Fine-tune OpenAI's ViT-B/16 with powerset alignment: its own text pooling, low and layer-wise decaying rates.
+
+    ``powerclip train --recipe finetune_open_clip --data data/mine --output runs/finetuned``; other weights with
+    ``--model.name`` and ``--model.pretrained`` (a tag of open_clip, or a checkpoint file).
+    """
+    return TrainConfig(
+        recipe="finetune_open_clip",
+        model=ModelConfig(name="ViT-B-16", pretrained="openai", text_pool="argmax"),
+        data=DataConfig(workers=4),
+        optim=OptimConfig(learning_rate=1e-5, warmup_steps=500, weight_decay=0.1, layer_decay=0.75),
+        batch_size=256,
+        epochs=5,
+        ema_decay=0.999,
+    )
+
+
 RECIPES: dict[str, Callable[[], TrainConfig]] = {
-    function.__name__: function for function in (scenes_tiny, emoji_tiny, cc12m_vit_b16)
+    function.__name__: function
+    for function in (scenes_tiny, emoji_tiny, cc12m_vit_b16, cc3m_vit_s16, finetune_open_clip)
 }
 
 

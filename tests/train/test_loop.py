@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 
+import open_clip
 import pytest
 import torch
 
@@ -16,7 +17,7 @@ from powerclip.config import EvaluationConfig, ModelConfig, ObjectiveConfig, Par
 from powerclip.data.scenes import generate
 from powerclip.data.shards import write_shards
 from powerclip.loss import PowerCLIPLoss
-from powerclip.recipes import scenes_tiny
+from powerclip.recipes import RECIPES, recipe, scenes_tiny
 from powerclip.train import checkpoint, train
 from powerclip.train.engine import Engine
 from powerclip.train.log import read_metrics
@@ -254,6 +255,28 @@ def test_an_unknown_model_leaves_no_folder(config, shards, tmp_path):
 def test_an_unknown_device_is_one_line(config, shards, tmp_path):
     with pytest.raises(PowerclipError, match="device 'cuda:99' cannot be used here"):
         train(dataclasses.replace(config, device="cuda:99"), data=shards, output=tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_trains_with_a_smaller_model(name, config, shards, tmp_path):
+    base = recipe(name)
+    pretrained = None
+    if base.model.pretrained is not None:
+        torch.manual_seed(1)
+        torch.save(open_clip.CLIP(**TINY).state_dict(), pretrained := str(tmp_path / "theirs.pt"))
+    shrunken = dataclasses.replace(
+        base,
+        model=dataclasses.replace(base.model, name=config.model.name, pretrained=pretrained),
+        data=dataclasses.replace(base.data, workers=0),
+        batch_size=8,
+        steps=2,
+        epochs=None,
+        log_every_steps=1,
+        device="cpu",
+    )
+    run = train(shrunken, data=shards, output=tmp_path / "run").output
+    assert all(math.isfinite(loss) for loss in losses(run))
+    assert len(losses(run)) == 2
 
 
 def test_pieces_of_a_batch_train_the_same_model(config, shards, tmp_path):
