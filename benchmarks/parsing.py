@@ -1,0 +1,117 @@
+"""How good are the phrases, and how fast? Precision, recall and F1 of spans on hand-annotated captions, captions a second.
+
+    python benchmarks/parsing.py                     # spaCy's small English pipeline
+    python benchmarks/parsing.py --parser spacy:en_core_web_trf --faults
+
+The gold is tests/data/phrases_gold.txt. A span counts as found when both its ends agree, up to punctuation and white space.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import time
+from collections import Counter
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from powerclip.data.scenes import generate
+from powerclip.phrases import load_parser
+from powerclip.types import PhraseTree
+
+GOLD = Path(__file__).parents[1] / "tests" / "data" / "phrases_gold.txt"
+
+Span = tuple[str, int, int]
+"""Label, and character span with the end exclusive."""
+
+
+def read_gold(path: Path = GOLD) -> list[tuple[str, set[Span], str]]:
+    """Caption, gold spans and heading of each annotated caption."""
+    found, heading = [], ""
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if line.startswith("#"):
+            heading = line.removeprefix("#").strip()
+        elif line:
+            found.append((*read_brackets(line), heading))
+    return found
+
+
+def read_brackets(line: str) -> tuple[str, set[Span]]:
+    """The caption of a bracketed line, and its spans."""
+    caption, open_spans, spans = "", [], set()
+    for piece in re.split(r"(\[[A-Z]+ |\])", line):
+        if piece.startswith("["):
+            open_spans.append((piece[1:-1], len(caption)))
+        elif piece == "]":
+            label, start = open_spans.pop()
+            spans.add(trim(caption, label, start, len(caption)))
+        else:
+            caption += piece
+    if open_spans:
+        raise ValueError(f"a bracket stays open: {line}")
+    return caption, spans
+
+
+def trim(caption: str, label: str, start: int, end: int) -> Span:
+    """A span without white space and punctuation at its ends."""
+    while start < end and not caption[start].isalnum():
+        start += 1
+    while end > start and not caption[end - 1].isalnum():
+        end -= 1
+    return label, start, end
+
+
+def spans_of(caption: str, tree: PhraseTree) -> set[Span]:
+    """The spans of a parsed caption."""
+    return {trim(caption, p.label, tree.leaves[p.first][0], tree.leaves[p.last][1]) for p in tree.phrases}
+
+
+def scores(pairs: list[tuple[set[Span], set[Span]]], *, labelled: bool) -> tuple[float, float, float]:
+    """Precision, recall and F1 over all captions; found and gold spans of each."""
+    if not labelled:
+        pairs = [tuple({("", *span[1:]) for span in spans} for spans in pair) for pair in pairs]  # type: ignore[misc]
+    right = sum(len(found & gold) for found, gold in pairs)
+    found_all, gold_all = sum(len(found) for found, _ in pairs), sum(len(gold) for _, gold in pairs)
+    precision, recall = right / max(found_all, 1), right / max(gold_all, 1)
+    return precision, recall, 2 * precision * recall / max(precision + recall, 1e-12)
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--parser", default="spacy")
+    arguments.add_argument("--faults", action="store_true", help="print every caption that is not all right")
+    options = arguments.parse_args()
+    parser, gold, console = load_parser(options.parser), read_gold(), Console(width=110, highlight=False)
+    trees = list(parser.parse([caption for caption, _, _ in gold]))
+    pairs = [(spans_of(caption, tree), spans) for (caption, spans, _), tree in zip(gold, trees, strict=True)]
+    if options.faults:
+        for (caption, _, _), (found, spans) in zip(gold, pairs, strict=True):
+            for sign, wrong in (("missing", spans - found), ("wrong", found - spans)):
+                for label, start, end in sorted(wrong):
+                    console.print(f"{sign:8} {label:3} '{caption[start:end]}' in '{caption}'", markup=False)
+    table = Table(title=f"{len(gold)} captions, {sum(len(s) for _, s in pairs)} gold spans")
+    for heading in ("captions", "number", "precision", "recall", "F1", "labelled F1"):
+        table.add_column(heading, justify="left" if heading == "captions" else "right")
+    for heading, number in [*Counter(heading for _, _, heading in gold).items(), ("all", len(gold))]:
+        chosen = [pair for pair, (_, _, own) in zip(pairs, gold, strict=True) if heading in (own, "all")]
+        precision, recall, f1 = scores(chosen, labelled=False)
+        labelled = scores(chosen, labelled=True)[2]
+        table.add_row(heading, str(number), *(f"{value:.3f}" for value in (precision, recall, f1, labelled)))
+    console.print(table)
+    captions = [sample.caption for sample in generate("train", count=2000, seed=0)]
+    start = time.perf_counter()
+    for caption in captions[:300]:
+        next(iter(parser.parse([caption])))
+    one_by_one = 300 / (time.perf_counter() - start)
+    start = time.perf_counter()
+    for _ in parser.parse(captions):
+        pass
+    console.print(
+        f"one process: {2000 / (time.perf_counter() - start):.0f} captions/s together, {one_by_one:.0f} one by one"
+    )
+
+
+if __name__ == "__main__":
+    main()
