@@ -90,8 +90,8 @@ class Train:
     Example: powerclip train --recipe scenes_tiny --data data/scenes --output runs/scenes
     """
 
-    data: Path
-    """Folder of shards, one tar, or a pattern."""
+    data: tuple[str, ...]
+    """Folder of shards, one tar, a pattern or a URL (http://host/{000000..000099}.tar); or several of them."""
     output: Path
     """Run folder to make."""
     resume: Literal["never", "auto"] = "never"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from dataclasses import dataclass, field
@@ -67,8 +68,10 @@ class ObjectiveConfig:
     """Derivative of the even part of the regions-to-tree aggregator (tanh: log cosh)."""
     equal_captions: Literal["negatives", "ignored"] = "negatives"
     """Whether pairs with the same caption are negatives of each other in the powerset loss."""
+    region_source: Literal["boxes", "stored"] = "boxes"
+    """Random boxes drawn at every step (PowerCLIP-R), or the masks stored with the data (PowerCLIP-S)."""
     regions: int = 10
-    """M: random boxes drawn per image and step."""
+    """M: regions of an image and step; where more masks are stored, so many are drawn anew each time."""
     normalise_by_regions: bool = True
     """Divide the similarity by the number of regions, so that the margin means the same at every M."""
     sparc_global_weight: float = 0.5
@@ -99,11 +102,27 @@ class DataConfig:
     """Decoding processes beside the trainer; the batches do not depend on it."""
     shuffle: bool = True
     """A fresh order every epoch, a function of the seed and the epoch alone."""
+    weights: tuple[float, ...] | None = None
+    """Share of each of several sources given as data, in their order; None shows all samples equally often."""
+    resample: bool = False
+    """Draw samples with replacement, in place of each once an epoch."""
+    crop: Literal["random", "none"] = "random"
+    """A random crop of at least 90 % of the area, or the whole image squeezed to the tower's size."""
+    flip: float = 0.0
+    """Probability of a left-right flip; captions that say left and right are then wrong."""
+    cache: str | None = None
+    """Folder for copies of shards behind URLs; None is ~/.cache/powerclip/shards."""
+    cache_gib: float = 32.0
+    """Size at which the least recently used copies go; a shuffle reads from 16 shards at a time."""
     max_bad_share: float = 0.1
     """Stop when more than this share of the samples cannot be read."""
 
     def __post_init__(self) -> None:
         _require(self.workers >= 0, "workers", self.workers, "0 or more")
+        _require(0 <= self.flip <= 1, "flip", self.flip, "between 0 and 1")
+        _require(self.cache_gib > 0, "cache_gib", self.cache_gib, "positive")
+        positive = self.weights is None or (len(self.weights) > 0 and all(0 < w < math.inf for w in self.weights))
+        _require(positive, "weights", self.weights, "positive numbers, one a source")
         _require(0 <= self.max_bad_share <= 1, "max_bad_share", self.max_bad_share, "between 0 and 1")
 
 
@@ -248,7 +267,7 @@ def from_dict(cls: type[T], values: dict[str, Any], *, where: str = "config") ->
             value = from_dict(hint, value, where=f"{where}.{name}")
         elif not _fits(value, hint):
             raise ValueError(f"{where}.{name} is {value!r}; expected {getattr(hint, '__name__', hint)}")
-        arguments[name] = value
+        arguments[name] = tuple(value) if isinstance(value, list) else value
     return cls(**arguments)
 
 
@@ -259,6 +278,8 @@ def _fits(value: object, hint: Any) -> bool:
         return value in typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return any(_fits(value, option) for option in typing.get_args(hint))
+    if origin is tuple:
+        return isinstance(value, list) and all(_fits(item, typing.get_args(hint)[0]) for item in value)
     if hint is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     if hint is int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 from collections.abc import Callable
 
@@ -56,6 +57,17 @@ def cc12m_vit_b16() -> TrainConfig:
     )
 
 
+def cc12m_vit_b16_sam() -> TrainConfig:
+    """PowerCLIP-S: the same, with regions that SAM proposed: at most ten of an image's masks, drawn anew at every step.
+
+    ``powerclip prepare cc12m/ data/cc12m_sam --regions sam && powerclip train --recipe cc12m_vit_b16_sam
+    --data data/cc12m_sam --output runs/cc12m_vit_b16_sam``
+    """
+    paper = cc12m_vit_b16()
+    objective = dataclasses.replace(paper.objective, region_source="stored")
+    return dataclasses.replace(paper, recipe="cc12m_vit_b16_sam", objective=objective)
+
+
 def cc3m_vit_s16() -> TrainConfig:
     """A smaller run of the same kind, for one node: CC3M, ViT-S/16, 32 epochs, batch 1024.
 
@@ -92,7 +104,7 @@ def finetune_open_clip() -> TrainConfig:
 
 RECIPES: dict[str, Callable[[], TrainConfig]] = {
     function.__name__: function
-    for function in (scenes_tiny, emoji_tiny, cc12m_vit_b16, cc3m_vit_s16, finetune_open_clip)
+    for function in (scenes_tiny, emoji_tiny, cc12m_vit_b16, cc12m_vit_b16_sam, cc3m_vit_s16, finetune_open_clip)
 }
 
 

@@ -1,8 +1,13 @@
+import dataclasses
 import io
+import sys
 
+import pytest
 from rich.console import Console
 
-from powerclip.train.log import MetricsLog, progress_bar, read_metrics
+from powerclip.errors import PowerclipError
+from powerclip.recipes import recipe
+from powerclip.train.log import MetricsLog, metrics_log, progress_bar, read_metrics
 
 
 def test_a_line_cut_short_by_a_crash_is_left_out(tmp_path):
@@ -38,3 +43,46 @@ def test_without_a_terminal_progress_is_ten_lines():
             reporter.update(step, "loss 1")
     assert out.getvalue().splitlines()[0] == "run: 5/50 steps, loss 1"
     assert len(out.getvalue().splitlines()) == 10
+
+
+class FakeWandb:
+    """Stands for the package: notes what a run of it is told."""
+
+    def __init__(self):
+        self.init_arguments, self.lines, self.finished = [], [], 0
+
+    def init(self, **arguments):
+        self.init_arguments.append(arguments)
+        return self
+
+    def log(self, values, *, step):
+        self.lines.append((step, values))
+
+    def finish(self):
+        self.finished += 1
+
+
+def test_weights_and_biases_gets_the_same_lines_and_one_run_when_resumed(tmp_path, monkeypatch):
+    wandb = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    config = dataclasses.replace(recipe("scenes_tiny"), wandb_project="mine")
+    for first_step in (0, 1):
+        with metrics_log(tmp_path, first_step=first_step, config=config) as log:
+            log.write({"step": first_step + 1, "loss": 2.0})
+    assert wandb.lines == [(1, {"loss": 2.0}), (2, {"loss": 2.0})]
+    first, second = wandb.init_arguments
+    assert first == second
+    assert first["project"] == "mine"
+    assert first["resume"] == "allow"
+    assert first["config"]["optim"]["learning_rate"] == 1e-3
+    assert wandb.finished == 2
+
+
+def test_weights_and_biases_that_is_not_installed_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    config = dataclasses.replace(recipe("scenes_tiny"), wandb_project="mine")
+    with (
+        pytest.raises(PowerclipError, match=r"wandb is not installed; pip install 'powerclip\[wandb\]'"),
+        metrics_log(tmp_path, first_step=0, config=config),
+    ):
+        pass

@@ -22,20 +22,26 @@ class EncodedSample:
     image: Tensor
     """(3, H, W) float."""
     caption: EncodedCaption
+    regions: Tensor | None = None
+    """(m, N) bool, or None where regions come later."""
 
 
-def collate(samples: Sequence[EncodedSample], *, patches: int) -> Batch:
-    """Stack samples; phrases are padded to the longest list with -1, and there are no regions yet: (B, 0, N)."""
+def collate(samples: Sequence[EncodedSample], *, patches: int, regions: int = 0) -> Batch:
+    """Stack samples; phrases are padded to the longest list with -1, regions to M = ``regions`` with empty ones."""
     spans = [sample.caption.phrase_spans for sample in samples]
     phrase_spans = torch.full((len(samples), max(map(len, spans)), 2), -1, dtype=torch.int64)
     for row, span in zip(phrase_spans, spans, strict=True):
         row[: len(span)] = span
+    region_masks = torch.zeros((len(samples), regions, patches), dtype=torch.bool)
+    for masks, sample in zip(region_masks, samples, strict=True):
+        if sample.regions is not None:
+            masks[: len(sample.regions)] = sample.regions
     return Batch(
         images=torch.stack([sample.image for sample in samples]),
         tokens=torch.stack([sample.caption.tokens for sample in samples]),
         leaf_of_token=torch.stack([sample.caption.leaf_of_token for sample in samples]),
         phrase_spans=phrase_spans,
-        region_masks=torch.zeros((len(samples), 0, patches), dtype=torch.bool),
+        region_masks=region_masks,
         keys=tuple(sample.key for sample in samples),
     )
 

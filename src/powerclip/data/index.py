@@ -14,6 +14,7 @@ from typing import Any
 
 from rich.progress import track
 
+from powerclip.data.remote import RemoteShard, read_json
 from powerclip.data.shards import Entry, index_shard
 
 NAME = "index.json"
@@ -54,6 +55,38 @@ def count_samples(shards: Sequence[Path]) -> list[int]:
     return [counts[shard] for shard in shards]
 
 
+def count_remote(shards: Sequence[RemoteShard]) -> list[int]:
+    """The number of samples of each remote shard, from the ``index.json`` beside them where their store has one.
+
+    The others are fetched and counted once; what was counted is noted beside the local copies.
+
+    Raises:
+        PowerclipError: a shard is not there, is no tar, or is cut short.
+        RunFailedError: the store does not answer.
+    """
+    if not shards:
+        return []
+    copies = shards[0].copies
+    folders = {shard.url.rpartition("/")[0] for shard in shards}
+    beside = {folder: _parsed(read_json(f"{folder}/{NAME}", copies)) for folder in folders}
+    noted = copies.folder / "counts.json"
+    try:
+        counted: dict[str, int] = {str(k): int(n) for k, n in json.loads(noted.read_text(encoding="utf-8")).items()}
+    except (OSError, ValueError, AttributeError, TypeError):
+        counted = {}
+    counts, new = [], False
+    for shard in shards:
+        entry = beside[shard.url.rpartition("/")[0]].get(shard.name)
+        if entry is None and shard.url not in counted:
+            counted[shard.url], new = len(index_shard(shard.path())), True
+        counts.append(entry["samples"] if entry is not None else counted[shard.url])
+    if new:
+        temporary = noted.with_name(f".{noted.name}.{os.getpid()}.tmp")
+        temporary.write_text(json.dumps(counted, indent=1) + "\n", encoding="utf-8")
+        temporary.replace(noted)
+    return counts
+
+
 @lru_cache(maxsize=CACHED_SHARDS)
 def entries_of(shard: Path) -> list[Entry]:
     """The samples of a shard, kept for the next who asks."""
@@ -74,12 +107,19 @@ def _samples(shard: Path) -> int:
 
 def _read(folder: Path) -> dict[str, Any]:
     try:
-        shards = json.loads((folder / NAME).read_text(encoding="utf-8"))["shards"]
+        return _parsed(json.loads((folder / NAME).read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return {}
+
+
+def _parsed(value: Any) -> dict[str, Any]:
+    """Stamp and count by shard name; nothing where the value is not of that form."""
+    try:
         return {
             name: {"stamp": [int(n) for n in entry["stamp"]], "samples": int(entry["samples"])}
-            for name, entry in shards.items()
+            for name, entry in value["shards"].items()
         }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return {}
 
 

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from powerclip.types import PhraseTree
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 CAPTION_EXTENSION = "txt"
+REGION_FILES = ("regions.json", "samlens.npy", "samcat.npy")
+"""Files that hold regions, in our form and in that of the shards published with the paper."""
+
+PUBLISHED_GRID = (14, 14)
+"""The patch grid that the published regions are given on."""
 
 
 class BadSampleError(ValueError):
@@ -35,6 +43,8 @@ class Sample:
     """Whatever is known of the sample (``KEY.json``)."""
     regions: Mapping[str, Any] | None = None
     """Region masks of the image (``KEY.regions.json``)."""
+    patch_regions: tuple[tuple[int, ...], ...] | None = None
+    """Regions as patches of ``PUBLISHED_GRID``, row-major (``KEY.samlens.npy`` and ``KEY.samcat.npy``)."""
 
     def members(self) -> dict[str, bytes]:
         """The sample's files by extension.
@@ -81,6 +91,7 @@ class Sample:
             tree=tree,
             metadata=_read_json(files, "json") or {},
             regions=_read_json(files, "regions.json"),
+            patch_regions=_read_patch_regions(files),
         )
 
 
@@ -113,3 +124,22 @@ def _read_json(files: Mapping[str, bytes], extension: str) -> dict[str, Any] | N
     if not isinstance(value, dict):
         raise BadSampleError(f"malformed {extension}")
     return value
+
+
+def _read_patch_regions(files: Mapping[str, bytes]) -> tuple[tuple[int, ...], ...] | None:
+    """The published shards' regions: their lengths, and the patches of all of them one after the other."""
+    if "samlens.npy" not in files:
+        return None
+    if "samcat.npy" not in files:
+        raise BadSampleError("samlens.npy without samcat.npy")
+    try:
+        lengths, patches = (
+            np.load(io.BytesIO(files[name]), allow_pickle=False).astype(np.int64, casting="same_kind").ravel()
+            for name in ("samlens.npy", "samcat.npy")
+        )
+    except (ValueError, TypeError, EOFError, OSError) as error:
+        raise BadSampleError("malformed samlens.npy or samcat.npy") from error
+    inside = (patches >= 0) & (patches < PUBLISHED_GRID[0] * PUBLISHED_GRID[1])
+    if (lengths < 0).any() or lengths.sum() != len(patches) or not inside.all():
+        raise BadSampleError("samlens.npy and samcat.npy do not fit the 14 x 14 grid")
+    return tuple(tuple(part.tolist()) for part in np.split(patches, np.cumsum(lengths)[:-1])) if len(lengths) else ()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -30,18 +30,19 @@ class Entry:
     members: dict[str, tuple[int, int]]
     """Offset and size in bytes of each file of the sample, by extension."""
 
-    def read(self) -> Sample:
-        """Read the sample.
+    def read(self, *, without: Collection[str] = ()) -> Sample:
+        """Read the sample, some of its files left out.
 
         Raises:
             BadSampleError: it cannot be used.
         """
-        if any(size > MAX_MEMBER_BYTES for _, size in self.members.values()):
+        members = {extension: place for extension, place in self.members.items() if extension not in without}
+        if any(size > MAX_MEMBER_BYTES for _, size in members.values()):
             raise BadSampleError("file too large")
         files = {}
         try:
             with self.shard.open("rb", buffering=0) as shard:
-                for extension, (offset, size) in self.members.items():
+                for extension, (offset, size) in members.items():
                     files[extension] = os.pread(shard.fileno(), size, offset)
         except OSError as error:
             raise BadSampleError("shard cannot be read") from error

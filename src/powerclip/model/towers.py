@@ -20,7 +20,7 @@ import torch
 from open_clip.factory import load_checkpoint
 from open_clip.model import set_model_preprocess_cfg
 from open_clip.timm_model import TimmModel
-from open_clip.transform import PreprocessCfg, image_transform_v2
+from open_clip.transform import PreprocessCfg
 from open_clip.transformer import TextTransformer, VisionTransformer, text_global_pool
 from PIL import Image
 from torch import Tensor, nn
@@ -350,12 +350,6 @@ def load_open_clip_weights(model: PowerCLIP, name: str, pretrained: str) -> None
     except (RuntimeError, KeyError, ValueError, StopIteration, pickle.UnpicklingError, OSError) as error:
         reason = " ".join(str(error).split())[:300]
         raise PowerclipError(f"the weights in {path} do not fit {name}: {reason}") from error
-
-
-def make_transforms(model: PowerCLIP) -> tuple[Transform, Transform]:
-    """open_clip's image transforms for training (a random crop of at least 90 % of the area) and evaluation."""
-    config = PreprocessCfg(**model.backbone.visual.preprocess_cfg)
-    return image_transform_v2(config, is_train=True), image_transform_v2(config, is_train=False)
 
 
 def make_tokenizer(model: PowerCLIP) -> Tokenizer:

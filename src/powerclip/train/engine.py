@@ -135,7 +135,7 @@ class Engine:
 
     def _with_boxes(self, batch: Batch, step: int) -> Batch:
         """The batch with M fresh random boxes an image: this process's rows of those of the whole batch."""
-        if not self.config.objective.uses_regions:
+        if not self.config.objective.uses_regions or self.config.objective.region_source == "stored":
             return batch
         generator = torch.Generator().manual_seed((self.config.seed << 32) + step)
         boxes = random_boxes(

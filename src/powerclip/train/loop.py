@@ -12,16 +12,14 @@ import torch
 from rich.console import Console
 
 from powerclip.config import TrainConfig, load_config, to_yaml
-from powerclip.data.index import count_samples
-from powerclip.data.loader import Loader
-from powerclip.data.shards import find_shards, probe
+from powerclip.data.loader import Data, Loader, count_data, probe_data
 from powerclip.distributed import agree, process_group, rank, wait_for_all, world_size
 from powerclip.train import checkpoint
 from powerclip.train.engine import Engine, StepResult
 from powerclip.train.estimate import estimate
 from powerclip.train.evaluation import Evaluator
 from powerclip.train.log import MetricsLog, Reporter, metrics_log, progress_bar
-from powerclip.train.setup import build_loader, build_model
+from powerclip.train.setup import build_copies, build_loader, build_model
 from powerclip.train.signals import Stop, stop_on_signal
 from powerclip.types import Batch, PowerclipError
 
@@ -53,7 +51,7 @@ class TrainResult:
 
 
 def train(
-    config: TrainConfig, *, data: Path, output: Path, resume: bool = False, console: Console | None = None
+    config: TrainConfig, *, data: Data, output: Path, resume: bool = False, console: Console | None = None
 ) -> TrainResult:
     """Train a model on shards and leave a run folder.
 
@@ -66,7 +64,7 @@ def train(
 
     Args:
         config: every setting of the run.
-        data: a folder of shards, one tar, or a pattern.
+        data: a folder of shards, one tar, a pattern or a URL; or several of them.
         output: the run folder to make.
         resume: go on from the newest checkpoint in ``output``, where there is one.
         console: where progress goes; standard error by default. Only the first process writes to it.
@@ -76,9 +74,9 @@ def train(
     """
     with process_group(config.device) as device:
         console = (console or Console(stderr=True)) if rank() == 0 else Console(quiet=True)
-        probe(data)
+        probe_data(data, copies=build_copies(config))
         if rank() == 0:
-            count_samples(find_shards(data))  # the others find the index that this leaves
+            count_data(data, copies=build_copies(config))  # the others find the index that this leaves
         wait_for_all()
         torch.manual_seed(config.seed)
         model = build_model(config)

@@ -1,0 +1,65 @@
+"""The stored regions of a sample: M of them are drawn, and follow the image through its crop and flip."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision import tv_tensors
+
+from powerclip.data.sample import PUBLISHED_GRID, BadSampleError, Sample
+from powerclip.regions import RegionAnnotation, masks_to_grid
+
+
+def transform_with_regions(
+    sample: Sample, image: Image.Image, transform: Callable[..., Any], *, count: int, grid: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """An image as the tower takes it, and at most ``count`` of its stored regions on the patch grid.
+
+    Which ones is drawn from torch's generator. A region that the crop leaves nothing of has no patch.
+
+    Args:
+        sample: with ``regions``, ``patch_regions`` or neither.
+        image: its decoded image.
+        transform: of torchvision's v2, so that it moves an image and masks together.
+        count: M.
+        grid: rows and columns of the patch grid.
+
+    Returns:
+        (3, H, W) image and (m, N) bool regions, m <= ``count``.
+
+    Raises:
+        BadSampleError: the stored regions are malformed, or of another size than the image.
+    """
+    if sample.regions is None:
+        return transform(image), _patch_regions(sample, count)
+    masks = torch.from_numpy(_drawn(sample.regions, image, count))
+    if not len(masks):
+        return transform(image), torch.zeros((0, grid[0] * grid[1]), dtype=torch.bool)
+    moved, masks = transform(image, tv_tensors.Mask(masks.to(torch.uint8)))
+    return moved, masks_to_grid(masks.bool(), grid)
+
+
+def _drawn(regions: Any, image: Image.Image, count: int) -> Any:
+    """(m, H, W) bool masks of the drawn regions; only those are decoded."""
+    try:
+        if (int(regions["height"]), int(regions["width"])) != (image.height, image.width):
+            raise BadSampleError("regions of another size than the image")
+        chosen = torch.randperm(len(regions["masks"]))[:count].tolist()
+        return RegionAnnotation.from_json({**regions, "masks": [regions["masks"][i] for i in chosen]}).masks
+    except BadSampleError:
+        raise
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadSampleError("malformed regions.json") from error
+
+
+def _patch_regions(sample: Sample, count: int) -> Tensor:
+    regions = sample.patch_regions or ()
+    chosen = torch.randperm(len(regions))[:count].tolist()
+    masks = torch.zeros((len(chosen), PUBLISHED_GRID[0] * PUBLISHED_GRID[1]), dtype=torch.bool)
+    for row, index in zip(masks, chosen, strict=True):
+        row[list(regions[index])] = True
+    return masks

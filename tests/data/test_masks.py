@@ -1,0 +1,182 @@
+import io
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision import tv_tensors
+
+from loading_tools import tiny_tower
+from powerclip.data.loader import make_loader
+from powerclip.data.masks import transform_with_regions
+from powerclip.data.sample import BadSampleError, Sample
+from powerclip.data.scenes import generate
+from powerclip.data.shards import read_shards, write_shards
+from powerclip.regions import RegionAnnotation
+from powerclip.types import PowerclipError
+
+
+def sample_of(masks, *, size=(40, 60), pixels=None, key="a"):
+    buffer = io.BytesIO()
+    array = np.zeros((*size, 3), np.uint8) if pixels is None else pixels
+    Image.fromarray(array).save(buffer, "PNG")
+    annotation = RegionAnnotation(masks=masks, scores=(1.0,) * len(masks), proposer="test")
+    return Sample(
+        key=key, image=buffer.getvalue(), image_extension="png", caption="a dog", regions=annotation.to_json()
+    )
+
+
+def opened(sample):
+    return Image.open(io.BytesIO(sample.image))
+
+
+def test_masks_follow_the_image_through_crop_and_flip():
+    """A region is where the image is white: after the transform, too."""
+    tower = tiny_tower(flip=0.5)
+    white = np.zeros((96, 128), bool)
+    white[20:60, 70:110] = True
+    sample = sample_of(white[None], size=white.shape, pixels=np.repeat(white[..., None], 3, 2).astype(np.uint8) * 255)
+    sides = set()
+    for seed in range(12):
+        torch.manual_seed(seed)
+        pixels, regions = transform_with_regions(
+            sample, opened(sample), tower["transform"], count=4, grid=tower["grid"]
+        )
+        brightness = torch.nn.functional.adaptive_avg_pool2d(pixels.mean(0)[None], tower["grid"]).flatten()
+        brightness = (brightness - brightness.min()) / (brightness.max() - brightness.min())
+        sure = (brightness - 0.5).abs() > 0.2  # the resized image is soft at its edges, the mask is not
+        assert regions.shape == (1, 64)
+        assert torch.equal(regions[0][sure], (brightness > 0.5)[sure])
+        assert sure.sum() > 40
+        sides.add(bool(regions[0].view(tower["grid"])[:, :4].sum() > regions[0].view(tower["grid"])[:, 4:].sum()))
+    assert sides == {True, False}
+
+
+def test_as_many_as_asked_for_are_drawn_anew_each_time():
+    masks = np.zeros((9, 40, 60), bool)
+    for row, mask in enumerate(masks):
+        mask[4 * row : 4 * row + 4] = True
+    sample, tower, seen = sample_of(masks), tiny_tower(crop="none"), set()
+    for seed in range(10):
+        torch.manual_seed(seed)
+        _, regions = transform_with_regions(sample, opened(sample), tower["transform"], count=3, grid=tower["grid"])
+        assert regions.shape == (3, 64)
+        assert regions.any(dim=1).all()
+        seen.add(regions.tolist().__str__())
+    assert len(seen) > 5
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_fewer_than_m_or_none_is_normal(count, tmp_path):
+    masks = np.ones((count, 40, 60), bool)
+    write_shards([sample_of(masks), sample_of(np.ones((1, 40, 60), bool), key="b")], tmp_path)
+    (batch,) = make_loader(tmp_path, **tiny_tower(), batch_size=2, seed=0, regions=5, shuffle=False).epoch(0)
+    assert batch.region_masks.shape == (2, 5, 64)
+    assert batch.region_masks.any(dim=2).sum(dim=1).tolist() == [count, 1]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"height": 41}, "regions of another size"),
+        ({"height": "x"}, "malformed regions.json"),
+        ({"masks": [{"rle": "~"}]}, "malformed regions.json"),
+        ({"masks": 3}, "malformed regions.json"),
+        ({"masks": [7]}, "malformed regions.json"),
+    ],
+)
+def test_regions_that_cannot_be_used_make_a_bad_sample(change, reason):
+    sample, tower = sample_of(np.ones((1, 40, 60), bool)), tiny_tower()
+    broken = Sample(
+        key="a", image=sample.image, image_extension="png", caption="a", regions={**sample.regions, **change}
+    )
+    with pytest.raises(BadSampleError, match=reason):
+        transform_with_regions(broken, opened(sample), tower["transform"], count=2, grid=tower["grid"])
+
+
+def test_scenes_carry_their_regions_into_batches(tmp_path):
+    write_shards(generate("train", count=16, seed=0), tmp_path)
+    objects = {s.key: len(s.regions["masks"]) for s in read_shards(tmp_path)}
+    (batch,) = make_loader(tmp_path, **tiny_tower(), batch_size=16, seed=0, regions=6).epoch(0)
+    assert batch.region_masks.any(dim=2).sum(dim=1).tolist() == [objects[key] for key in batch.keys]
+    (again,) = make_loader(tmp_path, **tiny_tower(), batch_size=16, seed=0, regions=6, workers=1).epoch(0)
+    assert torch.equal(batch.region_masks, again.region_masks)
+
+
+def test_regions_that_are_not_there_are_missed_before_the_first_step(tmp_path):
+    write_shards([Sample(key="a", image=b"", image_extension="png", caption="a")], tmp_path)
+    with pytest.raises(PowerclipError, match="no regions in the first 1 samples .*--objective.region-source boxes"):
+        make_loader(tmp_path, **tiny_tower(), batch_size=1, seed=0, regions=2)
+
+
+def npy(values, dtype=np.int64):
+    buffer = io.BytesIO()
+    np.save(buffer, np.array(values, dtype=dtype))
+    return buffer.getvalue()
+
+
+def published(tmp_path, lens, cat, *, name="shard.tar"):
+    import tarfile
+
+    files = {
+        "png": sample_of(np.ones((0, 40, 60), bool)).image,
+        "txt": b"a dog",
+        "samlens.npy": lens,
+        "samcat.npy": cat,
+    }
+    with tarfile.open(tmp_path / name, "w") as tar:
+        for extension, data in files.items():
+            info = tarfile.TarInfo(f"000.{extension}")
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+
+
+def test_published_shards_are_read_on_their_own_grid(tmp_path):
+    published(tmp_path, npy([2, 0, 3]), npy([0, 1, 15, 14, 195]))
+    tower = {**tiny_tower(crop="none"), "grid": (14, 14)}
+    (batch,) = make_loader(tmp_path, **tower, batch_size=1, seed=0, regions=4, whole_images=True).epoch(0)
+    found = {tuple(region.nonzero().flatten().tolist()) for region in batch.region_masks[0]}
+    assert found == {(0, 1), (14, 15, 195), ()}
+
+
+def test_the_limits_of_the_published_form_are_enforced(tmp_path):
+    published(tmp_path, npy([1]), npy([0]))
+    with pytest.raises(PowerclipError, match="regions on a 14 x 14 patch grid and the model's is 8 x 8"):
+        make_loader(tmp_path, **tiny_tower(), batch_size=1, seed=0, regions=4)
+    with pytest.raises(PowerclipError, match="cannot follow a crop or flip; add --data.crop none --data.flip 0"):
+        make_loader(tmp_path, **{**tiny_tower(), "grid": (14, 14)}, batch_size=1, seed=0, regions=4)
+
+
+@pytest.mark.parametrize(
+    ("lens", "cat"),
+    [
+        (npy([2]), npy([0])),
+        (npy([1]), npy([196])),
+        (npy([-1, 2]), npy([0])),
+        (npy([1.5], float), npy([0])),
+        (b"junk", npy([0])),
+        (npy([1]), npy([None], object)),
+    ],
+)
+def test_malformed_published_regions_make_a_bad_sample(lens, cat):
+    png = sample_of(np.ones((0, 40, 60), bool)).image
+    with pytest.raises(BadSampleError, match="samlens.npy"):
+        Sample.from_members("a", {"png": png, "txt": b"a", "samlens.npy": lens, "samcat.npy": cat})
+
+
+def test_the_training_transform_is_open_clips(tmp_path):
+    from open_clip.transform import PreprocessCfg, image_transform_v2
+
+    from loading_tools import tiny_model
+
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 120, 3), np.uint8))
+    config = PreprocessCfg(**tiny_model().backbone.visual.preprocess_cfg)
+    torch.manual_seed(3)
+    theirs = image_transform_v2(config, is_train=True)(image)
+    torch.manual_seed(3)
+    ours = tiny_tower()["transform"](image)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+    assert type(ours) is torch.Tensor
+    assert not isinstance(ours, tv_tensors.TVTensor)
+    assert json.dumps(ours.shape) == "[3, 64, 64]"
