@@ -67,6 +67,10 @@ class Prepare:
     """Column of the caption in a table; guessed from common names by default."""
     parser: str = "spacy"
     """Phrase parser: spacy, spacy:PIPELINE (any installed spaCy pipeline or its path), or none."""
+    regions: str = "boxes"
+    """boxes (drawn in training, nothing stored), superpixels, sam, or sam:MODEL (hub name or folder of SAM or SAM 2)."""
+    device: str = "auto"
+    """Where SAM runs: auto, cpu, cuda, ..."""
     samples_per_shard: int = 1000
     """Samples in one tar."""
     max_bad_share: float = 0.1

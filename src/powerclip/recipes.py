@@ -60,7 +60,7 @@ def cc12m_vit_b16() -> TrainConfig:
 def cc12m_vit_b16_sam() -> TrainConfig:
     """PowerCLIP-S: the same, with regions that SAM proposed: at most ten of an image's masks, drawn anew at every step.
 
-    ``powerclip prepare cc12m/ data/cc12m_sam --regions sam && powerclip train --recipe cc12m_vit_b16_sam
+    ``powerclip prepare cc12m/ data/cc12m_sam --regions sam:facebook/sam-vit-huge && powerclip train --recipe cc12m_vit_b16_sam
     --data data/cc12m_sam --output runs/cc12m_vit_b16_sam``
     """
     paper = cc12m_vit_b16()

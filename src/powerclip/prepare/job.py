@@ -13,10 +13,12 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 
+from powerclip.data.decode import decode_image
 from powerclip.data.sample import BadSampleError, Sample
 from powerclip.data.shards import write_shard
 from powerclip.phrases import Parser, load_parser
 from powerclip.prepare.sources import Item, open_source
+from powerclip.regions.proposers import Proposer, load_proposer
 from powerclip.types import PowerclipError, RunFailedError
 
 REPORT = "report.json"
@@ -31,6 +33,8 @@ def prepare(
     image_column: str | None = None,
     caption_column: str | None = None,
     parser: str = "spacy",
+    regions: str = "boxes",
+    device: str = "auto",
     samples_per_shard: int = 1000,
     max_bad_share: float = 0.1,
     count: int = 8192,
@@ -47,6 +51,8 @@ def prepare(
         image_column: column of the image path, relative to the table; guessed by default.
         caption_column: column of the caption; guessed by default.
         parser: "spacy", "spacy:PIPELINE", or "none" for no phrases.
+        regions: "boxes" (drawn in training, nothing is stored), "superpixels", "sam" or "sam:MODEL".
+        device: where SAM runs; "auto" takes a GPU where there is one.
         samples_per_shard: pairs of the source in one shard.
         max_bad_share: share of unusable pairs above which the job stops.
         count: scenes to generate.
@@ -65,7 +71,10 @@ def prepare(
     console = console or Console(stderr=True)
     found = open_source(str(source), image_column=image_column, caption_column=caption_column, count=count, seed=seed)
     phrases = None if parser == "none" else load_parser(parser)
+    proposer = load_proposer(regions, device=device)
     plan = {"source": found.fingerprint, "samples_per_shard": samples_per_shard, "parser": parser}
+    if proposer is not None:
+        plan["regions"] = proposer.name
     _claim(output, plan)
     state = _State(max_bad_share=max_bad_share, total=len(found.items))
     shards = range(0, len(found.items), samples_per_shard)
@@ -78,17 +87,21 @@ def prepare(
             continue
         shard.unlink(missing_ok=True)
         samples, counts = _read(found.items[first : first + samples_per_shard])
-        samples = _parse(samples, phrases)
+        samples = _propose(_parse(samples, phrases), proposer)
         counts["phrases"] = sum(len(sample.tree.phrases) for sample in samples if sample.tree)
+        counts["regions"] = sum(len(sample.regions["masks"]) for sample in samples if sample.regions)
         state.add(counts)
         if samples:
             write_shard(samples, shard)
         _write_json(counted, counts)
-    report = state.report(str(source), phrases.name if phrases else "none")
+    report = state.report(
+        str(source), parser=phrases.name if phrases else "none", proposer=proposer.name if proposer else "none"
+    )
     _write_json(output / REPORT, report)
     skipped = sum(report["skipped"].values())
     console.print(
-        f"{report['samples']} samples in {output}, {skipped} skipped; {report['phrases_per_caption']:.1f} phrases a caption",
+        f"{report['samples']} samples in {output}, {skipped} skipped; "
+        f"{report['phrases_per_caption']:.1f} phrases a caption, {report['regions_per_image']:.1f} stored regions an image",
         highlight=False,
         soft_wrap=True,
     )
@@ -135,18 +148,32 @@ def _parse(samples: list[Sample], parser: Parser | None) -> list[Sample]:
     return [replace(sample, tree=trees.get(sample.key, sample.tree)) for sample in samples]
 
 
+def _propose(samples: list[Sample], proposer: Proposer | None) -> list[Sample]:
+    """The samples with their regions; one that has them (a scene) keeps its own."""
+    if proposer is None:
+        return samples
+    done = []
+    for sample in samples:
+        if sample.regions is None:
+            (annotation,) = proposer.propose([decode_image(sample.image)])
+            sample = replace(sample, regions=annotation.to_json())
+        done.append(sample)
+    return done
+
+
 class _State:
     """Running totals; adding too many bad samples stops the job."""
 
     def __init__(self, *, max_bad_share: float, total: int) -> None:
         self.max_bad_share, self.total = max_bad_share, total
-        self.samples = self.phrases = 0
+        self.samples = self.phrases = self.regions = 0
         self.skipped: Counter[str] = Counter()
         self.examples: dict[str, list[str]] = {}
 
     def add(self, counts: dict[str, Any]) -> None:
         self.samples += counts["samples"]
         self.phrases += counts["phrases"]
+        self.regions += counts.get("regions", 0)
         self.skipped.update(counts["skipped"])
         for reason, names in counts["examples"].items():
             self.examples[reason] = (self.examples.get(reason, []) + names)[:EXAMPLES]
@@ -159,14 +186,16 @@ class _State:
                 f"{bad} of {seen} samples cannot be used: {reasons}; mend them or raise --max-bad-share"
             )
 
-    def report(self, source: str, parser: str) -> dict[str, Any]:
+    def report(self, source: str, *, parser: str, proposer: str) -> dict[str, Any]:
         return {
             "source": source,
             "samples": self.samples,
             "skipped": dict(self.skipped),
             "examples": self.examples,
             "phrases_per_caption": self.phrases / max(1, self.samples),
+            "regions_per_image": self.regions / max(1, self.samples),
             "parser": parser,
+            "proposer": proposer,
             "powerclip": version("powerclip"),
         }
 

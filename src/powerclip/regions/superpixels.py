@@ -1,0 +1,54 @@
+"""Regions without weights: graph-based segmentation at three scales (Felzenszwalb and Huttenlocher, IJCV 2004)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from powerclip.regions.annotation import RegionAnnotation
+from powerclip.regions.proposers import MIN_AREA, masks_at_size, resized, tidied
+from powerclip.types import PowerclipError
+
+SCALES = (100, 300, 1000)
+"""Observation levels: the larger, the larger the segments."""
+
+LONGEST_SIDE = 256
+"""Pixels to which an image is reduced before it is segmented; masks are given in its own pixels all the same."""
+
+
+class Superpixels:
+    """Segments of an image at three scales; the score is the share of the image that a segment covers."""
+
+    name = f"superpixels:felzenszwalb-{'-'.join(map(str, SCALES))}"
+
+    def __init__(self) -> None:
+        """Find scikit-image.
+
+        Raises:
+            PowerclipError: it is not installed.
+        """
+        try:
+            from skimage.segmentation import felzenszwalb
+        except ImportError as error:
+            raise PowerclipError(
+                "superpixels need scikit-image, which is not installed; pip install 'powerclip[superpixels]'"
+            ) from error
+        self._segment = felzenszwalb
+
+    def propose(self, images: Sequence[Image.Image]) -> list[RegionAnnotation]:
+        """The segments of each image, the largest first."""
+        return [self._propose(image) for image in images]
+
+    def _propose(self, image: Image.Image) -> RegionAnnotation:
+        pixels = np.asarray(resized(image, LONGEST_SIDE))
+        smallest = max(1, round(MIN_AREA * pixels.shape[0] * pixels.shape[1]))
+        masks: list[np.ndarray[tuple[int, ...], np.dtype[np.bool_]]] = []
+        for scale in SCALES:
+            segments = self._segment(pixels, scale=scale, sigma=0.8, min_size=smallest, channel_axis=-1)
+            masks += [segments == number for number in range(segments.max() + 1)]
+        stacked = np.stack(masks)
+        scores = stacked.mean(axis=(1, 2)).tolist()
+        small = tidied(stacked, scores, proposer=self.name)
+        return RegionAnnotation(masks=masks_at_size(small.masks, image), scores=small.scores, proposer=small.proposer)

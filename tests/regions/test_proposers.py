@@ -1,0 +1,85 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from powerclip.data.shards import read_shards
+from powerclip.prepare import prepare
+from powerclip.regions import RegionAnnotation
+from powerclip.regions.proposers import MAX_REGIONS, load_proposer, masks_at_size, tidied
+from powerclip.types import PowerclipError
+
+
+def squares(*corners, size=40):
+    masks = np.zeros((len(corners), size, size), bool)
+    for mask, (top, left, side) in zip(masks, corners, strict=True):
+        mask[top : top + side, left : left + side] = True
+    return masks
+
+
+def test_the_best_first_without_the_tiny_and_the_double():
+    masks = squares((0, 0, 20), (0, 0, 19), (0, 0, 10), (30, 30, 1), (20, 20, 20))
+    tidy = tidied(masks, [0.5, 0.9, 0.7, 1.0, 0.8], proposer="test")
+    # 19 x 19 and 20 x 20 overlap by 361/400 > 0.9: the better stays; one pixel of 1600 is tiny.
+    assert tidy.scores == (0.9, 0.8, 0.7)
+    assert [mask.sum() for mask in tidy.masks] == [361, 400, 100]
+
+
+def test_an_image_keeps_so_many_masks_at_most():
+    masks = np.stack([np.roll(squares((0, 0, 3))[0], 3 * i) for i in range(100)])
+    scores = list(np.linspace(0, 1, 100))
+    tidy = tidied(masks, scores, proposer="test")
+    assert len(tidy.masks) == MAX_REGIONS
+    assert tidy.scores[0] == 1.0
+
+
+def test_nothing_proposed_is_normal():
+    assert tidied(np.zeros((0, 5, 5), bool), [], proposer="test").masks.shape == (0, 5, 5)
+
+
+def test_masks_of_a_smaller_copy_fit_the_image():
+    masks = squares((0, 0, 20))
+    large = masks_at_size(masks, Image.new("RGB", (80, 120)))
+    assert large.shape == (1, 120, 80)
+    assert large[0, :60, :40].all()
+    assert large.sum() == 60 * 40
+
+
+def test_superpixels_find_a_square_on_a_plain_ground():
+    pixels = np.full((300, 400, 3), 200, np.uint8)
+    pixels[100:200, 150:300] = (255, 0, 0)
+    (found,) = load_proposer("superpixels").propose([Image.fromarray(pixels)])
+    assert found.masks.shape[1:] == (300, 400)
+    assert list(found.scores) == sorted(found.scores, reverse=True)
+    square = np.zeros((300, 400), bool)
+    square[100:200, 150:300] = True
+    overlap = [(m & square).sum() / (m | square).sum() for m in found.masks]
+    assert max(overlap) > 0.8  # the smoothed edge makes segments of its own
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 300), (33, 7)])
+def test_superpixels_of_odd_sizes(size):
+    (found,) = load_proposer("superpixels").propose([Image.new("RGB", size, "red")])
+    assert found.masks.shape[1:] == size[::-1]
+
+
+def test_what_cannot_be_loaded_is_named(tmp_path):
+    assert load_proposer("boxes") is None
+    with pytest.raises(PowerclipError, match="unknown regions 'magic'; use boxes, superpixels, sam or sam:MODEL"):
+        load_proposer("magic")
+    with pytest.raises(PowerclipError, match="cannot load the SAM model"):
+        load_proposer(f"sam:{tmp_path}")
+
+
+def test_prepared_shards_hold_them(tmp_path):
+    pixels = np.full((60, 80, 3), 200, np.uint8)
+    pixels[20:40, 30:60] = (255, 0, 0)
+    (tmp_path / "photos").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "photos" / "a.png")
+    (tmp_path / "photos" / "a.txt").write_text("a red square")
+    report = prepare(tmp_path / "photos", tmp_path / "shards", regions="superpixels")
+    (sample,) = read_shards(tmp_path / "shards")
+    annotation = RegionAnnotation.from_json(sample.regions)
+    assert annotation.proposer == report["proposer"] == "superpixels:felzenszwalb-100-300-1000"
+    assert report["regions_per_image"] == len(annotation.masks) >= 2
+    with pytest.raises(PowerclipError, match="with other settings"):
+        prepare(tmp_path / "photos", tmp_path / "shards")
