@@ -49,42 +49,63 @@ class Demo:
 
 @dataclass(frozen=True, kw_only=True)
 class Prepare:
-    """Make annotated shards out of images and captions: pack them and parse the captions' phrases.
+    """Make annotated shards out of images and captions: pack them, parse the captions' phrases, propose regions.
 
-    SOURCE is a folder of images with a .txt caption beside each, a CSV, TSV or JSONL of paths and captions,
-    or scenes:train, scenes:test, scenes:compositional (generated).
+    SOURCE is a folder of images with a .txt caption beside each; a folder of WebDataset tars, or one; a CSV, TSV, JSONL
+    or Parquet table of images and captions; a folder saved by Hugging Face's datasets; or scenes:train, scenes:test,
+    scenes:compositional (generated). Interrupted, the same command goes on where it stopped.
 
-    Example: powerclip prepare photos.csv data/photos
+    Example: powerclip prepare photos.csv data/photos --workers 8; then powerclip prepare --check data/photos
     """
 
-    source: tyro.conf.Positional[str]
+    source: tyro.conf.Positional[Annotated[str | None, tyro.conf.arg(metavar="SOURCE")]] = None
     """Where the pairs are."""
-    output: tyro.conf.Positional[Path]
+    output: tyro.conf.Positional[Annotated[Path | None, tyro.conf.arg(metavar="OUTPUT")]] = None
     """Folder for the shards."""
+    check: Path | None = None
+    """Instead of making any: validate these shards, print their statistics, write a contact sheet beside them."""
     image_column: str | None = None
-    """Column of the image path in a table; guessed from common names by default."""
+    """Column of the image in a table; guessed from common names by default."""
     caption_column: str | None = None
     """Column of the caption in a table; guessed from common names by default."""
+    caption_key: str | None = None
+    """Where tars hold the caption: an extension (txt), or json:KEY for a key inside the json; found by default."""
     parser: str = "spacy"
-    """Phrase parser: spacy, spacy:PIPELINE (any installed spaCy pipeline or its path), or none."""
+    """Phrase parser: spacy, spacy:PIPELINE (any installed spaCy pipeline or its path), benepar[:MODEL], or none."""
     regions: str = "boxes"
     """boxes (drawn in training, nothing stored), superpixels, sam, or sam:MODEL (hub name or folder of SAM or SAM 2)."""
     device: str = "auto"
     """Where SAM runs: auto, cpu, cuda, ..."""
     samples_per_shard: int = 1000
-    """Samples in one tar."""
+    """Samples in one tar; of a source of tars, each becomes one."""
     max_bad_share: float = 0.1
     """Stop when more than this share of the samples cannot be used."""
     count: int = 8192
     """Scenes to generate (scenes: sources only)."""
     seed: int = 0
     """Seed of the generated scenes (scenes: sources only)."""
+    workers: int = 1
+    """Processes that make shards side by side."""
+    ray: str | None = None
+    """Run on a Ray cluster: --ray ADDRESS, or --ray alone for the one this machine belongs to."""
+    gpu_share: float = 0.25
+    """Share of a GPU that each of Ray's workers takes for SAM."""
 
     def run(self) -> None:
         """Do it."""
+        if self.check is not None:
+            if self.source is not None:
+                raise PowerclipError("--check FOLDER looks at shards that are there; leave out SOURCE and OUTPUT")
+            from powerclip.prepare.check import check
+
+            check(self.check, workers=self.workers, console=Console())
+            return
+        if self.source is None or self.output is None:
+            raise PowerclipError("no source and output given: powerclip prepare SOURCE OUTPUT, or --check FOLDER")
         from powerclip.prepare import prepare as run
 
-        run(**{field.name: getattr(self, field.name) for field in dataclasses.fields(self)})
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "check"}
+        run(**values)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -285,6 +306,16 @@ def _recipe_of(argv: Sequence[str]) -> TrainConfig:
     raise PowerclipError(f"no recipe given; add --recipe NAME (recipes: {', '.join(RECIPES)})")
 
 
+def _with_ray_address(argv: Sequence[str]) -> list[str]:
+    """The arguments with "auto" for the address that ``--ray`` may leave out."""
+    words: list[str] = []
+    for position, word in enumerate(argv):
+        words.append(word)
+        if word == "--ray" and (position + 1 == len(argv) or argv[position + 1].startswith("--")):
+            words.append("auto")
+    return words
+
+
 def _parse(name: str, argv: Sequence[str]) -> Any:
     """Parse a command's arguments; wrong ones become a one-line error."""
     given: dict[str, Any] = {}
@@ -294,6 +325,8 @@ def _parse(name: str, argv: Sequence[str]) -> Any:
         given["default"] = Compare(
             objectives=tyro.MISSING, data=tyro.MISSING, output=tyro.MISSING, config=_recipe_of(argv)
         )
+    if name == "prepare":
+        argv = _with_ray_address(argv)
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from powerclip.data.njson import BadSampleError as BadSampleError
+from powerclip.data.njson import read_njson
 from powerclip.types import PhraseTree
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
@@ -19,10 +21,6 @@ REGION_FILES = ("regions.json", "samlens.npy", "samcat.npy")
 
 PUBLISHED_GRID = (14, 14)
 """The patch grid that the published regions are given on."""
-
-
-class BadSampleError(ValueError):
-    """A sample that cannot be used; its message is the reason, in a few words, for counting."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,19 +73,23 @@ class Sample:
         extension = next((e for e in IMAGE_EXTENSIONS if e in files), None)
         if extension is None:
             raise BadSampleError("no image")
-        if CAPTION_EXTENSION not in files:
+        if CAPTION_EXTENSION not in files and "njson" not in files:
             raise BadSampleError("no caption")
         tree = None
         if "phrases.json" in files:
             try:
                 tree = PhraseTree.from_json(json.loads(files["phrases.json"]))
-            except ValueError as error:
+            except (ValueError, RecursionError, OverflowError) as error:
                 raise BadSampleError("malformed phrases.json") from error
+        if CAPTION_EXTENSION in files:
+            caption = decode_caption(files[CAPTION_EXTENSION], strip=tree is None)
+        if "njson" in files and (tree is None or CAPTION_EXTENSION not in files):
+            caption, tree = read_njson(files["njson"], caption if CAPTION_EXTENSION in files else None)
         return cls(
             key=key,
             image=files[extension],
             image_extension=extension,
-            caption=decode_caption(files[CAPTION_EXTENSION], strip=tree is None),
+            caption=caption,
             tree=tree,
             metadata=_read_json(files, "json") or {},
             regions=_read_json(files, "regions.json"),
@@ -99,12 +101,14 @@ def decode_caption(text: bytes, *, strip: bool = True) -> str:
     """A caption from bytes; ``strip=False`` keeps the white space around it, where offsets into it are at hand.
 
     Raises:
-        BadSampleError: it is empty or not UTF-8.
+        BadSampleError: it is empty, not UTF-8, or holds NUL.
     """
     try:
         caption = text.decode("utf-8")
     except UnicodeDecodeError as error:
         raise BadSampleError("caption not UTF-8") from error
+    if "\0" in caption:
+        raise BadSampleError("caption holds NUL")
     if not caption.strip():
         raise BadSampleError("empty caption")
     return caption.strip() if strip else caption
@@ -119,7 +123,7 @@ def _read_json(files: Mapping[str, bytes], extension: str) -> dict[str, Any] | N
         return None
     try:
         value = json.loads(files[extension])
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadSampleError(f"malformed {extension}") from error
     if not isinstance(value, dict):
         raise BadSampleError(f"malformed {extension}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import tarfile
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
@@ -18,6 +19,9 @@ from powerclip.types import PowerclipError
 MAX_MEMBER_BYTES = 64 * 2**20
 """A larger file in a shard is not read."""
 
+MAX_SAMPLES = 200_000
+"""Samples of a shard that can be trained on: their places are held in memory. Published shards hold 10,000."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
@@ -30,23 +34,32 @@ class Entry:
     members: dict[str, tuple[int, int]]
     """Offset and size in bytes of each file of the sample, by extension."""
 
+    def files(self, *, only: Collection[str] | None = None, without: Collection[str] = ()) -> dict[str, bytes]:
+        """The sample's files by extension: all of them, or some.
+
+        Raises:
+            BadSampleError: one is too large, or cannot be read.
+        """
+        wanted = {
+            extension: place
+            for extension, place in self.members.items()
+            if extension not in without and (only is None or extension in only)
+        }
+        if any(size > MAX_MEMBER_BYTES for _, size in wanted.values()):
+            raise BadSampleError("file too large")
+        try:
+            with self.shard.open("rb", buffering=0) as shard:
+                return {name: os.pread(shard.fileno(), size, offset) for name, (offset, size) in wanted.items()}
+        except (OSError, OverflowError) as error:
+            raise BadSampleError("shard cannot be read") from error
+
     def read(self, *, without: Collection[str] = ()) -> Sample:
         """Read the sample, some of its files left out.
 
         Raises:
             BadSampleError: it cannot be used.
         """
-        members = {extension: place for extension, place in self.members.items() if extension not in without}
-        if any(size > MAX_MEMBER_BYTES for _, size in members.values()):
-            raise BadSampleError("file too large")
-        files = {}
-        try:
-            with self.shard.open("rb", buffering=0) as shard:
-                for extension, (offset, size) in members.items():
-                    files[extension] = os.pread(shard.fileno(), size, offset)
-        except OSError as error:
-            raise BadSampleError("shard cannot be read") from error
-        return Sample.from_members(self.key, files)
+        return Sample.from_members(self.key, self.files(without=without))
 
 
 def write_shards(samples: Iterable[Sample], folder: Path, *, samples_per_shard: int = 1000, first: int = 0) -> int:
@@ -74,22 +87,42 @@ def write_shards(samples: Iterable[Sample], folder: Path, *, samples_per_shard: 
     return written
 
 
-def write_shard(samples: Iterable[Sample], path: Path) -> None:
+def write_shard(samples: Iterable[Sample], path: Path, *, replace: bool = False) -> None:
     """Write one shard: to a temporary name, synced, then renamed.
+
+    Args:
+        samples: taken one by one, and never held together.
+        path: its name.
+        replace: put it in the place of one that is there.
 
     Raises:
         PowerclipError: the shard is already there.
     """
-    if path.exists():
+    if path.exists() and not replace:
         raise PowerclipError(f"{path} is already there; write into an empty folder")
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        with webdataset.TarWriter(file, encoder=False, mtime=0, user="powerclip", group="powerclip") as tar:
-            for sample in samples:
-                tar.write({"__key__": sample.key, **sample.members()})
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)
+    # The name is this process's own: on a cluster, one thought dead may still be writing the same shard.
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            with webdataset.TarWriter(file, encoder=False, mtime=0, user="powerclip", group="powerclip") as tar:
+                for sample in samples:
+                    tar.write({"__key__": sample.key, **sample.members()})
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename outlast a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def find_shards(path: Path | str) -> list[Path]:
@@ -121,30 +154,68 @@ def _glob(path: Path) -> list[Path]:
 
 
 def index_shard(shard: Path) -> list[Entry]:
-    """The samples of a shard in order, found from its headers alone.
+    """The samples of a shard in order of their first file, found from its headers alone.
 
-    Files other than regular ones are passed over; nothing is ever extracted to disk.
+    Files other than regular ones are passed over, and so is the second file of a name; nothing is ever extracted to
+    disk.
 
     Raises:
-        PowerclipError: the file is no tar, or is cut short.
+        PowerclipError: the file is no tar, is cut short, or holds more than ``MAX_SAMPLES`` samples.
     """
     samples: dict[str, dict[str, tuple[int, int]]] = {}
     try:
-        with tarfile.open(shard, "r:") as tar:
-            for member in tar:
-                if not member.isfile():
-                    continue
-                folder, _, name = member.name.rpartition("/")
-                stem, _, extension = name.partition(".")
-                key = f"{folder}/{stem}" if folder else stem
-                samples.setdefault(key, {}).setdefault(extension.lower(), (member.offset_data, member.size))
-            _check_end(tar)
-    except (tarfile.TarError, EOFError, OSError) as error:
+        for key, extension, place in _files(shard):
+            samples.setdefault(key, {}).setdefault(extension, place)
+            if len(samples) > MAX_SAMPLES:
+                raise PowerclipError(
+                    f"{shard} holds more than {MAX_SAMPLES} samples, too many for one shard; "
+                    "powerclip prepare --samples-per-shard makes smaller ones"
+                )
+    except BrokenShardError as error:
         after = f" after {len(samples)} samples" if samples else ""
         raise PowerclipError(
             f"{shard} is no whole tar file ({error}{after}); make it anew or take it out of the folder"
         ) from error
     return [Entry(shard=shard, key=key, members=members) for key, members in samples.items()]
+
+
+def stream_shard(shard: Path) -> Iterator[Entry]:
+    """The samples of a shard in order, in bounded memory whatever it holds: neighbours of one key are a sample.
+
+    Raises:
+        BrokenShardError: the file is no tar, or is cut short; the whole samples before that have come.
+    """
+    key: str | None = None
+    members: dict[str, tuple[int, int]] = {}
+    for name, extension, place in _files(shard):
+        if name != key or extension in members:
+            if key is not None:
+                yield Entry(shard=shard, key=key, members=members)
+            key, members = name, {}
+        members[extension] = place
+    if key is not None:
+        yield Entry(shard=shard, key=key, members=members)
+
+
+class BrokenShardError(ValueError):
+    """A file that is no tar, or one that is cut short."""
+
+
+def _files(shard: Path) -> Iterator[tuple[str, str, tuple[int, int]]]:
+    """Key, extension, and offset and size of each regular file of a tar; only the file at hand is held in memory."""
+    try:
+        with tarfile.open(shard, "r:") as tar:
+            while (member := tar.next()) is not None:
+                tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
+                if not member.isfile():
+                    continue
+                folder, _, name = member.name.rpartition("/")
+                stem, _, extension = name.partition(".")
+                key = f"{folder}/{stem}" if folder else stem
+                yield key, extension.lower(), (member.offset_data, member.size)
+            _check_end(tar)
+    except (tarfile.TarError, EOFError, OSError, ValueError, OverflowError) as error:
+        raise BrokenShardError(str(error)) from error
 
 
 def _check_end(tar: tarfile.TarFile) -> None:
@@ -182,7 +253,7 @@ def probe(path: Path | str, *, samples: int = 100) -> None:
     seen = sorted({extension for entry in entries for extension in entry.members})
     if not any(set(IMAGE_EXTENSIONS) & set(entry.members) for entry in entries):
         wanted = f"no image under {', '.join(IMAGE_EXTENSIONS)}"
-    elif not any(CAPTION_EXTENSION in entry.members for entry in entries):
+    elif not any({CAPTION_EXTENSION, "njson"} & set(entry.members) for entry in entries):
         wanted = f"no caption under {CAPTION_EXTENSION}"
     else:
         return

@@ -72,24 +72,35 @@ class SpacyParser:
 
     def parse(self, captions: Iterable[str]) -> Iterator[PhraseTree]:
         """One tree a caption, in order; captions go through spaCy in batches."""
-        for document in self._nlp.pipe((_checked(caption) for caption in captions), batch_size=256):
+        for document in self._nlp.pipe((checked(caption) for caption in captions), batch_size=256):
             yield _tree(document, self.name)
 
 
 def load_parser(name: str = "spacy") -> Parser:
-    """A parser by name: "spacy" (its small English model) or "spacy:PIPELINE".
+    """A parser by name: "spacy" (its small English model), "spacy:PIPELINE", "benepar" or "benepar:MODEL".
 
     Raises:
         PowerclipError: the name or its pipeline is unknown.
     """
     kind, _, pipeline = name.partition(":")
+    if kind == "benepar":
+        from powerclip.phrases.benepar import BeneparParser
+
+        return BeneparParser(pipeline or "benepar_en3", spacy_pipeline=english_model())
     if kind != "spacy":
-        raise PowerclipError(f"unknown parser {name!r}; use spacy, or spacy:PIPELINE for any spaCy pipeline")
-    if pipeline:
-        return SpacyParser(pipeline)
+        raise PowerclipError(f"unknown parser {name!r}; use spacy, spacy:PIPELINE for any spaCy pipeline, or benepar")
+    return SpacyParser(pipeline or english_model())
+
+
+def english_model() -> str:
+    """The name of the installed English pipeline of spaCy.
+
+    Raises:
+        PowerclipError: there is none.
+    """
     for model in ENGLISH_MODELS:
         if importlib.util.find_spec(model) is not None:
-            return SpacyParser(model)
+            return model
     raise PowerclipError(
         f"no English model for spaCy is installed; install one of {', '.join(ENGLISH_MODELS)} or name a pipeline"
     )
@@ -102,7 +113,7 @@ def whole_caption_tree(caption: str) -> PhraseTree:
         ValueError: the caption holds nothing but white space.
     """
     leaves, position = [], 0
-    for word in _checked(caption).split():
+    for word in checked(caption).split():
         start = caption.index(word, position)
         position = start + len(word)
         leaves.append((start, position))
@@ -110,7 +121,12 @@ def whole_caption_tree(caption: str) -> PhraseTree:
     return PhraseTree(leaves=tuple(leaves), phrases=phrases, parser="whole caption")
 
 
-def _checked(caption: str) -> str:
+def checked(caption: str) -> str:
+    """The part of a caption that is parsed.
+
+    Raises:
+        ValueError: it holds nothing but white space.
+    """
     if not caption.strip():
         raise ValueError("the caption is empty")
     return caption[:MAX_CHARACTERS]

@@ -197,3 +197,15 @@ def _aligned(window: str, cleaned: str) -> tuple[list[int], int]:
     if not origin:
         return [0], 1
     return origin, codes[-1][2]
+
+
+def crossing(tree: PhraseTree) -> bool:
+    """Whether two phrases overlap without one holding the other."""
+    open_ends: list[int] = []
+    for first, last in sorted({(p.first, p.last) for p in tree.phrases}, key=lambda span: (span[0], -span[1])):
+        while open_ends and open_ends[-1] < first:
+            open_ends.pop()
+        if open_ends and last > open_ends[-1]:
+            return True
+        open_ends.append(last)
+    return False

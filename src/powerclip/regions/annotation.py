@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 
 from powerclip.regions import rle
 
+MAX_MASK_PIXELS = 2**32
+"""Pixels of all masks of an image together: 64 of them on the largest image that is read."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RegionAnnotation:
@@ -54,6 +57,10 @@ class RegionAnnotation:
             ) from error
         if height < 1 or width < 1:
             raise ValueError(f"regions.json gives a size of {height} x {width} pixels; both must be positive")
+        if max(1, len(entries)) * height * width > MAX_MASK_PIXELS:
+            raise ValueError(
+                f"regions.json holds {len(entries)} masks of {height} x {width} pixels, too many to be read"
+            )
         if not all(math.isfinite(score) for _, score in entries):
             raise ValueError("regions.json holds a score that is not a finite number")
         masks = np.zeros((len(entries), height, width), dtype=np.bool_)

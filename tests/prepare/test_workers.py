@@ -1,0 +1,155 @@
+"""The job with several workers, killed, interrupted, on a Ray cluster that loses a node; and the check of its shards."""
+
+import io
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from powerclip.data.shards import index_shard, read_shards
+from powerclip.prepare import prepare
+from powerclip.prepare.check import check
+from powerclip.types import PowerclipError, RunFailedError
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i in range(48):
+        Image.new("RGB", (200, 150), (i * 5, 0, 0)).save(folder / f"{i:02d}.jpg")
+        (folder / f"{i:02d}.txt").write_text(f"a dog with {i} spots rides a horse")
+    return folder
+
+
+def shards(folder):
+    return {path.name: path.read_bytes() for path in folder.glob("*.tar")}
+
+
+def command(photos, out, *options):
+    return [
+        sys.executable,
+        "-m",
+        "powerclip.cli",
+        "prepare",
+        str(photos),
+        str(out),
+        "--samples-per-shard",
+        "2",
+        *options,
+    ]
+
+
+def test_workers_change_nothing(photos, tmp_path):
+    alone = prepare(photos, tmp_path / "one", samples_per_shard=5)
+    assert prepare(photos, tmp_path / "two", samples_per_shard=5, workers=2) == alone
+    assert shards(tmp_path / "one") == shards(tmp_path / "two")
+    assert not list((tmp_path / "two").glob(".*.tmp"))
+
+
+def children(pid):
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_job_that_is_killed_goes_on_and_loses_nothing(sign, photos, tmp_path):
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    report = prepare(photos, whole, samples_per_shard=2)
+    job = subprocess.Popen(command(photos, out, "--workers", "2"), stderr=subprocess.PIPE, text=True)
+    while not list(out.glob("*.tar")) and job.poll() is None:
+        time.sleep(0.005)
+    workers = children(job.pid)
+    job.send_signal(sign)
+    errors = job.communicate(timeout=60)[1]
+    made = shards(out)
+    assert 0 < len(made) < 24
+    for path in out.glob("*.tar"):
+        assert len(index_shard(path)) == 2
+    deadline = time.monotonic() + 20
+    while any(Path(f"/proc/{pid}").exists() for pid in workers) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in workers), "workers outlive the job"
+    if sign == signal.SIGINT:
+        assert job.returncode == 130
+        assert "shards are whole; the same command goes on" in errors
+    assert prepare(photos, out, samples_per_shard=2, workers=2) == report
+    assert shards(out) == shards(whole)
+    assert not list(out.glob(".*.tmp"))
+
+
+def test_two_jobs_do_not_write_to_one_folder(photos, tmp_path):
+    from filelock import FileLock
+
+    prepare(photos, tmp_path / "out", parser="none")
+    with FileLock(tmp_path / "out" / ".lock"), pytest.raises(PowerclipError, match="another powerclip prepare"):
+        prepare(photos, tmp_path / "out", parser="none")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_ray_cluster_that_loses_a_node_loses_nothing(photos, tmp_path):
+    import ray
+    from ray.cluster_utils import Cluster
+
+    report = prepare(photos, tmp_path / "one", samples_per_shard=1)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    other = cluster.add_node(num_cpus=1)
+    cluster.wait_for_nodes()
+    lost = []
+
+    def kill():
+        while len(list((tmp_path / "ray").glob("*.tar"))) < 3:
+            time.sleep(0.01)
+        cluster.remove_node(other, allow_graceful=False)
+        lost.append(len(list((tmp_path / "ray").glob("*.tar"))))
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    try:
+        made = prepare(photos, tmp_path / "ray", samples_per_shard=1, ray=cluster.address)
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+    killer.join(timeout=60)
+    assert lost and lost[0] < 48
+    assert made == report
+    assert shards(tmp_path / "ray") == shards(tmp_path / "one")
+    keys = [sample.key for sample in read_shards(tmp_path / "ray")]
+    assert len(keys) == len(set(keys)) == 48
+
+
+def printed(path, **options):
+    text = io.StringIO()
+    return check(path, console=Console(file=text, width=200), **options), text.getvalue()
+
+
+def test_check_tells_what_the_shards_hold(tmp_path):
+    prepare("scenes:train", tmp_path / "out", count=40, samples_per_shard=10)
+    found, text = printed(tmp_path / "out", workers=2)
+    samples = list(read_shards(tmp_path / "out"))
+    assert found["samples"] == 40 and found["shards"] == 4 and not found["bad"]
+    assert found["measures"]["phrases"]["mean"] == sum(len(s.tree.phrases) for s in samples) / 40
+    assert found["measures"]["regions"]["max"] == max(len(s.regions["masks"]) for s in samples)
+    assert "40 samples in 4 shards, 0 bad" in text
+    with Image.open(tmp_path / "out" / "contact_sheet.png") as sheet:
+        assert sheet.width > 1000
+        assert len(sheet.convert("RGB").getcolors(2**24)) > 100
+
+
+def test_check_finds_what_is_not_sound(tmp_path):
+    prepare("scenes:train", tmp_path / "out", count=20, samples_per_shard=10)
+    first, second = sorted((tmp_path / "out").glob("*.tar"))
+    first.write_bytes(first.read_bytes().replace(b'"leaves":[[0,', b'"leaves":[[9,', 1))
+    second.write_bytes(second.read_bytes()[:3000])
+    with pytest.raises(RunFailedError, match="1 of 2 shards are broken: .*shard-000001.tar is no whole tar"):
+        printed(tmp_path / "out")
+    second.unlink()
+    with pytest.raises(RunFailedError, match="1 of 10 samples cannot be used; most often: malformed phrases.json"):
+        printed(tmp_path / "out")
