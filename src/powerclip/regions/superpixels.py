@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from powerclip.regions.annotation import RegionAnnotation
-from powerclip.regions.proposers import MIN_AREA, masks_at_size, resized, tidied
+from powerclip.regions.proposers import MAX_REGIONS, MIN_AREA, masks_at_size, resized, tidied
 from powerclip.types import PowerclipError
 
 SCALES = (100, 300, 1000)
@@ -44,11 +45,15 @@ class Superpixels:
     def _propose(self, image: Image.Image) -> RegionAnnotation:
         pixels = np.asarray(resized(image, LONGEST_SIDE))
         smallest = max(1, round(MIN_AREA * pixels.shape[0] * pixels.shape[1]))
-        masks: list[np.ndarray[tuple[int, ...], np.dtype[np.bool_]]] = []
+        found: list[tuple[int, int, int, NDArray[np.int64]]] = []  # area, order, number, segments of its scale
         for scale in SCALES:
             segments = self._segment(pixels, scale=scale, sigma=0.8, min_size=smallest, channel_axis=-1)
-            masks += [segments == number for number in range(segments.max() + 1)]
-        stacked = np.stack(masks)
+            found += [
+                (int(area), -len(found), number, segments) for number, area in enumerate(np.bincount(segments.ravel()))
+            ]
+        # A segment can be the double of one other in each scale, so that the largest of these are enough.
+        largest = sorted(found, key=lambda entry: entry[:2], reverse=True)[: len(SCALES) * MAX_REGIONS]
+        stacked = np.stack([segments == number for _, _, number, segments in largest])
         scores = stacked.mean(axis=(1, 2)).tolist()
         small = tidied(stacked, scores, proposer=self.name)
         return RegionAnnotation(masks=masks_at_size(small.masks, image), scores=small.scores, proposer=small.proposer)
