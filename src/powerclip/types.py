@@ -106,10 +106,18 @@ class Batch:
         """The same batch with (B, M, N) bool regions on the patch grid."""
         return replace(self, region_masks=region_masks)
 
+    def pin_memory(self) -> Batch:
+        """The same batch in page-locked memory."""
+        return self._each(Tensor.pin_memory)
+
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
         """The same batch on another device."""
+        return self._each(lambda x: x.to(device, non_blocking=non_blocking))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
         names = ("images", "tokens", "leaf_of_token", "phrase_spans", "region_masks")
-        return replace(self, **{name: getattr(self, name).to(device, non_blocking=non_blocking) for name in names})
+        changed: dict[str, Any] = {name: change(getattr(self, name)) for name in names}
+        return replace(self, **changed)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,5 @@
 import dataclasses
+import errno
 import json
 import math
 import os
@@ -350,6 +351,39 @@ def test_a_missing_tracker_is_named(config, shards, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(PowerclipError, match=r"pip install 'powerclip\[wandb\]'"):
         train(dataclasses.replace(config, wandb_project="x"), data=shards, output=tmp_path / "run")
+
+
+@pytest.mark.slow  # compiles the blocks of both towers, forward and backward
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # of the compiler's own
+def test_compiled_blocks_train_the_same_model(config, shards, tmp_path):
+    whole = train(dataclasses.replace(config, steps=3), data=shards, output=tmp_path / "plain").output
+    compiled = dataclasses.replace(config, steps=3, parallel=ParallelConfig(compile=True))
+    run = train(compiled, data=shards, output=tmp_path / "compiled").output
+    assert losses(run) == pytest.approx(losses(whole), rel=1e-4)
+    expected = weights(whole)
+    assert weights(run).keys() == expected.keys()
+
+
+def test_a_disk_that_is_full_costs_no_earlier_checkpoint(config, shards, tmp_path, monkeypatch):
+    from powerclip.train import checkpoint
+
+    real, saves = checkpoint.save_distributed, []
+
+    def full_at_the_second(state, checkpoint_id):
+        saves.append(checkpoint_id)
+        if len(saves) == 2:
+            checkpoint_id.mkdir()
+            (checkpoint_id / "part").write_bytes(b"0")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(state, checkpoint_id=checkpoint_id)
+
+    monkeypatch.setattr(checkpoint, "save_distributed", full_at_the_second)
+    config = dataclasses.replace(config, checkpoint_every_steps=2)
+    with pytest.raises(OSError, match="No space left"):
+        train(config, data=shards, output=tmp_path / "run")
+    assert [path.name for path in checkpoint.all_checkpoints(tmp_path / "run" / "checkpoints")] == ["step-00000002"]
+    assert train(config, data=shards, output=tmp_path / "run", resume=True).steps == 8
+    assert not list((tmp_path / "run" / "checkpoints").glob(".*"))
 
 
 def test_the_estimate_is_printed_before_the_first_step(config, shards, tmp_path, capsys):

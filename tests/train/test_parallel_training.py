@@ -1,5 +1,6 @@
 """Many processes train what one process trains."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -145,6 +146,55 @@ def test_a_run_killed_at_any_moment_and_resumed_is_the_uninterrupted_one(process
         assert torch.equal(value, expected[name]), name
 
 
+def started(folder, shards, *more):
+    """A run of one process some steps on."""
+    small(folder)
+    process = torchrun(1, arguments_of(folder, shards, folder / "run", "--steps", "100000", *more), folder)
+    log = folder / "run" / "metrics.jsonl"
+    while not log.exists() or len(read_metrics(log)) < 3:
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.05)
+    return process
+
+
+def children_of(process):
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if entry.name.isdigit() and f"PPid:\t{process.pid}\n" in (entry / "status").read_text():
+                found.append(int(entry.name))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_to_the_whole_group_ends_the_run_like_one_to_its_process(number, shards, tmp_path):
+    process = started(tmp_path, shards, "--data.workers", "2", "--batch-size", "60")  # an epoch is a step
+    os.killpg(process.pid, number)
+    time.sleep(0.1)
+    process.send_signal(number)  # a launcher passes it on
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 0, output
+    assert "run the same command with --resume auto" in output
+    assert (tmp_path / "run" / "model").is_dir()
+
+
+@pytest.mark.slow
+def test_a_decoding_process_that_dies_is_named(shards, tmp_path):
+    process = started(tmp_path, shards, "--data.workers", "2")
+    while process.poll() is None:  # one that dies at the end of its epoch is not missed
+        for worker in children_of(process)[:1]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(worker, signal.SIGKILL)
+        time.sleep(0.5)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 1, output
+    said = [line for line in output.splitlines() if line.startswith("powerclip: ")]
+    assert len(said) == 1, output
+    assert "a decoding process ended: DataLoader worker" in said[0]
+    assert "Killed" in said[0]
+
+
 @pytest.mark.slow
 def test_a_process_that_dies_ends_the_job_with_a_message_within_a_minute(shards, tmp_path):
     small(tmp_path)
@@ -153,12 +203,7 @@ def test_a_process_that_dies_ends_the_job_with_a_message_within_a_minute(shards,
     while not log.exists() or len(read_metrics(log)) < 3:
         assert process.poll() is None, process.stdout.read()
         time.sleep(0.05)
-    children = [
-        int(entry.name)
-        for entry in Path("/proc").iterdir()
-        if entry.name.isdigit() and f"PPid:\t{process.pid}\n" in (entry / "status").read_text()
-    ]
-    os.kill(children[-1], signal.SIGKILL)
+    os.kill(children_of(process)[-1], signal.SIGKILL)
     start = time.monotonic()
     output = process.communicate(timeout=120)[0]
     assert process.returncode != 0

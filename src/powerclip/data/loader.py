@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import math
+import signal
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from powerclip.data.shards import Entry, find_shards, index_shard, probe
 from powerclip.phrases import Parser, encode_caption, whole_caption_tree
 from powerclip.types import Batch, PowerclipError, RunFailedError
 
-__all__ = ["Data", "Loader", "count_data", "make_loader", "probe_data"]
+__all__ = ["Data", "Loader", "count_data", "make_loader", "probe_data", "worker_deaths_named"]
 
 Data = Path | str | Sequence[Path | str]
 """A folder of shards, one tar, a pattern or a URL; or several of them."""
@@ -53,6 +55,10 @@ class _Loaded:
     """Samples that came without phrases."""
     failure: str | None = None
     """Why no more can be read at all."""
+
+    def pin_memory(self) -> _Loaded:
+        """The same in page-locked memory, from where a GPU copies while it computes; DataLoader calls it."""
+        return self if self.batch is None else replace(self, batch=self.batch.pin_memory())
 
 
 class _Samples(Dataset[_Loaded]):
@@ -235,6 +241,8 @@ class Loader:
             batch_size=None,
             num_workers=self.workers,
             generator=torch.Generator(),  # the main process's own random numbers stay untouched
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_outlast_first_signal,
         )
         for loaded in loader:
             if loaded.failure is not None:
@@ -256,6 +264,34 @@ class Loader:
         judged = seen >= min(MIN_SEEN, len(self.samples))
         if loaded.batch is None or (judged and self.bad.total() > self.max_bad_share * seen):
             raise RunFailedError(_too_many(self.bad, seen))
+
+
+def _outlast_first_signal(_worker: int) -> None:
+    """A signal to the whole group is for the trainer, which needs its workers for the step in progress."""
+
+    def ignore_once(number: int, _frame: object) -> None:
+        signal.signal(number, signal.SIG_DFL)
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, ignore_once)
+
+
+@contextmanager
+def worker_deaths_named() -> Iterator[None]:
+    """Say in one line that a decoding process died; PyTorch raises it wherever the main process happens to be.
+
+    Raises:
+        RunFailedError: one died within.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise RunFailedError(
+            f"a decoding process ended: {str(error).strip('. ')}; if the machine ran out of memory, take fewer data.workers; go on with "
+            "--resume auto"
+        ) from error
 
 
 def _too_many(bad: Counter[str], seen: int) -> str:

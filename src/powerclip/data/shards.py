@@ -113,10 +113,10 @@ def write_shard(samples: Iterable[Sample], path: Path, *, replace: bool = False)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make a rename outlast a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:

@@ -20,6 +20,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.checkpoint.state_dict_loader import load as load_distributed
 from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
 
+from powerclip.data.shards import sync_folder
 from powerclip.distributed import rank, wait_for_all
 from powerclip.model import PowerCLIP, hub
 from powerclip.types import PowerclipError
@@ -47,7 +48,9 @@ def save(folder: Path, *, step: int, model: nn.Module, optimizer: torch.optim.Op
         save_distributed(state, checkpoint_id=temporary)
     wait_for_all()
     if rank() == 0:
+        sync_folder(temporary)
         temporary.rename(target)
+        sync_folder(folder)
     wait_for_all()
     return target
 

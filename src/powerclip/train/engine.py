@@ -18,6 +18,7 @@ from powerclip.model import PowerCLIP
 from powerclip.regions.boxes import random_boxes
 from powerclip.train.accumulate import backward, split
 from powerclip.train.ema import EMA
+from powerclip.train.estimate import estimate
 from powerclip.train.optim import learning_rate, make_optimizer
 from powerclip.train.setup import build_loss
 from powerclip.types import Batch, Features, LossOutput, RunFailedError
@@ -55,7 +56,10 @@ class Engine:
             output: the run folder.
         """
         self.config, self.device, self.steps, self.output = config, device, steps, output
+        self.bf16 = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
         self.model = model.to(device)
+        self.estimate = self._estimate()
+        """How much memory a step will take, in words; the first process's alone."""
         self.parallel = parallelize(
             self.model,
             blocks=model.blocks(),
@@ -66,7 +70,6 @@ class Engine:
         self.loss: nn.Module = build_loss(config).to(device)
         self.optimizer = make_optimizer(self.model, config.optim)
         self.ema = EMA(self.model, decay=config.ema_decay) if config.ema_decay is not None else None
-        self.bf16 = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
         self.counters = {"samples_seen": 0, "bad_steps": 0}
         self.bad_in_a_row = 0
 
@@ -125,6 +128,13 @@ class Engine:
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
             features: Features = model(batch)
         return features
+
+    def _estimate(self) -> str:
+        if rank() != 0:
+            return ""
+        pairs = -(-self.config.batch_size // (world_size() * self.config.parallel.accumulate))
+        shards = world_size() if self.config.parallel.sharding == "fsdp" else 1
+        return estimate(self.model, pairs=pairs, forward=self.forward, shards=shards)
 
     def _seed(self, step: int, piece: int) -> None:
         state = np.random.SeedSequence((self.config.seed, step, rank(), piece)).generate_state(1, np.uint64)

@@ -12,11 +12,10 @@ import torch
 from rich.console import Console
 
 from powerclip.config import TrainConfig, load_config, to_yaml
-from powerclip.data.loader import Data, Loader, count_data, probe_data
+from powerclip.data.loader import Data, Loader, count_data, probe_data, worker_deaths_named
 from powerclip.distributed import agree, process_group, rank, wait_for_all, world_size
 from powerclip.train import checkpoint
 from powerclip.train.engine import Engine, StepResult
-from powerclip.train.estimate import estimate
 from powerclip.train.evaluation import Evaluator
 from powerclip.train.log import MetricsLog, Reporter, metrics_log, progress_bar
 from powerclip.train.setup import build_copies, build_loader, build_model
@@ -72,7 +71,7 @@ def train(
     Raises:
         PowerclipError: the data or the run folder cannot be used; the message says why and what to do.
     """
-    with process_group(config.device) as device:
+    with process_group(config.device) as device, worker_deaths_named():
         console = (console or Console(stderr=True)) if rank() == 0 else Console(quiet=True)
         probe_data(data, copies=build_copies(config))
         if rank() == 0:
@@ -84,6 +83,7 @@ def train(
         start = _open_run_folder(output, config, resume=resume)  # after all that can be refused
         steps = config.steps or (config.epochs or 0) * loader.batches_per_epoch
         engine = Engine(config, model, device=device, steps=steps, output=output)
+        console.print(engine.estimate, highlight=False, soft_wrap=True)
         step = 0
         if start is not None:
             step = _resume(engine, start, console)
@@ -97,9 +97,7 @@ def train(
             logs as metrics,
             progress_bar(output.name, steps=steps, done=step, console=console) as reporter,
         ):
-            run = _Run(
-                engine=engine, loader=loader, evaluator=evaluator, metrics=metrics, reporter=reporter, console=console
-            )
+            run = _Run(engine=engine, loader=loader, evaluator=evaluator, metrics=metrics, reporter=reporter)
             step = run.steps(step, stop)
         _save(engine, step)
         interrupted = step < steps
@@ -126,7 +124,6 @@ class _Run:
     metrics: MetricsLog | None
     """None on all processes but the first."""
     reporter: Reporter
-    console: Console
 
     def steps(self, step: int, stop: Stop) -> int:
         """Train from ``step`` to the end or to a stop; return the step reached."""
@@ -137,8 +134,6 @@ class _Run:
         stopping = agree(stop.requested)[0]
         while step < steps and not stopping:
             batch = window.timed_next(batches)
-            if self.engine.counters["samples_seen"] == 0:
-                self._estimate(batch)
             result = self.engine.step(batch, step)
             step += 1
             window.samples += config.batch_size
@@ -157,16 +152,6 @@ class _Run:
                 _save_checkpoint(self.engine, step)
                 saved = time.monotonic()
         return step
-
-    def _estimate(self, batch: Batch) -> None:
-        engine = self.engine
-        if rank() == 0 and engine.config.parallel.sharding == "ddp":
-            pairs = -(-len(batch) // engine.config.parallel.accumulate)
-            self.console.print(
-                estimate(engine.model, batch.to(engine.device), pairs=pairs, forward=engine.forward),
-                highlight=False,
-                soft_wrap=True,
-            )
 
     def _log(self, result: StepResult, step: int, window: _Window) -> None:
         if self.metrics is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +12,10 @@ from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 """An interrupt by hand, by a cluster that wants its node back, and by one that warns before it does."""
+
+
+ECHO_S = 2.0
+"""A second signal within this time is the first one's echo: clusters send to whole groups, and launchers pass it on."""
 
 
 @dataclass
@@ -22,13 +27,17 @@ class Stop:
 
 @contextmanager
 def stop_on_signal() -> Iterator[Stop]:
-    """Turn the first SIGINT, SIGTERM or SIGUSR1 into a request to stop; a second one acts as usual."""
-    stop = Stop()
+    """Turn the first SIGINT, SIGTERM or SIGUSR1 into a request to stop; one that comes later acts as usual."""
+    stop, first = Stop(), 0.0
     old: dict[int, Any] = {}
 
     def handle(number: int, _frame: FrameType | None) -> None:
-        stop.requested = True
-        signal.signal(number, old[number])
+        nonlocal first
+        if not stop.requested:
+            stop.requested, first = True, time.monotonic()
+        elif time.monotonic() - first > ECHO_S:
+            signal.signal(number, old[number])
+            signal.raise_signal(number)
 
     try:
         for number in SIGNALS:
