@@ -1,9 +1,9 @@
 import dataclasses
-import errno
 import json
 import math
 import os
 import re
+import resource
 import shutil
 import signal
 import sys
@@ -365,21 +365,20 @@ def test_compiled_blocks_train_the_same_model(config, shards, tmp_path):
 
 
 def test_a_disk_that_is_full_costs_no_earlier_checkpoint(config, shards, tmp_path, monkeypatch):
-    from powerclip.train import checkpoint
-
     real, saves = checkpoint.save_distributed, []
 
     def full_at_the_second(state, checkpoint_id):
         saves.append(checkpoint_id)
-        if len(saves) == 2:
-            checkpoint_id.mkdir()
-            (checkpoint_id / "part").write_bytes(b"0")
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return real(state, checkpoint_id=checkpoint_id)
+        _, hard = limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard) if len(saves) == 2 else limits)
+            return real(state, checkpoint_id=checkpoint_id)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
     monkeypatch.setattr(checkpoint, "save_distributed", full_at_the_second)
     config = dataclasses.replace(config, checkpoint_every_steps=2)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(RunFailedError, match="step-00000004 could not be written: .*File too large"):
         train(config, data=shards, output=tmp_path / "run")
     assert [path.name for path in checkpoint.all_checkpoints(tmp_path / "run" / "checkpoints")] == ["step-00000002"]
     assert train(config, data=shards, output=tmp_path / "run", resume=True).steps == 8

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-import signal
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from powerclip.data.collate import EncodedSample, collate
 from powerclip.data.decode import decode_image
+from powerclip.data.decoding import deaths_told, outlast_first_signal
 from powerclip.data.index import count_remote, count_samples, entries_of
 from powerclip.data.masks import transform_with_regions
 from powerclip.data.order import Order
@@ -27,7 +26,7 @@ from powerclip.data.shards import Entry, find_shards, index_shard, probe
 from powerclip.phrases import Parser, encode_caption, whole_caption_tree
 from powerclip.types import Batch, PowerclipError, RunFailedError
 
-__all__ = ["Data", "Loader", "count_data", "make_loader", "probe_data", "worker_deaths_named"]
+__all__ = ["Data", "Loader", "count_data", "make_loader", "probe_data"]
 
 Data = Path | str | Sequence[Path | str]
 """A folder of shards, one tar, a pattern or a URL; or several of them."""
@@ -225,7 +224,7 @@ class Loader:
         Of each batch this process's part is read, the rows it would be given of the whole one.
 
         Raises:
-            RunFailedError: more than the allowed share of the samples is bad, or a remote store is gone.
+            RunFailedError: more than the allowed share of the samples is bad, a remote store is gone, or a decoding process died.
         """
         requests = _Requests(
             order=self.order.epoch(epoch),
@@ -242,9 +241,15 @@ class Loader:
             num_workers=self.workers,
             generator=torch.Generator(),  # the main process's own random numbers stay untouched
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_outlast_first_signal,
+            worker_init_fn=outlast_first_signal,
         )
-        for loaded in loader:
+        with deaths_told():
+            batches = iter(loader)
+        while True:
+            with deaths_told():
+                loaded = next(batches, None)
+            if loaded is None:
+                return
             if loaded.failure is not None:
                 raise RunFailedError(loaded.failure)
             self._count(loaded)
@@ -264,34 +269,6 @@ class Loader:
         judged = seen >= min(MIN_SEEN, len(self.samples))
         if loaded.batch is None or (judged and self.bad.total() > self.max_bad_share * seen):
             raise RunFailedError(_too_many(self.bad, seen))
-
-
-def _outlast_first_signal(_worker: int) -> None:
-    """A signal to the whole group is for the trainer, which needs its workers for the step in progress."""
-
-    def ignore_once(number: int, _frame: object) -> None:
-        signal.signal(number, signal.SIG_DFL)
-
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, ignore_once)
-
-
-@contextmanager
-def worker_deaths_named() -> Iterator[None]:
-    """Say in one line that a decoding process died; PyTorch raises it wherever the main process happens to be.
-
-    Raises:
-        RunFailedError: one died within.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise RunFailedError(
-            f"a decoding process ended: {str(error).strip('. ')}; if the machine ran out of memory, take fewer data.workers; go on with "
-            "--resume auto"
-        ) from error
 
 
 def _too_many(bad: Counter[str], seen: int) -> str:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 import shutil
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +26,8 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_distribut
 from powerclip.data.shards import sync_folder
 from powerclip.distributed import rank, wait_for_all
 from powerclip.model import PowerCLIP, hub
-from powerclip.types import PowerclipError
+from powerclip.train.reading import MisfitError, PlainPlanner, PlainReader
+from powerclip.types import PowerclipError, RunFailedError
 
 _NAME = re.compile(r"step-(\d{8})")
 
@@ -33,6 +37,9 @@ def save(folder: Path, *, step: int, model: nn.Module, optimizer: torch.optim.Op
 
     All processes take part. ``extra`` holds numbers, tensors and dicts of them beside the model's and the
     optimiser's state.
+
+    Raises:
+        RunFailedError: it could not be written.
     """
     target = folder / f"step-{step:08d}"
     temporary = folder / f".{target.name}.tmp"
@@ -43,9 +50,14 @@ def save(folder: Path, *, step: int, model: nn.Module, optimizer: torch.optim.Op
     wait_for_all()
     model_state, optimizer_state = get_state_dict(model, optimizer)
     state = {"model": model_state, "optimizer": optimizer_state, "extra": extra}
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is (disabled|unavailable)", category=UserWarning)
-        save_distributed(state, checkpoint_id=temporary)
+    try:
+        with _without_process_group_warning():
+            save_distributed(state, checkpoint_id=temporary)
+    except CheckpointException as error:
+        raise RunFailedError(
+            f"checkpoint {target} could not be written: {_reason(error)}; the earlier ones are whole: see to the disk, "
+            "then go on with --resume auto"
+        ) from error
     wait_for_all()
     if rank() == 0:
         sync_folder(temporary)
@@ -72,21 +84,46 @@ def load(
 
     Raises:
         PowerclipError: the checkpoint is not of this model.
+        RunFailedError: a file of it is missing, cut short or not what was written.
     """
     model_state, optimizer_state = get_state_dict(model, optimizer)
     state: dict[str, Any] = {"model": model_state, "optimizer": optimizer_state, "extra": extra}
+    reader = PlainReader(checkpoint)
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="torch.distributed is (disabled|unavailable)")
-            load_distributed(state, checkpoint_id=checkpoint)
-    except (CheckpointException, RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise PowerclipError(
-            f"cannot resume from {checkpoint}: it does not fit this config's model ({reason}); "
-            "train with the run's own recipe and settings, or into another --output"
+        reader.read_metadata()  # torch would look for other descriptions, and log a stack trace
+        with _without_process_group_warning():
+            load_distributed(state, storage_reader=reader, planner=PlainPlanner())
+    except (CheckpointException, OSError, pickle.UnpicklingError) as error:
+        if isinstance(_cause(error), MisfitError):
+            raise PowerclipError(
+                f"cannot resume from {checkpoint}: it does not fit this config's model ({_reason(error)}); "
+                "train with the run's own recipe and settings, or into another --output"
+            ) from error
+        raise RunFailedError(
+            f"checkpoint {checkpoint} is damaged ({_reason(error)}); delete it, and --resume auto goes on from the one "
+            "before"
         ) from error
     set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
     return dict(state["extra"])
+
+
+@contextmanager
+def _without_process_group_warning() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is (disabled|unavailable)", category=UserWarning)
+        yield
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What went wrong on the first process where anything did; torch wraps it."""
+    if isinstance(error, CheckpointException) and error.failures:
+        cause: BaseException = error.failures[min(error.failures)][0]
+        return cause
+    return error
+
+
+def _reason(error: BaseException) -> str:
+    return (str(_cause(error)).strip() or type(_cause(error)).__name__).splitlines()[0]
 
 
 def latest(folder: Path) -> Path | None:

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 from powerclip.config import TrainConfig, load_config, to_yaml
-from powerclip.data.loader import Data, Loader, count_data, probe_data, worker_deaths_named
+from powerclip.data.loader import Data, Loader, count_data, probe_data
 from powerclip.distributed import agree, process_group, rank, wait_for_all, world_size
 from powerclip.train import checkpoint
 from powerclip.train.engine import Engine, StepResult
@@ -71,7 +71,7 @@ def train(
     Raises:
         PowerclipError: the data or the run folder cannot be used; the message says why and what to do.
     """
-    with process_group(config.device) as device, worker_deaths_named():
+    with process_group(config.device) as device:
         console = (console or Console(stderr=True)) if rank() == 0 else Console(quiet=True)
         probe_data(data, copies=build_copies(config))
         if rank() == 0:

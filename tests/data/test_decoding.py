@@ -1,0 +1,37 @@
+"""Decoding processes that die."""
+
+import multiprocessing
+import os
+import signal
+import time
+
+import pytest
+
+from loading_tools import tiny_tower
+from powerclip.data.loader import make_loader
+from powerclip.data.scenes import generate
+from powerclip.data.shards import write_shards
+from powerclip.types import RunFailedError
+
+
+def kill_a_worker():
+    worker = multiprocessing.active_children()[0]
+    os.kill(worker.pid, signal.SIGKILL)
+    while os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:
+        time.sleep(0.01)
+
+
+def test_a_death_is_told_when_the_next_batch_is_asked_for_and_nowhere_else(tmp_path):
+    write_shards(generate("train", count=64, seed=0), tmp_path, samples_per_shard=64)
+    loader = make_loader(tmp_path, batch_size=2, seed=0, workers=2, **tiny_tower())
+    outside = signal.getsignal(signal.SIGCHLD)
+    batches = loader.epoch(0)
+    next(batches)
+    kill_a_worker()
+    assert signal.getsignal(signal.SIGCHLD) == outside
+    for _ in range(100_000):  # a handler of the death would have run by now
+        pass
+    with pytest.raises(RunFailedError, match="a decoding process ended: DataLoader worker .* Killed"):
+        next(batches)
+    assert signal.getsignal(signal.SIGCHLD) == outside
+    assert len(list(loader.epoch(1))) == 32

@@ -1,0 +1,97 @@
+"""Checkpoints as files: damaged, of another model, or made to harm."""
+
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from powerclip.train import checkpoint
+from powerclip.types import PowerclipError, RunFailedError
+
+
+class Touch:
+    """Unpickled, it leaves a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (Path.touch, (self.path,))
+
+
+def parts(seed=0, width=3):
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(2, width), nn.LayerNorm(width))
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.8, 0.9))
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    return {"model": model, "optimizer": optimizer}
+
+
+def extra(step=0, value=0.0):
+    return {"step": step, "loss": {"zeta": torch.tensor(value)}, "counters": {"seen": 10 * step}}
+
+
+@pytest.fixture
+def saved(tmp_path):
+    return checkpoint.save(tmp_path, step=7, **parts(), extra=extra(7, 0.5))
+
+
+def test_what_is_saved_comes_back(saved):
+    assert saved.name == "step-00000007"
+    other, expected = parts(seed=1), parts()
+    found = checkpoint.load(saved, **other, extra=extra())
+    assert found == extra(7, 0.5)
+    for mine, theirs in zip(other["model"].parameters(), expected["model"].parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+    assert other["optimizer"].param_groups[0]["betas"] == (0.8, 0.9)
+    state, theirs = (part["optimizer"].state_dict()["state"] for part in (other, expected))
+    assert all(torch.equal(state[i][name], theirs[i][name]) for i in theirs for name in theirs[i])
+
+
+DAMAGES = {
+    "metadata cut short": (".metadata", lambda data: data[: len(data) // 2]),
+    "metadata empty": (".metadata", lambda data: b""),
+    "metadata scrambled": (".metadata", lambda data: bytes(byte ^ 0x55 for byte in data)),
+    "metadata of something else": (".metadata", lambda data: pickle.dumps([1, 2])),
+    "data cut short": ("__0_0.distcp", lambda data: data[: len(data) // 2]),
+    "data scrambled": ("__0_0.distcp", lambda data: bytes(byte ^ 0x55 for byte in data)),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_named(damage, saved):
+    name, change = DAMAGES[damage]
+    (saved / name).write_bytes(change((saved / name).read_bytes()))
+    with pytest.raises(RunFailedError, match=r"step-00000007 is damaged \(.+\); delete it, and --resume auto goes on"):
+        checkpoint.load(saved, **parts(), extra=extra())
+
+
+@pytest.mark.parametrize("name", [".metadata", "__0_0.distcp"])
+def test_a_missing_file_is_named(name, saved):
+    (saved / name).unlink()
+    with pytest.raises(RunFailedError, match=rf"is damaged \(.*No such file.*{name}"):
+        checkpoint.load(saved, **parts(), extra=extra())
+
+
+def test_a_checkpoint_of_another_model_is_no_damage(saved):
+    with pytest.raises(PowerclipError, match="does not fit this config's model") as caught:
+        checkpoint.load(saved, **parts(width=4), extra=extra())
+    assert not isinstance(caught.value, RunFailedError)
+    with pytest.raises(PowerclipError, match="does not fit .*extra.average"):
+        checkpoint.load(saved, **parts(), extra={**extra(), "average": torch.zeros(2)})
+
+
+def test_no_pickle_of_a_checkpoint_is_run(saved, tmp_path):
+    mark = tmp_path / "mark"
+    (saved / ".metadata").write_bytes(pickle.dumps(Touch(mark)))
+    with pytest.raises(RunFailedError, match=r"is damaged \(it names pathlib\.Path\.touch"):
+        checkpoint.load(saved, **parts(), extra=extra())
+    shutil.rmtree(saved)
+    hostile = checkpoint.save(tmp_path, step=8, **parts(), extra={**extra(), "step": Touch(mark)})
+    with pytest.raises(RunFailedError, match="is damaged"):
+        checkpoint.load(hostile, **parts(), extra=extra())
+    assert not mark.exists()
