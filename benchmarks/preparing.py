@@ -3,6 +3,7 @@
     python benchmarks/preparing.py                             # packing, parsing, superpixels
     python benchmarks/preparing.py --sam random --images 4     # SAM ViT-B of random weights: its cost, not its masks
     python benchmarks/preparing.py --sam facebook/sam2-hiera-small --device cuda
+    python benchmarks/preparing.py --floor             # the arithmetic that SAM needs, and the least time for it on 8 GPUs
 
 The pictures are noise of a photograph's spectrum (amplitude 1/f), about 75 kB at 384 x 288; the captions are the gold list's.
 The rows are measured in one run, by the same job that `powerclip prepare` runs; what it loads first is not counted.
@@ -28,6 +29,10 @@ from powerclip.prepare.tars import TarChunk
 
 CC12M_PAIRS = 12_423_374
 CORES, GPUS = 32, 8
+GPU_FLOP_PER_S = 790e12
+"""What an H200 reached in large bf16 matrix products."""
+POINTS, POINTS_AT_ONCE = 32 * 32, 64
+"""That SAM's mask generation asks for in a picture, and how many a call of the decoder takes."""
 
 
 def write_source(path: Path, images: int) -> None:
@@ -63,13 +68,41 @@ def random_sam(folder: Path) -> str:
     return str(folder)
 
 
+def floor(console: Console) -> None:
+    """Floating-point operations of a picture, counted on models without weights; the rest of the pipeline comes on top."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+    from transformers import SamConfig, SamModel
+
+    huge = {"hidden_size": 1280, "num_hidden_layers": 32, "num_attention_heads": 16, "mlp_dim": 5120}
+    sizes = {"SAM ViT-B": {}, "SAM ViT-H": {**huge, "global_attn_indexes": [7, 15, 23, 31]}}
+    table = Table(title=f"{POINTS} points a picture; all {GPUS} GPUs at {GPU_FLOP_PER_S / 1e12:.0f} TFLOP/s")
+    for heading in ("model", "encoder", "decoder", f"CC12M on {GPUS} GPUs, at least"):
+        table.add_column(heading, justify="left" if heading == "model" else "right")
+    for name, vision in sizes.items():
+        with torch.device("meta"):
+            model = SamModel(SamConfig(vision_config=vision, attn_implementation="eager"))
+            with FlopCounterMode(display=False) as encoder:
+                embeddings = model.get_image_embeddings(torch.empty(1, 3, 1024, 1024))
+            with FlopCounterMode(display=False) as decoder:
+                model(image_embeddings=embeddings, input_points=torch.empty(1, POINTS_AT_ONCE, 1, 2))
+        flop = encoder.get_total_flops(), decoder.get_total_flops() * POINTS // POINTS_AT_ONCE
+        hours = CC12M_PAIRS * sum(flop) / (GPUS * GPU_FLOP_PER_S) / 3600
+        table.add_row(name, *(f"{part / 1e12:.2f} TFLOP" for part in flop), f"{hours:.1f} h")
+    console.print(table)
+
+
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--images", type=int, default=600)
     arguments.add_argument("--sam", help="measure this model alone: hub name, folder, or random")
     arguments.add_argument("--device", default="cpu")
+    arguments.add_argument("--floor", action="store_true", help="count SAM's arithmetic, run nothing")
     options = arguments.parse_args()
     console = Console(width=110, highlight=False)
+    if options.floor:
+        floor(console)
+        return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_source(folder / "source.tar", options.images)

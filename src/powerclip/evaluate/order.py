@@ -6,15 +6,14 @@ words and tags, so that every model sees the same ones. A shuffling that gives t
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
-from powerclip.phrases.constituency import ENGLISH_MODELS
-from powerclip.types import HardNegative, HardNegatives, PowerclipError, Retrieval
+from powerclip.phrases.english import english_model
+from powerclip.types import HardNegative, HardNegatives, Retrieval
 
 NOUNS = {"NN", "NNS", "NNP", "NNPS"}
 ADJECTIVES = {"JJ", "JJR", "JJS"}
@@ -74,9 +73,6 @@ def _permuted(words: Sequence[str], places: Sequence[int], random: np.random.Gen
 def _tagged(captions: Iterable[str]) -> Iterable[tuple[list[str], list[str]]]:
     import spacy
 
-    model = next((model for model in ENGLISH_MODELS if importlib.util.find_spec(model) is not None), None)
-    if model is None:
-        raise PowerclipError(f"no English model for spaCy is installed; install one of {', '.join(ENGLISH_MODELS)}")
-    tagger: Any = spacy.load(model, exclude=["ner", "lemmatizer", "parser"])
+    tagger: Any = spacy.load(english_model(), exclude=["ner", "lemmatizer", "parser"])
     for document in tagger.pipe(captions, batch_size=256):
         yield [word.text for word in document], [word.tag_ for word in document]

