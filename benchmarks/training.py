@@ -103,7 +103,8 @@ def timed_steps(engine: Engine, batches) -> dict[str, list[float]]:
     step = 0
     batches = iter(batches)
     while (batch := timed("data", lambda: next(batches, None))) is not None:
-        batch = engine._with_boxes(batch, step).to(engine.device)
+        (batch,) = engine._with_boxes([batch], step)
+        batch = batch.to(engine.device)
         model.train()
         engine.optimizer.zero_grad(set_to_none=True)
 

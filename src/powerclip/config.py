@@ -231,6 +231,7 @@ class TrainConfig:
         if (self.steps is None) == (self.epochs is None):
             raise ValueError(f"give steps or epochs, one of them; got steps={self.steps}, epochs={self.epochs}")
         _require((self.steps or self.epochs or 0) >= 1, "steps or epochs", self.steps or self.epochs, "at least 1")
+        _require(0 <= self.seed < 2**31, "seed", self.seed, "0 or more and less than 2^31")
         _require(self.log_every_steps >= 1, "log_every_steps", self.log_every_steps, "at least 1")
         _require(
             self.checkpoint_every_steps >= 1,

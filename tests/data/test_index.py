@@ -1,9 +1,10 @@
 import json
 import os
+from pathlib import Path
 
 import pytest
 
-from powerclip.data import index
+from powerclip.data import directory, index
 from powerclip.data.scenes import generate
 from powerclip.data.shards import find_shards, write_shards
 from powerclip.types import PowerclipError
@@ -18,8 +19,8 @@ def shards(tmp_path):
 @pytest.fixture
 def counted(monkeypatch):
     seen = []
-    real = index.index_shard
-    monkeypatch.setattr(index, "index_shard", lambda shard: seen.append(shard.name) or real(shard))
+    real = directory.index_shard
+    monkeypatch.setattr(directory, "index_shard", lambda shard: seen.append(shard.name) or real(shard))
     return seen
 
 
@@ -52,13 +53,33 @@ def test_a_broken_index_is_made_anew(shards, content):
     assert index._read(shards[0].parent)["shard-000000.tar"]["samples"] == 3
 
 
-def test_a_folder_that_cannot_be_written_to_is_no_obstacle(shards, monkeypatch):
+def test_where_the_folder_cannot_be_written_to_the_notes_go_elsewhere(shards, counted, tmp_path, monkeypatch):
+    write, elsewhere = Path.write_bytes, tmp_path / "elsewhere"
+
+    def refuse(path, data):
+        if elsewhere not in path.parents:
+            raise PermissionError
+        return write(path, data)
+
+    monkeypatch.setattr(directory, "ELSEWHERE", elsewhere)
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+    for _ in range(2):
+        directory._directory_of.cache_clear()
+        assert index.count_samples(shards) == [3, 3, 1]
+        assert directory.directory_of(shards[0])[0].read().caption
+    assert len(counted) == 3
+    assert not list(shards[0].parent.glob("*.json"))
+
+
+def test_where_nothing_can_be_written_the_counts_are_right(shards, counted, monkeypatch):
     def refuse(*_, **__):
         raise PermissionError
 
-    monkeypatch.setattr(index.Path, "write_text", refuse)
-    assert index.count_samples(shards) == [3, 3, 1]
-    assert not list(shards[0].parent.glob(".index*"))
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+    for _ in range(2):
+        directory._directory_of.cache_clear()
+        assert index.count_samples(shards) == [3, 3, 1]
+    assert len(counted) == 6
 
 
 @pytest.mark.slow  # starts a process a core

@@ -102,6 +102,29 @@ def test_starting_in_the_middle_gives_the_rest_and_leaves_the_global_generator(s
         assert torch.equal(a.images, b.images)
 
 
+FIELDS = ("images", "tokens", "leaf_of_token", "phrase_spans", "region_masks")
+
+
+@pytest.mark.parametrize(("pieces", "workers"), [(1, 0), (3, 0), (3, 2), (8, 1)])
+def test_steps_go_on_over_the_epochs_and_their_pieces_make_the_batches(pieces, workers, scenes, tower):
+    loader = make_loader(scenes, **tower, batch_size=8, seed=3, workers=workers)
+    expected = [batch for epoch in (0, 1, 2) for batch in batches(scenes, tower, epoch)][4:]
+    for step, (batch, found) in enumerate(zip(expected, loader.steps(4, pieces=pieces), strict=False)):
+        assert len(found) == pieces
+        assert sum((piece.keys for piece in found), ()) == batch.keys, step
+        for name in FIELDS:
+            assert torch.equal(torch.cat([getattr(piece, name) for piece in found]), getattr(batch, name)), name
+
+
+def test_any_number_of_processes_and_workers_shares_one_shard(tmp_path, tower):
+    write_shards(generate("train", count=24, seed=0), tmp_path, samples_per_shard=24)
+    whole = batches(tmp_path, tower, batch_size=12)
+    parts = [batches(tmp_path, tower, batch_size=12, part=(i, 3), workers=2) for i in range(3)]
+    for batch, *found in zip(whole, *parts, strict=True):
+        assert [len(part) for part in found] == [4, 4, 4]
+        assert sum((part.keys for part in found), ()) == batch.keys
+
+
 def test_phrases_arrive_over_the_tokens(scenes, tower):
     samples = {sample.key: sample for sample in read_shards(scenes)}
     batch = batches(scenes, tower)[0]

@@ -1,13 +1,15 @@
 import dataclasses
 import io
 import sys
+from datetime import timedelta
 
 import pytest
 from rich.console import Console
 
 from powerclip.errors import PowerclipError
 from powerclip.recipes import recipe
-from powerclip.train.log import MetricsLog, metrics_log, progress_bar, read_metrics
+from powerclip.train import log
+from powerclip.train.log import MetricsLog, find_tracker, metrics_log, progress_bar, read_metrics
 
 
 def test_a_line_cut_short_by_a_crash_is_left_out(tmp_path):
@@ -41,8 +43,51 @@ def test_without_a_terminal_progress_is_ten_lines():
     with progress_bar("run", steps=50, console=Console(file=out, width=200)) as reporter:
         for step in range(1, 51):
             reporter.update(step, "loss 1")
-    assert out.getvalue().splitlines()[0] == "run: 5/50 steps, loss 1"
-    assert len(out.getvalue().splitlines()) == 10
+    lines = out.getvalue().splitlines()
+    assert lines[0].startswith("run: 5/50 steps, loss 1, 0:00:0") and lines[0].endswith(" left")
+    assert len(lines) == 10
+
+
+def test_a_long_run_without_a_terminal_says_every_minute_how_long_it_will_take(monkeypatch):
+    out, clock = io.StringIO(), [0.0]
+    monkeypatch.setattr(log.time, "monotonic", lambda: clock[0])
+    with progress_bar("run", steps=10_000, done=100, console=Console(file=out, width=200)) as reporter:
+        for step in range(101, 200):
+            clock[0] += 20
+            reporter.update(step, "loss 1")
+    lines = out.getvalue().splitlines()
+    assert len(lines) == 33
+    assert lines[0] == f"run: 103/10000 steps, loss 1, {timedelta(seconds=20 * (10_000 - 103))} left"
+
+
+def test_a_bar_knows_the_remaining_time_though_it_is_told_seldom():
+    with progress_bar("run", steps=100, console=Console(file=io.StringIO(), force_terminal=True)) as reporter:
+        clock = [0.0]
+        reporter.progress.get_time = lambda: clock[0]
+        for step in (10, 20, 30):
+            clock[0] += 100
+            reporter.update(step, "")
+        assert reporter.progress.tasks[0].time_remaining == pytest.approx(700, abs=1)
+
+
+def test_what_is_not_finite_is_null(tmp_path):
+    log = MetricsLog(tmp_path)
+    log.write({"step": 1, "loss": float("nan"), "gradient_norm": float("inf")})
+    log.close()
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "loss": null, "gradient_norm": null}\n'
+
+
+def test_tensorboard_has_every_step_of_a_resumed_run(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for first, steps in ((0, (1, 2, 3, 4)), (3, (4, 5))):
+        log = MetricsLog(tmp_path, first_step=first)
+        for step in steps:
+            log.write({"step": step, "loss": float(step)})
+        log.close()
+    board = EventAccumulator(str(tmp_path / "tensorboard"))
+    board.Reload()
+    assert [event.step for event in board.Scalars("loss")] == [1, 2, 3, 4, 5]
 
 
 class FakeWandb:
@@ -67,7 +112,7 @@ def test_weights_and_biases_gets_the_same_lines_and_one_run_when_resumed(tmp_pat
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     config = dataclasses.replace(recipe("scenes_tiny"), wandb_project="mine")
     for first_step in (0, 1):
-        with metrics_log(tmp_path, first_step=first_step, config=config) as log:
+        with metrics_log(tmp_path, first_step=first_step, config=config, tracker=find_tracker(config)) as log:
             log.write({"step": first_step + 1, "loss": 2.0})
     assert wandb.lines == [(1, {"loss": 2.0}), (2, {"loss": 2.0})]
     first, second = wandb.init_arguments
@@ -78,11 +123,9 @@ def test_weights_and_biases_gets_the_same_lines_and_one_run_when_resumed(tmp_pat
     assert wandb.finished == 2
 
 
-def test_weights_and_biases_that_is_not_installed_is_named(tmp_path, monkeypatch):
+def test_weights_and_biases_that_is_not_installed_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     config = dataclasses.replace(recipe("scenes_tiny"), wandb_project="mine")
-    with (
-        pytest.raises(PowerclipError, match=r"wandb is not installed; pip install 'powerclip\[wandb\]'"),
-        metrics_log(tmp_path, first_step=0, config=config),
-    ):
-        pass
+    with pytest.raises(PowerclipError, match=r"wandb is not installed; pip install 'powerclip\[wandb\]'"):
+        find_tracker(config)
+    assert find_tracker(recipe("scenes_tiny")) is None

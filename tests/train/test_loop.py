@@ -235,6 +235,176 @@ def test_a_used_folder_is_not_overwritten(config, shards, tmp_path):
     assert (tmp_path / "run" / "precious").read_text() == "x"
 
 
+def changed(config, **names):
+    """A config with other values under dotted names."""
+    for name, value in names.items():
+        group, _, inner = name.rpartition("__")
+        if group:
+            value = dataclasses.replace(getattr(config, group), **{inner: value})
+        config = dataclasses.replace(config, **{group or inner: value})
+    return config
+
+
+def test_what_is_learnt_does_not_depend_on_what_may_change_when_resuming(config, shards, tmp_path):
+    whole = train(config, data=shards, output=tmp_path / "whole").output
+    stopped(config, shards, tmp_path / "cut", at=4)
+    other = changed(
+        config,
+        data__workers=1,
+        data__max_bad_share=0.5,
+        data__cache=str(tmp_path),
+        log_every_steps=1,
+        keep_checkpoints=5,
+    )
+    train(other, data=shards, output=tmp_path / "cut", resume=True)
+    assert losses(tmp_path / "cut") == losses(whole)
+    assert load_config(tmp_path / "cut" / "config.yaml") == other
+
+
+def stopped(config, shards, output, *, at):
+    """A run that ended after a step, as by a signal."""
+    real = Engine.step
+
+    def step(engine, pieces, number):
+        if number + 1 == at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(engine, pieces, number)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Engine, "step", step)
+        result = train(config, data=shards, output=output, resume=True)
+    assert (result.steps, result.interrupted) == (at, True)
+
+
+def test_a_run_can_be_mended_and_made_longer_and_says_so(config, shards, tmp_path, capsys):
+    stopped(config, shards, tmp_path / "run", at=4)
+    other = changed(config, steps=12, optim__learning_rate=1e-4)
+    assert train(other, data=shards, output=tmp_path / "run", resume=True).steps == 12
+    said = "Changed since it began: optim.learning_rate: 0.001 then, 0.0001 now, steps: 8 then, 12 now"
+    assert said in capsys.readouterr().err
+    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert [line["step"] for line in lines] == list(range(1, 13))
+    assert lines[4]["learning_rate"] < 1.1e-4 < lines[3]["learning_rate"]
+
+
+def test_a_run_goes_on_with_its_own_data_only(config, shards, tmp_path):
+    stopped(config, shards, tmp_path / "run", at=4)
+    write_shards(generate("train", count=41, seed=0), tmp_path / "more", samples_per_shard=20)
+    with pytest.raises(PowerclipError, match="trained on 40 samples in 2 shards, and these data are 41 in 3"):
+        train(config, data=tmp_path / "more", output=tmp_path / "run", resume=True)
+    write_shards(generate("train", count=40, seed=0), tmp_path / "cut", samples_per_shard=39)
+    with pytest.raises(PowerclipError, match="40 samples in 2 shards, .*40 in 2, or lie in other places"):
+        train(config, data=tmp_path / "cut", output=tmp_path / "run", resume=True)
+
+
+def test_a_finished_run_that_is_run_again_keeps_its_checkpoints(config, shards, tmp_path, monkeypatch):
+    run = train(config, data=shards, output=tmp_path / "run").output
+    before = [(path.name, path.stat().st_mtime_ns) for path in checkpoint.all_checkpoints(run / "checkpoints")]
+    shutil.rmtree(run / "model")  # as if it had been killed before this was written
+
+    def full(*_, **__):
+        raise AssertionError("written again")
+
+    monkeypatch.setattr(checkpoint, "save_distributed", full)
+    assert train(config, data=shards, output=run, resume=True).steps == 8
+    assert [(p.name, p.stat().st_mtime_ns) for p in checkpoint.all_checkpoints(run / "checkpoints")] == before
+    powerclip.load(run)
+    assert json.loads((run / "status.json").read_text()) == {"step": 8, "steps": 8, "finished": True}
+
+
+def test_a_failing_evaluation_costs_no_training(config, shards, tmp_path, monkeypatch):
+    from powerclip.train.evaluation import Evaluator
+
+    def fails(*_):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(Evaluator, "evaluate", fails)
+    config = dataclasses.replace(config, evaluation=EvaluationConfig(every_steps=8, size=4))
+    with pytest.raises(RuntimeError, match="out of memory"):
+        train(config, data=shards, output=tmp_path / "run")
+    assert checkpoint.latest(tmp_path / "run" / "checkpoints").name == "step-00000008"
+
+
+def test_a_signal_while_the_last_checkpoint_is_written_does_not_harm_it(config, shards, tmp_path, monkeypatch):
+    real = checkpoint.save_distributed
+
+    def signalled(state, checkpoint_id):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return real(state, checkpoint_id=checkpoint_id)
+
+    monkeypatch.setattr(checkpoint, "save_distributed", signalled)
+    config = dataclasses.replace(config, steps=3, checkpoint_every_steps=9)
+    assert not train(config, data=shards, output=tmp_path / "run").interrupted
+    powerclip.load(tmp_path / "run")
+
+
+def test_pruning_cut_short_leaves_whole_checkpoints_only(config, shards, tmp_path, monkeypatch):
+    run = train(config, data=shards, output=tmp_path / "run").output
+    real = shutil.rmtree
+
+    def dies_half_way(path, **_):
+        next(path.iterdir()).unlink()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint.shutil, "rmtree", dies_half_way)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.prune(run / "checkpoints", keep=1)
+    monkeypatch.setattr(checkpoint.shutil, "rmtree", real)
+    assert [path.name for path in checkpoint.all_checkpoints(run / "checkpoints")] == ["step-00000008"]
+    checkpoint.prune(run / "checkpoints", keep=1)
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-00000008"]
+
+
+def test_more_pieces_than_pairs_are_refused(config, shards, tmp_path):
+    config = dataclasses.replace(config, parallel=ParallelConfig(accumulate=9))
+    with pytest.raises(PowerclipError, match="accumulate is 9 and each process takes 8 pairs .*at most 8"):
+        train(config, data=shards, output=tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"wandb_project": "x"},
+        {"evaluation": EvaluationConfig(every_steps=4, suite="quiz")},
+        {"parallel": ParallelConfig(accumulate=9)},
+        {"batch_size": 41},
+        {"device": "cuda:99"},
+    ],
+    ids=str,
+)
+def test_what_is_refused_leaves_no_folder(wrong, config, shards, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(PowerclipError):
+        train(dataclasses.replace(config, **wrong), data=shards, output=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_of_something_else_is_not_resumed(config, shards, tmp_path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "model").write_text("mine")
+    with pytest.raises(PowerclipError, match=r"holds no run \(no config.yaml\) and is not empty"):
+        train(config, data=shards, output=tmp_path / "thesis", resume=True)
+    assert [path.name for path in (tmp_path / "thesis").iterdir()] == ["model"]
+
+
+def test_a_bad_step_leaves_the_calibrated_zeta_alone(config, shards, tmp_path, monkeypatch):
+    objective = dataclasses.replace(config.objective, zeta="calibrated")
+    config = dataclasses.replace(config, objective=objective)
+    forward, calls = PowerCLIPLoss.forward, []
+
+    def poisoned(self, features):
+        calls.append(1)
+        if len(calls) == 4:
+            features = dataclasses.replace(features, regions=features.regions * float("nan"))
+        return forward(self, features)
+
+    monkeypatch.setattr(PowerCLIPLoss, "forward", poisoned)
+    lines = read_metrics(train(config, data=shards, output=tmp_path / "run").output / "metrics.jsonl")
+    assert [line["bad_steps"] for line in lines] == [0, 0, 0, 1, 1, 1, 1, 1]
+    assert lines[3]["loss"] is None
+    assert lines[3]["zeta"] == lines[2]["zeta"]
+
+
 def test_resuming_with_other_settings_is_refused(config, shards, tmp_path):
     train(config, data=shards, output=tmp_path / "run")
     with pytest.raises(PowerclipError, match="other settings .*seed: 0 then, 7 now"):
@@ -387,4 +557,6 @@ def test_a_disk_that_is_full_costs_no_earlier_checkpoint(config, shards, tmp_pat
 
 def test_the_estimate_is_printed_before_the_first_step(config, shards, tmp_path, capsys):
     train(dataclasses.replace(config, steps=1), data=shards, output=tmp_path / "run")
-    assert re.search(r"0\.8 M parameters, .* 8 pairs at a time .* GiB for activations", capsys.readouterr().err)
+    assert re.search(
+        r"0\.8 M parameters, .* 8 pairs at a time .* GiB for pairs and activations", capsys.readouterr().err
+    )

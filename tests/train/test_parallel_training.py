@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -20,7 +21,9 @@ from powerclip.data.scenes import generate
 from powerclip.data.shards import write_shards
 from powerclip.recipes import scenes_tiny
 from powerclip.train import train
+from powerclip.train.engine import Engine
 from powerclip.train.log import read_metrics
+from powerclip.types import PowerclipError
 from processes import run_on_processes
 
 
@@ -53,7 +56,10 @@ SETTINGS = {
     "pieces": {"parallel": ParallelConfig(accumulate=2)},
     "fsdp": {"parallel": ParallelConfig(sharding="fsdp", accumulate=2), "ema_decay": 0.5},
     "evaluated": {"evaluation": EvaluationConfig(every_steps=3, size=6)},
-}
+    "fsdp, evaluated": {
+        "parallel": ParallelConfig(sharding="fsdp"), "ema_decay": 0.5, "evaluation": EvaluationConfig(every_steps=3, size=6)
+    },
+}  # fmt: skip
 
 
 def train_here(process, size, folder, data, name):
@@ -76,22 +82,69 @@ def losses_of(run):
 
 
 @pytest.mark.slow  # each starts processes that import everything
-@pytest.mark.parametrize(("size", "name"), [(2, "ddp"), (3, "ddp"), (2, "pieces"), (2, "fsdp"), (2, "evaluated")])
+@pytest.mark.parametrize(
+    ("size", "name"),
+    [(2, "ddp"), (3, "ddp"), (2, "pieces"), (2, "fsdp"), (2, "evaluated"), (2, "fsdp, evaluated")],
+)
 def test_many_processes_train_the_model_of_one(size, name, shards, tmp_path):
     run_on_processes(size, train_here, tmp_path, str(tmp_path), str(shards), name)
     config = dataclasses.replace(small(tmp_path), **SETTINGS[name])
     one = train(config, data=shards, output=tmp_path / "one").output
     assert_same(tmp_path / "many", one)
-    if name == "evaluated":
+    if "evaluated" in name:
         found, expected = (
             [line for line in read_metrics(run / "metrics.jsonl") if "eval/mean" in line]
             for run in (tmp_path / "many", one)
         )
         assert [line["step"] for line in found] == [3, 6]
         assert found[0].keys() == expected[0].keys()
-    # and one process goes on where two have stopped
-    longer = dataclasses.replace(config, checkpoint_every_steps=2, parallel=ParallelConfig())
-    assert train(longer, data=shards, output=tmp_path / "many", resume=True).steps == 6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("before", "after", "name"), [(2, 1, "ddp"), (1, 3, "ddp"), (2, 1, "fsdp")])
+def test_a_run_goes_on_with_another_number_of_processes(before, after, name, shards, tmp_path, capfd):
+    for size in (before, after):
+        if size == before:  # as if it had been stopped after three of its six steps
+            run_on_processes(size, train_until, tmp_path, str(tmp_path), str(shards), name, 3)
+            assert max(line["step"] for line in read_metrics(tmp_path / "many" / "metrics.jsonl")) == 3
+        else:
+            run_on_processes(size, train_until, tmp_path, str(tmp_path), str(shards), name, None)
+    said = capfd.readouterr().err
+    assert "at step 3 of 6" in said
+    assert f"It ran on {before} processes and goes on with {after}" in said
+    config = dataclasses.replace(small(tmp_path), **SETTINGS[name])
+    assert_same(tmp_path / "many", train(config, data=shards, output=tmp_path / "one").output)
+
+
+def train_until(process, size, folder, data, name, stop_at):
+    """Train in the folder's run, from where it is; ``stop_at`` raises a signal in the step before."""
+    real = Engine.step
+
+    def step(engine, pieces, number):
+        if number + 1 == stop_at and process == 0:  # the others hear of it
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return real(engine, pieces, number)
+
+    config = dataclasses.replace(small(folder), **SETTINGS[name])
+    try:
+        Engine.step = step
+        train(config, data=Path(data), output=Path(folder) / "many", resume=True)
+    finally:
+        Engine.step = real
+    return torch.zeros(())
+
+
+def in_own_folder(process, size, folder, data):
+    try:
+        train(small(folder), data=Path(data), output=Path(folder) / f"own-{process}")
+    except PowerclipError as error:
+        return str(error)
+
+
+@pytest.mark.slow
+def test_processes_that_do_not_share_the_run_folder_are_told(shards, tmp_path):
+    for said in run_on_processes(2, in_own_folder, tmp_path, str(tmp_path), str(shards)):
+        assert "is not the same folder on all nodes; name one on a disk that they share" in said
 
 
 def torchrun(processes, arguments, folder, **options):
@@ -116,7 +169,7 @@ def arguments_of(folder, shards, output, *more):
     return [
         *("--recipe", "scenes_tiny", "--data", str(shards), "--output", str(output), "--device", "cpu"),
         *("--model.name", str(Path(folder) / "small.json"), "--optim.warmup-steps", "2", "--batch-size", "12"),
-        *("--steps", "40", "--log-every-steps", "1", "--checkpoint-every-steps", "3", *more),
+        *("--steps", "40", "--log-every-steps", "1", "--checkpoint-every-steps", "1", *more),
     ]
 
 
@@ -129,11 +182,13 @@ def test_a_run_killed_at_any_moment_and_resumed_is_the_uninterrupted_one(process
     output = whole.communicate(timeout=300)[0]
     assert whole.returncode == 0, output
     cut = arguments_of(tmp_path, shards, tmp_path / "cut", "--resume", "auto", *more)
+    at = random.Random().randrange(4, 36)
+    print(f"killed after step {at}, wherever it is by then")
     process = torchrun(processes, cut, tmp_path)
     log = tmp_path / "cut" / "metrics.jsonl"
-    while not log.exists() or len(read_metrics(log)) < 11:
+    while not log.exists() or len(read_metrics(log)) < at:
         assert process.poll() is None, process.stdout.read()
-        time.sleep(0.02)
+        time.sleep(0.002)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     again = torchrun(processes, cut, tmp_path)
@@ -177,6 +232,22 @@ def test_a_signal_to_the_whole_group_ends_the_run_like_one_to_its_process(number
     assert process.returncode == 0, output
     assert "run the same command with --resume auto" in output
     assert (tmp_path / "run" / "model").is_dir()
+
+
+@pytest.mark.slow
+def test_a_signal_before_the_first_step_ends_the_run_with_a_message(shards, tmp_path):
+    small(tmp_path)
+    process = torchrun(1, arguments_of(tmp_path, shards, tmp_path / "run"), tmp_path)
+    while not (tmp_path / "run").exists():  # made when all is set up; the first step has yet to come
+        assert process.poll() is None
+        time.sleep(0.0005)
+    process.send_signal(signal.SIGTERM)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 0, output
+    assert "run the same command with --resume auto" in output
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert not status["finished"]
+    assert status["step"] < 40
 
 
 @pytest.mark.slow

@@ -85,7 +85,7 @@ def measure_pairs(
 def fit_zeta(pairs: CalibrationPairs, *, tau: float) -> Tensor:
     """The zeta at which the mean of T2 over the pairs is that of R2T; () and nearest where none is in [0, 4].
 
-    NaN where no pair can be scored.
+    NaN where no pair can be scored, or where one is not finite.
     """
     low = torch.zeros((), dtype=pairs.linear.dtype, device=pairs.linear.device)
     high = torch.full_like(low, HIGHEST)
@@ -95,4 +95,5 @@ def fit_zeta(pairs: CalibrationPairs, *, tau: float) -> Tensor:
         value = soft_max_over_phrases(pairs.linear + zeta * pairs.even, pairs.phrase_mask, tau=tau)
         above = (value * pairs.scored).sum() > target
         low, high = torch.where(above, low, zeta), torch.where(above, zeta, high)
-    return torch.where(pairs.scored.any(), (low + high) / 2, torch.nan)
+    sound = pairs.scored.any() & target.isfinite() & pairs.linear.isfinite().all() & pairs.even.isfinite().all()
+    return torch.where(sound, (low + high) / 2, torch.nan)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from powerclip.phrases.constituency import Parser
 from powerclip.phrases.spans import EncodedCaption, encode_caption
@@ -44,6 +45,15 @@ def collate(samples: Sequence[EncodedSample], *, patches: int, regions: int = 0)
         region_masks=region_masks,
         keys=tuple(sample.key for sample in samples),
     )
+
+
+def equally_wide(pieces: Sequence[Batch]) -> list[Batch]:
+    """Pieces of one batch, their phrases padded to the longest list of all."""
+    widest = max(piece.phrase_spans.shape[1] for piece in pieces)
+    return [
+        replace(piece, phrase_spans=pad(piece.phrase_spans, (0, 0, 0, widest - piece.phrase_spans.shape[1]), value=-1))
+        for piece in pieces
+    ]
 
 
 def annotate(

@@ -7,15 +7,15 @@ import multiprocessing
 import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from functools import lru_cache
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from rich.progress import track
 
-from powerclip.data.remote import RemoteShard, read_json
-from powerclip.data.shards import Entry, index_shard
+from powerclip.data.directory import Directory, directory_of, read_beside, stamp_of, write_beside
+from powerclip.data.remote import RemoteShard, local, read_json
+from powerclip.types import PowerclipError
 
 NAME = "index.json"
 """In each folder of shards: size, time of change and sample count by shard name."""
@@ -23,21 +23,41 @@ NAME = "index.json"
 MANY_SHARDS = 32
 """From so many new shards on they are counted by several processes, under a progress bar."""
 
-CACHED_SHARDS = 64
-"""Shards whose entries a process keeps; a shuffle reads from 16 at a time."""
+FETCHES = 8
+"""Remote shards that are fetched at once to be counted."""
+
+ATTEMPTS = 3
+"""Times that a copy is looked for again which another process has removed to make room."""
+
+
+def find_directory(shard: Path | RemoteShard) -> Directory:
+    """Where the samples of a shard lie, on this machine: a remote one is fetched where it is not there.
+
+    Raises:
+        OSError: there is no such file.
+        PowerclipError: it is no tar, is cut short, or holds too many samples; a remote one cannot be had.
+    """
+    for attempt in range(ATTEMPTS):
+        path = local(shard)
+        try:
+            return directory_of(path)
+        except (FileNotFoundError, PowerclipError):
+            if attempt == ATTEMPTS - 1 or isinstance(shard, Path) or path.exists():
+                raise
+    raise AssertionError("the last attempt returns or raises")
 
 
 def count_samples(shards: Sequence[Path]) -> list[int]:
     """The number of samples of each shard, from the index where that is up to date; the rest are counted and noted.
 
     A shard counts as changed when its size or its time of change differs. Where the folder cannot be written to, the
-    counts are right all the same, and counted again the next time.
+    notes go to ``~/.cache/powerclip/index``.
 
     Raises:
         PowerclipError: a shard is no tar, or is cut short.
     """
-    stamps = {shard: [(status := shard.stat()).st_size, status.st_mtime_ns] for shard in shards}
-    known: dict[Path, dict[str, Any]] = {folder: _read(folder) for folder in {shard.parent for shard in shards}}
+    stamps = {shard: list(stamp_of(shard)) for shard in shards}
+    known = {folder: _read(folder) for folder in {shard.parent for shard in shards}}
     counts = {
         shard: entry["samples"]
         for shard in shards
@@ -58,7 +78,7 @@ def count_samples(shards: Sequence[Path]) -> list[int]:
 def count_remote(shards: Sequence[RemoteShard]) -> list[int]:
     """The number of samples of each remote shard, from the ``index.json`` beside them where their store has one.
 
-    The others are fetched and counted once; what was counted is noted beside the local copies.
+    The others are fetched, several at once, and counted; each count is noted beside the local copies as it is known.
 
     Raises:
         PowerclipError: a shard is not there, is no tar, or is cut short.
@@ -74,23 +94,25 @@ def count_remote(shards: Sequence[RemoteShard]) -> list[int]:
         counted: dict[str, int] = {str(k): int(n) for k, n in json.loads(noted.read_text(encoding="utf-8")).items()}
     except (OSError, ValueError, AttributeError, TypeError):
         counted = {}
-    counts, new = [], False
-    for shard in shards:
-        entry = beside[shard.url.rpartition("/")[0]].get(shard.name)
-        if entry is None and shard.url not in counted:
-            counted[shard.url], new = len(index_shard(shard.path())), True
-        counts.append(entry["samples"] if entry is not None else counted[shard.url])
-    if new:
-        temporary = noted.with_name(f".{noted.name}.{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(counted, indent=1) + "\n", encoding="utf-8")
-        temporary.replace(noted)
-    return counts
-
-
-@lru_cache(maxsize=CACHED_SHARDS)
-def entries_of(shard: Path) -> list[Entry]:
-    """The samples of a shard, kept for the next who asks."""
-    return index_shard(shard)
+    counts = {
+        shard.url: entry["samples"]
+        for shard in shards
+        if (entry := beside[shard.url.rpartition("/")[0]].get(shard.name)) is not None
+    }
+    new = [shard for shard in shards if shard.url not in counts and shard.url not in counted]
+    with ThreadPoolExecutor(FETCHES) as pool:
+        fetched = pool.map(lambda shard: len(find_directory(shard)), new)
+        shown = track(fetched, total=len(new), description="Fetching and counting, once", disable=not new)
+        try:
+            for shard, samples in zip(new, shown, strict=True):
+                counted[shard.url] = samples
+                temporary = noted.with_name(f".{noted.name}.{os.getpid()}.tmp")
+                temporary.write_text(json.dumps(counted, indent=1) + "\n", encoding="utf-8")
+                temporary.replace(noted)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return [counts[shard.url] if shard.url in counts else counted[shard.url] for shard in shards]
 
 
 def _count(shards: Sequence[Path]) -> Iterator[int]:
@@ -102,14 +124,17 @@ def _count(shards: Sequence[Path]) -> Iterator[int]:
 
 
 def _samples(shard: Path) -> int:
-    return len(index_shard(shard))
+    return len(directory_of(shard))
 
 
 def _read(folder: Path) -> dict[str, Any]:
-    try:
-        return _parsed(json.loads((folder / NAME).read_text(encoding="utf-8")))
-    except (OSError, ValueError):
-        return {}
+    known: dict[str, Any] = {}
+    for content in reversed(read_beside(folder, NAME)):
+        try:
+            known |= _parsed(json.loads(content))
+        except ValueError:
+            continue
+    return known
 
 
 def _parsed(value: Any) -> dict[str, Any]:
@@ -125,9 +150,4 @@ def _parsed(value: Any) -> dict[str, Any]:
 
 def _write(folder: Path, shards: dict[str, Any]) -> None:
     present = {name: entry for name, entry in sorted(shards.items()) if (folder / name).exists()}
-    temporary = folder / f".{NAME}.{os.getpid()}.tmp"
-    try:
-        temporary.write_text(json.dumps({"shards": present}, indent=1) + "\n", encoding="utf-8")
-        temporary.replace(folder / NAME)
-    except OSError:
-        temporary.unlink(missing_ok=True)
+    write_beside(folder, NAME, (json.dumps({"shards": present}, indent=1) + "\n").encode())

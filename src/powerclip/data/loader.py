@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
-import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count, islice, pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from powerclip.data.collate import EncodedSample, collate
-from powerclip.data.decode import decode_image
+from powerclip.data.collate import equally_wide
 from powerclip.data.decoding import deaths_told, outlast_first_signal
-from powerclip.data.index import count_remote, count_samples, entries_of
-from powerclip.data.masks import transform_with_regions
+from powerclip.data.index import count_remote, count_samples, find_directory
 from powerclip.data.order import Order
 from powerclip.data.remote import Copies, RemoteShard, find_remote, is_remote, local
-from powerclip.data.sample import PUBLISHED_GRID, REGION_FILES, BadSampleError, Sample
-from powerclip.data.shards import Entry, find_shards, index_shard, probe
-from powerclip.phrases import Parser, encode_caption, whole_caption_tree
+from powerclip.data.sample import PUBLISHED_GRID
+from powerclip.data.samples import MIN_SEEN, Loaded, Request, Samples
+from powerclip.data.shards import find_shards, probe
+from powerclip.phrases import Parser
 from powerclip.types import Batch, PowerclipError, RunFailedError
 
 __all__ = ["Data", "Loader", "count_data", "make_loader", "probe_data"]
@@ -36,161 +36,38 @@ PROBED = 100
 
 DEFAULT_COPIES = Copies(folder=Path.home() / ".cache" / "powerclip" / "shards")
 
-MIN_SEEN = 100
-"""The share of bad samples is not judged before so many have been seen."""
-
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Loaded:
-    """A batch on its way from a worker, with the samples that were bad."""
-
-    batch: Batch | None
-    """None where ``MIN_SEEN`` samples from all over the data were bad, one after the other."""
-    bad: dict[int, str]
-    """Reason by position."""
-    bare: int
-    """Samples that came without phrases."""
-    failure: str | None = None
-    """Why no more can be read at all."""
-
-    def pin_memory(self) -> _Loaded:
-        """The same in page-locked memory, from where a GPU copies while it computes; DataLoader calls it."""
-        return self if self.batch is None else replace(self, batch=self.batch.pin_memory())
-
-
-class _Samples(Dataset[_Loaded]):
-    """Batches by the positions of their samples; a bad sample's place is taken by a good one.
-
-    Substitutes are looked for in strides over all the data, so that a bad shard is left at once and the
-    neighbours of a bad sample are not shown more often than others.
-    """
-
-    def __init__(
-        self,
-        shards: Sequence[Path | RemoteShard],
-        counts: Sequence[int],
-        *,
-        transform: Callable[..., Any],
-        tokenizer: Any,
-        context_length: int,
-        grid: tuple[int, int],
-        regions: int,
-        seed: int,
-        parser: Parser | None,
-    ) -> None:
-        self.shards, self.parser = shards, parser
-        self.starts = np.cumsum([0, *counts])
-        count = len(self)
-        self.stride = next(s for s in range(round(0.618 * count) or 1, 2 * count + 2) if math.gcd(s, count) == 1)
-        self.transform, self.tokenizer = transform, tokenizer
-        self.context_length, self.seed = context_length, seed
-        self.grid, self.regions = grid, regions
-
-    def __len__(self) -> int:
-        return int(self.starts[-1])
-
-    def entry(self, place: int) -> Entry:
-        """Where a sample lies.
-
-        Raises:
-            BadSampleError: its shard is no longer the one that was counted.
-        """
-        shard = int(np.searchsorted(self.starts, place, side="right")) - 1
-        try:
-            return entries_of(local(self.shards[shard]))[place - int(self.starts[shard])]
-        except RunFailedError:
-            raise
-        except (PowerclipError, IndexError) as error:
-            raise BadSampleError("shard changed or cut short") from error
-
-    def __getitem__(self, request: _Request) -> _Loaded:
-        """The batch of some of an epoch's samples."""
-        samples: list[EncodedSample] = []
-        bad: dict[int, str] = {}
-        count = len(self)
-        self.bare = 0
-        with torch.random.fork_rng(devices=[]):
-            for position, seed in zip(request.positions, request.seeds, strict=True):
-                for attempt in range(min(MIN_SEEN, count)):
-                    place = (position + attempt * self.stride) % count
-                    try:
-                        samples.append(self._encode(place, (self.seed, *seed)))
-                        break
-                    except RunFailedError as error:
-                        return _Loaded(batch=None, bad=bad, bare=self.bare, failure=str(error))
-                    except BadSampleError as error:
-                        bad[place] = str(error)
-                else:
-                    return _Loaded(batch=None, bad=bad, bare=self.bare)
-        return _Loaded(batch=self._collate(samples), bad=bad, bare=self.bare)
-
-    def _collate(self, samples: Sequence[EncodedSample]) -> Batch:
-        return collate(samples, patches=self.grid[0] * self.grid[1], regions=self.regions)
-
-    def _read(self, place: int) -> Sample:
-        entry = self.entry(place)
-        without = () if self.regions else REGION_FILES
-        try:
-            return entry.read(without=without)
-        except BadSampleError:
-            if entry.shard.exists():
-                raise
-        return self.entry(place).read(without=without)  # another process made room in the folder of copies
-
-    def _encode(self, place: int, seed: tuple[int, ...]) -> EncodedSample:
-        sample = self._read(place)
-        tree = sample.tree
-        if tree is None and self.parser is not None:
-            tree = next(iter(self.parser.parse([sample.caption])))
-        if tree is None or not tree.phrases:
-            tree = whole_caption_tree(sample.caption)
-            self.bare += sample.tree is None
-        try:
-            caption = encode_caption(sample.caption, tree, self.tokenizer, context_length=self.context_length)
-        except ValueError as error:
-            raise BadSampleError("phrases do not fit the caption") from error
-        image = decode_image(sample.image)
-        # Not torch.manual_seed: it would reseed the GPU's generator too, and formats a stack trace per backend.
-        torch.default_generator.manual_seed(int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] >> 1))
-        regions = None
-        if self.regions:
-            pixels, regions = transform_with_regions(sample, image, self.transform, count=self.regions, grid=self.grid)
-        else:
-            pixels = self.transform(image)
-        return EncodedSample(key=sample.key, image=pixels, caption=caption, regions=regions)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Request:
-    """The samples of a batch, and what seeds the augmentation of each beside the run's seed."""
-
-    positions: list[int]
-    seeds: list[tuple[int, ...]]
-
-
-@dataclass(frozen=True, kw_only=True)
 class _Requests:
-    """An epoch's batches from one on, made as they are asked for."""
+    """What is asked for from one batch on, made as it is asked for: of each batch this process's part, in pieces."""
 
-    order: np.ndarray[Any, np.dtype[np.int64]]
-    epoch: int
-    batches: range
+    order: Order
+    batches_per_epoch: int
+    epochs: Iterable[int]
+    start_batch: int
+    """Of the first of the epochs."""
+    pieces: Sequence[slice]
+    """Places in a batch."""
     batch_size: int
-    own: slice
-    repeats: bool
-    """Whether a sample may come more than once an epoch; its place then tells the times apart."""
 
-    def __iter__(self) -> Iterator[_Request]:
-        for batch in self.batches:
-            places = range(batch * self.batch_size, (batch + 1) * self.batch_size)[self.own]
-            positions = self.order[places.start : places.stop].tolist()
-            seeds: list[tuple[int, ...]] = [
-                (self.epoch, position, place) if self.repeats else (self.epoch, position)
-                for position, place in zip(positions, places, strict=True)
-            ]
-            yield _Request(positions=positions, seeds=seeds)
+    def __iter__(self) -> Iterator[Request]:
+        first = self.start_batch
+        # Where a sample may come more than once an epoch, its place tells the times apart.
+        repeats = self.order.resample or self.order.weights is not None
+        for epoch in self.epochs:
+            order = self.order.epoch(epoch)
+            for batch in range(first, self.batches_per_epoch):
+                for piece in self.pieces:
+                    places = range(batch * self.batch_size, (batch + 1) * self.batch_size)[piece]
+                    positions = order[places.start : places.stop].tolist()
+                    seeds: list[tuple[int, ...]] = [
+                        (epoch, position, place) if repeats else (epoch, position)
+                        for position, place in zip(positions, places, strict=True)
+                    ]
+                    yield Request(positions=positions, seeds=seeds)
+            first = 0
 
 
 class Loader:
@@ -198,7 +75,7 @@ class Loader:
 
     def __init__(
         self,
-        samples: _Samples,
+        samples: Samples,
         order: Order,
         *,
         batch_size: int,
@@ -209,8 +86,7 @@ class Loader:
         self.samples, self.order, self.batch_size = samples, order, batch_size
         self.workers, self.max_bad_share = workers, max_bad_share
         self.batches_per_epoch = len(samples) // batch_size
-        number, parts = part
-        self._own = slice(number * batch_size // parts, (number + 1) * batch_size // parts)
+        self._part = part
         self.bad: Counter[str] = Counter()
         """Samples that could not be used, by reason."""
         self.without_phrases = 0
@@ -218,21 +94,51 @@ class Loader:
         self._bad_places: set[int] = set()
         self._seen = 0
 
+    @property
+    def identity(self) -> dict[str, int]:
+        """What tells these data from others, as far as places in them go: a run can only be resumed on the same."""
+        counts = json.dumps([list(source) for source in self.order.sources]).encode()
+        return {
+            "samples": len(self.samples),
+            "shards": sum(map(len, self.order.sources)),
+            "digest": int.from_bytes(hashlib.sha256(counts).digest()[:6]),
+        }
+
     def epoch(self, epoch: int, *, start_batch: int = 0) -> Iterator[Batch]:
         """The batches of an epoch from ``start_batch`` on, in ``Order``'s order, the incomplete last batch dropped.
 
         Of each batch this process's part is read, the rows it would be given of the whole one.
 
         Raises:
-            RunFailedError: more than the allowed share of the samples is bad, a remote store is gone, or a decoding process died.
+            RunFailedError: more than the allowed share of the samples is bad, a remote store is gone, or a decoding
+                process died.
         """
+        return self._read((epoch,), start_batch=start_batch, pieces=1)
+
+    def steps(self, step: int, *, pieces: int = 1) -> Iterator[list[Batch]]:
+        """Epoch after epoch without end, from a step on: this process's part of each batch, in nearly equal pieces.
+
+        Decoding processes read a piece at a time and go on over the epochs' ends.
+
+        Raises:
+            RunFailedError: as ``epoch``.
+        """
+        epoch, start = divmod(step, self.batches_per_epoch)
+        batches = self._read(count(epoch), start_batch=start, pieces=pieces)
+        while True:
+            yield equally_wide(list(islice(batches, pieces)))
+
+    def _read(self, epochs: Iterable[int], *, start_batch: int, pieces: int) -> Iterator[Batch]:
+        number, parts = self._part
+        first, size = number * self.batch_size // parts, self.batch_size // parts
+        bounds = [first + round(piece * size / pieces) for piece in range(pieces + 1)]
         requests = _Requests(
-            order=self.order.epoch(epoch),
-            epoch=epoch,
-            batches=range(start_batch, self.batches_per_epoch),
+            order=self.order,
+            batches_per_epoch=self.batches_per_epoch,
+            epochs=epochs,
+            start_batch=start_batch,
+            pieces=[slice(start, stop) for start, stop in pairwise(bounds)],
             batch_size=self.batch_size,
-            own=self._own,
-            repeats=self.order.resample or self.order.weights is not None,
         )
         loader = DataLoader(
             self.samples,
@@ -256,7 +162,7 @@ class Loader:
             assert loaded.batch is not None
             yield loaded.batch
 
-    def _count(self, loaded: _Loaded) -> None:
+    def _count(self, loaded: Loaded) -> None:
         self._seen += len(loaded.batch or ()) + len(loaded.bad)
         for place, reason in loaded.bad.items():
             if place not in self._bad_places:
@@ -338,7 +244,7 @@ def make_loader(
         )
     if regions:
         _probe_regions(sources, grid=grid, whole_images=whole_images)
-    samples = _Samples(
+    samples = Samples(
         [shard for shards in sources for shard in shards],
         [count for shards in counts for count in shards],
         transform=transform,
@@ -388,7 +294,8 @@ def _probe_regions(
 ) -> None:
     """See that the stored regions are there, and that those on a fixed grid are used as they can be."""
     for shards in sources:
-        entries = index_shard(local(shards[0]))[:PROBED]
+        directory = find_directory(shards[0])
+        entries = [directory[i] for i in range(min(PROBED, len(directory)))]
         published = any("samlens.npy" in entry.members for entry in entries)
         if not published and not any("regions.json" in entry.members for entry in entries):
             raise PowerclipError(

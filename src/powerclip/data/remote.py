@@ -11,7 +11,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path, PurePosixPath
@@ -65,7 +65,8 @@ class Copies:
         """
         path = self.folder / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{PurePosixPath(urlsplit(url).path).name}"
         try:
-            os.utime(path)  # marks it as used
+            # Marks it as used; the time of change stays, which tells one state of a file from another.
+            os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
             return path
         except FileNotFoundError:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -78,13 +79,19 @@ class Copies:
         return path
 
     def _make_room(self, newest: Path) -> None:
-        files = sorted((s.st_mtime, s.st_size, path) for path in self.folder.glob("*.tar") if (s := path.stat()))
+        files = []
+        for path in self.folder.glob("*.tar"):
+            with suppress(FileNotFoundError):  # another process makes room too
+                status = path.stat()
+                files.append((status.st_atime_ns, status.st_size, path))
+        files.sort()
         total = sum(size for _, size, _ in files)
         for _, size, path in files:
-            if total <= self.max_bytes or path == newest:
+            if total <= self.max_bytes:
                 return
-            path.unlink(missing_ok=True)
-            total -= size
+            if path != newest:
+                path.unlink(missing_ok=True)
+                total -= size
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import secrets
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from powerclip.distributed.gather import world_size
+from powerclip.distributed.gather import rank, world_size
 from powerclip.errors import PowerclipError
 
 TIMEOUT = timedelta(minutes=30)
-"""A collective that takes longer ends the job: long enough for the first process to evaluate or count samples."""
+"""A collective that takes longer ends the job: long enough for the first process to evaluate."""
+
+PATIENCE = timedelta(days=7)
+"""The same for work that the first process does once, before the first step."""
 
 
 @contextmanager
@@ -31,9 +37,10 @@ def process_group(device: str = "auto") -> Iterator[torch.device]:
     """
     place = _device(device)
     own = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized()
+    if place.type == "cuda":
+        torch.cuda.set_device(place)
     if own:
         if place.type == "cuda":
-            torch.cuda.set_device(place)
             dist.init_process_group("cuda:nccl,cpu:gloo", timeout=TIMEOUT, device_id=place)
         else:
             dist.init_process_group("gloo", timeout=TIMEOUT)
@@ -56,6 +63,39 @@ def agree(*flags: bool) -> tuple[bool, ...]:
 def wait_for_all() -> None:
     """Go on when every process has come this far."""
     agree(False)
+
+
+def first_says(number: int) -> int:
+    """What the first process gives; all ask at the same point."""
+    if world_size() == 1:
+        return number
+    told = torch.tensor(number, dtype=torch.int64)
+    dist.broadcast(told, src=0)
+    return int(told)
+
+
+def first_alone(work: Callable[[], object]) -> None:
+    """The first process does some work, however long it takes, and the others wait for it."""
+    if world_size() == 1:
+        work()
+        return
+    group: Any = dist.new_group(backend="gloo", timeout=PATIENCE)
+    if rank() == 0:
+        work()
+    dist.all_reduce(torch.zeros(1), group=group)
+    dist.destroy_process_group(group)
+
+
+def is_shared(folder: Path) -> bool:
+    """Whether a folder that is there on the first process is the same one on all others."""
+    mark = folder / f".seen-{first_says(secrets.randbits(62)):x}"
+    if rank() == 0:
+        mark.touch()
+    wait_for_all()
+    missing = agree(not mark.exists())[0]
+    if rank() == 0:
+        mark.unlink()
+    return not missing
 
 
 def _device(name: str) -> torch.device:

@@ -48,10 +48,16 @@ def parallelize(
         return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
     for block in blocks:
         fully_shard(block)
+    fully_shard(model, ignored_params=_scalars(model))  # a number cannot be cut into shards
     for method in ("encode_image", "encode_text"):  # whole parameters are there within these as within forward
         register_fsdp_forward_method(model, method)
-    fully_shard(model, ignored_params=_scalars(model))  # a number cannot be cut into shards
     return model
+
+
+def reshard(model: nn.Module) -> None:
+    """Let go of whole parameters that a forward pass without a backward pass has left; only FSDP keeps any."""
+    if isinstance(model, FSDPModule):
+        model.reshard()
 
 
 def average_ignored_gradients(model: nn.Module) -> None:

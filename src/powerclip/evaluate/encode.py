@@ -82,21 +82,33 @@ class Encoder:
         self, items: Sequence[Item], prepare: Callable[[Sequence[Item]], Tensor], embed: Callable[[Tensor], Tensor]
     ) -> Tensor:
         """(items, D) unit float32 vectors on the CPU: ``embed`` of ``prepare`` of each batch, on the model's device."""
-        parts = [
-            torch.nn.functional.normalize(embed(batch.to(self.device)).float(), dim=-1)
-            for batch in self.batches(items, prepare)
+        found = [
+            (torch.nn.functional.normalize(embed(batch.to(self.device)).float(), dim=-1), own)
+            for batch, own in self.batches(items, prepare)
         ]
+        parts = [embedded for embedded, own in found if own]
         mine = torch.cat(parts) if parts else torch.zeros(0, 1, device=self.device)
         return gather_rows(mine)[0].cpu()
 
-    def batches(self, items: Sequence[Item], prepare: Callable[[Sequence[Item]], Prepared]) -> Iterator[Prepared]:
-        """This process's batches, prepared; with workers, the next one is prepared while one is used."""
+    def batches(
+        self, items: Sequence[Item], prepare: Callable[[Sequence[Item]], Prepared]
+    ) -> Iterator[tuple[Prepared, bool]]:
+        """This process's batches, prepared, and whether it is its own; with workers, one is prepared ahead.
+
+        All processes get equally many: a model sharded over them can only be run by all. Where one has fewer of its
+        own, others' first ones follow, whose embeddings are not wanted.
+        """
         starts = range(0, len(items), self.batch_size)
         per_process = -(-len(starts) // world_size())
-        parts = [
-            items[start : start + self.batch_size]
-            for start in starts[rank() * per_process : (rank() + 1) * per_process]
-        ]
+        own = starts[rank() * per_process : (rank() + 1) * per_process]
+        begins = [*own, *starts[: per_process - len(own)]]
+        parts = [items[start : start + self.batch_size] for start in begins]
+        for number, batch in enumerate(self._ahead(parts, prepare)):
+            yield batch, number < len(own)
+
+    def _ahead(
+        self, parts: Sequence[Sequence[Item]], prepare: Callable[[Sequence[Item]], Prepared]
+    ) -> Iterator[Prepared]:
         if self.workers == 0 or not parts:
             yield from map(prepare, parts)
             return

@@ -166,7 +166,8 @@ class PowersetReading:
     ) -> Vectors:
         """Vectors and masks of all items, batch by batch, each process its share."""
         place = self.encoder.device
-        parts = [embed(*(x.to(place) for x in batch)) for batch in self.encoder.batches(items, prepare)]
+        found = [(embed(*(x.to(place) for x in batch)), own) for batch, own in self.encoder.batches(items, prepare)]
+        parts = [embedded for embedded, own in found if own]
         if parts:
             values, mask = (
                 pad_sequence([row for batch in kind for row in batch], batch_first=True)

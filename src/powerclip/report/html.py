@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import math
 from collections.abc import Mapping
 from html import escape
 from pathlib import Path
@@ -106,7 +107,7 @@ def _curves(runs: Mapping[str, Path]) -> str:
         return "<h2>Training</h2><p class=note>No metrics yet.</p>"
     ends = "".join(
         f"<li>{escape(name)}: {lines[-1].get('step', '?')} steps, {lines[-1].get('samples_seen', '?')} samples, "
-        f"loss {lines[-1].get('loss', float('nan')):.3f}</li>"
+        f"loss {next((line['loss'] for line in reversed(lines) if line.get('loss') is not None), math.nan):.3f}</li>"
         for name, lines in metrics.items()
         if lines
     )

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -80,12 +79,6 @@ def backward(
             surrogate.backward()  # type: ignore[no-untyped-call]
     detached = {name: term.detach() for name, term in output.terms.items()}
     return LossOutput(total=output.total.detach(), terms=detached)
-
-
-def split(batch: Batch, pieces: int) -> list[Batch]:
-    """A batch cut into pieces of nearly equal size."""
-    bounds = [round(number * len(batch) / pieces) for number in range(pieces + 1)]
-    return [batch.rows(slice(start, stop)) for start, stop in pairwise(bounds)]
 
 
 def join(parts: Sequence[Features]) -> Features:

@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.state_dict_loader import load as load_distribu
 from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
 
 from powerclip.data.shards import sync_folder
-from powerclip.distributed import rank, wait_for_all
+from powerclip.distributed import first_says, rank, wait_for_all
 from powerclip.model import PowerCLIP, hub
 from powerclip.train.reading import MisfitError, PlainPlanner, PlainReader
 from powerclip.types import PowerclipError, RunFailedError
@@ -35,17 +35,18 @@ _NAME = re.compile(r"step-(\d{8})")
 def save(folder: Path, *, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, extra: dict[str, Any]) -> Path:
     """Write ``folder/step-XXXXXXXX``: everything goes to a temporary folder that is renamed when complete.
 
-    All processes take part. ``extra`` holds numbers, tensors and dicts of them beside the model's and the
+    One that is there is whole, and of the same step, and stays. All processes take part. ``extra`` holds numbers, tensors and dicts of them beside the model's and the
     optimiser's state.
 
     Raises:
         RunFailedError: it could not be written.
     """
-    target = folder / f"step-{step:08d}"
+    target = place(folder, step)
     temporary = folder / f".{target.name}.tmp"
+    if first_says(target.exists()):
+        return target
     if rank() == 0:
         shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(target, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
     wait_for_all()
     model_state, optimizer_state = get_state_dict(model, optimizer)
@@ -123,7 +124,23 @@ def _cause(error: BaseException) -> BaseException:
 
 
 def _reason(error: BaseException) -> str:
-    return (str(_cause(error)).strip() or type(_cause(error)).__name__).splitlines()[0]
+    """In one line; what the system said comes before what torch made of it."""
+    cause: BaseException | None = _cause(error)
+    first = cause
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__cause__ or cause.__context__
+    reason = cause or first
+    return (str(reason).strip() or type(reason).__name__).splitlines()[0]
+
+
+def place(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies."""
+    return folder / f"step-{step:08d}"
+
+
+def step_of(path: Path) -> int:
+    """The step of a checkpoint."""
+    return int(path.name.removeprefix("step-"))
 
 
 def latest(folder: Path) -> Path | None:
@@ -142,6 +159,6 @@ def all_checkpoints(folder: Path) -> list[Path]:
 def prune(folder: Path, *, keep: int) -> None:
     """Delete all but the newest ``keep`` checkpoints, and unfinished leftovers."""
     for path in all_checkpoints(folder)[:-keep]:
-        shutil.rmtree(path)
-    for path in folder.glob(".step-*.tmp"):
+        path.rename(path.with_name(f".{path.name}.old"))  # what has its own name is whole, whenever this is cut short
+    for path in folder.glob(".step-*"):
         shutil.rmtree(path)

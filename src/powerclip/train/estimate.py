@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -15,25 +16,35 @@ PROBE = 2
 """Pairs that are run to see what they leave for the backward pass."""
 
 
-def estimate(model: PowerCLIP, *, pairs: int, forward: Callable[[nn.Module, Batch], Features], shards: int = 1) -> str:
-    """One line: parameters, what they and the optimiser take, and what the activations of a piece will.
+def estimate(
+    model: PowerCLIP,
+    *,
+    pairs: int,
+    forward: Callable[[nn.Module, Batch], Features],
+    shards: int = 1,
+    averaged: bool = False,
+) -> str:
+    """One line: parameters, what they and the optimiser take, and what a piece and its activations will.
 
     Args:
         model: in the state it is trained in, whole; it is run once.
         pairs: pairs that a process takes at a time.
         forward: runs the model, under autocast where training does.
         shards: processes that share weights, gradients and optimiser state.
+        averaged: an average of the weights is kept as well.
     """
     parameters = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     state = sum(p.numel() * p.element_size() for p in model.parameters()) + 3 * sum(
         p.numel() * p.element_size() for p in model.parameters() if p.requires_grad
     )
-    activations = _saved_bytes(model, forward) * pairs
+    state += 4 * parameters * averaged
+    images = 4 * 3 * math.prod(model.image_size)
+    activations = (_saved_bytes(model, forward) + images) * pairs
     return (
         f"{parameters / 1e6:.1f} M parameters, {trained / 1e6:.1f} M of them trained; {pairs} pairs at a time on each "
-        f"process; about {state / shards / 2**30:.2f} GiB for weights, gradients and optimiser and "
-        f"{activations / 2**30:.2f} GiB for activations"
+        f"process; about {state / shards / 2**30:.2f} GiB for weights, gradients and optimiser{', average included,' * averaged} and "
+        f"{activations / 2**30:.2f} GiB for pairs and activations"
     )
 
 

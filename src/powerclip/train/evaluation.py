@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from powerclip.config import TrainConfig
-from powerclip.distributed import agree, rank
+from powerclip.distributed import agree, rank, reshard
 from powerclip.evaluate import as_metrics, evaluate_tasks, light_suite
 from powerclip.model import make_tokenizer, make_transforms
 from powerclip.train import checkpoint
@@ -55,6 +55,7 @@ class Evaluator:
                 self.tasks,
                 device=engine.device,
             )
+            reshard(engine.model)  # else the next training step would find the average's weights whole, and use them
             mean = statistics.fmean(metrics[name] for metrics in found.values() for name in _headlines(metrics))
             best = engine.output / "model_best"
             if agree(rank() == 0 and mean > _best_so_far(best))[0]:

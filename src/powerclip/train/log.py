@@ -5,8 +5,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,6 +25,12 @@ from rich.progress import (
 
 from powerclip.config import TrainConfig
 from powerclip.errors import PowerclipError
+
+SPEED_OVER_S = 1800.0
+"""The remaining time follows the speed of so long: metrics may come minutes apart."""
+
+LINE_EVERY_S = 60.0
+"""Between lines of progress where no terminal shows a bar."""
 
 
 class MetricsLog:
@@ -42,7 +51,7 @@ class MetricsLog:
         )  # costs a second to import: only when training
 
         self._tracker = tracker
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step or None)
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1 if first_step else None)
 
     def _drop_from(self, first_step: int) -> None:
         if not self.path.exists():
@@ -54,7 +63,8 @@ class MetricsLog:
 
     def write(self, values: Mapping[str, float]) -> None:
         """Append one line; ``values`` holds "step"."""
-        self._file.write(json.dumps(values) + "\n")
+        sound = {name: value if math.isfinite(value) else None for name, value in values.items()}  # JSON has no NaN
+        self._file.write(json.dumps(sound) + "\n")
         self._file.flush()
         for name, value in values.items():
             if name != "step":
@@ -70,22 +80,12 @@ class MetricsLog:
             self._tracker.finish()
 
 
-@contextmanager
-def metrics_log(output: Path, *, first_step: int, config: TrainConfig) -> Iterator[MetricsLog]:
-    """A run's metrics log, closed at the end.
+def find_tracker(config: TrainConfig) -> Any:
+    """The package of Weights & Biases where a config asks for it; else None.
 
     Raises:
-        PowerclipError: Weights & Biases is asked for and not installed.
+        PowerclipError: it is asked for and not installed.
     """
-    log = MetricsLog(output, first_step=first_step, tracker=_weights_and_biases(output, config))
-    try:
-        yield log
-    finally:
-        log.close()
-
-
-def _weights_and_biases(output: Path, config: TrainConfig) -> Any:
-    """A run of Weights & Biases that goes on when this one does; None where none is asked for."""
     if config.wandb_project is None:
         return None
     try:
@@ -94,15 +94,27 @@ def _weights_and_biases(output: Path, config: TrainConfig) -> Any:
         raise PowerclipError(
             "wandb_project is set and wandb is not installed; pip install 'powerclip[wandb]'"
         ) from error
-    identity = hashlib.sha256(str(output.resolve()).encode()).hexdigest()[:16]
-    return wandb.init(
-        project=config.wandb_project,
-        name=output.name,
-        id=identity,
-        resume="allow",
-        dir=str(output),
-        config=dataclasses.asdict(config),
-    )
+    return wandb
+
+
+@contextmanager
+def metrics_log(output: Path, *, first_step: int, config: TrainConfig, tracker: Any = None) -> Iterator[MetricsLog]:
+    """A run's metrics log, closed at the end; with a tracker, in a run of its that goes on when this one does."""
+    run = None
+    if tracker is not None:
+        run = tracker.init(
+            project=config.wandb_project,
+            name=output.name,
+            id=hashlib.sha256(str(output.resolve()).encode()).hexdigest()[:16],
+            resume="allow",
+            dir=str(output),
+            config=dataclasses.asdict(config),
+        )
+    log = MetricsLog(output, first_step=first_step, tracker=run)
+    try:
+        yield log
+    finally:
+        log.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -125,10 +137,10 @@ class Reporter(Protocol):
 
 @contextmanager
 def progress_bar(title: str, *, steps: int, done: int = 0, console: Console | None = None) -> Iterator[Reporter]:
-    """A progress bar with the remaining time; in a file or a pipe, a line every tenth of the way."""
+    """A progress bar with the remaining time; in a file or a pipe, a line every minute and every tenth of the way."""
     console = console or Console(stderr=True)
     if not console.is_terminal:
-        yield _Lines(console, title, steps)
+        yield _Lines(console, title, steps, done)
         return
     columns = (
         TextColumn("[bold]{task.description}"),
@@ -139,7 +151,7 @@ def progress_bar(title: str, *, steps: int, done: int = 0, console: Console | No
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console) as progress:
+    with Progress(*columns, console=console, speed_estimate_period=SPEED_OVER_S) as progress:
         yield _Bar(progress, progress.add_task(title, total=steps, completed=done, text=""))
 
 
@@ -152,11 +164,19 @@ class _Bar:
 
 
 class _Lines:
-    def __init__(self, console: Console, title: str, steps: int) -> None:
-        self.console, self.title, self.steps, self.tenth = console, title, steps, 0
+    def __init__(self, console: Console, title: str, steps: int, done: int) -> None:
+        self.console, self.title, self.steps, self.begun = console, title, steps, done
+        self.tenth, self.start = 10 * done // steps, time.monotonic()
+        self.last = self.start
 
     def update(self, step: int, text: str) -> None:
-        tenth = 10 * step // self.steps
-        if tenth > self.tenth:
-            self.tenth = tenth
-            self.console.print(f"{self.title}: {step}/{self.steps} steps, {text}", highlight=False, soft_wrap=True)
+        tenth, now = 10 * step // self.steps, time.monotonic()
+        if tenth == self.tenth and now - self.last < LINE_EVERY_S:
+            return
+        self.tenth, self.last = tenth, now
+        left = (now - self.start) / max(1, step - self.begun) * (self.steps - step)
+        self.console.print(
+            f"{self.title}: {step}/{self.steps} steps, {text}, {timedelta(seconds=round(left))} left",
+            highlight=False,
+            soft_wrap=True,
+        )

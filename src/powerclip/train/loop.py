@@ -7,34 +7,22 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
 
-from powerclip.config import TrainConfig, load_config, to_yaml
+from powerclip.config import TrainConfig
 from powerclip.data.loader import Data, Loader, count_data, probe_data
-from powerclip.distributed import agree, process_group, rank, wait_for_all, world_size
+from powerclip.distributed import agree, first_alone, process_group, rank, world_size
 from powerclip.train import checkpoint
 from powerclip.train.engine import Engine, StepResult
 from powerclip.train.evaluation import Evaluator
-from powerclip.train.log import MetricsLog, Reporter, metrics_log, progress_bar
+from powerclip.train.folder import check_folder, open_folder, write_config, write_status
+from powerclip.train.log import MetricsLog, Reporter, find_tracker, metrics_log, progress_bar
 from powerclip.train.setup import build_copies, build_loader, build_model
 from powerclip.train.signals import Stop, stop_on_signal
 from powerclip.types import Batch, PowerclipError
-
-FREE = frozenset(
-    {
-        "device",
-        "log_every_steps",
-        "checkpoint_every_steps",
-        "checkpoint_every_minutes",
-        "keep_checkpoints",
-        "parallel",
-        "evaluation",
-        "wandb_project",
-    }
-)
-"""Settings that may change when a run is resumed: they do not decide what is learnt."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,47 +59,51 @@ def train(
     Raises:
         PowerclipError: the data or the run folder cannot be used; the message says why and what to do.
     """
-    with process_group(config.device) as device:
+    with process_group(config.device) as device, stop_on_signal() as stop:
         console = (console or Console(stderr=True)) if rank() == 0 else Console(quiet=True)
+        changed = check_folder(output, config, resume=resume)
         probe_data(data, copies=build_copies(config))
-        if rank() == 0:
-            count_data(data, copies=build_copies(config))  # the others find the index that this leaves
-        wait_for_all()
+        first_alone(lambda: count_data(data, copies=build_copies(config)))  # the others find the index that this leaves
         torch.manual_seed(config.seed)
         model = build_model(config)
         loader = build_loader(config, model, data)
-        start = _open_run_folder(output, config, resume=resume)  # after all that can be refused
         steps = config.steps or (config.epochs or 0) * loader.batches_per_epoch
         engine = Engine(config, model, device=device, steps=steps, output=output)
-        console.print(engine.estimate, highlight=False, soft_wrap=True)
-        step = 0
-        if start is not None:
-            step = _resume(engine, start, console)
         evaluator = Evaluator(config, engine)
-        first = rank() == 0
+        tracker = find_tracker(config)
+        start = open_folder(output, config, resume=resume)  # after all that can be refused
+        console.print(engine.estimate, highlight=False, soft_wrap=True)
+        begun = 0
+        if start is not None:
+            begun = _resume(engine, start, loader, console)
+            write_config(output, config)
+            if changed:
+                console.print(f"Changed since it began: {changed}", highlight=False, soft_wrap=True)
+        write_status(output, step=begun, steps=steps)
         logs: AbstractContextManager[MetricsLog | None] = (
-            metrics_log(output, first_step=step, config=config) if first else nullcontext()
+            metrics_log(output, first_step=begun, config=config, tracker=tracker) if rank() == 0 else nullcontext()
         )
-        with (
-            stop_on_signal() as stop,
-            logs as metrics,
-            progress_bar(output.name, steps=steps, done=step, console=console) as reporter,
-        ):
+        with logs as metrics, progress_bar(output.name, steps=steps, done=begun, console=console) as reporter:
             run = _Run(engine=engine, loader=loader, evaluator=evaluator, metrics=metrics, reporter=reporter)
-            step = run.steps(step, stop)
-        _save(engine, step)
-        interrupted = step < steps
-        if interrupted:
-            console.print(
-                f"Stopped at step {step} of {steps}: {output} holds a usable model; run the same command with "
-                "--resume auto to go on.",
-                highlight=False,
-                soft_wrap=True,
-            )
-        if loader.bad:
-            reasons = ", ".join(f"{count} {reason}" for reason, count in loader.bad.most_common())
-            console.print(f"Skipped samples that could not be read: {reasons}", highlight=False, soft_wrap=True)
-        return TrainResult(output=output, steps=step, interrupted=interrupted)
+            step = run.steps(begun, stop)
+        if step > begun or step >= steps:
+            _save_model(engine)
+        write_status(output, step=step, steps=steps)
+        _say_end(console, loader, output, step=step, steps=steps)
+        return TrainResult(output=output, steps=step, interrupted=step < steps)
+
+
+def _say_end(console: Console, loader: Loader, output: Path, *, step: int, steps: int) -> None:
+    if step < steps:
+        holds = f"{output} holds a usable model" if (output / "model").is_dir() else "nothing was trained yet"
+        console.print(
+            f"Stopped at step {step} of {steps}: {holds}; run the same command with --resume auto to go on.",
+            highlight=False,
+            soft_wrap=True,
+        )
+    if loader.bad:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in loader.bad.most_common())
+        console.print(f"Skipped samples that could not be read: {reasons}", highlight=False, soft_wrap=True)
 
 
 @dataclass(kw_only=True)
@@ -128,29 +120,29 @@ class _Run:
     def steps(self, step: int, stop: Stop) -> int:
         """Train from ``step`` to the end or to a stop; return the step reached."""
         config, steps, window = self.engine.config, self.engine.steps, _Window()
-        batches = _batches(self.loader, step)
+        batches = self.loader.steps(step, pieces=config.parallel.accumulate)
         saved = time.monotonic()
         minutes = config.checkpoint_every_minutes
         stopping = agree(stop.requested)[0]
         while step < steps and not stopping:
-            batch = window.timed_next(batches)
-            result = self.engine.step(batch, step)
+            pieces = window.timed_next(batches)
+            result = self.engine.step(pieces, step)
             step += 1
             window.samples += config.batch_size
             if step % config.log_every_steps == 0 or step == steps:
                 self._log(result, step, window)
                 window = _Window()
+            late = minutes is not None and time.monotonic() - saved > 60 * minutes
+            # Every process leaves the loop, or saves, after the same step.
+            stopping, late = agree(stop.requested, late)
+            if late or stopping or step == steps or step % config.checkpoint_every_steps == 0:
+                _save_checkpoint(self.engine, self.loader, step)  # before the evaluation, which may fail
+                saved = time.monotonic()
             if self.evaluator.due(step):
                 values = self.evaluator.evaluate(step)
                 if self.metrics is not None:
                     self.metrics.write({"step": step, **values})
                 window = _Window()
-            late = minutes is not None and time.monotonic() - saved > 60 * minutes
-            # Every process leaves the loop, or saves, after the same step.
-            stopping, late = agree(stop.requested, late)
-            if step < steps and not stopping and (late or step % config.checkpoint_every_steps == 0):
-                _save_checkpoint(self.engine, step)
-                saved = time.monotonic()
         return step
 
     def _log(self, result: StepResult, step: int, window: _Window) -> None:
@@ -164,10 +156,17 @@ class _Run:
         )
 
 
-def _resume(engine: Engine, start: Path, console: Console) -> int:
+def _resume(engine: Engine, start: Path, loader: Loader, console: Console) -> int:
     """Take a checkpoint over; return its step."""
-    state = {"step": 0, "processes": world_size(), **engine.state()}
+    state = _state(engine, loader, 0)
+    here = dict(state["data"])
     loaded = checkpoint.load(start, model=engine.model, optimizer=engine.optimizer, extra=state)
+    if loaded["data"] != here:
+        raise PowerclipError(
+            f"{engine.output} was trained on {loaded['data']['samples']} samples in {loaded['data']['shards']} shards, and "
+            f"these data are {here['samples']} in {here['shards']}, or lie in other places; resume it on the same data, or "
+            "begin another run from its model"
+        )
     engine.restore(loaded)
     console.print(
         f"Resuming {engine.output} at step {loaded['step']} of {engine.steps}", highlight=False, soft_wrap=True
@@ -182,43 +181,9 @@ def _resume(engine: Engine, start: Path, console: Console) -> int:
     return int(loaded["step"])
 
 
-def _open_run_folder(output: Path, config: TrainConfig, *, resume: bool) -> Path | None:
-    """Make the run folder and write its config; return the checkpoint to resume from."""
-    start = checkpoint.latest(output / "checkpoints") if resume else None
-    if output.exists() and not output.is_dir():
-        raise PowerclipError(f"output {output} is a file; name a folder for the run")
-    if output.is_dir() and any(output.iterdir()) and not resume:
-        raise PowerclipError(f"output {output} is not empty; add --resume auto to go on, or name another folder")
-    saved = output / "config.yaml"
-    if start is not None and saved.exists():
-        changed = _changed_settings(load_config(saved), config)
-        if changed:
-            raise PowerclipError(f"{output} was trained with other settings ({changed}); use those to resume it")
-    wait_for_all()  # all have looked before one writes
-    if rank() == 0:
-        output.mkdir(parents=True, exist_ok=True)
-        temporary = output / ".config.yaml.tmp"
-        temporary.write_text(to_yaml(config), encoding="utf-8")
-        temporary.replace(saved)
-    wait_for_all()
-    return start
-
-
-def _changed_settings(old: TrainConfig, new: TrainConfig) -> str:
-    """Names of the top-level settings that decide the result and differ."""
-    return ", ".join(
-        f"{name}: {getattr(old, name)!r} then, {getattr(new, name)!r} now"
-        for name in old.__dataclass_fields__
-        if name not in FREE and getattr(old, name) != getattr(new, name)
-    )
-
-
-def _batches(loader: Loader, step: int) -> Iterator[Batch]:
-    """Batches from a step on, epoch after epoch: the position in the data is arithmetic."""
-    epoch, start = divmod(step, loader.batches_per_epoch)
-    while True:
-        yield from loader.epoch(epoch, start_batch=start)
-        epoch, start = epoch + 1, 0
+def _state(engine: Engine, loader: Loader, step: int) -> dict[str, Any]:
+    """What a checkpoint holds beside the model and its optimiser."""
+    return {"step": step, "processes": world_size(), "data": loader.identity, **engine.state()}
 
 
 def _metrics_line(engine: Engine, result: StepResult, step: int, window: _Window) -> dict[str, float]:
@@ -255,24 +220,23 @@ class _Window:
     def __post_init__(self) -> None:
         self.start = time.perf_counter()
 
-    def timed_next(self, batches: Iterator[Batch]) -> Batch:
+    def timed_next(self, batches: Iterator[list[Batch]]) -> list[Batch]:
         before = time.perf_counter()
-        batch = next(batches)
+        pieces = next(batches)
         self.wait_s += time.perf_counter() - before
-        return batch
+        return pieces
 
 
-def _save_checkpoint(engine: Engine, step: int) -> None:
+def _save_checkpoint(engine: Engine, loader: Loader, step: int) -> None:
     folder = engine.output / "checkpoints"
-    state = {"step": step, "processes": world_size(), **engine.state()}
+    state = _state(engine, loader, step)
     checkpoint.save(folder, step=step, model=engine.model, optimizer=engine.optimizer, extra=state)
     if rank() == 0:
         checkpoint.prune(folder, keep=engine.config.keep_checkpoints)
 
 
-def _save(engine: Engine, step: int) -> None:
-    """The last checkpoint, and the model as users exchange it."""
-    _save_checkpoint(engine, step)
+def _save_model(engine: Engine) -> None:
+    """The model as users exchange it."""
     checkpoint.save_model(engine.model, engine.output / "model")
     if engine.ema is not None:
         with engine.ema.applied():
