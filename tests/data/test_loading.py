@@ -7,7 +7,7 @@ from PIL import Image
 
 import powerclip
 from powerclip.data.decode import decode_image
-from powerclip.data.loader import make_loader
+from powerclip.data.loader import make_loader, probe_data
 from powerclip.data.sample import BadSampleError, Sample
 from powerclip.data.scenes import generate
 from powerclip.data.shards import find_shards, index_shard, probe, read_shards, write_shards
@@ -123,6 +123,13 @@ def test_any_number_of_processes_and_workers_shares_one_shard(tmp_path, tower):
     for batch, *found in zip(whole, *parts, strict=True):
         assert [len(part) for part in found] == [4, 4, 4]
         assert sum((part.keys for part in found), ()) == batch.keys
+
+
+def test_an_empty_shard_in_front_is_no_obstacle(tmp_path, tower):
+    write_tar(tmp_path / "a.tar", [])
+    write_shards(generate("train", count=8, seed=0), tmp_path)
+    probe_data(tmp_path)
+    assert len(batches(tmp_path, tower, regions=2)) == 1
 
 
 def test_phrases_arrive_over_the_tokens(scenes, tower):

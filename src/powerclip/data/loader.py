@@ -266,7 +266,7 @@ def probe_data(data: Data, *, copies: Copies = DEFAULT_COPIES) -> None:
         PowerclipError: no shards, or none of the first samples of one has an image and a caption.
     """
     for shards in _find(data, copies):
-        probe(local(shards[0]), samples=PROBED)
+        probe(local(_first_filled(shards)), samples=PROBED)
 
 
 def count_data(data: Data, *, copies: Copies = DEFAULT_COPIES) -> None:
@@ -278,6 +278,11 @@ def count_data(data: Data, *, copies: Copies = DEFAULT_COPIES) -> None:
 def _find(data: Data, copies: Copies) -> list[Sequence[Path | RemoteShard]]:
     sources = [data] if isinstance(data, str | Path) else data
     return [find_remote(str(source), copies) if is_remote(source) else find_shards(Path(source)) for source in sources]
+
+
+def _first_filled(shards: Sequence[Path | RemoteShard]) -> Path | RemoteShard:
+    """The first shard with a sample in it; the first where none has any."""
+    return next((shard for shard in shards if len(find_directory(shard))), shards[0])
 
 
 def _count_source(shards: Sequence[Path | RemoteShard]) -> list[int]:
@@ -294,21 +299,22 @@ def _probe_regions(
 ) -> None:
     """See that the stored regions are there, and that those on a fixed grid are used as they can be."""
     for shards in sources:
-        directory = find_directory(shards[0])
+        first = _first_filled(shards)
+        directory = find_directory(first)
         entries = [directory[i] for i in range(min(PROBED, len(directory)))]
         published = any("samlens.npy" in entry.members for entry in entries)
         if not published and not any("regions.json" in entry.members for entry in entries):
             raise PowerclipError(
-                f"no regions in the first {len(entries)} samples of {shards[0]}; make them with powerclip prepare "
+                f"no regions in the first {len(entries)} samples of {first}; make them with powerclip prepare "
                 "--regions superpixels or sam, or train with --objective.region-source boxes"
             )
         if published and grid != PUBLISHED_GRID:
             raise PowerclipError(
-                f"{shards[0]} holds regions on a {PUBLISHED_GRID[0]} x {PUBLISHED_GRID[1]} patch grid and the model's "
+                f"{first} holds regions on a {PUBLISHED_GRID[0]} x {PUBLISHED_GRID[1]} patch grid and the model's "
                 f"is {grid[0]} x {grid[1]}; use a model of 16-pixel patches at 224 pixels, or prepare masks"
             )
         if published and not whole_images:
             raise PowerclipError(
-                f"{shards[0]} holds regions on a fixed patch grid, which cannot follow a crop or flip; add "
+                f"{first} holds regions on a fixed patch grid, which cannot follow a crop or flip; add "
                 "--data.crop none --data.flip 0"
             )
