@@ -62,7 +62,7 @@ class PhraseTree:
                 Phrase(label=str(p["label"]), first=int(p["leaves"][0]), last=int(p["leaves"][1]))
                 for p in value["phrases"]
             )
-        except (KeyError, TypeError, IndexError, ValueError) as error:
+        except (KeyError, TypeError, IndexError, ValueError, OverflowError) as error:
             raise ValueError(
                 "phrases.json must hold leaves [[start, end], ...] and phrases "
                 f"[{{label, leaves: [first, last]}}], but reading failed with {type(error).__name__}: {error}"

@@ -42,6 +42,13 @@ def test_its_trees_become_phrases(benepar):
     assert trees[1].phrases[0].label == "CAPTION"
 
 
+def test_an_entity_is_what_it_stands_for(benepar):
+    caption = "a caf&eacute; &amp; a  bar"
+    tree = next(load_parser("benepar:mine").parse([caption]))
+    assert [caption[start:end] for start, end in tree.leaves] == ["a", "caf&eacute;", "a", "bar"]
+    assert [(p.label, p.first, p.last) for p in tree.phrases] == [("S", 0, 3)]
+
+
 def test_a_model_that_is_not_there_is_one_clear_line(benepar):
     with pytest.raises(PowerclipError, match="there is no benepar model 'absent'; fetch it"):
         load_parser("benepar:absent")

@@ -11,6 +11,8 @@ from powerclip.types import PowerclipError
 def packages(tmp_path, monkeypatch):
     """An empty place for packages, the only one that is looked at."""
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    for name in (english.ENGLISH_MODEL, english.REUPLOADED):
+        monkeypatch.delitem(sys.modules, name, raising=False)
     importlib.invalidate_caches()
     return tmp_path
 

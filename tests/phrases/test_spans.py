@@ -59,6 +59,8 @@ def test_every_token_of_a_word_belongs_to_its_leaf(words, space):
         ("the caf\u00c3\u00a9 is open", ["the", "caf\u00e9", "is", "open"]),
         ("a &amp; b " * 20 + "last word", ["a", "&", "b"] * 20 + ["last", "word"]),
         ("&amp;lt; " * 20 + "last word", ["<"] * 20 + ["last", "word"]),
+        ("the 'tall' man says 'stop'", ["the", "'t all '", "man", "says", "'s top '"]),
+        ("&nbsp; it\u2019s cafe\u0301&nbsp;a", ["it 's", "caf\u00e9 a"]),
         ("an anti-aliased Xylophonist", ["an", "anti - aliased", "xylophonist"]),
     ],
 )
@@ -71,6 +73,28 @@ def test_leaves_survive_cleaning(caption, expected):
 def test_punctuation_outside_of_leaves_belongs_to_none():
     encoded = encode_caption("a dog.", tree([(0, 1), (2, 5)], [(0, 1)]), TOKENIZER, context_length=8)
     assert encoded.leaf_of_token.tolist() == [-1, 0, 1, -1, -1, -1, -1, -1]
+
+
+@pytest.mark.parametrize("word", ["tall", "small", "moon", "stop", "dog"])
+def test_the_first_piece_of_a_word_in_single_quotes_is_its_own(word):
+    caption = f"the '{word}' man"
+    leaves = [(0, 3), (5, 5 + len(word)), (7 + len(word), 10 + len(word))]
+    found = encode_caption(caption, tree(leaves, [(0, 2)]), TOKENIZER, context_length=12)
+    own = TOKENIZER.decode(found.tokens[found.leaf_of_token == 1].tolist())
+    assert own.replace(" ", "").strip("'") == word
+    assert "".join(words_of(found)[leaf] for leaf in (0, 2)) == "theman"
+
+
+def test_white_space_written_as_an_entity_is_passed_over():
+    encoded = encode_caption("&nbsp; a  a&nbsp; b", tree([(7, 8), (10, 11), (18, 19)], []), TOKENIZER, context_length=8)
+    assert encoded.leaf_of_token.tolist() == [-1, 0, 1, 2, -1, -1, -1, -1]
+
+
+def test_a_piece_that_begins_before_a_leaf_belongs_to_it():
+    caption = "xylophonist"
+    assert [TOKENIZER.decode([i]) for i in TOKENIZER.encode(caption)] == ["xy", "lo", "ph", "onist "]
+    encoded = encode_caption(caption, tree([(3, 8), (8, 11)], [(0, 1)]), TOKENIZER, context_length=8)
+    assert encoded.leaf_of_token.tolist() == [-1, -1, 0, 0, 0, -1, -1, -1]
 
 
 def test_truncation_cuts_phrases_and_counts_equal_ones_once():

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import tee
 
 from powerclip.phrases.brackets import parse_brackets, tree_of_nodes
-from powerclip.phrases.constituency import checked, whole_caption_tree
+from powerclip.phrases.constituency import whole_caption_tree
+from powerclip.phrases.plain import plain_copy
 from powerclip.types import PhraseTree, PowerclipError
 
 
@@ -41,9 +43,11 @@ class BeneparParser:
 
     def parse(self, captions: Iterable[str]) -> Iterator[PhraseTree]:
         """One tree a caption, in order; the whole caption where its parse cannot be laid over it."""
-        for document in self._nlp.pipe((checked(caption) for caption in captions), batch_size=64):
+        copies, read = tee(map(plain_copy, captions))
+        documents = self._nlp.pipe((copy.text for copy in read), batch_size=64)
+        for document, copy in zip(documents, copies, strict=True):
             try:
                 nodes = [node for sentence in document.sents for node in parse_brackets(sentence._.parse_string)]
-                yield tree_of_nodes(nodes, document.text, parser=self.name)
+                yield copy.restored(tree_of_nodes(nodes, copy.text, parser=self.name))
             except ValueError:
-                yield whole_caption_tree(document.text)
+                yield whole_caption_tree(copy.caption)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from powerclip.phrases.plain import is_word
 from powerclip.types import Phrase, PhraseTree
 
 LABELS = {
@@ -79,7 +80,7 @@ def tree_of_nodes(nodes: Sequence[Node | str], caption: str, *, parser: str) -> 
         node, began = stack.pop()
         if isinstance(node, str):
             start, position = _find(node, caption, position)
-            if any(c.isalnum() or ord(c) > 0x2BFF for c in node):  # punctuation is no leaf
+            if is_word(node):
                 leaves.append((start, position))
         elif began is None:
             stack.append((node, len(leaves)))

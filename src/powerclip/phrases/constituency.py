@@ -5,30 +5,40 @@ The conventions are the Penn Treebank's (Marcus et al., 1993), by these rules:
 * NP: the subtree of a noun, pronoun or number; where it has modifiers behind it, its base up to the noun as well;
 * PP: the subtree of a preposition, with its object; a preposition of several words ("next to", "in front of") is one;
   so is a subordinate clause without subject behind its conjunction ("while waiting"), as the treebank has it;
-* VP: a verb with what depends on it, without its subject; again from each auxiliary on ("is riding a horse", "riding
-  a horse");
+* VP: a verb with what depends on it, without its subject; again from each auxiliary on and behind its negation ("is not
+  riding a horse", "riding a horse");
 * S: a verb with its subject; a relative clause, an imperative and the clause behind a preposition are one too, another
   participial clause without subject is a VP;
+* an adjective that is a subject or an object is an NP, with all that it is coordinated with ("in black and white");
 * a coordination is a phrase, and so is each conjunct;
 * pronouns that ask or relate ("who", "that"), "there is" and signs without a letter or digit are no phrase alone;
-* a fragment without a verb is one NP over the whole; equal spans count once; no phrase begins or ends with punctuation.
+* a fragment without a finite verb is one NP over the whole ("people walking on a beach"); a caption without any phrase is
+  one CAPTION; equal spans count once.
 
-Words are leaves, as the parser splits them, but a hyphenated word is one; punctuation marks are none. Of spans that
-cross, the one found first stays.
+Words are leaves, as the parser splits them, but a hyphenated word is one, and so are emoji that touch. Punctuation marks
+and other signs ("|", "+", "$") are none, so no phrase begins or ends with one. An HTML entity is what it stands for. Of
+spans that cross, the one found first stays.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from itertools import islice, tee
 from typing import Any, Protocol
 
 from powerclip.phrases.english import english_model
+from powerclip.phrases.plain import EMOJI_RUN, PlainCopy, is_word, plain_copy
 from powerclip.types import Phrase, PhraseTree, PowerclipError
 
 NOMINAL = {"NOUN", "PROPN", "PRON", "NUM"}
 VERBAL = {"VERB", "AUX"}
+PARTICIPLES = {"VBG", "VBN"}
 SUBJECTS = {"nsubj", "nsubjpass", "csubj", "csubjpass", "expl"}
 AUXILIARIES = {"aux", "auxpass"}
+LIKE_NOUNS = {"nsubj", "nsubjpass", "dobj", "pobj"}
+"""What adjectives are noun phrases as."""
 WITHIN_NOUN_PHRASE = {"compound", "nummod", "nmod", "quantmod", "npadvmod", "amod"}
 NO_PHRASE_TAGS = {"WDT", "WP", "WP$", "EX"}
 OUTSIDE = {"conj", "cc", "punct", "preconj"}
@@ -37,8 +47,8 @@ BEFORE_PREPOSITION = {"next", "close", "adjacent", "due", "because", "ahead", "i
 WITHIN_PREPOSITION = {"front", "top", "back", "spite", "place", "addition"}
 """Bare nouns within a preposition of three words: "in front of"."""
 HYPHENS = "-\u2010\u2011"
-MAX_CHARACTERS = 10_000
-"""Longer captions are parsed up to here; a text tower reads some hundred characters."""
+MAX_WORDS = 1_000
+"""Of a tree without parse; a text tower reads fewer."""
 
 Span = tuple[str, int, int]
 
@@ -79,8 +89,10 @@ class SpacyParser:
 
     def parse(self, captions: Iterable[str]) -> Iterator[PhraseTree]:
         """One tree a caption, in order; captions go through spaCy in batches."""
-        for document in self._nlp.pipe((checked(caption) for caption in captions), batch_size=256):
-            yield _tree(document, self.name)
+        copies, read = tee(map(plain_copy, captions))
+        documents = self._nlp.pipe((copy.text for copy in read), batch_size=256)
+        for document, copy in zip(documents, copies, strict=True):
+            yield _tree(document, copy, self.name)
 
 
 def load_parser(name: str = "spacy") -> Parser:
@@ -105,33 +117,19 @@ def whole_caption_tree(caption: str) -> PhraseTree:
     Raises:
         ValueError: the caption holds nothing but white space.
     """
-    leaves, position = [], 0
-    for word in checked(caption).split():
-        start = caption.index(word, position)
-        position = start + len(word)
-        leaves.append((start, position))
-    phrases = (Phrase(label="CAPTION", first=0, last=len(leaves) - 1),)
-    return PhraseTree(leaves=tuple(leaves), phrases=phrases, parser="whole caption")
-
-
-def checked(caption: str) -> str:
-    """The part of a caption that is parsed.
-
-    Raises:
-        ValueError: it holds nothing but white space.
-    """
-    if not caption.strip():
+    leaves = tuple(match.span() for match in islice(re.finditer(r"\S+", caption), MAX_WORDS))
+    if not leaves:
         raise ValueError("the caption is empty")
-    return caption[:MAX_CHARACTERS]
+    phrases = (Phrase(label="CAPTION", first=0, last=len(leaves) - 1),)
+    return PhraseTree(leaves=leaves, phrases=phrases, parser="whole caption")
 
 
-def _tree(document: Any, parser: str) -> PhraseTree:
+def _tree(document: Any, copy: PlainCopy, parser: str) -> PhraseTree:
     """The phrases of a parsed caption, with word indices in place of the parser's token indices."""
-    words = [token for token in document if not token.is_space and not token.is_punct]
+    words = [token for token in document if is_word(token.text)]
     if not words:
-        tree = whole_caption_tree(document.text)
-        return PhraseTree(leaves=tree.leaves, phrases=tree.phrases, parser=parser)
-    leaves, leaf_of = _leaves(words, document.text)
+        return replace(whole_caption_tree(copy.caption), parser=parser)
+    leaves, leaf_of = _leaves(words, copy)
     spans: list[Span] = []
     for sentence in document.sents:
         spans += _sentence_spans(sentence, leaf_of)
@@ -141,15 +139,21 @@ def _tree(document: Any, parser: str) -> PhraseTree:
     return PhraseTree(leaves=tuple(leaves), phrases=phrases, parser=parser)
 
 
-def _leaves(words: Iterable[Any], text: str) -> tuple[list[tuple[int, int]], dict[int, int]]:
-    """Character spans of the leaves, and the leaf of each word by its token index; hyphens join words to one leaf."""
+def _leaves(words: Iterable[Any], copy: PlainCopy) -> tuple[list[tuple[int, int]], dict[int, int]]:
+    """Character spans of the leaves in the caption, and the leaf of each word by its token index.
+
+    Hyphens join words to one leaf; so do emoji that touch, and an entity that stands for several words.
+    """
     leaves: list[tuple[int, int]] = []
     leaf_of: dict[int, int] = {}
     for word in words:
-        start, end = word.idx, word.idx + len(word.text)
-        between = text[leaves[-1][1] : start] if leaves else ""
-        if between and not between.strip(HYPHENS):
-            leaves[-1] = (leaves[-1][0], end)
+        start, end = copy.span(word.idx, word.idx + len(word.text))
+        emoji = EMOJI_RUN.match(copy.caption, start)
+        end = max(end, emoji.end()) if emoji else end
+        before, last_end = leaves[-1] if leaves else (0, 0)
+        between = copy.caption[last_end:start]
+        if leaves and (start < last_end or (between and not between.strip(HYPHENS))):
+            leaves[-1] = (before, max(end, last_end))
         else:
             leaves.append((start, end))
         leaf_of[word.i] = len(leaves) - 1
@@ -169,6 +173,8 @@ def _sentence_spans(sentence: Any, leaf_of: dict[int, int]) -> list[Span]:
             found += _verb_spans(token)
         elif token.pos_ in NOMINAL and token.dep_ not in WITHIN_NOUN_PHRASE and not _no_phrase(token):
             found += _noun_spans(token)
+        elif token.pos_ == "ADJ" and token.dep_ in LIKE_NOUNS:
+            found.append(("NP", *_extent(token, {"punct"})))
         elif token.dep_ in {"prep", "agent", "dative"} and token.pos_ in {"ADP", "SCONJ"} and token.n_rights:
             found += _preposition_spans(token)
     lettered = {token.i for token in tokens if any(c.isalnum() for c in token.text)}
@@ -220,25 +226,34 @@ def _verb_spans(verb: Any) -> list[Span]:
     first, last = _extent(verb, OUTSIDE)
     behind = [c for c in verb.lefts if c.dep_ in SUBJECTS or c.dep_ in {"mark", *OUTSIDE} or c.tag_ == "WRB"]
     start = max([first, *(child.right_edge.i + 1 for child in behind)])
+    auxiliaries = [child.i for child in verb.lefts if child.dep_ in AUXILIARIES]
+    bare = max([start, *(child.i + 1 for child in verb.lefts if child.dep_ in {*AUXILIARIES, "neg"})])
+    if auxiliaries and auxiliaries[0] < start:
+        start = bare  # a question: "is the dog [not [barking]]" has no phrase from "not" on
     spans: list[Span] = []
     if subject or imperative or verb.dep_ == "relcl":
-        spans += [("S", first, _extent(verb, {"punct"})[1])] if shared else _coordinated("S", verb)
+        label = "NP" if _fragment(verb) else "S"
+        spans += [(label, first, _extent(verb, {"punct"})[1])] if shared else _coordinated(label, verb)
     elif verb.dep_ == "advcl" and any(child.dep_ == "mark" for child in behind):
         spans += [("PP", first, last), ("S", start, last)]
     elif verb.dep_ == "pcomp":
         spans.append(("S", start, last))
-    auxiliaries = [child.i for child in verb.lefts if child.dep_ in AUXILIARIES]
     if shared and verb.dep_ != "conj":
         whole = max(last, *(child.right_edge.i for child in shared))
         spans.append(("VP", start, whole))
         if auxiliaries and not any(c.dep_ in AUXILIARIES for child in shared for c in child.lefts):
-            bare = max(auxiliaries) + 1  # the conjuncts share the auxiliaries: "is [[standing] and [looking]]"
+            # The conjuncts share the auxiliaries: "is [[standing] and [looking]]".
             return [*spans, *(("VP", i, whole) for i in auxiliaries), ("VP", bare, whole), ("VP", bare, last)]
-    spans.append(("VP", start, last))
-    if auxiliaries:
-        spans += [("VP", i, last) for i in auxiliaries]
-        spans.append(("VP", max(auxiliaries) + 1, last))
-    return spans
+    return [*spans, ("VP", start, last), *(("VP", i, last) for i in auxiliaries), ("VP", bare, last)]
+
+
+def _fragment(verb: Any) -> bool:
+    """Whether a verb that has a subject makes no sentence of it: "people walking on a beach"."""
+    head = verb
+    while head.dep_ == "conj":
+        head = head.head
+    finite = verb.tag_ not in PARTICIPLES or any(child.dep_ in AUXILIARIES for child in verb.lefts)
+    return head.dep_ == "ROOT" and not finite
 
 
 def _coordinated(label: str, head: Any) -> list[Span]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import html
-import re
+import unicodedata
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from typing import Any
@@ -13,14 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from powerclip.phrases.plain import ENTITY, unescaped
 from powerclip.types import PhraseTree
 
 WINDOW = 64
 """Characters looked at to find where a caption and its cleaned form meet again: longer than any HTML entity."""
 
-ENTITY = re.compile(r"&(?:amp;)*#?\w{1,32};")
+STRAIGHT = str.maketrans("\u02bc\u2018\u2019\u201a\u201b\u201c\u201d\u201e\u201f", "'''''\"\"\"\"")
+"""Quotation marks that cleaning straightens."""
 
-Offsets = Sequence[int | None]
+Origins = Sequence[int | None]
+"""For each of some characters of a cleaned caption, the character of the caption it came from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +41,9 @@ class EncodedCaption:
 def encode_caption(caption: str, tree: PhraseTree, tokenizer: Any, *, context_length: int) -> EncodedCaption:
     """Tokenize a caption and map its words to the tokens.
 
-    Every piece of a word belongs to that word's leaf; a piece between words (punctuation that is no leaf of its own)
-    belongs to none. What lies beyond the context is dropped: phrases wholly, leaves by having no token.
+    Every piece of a word belongs to that word's leaf, a piece of several words to the first one's; a piece between
+    words (punctuation that is no leaf of its own) belongs to none. What lies beyond the context is dropped: phrases
+    wholly, leaves by having no token.
 
     Args:
         caption: the text.
@@ -56,11 +60,14 @@ def encode_caption(caption: str, tree: PhraseTree, tokenizer: Any, *, context_le
             "parse this very caption"
         )
     encode = _encode_bpe if hasattr(tokenizer, "byte_encoder") else _encode_hf
-    tokens, offsets = encode(caption, tokenizer, context_length)
+    tokens, origins = encode(caption, tokenizer, context_length)
     leaf_of_character = [-1] * len(caption)
     for leaf, (start, end) in enumerate(tree.leaves):
         leaf_of_character[start:end] = [leaf] * (end - start)
-    leaf_of_token = [-1 if character is None else leaf_of_character[character] for character in offsets]
+    leaf_of_token = [
+        next((leaf for i in characters if i is not None and (leaf := leaf_of_character[i]) >= 0), -1)
+        for characters in origins
+    ]
     leaf_of_token += [-1] * (context_length - len(leaf_of_token))
     spans = _surviving(tree, sorted({leaf for leaf in leaf_of_token if leaf >= 0}))
     return EncodedCaption(
@@ -80,8 +87,8 @@ def _surviving(tree: PhraseTree, present: list[int]) -> list[tuple[int, int]]:
     return list(spans)
 
 
-def _encode_bpe(caption: str, tokenizer: Any, context_length: int) -> tuple[Tensor, Offsets]:
-    """Tokens (T,) of open_clip's BPE, and for each the character of the caption that it begins with.
+def _encode_bpe(caption: str, tokenizer: Any, context_length: int) -> tuple[Tensor, list[Origins]]:
+    """Tokens (T,) of open_clip's BPE, and for each the characters of the caption that it has come from.
 
     The tokenizer cleans the caption (Unicode repair, HTML entities, white space, case) before it splits it. Its
     ``encode`` is followed step by step here: it tells no offsets, and cleaning twice would double the time.
@@ -91,7 +98,7 @@ def _encode_bpe(caption: str, tokenizer: Any, context_length: int) -> tuple[Tens
     cleaned = tokenizer.clean_fn(caption)
     origin = _origins(caption, cleaned)
     ids: list[int] = [tokenizer.sot_token_id]
-    offsets: list[int | None] = [None]
+    origins: list[Origins] = [()]
     for match in tokenizer.pat.finditer(cleaned):
         if len(ids) >= context_length:
             break
@@ -100,20 +107,20 @@ def _encode_bpe(caption: str, tokenizer: Any, context_length: int) -> tuple[Tens
         pieces = tokenizer.bpe("".join([tokenizer.byte_encoder[byte] for byte in encoded])).split(" ")
         ids += [tokenizer.encoder[piece] for piece in pieces]
         if len(pieces) == 1:
-            offsets.append(origin[start])
+            origins.append(origin[start : match.end()])
             continue
         character_of_byte = [i for i, character in enumerate(word) for _ in character.encode("utf-8")]
         position = 0
         for piece in pieces:
-            offsets.append(origin[start + character_of_byte[position]])
-            position += len(piece.removesuffix("</w>"))
+            first, position = position, position + len(piece.removesuffix("</w>"))
+            origins.append(origin[start + character_of_byte[first] : start + character_of_byte[position - 1] + 1])
     kept = min(len(ids), context_length - 1)
     ids = [*ids[:kept], tokenizer.eot_token_id]
-    return torch.tensor(ids + [0] * (context_length - len(ids))), offsets[:kept]
+    return torch.tensor(ids + [0] * (context_length - len(ids))), origins[:kept]
 
 
-def _encode_hf(caption: str, tokenizer: Any, context_length: int) -> tuple[Tensor, Offsets]:
-    """Tokens (T,) of a Hugging Face tokenizer or open_clip's wrapper of one, and the characters they begin with."""
+def _encode_hf(caption: str, tokenizer: Any, context_length: int) -> tuple[Tensor, list[Origins]]:
+    """Tokens (T,) of a Hugging Face tokenizer or open_clip's wrapper of one, and the characters they have come from."""
     wrapped = hasattr(tokenizer, "clean_fn")
     fast = tokenizer.tokenizer if wrapped else tokenizer
     if not getattr(fast, "is_fast", False):
@@ -132,18 +139,16 @@ def _encode_hf(caption: str, tokenizer: Any, context_length: int) -> tuple[Tenso
     if any(a != b and not s for a, b, s in zip(tokens.tolist(), ids, special, strict=True)):
         raise ValueError(f"{type(fast).__name__} gives other tokens with offsets than without; phrases need equal ones")
     origin = _origins(caption, cleaned)
-    offsets: list[int | None] = []
-    for (start, end), is_special in zip(encoding["offset_mapping"], special, strict=True):
-        begin = next((i for i in range(start, end) if not cleaned[i].isspace()), end)
-        offsets.append(None if is_special or begin >= end else origin[begin])
-    return tokens, offsets
+    places = zip(encoding["offset_mapping"], special, strict=True)
+    return tokens, [() if is_special else origin[start:end] for (start, end), is_special in places]
 
 
-def _origins(caption: str, cleaned: str) -> Offsets:
+def _origins(caption: str, cleaned: str) -> Origins:
     """For each character of the cleaned caption, the character of the caption it came from.
 
-    Cleaning mostly lowers case and collapses white space, so walking both texts together finds it; where it changed
-    more (entities, repaired encodings), a window on both is aligned and the walk goes on behind it.
+    Cleaning mostly lowers case and collapses white space, so walking both texts together finds it, entities and
+    characters written otherwise included; where it changed more (repaired encodings), a window on both is aligned and
+    the walk goes on behind it.
     """
     if len(caption) == len(cleaned) and cleaned in (caption, caption.lower()):
         return range(len(caption))
@@ -155,11 +160,16 @@ def _origins(caption: str, cleaned: str) -> Offsets:
             at += 1
         if at >= len(caption):
             origin += [None] * (len(cleaned) - len(origin))
-        elif caption[at] == "&" and (entity := _entity(caption, at, cleaned, len(origin))):
-            origin += [at] * entity[0]
-            at += entity[1]
+        elif caption[at] == "&" and (lengths := _entity(caption, at, cleaned, len(origin))):
+            origin += [at] * lengths[0]
+            at += lengths[1]
         elif character in (caption[at], caption[at].lower()) or (character.isspace() and caption[at].isspace()):
             origin.append(at)
+            at += 1
+        elif lengths := _rewritten(caption, at, cleaned, len(origin)):
+            origin += [at] * lengths[0]
+            at += lengths[1]
+        elif unicodedata.category(caption[at]) in {"Cc", "Cf"}:  # cleaning took it out
             at += 1
         else:
             index = len(origin)
@@ -174,11 +184,49 @@ def _entity(caption: str, at: int, cleaned: str, index: int) -> tuple[int, int] 
     match = ENTITY.match(caption, at)
     if match is None:
         return None
-    text = html.unescape(html.unescape(match.group()))
-    if text == match.group() or text.isspace():
+    text = unescaped(match.group())
+    if text == match.group():
         return None
+    if not text.strip():  # white space is collapsed, and left out at the ends
+        return int(cleaned[index].isspace()), len(match.group())
     here = cleaned[index : index + len(text)]
     return (len(text), len(match.group())) if here in (text, text.lower()) else None
+
+
+def _rewritten(caption: str, at: int, cleaned: str, index: int) -> tuple[int, int] | None:
+    """Lengths, cleaned and as written, of a character that cleaning wrote otherwise; None where there is none.
+
+    It may have been composed with its combining marks, expanded, straightened, or read in the wrong encoding before.
+    """
+    end = at + 1
+    while end < len(caption) and unicodedata.combining(caption[end]):
+        end += 1
+    written = {end: caption[at:end]}
+    if "\x80" <= caption[at] <= "\x9f":
+        written[end] = caption[at].encode("latin-1").decode("cp1252", "ignore")
+    if "\xc2" <= caption[at] <= "\xf4":  # the first byte of UTF-8 that was read as Windows-1252
+        for end in (at + 2, at + 3, at + 4):
+            with suppress(UnicodeError):
+                written[end] = b"".join(map(_windows_byte, caption[at:end])).decode("utf-8")
+    for end, text in written.items():
+        for normal in (unicodedata.normalize("NFC", text), unicodedata.normalize("NFKC", text)):
+            straight = normal.translate(STRAIGHT)
+            for form in (straight, straight.lower()):
+                if cleaned.startswith(form, index):
+                    return len(form), end - at
+    return None
+
+
+def _windows_byte(character: str) -> bytes:
+    """The byte that is read as this character, be it one that Windows-1252 leaves open.
+
+    Raises:
+        UnicodeError: there is none.
+    """
+    try:
+        return character.encode("cp1252")
+    except UnicodeError:
+        return character.encode("latin-1")
 
 
 def _aligned(window: str, cleaned: str) -> tuple[list[int], int]:
