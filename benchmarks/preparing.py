@@ -26,13 +26,14 @@ from rich.table import Table
 
 from powerclip.prepare.shard import ShardTask, make_shard, parser_of, proposer_of
 from powerclip.prepare.tars import TarChunk
+from powerclip.regions.sam import GPU_POINTS
 
 CC12M_PAIRS = 12_423_374
 CORES, GPUS = 32, 8
 GPU_FLOP_PER_S = 790e12
 """What an H200 reached in large bf16 matrix products."""
-POINTS, POINTS_AT_ONCE = 32 * 32, 64
-"""That SAM's mask generation asks for in a picture, and how many a call of the decoder takes."""
+POINTS = 32 * 32
+"""That SAM's mask generation asks for in a picture; a call of the decoder takes ``GPU_POINTS`` of them."""
 
 
 def write_source(path: Path, images: int) -> None:
@@ -85,8 +86,8 @@ def floor(console: Console) -> None:
             with FlopCounterMode(display=False) as encoder:
                 embeddings = model.get_image_embeddings(torch.empty(1, 3, 1024, 1024))
             with FlopCounterMode(display=False) as decoder:
-                model(image_embeddings=embeddings, input_points=torch.empty(1, POINTS_AT_ONCE, 1, 2))
-        flop = encoder.get_total_flops(), decoder.get_total_flops() * POINTS // POINTS_AT_ONCE
+                model(image_embeddings=embeddings, input_points=torch.empty(1, GPU_POINTS, 1, 2))
+        flop = encoder.get_total_flops(), decoder.get_total_flops() * POINTS // GPU_POINTS
         hours = CC12M_PAIRS * sum(flop) / (GPUS * GPU_FLOP_PER_S) / 3600
         table.add_row(name, *(f"{part / 1e12:.2f} TFLOP" for part in flop), f"{hours:.1f} h")
     console.print(table)
@@ -125,7 +126,7 @@ def main() -> None:
                 list(loaded.parse(["a dog on a chair"] * 8))
             proposer = proposer_of(regions, device=options.device)
             if proposer is not None:
-                proposer.propose([Image.new("RGB", (384, 288))])
+                list(proposer.propose([Image.new("RGB", (384, 288))]))
             task = ShardTask(
                 number=0, chunk=TarChunk(folder / "source.tar", "txt"), path=folder / "out.tar", parser=parser,
                 regions=regions, device=options.device,

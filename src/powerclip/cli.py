@@ -52,8 +52,9 @@ class Prepare:
     """Make annotated shards out of images and captions: pack them, parse the captions' phrases, propose regions.
 
     SOURCE is a folder of images with a .txt caption beside each; a folder of WebDataset tars, or one; a CSV, TSV, JSONL
-    or Parquet table of images and captions; a folder saved by Hugging Face's datasets; or scenes:train, scenes:test,
-    scenes:compositional (generated). Interrupted, the same command goes on where it stopped.
+    or Parquet table of images (paths, or URLs that were fetched) and captions; a folder saved by Hugging Face's
+    datasets; or scenes:train, scenes:test, scenes:compositional (generated). Interrupted, the same command goes on
+    where it stopped.
 
     Example: powerclip prepare photos.csv data/photos --workers 8; then powerclip prepare --check data/photos
     """
@@ -74,6 +75,8 @@ class Prepare:
     """Phrase parser: spacy, spacy:PIPELINE (any installed spaCy pipeline or its path), benepar[:MODEL], or none."""
     regions: str = "boxes"
     """boxes (drawn in training, nothing stored), superpixels, sam, or sam:MODEL (hub name or folder of SAM or SAM 2)."""
+    replace_annotations: bool = False
+    """Make phrases and regions anew where tars or scenes bring their own, which are kept otherwise."""
     device: str = "auto"
     """Where SAM runs: auto, cpu, cuda, ..."""
     samples_per_shard: int = 1000

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from made import picture, write_tar
 from PIL import Image
 from pyarrow import parquet
 
@@ -20,25 +21,6 @@ from powerclip.prepare.sources import SourceOptions, open_source
 from powerclip.types import PowerclipError
 
 CAPTIONS = [f"a dog number {i} on a red chair" for i in range(7)]
-
-
-def picture(i=0, kind="JPEG"):
-    buffer = io.BytesIO()
-    Image.new("RGB", (12, 9), (i * 30, 0, 0)).save(buffer, kind)
-    return buffer.getvalue()
-
-
-def write_tar(path, members):
-    """members: (name, bytes) or a TarInfo."""
-    with tarfile.open(path, "w") as tar:
-        for member in members:
-            if isinstance(member, tarfile.TarInfo):
-                tar.addfile(member)
-                continue
-            name, data = member
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
 
 
 def img2dataset(folder, caption="txt"):
@@ -176,7 +158,7 @@ def test_a_tar_cut_short_gives_what_is_whole(tmp_path):
     first = source / "00001.tar"
     first.write_bytes(first.read_bytes()[:5000])
     report = prepare(source, tmp_path / "out", parser="none", max_bad_share=0.5)
-    assert report["skipped"]["tar cut short"] == 1
+    assert report["skipped"]["tar damaged or cut short"] == 1
     assert report["samples"] >= 5
 
 

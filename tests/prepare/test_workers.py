@@ -1,11 +1,13 @@
-"""The job with several workers, killed, interrupted, on a Ray cluster that loses a node; and the check of its shards."""
+"""The job with several workers, killed, interrupted, on a Ray cluster that loses a node; and its shards' check."""
 
 import io
+import multiprocessing
 import signal
 import subprocess
 import sys
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from rich.console import Console
 from powerclip.data.shards import index_shard, read_shards
 from powerclip.prepare import prepare
 from powerclip.prepare.check import check
+from powerclip.prepare.workers import run_local
 from powerclip.types import PowerclipError, RunFailedError
 
 
@@ -91,6 +94,37 @@ def test_a_job_that_is_killed_goes_on_and_loses_nothing(sign, photos, tmp_path):
     assert not list(out.glob(".*.tmp"))
 
 
+def nap(seconds):
+    time.sleep(seconds)
+    return seconds
+
+
+def test_a_job_that_is_left_ends_its_own_workers_only():
+    context = multiprocessing.get_context("spawn")
+    other = context.Process(target=nap, args=(600,))
+    other.start()
+    try:
+        begun = time.monotonic()
+        with closing(run_local(nap, [0.01, 600, 600, 600], workers=2)) as results:
+            assert next(results) == (0, 0.01)
+        while len(multiprocessing.active_children()) > 1:
+            assert time.monotonic() - begun < 100
+            time.sleep(0.05)
+        assert multiprocessing.active_children() == [other]
+    finally:
+        other.terminate()
+        other.join()
+
+
+def hears_interrupts(_):
+    return signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, set())
+
+
+def test_ctrl_c_is_the_first_process_s_alone():
+    assert [heard for _, heard in run_local(hears_interrupts, [0, 1], workers=2)] == [False, False]
+    assert hears_interrupts(None)
+
+
 def test_two_jobs_do_not_write_to_one_folder(photos, tmp_path):
     from filelock import FileLock
 
@@ -128,6 +162,7 @@ def test_a_ray_cluster_that_loses_a_node_loses_nothing(photos, tmp_path):
     assert lost and lost[0] < 48
     assert made == report
     assert shards(tmp_path / "ray") == shards(tmp_path / "one")
+    assert not list((tmp_path / "ray").glob("*.tmp"))
     keys = [sample.key for sample in read_shards(tmp_path / "ray")]
     assert len(keys) == len(set(keys)) == 48
 
@@ -158,5 +193,6 @@ def test_check_finds_what_is_not_sound(tmp_path):
     with pytest.raises(RunFailedError, match="1 of 2 shards are broken: .*shard-000001.tar is no whole tar"):
         printed(tmp_path / "out")
     second.unlink()
+    (tmp_path / "out" / "report.json").unlink()
     with pytest.raises(RunFailedError, match="1 of 10 samples cannot be used; most often: malformed phrases.json"):
         printed(tmp_path / "out")

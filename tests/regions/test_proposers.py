@@ -2,6 +2,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from powerclip.data.decode import decode_image
+from powerclip.data.masks import transform_with_regions
 from powerclip.data.shards import read_shards
 from powerclip.prepare import prepare
 from powerclip.regions import RegionAnnotation
@@ -62,6 +64,40 @@ def test_superpixels_of_odd_sizes(size):
     assert found.masks.shape[1:] == size[::-1]
 
 
+def test_an_image_is_taken_for_each_that_is_given():
+    taken = []
+    images = (taken.append(i) or Image.new("RGB", (40 + i, 30), "red") for i in range(5))
+    for i, found in enumerate(load_proposer("superpixels").propose(images)):
+        assert taken == list(range(i + 1))
+        assert found.masks.shape[1:] == (30, 40 + i)
+    assert len(taken) == 5
+
+
+@pytest.mark.parametrize(("orientation", "shown"), [(3, (180, 240)), (6, (240, 180))])
+def test_regions_lie_on_the_upright_picture_wherever_it_is_read(orientation, shown, tmp_path):
+    """A camera's picture on its side: what is proposed when it is prepared is where training sees it."""
+    pixels = np.zeros((180, 240, 3), np.uint8)
+    pixels[24:72, 30:150] = 255
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    (tmp_path / "photos").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "photos" / "a.jpg", quality=95, exif=exif)
+    (tmp_path / "photos" / "a.txt").write_text("a white box")
+    prepare(tmp_path / "photos", tmp_path / "shards", regions="superpixels", parser="none")
+    (sample,) = read_shards(tmp_path / "shards")
+    assert sample.image == (tmp_path / "photos" / "a.jpg").read_bytes()
+    assert (sample.regions["height"], sample.regions["width"]) == shown
+
+    image = decode_image(sample.image)
+    bright, regions = transform_with_regions(sample, image, lambda *moved: moved, count=64, grid=shown)
+    bright = np.asarray(bright.convert("L")) > 128
+    assert bright.shape == shown
+    turned = np.rot90(pixels[..., 0] > 0, 2 if orientation == 3 else -1)
+    np.testing.assert_array_equal(bright, turned)
+    overlaps = [(region & bright).sum() / (region | bright).sum() for region in regions.unflatten(1, shown).numpy()]
+    assert max(overlaps) > 0.75  # the smoothed edge makes segments of its own
+
+
 def test_what_cannot_be_loaded_is_named(tmp_path):
     assert load_proposer("boxes") is None
     with pytest.raises(PowerclipError, match="unknown regions 'magic'; use boxes, superpixels, sam or sam:MODEL"):
@@ -79,7 +115,8 @@ def test_prepared_shards_hold_them(tmp_path):
     report = prepare(tmp_path / "photos", tmp_path / "shards", regions="superpixels")
     (sample,) = read_shards(tmp_path / "shards")
     annotation = RegionAnnotation.from_json(sample.regions)
-    assert annotation.proposer == report["proposer"] == "superpixels:felzenszwalb-100-300-1000"
+    assert annotation.proposer == "superpixels:felzenszwalb-100-300-1000"
+    assert report["proposer"] == {annotation.proposer: 1}
     assert report["regions_per_image"] == len(annotation.masks) >= 2
-    with pytest.raises(PowerclipError, match="with other settings"):
+    with pytest.raises(PowerclipError, match="made otherwise .proposer superpixels"):
         prepare(tmp_path / "photos", tmp_path / "shards")

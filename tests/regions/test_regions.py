@@ -1,3 +1,5 @@
+import json
+import tracemalloc
 from fractions import Fraction
 
 import numpy as np
@@ -5,7 +7,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
+from powerclip.data.masks import transform_with_regions
+from powerclip.data.sample import BadSampleError, Sample
 from powerclip.regions import RegionAnnotation, fixed_boxes, masks_to_grid, random_boxes, rle
 
 
@@ -126,9 +131,15 @@ def test_annotation_round_trip():
     ("change", "message"),
     [
         ({"height": 0}, "positive"),
-        ({"height": "tall"}, "reading failed"),
+        ({"height": "tall"}, "reading failed with TypeError"),
+        ({"width": float("inf")}, "reading failed with TypeError"),
+        ({"height": 2**20, "width": 2**20}, "too many to be read"),
         ({"masks": [{}]}, "reading failed with KeyError"),
         ({"masks": 3}, "reading failed with TypeError"),
+        ({"masks": [{"rle": 4}]}, "expected a string, not int"),
+        ({"masks": [{"rle": "4", "score": "high"}]}, "expected a number, not str"),
+        ({"masks": [{"rle": "4", "score": 10**400}]}, "reading failed with OverflowError"),
+        ({"proposer": None}, "expected a string, not NoneType"),
         ({"masks": [{"rle": "!", "score": 1.0}]}, "no run-length mask"),
         ({"masks": [{"rle": "", "score": float("nan")}]}, "finite"),
     ],
@@ -136,3 +147,71 @@ def test_annotation_round_trip():
 def test_annotation_errors_say_where(change, message):
     with pytest.raises(ValueError, match=message):
         RegionAnnotation.from_json({"height": 2, "width": 2, "masks": [], **change})
+
+
+def test_a_run_length_without_end_is_refused_as_it_is_read():
+    with pytest.raises(ValueError, match="a run longer than any mask"):
+        rle.decode("o" * 2_000_000, 4, 5)
+
+
+def test_unsound_masks_take_no_memory():
+    wrong = {"height": 8192, "width": 8192, "masks": [{"rle": rle.encode(np.ones((2, 2), bool))}] * 64}
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="its runs cover 4 pixels"):
+        RegionAnnotation.from_json(wrong)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1_000_000  # the masks would be 4 GiB
+
+
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
+ANYTHING = st.recursive(
+    SCALARS,
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.sampled_from(["height", "width", "masks", "rle", "score", "proposer", ""]), inner)
+    ),
+    max_leaves=12,
+)
+
+
+@st.composite
+def mutated(draw):
+    """A sound annotation of (5, 7) pixels in which a value or some characters are others."""
+    rng = np.random.default_rng(draw(st.integers(0, 99)))
+    masks = rng.random((draw(st.integers(0, 3)), 5, 7)) < rng.random()
+    value = RegionAnnotation(masks=masks, scores=(0.5,) * len(masks), proposer="test").to_json()
+    for _ in range(draw(st.integers(0, 2))):
+        holder = draw(st.sampled_from([value, *(entry for entry in value["masks"] if isinstance(entry, dict))]))
+        name = draw(st.sampled_from(sorted(holder)))
+        if name == "rle" and isinstance(holder["rle"], str) and holder["rle"]:
+            place, sign = draw(st.integers(0, len(holder["rle"]) - 1)), draw(st.characters(max_codepoint=130))
+            holder["rle"] = holder["rle"][:place] + sign + holder["rle"][place + draw(st.integers(0, 2)) :]
+        else:
+            holder[name] = draw(ANYTHING)
+        if not isinstance(value["masks"], list):
+            break
+    return value
+
+
+@settings(max_examples=300)
+@given(ANYTHING | mutated())
+def test_any_json_is_an_annotation_or_a_value_error(value):
+    value = json.loads(json.dumps(value))
+    sound = True
+    try:
+        found = RegionAnnotation.from_json(value)
+        assert found.masks.shape == (len(value["masks"]), value["height"], value["width"])
+    except ValueError:
+        sound = False
+    if not isinstance(value, dict):  # which the shards' reader has refused by then
+        return
+    sample = Sample(key="a", image=b"", image_extension="png", caption="a", regions=value)
+    try:
+        _, regions = transform_with_regions(
+            sample, Image.new("RGB", (7, 5)), lambda *moved: moved if len(moved) > 1 else moved[0], count=9, grid=(2, 2)
+        )
+    except BadSampleError:
+        return
+    assert sound
+    assert regions.shape == (len(value["masks"]), 4)

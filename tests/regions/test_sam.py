@@ -1,21 +1,26 @@
 """SAM and SAM 2 with small random weights of the real classes, through the real pipeline."""
 
+import io
+import json
+
 import numpy as np
 import pytest
 import torch
 import transformers
 from PIL import Image
 
+from powerclip.data.decode import decode_image
 from powerclip.data.shards import read_shards
 from powerclip.prepare import prepare
 from powerclip.regions import RegionAnnotation
-from powerclip.regions.proposers import load_proposer
-from powerclip.regions.sam import SAM
+from powerclip.regions.proposers import load_proposer, masks_at_size, resized
+from powerclip.regions.sam import GPU_POINTS, LONGEST_SIDE, POINTS, SAM
+from powerclip.types import PowerclipError
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # transformers' and numpy's own
 
-EVERYTHING = {"pred_iou_thresh": -9.0, "stability_score_thresh": 0.0}
-"""Random weights are not sure of anything; so nothing is filtered."""
+EVERYTHING = {"pred_iou_thresh": -9.0, "stability_score_thresh": 0.0, "points_per_crop": 8}
+"""Random weights are not sure of anything; so nothing is filtered, and 8 x 8 points are enough."""
 
 PROMPTS = {"hidden_size": 16, "image_size": 64, "patch_size": 16, "mask_input_channels": 4}
 DECODER = {
@@ -81,6 +86,95 @@ def test_masks_lie_in_the_pixels_of_each_image(checkpoint):
         np.testing.assert_array_equal(read.masks, annotation.masks)
 
 
+def test_an_image_among_others_has_the_regions_it_has_alone(checkpoint):
+    proposer = SAM(str(checkpoint), device="cpu", **EVERYTHING)
+    pictures = [picture(), picture(100, 150), picture(30, 30)]
+    taken = []
+    together = proposer.propose(taken.append(i) or image for i, image in enumerate(pictures))
+    for number, (image, among) in enumerate(zip(pictures, together, strict=True)):
+        assert taken == list(range(number + 1))  # no image is taken before it is wanted
+        (alone,) = proposer.propose([image])
+        np.testing.assert_array_equal(among.masks, alone.masks)
+        assert among.scores == alone.scores
+    assert list(proposer.propose([])) == []
+
+
+@pytest.mark.parametrize("points", [16, 32])
+def test_the_points_at_once_change_no_mask(checkpoint, points):
+    (some,) = SAM(str(checkpoint), device="cpu", points_per_batch=points, **EVERYTHING).propose([picture()])
+    (usual,) = SAM(str(checkpoint), device="cpu", **EVERYTHING).propose([picture()])
+    np.testing.assert_array_equal(some.masks, usual.masks)
+
+
+def test_a_large_picture_is_seen_in_a_smaller_copy(checkpoint, monkeypatch):
+    assert LONGEST_SIDE == 1024
+    monkeypatch.setattr("powerclip.regions.sam.LONGEST_SIDE", 64)
+    large = picture(200, 150)
+    proposer = SAM(str(checkpoint), device="cpu", **EVERYTHING)
+    found, small = proposer.propose([large, resized(large, 64)])
+    assert small.masks.shape[1:] == (48, 64)
+    assert len(small.masks) > 0
+    np.testing.assert_array_equal(found.masks, masks_at_size(small.masks, large))
+
+
+def test_bf16_gives_masks_too(checkpoint):
+    """A GPU's default, run here on the CPU: the pipeline suppresses doubles on the CPU in either case."""
+    exact = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        (found,) = SAM(str(checkpoint), device="cpu", dtype=dtype, **EVERYTHING).propose([picture()])
+        assert len(found.masks) > 0
+        assert found.masks.any(axis=(1, 2)).all()
+        scores = torch.tensor(found.scores)
+        exact[dtype] = torch.equal(scores.bfloat16().float(), scores)
+    assert exact == {torch.float32: False, torch.bfloat16: True}  # it is bf16 that was computed in
+
+
+def test_a_gpu_takes_bf16_and_more_points(checkpoint):
+    gpu, cpu = (SAM(str(checkpoint), device=device) for device in ("cuda:0", "cpu"))
+    assert (gpu.dtype, gpu.points_per_batch) == (torch.bfloat16, GPU_POINTS)
+    assert (cpu.dtype, cpu.points_per_batch) == (torch.float32, POINTS)
+    assert SAM(str(checkpoint), device="cuda", dtype=torch.float32, points_per_batch=8).points_per_batch == 8
+    assert [1024 % points for points in (POINTS, GPU_POINTS)] == [0, 0]
+
+
+@pytest.mark.parametrize(("orientation", "turns"), [(3, 2), (6, -1)])
+def test_a_picture_on_its_side_has_the_regions_of_the_upright_one(checkpoint, orientation, turns):
+    stored, exif = io.BytesIO(), Image.Exif()
+    exif[0x112] = orientation
+    picture().save(stored, "JPEG", exif=exif)
+    upright = Image.fromarray(np.rot90(np.asarray(Image.open(stored)), turns))
+    proposer = SAM(str(checkpoint), device="cpu", **EVERYTHING)
+    found, expected = proposer.propose([decode_image(stored.getvalue()), upright])
+    assert found.masks.shape[1:] == (upright.height, upright.width)
+    assert len(found.masks) > 0
+    np.testing.assert_array_equal(found.masks, expected.masks)
+    assert found.scores == expected.scores
+
+
+def test_a_model_is_named_without_its_weights(checkpoint, tmp_path):
+    """Only what proposes needs them; a wrong name is told at once all the same."""
+    config = json.loads((checkpoint / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    proposer = load_proposer(f"sam:{tmp_path}", device="cpu")
+    assert proposer.name == f"sam:{tmp_path}"
+    with pytest.raises(PowerclipError, match="^cannot load the SAM model .*; give a hub name or the folder of a SAM"):
+        next(iter(proposer.propose([picture()])))
+
+
+@pytest.mark.parametrize("config", ["", "[]", "{}", '{"model_type": "sam", "vision_config": 3}', '{"model_type": "?"}'])
+def test_what_is_no_model_is_told_in_a_line(config, tmp_path):
+    (tmp_path / "config.json").write_text(config)
+    with pytest.raises(PowerclipError, match=r"^cannot load the SAM model .*; give a hub name") as error:
+        SAM(str(tmp_path))
+    assert "\n" not in str(error.value)
+
+
+def test_another_model_is_refused_by_its_type(tmp_path):
+    transformers.CLIPConfig().save_pretrained(tmp_path)
+    with pytest.raises(PowerclipError, match="it is of the type clip, which generates no masks"):
+        SAM(str(tmp_path))
+
+
 def test_an_image_in_which_nothing_is_found_has_no_regions(checkpoint):
     (found,) = SAM(str(checkpoint), device="cpu", pred_iou_thresh=1e9).propose([picture()])
     assert found.masks.shape == (0, 48, 64)
@@ -92,4 +186,5 @@ def test_prepare_takes_a_local_folder(checkpoint, tmp_path):
     (tmp_path / "photos" / "a.txt").write_text("noise")
     report = prepare(tmp_path / "photos", tmp_path / "shards", regions=f"sam:{checkpoint}", device="cpu")
     (sample,) = read_shards(tmp_path / "shards")
-    assert sample.regions["proposer"] == report["proposer"] == load_proposer(f"sam:{checkpoint}", device="cpu").name
+    assert sample.regions["proposer"] == load_proposer(f"sam:{checkpoint}", device="cpu").name
+    assert report["proposer"] == {sample.regions["proposer"]: 1}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -46,7 +47,7 @@ def transform_with_regions(
 def _drawn(regions: Any, image: Image.Image, count: int) -> Any:
     """(m, H, W) bool masks of the drawn regions; only those are decoded."""
     try:
-        if (int(regions["height"]), int(regions["width"])) != (image.height, image.width):
+        if tuple(operator.index(regions[side]) for side in ("height", "width")) != (image.height, image.width):
             raise BadSampleError("regions of another size than the image")
         chosen = torch.randperm(len(regions["masks"]))[:count].tolist()
         return RegionAnnotation.from_json({**regions, "masks": [regions["masks"][i] for i in chosen]}).masks

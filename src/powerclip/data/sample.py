@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import io
 import json
+import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.lib import format as npy
+from numpy.typing import NDArray
 
 from powerclip.data.njson import BadSampleError as BadSampleError
 from powerclip.data.njson import read_njson
@@ -21,6 +25,15 @@ REGION_FILES = ("regions.json", "samlens.npy", "samcat.npy")
 
 PUBLISHED_GRID = (14, 14)
 """The patch grid that the published regions are given on."""
+
+MAX_CAPTION_BYTES = 2**20
+"""Longer captions are refused; a text tower reads some hundred characters."""
+
+MAX_PUBLISHED_REGIONS = 10_000
+"""Of an image; SAM finds some hundred."""
+
+MAX_DEPTH = 100
+"""Levels of a JSON file. What is read must be written again, and Python's writer is not as deep as its reader."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,8 +91,8 @@ class Sample:
         tree = None
         if "phrases.json" in files:
             try:
-                tree = PhraseTree.from_json(json.loads(files["phrases.json"]))
-            except (ValueError, RecursionError, OverflowError) as error:
+                tree = PhraseTree.from_json(_read_json(files, "phrases.json") or {})
+            except (ValueError, OverflowError) as error:
                 raise BadSampleError("malformed phrases.json") from error
         if CAPTION_EXTENSION in files:
             caption = decode_caption(files[CAPTION_EXTENSION], strip=tree is None)
@@ -101,8 +114,10 @@ def decode_caption(text: bytes, *, strip: bool = True) -> str:
     """A caption from bytes; ``strip=False`` keeps the white space around it, where offsets into it are at hand.
 
     Raises:
-        BadSampleError: it is empty, not UTF-8, or holds NUL.
+        BadSampleError: it is too large, empty, not UTF-8, or holds NUL.
     """
+    if len(text) > MAX_CAPTION_BYTES:
+        raise BadSampleError("caption too large")
     try:
         caption = text.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -115,19 +130,36 @@ def decode_caption(text: bytes, *, strip: bool = True) -> str:
 
 
 def _json(value: Mapping[str, Any]) -> bytes:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return text.encode("utf-8", errors="backslashreplace")  # which is how JSON writes half a surrogate pair
 
 
 def _read_json(files: Mapping[str, bytes], extension: str) -> dict[str, Any] | None:
     if extension not in files:
         return None
+    data = files[extension]
     try:
-        value = json.loads(files[extension])
+        value = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise BadSampleError(f"malformed {extension}") from error
-    if not isinstance(value, dict):
+    if not isinstance(value, dict) or (data.count(b"[") + data.count(b"{") > MAX_DEPTH and _is_deep(value)):
         raise BadSampleError(f"malformed {extension}")
     return value
+
+
+def _is_deep(value: Any) -> bool:
+    """Whether a value has more than ``MAX_DEPTH`` levels."""
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [
+            child
+            for parent in level
+            for child in (parent.values() if isinstance(parent, dict) else parent)
+            if isinstance(child, dict | list)
+        ]
+        if not level:
+            return False
+    return True
 
 
 def _read_patch_regions(files: Mapping[str, bytes]) -> tuple[tuple[int, ...], ...] | None:
@@ -136,14 +168,28 @@ def _read_patch_regions(files: Mapping[str, bytes]) -> tuple[tuple[int, ...], ..
         return None
     if "samcat.npy" not in files:
         raise BadSampleError("samlens.npy without samcat.npy")
-    try:
-        lengths, patches = (
-            np.load(io.BytesIO(files[name]), allow_pickle=False).astype(np.int64, casting="same_kind").ravel()
-            for name in ("samlens.npy", "samcat.npy")
-        )
-    except (ValueError, TypeError, EOFError, OSError) as error:
-        raise BadSampleError("malformed samlens.npy or samcat.npy") from error
+    lengths, patches = (_read_integers(files, name) for name in ("samlens.npy", "samcat.npy"))
+    if len(lengths) > MAX_PUBLISHED_REGIONS:
+        raise BadSampleError(f"more than {MAX_PUBLISHED_REGIONS} regions")
     inside = (patches >= 0) & (patches < PUBLISHED_GRID[0] * PUBLISHED_GRID[1])
-    if (lengths < 0).any() or lengths.sum() != len(patches) or not inside.all():
+    possible = (lengths >= 0) & (lengths <= len(patches))
+    if not possible.all() or lengths.sum() != len(patches) or not inside.all():
         raise BadSampleError("samlens.npy and samcat.npy do not fit the 14 x 14 grid")
     return tuple(tuple(part.tolist()) for part in np.split(patches, np.cumsum(lengths)[:-1])) if len(lengths) else ()
+
+
+def _read_integers(files: Mapping[str, bytes], name: str) -> NDArray[np.int64]:
+    """The values of a .npy file of integers; the size it claims is compared with its bytes before memory is taken."""
+    file = io.BytesIO(files[name])
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of headers that Python 2 wrote
+            version = npy.read_magic(file)
+            header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+            shape, _, dtype = header(file)
+        values, count = files[name][file.tell() :], math.prod(shape)
+        if dtype.kind not in "iu" or min(shape, default=0) < 0 or count * dtype.itemsize > len(values):
+            raise ValueError(f"it claims {count} values of {dtype} in {len(values)} bytes")
+        return np.frombuffer(values[: count * dtype.itemsize], dtype).astype(np.int64)
+    except Exception as error:  # numpy raises many kinds on hostile headers
+        raise BadSampleError(f"malformed {name}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import socket
 import tarfile
@@ -13,11 +14,26 @@ from pathlib import Path
 import webdataset
 from webdataset.shardlists import expand_urls
 
-from powerclip.data.sample import CAPTION_EXTENSION, IMAGE_EXTENSIONS, BadSampleError, Sample
+from powerclip.data.sample import (
+    CAPTION_EXTENSION,
+    IMAGE_EXTENSIONS,
+    MAX_CAPTION_BYTES,
+    BadSampleError,
+    Sample,
+)
 from powerclip.types import PowerclipError
 
 MAX_MEMBER_BYTES = 64 * 2**20
 """A larger file in a shard is not read."""
+
+MAX_ANNOTATION_BYTES = 16 * 2**20
+"""Nor is a larger one that is no image: parsed, it takes some twenty times its size."""
+
+MAX_FILES = 64
+"""Files of a sample; those beyond are passed over."""
+
+MAX_HEADER_BYTES = 2**20
+"""Of a member's headers, which tarfile reads whole, whatever they claim: long names, pax records, maps of holes."""
 
 MAX_SAMPLES = 200_000
 """Samples of a shard that can be trained on: their places are held in memory. Published shards hold 10,000."""
@@ -45,13 +61,19 @@ class Entry:
             for extension, place in self.members.items()
             if extension not in without and (only is None or extension in only)
         }
-        if any(size > MAX_MEMBER_BYTES for _, size in wanted.values()):
-            raise BadSampleError("file too large")
+        for extension, (_, size) in wanted.items():
+            if extension == CAPTION_EXTENSION and size > MAX_CAPTION_BYTES:
+                raise BadSampleError("caption too large")
+            if size > (MAX_MEMBER_BYTES if extension in IMAGE_EXTENSIONS else MAX_ANNOTATION_BYTES):
+                raise BadSampleError("file too large")
         try:
             with self.shard.open("rb", buffering=0) as shard:
-                return {name: os.pread(shard.fileno(), size, offset) for name, (offset, size) in wanted.items()}
+                files = {name: os.pread(shard.fileno(), size, offset) for name, (offset, size) in wanted.items()}
         except (OSError, OverflowError) as error:
             raise BadSampleError("shard cannot be read") from error
+        if any(len(files[name]) < size for name, (_, size) in wanted.items()):
+            raise BadSampleError("shard cut short")  # since its headers were read
+        return files
 
     def read(self, *, without: Collection[str] = ()) -> Sample:
         """Read the sample, some of its files left out.
@@ -135,7 +157,7 @@ def find_shards(path: Path | str) -> list[Path]:
     """
     path = Path(path)
     if path.is_dir():
-        shards = sorted(path.glob("*.tar"))
+        shards = tars_in(path)
         missing = "the folder holds no .tar file"
     elif path.is_file():
         return [path]
@@ -147,17 +169,26 @@ def find_shards(path: Path | str) -> list[Path]:
     return shards
 
 
+def tars_in(folder: Path) -> list[Path]:
+    """The tar files of a folder, by name; hidden ones are none: macOS leaves "._NAME.tar" behind."""
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() == ".tar" and not path.name.startswith(".") and path.is_file()
+    )
+
+
 def _glob(path: Path) -> list[Path]:
     if any(c in path.name for c in "*?["):
-        return list(path.parent.glob(path.name))
+        return [found for found in path.parent.glob(path.name) if not found.name.startswith(".") and found.is_file()]
     return [path] if path.is_file() else []
 
 
 def index_shard(shard: Path) -> list[Entry]:
     """The samples of a shard in order of their first file, found from its headers alone.
 
-    Files other than regular ones are passed over, and so is the second file of a name; nothing is ever extracted to
-    disk.
+    Files other than regular ones are passed over, hidden ones too, and so is the second file of a name; nothing is ever
+    extracted to disk.
 
     Raises:
         PowerclipError: the file is no tar, is cut short, or holds more than ``MAX_SAMPLES`` samples.
@@ -165,7 +196,9 @@ def index_shard(shard: Path) -> list[Entry]:
     samples: dict[str, dict[str, tuple[int, int]]] = {}
     try:
         for key, extension, place in _files(shard):
-            samples.setdefault(key, {}).setdefault(extension, place)
+            members = samples.setdefault(key, {})
+            if len(members) < MAX_FILES:
+                members.setdefault(extension, place)
             if len(samples) > MAX_SAMPLES:
                 raise PowerclipError(
                     f"{shard} holds more than {MAX_SAMPLES} samples, too many for one shard; "
@@ -183,37 +216,68 @@ def stream_shard(shard: Path) -> Iterator[Entry]:
     """The samples of a shard in order, in bounded memory whatever it holds: neighbours of one key are a sample.
 
     Raises:
-        BrokenShardError: the file is no tar, or is cut short; the whole samples before that have come.
+        BrokenShardError: the file is no tar, or is cut short; what is before that has come, the last sample as far as
+            its files are whole.
     """
     key: str | None = None
     members: dict[str, tuple[int, int]] = {}
-    for name, extension, place in _files(shard):
-        if name != key or extension in members:
-            if key is not None:
-                yield Entry(shard=shard, key=key, members=members)
-            key, members = name, {}
-        members[extension] = place
+    broken: BrokenShardError | None = None
+    try:
+        for name, extension, place in _files(shard):
+            if name != key or extension in members:
+                if key is not None:
+                    yield Entry(shard=shard, key=key, members=members)
+                key, members = name, {}
+            if len(members) < MAX_FILES:
+                members[extension] = place
+    except BrokenShardError as error:
+        broken = error
     if key is not None:
         yield Entry(shard=shard, key=key, members=members)
+    if broken is not None:
+        raise broken
 
 
 class BrokenShardError(ValueError):
     """A file that is no tar, or one that is cut short."""
 
 
+class _Headers(io.BufferedReader):
+    """A tar of which the headers are read, so many bytes for each member."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(io.FileIO(path))
+        self.left = MAX_HEADER_BYTES
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is None or not 0 <= size <= self.left:
+            raise tarfile.ReadError(f"a member's headers take more than {MAX_HEADER_BYTES} bytes")
+        self.left -= size
+        return super().read(size)
+
+
 def _files(shard: Path) -> Iterator[tuple[str, str, tuple[int, int]]]:
     """Key, extension, and offset and size of each regular file of a tar; only the file at hand is held in memory."""
     try:
-        with tarfile.open(shard, "r:") as tar:
+        with _Headers(shard) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            end, size = 0, os.fstat(file.fileno()).st_size
             while (member := tar.next()) is not None:
+                if not end < tar.offset <= size:
+                    raise tarfile.ReadError(f"the member at byte {member.offset} claims a size that cannot be")
+                end, file.left = tar.offset, MAX_HEADER_BYTES
                 tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
-                if not member.isfile():
-                    continue
+                tar.pax_headers = {}  # and every record that is for all members
                 folder, _, name = member.name.rpartition("/")
+                # Of a file with holes less is stored than its size says.
+                if not member.isfile() or member.issparse() or name.startswith("."):
+                    continue
                 stem, _, extension = name.partition(".")
                 key = f"{folder}/{stem}" if folder else stem
                 yield key, extension.lower(), (member.offset_data, member.size)
+            file.left = MAX_HEADER_BYTES
             _check_end(tar)
+    except RecursionError as error:
+        raise BrokenShardError("a member has more headers than can be") from error
     except (tarfile.TarError, EOFError, OSError, ValueError, OverflowError) as error:
         raise BrokenShardError(str(error)) from error
 
@@ -247,9 +311,11 @@ def probe(path: Path | str, *, samples: int = 100) -> None:
             extensions that were seen).
     """
     shards = find_shards(path)
-    entries = index_shard(shards[0])[:samples]
+    found = ((shard, index_shard(shard)[:samples]) for shard in shards)
+    shard, entries = next(((shard, entries) for shard, entries in found if entries), (shards[0], []))
     if not entries:
-        raise PowerclipError(f"{shards[0]} holds no sample; expected KEY.jpg, .png or .webp with KEY.txt")
+        which = f"{shard} holds" if len(shards) == 1 else f"the {len(shards)} shards at {path} hold"
+        raise PowerclipError(f"{which} no sample; expected KEY.jpg, .png or .webp with KEY.txt")
     seen = sorted({extension for entry in entries for extension in entry.members})
     if not any(set(IMAGE_EXTENSIONS) & set(entry.members) for entry in entries):
         wanted = f"no image under {', '.join(IMAGE_EXTENSIONS)}"
@@ -257,4 +323,4 @@ def probe(path: Path | str, *, samples: int = 100) -> None:
         wanted = f"no caption under {CAPTION_EXTENSION}"
     else:
         return
-    raise PowerclipError(f"{wanted} in the first {len(entries)} samples of {shards[0]}; keys seen: {', '.join(seen)}")
+    raise PowerclipError(f"{wanted} in the first {len(entries)} samples of {shard}; keys seen: {', '.join(seen)}")

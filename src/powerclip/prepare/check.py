@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,11 @@ from rich.table import Table
 from powerclip.data.decode import decode_image
 from powerclip.data.sample import BadSampleError, Sample
 from powerclip.data.shards import Entry, find_shards, index_shard
-from powerclip.phrases.spans import crossing
+from powerclip.prepare.folder import REPORT, write_json
 from powerclip.prepare.sheet import contact_sheet
+from powerclip.prepare.sound import check_annotations
 from powerclip.prepare.workers import run_local
-from powerclip.regions import RegionAnnotation
-from powerclip.types import PhraseTree, PowerclipError, RunFailedError
+from powerclip.types import PowerclipError, RunFailedError
 
 SHEET = "contact_sheet.png"
 RESULT = "check.json"
@@ -30,7 +31,7 @@ MEASURES = ("words", "phrases", "regions", "width", "height", "kilobytes")
 def check(path: Path, *, workers: int = 1, console: Console | None = None) -> dict[str, Any]:
     """Read every sample of some shards, print what they hold, and draw 16 of them.
 
-    Beside the shards go ``check.json``, with the statistics, and ``contact_sheet.png``.
+    Beside the shards, or the first of them, go ``check.json``, with the statistics, and ``contact_sheet.png``.
 
     Args:
         path: folder of shards, one tar, or a pattern.
@@ -39,44 +40,72 @@ def check(path: Path, *, workers: int = 1, console: Console | None = None) -> di
 
     Returns:
         "shards", "samples", "bad" (number by reason), "examples" (their names), "broken" (shards that are no whole
-        tars), "phrases" (number by label), and for each measure its "mean", "median", "min" and "max" over the samples.
+        tars), "missing" (samples that ``report.json`` tells of and that are not there), "phrases" (number by label),
+        and for each measure its "mean", "median", "min" and "max" over the samples.
 
     Raises:
         PowerclipError: there are no shards.
-        RunFailedError: a shard is broken, or a sample cannot be used; everything has been printed and written by then.
+        RunFailedError: a shard is broken or missing, or a sample cannot be used; everything has been printed and
+            written by then.
     """
     console = console or Console()
     shards = find_shards(path)
-    folder = path if path.is_dir() else path.parent
+    folder = path if path.is_dir() else shards[0].parent
     results: dict[int, dict[str, Any]] = {}
-    steps = run_local(check_shard, shards, workers=workers)
-    for i, result in track(
-        steps,
-        total=len(shards),
-        description="checking",
-        transient=True,
-        console=console,
-        disable=not console.is_terminal,
-    ):
-        results[i] = result
+    with closing(run_local(check_shard, shards, workers=workers)) as steps:
+        for i, result in track(
+            steps,
+            total=len(shards),
+            description="checking",
+            transient=True,
+            console=console,
+            disable=not console.is_terminal,
+        ):
+            results[i] = result
     found = _summary([results[i] for i in range(len(shards))])
-    text = json.dumps(found, indent=2, ensure_ascii=False)
-    (folder / RESULT).write_text(text + "\n", encoding="utf-8", errors="replace")
+    found["missing"] = _missing(path, found)
     _print(found, console, title=str(path))
-    samples = _shown(shards, found)
-    if samples:
-        contact_sheet(samples).savefig(folder / SHEET, dpi=110)
-        console.print(f"Drew {len(samples)} samples: {folder / SHEET}", highlight=False, soft_wrap=True)
+    _write(folder, found, _shown(shards, found), console)
+    _judge(found, path)
+    return found
+
+
+def _missing(path: Path, found: dict[str, Any]) -> int:
+    """Samples that the report of a folder tells of beyond those that were found in whole shards."""
+    try:
+        told = json.loads((path / REPORT).read_text(encoding="utf-8"))["samples"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
+    there = found["samples"] + sum(found["bad"].values())
+    return max(0, told - there) if isinstance(told, int) else 0
+
+
+def _write(folder: Path, found: dict[str, Any], samples: list[Sample], console: Console) -> None:
+    try:
+        write_json(folder / RESULT, found)
+        if samples:
+            contact_sheet(samples).savefig(folder / SHEET, dpi=110)
+            console.print(f"Drew {len(samples)} samples: {folder / SHEET}", highlight=False, soft_wrap=True)
+    except OSError as error:
+        console.print(f"Nothing written to {folder}: {error}", highlight=False, soft_wrap=True)
+
+
+def _judge(found: dict[str, Any], path: Path) -> None:
+    """Raise where something is wrong, the worst first."""
     bad = sum(found["bad"].values())
     if found["broken"]:
-        raise RunFailedError(f"{len(found['broken'])} of {len(shards)} shards are broken: {found['broken'][0]}")
+        raise RunFailedError(f"{len(found['broken'])} of {found['shards']} shards are broken: {found['broken'][0]}")
+    if found["missing"]:
+        raise RunFailedError(
+            f"{found['missing']} of the {found['missing'] + found['samples'] + bad} samples that "
+            f"{path / REPORT} tells of are missing; the command that made them makes their shards anew"
+        )
     if bad:
         reason, number = max(found["bad"].items(), key=lambda item: item[1])
         raise RunFailedError(
             f"{bad} of {bad + found['samples']} samples cannot be used; most often: {reason} ({number}, e.g. "
             f"{found['examples'][reason][0]})"
         )
-    return found
 
 
 def check_shard(shard: Path) -> dict[str, Any]:
@@ -104,29 +133,12 @@ def _measures(sample: Sample, entry: Entry) -> tuple[float, ...]:
         BadSampleError: the image, the phrases or the regions are not sound.
     """
     image = decode_image(sample.image)
-    words = len(sample.caption.split())
-    if sample.tree is not None:
-        _check_tree(sample.tree, sample.caption)
-        words = len(sample.tree.leaves)
-    regions = len(sample.patch_regions or ())
-    if sample.regions is not None:
-        try:
-            annotation = RegionAnnotation.from_json(sample.regions)
-        except (ValueError, OverflowError, MemoryError) as error:
-            raise BadSampleError("malformed regions.json") from error
-        if annotation.masks.shape[1:] != (image.height, image.width):
-            raise BadSampleError("regions of another size than the image")
-        regions = len(annotation.masks)
+    check_annotations(sample, image)
+    words = len(sample.tree.leaves if sample.tree is not None else sample.caption.split())
+    regions = len(sample.regions["masks"] if sample.regions is not None else sample.patch_regions or ())
     phrases = len(sample.tree.phrases) if sample.tree else 0
     kilobytes = sum(size for _, size in entry.members.values()) / 1000
     return words, phrases, regions, image.width, image.height, kilobytes
-
-
-def _check_tree(tree: PhraseTree, caption: str) -> None:
-    if tree.leaves and tree.leaves[-1][1] > len(caption):
-        raise BadSampleError("phrases reach beyond the caption")
-    if crossing(tree):
-        raise BadSampleError("phrases cross")
 
 
 def _summary(results: list[dict[str, Any]]) -> dict[str, Any]:
@@ -162,8 +174,8 @@ def _summary(results: list[dict[str, Any]]) -> dict[str, Any]:
 def _print(found: dict[str, Any], console: Console, *, title: str) -> None:
     console.print(
         f"{title}: {found['samples']} samples in {found['shards']} shards, {sum(found['bad'].values())} bad, "
-        f"{len(found['broken'])} shards broken; {found['without_phrases']} samples without phrases, "
-        f"{found['without_regions']} without regions",
+        f"{len(found['broken'])} shards broken, {found['missing']} samples missing; "
+        f"{found['without_phrases']} samples without phrases, {found['without_regions']} without regions",
         highlight=False, soft_wrap=True,
     )  # fmt: skip
     table = Table()

@@ -12,12 +12,13 @@ from typing import Any, Protocol
 
 from PIL import Image
 
-from powerclip.data.decode import decode_image
+from powerclip.data.decode import decode_with_format
 from powerclip.data.sample import BadSampleError, Sample, decode_caption
 from powerclip.data.shards import MAX_MEMBER_BYTES
 
-KEPT = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
-"""Images that stay as they are; others are written anew as PNG."""
+KEPT = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
+"""Images that stay as they are, by format; others are written anew as PNG. MPO, several pictures in a file as phones
+write them, begins with a whole JPEG."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,9 +57,8 @@ def make_sample(key: str, image: bytes, caption: bytes | str, **annotations: Any
     if isinstance(caption, str):
         caption = caption.encode("utf-8", errors="surrogatepass")
     text = decode_caption(caption, strip=annotations.get("tree") is None)
-    decoded = decode_image(image)
-    with Image.open(io.BytesIO(image)) as opened:  # by content: a suffix may lie
-        extension = KEPT.get(opened.format or "")
+    decoded, kind = decode_with_format(image)
+    extension = KEPT.get(kind)  # by content: a suffix may lie
     if extension is None:
         image, extension = _as_png(decoded), "png"
     return Sample(key=key, image=image, image_extension=extension, caption=text, **annotations)

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from powerclip.prepare.folder import REPORT, counts_of, read_finished, reserved, write_json
 from powerclip.prepare.shard import EXAMPLES, ShardTask, make_shard, parser_of, proposer_of
 from powerclip.prepare.sources import SourceOptions, open_source
 from powerclip.prepare.workers import run_local, run_ray
 from powerclip.types import PowerclipError, RunFailedError
 
-REPORT = "report.json"
-PLAN = ".source.json"
-LOCK = ".lock"
 SURE = 100
 """Samples seen before a share of bad ones can stop the job in the middle."""
 NOTE_EVERY_S = 60.0
@@ -39,6 +35,7 @@ def prepare(
     caption_key: str | None = None,
     parser: str = "spacy",
     regions: str = "boxes",
+    replace_annotations: bool = False,
     device: str = "auto",
     samples_per_shard: int = 1000,
     max_bad_share: float = 0.1,
@@ -57,11 +54,13 @@ def prepare(
         source: a folder of images with .txt captions; a folder of .tar shards, or one; a .csv, .tsv, .jsonl or
             .parquet table; a folder that Hugging Face's datasets saved; or "scenes:SPLIT".
         output: folder for the shards and ``report.json``.
-        image_column: column of the image (a path relative to the table, or the bytes); guessed by default.
+        image_column: column of the image (a path relative to the table, a URL whose file was fetched, or the bytes);
+            guessed by default.
         caption_column: column of the caption; guessed by default.
         caption_key: where tars hold the caption: an extension, or "json:KEY"; found by default.
         parser: "spacy", "spacy:PIPELINE", "benepar", "benepar:MODEL", or "none" for no phrases.
         regions: "boxes" (drawn in training, nothing is stored), "superpixels", "sam" or "sam:MODEL".
+        replace_annotations: make phrases and regions anew where the source brings its own, which are kept by default.
         device: where SAM runs; "auto" takes a GPU where there is one.
         samples_per_shard: pairs of the source in one shard; of a source of tars, each becomes one shard.
         max_bad_share: share of unusable pairs above which the job stops.
@@ -76,105 +75,96 @@ def prepare(
         What ``report.json`` holds.
 
     Raises:
-        PowerclipError: the source cannot be read, or ``output`` was made from another.
-        RunFailedError: too many pairs cannot be used, or a worker died.
+        PowerclipError: the source cannot be read, ``output`` lies in it, or ``output`` was made from another.
+        RunFailedError: too many pairs cannot be used (``report.json`` tells which), or a worker died.
     """
     if samples_per_shard < 1 or workers < 1:
         raise ValueError(f"samples_per_shard is {samples_per_shard} and workers {workers}; both must be at least 1")
+    if not 0 <= max_bad_share <= 1:
+        raise ValueError(f"max_bad_share is {max_bad_share}; it is a share, from 0 to 1")
     console = console or Console(stderr=True)
     options = SourceOptions(
         samples_per_shard=samples_per_shard, image_column=image_column, caption_column=caption_column,
-        caption_key=caption_key, count=count, seed=seed,
+        caption_key=caption_key, replace_annotations=replace_annotations, count=count, seed=seed,
     )  # fmt: skip
     found = open_source(str(source), options)
     output = output.absolute()
+    _refuse_inside(Path(source), output)
     # Loaded here too: a wrong name is told before any work begins, and the stamp needs what was loaded.
     phrases, proposer = parser_of(parser), proposer_of(regions, device=device)
-    plan = {"source": found.fingerprint, "samples_per_shard": samples_per_shard, "parser": parser}
-    if proposer is not None:
-        plan["regions"] = proposer.name
-    _claim(output, plan)
-    with _locked(output):
-        state = _State(max_bad_share=max_bad_share)
-        tasks = []
-        for number, chunk in enumerate(found.chunks):
-            path = output / f"shard-{number:06d}.tar"
-            done = _finished(path)
-            if done is not None:
-                state.add(number, done)
-                continue
-            tasks.append(
-                ShardTask(number=number, chunk=chunk, path=path, parser=parser, regions=regions, device=device)
+    makers = {"parser": phrases.name if phrases else "none", "proposer": proposer.name if proposer else "none"}
+    plan = {
+        "source": found.fingerprint, "samples_per_shard": samples_per_shard,
+        "replace_annotations": replace_annotations, **makers,
+    }  # fmt: skip
+    with reserved(output, plan):
+        tasks = [
+            ShardTask(
+                number=number, chunk=chunk, path=output / f"shard-{number:06d}.tar", parser=parser, regions=regions,
+                device=device,
             )
-        if ray is None:
-            results = run_local(make_shard, tasks, workers=workers)
-        else:
-            results = run_ray(make_shard, tasks, address=ray, gpus=gpu_share if regions.startswith("sam") else 0.0)
-        with _progress(console, state, total=len(found.chunks)) as tell:
-            for i, counts in results:
-                _write_json(_counted(tasks[i].path), counts)
-                state.add(tasks[i].number, counts)
-                tell()
-        state.check()
-        names = {"parser": phrases.name if phrases else "none", "proposer": proposer.name if proposer else "none"}
-        report = state.report(str(source), **names, source_hash=found.fingerprint, versions=_versions())
-        _write_json(output / REPORT, report)
-    skipped = sum(report["skipped"].values())
-    console.print(
-        f"{report['samples']} samples in {output}, {skipped} skipped; "
-        f"{report['phrases_per_caption']:.1f} phrases a caption, {report['regions_per_image']:.1f} stored regions an image",
-        highlight=False,
-        soft_wrap=True,
-    )
+            for number, chunk in enumerate(found.chunks)
+        ]  # fmt: skip
+        state = _State(max_bad_share=max_bad_share, shards=len(tasks))
+        failed = None
+        try:
+            _run(tasks, state, console, workers=workers, ray=ray, gpus=gpu_share if regions.startswith("sam") else 0.0)
+        except RunFailedError as error:
+            failed = error
+        report = state.report(str(source), source_hash=found.fingerprint, versions=_versions())
+        write_json(output / REPORT, report)
+        if failed is not None:
+            raise failed
+    usual = (f"phrases of {makers['parser']}", f"regions of {makers['proposer']}")
+    kept = [f"{what} ({number})" for what, number in state.sum("kept").items() if what not in usual]
+    console.print(_told(report, output, kept), highlight=False, soft_wrap=True)
     return report
 
 
-def _claim(output: Path, plan: dict[str, Any]) -> None:
-    """Mark a folder as this job's, or see that it is."""
-    mark = output / PLAN
-    if mark.exists():
-        if json.loads(mark.read_text(encoding="utf-8")) != plan:
-            raise PowerclipError(
-                f"{output} holds shards of another source or with other settings; name an empty folder"
-            )
-        return
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise PowerclipError(f"output {output} is not empty and was not made by this command; name an empty folder")
-    output.mkdir(parents=True, exist_ok=True)
-    _write_json(mark, plan)
+def _refuse_inside(source: Path, output: Path) -> None:
+    """Raise where the output would become part of the source."""
+    if source.is_dir() and output.resolve().is_relative_to(source.resolve()):
+        raise PowerclipError(f"output {output} lies in the source {source}; name a folder outside of it")
 
 
-@contextmanager
-def _locked(output: Path) -> Iterator[None]:
-    """Keep a second job out of the folder, and clear what a killed one left half written."""
-    try:
-        with FileLock(output / LOCK, timeout=0):
-            for path in output.glob(".shard-*.tmp"):
-                path.unlink(missing_ok=True)
-            yield
-    except Timeout as error:
-        raise PowerclipError(f"another powerclip prepare is writing to {output}; wait for it, or end it") from error
+def _run(
+    tasks: Sequence[ShardTask], state: _State, console: Console, *, workers: int, ray: str | None, gpus: float
+) -> None:
+    """Make the shards that are not there."""
+    missing = []
+    for task in tasks:
+        done = read_finished(task.path)
+        if done is None:
+            missing.append(task)
+        else:
+            state.add(task.number, done)
+    if ray is None:
+        results = run_local(make_shard, missing, workers=workers)
+    else:
+        results = run_ray(make_shard, missing, address=ray, gpus=gpus)
+    with closing(results), _progress(console, state) as tell:
+        for i, counts in results:
+            write_json(counts_of(missing[i].path), counts)
+            state.add(missing[i].number, counts)
+            tell()
+    state.check()
 
 
-def _counted(shard: Path) -> Path:
-    """Where the counts of a shard stand; written after the shard, they say that it is finished."""
-    return shard.with_name(f".{shard.stem}.json")
-
-
-def _finished(shard: Path) -> dict[str, Any] | None:
-    """The counts of a shard that is there, or that is known to hold nothing; None where it has to be made."""
-    try:
-        counts: dict[str, Any] = json.loads(_counted(shard).read_text(encoding="utf-8"))
-        return counts if shard.exists() or counts["samples"] == 0 else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+def _told(report: dict[str, Any], output: Path, kept: list[str]) -> str:
+    """A line on what was made."""
+    return (
+        f"{report['samples']} samples in {output}, {sum(report['skipped'].values())} skipped; "
+        f"{report['phrases_per_caption']:.1f} phrases a caption, "
+        f"{report['regions_per_image']:.1f} stored regions an image"
+        + (f"; kept as they came: {', '.join(kept)}" if kept else "")
+    )
 
 
 class _State:
     """What is done; too many bad samples stop the job."""
 
-    def __init__(self, *, max_bad_share: float) -> None:
-        self.max_bad_share = max_bad_share
+    def __init__(self, *, max_bad_share: float, shards: int) -> None:
+        self.max_bad_share, self.shards = max_bad_share, shards
         self.counts: dict[int, dict[str, Any]] = {}
         self.samples = self.skipped = 0
 
@@ -204,23 +194,34 @@ class _State:
                 examples[reason] = (examples.get(reason, []) + names)[:EXAMPLES]
         return skipped, examples
 
+    def sum(self, name: str) -> dict[str, int]:
+        """Samples by what annotated them, or by what they came with."""
+        found: Counter[str] = Counter()
+        for _, counts in sorted(self.counts.items()):
+            found.update(counts[name])
+        return dict(found.most_common())
+
     def report(self, source: str, **stamps: Any) -> dict[str, Any]:
         skipped, examples = self._skipped()
         total = {name: sum(counts.get(name, 0) for counts in self.counts.values()) for name in ("phrases", "regions")}
         return {
             "source": source,
             "samples": self.samples,
+            "unfinished_shards": self.shards - len(self.counts),
             "skipped": dict(skipped),
             "examples": examples,
             "phrases_per_caption": total["phrases"] / max(1, self.samples),
             "regions_per_image": total["regions"] / max(1, self.samples),
+            "parser": self.sum("parsers"),
+            "proposer": self.sum("proposers"),
             **stamps,
         }
 
 
 @contextmanager
-def _progress(console: Console, state: _State, *, total: int) -> Iterator[Any]:
+def _progress(console: Console, state: _State) -> Iterator[Any]:
     """Shows how far the job is: a bar on a terminal, else a line a minute."""
+    total = state.shards
     begun, had, last = time.monotonic(), state.samples, time.monotonic()
     bar = Progress(
         TextColumn("shards"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
@@ -256,9 +257,3 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def _write_json(path: Path, value: Any) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", errors="replace")
-    temporary.replace(path)

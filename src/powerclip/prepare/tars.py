@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -14,6 +14,7 @@ from typing import Any
 from powerclip.data.sample import CAPTION_EXTENSION, IMAGE_EXTENSIONS, BadSampleError, Sample
 from powerclip.data.shards import MAX_SAMPLES, BrokenShardError, Entry, find_shards, stream_shard
 from powerclip.prepare.items import Item, Source, bad, digest, make_key, make_sample, stamp
+from powerclip.prepare.sound import check_annotations
 from powerclip.prepare.tables import CAPTION_COLUMNS
 from powerclip.types import PowerclipError
 
@@ -21,21 +22,22 @@ PROBED = 100
 """Samples looked at to find where the captions lie."""
 
 
-def open_tars(path: Path, caption_key: str | None) -> Source:
+def open_tars(path: Path, caption_key: str | None, *, keep: bool = True) -> Source:
     """The pairs of the tars in a folder, or of one tar.
 
     Args:
         path: folder or file.
         caption_key: extension of the caption's file, or "json:KEY" for a key inside KEY.json ("json:a.b" for b in a);
             found by default: ``txt``, else a well-known key of the json.
+        keep: the phrases and regions that are there.
 
     Raises:
-        PowerclipError: the first tar has no images or no captions there.
+        PowerclipError: the first samples have no images or no captions there.
     """
     shards = find_shards(path)
-    found = _find_captions(shards[0], caption_key)
+    found = _find_captions(shards, caption_key)
     return Source(
-        chunks=[TarChunk(shard, found) for shard in shards],
+        chunks=[TarChunk(shard, found, keep) for shard in shards],
         fingerprint=digest((shard.name for shard in shards), (stamp(shard) for shard in shards), [found]),
     )
 
@@ -46,6 +48,8 @@ class TarChunk:
 
     shard: Path
     caption_key: str
+    keep: bool = True
+    """The phrases and regions that are there."""
 
     def items(self) -> Iterator[Item]:
         """The samples in order; what the tar holds beyond reason or twice is an item that cannot be used."""
@@ -61,23 +65,38 @@ class TarChunk:
                     yield bad(name, "key occurs twice in its tar")
                 else:
                     seen.add(hash(entry.key))
-                    yield Item(name=name, load=partial(_load, i, entry, self.caption_key))
+                    yield Item(name=name, load=partial(_load, i, entry, self.caption_key, self.keep))
         except BrokenShardError:
-            yield bad(self.shard.name, "tar cut short")
+            yield bad(self.shard.name, "tar damaged or cut short")
 
 
-def _load(index: int, entry: Entry, caption_key: str) -> Sample:
-    files = dict(entry.files())
+def _load(index: int, entry: Entry, caption_key: str, keep: bool) -> Sample:
+    files = entry.files(only=_needed(entry, caption_key, keep))
     if caption_key != CAPTION_EXTENSION:
         caption = _caption(files, caption_key)
         if files.get(CAPTION_EXTENSION) != caption:
             files.pop("phrases.json", None)  # of another caption
         files[CAPTION_EXTENSION] = caption
     key = entry.key if re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_/-]{0,199}", entry.key) else make_key(index, entry.key)
-    sample = Sample.from_members(key, files)
-    return make_sample(
-        key, sample.image, sample.caption, tree=sample.tree, metadata=sample.metadata, regions=sample.regions
-    )
+    found = Sample.from_members(key, files)
+    tree = found.tree if keep else None  # an njson holds both
+    annotations = {"tree": tree, "metadata": found.metadata, "regions": found.regions}
+    sample = make_sample(key, found.image, found.caption, **annotations)
+    check_annotations(sample)
+    return sample
+
+
+def _needed(entry: Entry, caption_key: str, keep: bool) -> set[str]:
+    """The files that are read: a sample may hold others, of any size."""
+    image = next((extension for extension in IMAGE_EXTENSIONS if extension in entry.members), None)
+    needed = {CAPTION_EXTENSION, "json", *([image] if image else [])}
+    if not caption_key.startswith("json:"):
+        needed.add(caption_key)
+    if keep:
+        needed |= {"phrases.json", "regions.json"}
+    if keep or not needed & set(entry.members) - {"json", image}:
+        needed.add("njson")
+    return needed
 
 
 def _caption(files: dict[str, bytes], caption_key: str) -> bytes:
@@ -98,38 +117,60 @@ def _caption(files: dict[str, bytes], caption_key: str) -> bytes:
     return value.encode("utf-8", errors="surrogatepass")
 
 
-def _find_captions(shard: Path, caption_key: str | None) -> str:
+def _find_captions(shards: Sequence[Path], caption_key: str | None) -> str:
     """Where the captions lie, seen to be there."""
-    try:
-        entries = list(islice(stream_shard(shard), PROBED))
-    except BrokenShardError as error:
-        raise PowerclipError(f"{shard} is no whole tar file ({error}); make it anew or take it out") from error
+    shard, entries = _first_samples(shards)
+    with_image = [entry for entry in entries if set(IMAGE_EXTENSIONS) & set(entry.members)]
+    beside = {extension for entry in with_image for extension in entry.members}
     extensions = sorted({extension for entry in entries for extension in entry.members})
-    seen = f"files seen in {shard}: {', '.join(extensions[:30]) or 'none'}"
-    if not set(extensions) & set(IMAGE_EXTENSIONS):
+    seen = f"files seen in {shard}: {', '.join(extensions[:30])}"
+    if len(entries) > 1 and all(len(entry.members) == 1 for entry in entries):
+        seen += "; each stands alone, but a sample's files must lie side by side (tar --sort=name)"
+    if not with_image:
         raise PowerclipError(f"no image under {', '.join(IMAGE_EXTENSIONS)}; {seen}")
-    if caption_key is None and CAPTION_EXTENSION in extensions:
+    if caption_key is None and CAPTION_EXTENSION in beside:
         return CAPTION_EXTENSION
-    keys: list[str] = []
-    for entry in entries:
-        try:
-            files = entry.files(only=("json",))
-            value = json.loads(files["json"])
-        except (BadSampleError, KeyError, ValueError, RecursionError):
-            continue
-        keys = sorted(set(keys) | set(value)) if isinstance(value, dict) else keys
+    keys = _json_keys(with_image)
     if caption_key is None:
         known = next((f"json:{key}" for key in CAPTION_COLUMNS if key in keys), None)
         if known is not None:
             return known
-        if "njson" in extensions:
-            return "txt"  # which the sample itself takes from the njson
-    elif caption_key in extensions or (
-        caption_key.startswith("json:") and caption_key.removeprefix("json:").split(".")[0] in keys
-    ):
-        return caption_key
+        if "njson" in beside:
+            return CAPTION_EXTENSION  # which the sample itself takes from the njson
+    elif caption_key.startswith("json:"):
+        if caption_key.removeprefix("json:").split(".")[0] in keys:
+            return caption_key
+    elif (extension := caption_key.removeprefix(".").lower()) in beside:
+        return extension
     wanted = f"under {caption_key}" if caption_key else "under txt, nor inside json under a common name"
     inside = f"; keys of the json: {', '.join(keys[:30])}" if keys else ""
     raise PowerclipError(
         f"no caption {wanted}; {seen}{inside}; choose with --caption-key EXTENSION or --caption-key json:KEY"
     )
+
+
+def _first_samples(shards: Sequence[Path]) -> tuple[Path, list[Entry]]:
+    """The first tar that holds a sample, and its first samples."""
+    broken = ""
+    for shard in shards:
+        entries: list[Entry] = []
+        try:
+            for entry in islice(stream_shard(shard), PROBED):
+                entries.append(entry)
+        except BrokenShardError as error:
+            broken = broken or f"{shard} is no whole tar file ({error}); make it anew or take it out"
+        if entries:
+            return shard, entries
+    among = f"the {len(shards)} tars in {shards[0].parent}" if len(shards) > 1 else f"{shards[0]}"
+    raise PowerclipError(broken or f"no sample in {among}; expected KEY.jpg, .png or .webp with KEY.txt or KEY.json")
+
+
+def _json_keys(entries: Iterable[Entry]) -> list[str]:
+    keys: set[str] = set()
+    for entry in entries:
+        try:
+            value = json.loads(entry.files(only=("json",))["json"])
+        except (BadSampleError, KeyError, ValueError, RecursionError):
+            continue
+        keys |= set(value) if isinstance(value, dict) else set()
+    return sorted(keys)

@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
@@ -22,7 +22,7 @@ RETRIES = 10
 
 def run_local(
     function: Callable[[Task], Result], tasks: Sequence[Task], *, workers: int = 1
-) -> Iterator[tuple[int, Result]]:
+) -> Generator[tuple[int, Result], None, None]:
     """Run a function on every task; position and result of each, as they end.
 
     Workers end with the process that started them, however that ends.
@@ -41,34 +41,66 @@ def run_local(
     context = multiprocessing.get_context("spawn")
     workers = min(workers, len(tasks))
     pool = ProcessPoolExecutor(workers, context, _begin, (context.Value("i", 0), workers))
-    waiting = iter(range(len(tasks)))
     running: dict[Any, int] = {}
     try:
-        while True:
-            while len(running) < 2 * workers and (i := next(waiting, None)) is not None:
-                running[pool.submit(function, tasks[i])] = i
-            if not running:
-                break
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                yield running.pop(future), future.result()
+        for future in _flow(
+            lambda task: _submit(pool, function, task),
+            tasks,
+            running,
+            room=lambda: 2 * workers,
+            ended=lambda: wait(running, return_when=FIRST_COMPLETED).done,
+        ):
+            yield running.pop(future), future.result()
     except BrokenProcessPool as error:
         raise RunFailedError(
             "a worker process died, perhaps for lack of memory; the same command goes on where it stopped "
             f"(now with --workers {workers}; fewer need less memory)"
         ) from error
     finally:
+        processes = list((pool._processes or {}).values())  # no public name tells them from others of this process
         if running:  # interrupted, or failed
             pool.shutdown(wait=False, cancel_futures=True)
-            for process in multiprocessing.active_children():
+            for process in processes:
                 process.terminate()
+            for process in processes:
+                process.join()
         pool.shutdown()
+
+
+def _submit(pool: ProcessPoolExecutor, function: Callable[[Task], Result], task: Task) -> Any:
+    """Submit a task; a worker that is started for it never hears of Ctrl-C, not while it imports either.
+
+    Ctrl-C goes to all processes of a terminal; the first ends the others.
+    """
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        return pool.submit(function, task)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def _flow(
+    submit: Callable[[Task], Any],
+    tasks: Iterable[Task],
+    running: dict[Any, int],
+    *,
+    room: Callable[[], int],
+    ended: Callable[[], Iterable[Any]],
+) -> Iterator[Any]:
+    """Handles of tasks as they end, which the caller takes out of the running; no more run than there is room for."""
+    waiting = enumerate(tasks)
+    while True:
+        while len(running) < room() and (step := next(waiting, None)) is not None:
+            running[submit(step[1])] = step[0]
+        if not running:
+            return
+        yield from ended()
 
 
 def _begin(started: Any, workers: int) -> None:
     """Set up a worker: its share of the cores, a GPU of its own where there are several, and its end."""
     import torch
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the first process ends the others
     with started.get_lock():
         slot, started.value = started.value, started.value + 1
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
@@ -86,7 +118,7 @@ def _end_with_parent() -> None:
 
 def run_ray(
     function: Callable[[Task], Result], tasks: Sequence[Task], *, address: str, gpus: float = 0.0
-) -> Iterator[tuple[int, Result]]:
+) -> Generator[tuple[int, Result], None, None]:
     """Run a function on every task, on a Ray cluster; what a lost node was at is done again elsewhere.
 
     Args:
@@ -115,19 +147,17 @@ def run_ray(
     resources = ray.cluster_resources()
     share = gpus if resources.get("GPU") else 0.0
     remote = ray.remote(num_cpus=1, num_gpus=share, max_retries=RETRIES)(function)
-    waiting = iter(range(len(tasks)))
     running: dict[Any, int] = {}
     try:
-        while True:
+        for reference in _flow(
+            remote.remote,
+            tasks,
+            running,
             # Asked anew each time: nodes come and go.
-            while len(running) < 2 * max(1, int(ray.cluster_resources().get("CPU", 1))):
-                if (i := next(waiting, None)) is None:
-                    break
-                running[remote.remote(tasks[i])] = i
-            if not running:
-                break
-            for reference in ray.wait(list(running))[0]:
-                yield running.pop(reference), ray.get(reference)
+            room=lambda: 2 * max(1, int(ray.cluster_resources().get("CPU", 1))),
+            ended=lambda: ray.wait(list(running))[0],
+        ):
+            yield running.pop(reference), ray.get(reference)
     except (ray.exceptions.RayError, OSError) as error:
         if isinstance(error, ray.exceptions.RayTaskError) and isinstance(error.cause, PowerclipError):
             raise error.cause from None

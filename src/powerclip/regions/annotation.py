@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,8 +13,11 @@ from numpy.typing import NDArray
 
 from powerclip.regions import rle
 
-MAX_MASK_PIXELS = 2**32
-"""Pixels of all masks of an image together: 64 of them on the largest image that is read."""
+MAX_PIXELS = 2**26
+"""Pixels of a mask: no larger image is read."""
+
+MAX_MASK_PIXELS = 64 * MAX_PIXELS
+"""Pixels of all masks of an image together."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,26 +49,39 @@ class RegionAnnotation:
         """Read the content of a ``KEY.regions.json`` file.
 
         Raises:
-            ValueError: the value does not have that form; the message says where.
+            ValueError: the value, of whatever type, does not have that form; the message says where.
         """
         try:
-            height, width = int(value["height"]), int(value["width"])
-            entries = [(str(entry["rle"]), float(entry.get("score", 1.0))) for entry in value["masks"]]
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            height, width = operator.index(value["height"]), operator.index(value["width"])
+            entries = [(_text(entry["rle"]), _number(entry.get("score", 1.0))) for entry in value["masks"]]
+            proposer = _text(value.get("proposer", "unknown"))
+        except (KeyError, TypeError, OverflowError) as error:
             raise ValueError(
                 "regions.json must hold height, width and masks [{rle, score}, ...], but reading failed with "
                 f"{type(error).__name__}: {error}"
             ) from error
         if height < 1 or width < 1:
             raise ValueError(f"regions.json gives a size of {height} x {width} pixels; both must be positive")
-        if max(1, len(entries)) * height * width > MAX_MASK_PIXELS:
+        if height * width > MAX_PIXELS or len(entries) * height * width > MAX_MASK_PIXELS:
             raise ValueError(
                 f"regions.json holds {len(entries)} masks of {height} x {width} pixels, too many to be read"
             )
         if not all(math.isfinite(score) for _, score in entries):
             raise ValueError("regions.json holds a score that is not a finite number")
+        runs = [rle.read_runs(text, height, width) for text, _ in entries]  # all are sound before memory is taken
         masks = np.zeros((len(entries), height, width), dtype=np.bool_)
-        for index, (runs, _) in enumerate(entries):
-            masks[index] = rle.decode(runs, height, width)
-        scores = tuple(score for _, score in entries)
-        return cls(masks=masks, scores=scores, proposer=str(value.get("proposer", "unknown")))
+        for mask, lengths in zip(masks, runs, strict=True):
+            mask[:] = rle.fill(lengths, height, width)
+        return cls(masks=masks, scores=tuple(score for _, score in entries), proposer=proposer)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"expected a string, not {type(value).__name__}")
+    return value
+
+
+def _number(value: Any) -> float:
+    if not isinstance(value, int | float):
+        raise TypeError(f"expected a number, not {type(value).__name__}")
+    return float(value)

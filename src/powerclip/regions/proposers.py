@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -30,8 +30,8 @@ class Proposer(Protocol):
     name: str
     """Method and settings, or model: written to ``regions.json``."""
 
-    def propose(self, images: Sequence[Image.Image]) -> list[RegionAnnotation]:
-        """The regions of each RGB image, in its own pixels, best first."""
+    def propose(self, images: Iterable[Image.Image]) -> Iterator[RegionAnnotation]:
+        """The regions of each RGB image, in its own pixels, best first: one image is taken for each that is given."""
 
 
 def load_proposer(name: str, *, device: str = "auto") -> Proposer | None:

@@ -6,6 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco
 
+MAX_BITS = 40
+"""Bits of a number in a run-length string, of which COCO's have 32: without end, they would cost quadratic time."""
+
 
 def encode(mask: NDArray[np.bool_]) -> str:
     """An (H, W) bool mask as a COCO run-length string."""
@@ -18,12 +21,26 @@ def decode(rle: str, height: int, width: int) -> NDArray[np.bool_]:
     Raises:
         ValueError: the string does not describe a mask of that size.
     """
+    return fill(read_runs(rle, height, width), height, width)
+
+
+def read_runs(rle: str, height: int, width: int) -> list[int]:
+    """Lengths of the runs of a mask, off and on in turn, column by column.
+
+    Raises:
+        ValueError: the string does not describe a mask of that size.
+    """
     try:
         runs = _runs(rle.encode("ascii"))
         if sum(runs) != height * width:
             raise ValueError(f"its runs cover {sum(runs)} pixels")
     except (ValueError, IndexError) as error:
         raise ValueError(f"{rle[:40]!r} is no run-length mask of {height} x {width} pixels: {error}") from error
+    return runs
+
+
+def fill(runs: list[int], height: int, width: int) -> NDArray[np.bool_]:
+    """The (H, W) bool mask of runs that ``read_runs`` read for that size."""
     return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height).T
 
 
@@ -40,6 +57,8 @@ def _runs(runs: bytes) -> list[int]:
             byte = runs[position] - 48
             if not 0 <= byte < 64:
                 raise ValueError("it holds a character that the encoding does not use")
+            if shift >= MAX_BITS:
+                raise ValueError("it holds a run longer than any mask")
             value |= (byte & 0x1F) << shift
             more = bool(byte & 0x20)
             position, shift = position + 1, shift + 5

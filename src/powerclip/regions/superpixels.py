@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,9 +38,9 @@ class Superpixels:
             ) from error
         self._segment = felzenszwalb
 
-    def propose(self, images: Sequence[Image.Image]) -> list[RegionAnnotation]:
+    def propose(self, images: Iterable[Image.Image]) -> Iterator[RegionAnnotation]:
         """The segments of each image, the largest first."""
-        return [self._propose(image) for image in images]
+        return map(self._propose, images)
 
     def _propose(self, image: Image.Image) -> RegionAnnotation:
         pixels = np.asarray(resized(image, LONGEST_SIDE))

@@ -1,0 +1,80 @@
+"""``--check``: what it compares with, and where its results go."""
+
+import io
+import json
+
+import pytest
+from made import FULL, WHOLE, npy, pairs, picture, write_tar
+from rich.console import Console
+
+from powerclip.prepare import prepare
+from powerclip.prepare.check import check
+from powerclip.types import RunFailedError
+
+
+def printed(path, **options):
+    text = io.StringIO()
+    return check(path, console=Console(file=text, width=200), **options), text.getvalue()
+
+
+@pytest.fixture
+def out(tmp_path):
+    prepare("scenes:train", tmp_path / "out", count=12, samples_per_shard=4, console=Console(file=io.StringIO()))
+    return tmp_path / "out"
+
+
+def test_a_finished_shard_that_is_gone_is_a_failure(out):
+    assert printed(out)[0]["missing"] == 0
+    (out / "shard-000001.tar").unlink()
+    with pytest.raises(
+        RunFailedError, match=r"4 of the 12 samples that .*report.json tells of are missing; the command"
+    ):
+        printed(out)
+    assert json.loads((out / "check.json").read_text())["missing"] == 4
+    assert printed(out / "shard-000000.tar")[0]["samples"] == 4  # one shard alone is compared with nothing
+
+
+@pytest.mark.parametrize("report", ["", "[]", "{}", '{"samples": "many"}'])
+def test_a_report_that_tells_nothing_is_compared_with_nothing(report, out):
+    (out / "report.json").write_text(report)
+    assert printed(out)[0]["missing"] == 0
+
+
+def test_results_of_a_pattern_lie_beside_its_first_shard(tmp_path):
+    for name in ("a", "b", "c"):
+        (tmp_path / name).mkdir()
+        write_tar(tmp_path / name / "x.tar", pairs(2))
+    found, text = printed(tmp_path / "{b,c}" / "*.tar")
+    assert found["samples"] == 4
+    assert sorted(path.name for path in (tmp_path / "b").iterdir()) == ["check.json", "contact_sheet.png", "x.tar"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "c"]
+
+
+def test_results_that_cannot_be_written_are_shown_all_the_same(out, monkeypatch):
+    def refuse(*_):
+        raise PermissionError("Permission denied")
+
+    monkeypatch.setattr("powerclip.prepare.check.write_json", refuse)
+    found, text = printed(out)
+    assert found["samples"] == 12
+    assert f"Nothing written to {out}: Permission denied" in text
+
+
+def test_annotations_are_held_to_what_prepare_holds_them_to(tmp_path):
+    files = {
+        "a": ("regions.json", json.dumps({**WHOLE, "masks": [FULL] * 9 + [{"rle": "\\4"}]}).encode()),
+        "b": ("regions.json", json.dumps({**WHOLE, "height": 8}).encode()),
+        "c": ("phrases.json", b'{"leaves":[[0,9]],"phrases":[]}'),
+        "d": ("samlens.npy", npy([1])),
+        "e": ("regions.json", json.dumps({**WHOLE, "masks": [FULL]}).encode()),
+    }
+    members = [(f"{k}.{e}", d) for k, file in files.items() for e, d in (("jpg", picture()), ("txt", b"a dog"), file)]
+    write_tar(tmp_path / "x.tar", members)
+    with pytest.raises(RunFailedError, match="4 of 5 samples cannot be used"):
+        printed(tmp_path / "x.tar")
+    found = json.loads((tmp_path / "check.json").read_text())
+    assert set(found["bad"]) == {
+        "malformed regions.json", "regions of another size than the image", "phrases reach beyond the caption",
+        "samlens.npy without samcat.npy",
+    }  # fmt: skip
+    assert found["measures"]["regions"]["max"] == 1

@@ -1,0 +1,318 @@
+"""Tars from anywhere: what is damaged or hostile in them costs itself, is counted, and is read in bounded memory."""
+
+import contextlib
+import io
+import json
+import subprocess
+import sys
+import tarfile
+import tracemalloc
+
+import numpy as np
+import pytest
+from made import FULL, WHOLE, header, npy, padded, pairs, pax, picture, signed, write_raw, write_tar
+from rich.console import Console
+
+from powerclip.data.sample import BadSampleError, Sample
+from powerclip.data.shards import BrokenShardError, index_shard, probe, read_shards, stream_shard
+from powerclip.prepare import prepare
+from powerclip.types import PowerclipError
+
+
+def prepared(source, output, **options):
+    return prepare(source, output, parser="none", max_bad_share=0.95, console=Console(file=io.StringIO()), **options)
+
+
+LARGE = 2**60
+CUT = "tar damaged or cut short"
+BLOCKS = {
+    "pax records of 2^60 bytes": (header(kind=tarfile.XHDTYPE, size=LARGE), CUT),
+    "a long name of 2^60 bytes": (header(kind=tarfile.GNUTYPE_LONGNAME, size=LARGE), CUT),
+    "a long name of a negative size": (header(kind=tarfile.GNUTYPE_LONGNAME, size=-1024), CUT),
+    "pax records of 2 MiB": (header(kind=tarfile.XHDTYPE, size=2**21) + b"\0" * 2**21 + header(), CUT),
+    "a chain of pax headers": (header(kind=tarfile.XHDTYPE) * 3000 + header(), CUT),
+    "a chain of long names": ((header(kind=tarfile.GNUTYPE_LONGNAME, size=3) + padded(b"ab")) * 1000 + header(), CUT),
+    "a file of 2^60 bytes": (header(size=LARGE), CUT),
+    "a file of a negative size": (header(size=-(2**20)), CUT),
+    "a file that pax gives 2^60 bytes": (pax(size=LARGE) + header(size=5) + padded(b"hello"), CUT),
+    "a file that leads back to itself": (pax(size=-1536) + header(size=5) + padded(b"hello"), CUT),
+    "a map of holes without end": (
+        signed(header(kind=tarfile.GNUTYPE_SPARSE)[:482] + b"\1" + b"\0" * 29) + (b"1" * 504 + b"\1" + b"1" * 7) * 4000,
+        CUT,
+    ),
+    "pax's map of holes without end": (
+        pax(**{"GNU.sparse.major": 1, "GNU.sparse.minor": 0}) + header(size=512)
+        + padded(b"9" * 9 + b"\n" + b"1\n" * 10**6), CUT,
+    ),
+    "a file with holes": (
+        pax(**{"GNU.sparse.major": 1, "GNU.sparse.minor": 0, "GNU.sparse.name": "s.jpg", "GNU.sparse.realsize": 10**5})
+        + header(size=512) + padded(b"1\n0\n5\n"), None,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_no_header_costs_more_than_itself(kind, tmp_path, monkeypatch):
+    blocks, reason = BLOCKS[kind]
+    monkeypatch.setattr("powerclip.data.shards.MAX_HEADER_BYTES", 2**17)
+    write_raw(tmp_path / "in.tar", blocks)
+    tracemalloc.start()
+    with pytest.raises(BrokenShardError) if reason else contextlib.nullcontext():
+        assert sum(1 for _ in stream_shard(tmp_path / "in.tar")) == 20
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 30 * 2**17  # a number of the two bytes "1\n" takes some thirty, and lists grow by copying
+    report = prepared(tmp_path / "in.tar", tmp_path / "out")
+    assert report["samples"] == 20
+    assert report["skipped"] == ({reason: 1} if reason else {})
+
+
+def test_records_for_all_members_do_not_pile_up(tmp_path):
+    records = b"".join(
+        header("g", tarfile.XGLTYPE, 512) + padded(f"512 k{i}=".encode().ljust(511, b"v") + b"\n") + header(f"{i}.txt")
+        for i in range(5000)
+    )
+    write_raw(tmp_path / "in.tar", records)
+    tracemalloc.start()
+    assert sum(1 for _ in stream_shard(tmp_path / "in.tar")) == 5020
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10**6
+
+
+def test_a_sample_of_a_million_files_is_cut(tmp_path):
+    write_raw(tmp_path / "in.tar", b"".join(header(f"x.{i}") for i in range(3000)), number=1)
+    for entries in (list(stream_shard(tmp_path / "in.tar")), index_shard(tmp_path / "in.tar")):
+        assert [len(entry.members) for entry in entries] == [2, 64]
+
+
+ANNOTATIONS = {
+    "malformed regions.json": [
+        ("regions.json", b'{"a":1}'), ("regions.json", b'{"masks":5}'), ("regions.json", b"[]"),
+        ("regions.json", json.dumps({**WHOLE, "masks": [{"rle": "!!"}]}).encode()),
+        ("regions.json", json.dumps({**WHOLE, "masks": [FULL] * 20 + [{"rle": "\\4"}]}).encode()),
+        ("regions.json", b'{"height": 9, "width": 12, "masks": [[]]}'),
+    ],
+    "regions of another size than the image": [
+        ("regions.json", json.dumps({**WHOLE, "height": 12, "width": 9}).encode()),
+        ("regions.json", b'{"height": 1e999, "width": 12, "masks": []}'),
+    ],
+    "more region masks than can be read": [("regions.json", json.dumps({**WHOLE, "masks": [FULL] * 101}).encode())],
+    "phrases reach beyond the caption": [("phrases.json", b'{"leaves":[[0,999]],"phrases":[]}')],
+    "phrases cross": [
+        ("phrases.json", json.dumps({
+            "leaves": [[0, 1], [2, 3], [3, 5]],
+            "phrases": [{"label": "NP", "leaves": [0, 1]}, {"label": "NP", "leaves": [1, 2]}],
+        }).encode())
+    ],
+    "malformed phrases.json": [
+        ("phrases.json", b"[1]"), ("phrases.json", b'{"leaves":[[0,Infinity]],"phrases":[]}'),
+        ("phrases.json", b'{"leaves":' + b"[" * 500 + b"]" * 500 + b"}"),
+    ],
+    "malformed json": [("json", b'{"a":' * 300 + b"0" + b"}" * 300), ("json", b'{"a":' + b"1" * 5000 + b"}")],
+    "file too large": [("json", b" " * (2**24 + 1))],
+    "caption too large": [("txt", b"a " * 2**19 + b"b")],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("reason", ANNOTATIONS)
+def test_annotations_that_are_not_sound_are_counted(reason, tmp_path, monkeypatch):
+    monkeypatch.setattr("powerclip.prepare.sound.MAX_MASK_PIXELS", 100 * 9 * 12)
+    for i, (extension, data) in enumerate(ANNOTATIONS[reason]):
+        files = {"jpg": picture(), "txt": b"a dog", extension: data}
+        write_tar(tmp_path / f"{i}.tar", [*pairs(), *((f"k.{name}", content) for name, content in files.items())])
+        report = prepared(tmp_path / f"{i}.tar", tmp_path / f"{i}")
+        assert report["skipped"] == {reason: 1}, data[:100]
+        assert report["examples"][reason] == [f"{i}.tar/k"]
+        assert len(list(read_shards(tmp_path / f"{i}"))) == report["samples"] == 20
+
+
+def test_what_the_reader_takes_the_writer_writes(tmp_path):
+    deep = b'{"a":' * 99 + b"0" + b"}" * 99
+    write_tar(tmp_path / "in.tar", [
+        ("a.jpg", picture()), ("a.txt", b"a dog"), ("a.json", b'{"half": "\\ud800", "no": NaN}'),
+        ("b.jpg", picture()), ("b.txt", b"a dog"), ("b.json", deep),
+    ])  # fmt: skip
+    assert prepared(tmp_path / "in.tar", tmp_path / "out")["skipped"] == {}
+    first, second = read_shards(tmp_path / "out")
+    assert first.metadata["half"] == "\ud800"
+    assert json.dumps(second.metadata).encode().replace(b" ", b"") == deep
+
+
+def zipped(values):
+    buffer = io.BytesIO()
+    np.savez(buffer, a=values)
+    return buffer.getvalue()
+
+
+CLAIMED = b"\x93NUMPY\x01\x00" + (118).to_bytes(2, "little")
+CLAIMED += b"{'descr': '<i8', 'fortran_order': False, 'shape': (100000000000000,), }".ljust(117) + b"\n" + b"\0" * 80
+
+
+@pytest.mark.parametrize(
+    "lengths",
+    [
+        zipped([1]), CLAIMED, CLAIMED.replace(b"(1", b"(-1"), CLAIMED.replace(b"<i8", b"|O8"), npy([1.0]), npy(["a"]),
+        b"", CLAIMED.replace(b"{'descr'", b"(" * 8), npy([1])[:-1], b"\x93NUMPY\x09\x00", npy([[2**62]] * 4),
+        npy([-1, 2]),
+        npy(np.zeros(20_000, np.int64)),
+    ],
+)  # fmt: skip
+def test_region_files_that_are_no_list_of_integers(lengths):
+    files = {"jpg": picture(), "txt": b"a dog", "samlens.npy": lengths, "samcat.npy": npy([5])}
+    with pytest.raises(
+        BadSampleError, match="malformed samlens.npy|do not fit the 14 x 14 grid|more than 10000 regions"
+    ):
+        Sample.from_members("k", files)
+    with pytest.raises(BadSampleError, match=r"malformed samcat.npy|do not fit the 14 x 14 grid|samlens.npy"):
+        Sample.from_members("k", {**files, "samlens.npy": npy([1]), "samcat.npy": lengths})
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int64, ">i4"])
+def test_published_regions_of_any_integers_are_read(dtype):
+    files = {
+        "jpg": picture(),
+        "txt": b"a dog",
+        "samlens.npy": npy(np.array([2, 0, 1], dtype)),
+        "samcat.npy": npy(np.array([[5, 6, 195]], dtype=dtype if dtype != np.int8 else np.uint8)),
+    }
+    assert Sample.from_members("k", files).patch_regions == ((5, 6), (), (195,))
+
+
+def test_only_the_files_that_matter_are_read(tmp_path, monkeypatch):
+    """A sample's other files may be of any size, and those of published regions do not outlast a crop."""
+    import os
+
+    read = []
+    pread = os.pread
+    monkeypatch.setattr(os, "pread", lambda file, size, place: read.append(size) or pread(file, size, place))
+    others = [("k.mp4", b"\0" * 7777), ("k.png", b"\0" * 7777), ("k.samlens.npy", b"\0" * 7777)]
+    write_tar(tmp_path / "in.tar", [("k.jpg", picture()), ("k.txt", b"a dog"), *others])
+    assert prepared(tmp_path / "in.tar", tmp_path / "out")["samples"] == 1
+    assert read
+    assert 7777 not in read
+
+
+def test_what_macos_leaves_behind_is_passed_over(tmp_path):
+    members = [(f"{folder}{name}", data) for name, data in pairs() for folder in ("", "._")]
+    write_tar(tmp_path / "in.tar", members)
+    assert prepared(tmp_path / "in.tar", tmp_path / "out")["skipped"] == {}
+    assert len(index_shard(tmp_path / "in.tar")) == 20
+
+
+def test_files_that_lie_apart_are_said_so(tmp_path):
+    write_tar(tmp_path / "in.tar", sorted(pairs(), key=lambda member: member[0].rpartition(".")[2]))
+    with pytest.raises(PowerclipError, match="no caption .*files must lie side by side .tar --sort=name"):
+        prepared(tmp_path / "in.tar", tmp_path / "out")
+
+
+@pytest.mark.parametrize("first", [b"", b"\0" * 10240, b"junk" * 500])
+def test_a_first_tar_without_samples_refuses_nothing(first, tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "0.tar").write_bytes(first)
+    write_tar(tmp_path / "in" / "1.TAR", pairs(3))
+    (tmp_path / "in" / "._1.tar").write_bytes(b"junk")
+    report = prepared(tmp_path / "in", tmp_path / "out")
+    assert report["samples"] == 3
+    assert report["skipped"] == ({} if first.startswith(b"\0") else {CUT: 1})
+    (tmp_path / "in" / "1.TAR").unlink()
+    with pytest.raises(PowerclipError, match="no sample in .*0.tar" if first.startswith(b"\0") else "is no whole tar"):
+        prepared(tmp_path / "in", tmp_path / "other")
+
+
+def test_the_probe_looks_at_the_first_shard_that_holds_a_sample(tmp_path):
+    write_tar(tmp_path / "0.tar", [])
+    with pytest.raises(PowerclipError, match="0.tar holds no sample"):
+        probe(tmp_path)
+    write_tar(tmp_path / "1.tar", [("x.jpg", picture())])
+    with pytest.raises(PowerclipError, match="no caption under txt in the first 1 samples of .*1.tar"):
+        probe(tmp_path)
+    write_tar(tmp_path / "1.tar", pairs(1))
+    probe(tmp_path)
+
+
+def meta(i, **values):
+    return json.dumps(
+        {"url": "http://x/y.jpg", "key": f"{i:09d}", "status": "success", "exif": "{}", **values}
+    ).encode()
+
+
+def test_the_caption_inside_the_json_is_found(tmp_path):
+    """By img2dataset's own key, where its option save_caption_in_metadata is all that was set."""
+    members = [m for i in range(5) for m in ((f"{i}.jpg", picture(i)), (f"{i}.json", meta(i, caption=f"dog {i}")))]
+    write_tar(tmp_path / "in.tar", members)
+    assert prepared(tmp_path / "in.tar", tmp_path / "out")["samples"] == 5
+    assert [sample.caption for sample in read_shards(tmp_path / "out")] == [f"dog {i}" for i in range(5)]
+
+
+@pytest.mark.parametrize("key", ["alt", ".ALT"])
+def test_the_caption_of_another_extension(key, tmp_path):
+    tree = b'{"leaves":[[0,1],[2,5]],"phrases":[{"label":"NP","leaves":[0,1]}]}'
+    write_tar(tmp_path / "in.tar", [
+        ("a.jpg", picture()), ("a.txt", b"a dog"), ("a.alt", b"a cat on a chair"), ("a.phrases.json", tree),
+        ("b.jpg", picture()), ("b.txt", b"a dog"),
+        ("c.jpg", picture()), ("c.txt", b"a dog"), ("c.alt", b"a dog"), ("c.phrases.json", tree),
+    ])  # fmt: skip
+    assert prepared(tmp_path / "in.tar", tmp_path / "out", caption_key=key)["skipped"] == {"no caption": 1}
+    other, same = read_shards(tmp_path / "out")
+    assert (other.caption, other.tree) == ("a cat on a chair", None)  # the phrases are the other caption's
+    assert (same.caption, same.tree.leaves) == ("a dog", ((0, 1), (2, 5)))
+
+
+def test_a_shard_that_is_cut_after_it_was_indexed(tmp_path):
+    write_tar(tmp_path / "in.tar", [("a.jpg", picture()), ("a.txt", b"a blue square")])
+    (entry,) = index_shard(tmp_path / "in.tar")
+    offset, size = entry.members["txt"]
+    (tmp_path / "in.tar").write_bytes((tmp_path / "in.tar").read_bytes()[: offset + size - 1])
+    with pytest.raises(BadSampleError, match="shard cut short"):
+        entry.read()
+
+
+def test_reasons_that_a_source_makes_up_do_not_pile_up(tmp_path):
+    files = [(f"{i}.{e}", d) for i in range(200) for e, d in (("jpg", picture()), ("njson", b'{"%d": 1}' % i))]
+    write_tar(tmp_path / "in.tar", [*pairs(300), *files])
+    skipped = prepared(tmp_path / "in.tar", tmp_path / "out")["skipped"]
+    assert sum(skipped.values()) == 200
+    assert len(skipped) <= 51
+    assert skipped["others"] >= 150
+
+
+MEASURED = """
+import resource, sys
+from powerclip.cli import main
+from powerclip.prepare import job
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+main(["prepare", *sys.argv[1:], "--parser", "none", "--max-bad-share", "0.9"])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+CAPTURED = {"capture_output": True, "text": True}
+
+
+@pytest.mark.slow
+def test_a_million_tiny_members_are_prepared_in_bounded_memory(tmp_path):
+    """Half a gigabyte of headers: files of no sample, samples beyond the first 200,000, and files of one name."""
+    with (tmp_path / "in.tar").open("wb") as file:
+        write_raw(tmp_path / "start.tar", b"")
+        file.write((tmp_path / "start.tar").read_bytes()[: -len(b"\0" * 1024)])
+        block, same = bytearray(header("0000000.txt")), header("same.txt")
+        plain = sum(block[:148]) + sum(block[156:]) + 8 * 32 - sum(block[:7])
+        for i in range(500_000):
+            digits = b"%07d" % i
+            block[:7] = digits
+            block[148:155] = b"%06o\0" % (plain + sum(digits))
+            file.write(block + same)
+        file.write(b"\0" * 1024)
+    child = subprocess.run([sys.executable, "-c", MEASURED, tmp_path / "in.tar", tmp_path / "out"], **CAPTURED)
+    assert "of 1000020 samples cannot be used: 800020 beyond the first 200000 samples" in child.stderr, child.stderr
+    assert int(child.stdout) < 200 * 1024  # KiB; some hundred bytes a key
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["samples"] == 20
+    assert sum(report["skipped"].values()) == 1_000_000
+
+
+def test_annotations_that_are_sound_stay(tmp_path):
+    regions = json.dumps({**WHOLE, "masks": [FULL] * 20, "proposer": "sam:x"}).encode()
+    write_tar(tmp_path / "in.tar", [("k.jpg", picture()), ("k.txt", b"a dog"), ("k.regions.json", regions)])
+    assert prepared(tmp_path / "in.tar", tmp_path / "out")["regions_per_image"] == 20
+    (sample,) = read_shards(tmp_path / "out")
+    assert sample.regions == json.loads(regions)
