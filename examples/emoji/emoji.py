@@ -106,7 +106,8 @@ def make_shards(emoji: Sequence[Emoji], package: Path, *, style: str, output: Pa
     for split in ("train", "heldout"):
         chosen = [one for one in emoji if is_held_out(one) == (split == "heldout")]
         shards[split] = output / "shards" / style / split
-        if chosen and not (shards[split] / "report.json").is_file():  # written last
+        report = shards[split] / "report.json"
+        if chosen and not (report.is_file() and json.loads(report.read_text())["unfinished_shards"] == 0):
             shutil.rmtree(shards[split], ignore_errors=True)
             table = write_table(chosen, package, style=style, path=output / "pairs" / style / f"{split}.csv")
             prepare(str(table), shards[split])
