@@ -21,6 +21,17 @@ def kill_a_worker():
         time.sleep(0.01)
 
 
+def fails(_image):
+    raise RuntimeError("not the worker's end")
+
+
+def test_an_error_within_a_worker_is_no_death(tmp_path):
+    write_shards(generate("train", count=4, seed=0), tmp_path)
+    loader = make_loader(tmp_path, batch_size=2, seed=0, workers=1, **{**tiny_tower(), "transform": fails})
+    with pytest.raises(RuntimeError, match="not the worker's end"):
+        next(loader.epoch(0))
+
+
 def test_a_death_is_told_when_the_next_batch_is_asked_for_and_nowhere_else(tmp_path):
     write_shards(generate("train", count=64, seed=0), tmp_path, samples_per_shard=64)
     loader = make_loader(tmp_path, batch_size=2, seed=0, workers=2, **tiny_tower())

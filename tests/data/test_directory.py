@@ -76,6 +76,16 @@ def test_a_damaged_directory_is_made_anew(damage, shard):
     assert kept.read_bytes() == whole
 
 
+def test_no_flipped_bit_of_a_directory_does_harm(shard):
+    expected = entries(shard)
+    (kept,) = (shard.parent / ".index").iterdir()
+    whole = kept.read_bytes()
+    for place in range(0, len(whole), 11):
+        kept.write_bytes(whole[:place] + bytes([whole[place] ^ 0x15]) + whole[place + 1 :])
+        directory._directory_of.cache_clear()
+        assert entries(shard) == expected, place
+
+
 def test_what_cannot_be_read_is_not_kept(shard):
     os.truncate(shard, shard.stat().st_size // 2)
     with pytest.raises(PowerclipError, match="no whole tar"):

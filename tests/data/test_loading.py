@@ -7,7 +7,7 @@ from PIL import Image
 
 import powerclip
 from powerclip.data.decode import decode_image
-from powerclip.data.loader import make_loader, probe_data
+from powerclip.data.loader import count_data, make_loader, probe_data
 from powerclip.data.sample import BadSampleError, Sample
 from powerclip.data.scenes import generate
 from powerclip.data.shards import find_shards, index_shard, probe, read_shards, write_shards
@@ -123,6 +123,16 @@ def test_any_number_of_processes_and_workers_shares_one_shard(tmp_path, tower):
     for batch, *found in zip(whole, *parts, strict=True):
         assert [len(part) for part in found] == [4, 4, 4]
         assert sum((part.keys for part in found), ()) == batch.keys
+
+
+def test_counts_of_another_process_are_taken_if_they_fit(tmp_path, tower):
+    write_shards(generate("train", count=9, seed=0), tmp_path, samples_per_shard=4)
+    counts = count_data(tmp_path)
+    assert counts == [4, 4, 1]
+    loader = make_loader([tmp_path, tmp_path], **tower, batch_size=2, seed=0, counted=[*counts, *counts])
+    assert loader.order.sources == [counts, counts]
+    with pytest.raises(PowerclipError, match="finds 3 shards and the first one 2; .*all nodes have the same data"):
+        make_loader(tmp_path, **tower, batch_size=2, seed=0, counted=[4, 4])
 
 
 def test_an_empty_shard_in_front_is_no_obstacle(tmp_path, tower):

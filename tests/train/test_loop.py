@@ -19,7 +19,7 @@ from powerclip.data.scenes import generate
 from powerclip.data.shards import write_shards
 from powerclip.loss import PowerCLIPLoss
 from powerclip.recipes import RECIPES, recipe, scenes_tiny
-from powerclip.train import checkpoint, train
+from powerclip.train import checkpoint, loop, train
 from powerclip.train.engine import Engine
 from powerclip.train.log import read_metrics
 from powerclip.train.setup import build_model
@@ -108,6 +108,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(config, shards, t
     monkeypatch.setattr(Engine, "step", dies_at_step_5)
     with pytest.raises(RuntimeError, match="power cut"):
         train(config, data=shards, output=cut)
+    assert json.loads((cut / "status.json").read_text()) == {"step": 3, "steps": 8, "finished": False}
     monkeypatch.setattr(Engine, "step", real_step)
     assert train(config, data=shards, output=cut, resume=True).steps == 8
     assert losses(cut) == losses(whole)
@@ -253,8 +254,8 @@ def test_what_is_learnt_does_not_depend_on_what_may_change_when_resuming(config,
         data__workers=1,
         data__max_bad_share=0.5,
         data__cache=str(tmp_path),
-        log_every_steps=1,
-        keep_checkpoints=5,
+        checkpoint_every_steps=2,
+        keep_checkpoints=9,
     )
     train(other, data=shards, output=tmp_path / "cut", resume=True)
     assert losses(tmp_path / "cut") == losses(whole)
@@ -276,6 +277,33 @@ def stopped(config, shards, output, *, at):
     assert (result.steps, result.interrupted) == (at, True)
 
 
+def test_a_signal_before_the_first_step_ends_the_run_with_a_message(config, shards, tmp_path, monkeypatch, capsys):
+    def signalled(config):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return build_model(config)
+
+    monkeypatch.setattr(loop, "build_model", signalled)
+    result = train(config, data=shards, output=tmp_path / "run")
+    assert (result.steps, result.interrupted) == (0, True)
+    assert "Stopped at step 0 of 8: nothing was trained yet" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "model").exists()
+    monkeypatch.undo()
+    assert train(config, data=shards, output=tmp_path / "run", resume=True).steps == 8
+
+
+def test_a_run_whose_first_steps_were_bad_can_be_resumed(config, shards, tmp_path, monkeypatch):
+    forward = PowerCLIPLoss.forward
+
+    def poisoned(self, features):
+        output = forward(self, features)
+        return dataclasses.replace(output, total=output.total * float("nan"))
+
+    monkeypatch.setattr(PowerCLIPLoss, "forward", poisoned)
+    stopped(config, shards, tmp_path / "run", at=2)
+    monkeypatch.undo()
+    assert train(config, data=shards, output=tmp_path / "run", resume=True).steps == 8
+
+
 def test_a_run_can_be_mended_and_made_longer_and_says_so(config, shards, tmp_path, capsys):
     stopped(config, shards, tmp_path / "run", at=4)
     other = changed(config, steps=12, optim__learning_rate=1e-4)
@@ -295,6 +323,11 @@ def test_a_run_goes_on_with_its_own_data_only(config, shards, tmp_path):
     write_shards(generate("train", count=40, seed=0), tmp_path / "cut", samples_per_shard=39)
     with pytest.raises(PowerclipError, match="40 samples in 2 shards, .*40 in 2, or lie in other places"):
         train(config, data=tmp_path / "cut", output=tmp_path / "run", resume=True)
+    (tmp_path / "named").mkdir()
+    for shard in shards.glob("*.tar"):
+        shutil.copy(shard, tmp_path / "named" / f"other-{shard.name}")
+    with pytest.raises(PowerclipError, match="or lie in other places"):
+        train(config, data=tmp_path / "named", output=tmp_path / "run", resume=True)
 
 
 def test_a_finished_run_that_is_run_again_keeps_its_checkpoints(config, shards, tmp_path, monkeypatch):
@@ -323,6 +356,12 @@ def test_a_failing_evaluation_costs_no_training(config, shards, tmp_path, monkey
     with pytest.raises(RuntimeError, match="out of memory"):
         train(config, data=shards, output=tmp_path / "run")
     assert checkpoint.latest(tmp_path / "run" / "checkpoints").name == "step-00000008"
+    monkeypatch.undo()
+    train(config, data=shards, output=tmp_path / "run", resume=True)  # what is owed is done, once
+    train(config, data=shards, output=tmp_path / "run", resume=True)
+    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert [line["step"] for line in lines if "eval/mean" in line] == [8]
+    assert (tmp_path / "run" / "model_best").is_dir()
 
 
 def test_a_signal_while_the_last_checkpoint_is_written_does_not_harm_it(config, shards, tmp_path, monkeypatch):

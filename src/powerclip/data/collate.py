@@ -50,9 +50,10 @@ def collate(samples: Sequence[EncodedSample], *, patches: int, regions: int = 0)
 def equally_wide(pieces: Sequence[Batch]) -> list[Batch]:
     """Pieces of one batch, their phrases padded to the longest list of all."""
     widest = max(piece.phrase_spans.shape[1] for piece in pieces)
+    wanting = [widest - piece.phrase_spans.shape[1] for piece in pieces]
     return [
-        replace(piece, phrase_spans=pad(piece.phrase_spans, (0, 0, 0, widest - piece.phrase_spans.shape[1]), value=-1))
-        for piece in pieces
+        replace(piece, phrase_spans=pad(piece.phrase_spans, (0, 0, 0, more), value=-1)) if more else piece
+        for piece, more in zip(pieces, wanting, strict=True)
     ]
 
 

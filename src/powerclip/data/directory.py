@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import socket
 import zipfile
 from dataclasses import dataclass
 from functools import lru_cache
@@ -23,8 +24,8 @@ FOLDER = ".index"
 ELSEWHERE = Path.home() / ".cache" / "powerclip" / "index"
 """Where they go when that folder cannot be written to."""
 
-CACHED_SHARDS = 64
-"""Shards whose directories a process keeps; a shuffle reads from 16 at a time."""
+CACHED_SHARDS = 128
+"""Shards whose directories a process keeps, of some 100 bytes a sample; a shuffle reads from 16 of each source at a time."""
 
 Stamp = tuple[int, int]
 """Size, and time of change in nanoseconds."""
@@ -81,7 +82,7 @@ def write_beside(folder: Path, name: str, content: bytes) -> None:
     """Write a file of notes on the shards in a folder: there, or elsewhere where that is not allowed."""
     for place in _places(folder):
         target = place / name
-        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        temporary = target.with_name(f".{target.name}.{socket.gethostname()}-{os.getpid()}.tmp")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             temporary.write_bytes(content)
@@ -163,5 +164,5 @@ def _unpacked(content: bytes, shard: Path, stamp: Stamp) -> Directory | None:
                 member_ends=arrays["member_ends"],
                 members=arrays["members"],
             )
-    except (ValueError, KeyError, TypeError, OSError, EOFError, zipfile.BadZipFile):
+    except (ValueError, KeyError, TypeError, OSError, EOFError, RuntimeError, zipfile.BadZipFile):
         return None

@@ -13,6 +13,7 @@ from typing import Any
 
 from rich.progress import track
 
+from powerclip.data.decoding import outlast_first_signal
 from powerclip.data.directory import Directory, directory_of, read_beside, stamp_of, write_beside
 from powerclip.data.remote import RemoteShard, local, read_json
 from powerclip.types import PowerclipError
@@ -119,7 +120,9 @@ def _count(shards: Sequence[Path]) -> Iterator[int]:
     if len(shards) < MANY_SHARDS:
         yield from map(_samples, shards)
         return
-    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(
+        mp_context=multiprocessing.get_context("spawn"), initializer=outlast_first_signal, initargs=(0,)
+    ) as pool:
         yield from track(pool.map(_samples, shards), total=len(shards), description="Counting samples, once")
 
 

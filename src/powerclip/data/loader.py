@@ -22,7 +22,7 @@ from powerclip.data.order import Order
 from powerclip.data.remote import Copies, RemoteShard, find_remote, is_remote, local
 from powerclip.data.sample import PUBLISHED_GRID
 from powerclip.data.samples import MIN_SEEN, Loaded, Request, Samples
-from powerclip.data.shards import find_shards, probe
+from powerclip.data.shards import Entry, check_members, find_shards
 from powerclip.phrases import Parser
 from powerclip.types import Batch, PowerclipError, RunFailedError
 
@@ -97,11 +97,12 @@ class Loader:
     @property
     def identity(self) -> dict[str, int]:
         """What tells these data from others, as far as places in them go: a run can only be resumed on the same."""
-        counts = json.dumps([list(source) for source in self.order.sources]).encode()
+        names = [shard.name for shard in self.samples.shards]
+        known = json.dumps([names, [list(source) for source in self.order.sources]]).encode()
         return {
             "samples": len(self.samples),
-            "shards": sum(map(len, self.order.sources)),
-            "digest": int.from_bytes(hashlib.sha256(counts).digest()[:6]),
+            "shards": len(names),
+            "digest": int.from_bytes(hashlib.sha256(known).digest()[:6]),
         }
 
     def epoch(self, epoch: int, *, start_batch: int = 0) -> Iterator[Batch]:
@@ -201,6 +202,7 @@ def make_loader(
     parser: Parser | None = None,
     part: tuple[int, int] = (0, 1),
     copies: Copies = DEFAULT_COPIES,
+    counted: Sequence[int] | None = None,
 ) -> Loader:
     """A loader of the shards at a path.
 
@@ -226,13 +228,14 @@ def make_loader(
         parser: finds the phrases of samples that have none, each time they are shown.
         part: this process's number and how many processes share each batch.
         copies: where shards behind URLs are kept.
+        counted: what ``count_data`` has found, on this process or another; None counts here.
 
     Raises:
         PowerclipError: no shards, a shard cut short, fewer samples than a batch, a batch that cannot be shared, or no
             regions where there should be some.
     """
     sources = _find(data, copies)
-    counts = [_count_source(shards) for shards in sources]
+    counts = [_count_source(shards) for shards in sources] if counted is None else _by_source(sources, counted)
     total = sum(map(sum, counts))
     if total < batch_size:
         raise PowerclipError(
@@ -266,13 +269,18 @@ def probe_data(data: Data, *, copies: Copies = DEFAULT_COPIES) -> None:
         PowerclipError: no shards, or none of the first samples of one has an image and a caption.
     """
     for shards in _find(data, copies):
-        probe(local(_first_filled(shards)), samples=PROBED)
+        shard = _first_filled(shards)
+        entries = _first_entries(shard)
+        if not entries:
+            raise PowerclipError(
+                f"{shard} holds no sample, nor does any other; expected KEY.jpg, .png or .webp with KEY.txt"
+            )
+        check_members(str(shard), entries)
 
 
-def count_data(data: Data, *, copies: Copies = DEFAULT_COPIES) -> None:
-    """Count the samples of all shards, so that the next who asks finds an index."""
-    for shards in _find(data, copies):
-        _count_source(shards)
+def count_data(data: Data, *, copies: Copies = DEFAULT_COPIES) -> list[int]:
+    """The number of samples of each shard, source after source; the next who asks on this machine finds an index."""
+    return [count for shards in _find(data, copies) for count in _count_source(shards)]
 
 
 def _find(data: Data, copies: Copies) -> list[Sequence[Path | RemoteShard]]:
@@ -285,9 +293,24 @@ def _first_filled(shards: Sequence[Path | RemoteShard]) -> Path | RemoteShard:
     return next((shard for shard in shards if len(find_directory(shard))), shards[0])
 
 
+def _first_entries(shard: Path | RemoteShard) -> list[Entry]:
+    directory = find_directory(shard)
+    return [directory[i] for i in range(min(PROBED, len(directory)))]
+
+
 def _count_source(shards: Sequence[Path | RemoteShard]) -> list[int]:
     remote = [shard for shard in shards if isinstance(shard, RemoteShard)]
     return count_remote(remote) if remote else count_samples([local(shard) for shard in shards])
+
+
+def _by_source(sources: Sequence[Sequence[object]], counted: Sequence[int]) -> list[list[int]]:
+    if len(counted) != sum(map(len, sources)):
+        raise PowerclipError(
+            f"this process finds {sum(map(len, sources))} shards and the first one {len(counted)}; see to it that all nodes "
+            "have the same data"
+        )
+    counts = iter(counted)
+    return [list(islice(counts, len(shards))) for shards in sources]
 
 
 def _name(data: Data) -> str:
@@ -300,8 +323,7 @@ def _probe_regions(
     """See that the stored regions are there, and that those on a fixed grid are used as they can be."""
     for shards in sources:
         first = _first_filled(shards)
-        directory = find_directory(first)
-        entries = [directory[i] for i in range(min(PROBED, len(directory)))]
+        entries = _first_entries(first)
         published = any("samlens.npy" in entry.members for entry in entries)
         if not published and not any("regions.json" in entry.members for entry in entries):
             raise PowerclipError(

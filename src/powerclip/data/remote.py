@@ -22,6 +22,7 @@ import fsspec
 from filelock import FileLock
 from webdataset.shardlists import expand_urls
 
+from powerclip.data.directory import FOLDER
 from powerclip.types import PowerclipError, RunFailedError
 
 CHUNK_BYTES = 2**20
@@ -91,6 +92,7 @@ class Copies:
                 return
             if path != newest:
                 path.unlink(missing_ok=True)
+                (path.parent / FOLDER / f"{path.name}.npz").unlink(missing_ok=True)
                 total -= size
 
 

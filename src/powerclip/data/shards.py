@@ -6,7 +6,7 @@ import io
 import os
 import socket
 import tarfile
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -316,6 +316,15 @@ def probe(path: Path | str, *, samples: int = 100) -> None:
     if not entries:
         which = f"{shard} holds" if len(shards) == 1 else f"the {len(shards)} shards at {path} hold"
         raise PowerclipError(f"{which} no sample; expected KEY.jpg, .png or .webp with KEY.txt")
+    check_members(shard, entries)
+
+
+def check_members(shard: Path | str, entries: Sequence[Entry]) -> None:
+    """See that some samples of a shard have images and captions.
+
+    Raises:
+        PowerclipError: none has; the message names the extensions that were seen.
+    """
     seen = sorted({extension for entry in entries for extension in entry.members})
     if not any(set(IMAGE_EXTENSIONS) & set(entry.members) for entry in entries):
         wanted = f"no image under {', '.join(IMAGE_EXTENSIONS)}"

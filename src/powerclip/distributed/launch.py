@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -17,7 +17,7 @@ from powerclip.distributed.gather import rank, world_size
 from powerclip.errors import PowerclipError
 
 TIMEOUT = timedelta(minutes=30)
-"""A collective that takes longer ends the job: long enough for the first process to evaluate."""
+"""A collective that takes longer ends the job."""
 
 PATIENCE = timedelta(days=7)
 """The same for work that the first process does once, before the first step."""
@@ -72,6 +72,17 @@ def first_says(number: int) -> int:
     told = torch.tensor(number, dtype=torch.int64)
     dist.broadcast(told, src=0)
     return int(told)
+
+
+def first_lists(numbers: Sequence[int]) -> list[int]:
+    """The numbers that the first process gives; all ask at the same point, the others with whatever they have."""
+    if world_size() == 1:
+        return list(numbers)
+    told = torch.empty(first_says(len(numbers)), dtype=torch.int64)
+    if rank() == 0:
+        told[:] = torch.tensor(numbers, dtype=torch.int64)
+    dist.broadcast(told, src=0)
+    return [int(number) for number in told.tolist()]
 
 
 def first_alone(work: Callable[[], object]) -> None:

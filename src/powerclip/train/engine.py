@@ -112,6 +112,9 @@ class Engine:
         self.counters["samples_seen"] += self.config.batch_size
         result = StepResult(output=output, gradient_norm=norm.detach())
         if not torch.isfinite(norm + output.total.detach()):
+            self.optimizer.zero_grad(
+                set_to_none=True
+            )  # a checkpoint makes up an optimiser's state where no gradient is
             self._count_bad_step(pieces, step)
             return result
         self.bad_in_a_row = 0

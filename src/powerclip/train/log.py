@@ -51,7 +51,7 @@ class MetricsLog:
         )  # costs a second to import: only when training
 
         self._tracker = tracker
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1 if first_step else None)
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
 
     def _drop_from(self, first_step: int) -> None:
         if not self.path.exists():
@@ -115,6 +115,11 @@ def metrics_log(output: Path, *, first_step: int, config: TrainConfig, tracker: 
         yield log
     finally:
         log.close()
+
+
+def was_evaluated(path: Path, step: int) -> bool:
+    """Whether a ``metrics.jsonl`` holds the evaluation after a step."""
+    return path.exists() and any(line["step"] == step and "eval/mean" in line for line in read_metrics(path))
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

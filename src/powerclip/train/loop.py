@@ -14,12 +14,12 @@ from rich.console import Console
 
 from powerclip.config import TrainConfig
 from powerclip.data.loader import Data, Loader, count_data, probe_data
-from powerclip.distributed import agree, first_alone, process_group, rank, world_size
+from powerclip.distributed import agree, first_alone, first_lists, process_group, rank, world_size
 from powerclip.train import checkpoint
 from powerclip.train.engine import Engine, StepResult
 from powerclip.train.evaluation import Evaluator
 from powerclip.train.folder import check_folder, open_folder, write_config, write_status
-from powerclip.train.log import MetricsLog, Reporter, find_tracker, metrics_log, progress_bar
+from powerclip.train.log import MetricsLog, Reporter, find_tracker, metrics_log, progress_bar, was_evaluated
 from powerclip.train.setup import build_copies, build_loader, build_model
 from powerclip.train.signals import Stop, stop_on_signal
 from powerclip.types import Batch, PowerclipError
@@ -63,10 +63,11 @@ def train(
         console = (console or Console(stderr=True)) if rank() == 0 else Console(quiet=True)
         changed = check_folder(output, config, resume=resume)
         probe_data(data, copies=build_copies(config))
-        first_alone(lambda: count_data(data, copies=build_copies(config)))  # the others find the index that this leaves
+        counts: list[int] = []
+        first_alone(lambda: counts.extend(count_data(data, copies=build_copies(config))))
         torch.manual_seed(config.seed)
         model = build_model(config)
-        loader = build_loader(config, model, data)
+        loader = build_loader(config, model, data, counted=first_lists(counts))
         steps = config.steps or (config.epochs or 0) * loader.batches_per_epoch
         engine = Engine(config, model, device=device, steps=steps, output=output)
         evaluator = Evaluator(config, engine)
@@ -86,7 +87,7 @@ def train(
         with logs as metrics, progress_bar(output.name, steps=steps, done=begun, console=console) as reporter:
             run = _Run(engine=engine, loader=loader, evaluator=evaluator, metrics=metrics, reporter=reporter)
             step = run.steps(begun, stop)
-        if step > begun or step >= steps:
+        if step:
             _save_model(engine)
         write_status(output, step=step, steps=steps)
         _say_end(console, loader, output, step=step, steps=steps)
@@ -95,7 +96,7 @@ def train(
 
 def _say_end(console: Console, loader: Loader, output: Path, *, step: int, steps: int) -> None:
     if step < steps:
-        holds = f"{output} holds a usable model" if (output / "model").is_dir() else "nothing was trained yet"
+        holds = f"{output} holds a usable model" if step else "nothing was trained yet"
         console.print(
             f"Stopped at step {step} of {steps}: {holds}; run the same command with --resume auto to go on.",
             highlight=False,
@@ -123,7 +124,12 @@ class _Run:
         batches = self.loader.steps(step, pieces=config.parallel.accumulate)
         saved = time.monotonic()
         minutes = config.checkpoint_every_minutes
-        stopping = agree(stop.requested)[0]
+        # Killed after the last checkpoint and before its evaluation was written, the run owes it.
+        metrics = self.engine.output / "metrics.jsonl"
+        owed = step > 0 and self.evaluator.due(step) and rank() == 0 and not was_evaluated(metrics, step)
+        stopping, owed = agree(stop.requested, owed)
+        if owed:
+            self._evaluate(step)
         while step < steps and not stopping:
             pieces = window.timed_next(batches)
             result = self.engine.step(pieces, step)
@@ -139,11 +145,14 @@ class _Run:
                 _save_checkpoint(self.engine, self.loader, step)  # before the evaluation, which may fail
                 saved = time.monotonic()
             if self.evaluator.due(step):
-                values = self.evaluator.evaluate(step)
-                if self.metrics is not None:
-                    self.metrics.write({"step": step, **values})
+                self._evaluate(step)
                 window = _Window()
         return step
+
+    def _evaluate(self, step: int) -> None:
+        values = self.evaluator.evaluate(step)
+        if self.metrics is not None:
+            self.metrics.write({"step": step, **values})
 
     def _log(self, result: StepResult, step: int, window: _Window) -> None:
         if self.metrics is None:
@@ -233,6 +242,7 @@ def _save_checkpoint(engine: Engine, loader: Loader, step: int) -> None:
     checkpoint.save(folder, step=step, model=engine.model, optimizer=engine.optimizer, extra=state)
     if rank() == 0:
         checkpoint.prune(folder, keep=engine.config.keep_checkpoints)
+    write_status(engine.output, step=step, steps=engine.steps)
 
 
 def _save_model(engine: Engine) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch import nn
@@ -68,7 +69,7 @@ def build_copies(config: TrainConfig) -> Copies:
     return Copies(folder=folder, max_bytes=int(config.data.cache_gib * 2**30))
 
 
-def build_loader(config: TrainConfig, model: PowerCLIP, data: Data) -> Loader:
+def build_loader(config: TrainConfig, model: PowerCLIP, data: Data, *, counted: Sequence[int] | None = None) -> Loader:
     """The loader a config describes, for a model's image size and tokenizer: this process's part of every batch."""
     stored = config.objective.uses_regions and config.objective.region_source == "stored"
     return make_loader(
@@ -88,4 +89,5 @@ def build_loader(config: TrainConfig, model: PowerCLIP, data: Data) -> Loader:
         max_bad_share=config.data.max_bad_share,
         part=(rank(), world_size()),
         copies=build_copies(config),
+        counted=counted,
     )
