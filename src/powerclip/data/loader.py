@@ -151,17 +151,21 @@ class Loader:
             worker_init_fn=outlast_first_signal,
         )
         with deaths_told():
-            batches = iter(loader)
-        while True:
-            with deaths_told():
-                loaded = next(batches, None)
-            if loaded is None:
-                return
-            if loaded.failure is not None:
-                raise RunFailedError(loaded.failure)
-            self._count(loaded)
-            assert loaded.batch is not None
-            yield loaded.batch
+            batches: Any = iter(loader)
+        try:
+            while True:
+                with deaths_told():
+                    loaded: Loaded | None = next(batches, None)
+                if loaded is None:
+                    return
+                if loaded.failure is not None:
+                    raise RunFailedError(loaded.failure)
+                self._count(loaded)
+                assert loaded.batch is not None
+                yield loaded.batch
+        finally:
+            if self.workers:  # now: the traceback of an error would keep them
+                batches._shutdown_workers()
 
     def _count(self, loaded: Loaded) -> None:
         self._seen += len(loaded.batch or ()) + len(loaded.bad)
