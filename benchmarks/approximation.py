@@ -29,9 +29,9 @@ from powerclip.alignment import similarity
 from powerclip.alignment.calibration import choose_pairs, fit_zeta, measure_pairs
 from powerclip.alignment.scoring import Scoring
 from powerclip.data.collate import EncodedSample, collate
-from powerclip.data.scenes import generate
 from powerclip.phrases import encode_caption
 from powerclip.regions import random_boxes
+from powerclip.scenes import generate
 from powerclip.types import Similarity
 
 PAIRS, REGIONS = 96, 10

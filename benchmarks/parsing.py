@@ -3,7 +3,7 @@
     python benchmarks/parsing.py                     # spaCy's small English pipeline
     python benchmarks/parsing.py --parser spacy:en_core_web_trf --faults
 
-The gold is tests/data/phrases_gold.txt. A span counts as found when both its ends agree, up to punctuation and white space.
+The gold is tests/phrases/phrases_gold.txt. A span counts as found when both its ends agree, up to punctuation and white space.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from powerclip.data.scenes import generate
 from powerclip.phrases import load_parser
-from powerclip.types import PhraseTree
+from powerclip.phrases.tree import PhraseTree
+from powerclip.scenes import generate
 
-GOLD = Path(__file__).parents[1] / "tests" / "data" / "phrases_gold.txt"
+GOLD = Path(__file__).parents[1] / "tests" / "phrases" / "phrases_gold.txt"
 
 Span = tuple[str, int, int]
 """Label, and character span with the end exclusive."""

@@ -24,7 +24,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from powerclip.prepare.shard import ShardTask, make_shard, parser_of, proposer_of
+from powerclip.prepare.annotate import ShardTask, make_shard, parser_of, proposer_of
 from powerclip.prepare.tars import TarChunk
 from powerclip.regions.sam import GPU_POINTS
 

@@ -13,12 +13,12 @@ from rich.console import Console
 from rich.table import Table
 
 from powerclip.config import TrainConfig
-from powerclip.data.scenes import generate
 from powerclip.loss import PowerCLIPLoss, PowersetAlignmentLoss
 from powerclip.model import create_model, make_tokenizer
-from powerclip.phrases.spans import encode_caption
+from powerclip.phrases.tokens import encode_caption
 from powerclip.recipes import scenes_tiny
 from powerclip.regions.boxes import random_boxes
+from powerclip.scenes import generate
 from powerclip.types import Batch
 
 REPEATS = 5

@@ -17,12 +17,12 @@ from typing import Any
 from rich.console import Console
 
 from powerclip.config import TrainConfig
-from powerclip.data.scenes import generate
 from powerclip.data.shards import write_shards
 from powerclip.evaluate.run import evaluate_model
 from powerclip.recipes import scenes_tiny
 from powerclip.report.comparison import comparison_markdown, comparison_table
 from powerclip.report.html import read_results
+from powerclip.scenes import generate
 from powerclip.train import train
 
 SETTINGS: dict[str, dict[str, Any]] = {

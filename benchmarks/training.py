@@ -24,13 +24,13 @@ from rich.console import Console
 from rich.table import Table
 
 from powerclip.config import DataConfig, ObjectiveConfig
-from powerclip.data.scenes import generate
 from powerclip.data.shards import write_shards
 from powerclip.loss import PowerCLIPLoss
 from powerclip.loss.clip import clip_loss
 from powerclip.recipes import recipe
-from powerclip.train.engine import Engine
-from powerclip.train.setup import build_loader, build_model
+from powerclip.scenes import generate
+from powerclip.train.build import build_loader, build_model
+from powerclip.train.step import Engine
 
 PARTS = ("data", "forward", "alignment", "backward", "optimizer")
 

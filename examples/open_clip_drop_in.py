@@ -23,10 +23,10 @@ from torch.utils.data import DataLoader
 import powerclip.model
 from powerclip import PowersetAlignmentLoss  # +
 from powerclip.data.collate import annotate  # +
-from powerclip.data.scenes import generate
 from powerclip.model import from_open_clip  # +
 from powerclip.phrases import load_parser  # +
 from powerclip.regions import random_boxes  # +
+from powerclip.scenes import generate
 
 
 def main(argv: list[str] | None = None) -> list[tuple[float, float]]:

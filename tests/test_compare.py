@@ -9,11 +9,11 @@ from rich.console import Console
 from powerclip import compare as module
 from powerclip.compare import EvaluationPlan, compare
 from powerclip.config import ModelConfig, load_config
-from powerclip.data.scenes import generate
 from powerclip.data.shards import write_shards
+from powerclip.errors import PowerclipError
 from powerclip.recipes import scenes_tiny
 from powerclip.report.comparison import Spread, comparison_csv, comparison_markdown, comparison_plot, spread_rows
-from powerclip.types import PowerclipError
+from powerclip.scenes import generate
 
 TINY = {
     "embed_dim": 16,

@@ -4,8 +4,8 @@ import pytest
 import yaml
 
 from powerclip.config import ObjectiveConfig, TrainConfig, from_dict, load_config, to_yaml
+from powerclip.errors import PowerclipError
 from powerclip.recipes import RECIPES, recipe
-from powerclip.types import PowerclipError
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -27,13 +27,13 @@ from rich.console import Console
 
 import powerclip
 from powerclip.config import TrainConfig
-from powerclip.data.decode import decode_image
+from powerclip.data.images import decode_image
+from powerclip.errors import PowerclipError
 from powerclip.evaluate import evaluate_tasks, write_evaluation
 from powerclip.prepare import prepare
 from powerclip.recipes import recipe
 from powerclip.report import results_table
 from powerclip.train import train
-from powerclip.types import PowerclipError
 
 TRAIN_STYLE = "google"
 """The style to train on; the other one is only ever looked at."""

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from emoji_captions import TONES, describe
 
-from powerclip.types import PowerclipError
+from powerclip.errors import PowerclipError
 
 VERSION = "16.0.0"
 """Version of both packages."""

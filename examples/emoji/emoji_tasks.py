@@ -8,7 +8,7 @@ from emoji_captions import TONES, with_tone
 from emoji_packages import Emoji
 from PIL import Image
 
-from powerclip.types import Classification, Retrieval, Task
+from powerclip.tasks import Classification, Retrieval, Task
 
 PROFESSIONS = (
     "farmer", "cook", "student", "singer", "artist", "teacher", "factory worker", "technologist",

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from powerclip import alignment
+    from powerclip.errors import PowerclipError
     from powerclip.loss import PowerCLIPLoss, PowersetAlignmentLoss
     from powerclip.model import PowerCLIP, create_model, load
-    from powerclip.types import Batch, Features, LossOutput, PowerclipError, Similarity
+    from powerclip.types import Batch, Features, LossOutput, Similarity
 
 __version__ = version("powerclip")
 
@@ -38,7 +39,7 @@ _HOME = {
     "Batch": "powerclip.types",
     "Features": "powerclip.types",
     "LossOutput": "powerclip.types",
-    "PowerclipError": "powerclip.types",
+    "PowerclipError": "powerclip.errors",
     "Similarity": "powerclip.types",
 }
 

@@ -10,11 +10,11 @@ from rich.console import Console
 from rich.progress import track
 
 from powerclip.config import TrainConfig
-from powerclip.data.scenes import generate
 from powerclip.data.shards import write_shards
 from powerclip.evaluate.run import evaluate_model
 from powerclip.recipes import scenes_tiny
 from powerclip.report import results_table, write_report
+from powerclip.scenes import generate
 from powerclip.train import train
 
 TRAINING_SCENES = 16384

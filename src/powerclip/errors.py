@@ -1,9 +1,35 @@
-"""The errors a user can mend."""
+"""The errors of powerclip, and the two phrases that their messages share."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
 
 
 class PowerclipError(Exception):
-    """Something the user can mend; its one-line message says what came, what was expected and what to do."""
+    """Something the user can fix; its one-line message says what came, what was expected and what to do."""
 
 
 class RunFailedError(PowerclipError):
     """Work that began as asked and could not be finished (the commands exit with 1 instead of 2)."""
+
+
+class BadSampleError(ValueError):
+    """A sample that cannot be used; its message is the reason, in a few words, for counting."""
+
+
+def one_of(name: str, value: object, allowed: Iterable[object]) -> None:
+    """Check an argument that has a few allowed values.
+
+    Raises:
+        ValueError: the value is not one of them; the message names the argument and the values.
+    """
+    values = tuple(allowed)
+    if value not in values:
+        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(str, values))}")
+
+
+def did_you_mean(name: str, known: Iterable[str], *, otherwise: str) -> str:
+    """The end of a message about an unknown name: the known names closest to it, or ``otherwise``."""
+    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(close)}?" if close else otherwise

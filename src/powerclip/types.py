@@ -1,81 +1,18 @@
 """The values that flow through powerclip, and the legend of their dimension letters.
 
 Dimension letters, everywhere the same: B batch (image-caption pairs), I images, J captions, M regions,
-K phrases, L leaves (words), N patches, T tokens, D embedding.
+K phrases, L leaves (words), N patches, T tokens, D embedding, C pairs of the global batch (the rows and columns of a
+loss), A subsets of an image's regions, P pairs picked out of the I x J, Q queries of a retrieval or grounding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
-
-from powerclip.errors import PowerclipError as PowerclipError
-from powerclip.errors import RunFailedError as RunFailedError
-
-
-@dataclass(frozen=True, kw_only=True)
-class Phrase:
-    """A node of the constituency tree: a label and an inclusive range of leaves."""
-
-    label: str
-    """Penn Treebank label: NP, VP, PP or S; "CAPTION" for the whole caption where the tree has no phrase."""
-    first: int
-    """Index of the first leaf."""
-    last: int
-    """Index of the last leaf, inclusive."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PhraseTree:
-    """The words and phrases of one caption, in character offsets: independent of any tokenizer."""
-
-    leaves: tuple[tuple[int, int], ...]
-    """Character span [start, end) of each word, in order, not overlapping."""
-    phrases: tuple[Phrase, ...]
-    """Nested or disjoint, never crossing; equal spans once."""
-    parser: str
-    """What made the tree: "gold", or the name and version of the parser."""
-
-    def to_json(self) -> dict[str, Any]:
-        """The content of a ``KEY.phrases.json`` file."""
-        return {
-            "leaves": [list(span) for span in self.leaves],
-            "phrases": [{"label": p.label, "leaves": [p.first, p.last]} for p in self.phrases],
-            "parser": self.parser,
-        }
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> PhraseTree:
-        """Read the content of a ``KEY.phrases.json`` file.
-
-        Raises:
-            ValueError: the value does not have that form; the message says where.
-        """
-        try:
-            leaves = tuple((int(start), int(end)) for start, end in value["leaves"])
-            phrases = tuple(
-                Phrase(label=str(p["label"]), first=int(p["leaves"][0]), last=int(p["leaves"][1]))
-                for p in value["phrases"]
-            )
-        except (KeyError, TypeError, IndexError, ValueError, OverflowError) as error:
-            raise ValueError(
-                "phrases.json must hold leaves [[start, end], ...] and phrases "
-                f"[{{label, leaves: [first, last]}}], but reading failed with {type(error).__name__}: {error}"
-            ) from error
-        position = 0
-        for start, end in leaves:
-            if not position <= start < end:
-                raise ValueError(f"leaf [{start}, {end}) is empty, out of order or overlaps the one before it")
-            position = end
-        for p in phrases:
-            if not 0 <= p.first <= p.last < len(leaves):
-                raise ValueError(f"phrase {p.label} covers leaves [{p.first}, {p.last}] of {len(leaves)}")
-        return cls(leaves=leaves, phrases=phrases, parser=str(value.get("parser", "unknown")))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,86 +122,3 @@ class LossOutput:
     """() what is differentiated."""
     terms: Mapping[str, Tensor] = field(default_factory=dict)
     """Unweighted terms by name ("clip", "powerset"), for the logs."""
-
-
-Picture = Image.Image | Callable[[], Image.Image]
-"""An image, or what opens it when it is needed: evaluation holds only a batch of images at a time."""
-
-Masks = Callable[[], Any]
-"""What opens the region masks of an image when they are needed: (M, H, W) bool array in the image's pixels."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Classification:
-    """A zero-shot classification task: single-label images and the class names to choose from."""
-
-    name: str
-    images: Sequence[Picture]
-    labels: Sequence[int]
-    class_names: Sequence[str]
-    templates: Sequence[str]
-    """Prompts with one ``{c}`` where the class name goes."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class MultiLabel:
-    """A zero-shot classification task whose images have any number of classes."""
-
-    name: str
-    images: Sequence[Picture]
-    targets: Sequence[Sequence[int]]
-    """For each image, 1 for a class that it has and 0 for one that it has not."""
-    class_names: Sequence[str]
-    templates: Sequence[str]
-    """Prompts with one ``{c}`` where the class name goes."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Retrieval:
-    """An image-text retrieval task: each image has one or more captions."""
-
-    name: str
-    images: Sequence[Picture]
-    captions: Sequence[Sequence[str]]
-    masks: Sequence[Masks | None] | None = None
-    """The images' own regions, for scores that look at regions; None where an image has none stored."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class HardNegative:
-    """An image with one right and one or more minimally wrong captions (the form of SugarCrepe)."""
-
-    image: Picture
-    positive: str
-    negative: str
-    kind: str
-    """What the captions differ in: replace_obj, swap_att, ...; each data set has its own."""
-    more_negatives: tuple[str, ...] = ()
-    """Further wrong captions; the right one must score higher than all."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class HardNegatives:
-    """A hard-negative task."""
-
-    name: str
-    items: Sequence[HardNegative]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Quadruple:
-    """Two images and two captions of the same words; caption i fits image i only (the form of Winoground)."""
-
-    images: tuple[Picture, Picture]
-    captions: tuple[str, str]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Quadruples:
-    """A Winoground-style task."""
-
-    name: str
-    items: Sequence[Quadruple]
-
-
-Task = Classification | MultiLabel | Retrieval | HardNegatives | Quadruples

@@ -1,10 +1,10 @@
 import pytest
 import torch
-from test_similarity import problem
 
 from powerclip.alignment import similarity
 from powerclip.alignment.calibration import choose_pairs, fit_zeta, measure_pairs
 from powerclip.alignment.scoring import Scoring
+from tests.alignment.test_similarity import problem
 
 
 @pytest.mark.parametrize("tau", [0.0, 1e-3, 0.02])

@@ -2,12 +2,12 @@ import itertools
 
 import pytest
 import torch
-from test_similarity import problem
 
 from powerclip.alignment import similarity
 from powerclip.alignment.aggregators import ABSENT
 from powerclip.alignment.scoring import Scoring
 from powerclip.alignment.tiled import hardest_negatives, score_rows
+from tests.alignment.test_similarity import problem
 
 TILE_SIZES = [1024, 2**14, 2**22]
 

@@ -6,9 +6,9 @@ import pytest
 
 from powerclip.data import directory
 from powerclip.data.directory import directory_of
-from powerclip.data.scenes import generate
 from powerclip.data.shards import index_shard, write_shards
-from powerclip.types import PowerclipError
+from powerclip.errors import PowerclipError
+from powerclip.scenes import generate
 
 
 @pytest.fixture

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from powerclip.data import directory, index
-from powerclip.data.scenes import generate
 from powerclip.data.shards import find_shards, write_shards
-from powerclip.types import PowerclipError
+from powerclip.errors import PowerclipError
+from powerclip.scenes import generate
 
 
 @pytest.fixture

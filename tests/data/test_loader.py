@@ -10,8 +10,9 @@ from PIL import Image
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from powerclip.data.loader import make_loader
+from powerclip.errors import RunFailedError
 from powerclip.model import make_tokenizer
-from powerclip.types import Phrase, PhraseTree, RunFailedError
+from powerclip.phrases.tree import Phrase, PhraseTree
 
 TREE = PhraseTree(leaves=((0, 1), (2, 5)), phrases=(Phrase(label="NP", first=0, last=1),), parser="test")
 

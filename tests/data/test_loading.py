@@ -6,13 +6,13 @@ import torch
 from PIL import Image
 
 import powerclip
-from powerclip.data.decode import decode_image
+from powerclip.data.images import decode_image
 from powerclip.data.loader import count_data, make_loader, probe_data
-from powerclip.data.sample import BadSampleError, Sample
-from powerclip.data.scenes import generate
+from powerclip.data.sample import Sample
 from powerclip.data.shards import find_shards, index_shard, probe, read_shards, write_shards
+from powerclip.errors import BadSampleError, PowerclipError, RunFailedError
 from powerclip.model import make_tokenizer, make_transforms
-from powerclip.types import PowerclipError, RunFailedError
+from powerclip.scenes import generate
 
 
 def png(mode="RGB", color="red"):

@@ -7,14 +7,14 @@ import torch
 from PIL import Image
 from torchvision import tv_tensors
 
-from loading_tools import tiny_tower
 from powerclip.data.loader import make_loader
 from powerclip.data.masks import transform_with_regions
-from powerclip.data.sample import BadSampleError, Sample
-from powerclip.data.scenes import generate
+from powerclip.data.sample import Sample
 from powerclip.data.shards import read_shards, write_shards
+from powerclip.errors import BadSampleError, PowerclipError
 from powerclip.regions import RegionAnnotation
-from powerclip.types import PowerclipError
+from powerclip.scenes import generate
+from tests.support.models import tiny_tower
 
 
 def sample_of(masks, *, size=(40, 60), pixels=None, key="a"):
@@ -168,7 +168,7 @@ def test_malformed_published_regions_make_a_bad_sample(lens, cat):
 def test_the_training_transform_is_open_clips(tmp_path):
     from open_clip.transform import PreprocessCfg, image_transform_v2
 
-    from loading_tools import tiny_model
+    from tests.support.models import tiny_model
 
     image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 120, 3), np.uint8))
     config = PreprocessCfg(**tiny_model().backbone.visual.preprocess_cfg)

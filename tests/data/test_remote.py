@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from loading_tools import tiny_tower
 from powerclip.data.index import count_samples
 from powerclip.data.loader import make_loader, probe_data
 from powerclip.data.remote import Copies, Patience, fetch
-from powerclip.data.scenes import generate
 from powerclip.data.shards import find_shards, write_shards
-from powerclip.types import PowerclipError, RunFailedError
+from powerclip.errors import PowerclipError, RunFailedError
+from powerclip.scenes import generate
+from tests.support.models import tiny_tower
 
 QUICK = Patience(timeout_s=0.3, attempts=3, first_wait_s=0.01)
 

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from powerclip.data.decode import decode_image
-from powerclip.data.sample import BadSampleError, Sample
+from powerclip.data.images import decode_image
+from powerclip.data.sample import Sample
 from powerclip.data.shards import find_shards, index_shard, read_shards, write_shards
+from powerclip.errors import BadSampleError, PowerclipError
 from powerclip.phrases import whole_caption_tree
-from powerclip.types import PowerclipError
 
 
 def picture(image_format="PNG"):

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from powerclip.distributed import gather_rows, max_over_processes, rank, sum_over_processes, world_size
-from processes import run_on_processes
+from tests.support.processes import run_on_processes
 
 ROWS = {2: (3, 1), 3: (2, 4, 1)}
 

@@ -1,12 +1,13 @@
 import pytest
 import torch
 
-from colours import ColourModel, preprocess, tokenizer
-from powerclip.data.scenes import evaluation_tasks, generate
 from powerclip.data.shards import write_shards
+from powerclip.errors import PowerclipError
 from powerclip.evaluate import as_metrics, evaluate_tasks, light_suite
 from powerclip.evaluate.run import SCENES_SEED
-from powerclip.types import PowerclipError, Retrieval
+from powerclip.scenes import evaluation_tasks, generate
+from powerclip.tasks import Retrieval
+from tests.support.colours import ColourModel, preprocess, tokenizer
 
 
 def test_the_light_suite_is_small_and_shows_no_image_of_the_real_one():

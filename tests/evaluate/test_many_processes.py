@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from colours import NAMES, ColourModel, preprocess, square, tokenizer
 from powerclip import create_model
-from powerclip.data.scenes import evaluation_tasks
 from powerclip.evaluate import evaluate_tasks
 from powerclip.evaluate.encode import Encoder
 from powerclip.model import make_tokenizer, make_transforms, save
-from powerclip.types import Classification, Retrieval
-from processes import run_on_processes
+from powerclip.scenes import evaluation_tasks
+from powerclip.tasks import Classification, Retrieval
+from tests.support.colours import NAMES, ColourModel, preprocess, square, tokenizer
+from tests.support.processes import run_on_processes
 
 
 def tiny():

@@ -13,19 +13,19 @@ import pytest
 import torch
 from clip_benchmark.datasets.builder import build_wds_dataset, image_captions_collate_fn
 from clip_benchmark.metrics import image_caption_selection, zeroshot_classification, zeroshot_retrieval
-from layouts import npy, webdataset
 from torch.nn.functional import normalize
 from torch.utils.data import DataLoader
 
 import powerclip
 from powerclip import create_model
-from powerclip.data.scenes import generate
 from powerclip.evaluate import evaluate_tasks
 from powerclip.evaluate.composition import hard_negative_metrics, quadruple_metrics
+from powerclip.evaluate.datasets.clip_benchmark import read_webdataset
 from powerclip.evaluate.retrieval import RECALLS, retrieval_metrics, same_texts
-from powerclip.evaluate.webdatasets import read_webdataset
 from powerclip.evaluate.zeroshot import average_precision_metrics, class_embeddings, classification_metrics
 from powerclip.model import save
+from powerclip.scenes import generate
+from tests.support.layouts import npy, webdataset
 
 CLOSE = 1e-6  # means of at most a few hundred zeros and ones, in float32 there
 
@@ -202,7 +202,7 @@ def loaded(tmp_path_factory):
 
 def scenes_in_their_layout(folder, monkeypatch, kind):
     """Scenes under the names of three classes, in the layout that clip_benchmark's loader reads."""
-    import layouts
+    from tests.support import layouts
 
     samples = list(generate("test", count=12, seed=1))
     monkeypatch.setattr(layouts, "png", lambda index: samples[index].image)

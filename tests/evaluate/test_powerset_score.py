@@ -6,19 +6,19 @@ import numpy as np
 import pytest
 import torch
 
-from colours import ColourModel, preprocess, tokenizer
 from powerclip import create_model
 from powerclip.alignment import similarity
-from powerclip.data.scenes import evaluation_tasks, generate
 from powerclip.data.shards import write_shards
 from powerclip.evaluate import evaluate_tasks, retrieval_from_shards
 from powerclip.evaluate.encode import Encoder
-from powerclip.evaluate.powerset import PowersetReading
+from powerclip.evaluate.powerset_score import PowersetReading
 from powerclip.model import make_tokenizer, make_transforms
 from powerclip.model.pooling import pool_leaves, pool_phrases, pool_regions
 from powerclip.phrases import encode_caption, load_parser
 from powerclip.regions import fixed_boxes
-from powerclip.types import HardNegatives, Quadruples, Retrieval
+from powerclip.scenes import evaluation_tasks, generate
+from powerclip.tasks import HardNegatives, Quadruples, Retrieval
+from tests.support.colours import ColourModel, preprocess, tokenizer
 
 PARSER = load_parser()
 CLOSE = 1e-5  # float32 features of unit length, in other batches: sums of some hundred products

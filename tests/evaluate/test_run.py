@@ -3,14 +3,14 @@ import json
 
 import pytest
 import torch
-from layouts import picture, webdataset, write_json
 
 from powerclip import create_model
 from powerclip.cli import main
+from powerclip.errors import PowerclipError
 from powerclip.evaluate import CLASSIFICATION, SUITES, evaluate_model
-from powerclip.evaluate.benchmarks import CLIP_METRICS, average
+from powerclip.evaluate.suites import CLIP_METRICS, average
 from powerclip.model import save
-from powerclip.types import PowerclipError
+from tests.support.layouts import picture, webdataset, write_json
 
 NAMES = ["red", "green", "blue"]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from powerclip.types import PowerclipError
+from powerclip.errors import PowerclipError
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "emoji"
 sys.path.insert(0, str(EXAMPLE))

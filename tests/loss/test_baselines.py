@@ -9,7 +9,7 @@ from torch.nn.functional import normalize
 
 from powerclip.loss import FILIPLoss, SigLIPLoss, SPARCLoss, clip_loss, filip, filip_loss, siglip_loss, sparc_loss
 from powerclip.types import Features
-from processes import run_on_processes
+from tests.support.processes import run_on_processes
 
 EXACT = {"rtol": 0, "atol": 1e-12}
 

@@ -7,7 +7,7 @@ from torch.nn.functional import normalize
 from powerclip.alignment.reference import enumerate_similarity
 from powerclip.loss import PowerCLIPLoss, PowersetAlignmentLoss, clip_loss, triplet_loss
 from powerclip.types import Features
-from processes import run_on_processes
+from tests.support.processes import run_on_processes
 
 
 def triplet_by_loops(X, margin):

@@ -9,7 +9,7 @@ from torch.nn.functional import normalize
 
 from powerclip.alignment import similarity
 from powerclip.loss import PowersetAlignmentLoss, triplet_loss
-from processes import run_on_processes
+from tests.support.processes import run_on_processes
 
 MARGIN = 0.2
 

@@ -8,9 +8,10 @@ from PIL import Image
 from torch.nn.functional import normalize
 
 import powerclip
+from powerclip.errors import PowerclipError
 from powerclip.model import from_open_clip, make_tokenizer, make_transforms, save
 from powerclip.model.pooling import caption_ids
-from powerclip.types import Batch, PowerclipError
+from powerclip.types import Batch
 
 SMALL = {
     "embed_dim": 12,

@@ -3,8 +3,8 @@ import sys
 
 import pytest
 
+from powerclip.errors import PowerclipError
 from powerclip.phrases import english
-from powerclip.types import PowerclipError
 
 
 @pytest.fixture

@@ -4,12 +4,12 @@ import io
 import json
 
 import pytest
-from made import FULL, WHOLE, npy, pairs, picture, write_tar
 from rich.console import Console
 
+from powerclip.errors import RunFailedError
 from powerclip.prepare import prepare
 from powerclip.prepare.check import check
-from powerclip.types import RunFailedError
+from tests.support.sources import FULL, WHOLE, npy, pairs, picture, write_tar
 
 
 def printed(path, **options):

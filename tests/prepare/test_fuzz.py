@@ -7,16 +7,16 @@ import numpy as np
 import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
-from made import FULL, header, npy, padded, pairs, pax, picture, signed, write_raw, write_tar
 from pyarrow import parquet
 from rich.console import Console
 
-from powerclip.data.sample import BadSampleError, Sample
+from powerclip.data.sample import Sample
 from powerclip.data.shards import index_shard, stream_shard
+from powerclip.errors import BadSampleError, PowerclipError
 from powerclip.prepare import prepare
 from powerclip.prepare.check import check_shard
 from powerclip.prepare.sources import SourceOptions, open_source
-from powerclip.types import PowerclipError
+from tests.support.sources import FULL, header, npy, padded, pairs, pax, picture, signed, write_raw, write_tar
 
 
 def read_all(source, **options):

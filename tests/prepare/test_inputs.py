@@ -9,16 +9,15 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from made import picture, write_tar
 from PIL import Image
 from pyarrow import parquet
 
-from powerclip.data.sample import BadSampleError
 from powerclip.data.shards import BrokenShardError, index_shard, read_shards, stream_shard
+from powerclip.errors import BadSampleError, PowerclipError
 from powerclip.phrases.brackets import parse_brackets, tree_of_nodes, write_brackets
 from powerclip.prepare import prepare
 from powerclip.prepare.sources import SourceOptions, open_source
-from powerclip.types import PowerclipError
+from tests.support.sources import picture, write_tar
 
 CAPTIONS = [f"a dog number {i} on a red chair" for i in range(7)]
 

@@ -4,8 +4,8 @@ import pytest
 from PIL import Image
 
 from powerclip.data.shards import read_shards
-from powerclip.prepare import prepare, shard
-from powerclip.types import PowerclipError, RunFailedError
+from powerclip.errors import PowerclipError, RunFailedError
+from powerclip.prepare import annotate, prepare
 
 
 @pytest.fixture
@@ -65,17 +65,17 @@ def test_a_table_becomes_shards(suffix, photos, tmp_path):
 
 def test_a_job_cut_short_goes_on_where_it_was(photos, tmp_path, monkeypatch):
     whole = prepare(photos, tmp_path / "whole", samples_per_shard=4, parser="none")
-    write = shard.write_shard
+    write = annotate.write_shard
 
     def dies_at_the_second(samples, path, **options):
         if path.name == "shard-000001.tar":
             raise RuntimeError("power cut")
         write(samples, path, **options)
 
-    monkeypatch.setattr(shard, "write_shard", dies_at_the_second)
+    monkeypatch.setattr(annotate, "write_shard", dies_at_the_second)
     with pytest.raises(RuntimeError, match="power cut"):
         prepare(photos, tmp_path / "cut", samples_per_shard=4, parser="none")
-    monkeypatch.setattr(shard, "write_shard", write)
+    monkeypatch.setattr(annotate, "write_shard", write)
     first = (tmp_path / "cut" / "shard-000000.tar").stat().st_mtime_ns
     assert prepare(photos, tmp_path / "cut", samples_per_shard=4, parser="none") == whole
     assert (tmp_path / "cut" / "shard-000000.tar").stat().st_mtime_ns == first

@@ -2,8 +2,8 @@ import pytest
 from PIL import Image
 
 from powerclip.data.shards import read_shards
+from powerclip.errors import RunFailedError
 from powerclip.prepare import prepare
-from powerclip.types import RunFailedError
 
 
 @pytest.fixture

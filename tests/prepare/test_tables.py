@@ -9,16 +9,15 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from made import picture
 from pyarrow import parquet
 from rich.console import Console
 
-from powerclip.data.sample import BadSampleError
 from powerclip.data.shards import read_shards
+from powerclip.errors import BadSampleError, PowerclipError, RunFailedError
 from powerclip.prepare import prepare
 from powerclip.prepare.lines import LINE_BREAK, Lines, tab_rows
 from powerclip.prepare.sources import SourceOptions, open_source
-from powerclip.types import PowerclipError, RunFailedError
+from tests.support.sources import picture
 
 
 @pytest.fixture

@@ -10,13 +10,13 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from made import FULL, WHOLE, header, npy, padded, pairs, pax, picture, signed, write_raw, write_tar
 from rich.console import Console
 
-from powerclip.data.sample import BadSampleError, Sample
+from powerclip.data.sample import Sample
 from powerclip.data.shards import BrokenShardError, index_shard, probe, read_shards, stream_shard
+from powerclip.errors import BadSampleError, PowerclipError
 from powerclip.prepare import prepare
-from powerclip.types import PowerclipError
+from tests.support.sources import FULL, WHOLE, header, npy, padded, pairs, pax, picture, signed, write_raw, write_tar
 
 
 def prepared(source, output, **options):
@@ -117,7 +117,7 @@ ANNOTATIONS = {
 
 @pytest.mark.parametrize("reason", ANNOTATIONS)
 def test_annotations_that_are_not_sound_are_counted(reason, tmp_path, monkeypatch):
-    monkeypatch.setattr("powerclip.prepare.sound.MAX_MASK_PIXELS", 100 * 9 * 12)
+    monkeypatch.setattr("powerclip.data.validate.MAX_MASK_PIXELS", 100 * 9 * 12)
     for i, (extension, data) in enumerate(ANNOTATIONS[reason]):
         files = {"jpg": picture(), "txt": b"a dog", extension: data}
         write_tar(tmp_path / f"{i}.tar", [*pairs(), *((f"k.{name}", content) for name, content in files.items())])

@@ -15,10 +15,10 @@ from PIL import Image
 from rich.console import Console
 
 from powerclip.data.shards import index_shard, read_shards
+from powerclip.errors import PowerclipError, RunFailedError
 from powerclip.prepare import prepare
 from powerclip.prepare.check import check
 from powerclip.prepare.workers import run_local
-from powerclip.types import PowerclipError, RunFailedError
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from powerclip.data.masks import transform_with_regions
-from powerclip.data.sample import BadSampleError, Sample
+from powerclip.data.sample import Sample
+from powerclip.errors import BadSampleError
 from powerclip.regions import RegionAnnotation, fixed_boxes, masks_to_grid, random_boxes, rle
 
 

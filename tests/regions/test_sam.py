@@ -9,13 +9,13 @@ import torch
 import transformers
 from PIL import Image
 
-from powerclip.data.decode import decode_image
+from powerclip.data.images import decode_image
 from powerclip.data.shards import read_shards
+from powerclip.errors import PowerclipError
 from powerclip.prepare import prepare
-from powerclip.regions import RegionAnnotation
-from powerclip.regions.proposers import load_proposer, masks_at_size, resized
+from powerclip.regions import RegionAnnotation, load_proposer
+from powerclip.regions.masks import masks_at_size, resized
 from powerclip.regions.sam import GPU_POINTS, LONGEST_SIDE, POINTS, SAM
-from powerclip.types import PowerclipError
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # transformers' and numpy's own
 

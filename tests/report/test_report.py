@@ -8,14 +8,14 @@ from PIL import Image
 
 import powerclip
 from powerclip.alignment.reference import enumerate_pair
-from powerclip.data.scenes import sample
+from powerclip.errors import PowerclipError
 from powerclip.model import make_tokenizer, make_transforms, save
 from powerclip.model.pooling import pool_leaves, pool_phrases, pool_regions
 from powerclip.phrases import encode_caption
 from powerclip.report import results_markdown, results_table, write_report
-from powerclip.report.grounding import ground, picture
+from powerclip.report.pictures import ground, picture
 from powerclip.report.plots import curves, png, smooth
-from powerclip.types import PowerclipError
+from powerclip.scenes import sample
 
 RESULTS = {
     "clip": {"a": {"acc@1": 0.5, "acc@5": 0.9}, "b": {"macro": 0.25}},

@@ -13,11 +13,11 @@ from rich.console import Console
 
 from powerclip import create_model
 from powerclip.model import save
+from powerclip.phrases.tree import Phrase, PhraseTree
 from powerclip.report import results_markdown, results_table, write_report
-from powerclip.report.grounding import ground, picture
+from powerclip.report.pictures import ground, picture
 from powerclip.report.plots import curves, png
 from powerclip.report.tables import averages, best
-from powerclip.types import Phrase, PhraseTree
 
 CAPTION = r"a $\frac$ <b> & dog"
 TREE = PhraseTree(

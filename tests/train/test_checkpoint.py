@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from powerclip.errors import PowerclipError, RunFailedError
 from powerclip.train import checkpoint
-from powerclip.types import PowerclipError, RunFailedError
 
 
 class Touch:

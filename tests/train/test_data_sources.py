@@ -8,9 +8,9 @@ import torch
 
 from powerclip.cli import main
 from powerclip.config import load_config
-from powerclip.data.scenes import generate
 from powerclip.data.shards import write_shards
 from powerclip.recipes import recipe
+from powerclip.scenes import generate
 from powerclip.train import train
 
 

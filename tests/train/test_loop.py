@@ -15,15 +15,15 @@ import torch
 
 import powerclip
 from powerclip.config import EvaluationConfig, ModelConfig, ObjectiveConfig, ParallelConfig, load_config
-from powerclip.data.scenes import generate
 from powerclip.data.shards import write_shards
+from powerclip.errors import PowerclipError, RunFailedError
 from powerclip.loss import PowerCLIPLoss
 from powerclip.recipes import RECIPES, recipe, scenes_tiny
+from powerclip.scenes import generate
 from powerclip.train import checkpoint, loop, train
-from powerclip.train.engine import Engine
+from powerclip.train.build import build_model
 from powerclip.train.log import read_metrics
-from powerclip.train.setup import build_model
-from powerclip.types import PowerclipError, RunFailedError
+from powerclip.train.step import Engine
 
 TINY = {
     "embed_dim": 16,
@@ -346,7 +346,7 @@ def test_a_finished_run_that_is_run_again_keeps_its_checkpoints(config, shards, 
 
 
 def test_a_failing_evaluation_costs_no_training(config, shards, tmp_path, monkeypatch):
-    from powerclip.train.evaluation import Evaluator
+    from powerclip.train.evaluator import Evaluator
 
     def fails(*_):
         raise RuntimeError("out of memory")

@@ -14,18 +14,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_loop import TINY, losses, weights
 
 import powerclip
 from powerclip.config import EvaluationConfig, ModelConfig, ParallelConfig, to_yaml
-from powerclip.data.scenes import generate
 from powerclip.data.shards import write_shards
+from powerclip.errors import PowerclipError
 from powerclip.recipes import scenes_tiny
+from powerclip.scenes import generate
 from powerclip.train import train
-from powerclip.train.engine import Engine
 from powerclip.train.log import read_metrics
-from powerclip.types import PowerclipError
-from processes import run_on_processes
+from powerclip.train.step import Engine
+from tests.support.processes import run_on_processes
+from tests.train.test_loop import TINY, losses, weights
 
 
 @pytest.fixture(scope="module")

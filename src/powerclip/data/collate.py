@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from powerclip.phrases.constituency import Parser
-from powerclip.phrases.spans import EncodedCaption, encode_caption
+from powerclip.phrases.tokens import EncodedCaption, encode_caption
+from powerclip.phrases.tree import Parser
 from powerclip.types import Batch
 
 

@@ -13,10 +13,10 @@ from typing import Any
 
 from rich.progress import track
 
-from powerclip.data.decoding import outlast_first_signal
 from powerclip.data.directory import Directory, directory_of, read_beside, stamp_of, write_beside
 from powerclip.data.remote import RemoteShard, local, read_json
-from powerclip.types import PowerclipError
+from powerclip.data.worker import outlast_first_signal
+from powerclip.errors import PowerclipError
 
 NAME = "index.json"
 """In each folder of shards: size, time of change and sample count by shard name."""

@@ -16,15 +16,16 @@ import torch
 from torch.utils.data import DataLoader
 
 from powerclip.data.collate import equally_wide
-from powerclip.data.decoding import deaths_told, outlast_first_signal
+from powerclip.data.dataset import MIN_SEEN, Loaded, Request, Samples
 from powerclip.data.index import count_remote, count_samples, find_directory
-from powerclip.data.order import Order
 from powerclip.data.remote import Copies, RemoteShard, find_remote, is_remote, local
 from powerclip.data.sample import PUBLISHED_GRID
-from powerclip.data.samples import MIN_SEEN, Loaded, Request, Samples
+from powerclip.data.sampler import Order
 from powerclip.data.shards import Entry, check_members, find_shards
+from powerclip.data.worker import deaths_told, outlast_first_signal
+from powerclip.errors import PowerclipError, RunFailedError
 from powerclip.phrases import Parser
-from powerclip.types import Batch, PowerclipError, RunFailedError
+from powerclip.types import Batch
 
 __all__ = ["Data", "Loader", "count_data", "make_loader", "probe_data"]
 

@@ -11,7 +11,8 @@ from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
 
-from powerclip.data.sample import PUBLISHED_GRID, BadSampleError, Sample
+from powerclip.data.sample import PUBLISHED_GRID, Sample
+from powerclip.errors import BadSampleError
 from powerclip.regions import RegionAnnotation, masks_to_grid
 
 

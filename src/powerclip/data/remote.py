@@ -23,7 +23,7 @@ from filelock import FileLock
 from webdataset.shardlists import expand_urls
 
 from powerclip.data.directory import FOLDER
-from powerclip.types import PowerclipError, RunFailedError
+from powerclip.errors import PowerclipError, RunFailedError
 
 CHUNK_BYTES = 2**20
 GONE = {400, 401, 403, 404, 405, 410}

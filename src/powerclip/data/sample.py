@@ -14,9 +14,9 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from powerclip.data.njson import BadSampleError as BadSampleError
-from powerclip.data.njson import read_njson
-from powerclip.types import PhraseTree
+from powerclip.data.published import read_njson
+from powerclip.errors import BadSampleError as BadSampleError
+from powerclip.phrases.tree import PhraseTree
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 CAPTION_EXTENSION = "txt"

@@ -14,14 +14,8 @@ from pathlib import Path
 import webdataset
 from webdataset.shardlists import expand_urls
 
-from powerclip.data.sample import (
-    CAPTION_EXTENSION,
-    IMAGE_EXTENSIONS,
-    MAX_CAPTION_BYTES,
-    BadSampleError,
-    Sample,
-)
-from powerclip.types import PowerclipError
+from powerclip.data.sample import CAPTION_EXTENSION, IMAGE_EXTENSIONS, MAX_CAPTION_BYTES, Sample
+from powerclip.errors import BadSampleError, PowerclipError
 
 MAX_MEMBER_BYTES = 64 * 2**20
 """A larger file in a shard is not read."""

@@ -1,10 +1,10 @@
 """Zero-shot evaluation: tasks, metrics, and their running."""
 
-from powerclip.evaluate.benchmarks import CLASSIFICATION, SUITES
+from powerclip.evaluate.datasets.own_shards import retrieval_from_shards
 from powerclip.evaluate.light import as_metrics, light_suite
 from powerclip.evaluate.run import Evaluation, evaluate_model, write_evaluation
-from powerclip.evaluate.shards import retrieval_from_shards
-from powerclip.evaluate.suite import evaluate_tasks
+from powerclip.evaluate.score import evaluate_tasks
+from powerclip.evaluate.suites import CLASSIFICATION, SUITES
 
 __all__ = [
     "CLASSIFICATION",

@@ -11,8 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from powerclip.distributed import gather_rows, rank, world_size
-from powerclip.evaluate.pictures import open_picture
-from powerclip.types import Picture
+from powerclip.evaluate.datasets.images import open_picture
+from powerclip.tasks import Picture
 
 Item = TypeVar("Item")
 Prepared = TypeVar("Prepared")

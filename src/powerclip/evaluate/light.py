@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from powerclip.data.scenes import evaluation_tasks
 from powerclip.evaluate.run import read_tasks
-from powerclip.types import Task
+from powerclip.scenes import evaluation_tasks
+from powerclip.tasks import Task
 
 LIGHT_SEED = 10_000
 """Seed of the scenes to watch by: others than those of the final evaluation, which a choice of steps must not see."""

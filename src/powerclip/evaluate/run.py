@@ -9,14 +9,15 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from powerclip.data.scenes import evaluation_tasks
 from powerclip.distributed import process_group, rank
-from powerclip.evaluate.benchmarks import SUITES, Average, average
-from powerclip.evaluate.powerset import RegionSource
-from powerclip.evaluate.shards import retrieval_from_shards
-from powerclip.evaluate.suite import Score, evaluate_tasks
+from powerclip.errors import PowerclipError
+from powerclip.evaluate.datasets.own_shards import retrieval_from_shards
+from powerclip.evaluate.powerset_score import RegionSource
+from powerclip.evaluate.score import Score, evaluate_tasks
+from powerclip.evaluate.suites import SUITES, Average, average
 from powerclip.model import load
-from powerclip.types import PowerclipError, Task
+from powerclip.scenes import evaluation_tasks
+from powerclip.tasks import Task
 
 Results = dict[str, dict[str, float]]
 

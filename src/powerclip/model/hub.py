@@ -17,9 +17,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from powerclip.errors import PowerclipError
 from powerclip.model.towers import PowerCLIP, Tokenizer, Transform, build, make_tokenizer
 from powerclip.model.transforms import make_transforms
-from powerclip.types import PowerclipError
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"

@@ -25,6 +25,7 @@ from open_clip.transformer import TextTransformer, VisionTransformer, text_globa
 from PIL import Image
 from torch import Tensor, nn
 
+from powerclip.errors import PowerclipError
 from powerclip.model.pooling import (
     PhraseNorm,
     PhraseUnit,
@@ -35,7 +36,7 @@ from powerclip.model.pooling import (
     pool_phrases,
     pool_regions,
 )
-from powerclip.types import Batch, Features, PowerclipError
+from powerclip.types import Batch, Features
 
 TextPool = Literal["avg", "argmax"]
 Transform = Callable[[Image.Image], Tensor]

@@ -1,6 +1,36 @@
 """Phrases of a caption: its constituency parse, and their spans over a tokenizer's pieces."""
 
-from powerclip.phrases.constituency import Parser, SpacyParser, load_parser, whole_caption_tree
-from powerclip.phrases.spans import EncodedCaption, encode_caption
+from __future__ import annotations
 
-__all__ = ["EncodedCaption", "Parser", "SpacyParser", "encode_caption", "load_parser", "whole_caption_tree"]
+from powerclip.errors import PowerclipError
+from powerclip.phrases.tokens import EncodedCaption, encode_caption
+from powerclip.phrases.tree import Parser, Phrase, PhraseTree, whole_caption_tree
+
+__all__ = [
+    "EncodedCaption",
+    "Parser",
+    "Phrase",
+    "PhraseTree",
+    "encode_caption",
+    "load_parser",
+    "whole_caption_tree",
+]
+
+
+def load_parser(name: str = "spacy") -> Parser:
+    """A parser by name: "spacy" (its small English model), "spacy:PIPELINE", "benepar" or "benepar:MODEL".
+
+    Raises:
+        PowerclipError: the name or its pipeline is unknown.
+    """
+    from powerclip.phrases.english import english_model
+    from powerclip.phrases.spacy_parser import SpacyParser
+
+    kind, _, pipeline = name.partition(":")
+    if kind == "benepar":
+        from powerclip.phrases.benepar_parser import BeneparParser
+
+        return BeneparParser(pipeline or "benepar_en3", spacy_pipeline=english_model())
+    if kind != "spacy":
+        raise PowerclipError(f"unknown parser {name!r}; use spacy, spacy:PIPELINE for any spaCy pipeline, or benepar")
+    return SpacyParser(pipeline or english_model())

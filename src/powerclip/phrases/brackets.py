@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from powerclip.phrases.plain import is_word
-from powerclip.types import Phrase, PhraseTree
+from powerclip.phrases.clean import is_word
+from powerclip.phrases.tree import Phrase, PhraseTree
 
 LABELS = {
     "NP": "NP", "NX": "NP", "WHNP": "NP", "NML": "NP", "VP": "VP", "PP": "PP", "WHPP": "PP",

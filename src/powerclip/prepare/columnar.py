@@ -9,9 +9,9 @@ from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any
 
-from powerclip.prepare.items import Source, digest, stamp
+from powerclip.errors import PowerclipError
+from powerclip.prepare.source import Source, digest, stamp
 from powerclip.prepare.tables import Row, TableChunk, find_columns
-from powerclip.types import PowerclipError
 
 BATCH = 32
 """Rows of a Parquet file held at once."""

@@ -13,11 +13,11 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from powerclip.prepare.folder import REPORT, counts_of, read_finished, reserved, write_json
-from powerclip.prepare.shard import EXAMPLES, ShardTask, make_shard, parser_of, proposer_of
+from powerclip.errors import PowerclipError, RunFailedError
+from powerclip.prepare.annotate import EXAMPLES, ShardTask, make_shard, parser_of, proposer_of
+from powerclip.prepare.output import REPORT, counts_of, read_finished, reserved, write_json
 from powerclip.prepare.sources import SourceOptions, open_source
 from powerclip.prepare.workers import run_local, run_ray
-from powerclip.types import PowerclipError, RunFailedError
 
 SURE = 100
 """Samples seen before a share of bad ones can stop the job in the middle."""

@@ -15,9 +15,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from powerclip.prepare.items import Source, digest
+from powerclip.errors import PowerclipError
+from powerclip.prepare.source import Source, digest
 from powerclip.prepare.tables import Row, TableChunk, find_columns
-from powerclip.types import PowerclipError
 
 MAX_ROW_BYTES = 2**24
 """A longer row is none."""

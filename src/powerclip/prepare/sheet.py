@@ -12,11 +12,11 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-from powerclip.data.decode import decode_image
+from powerclip.data.images import decode_image
 from powerclip.data.sample import PUBLISHED_GRID, Sample
 from powerclip.phrases.brackets import write_brackets
 from powerclip.regions import RegionAnnotation
-from powerclip.regions.proposers import masks_at_size, resized
+from powerclip.regions.masks import masks_at_size, resized
 
 COLUMNS = 4
 LONGEST_SIDE = 320

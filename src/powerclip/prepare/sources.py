@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from powerclip.data.sample import MAX_CAPTION_BYTES, BadSampleError, Sample
-from powerclip.data.scenes import generate
+from powerclip.data.sample import MAX_CAPTION_BYTES, Sample
 from powerclip.data.shards import tars_in
+from powerclip.errors import BadSampleError, PowerclipError
 from powerclip.prepare.columnar import is_dataset, open_dataset, open_parquet
-from powerclip.prepare.items import Chunk, Item, Source, digest, make_key, make_sample, read_image, stamp
 from powerclip.prepare.lines import open_lines
+from powerclip.prepare.source import Chunk, Item, Source, digest, make_key, make_sample, read_image, stamp
 from powerclip.prepare.tars import open_tars
-from powerclip.types import PowerclipError
+from powerclip.scenes import generate
 
 TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
 IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"}

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
 
-from powerclip.data.sample import BadSampleError, Sample
+from powerclip.data.sample import Sample
 from powerclip.data.shards import MAX_MEMBER_BYTES
-from powerclip.prepare.items import Item, bad, make_key, make_sample, read_image
-from powerclip.types import PowerclipError
+from powerclip.errors import BadSampleError, PowerclipError
+from powerclip.prepare.source import Item, bad, make_key, make_sample, read_image
 
 IMAGE_COLUMNS = (
     "path", "image", "filepath", "file", "filename", "image_path", "img", "file_name", "jpg", "png", "url", "image_url"

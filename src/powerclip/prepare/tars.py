@@ -11,12 +11,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from powerclip.data.sample import CAPTION_EXTENSION, IMAGE_EXTENSIONS, BadSampleError, Sample
+from powerclip.data.sample import CAPTION_EXTENSION, IMAGE_EXTENSIONS, Sample
 from powerclip.data.shards import MAX_SAMPLES, BrokenShardError, Entry, find_shards, stream_shard
-from powerclip.prepare.items import Item, Source, bad, digest, make_key, make_sample, stamp
-from powerclip.prepare.sound import check_annotations
+from powerclip.data.validate import check_annotations
+from powerclip.errors import BadSampleError, PowerclipError
+from powerclip.prepare.source import Item, Source, bad, digest, make_key, make_sample, stamp
 from powerclip.prepare.tables import CAPTION_COLUMNS
-from powerclip.types import PowerclipError
 
 PROBED = 100
 """Samples looked at to find where the captions lie."""

@@ -11,7 +11,7 @@ from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
-from powerclip.types import PowerclipError, RunFailedError
+from powerclip.errors import PowerclipError, RunFailedError
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")

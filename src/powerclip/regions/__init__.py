@@ -1,7 +1,37 @@
 """Regions of an image: proposers, masks on disk, and masks on the patch grid."""
 
+from __future__ import annotations
+
+from powerclip.errors import PowerclipError
 from powerclip.regions.annotation import RegionAnnotation
 from powerclip.regions.boxes import fixed_boxes, random_boxes
 from powerclip.regions.grid import masks_to_grid
+from powerclip.regions.masks import Proposer
 
-__all__ = ["RegionAnnotation", "fixed_boxes", "masks_to_grid", "random_boxes"]
+__all__ = ["Proposer", "RegionAnnotation", "fixed_boxes", "load_proposer", "masks_to_grid", "random_boxes"]
+
+DEFAULT_SAM = "facebook/sam-vit-base"
+
+
+def load_proposer(name: str, *, device: str = "auto") -> Proposer | None:
+    """A proposer by name; None for "boxes", which training draws itself.
+
+    Args:
+        name: "boxes", "superpixels", "sam" or "sam:MODEL" (a hub name or a local folder of a SAM or SAM 2 model).
+        device: where a model runs; "auto" takes a GPU where there is one.
+
+    Raises:
+        PowerclipError: the name is unknown, the model cannot be loaded, or a package is missing.
+    """
+    kind, _, model = name.partition(":")
+    if name == "boxes":
+        return None
+    if name == "superpixels":
+        from powerclip.regions.superpixels import Superpixels
+
+        return Superpixels()
+    if kind == "sam":
+        from powerclip.regions.sam import SAM
+
+        return SAM(model or DEFAULT_SAM, device=device)
+    raise PowerclipError(f"unknown regions {name!r}; use boxes, superpixels, sam or sam:MODEL")

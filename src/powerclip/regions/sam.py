@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from powerclip.errors import PowerclipError
 from powerclip.regions.annotation import RegionAnnotation
-from powerclip.regions.proposers import masks_at_size, resized, tidied
-from powerclip.types import PowerclipError
+from powerclip.regions.masks import masks_at_size, resized, tidied
 
 LONGEST_SIDE = 1024
 """Pixels to which an image is reduced, SAM's own input: the pipeline resizes all its masks to what it is given, so that

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from powerclip.errors import PowerclipError
 from powerclip.regions.annotation import RegionAnnotation
-from powerclip.regions.proposers import MAX_REGIONS, MIN_AREA, masks_at_size, resized, tidied
-from powerclip.types import PowerclipError
+from powerclip.regions.masks import MAX_REGIONS, MIN_AREA, masks_at_size, resized, tidied
 
 SCALES = (100, 300, 1000)
 """Observation levels: the larger, the larger the segments."""

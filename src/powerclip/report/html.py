@@ -15,13 +15,13 @@ from typing import Any
 import yaml
 from PIL import Image
 
-from powerclip.data.scenes import generate
+from powerclip.errors import PowerclipError
 from powerclip.model import PowerCLIP, load
-from powerclip.report.grounding import ground, picture
+from powerclip.report.pictures import ground, picture
 from powerclip.report.plots import curves, png
 from powerclip.report.tables import Results, averages, best, rows
+from powerclip.scenes import generate
 from powerclip.train.log import read_metrics
-from powerclip.types import PowerclipError
 
 EXAMPLES = 6
 EXAMPLE_SEED = 7

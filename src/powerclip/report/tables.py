@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from rich.markup import escape
 from rich.table import Table
 
-from powerclip.evaluate.benchmarks import PLACES
-from powerclip.evaluate.suite import POWERSET
-from powerclip.evaluate.webdatasets import ALL_CAPTIONS
+from powerclip.evaluate.datasets.clip_benchmark import ALL_CAPTIONS
+from powerclip.evaluate.score import POWERSET
+from powerclip.evaluate.suites import PLACES
 
 Results = Mapping[str, Mapping[str, float]]
 

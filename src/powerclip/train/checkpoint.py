@@ -25,9 +25,9 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_distribut
 
 from powerclip.data.shards import sync_folder
 from powerclip.distributed import first_says, rank, wait_for_all
+from powerclip.errors import PowerclipError, RunFailedError
 from powerclip.model import PowerCLIP, hub
 from powerclip.train.reading import MisfitError, PlainPlanner, PlainReader
-from powerclip.types import PowerclipError, RunFailedError
 
 _NAME = re.compile(r"step-(\d{8})")
 

@@ -15,14 +15,15 @@ from rich.console import Console
 from powerclip.config import TrainConfig
 from powerclip.data.loader import Data, Loader, count_data, probe_data
 from powerclip.distributed import agree, first_alone, first_lists, process_group, rank, world_size
+from powerclip.errors import PowerclipError
+from powerclip.runs import check_folder, open_folder, write_config, write_status
 from powerclip.train import checkpoint
-from powerclip.train.engine import Engine, StepResult
-from powerclip.train.evaluation import Evaluator
-from powerclip.train.folder import check_folder, open_folder, write_config, write_status
+from powerclip.train.build import build_copies, build_loader, build_model
+from powerclip.train.evaluator import Evaluator
 from powerclip.train.log import MetricsLog, Reporter, find_tracker, metrics_log, progress_bar, was_evaluated
-from powerclip.train.setup import build_copies, build_loader, build_model
 from powerclip.train.signals import Stop, stop_on_signal
-from powerclip.types import Batch, PowerclipError
+from powerclip.train.step import Engine, StepResult
+from powerclip.types import Batch
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,92 @@
+"""Image bytes become pixels, safely."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION
+
+from powerclip.errors import BadSampleError
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+"""Formats whose decoders are tried: all lie within Pillow; EPS, for one, would start Ghostscript."""
+
+MAX_PIXELS = 64_000_000
+"""A larger image is refused before it is decompressed."""
+
+
+def decode_image(data: bytes) -> Image.Image:
+    """An upright RGB image from bytes, the first where they hold several.
+
+    The orientation in its metadata is applied, and the metadata left behind, so that nobody applies it again: height
+    and width are those of the upright picture, everywhere. Transparency is laid over white. Of 16 bits the upper 8
+    are kept.
+
+    Raises:
+        BadSampleError: the bytes are no whole image, one of more than ``MAX_PIXELS``, or one of numbers without a
+            defined range, which could be shown as anything (floats, 32-bit integers).
+    """
+    return decode_with_format(data)[0]
+
+
+def decode_with_format(data: bytes) -> tuple[Image.Image, str]:
+    """An image as ``decode_image`` gives it, and its format: one of ``FORMATS``, or "MPO" for a JPEG that others follow.
+
+    Raises:
+        BadSampleError: as for ``decode_image``.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of large images, and of oddities in metadata
+            image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
+            if image.width * image.height > MAX_PIXELS:
+                raise BadSampleError("image too large")
+            image.load()
+            return _rgb(image), str(image.format)
+    except BadSampleError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise BadSampleError("image too large") from error
+    except Exception as error:  # Pillow's decoders raise many kinds on hostile bytes
+        raise BadSampleError("corrupt image") from error
+
+
+def _rgb(opened: Image.Image) -> Image.Image:
+    tags = getattr(opened, "tag_v2", {})  # a TIFF's
+    image = _upright(opened)
+    # Mode I is 16 bits of a PNG or PGM, but whatever 32 bits of a TIFF hold.
+    if image.mode == "F" or (image.mode == "I" and opened.format == "TIFF"):
+        raise BadSampleError(f"image without a range of values (mode {image.mode})")
+    if image.mode.startswith("I"):
+        image = _eight_bits(image, tags)
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    image = image if image.mode == "RGB" else image.convert("RGB")
+    image.info = {}
+    return image
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """A copy turned as its metadata say; where they are malformed, as it is."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # many kinds, as above
+        return image.copy()
+
+
+def _eight_bits(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
+    """Grey of 16 bits, or 12 in a TIFF, as its upper 8, which is how Pillow reads colours of 16."""
+    values = np.asarray(image)
+    (bits,) = tags.get(BITSPERSAMPLE, (16,))
+    if tags.get(PHOTOMETRIC_INTERPRETATION) == 0:  # zero is white, which Pillow turns for 8 bits only
+        values = ~values
+    grey = (values >> (bits - 8)).astype(np.uint8)
+    if "transparency" in image.info:
+        grey[values == image.info["transparency"]] = 255
+    return Image.fromarray(grey)

@@ -1,0 +1,51 @@
+"""Decoding processes: how they take signals, and how their death is told."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch._C import _error_if_any_worker_fails
+
+from powerclip.errors import RunFailedError
+
+
+def outlast_first_signal(_worker: int) -> None:
+    """Set up a decoding process: a signal to the whole group is for the trainer, which needs it for the step at hand."""
+
+    def ignore_once(number: int, _frame: object) -> None:
+        signal.signal(number, signal.SIG_DFL)
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, ignore_once)
+
+
+@contextmanager
+def deaths_told() -> Iterator[None]:
+    """Within, a decoding process that dies, or has died since, ends the run with a message; elsewhere it changes nothing.
+
+    PyTorch raises from a handler of SIGCHLD, wherever the main process happens to be: in the middle of an optimiser's
+    step, or of a checkpoint. So that handler is in place only where the processes' work is waited for.
+
+    Raises:
+        RunFailedError: one died.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    outside = signal.getsignal(signal.SIGCHLD)
+    try:
+        if main:
+            signal.signal(signal.SIGCHLD, lambda *_: _error_if_any_worker_fails())
+        _error_if_any_worker_fails()
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker (pid" not in str(error):  # an error within one names it otherwise
+            raise
+        raise RunFailedError(
+            f"a decoding process ended: {str(error).strip('. ')}; if the machine ran out of memory, take fewer "
+            "data.workers; go on with --resume auto"
+        ) from error
+    finally:
+        if main:
+            signal.signal(signal.SIGCHLD, outside or signal.SIG_DFL)

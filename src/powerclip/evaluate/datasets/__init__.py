@@ -1,0 +1,1 @@
+"""Readers of evaluation data sets, one file a release or layout."""

@@ -1,0 +1,78 @@
+"""ARO's order tasks (Yuksekgonul et al., 2023): a caption against four shufflings of its own words.
+
+The release holds no files for them: the shufflings are drawn when they are needed, here from a fixed seed with spaCy's
+words and tags, so that every model sees the same ones. A shuffling that gives the caption back is left out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from powerclip.phrases.english import english_model
+from powerclip.tasks import HardNegative, HardNegatives, Retrieval
+
+NOUNS = {"NN", "NNS", "NNP", "NNPS"}
+ADJECTIVES = {"JJ", "JJR", "JJS"}
+SEED = 1
+
+
+def order_task(name: str, captions: Retrieval) -> HardNegatives:
+    """Every caption of a retrieval task against its shufflings.
+
+    Raises:
+        PowerclipError: no English model for spaCy is installed.
+    """
+    random = np.random.default_rng(SEED)
+    pairs = [(image, text) for image, texts in zip(captions.images, captions.captions, strict=True) for text in texts]
+    items = []
+    for (image, _), (words, tags) in zip(pairs, _tagged(clean(text) for _, text in pairs), strict=True):
+        right = " ".join(words)
+        wrong = [text for text in shufflings(words, tags, random) if text != right]
+        if wrong:
+            item = HardNegative(
+                image=image, positive=right, negative=wrong[0], more_negatives=tuple(wrong[1:]), kind="order"
+            )
+            items.append(item)
+    return HardNegatives(name=name, items=items)
+
+
+def clean(caption: str) -> str:
+    """Lower case, without punctuation, as ARO has its captions."""
+    return " ".join(re.sub(r"[.,!?\"()*#:;~]", " ", caption.lower().replace("-", " ")).split())
+
+
+def shufflings(words: Sequence[str], tags: Sequence[str], random: np.random.Generator) -> list[str]:
+    """Nouns among nouns and adjectives among adjectives; all the others; within each trigram; the trigrams."""
+    nouns = [i for i, tag in enumerate(tags) if tag in NOUNS]
+    adjectives = [i for i, tag in enumerate(tags) if tag in ADJECTIVES]
+    others = sorted(set(range(len(words))) - set(nouns) - set(adjectives))
+    trigrams = [list(range(start, min(start + 3, len(words)))) for start in range(0, len(words), 3)]
+    within = list(words)
+    for trigram in trigrams:
+        within = _permuted(within, trigram, random)
+    return [
+        " ".join(_permuted(_permuted(words, nouns, random), adjectives, random)),
+        " ".join(_permuted(words, others, random)),
+        " ".join(within),
+        " ".join(words[i] for number in random.permutation(len(trigrams)) for i in trigrams[number]),
+    ]
+
+
+def _permuted(words: Sequence[str], places: Sequence[int], random: np.random.Generator) -> list[str]:
+    """The words with those at some places exchanged among these places."""
+    result = list(words)
+    for place, source in zip(places, random.permutation(len(places)), strict=True):
+        result[place] = words[places[source]]
+    return result
+
+
+def _tagged(captions: Iterable[str]) -> Iterable[tuple[list[str], list[str]]]:
+    import spacy
+
+    tagger: Any = spacy.load(english_model(), exclude=["ner", "lemmatizer", "parser"])
+    for document in tagger.pipe(captions, batch_size=256):
+        yield [word.text for word in document], [word.tag_ for word in document]

@@ -1,0 +1,125 @@
+"""Data sets in clip_benchmark's WebDataset layout.
+
+``FOLDER/test/nshards.txt`` and ``FOLDER/test/0.tar, 1.tar, ...`` of ``KEY.jpg|jpeg|png|webp`` with ``KEY.cls`` (a class
+number), ``KEY.npy`` (one 0 or 1 a class) or ``KEY.txt`` (one caption a line); beside ``test``, ``classnames.txt``,
+``zeroshot_classification_templates.txt`` and ``dataset_type.txt`` (classification where absent, multilabel, retrieval).
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+
+from powerclip.data.sample import IMAGE_EXTENSIONS
+from powerclip.data.shards import Entry, index_shard
+from powerclip.errors import PowerclipError
+from powerclip.evaluate.datasets.images import member_picture, read_member
+from powerclip.evaluate.datasets.prompts import benchmark_prompts
+from powerclip.tasks import Classification, MultiLabel, Picture, Retrieval, Task
+
+ALL_CAPTIONS = "-all-captions"
+"""Behind a task's name: the protocol that takes all captions of an image."""
+
+CAPTIONS_PER_IMAGE = 5
+"""Captions of an image that the usual protocol takes; COCO has six or seven for a few."""
+
+
+def is_webdataset(folder: Path) -> bool:
+    """Whether a folder has that layout."""
+    return (folder / "test" / "nshards.txt").is_file()
+
+
+def read_webdataset(folder: Path, name: str) -> list[Task]:
+    """The task in a folder; for retrieval with more than five captions to an image, both protocols.
+
+    Images stay where they are until they are needed.
+
+    Args:
+        folder: the data set.
+        name: of the task.
+
+    Raises:
+        PowerclipError: a file is missing or not of that form.
+    """
+    kind = _lines(folder / "dataset_type.txt", default=["classification"])[0].lower()
+    entries = _entries(folder / "test")
+    pictures = [_picture(entry) for entry in entries]
+    if kind == "retrieval":
+        texts = [_member(entry, "txt").decode("utf-8").splitlines() for entry in entries]
+        return retrieval_tasks(name, pictures, [[text for text in of_image if text.strip()] for of_image in texts])
+    classes, templates = _prompts(folder, name)
+    if kind == "multilabel":
+        targets = [np.load(io.BytesIO(_member(entry, "npy")), allow_pickle=False).tolist() for entry in entries]
+        return [MultiLabel(name=name, images=pictures, targets=targets, class_names=classes, templates=templates)]
+    if kind != "classification":
+        raise PowerclipError(
+            f"{folder / 'dataset_type.txt'} says {kind!r}; expected classification, multilabel, retrieval"
+        )
+    labels = [int(_member(entry, "cls")) for entry in entries]
+    return [Classification(name=name, images=pictures, labels=labels, class_names=classes, templates=templates)]
+
+
+def retrieval_tasks(name: str, images: list[Picture], captions: list[list[str]]) -> list[Task]:
+    """The five-captions protocol under the data set's name and, where an image has more, all captions beside it."""
+    five = [of_image[:CAPTIONS_PER_IMAGE] for of_image in captions]
+    tasks: list[Task] = [Retrieval(name=name, images=images, captions=five)]
+    if five != captions:
+        tasks.append(Retrieval(name=f"{name}{ALL_CAPTIONS}", images=images, captions=captions))
+    return tasks
+
+
+def _entries(folder: Path) -> list[Entry]:
+    text = _lines(folder / "nshards.txt")[0]
+    if not text.isdigit() or int(text) < 1:
+        raise PowerclipError(f"{folder / 'nshards.txt'} says {text!r}; expected the number of shards")
+    shards = [folder / f"{number}.tar" for number in range(int(text))]
+    missing = [shard.name for shard in shards if not shard.is_file()]
+    if missing:
+        raise PowerclipError(f"{folder} lacks {', '.join(missing[:5])} of its {text} shards; download the rest")
+    return [entry for shard in shards for entry in index_shard(shard)]
+
+
+def _picture(entry: Entry) -> Picture:
+    for extension in IMAGE_EXTENSIONS:
+        if extension in entry.members:
+            return member_picture(entry.shard, *entry.members[extension])
+    raise PowerclipError(f"sample {entry.key} of {entry.shard} has no image under {', '.join(IMAGE_EXTENSIONS)}")
+
+
+def _member(entry: Entry, extension: str) -> bytes:
+    if extension not in entry.members:
+        found = ", ".join(sorted(entry.members))
+        raise PowerclipError(
+            f"sample {entry.key} of {entry.shard} has {found}; expected KEY.{extension} beside the image"
+        )
+    return read_member(entry.shard, *entry.members[extension])
+
+
+def _prompts(folder: Path, name: str) -> tuple[list[str], list[str]]:
+    """The folder's own class names and templates; what it lacks comes from clip_benchmark."""
+    classes = _lines(folder / "classnames.txt", default=[])
+    templates = _lines(folder / "zeroshot_classification_templates.txt", default=[])
+    if not classes or not templates:
+        known_classes, known_templates = benchmark_prompts(name)
+        classes, templates = classes or known_classes or [], templates or known_templates or []
+    for what, values in (("classnames.txt", classes), ("zeroshot_classification_templates.txt", templates)):
+        if not values:
+            raise PowerclipError(
+                f"{folder} lacks {what}, and clip_benchmark does not tell; add the file, or pip install clip-benchmark"
+            )
+    return classes, templates
+
+
+def _lines(path: Path, default: list[str] | None = None) -> list[str]:
+    """Stripped lines, without empty ones at the end."""
+    if default is not None and not path.is_file():
+        return default
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").rstrip().splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise PowerclipError(f"{path} cannot be read: {error}") from error
+    if not lines:
+        raise PowerclipError(f"{path} is empty")
+    return lines

@@ -1,0 +1,95 @@
+"""ImageNet and its variants in the form of their releases: a folder of images for every class."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from powerclip.errors import PowerclipError
+from powerclip.evaluate.datasets.images import file_picture
+from powerclip.evaluate.datasets.prompts import imagenet_classes, imagenet_label_of_synset, imagenet_templates
+from powerclip.tasks import Classification, Task
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
+
+
+def read_imagenet(folder: Path, name: str, *, classes: int) -> list[Task]:
+    """A variant whose class folders are WordNet ids, or numbers from 0 to 999 (ImageNet-V2, whose folder 10 is not 2).
+
+    The model chooses among the classes that have a folder (the variant's class mask).
+
+    Args:
+        folder: the release, unpacked; the class folders lie in it or in a sub-folder.
+        name: of the task.
+        classes: class folders that the release has: a copy with fewer would be an easier task.
+
+    Raises:
+        PowerclipError: the folders are not those.
+    """
+    found = _class_folders(folder)
+    if len(found) != classes:
+        raise PowerclipError(f"{folder} has {len(found)} class folders; the release has {classes}: get the rest")
+    kept = sorted(found)
+    place = {label: position for position, label in enumerate(kept)}
+    names = imagenet_classes()
+    return [_task(name, {place[label]: path for label, path in found.items()}, [names[label] for label in kept])]
+
+
+def read_objectnet(folder: Path, name: str) -> list[Task]:
+    """ObjectNet: the 113 of its classes that ImageNet has as well, by the release's own ``mappings``.
+
+    Raises:
+        PowerclipError: the mappings or the images are not there.
+    """
+    mappings = next((path.parent for path in sorted(folder.rglob("folder_to_objectnet_label.json"))), None)
+    if mappings is None:
+        raise PowerclipError(f"{folder} lacks mappings/folder_to_objectnet_label.json of the ObjectNet release")
+    label_of_folder: dict[str, str] = _json(mappings / "folder_to_objectnet_label.json")
+    in_imagenet: dict[str, str] = _json(mappings / "objectnet_to_imagenet_1k.json")
+    kept = sorted(name for name, label in label_of_folder.items() if label in in_imagenet)
+    images = next((path for path in sorted(folder.rglob("images")) if path.is_dir()), folder)
+    missing = [one for one in kept if not (images / one).is_dir()]
+    if missing or not kept:
+        raise PowerclipError(f"{images} lacks {len(missing)} of {len(kept)} class folders: {', '.join(missing[:3])}")
+    folders = {position: images / one for position, one in enumerate(kept)}
+    return [_task(name, folders, [label_of_folder[one].lower() for one in kept])]
+
+
+def _task(name: str, folders: dict[int, Path], class_names: list[str]) -> Classification:
+    paths, labels = [], []
+    for label in sorted(folders):
+        files = sorted(path for path in folders[label].iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+        paths += files
+        labels += [label] * len(files)
+    return Classification(
+        name=name,
+        images=[file_picture(path) for path in paths],
+        labels=labels,
+        class_names=class_names,
+        templates=imagenet_templates(),
+    )
+
+
+def _class_folders(folder: Path) -> dict[int, Path]:
+    """The class folders by ImageNet label, at the first level that has any."""
+    level = [folder]
+    for _depth in range(3):
+        children = sorted(child for parent in level for child in parent.iterdir() if child.is_dir())
+        found = {label: child for child in children if (label := _label(child.name)) is not None}
+        if found:
+            return found
+        level = children
+    raise PowerclipError(f"{folder} has no class folders named by WordNet ids (n01440764) or numbers (0 to 999)")
+
+
+def _label(name: str) -> int | None:
+    if name.isdigit() and int(name) < 1000:
+        return int(name)
+    return imagenet_label_of_synset().get(name)
+
+
+def _json(path: Path) -> dict[str, str]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise PowerclipError(f"{path} cannot be read as JSON: {error}") from error

@@ -1,0 +1,137 @@
+"""Compositionality and captions in the original releases' own files; images lie in a folder of any name beside them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from powerclip.errors import PowerclipError
+from powerclip.evaluate.datasets.clip_benchmark import retrieval_tasks
+from powerclip.evaluate.datasets.images import file_picture, find_images
+from powerclip.tasks import HardNegative, HardNegatives, Quadruple, Quadruples, Task
+
+SUGARCREPE = ("add_att", "add_obj", "replace_att", "replace_obj", "replace_rel", "swap_att", "swap_obj")
+"""SugarCrepe's seven subsets."""
+
+VALSE_AGREEMENT = 2
+"""Of VALSE's three annotators, how many must have chosen the caption: its authors' valid pairs."""
+
+
+def read_sugarcrepe(folder: Path, name: str) -> list[Task]:
+    """SugarCrepe (Hsieh et al., 2023): ``add_att.json`` and six more, over COCO's val2017."""
+    items = []
+    for kind in SUGARCREPE:
+        rows = list(_json(_file(folder, f"{kind}.json")).values())
+        with _form(f"{kind}.json"):
+            paths = find_images(folder, [row["filename"] for row in rows])
+            items += [
+                HardNegative(
+                    image=file_picture(path), positive=row["caption"], negative=row["negative_caption"], kind=kind
+                )
+                for row, path in zip(rows, paths, strict=True)
+            ]
+    return [HardNegatives(name=name, items=items)]
+
+
+def read_winoground(folder: Path, name: str) -> list[Task]:
+    """Winoground (Thrush et al., 2022): ``examples.jsonl`` and 800 images."""
+    path = _file(folder, "examples.jsonl")
+    with _form(path.name):
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        names = [_png(row[key]) for row in rows for key in ("image_0", "image_1")]
+        pictures = [file_picture(image) for image in find_images(folder, names)]
+        items = [
+            Quadruple(images=(pictures[2 * i], pictures[2 * i + 1]), captions=(row["caption_0"], row["caption_1"]))
+            for i, row in enumerate(rows)
+        ]
+    return [Quadruples(name=name, items=items)]
+
+
+def read_aro(folder: Path, name: str) -> list[Task]:
+    """ARO's relation and attribution (Yuksekgonul et al., 2023), over Visual Genome images cut to the objects' box.
+
+    The kinds are the relations, and the pairs of attributes; the authors report the mean over kinds ("macro").
+    """
+    tasks: list[Task] = []
+    for part in ("relation", "attribution"):
+        path = _file(folder, f"visual_genome_{part}.json")
+        rows = _json(path)
+        with _form(path.name):
+            images = find_images(folder, [row["image_path"] for row in rows])
+            items = [
+                HardNegative(
+                    image=file_picture(image, crop=_box(row)),
+                    positive=row["true_caption"],
+                    negative=row["false_caption"],
+                    kind=row["relation_name"] if part == "relation" else "_".join(row["attributes"]),
+                )
+                for row, image in zip(rows, images, strict=True)
+            ]
+        tasks.append(HardNegatives(name=f"{name}-{part}", items=items))
+    return tasks
+
+
+def read_valse(folder: Path, name: str) -> list[Task]:
+    """VALSE (Parcalabescu et al., 2022): every ``*.json`` of pairs of caption and foil, one kind a file.
+
+    Pairs that fewer than two of three annotators understood are left out, as by its authors.
+    """
+    items = []
+    for path in sorted(folder.rglob("*.json")):
+        with _form(path.name):
+            rows = [row for row in _json(path).values() if row["mturk"]["caption"] >= VALSE_AGREEMENT]
+            images = find_images(folder, [row["image_file"] for row in rows])
+            items += [
+                HardNegative(image=file_picture(image), positive=row["caption"], negative=row["foil"], kind=path.stem)
+                for row, image in zip(rows, images, strict=True)
+            ]
+    return [HardNegatives(name=name, items=items)]
+
+
+def read_karpathy(folder: Path, name: str) -> list[Task]:
+    """The test split of Karpathy's ``dataset_coco.json``, ``dataset_flickr30k.json`` or ``dataset_flickr8k.json``."""
+    found = sorted(folder.rglob("dataset_*.json"))
+    if len(found) != 1:
+        raise PowerclipError(f"{folder} holds {len(found)} files dataset_*.json; expected one of Karpathy's splits")
+    with _form(found[0].name):
+        rows = [row for row in _json(found[0])["images"] if row["split"] == "test"]
+        names = [str(Path(row.get("filepath", ""), row["filename"])) for row in rows]
+        captions = [[sentence["raw"] for sentence in row["sentences"]] for row in rows]
+    return retrieval_tasks(name, [file_picture(path) for path in find_images(folder, names)], captions)
+
+
+def _box(row: dict[str, Any]) -> tuple[int, int, int, int]:
+    x, y = int(row["bbox_x"]), int(row["bbox_y"])
+    return x, y, x + int(row["bbox_w"]), y + int(row["bbox_h"])
+
+
+def _png(name: str) -> str:
+    return name if Path(name).suffix else f"{name}.png"
+
+
+def _file(folder: Path, name: str) -> Path:
+    found = sorted(folder.rglob(name))
+    if not found:
+        raise PowerclipError(f"{folder} lacks {name} of the release; add it")
+    return found[0]
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise PowerclipError(f"{path} cannot be read as JSON: {error}") from error
+
+
+@contextmanager
+def _form(name: str) -> Iterator[None]:
+    """Turn what is missing in a file into a message that names the file."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        raise PowerclipError(
+            f"{name} is not of its release's form ({type(error).__name__}: {error}); get it anew"
+        ) from error

@@ -1,0 +1,245 @@
+"""Captions to phrases: constituents read off a dependency parse.
+
+The conventions are the Penn Treebank's (Marcus et al., 1993), by these rules:
+
+* NP: the subtree of a noun, pronoun or number; where it has modifiers behind it, its base up to the noun as well;
+* PP: the subtree of a preposition, with its object; a preposition of several words ("next to", "in front of") is one;
+  so is a subordinate clause without subject behind its conjunction ("while waiting"), as the treebank has it;
+* VP: a verb with what depends on it, without its subject; again from each auxiliary on and behind its negation ("is not
+  riding a horse", "riding a horse");
+* S: a verb with its subject; a relative clause, an imperative and the clause behind a preposition are one too, another
+  participial clause without subject is a VP;
+* an adjective that is a subject or an object is an NP, with all that it is coordinated with ("in black and white");
+* a coordination is a phrase, and so is each conjunct;
+* pronouns that ask or relate ("who", "that"), "there is" and signs without a letter or digit are no phrase alone;
+* a fragment without a finite verb is one NP over the whole ("people walking on a beach"); a caption without any phrase is
+  one CAPTION; equal spans count once.
+
+Words are leaves, as the parser splits them, but a hyphenated word is one, and so are emoji that touch. Punctuation marks
+and other signs ("|", "+", "$") are none, so no phrase begins or ends with one. An HTML entity is what it stands for. Of
+spans that cross, the one found first stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from itertools import tee
+from typing import Any
+
+from powerclip.errors import PowerclipError
+from powerclip.phrases.clean import EMOJI_RUN, PlainCopy, is_word, plain_copy
+from powerclip.phrases.tree import Phrase, PhraseTree, whole_caption_tree
+
+NOMINAL = {"NOUN", "PROPN", "PRON", "NUM"}
+VERBAL = {"VERB", "AUX"}
+PARTICIPLES = {"VBG", "VBN"}
+SUBJECTS = {"nsubj", "nsubjpass", "csubj", "csubjpass", "expl"}
+AUXILIARIES = {"aux", "auxpass"}
+LIKE_NOUNS = {"nsubj", "nsubjpass", "dobj", "pobj"}
+"""What adjectives are noun phrases as."""
+WITHIN_NOUN_PHRASE = {"compound", "nummod", "nmod", "quantmod", "npadvmod", "amod"}
+NO_PHRASE_TAGS = {"WDT", "WP", "WP$", "EX"}
+OUTSIDE = {"conj", "cc", "punct", "preconj"}
+BEFORE_PREPOSITION = {"next", "close", "adjacent", "due", "because", "ahead", "instead", "outside", "inside"}
+"""Words that make one preposition with the one behind them: "next to", "because of"."""
+WITHIN_PREPOSITION = {"front", "top", "back", "spite", "place", "addition"}
+"""Bare nouns within a preposition of three words: "in front of"."""
+HYPHENS = "-\u2010\u2011"
+
+Span = tuple[str, int, int]
+
+
+class SpacyParser:
+    """Phrases from a spaCy pipeline's dependency parse."""
+
+    def __init__(self, pipeline: str) -> None:
+        """Load an installed pipeline by name, or one from a folder.
+
+        Raises:
+            PowerclipError: spaCy has no such pipeline.
+        """
+        import spacy
+
+        try:
+            self._nlp = spacy.load(pipeline, exclude=["ner", "lemmatizer"])
+        except (OSError, ValueError) as error:
+            raise PowerclipError(
+                f"spaCy has no pipeline {pipeline!r}; install it, or name another with spacy:NAME"
+            ) from error
+        if "parser" not in self._nlp.pipe_names:
+            raise PowerclipError(f"the spaCy pipeline {pipeline!r} has no dependency parser; name another")
+        self.name = f"spacy:{pipeline}-{self._nlp.meta.get('version', '?')}"
+
+    def parse(self, captions: Iterable[str]) -> Iterator[PhraseTree]:
+        """One tree a caption, in order; captions go through spaCy in batches."""
+        copies, read = tee(map(plain_copy, captions))
+        documents = self._nlp.pipe((copy.text for copy in read), batch_size=256)
+        for document, copy in zip(documents, copies, strict=True):
+            yield _tree(document, copy, self.name)
+
+
+def _tree(document: Any, copy: PlainCopy, parser: str) -> PhraseTree:
+    """The phrases of a parsed caption, with word indices in place of the parser's token indices."""
+    words = [token for token in document if is_word(token.text)]
+    if not words:
+        return replace(whole_caption_tree(copy.caption), parser=parser)
+    leaves, leaf_of = _leaves(words, copy)
+    spans: list[Span] = []
+    for sentence in document.sents:
+        spans += _sentence_spans(sentence, leaf_of)
+    if not spans:
+        spans = [("CAPTION", 0, len(leaves) - 1)]
+    phrases = tuple(Phrase(label=label, first=first, last=last) for label, first, last in _nested(spans))
+    return PhraseTree(leaves=tuple(leaves), phrases=phrases, parser=parser)
+
+
+def _leaves(words: Iterable[Any], copy: PlainCopy) -> tuple[list[tuple[int, int]], dict[int, int]]:
+    """Character spans of the leaves in the caption, and the leaf of each word by its token index.
+
+    Hyphens join words to one leaf; so do emoji that touch, and an entity that stands for several words.
+    """
+    leaves: list[tuple[int, int]] = []
+    leaf_of: dict[int, int] = {}
+    for word in words:
+        start, end = copy.span(word.idx, word.idx + len(word.text))
+        emoji = EMOJI_RUN.match(copy.caption, start)
+        end = max(end, emoji.end()) if emoji else end
+        before, last_end = leaves[-1] if leaves else (0, 0)
+        between = copy.caption[last_end:start]
+        if leaves and (start < last_end or (between and not between.strip(HYPHENS))):
+            leaves[-1] = (before, max(end, last_end))
+        else:
+            leaves.append((start, end))
+        leaf_of[word.i] = len(leaves) - 1
+    return leaves, leaf_of
+
+
+def _sentence_spans(sentence: Any, leaf_of: dict[int, int]) -> list[Span]:
+    """Labelled (first leaf, last leaf) of a sentence's phrases, the larger rule first."""
+    found: list[Span] = []
+    tokens = [token for token in sentence if token.i in leaf_of]
+    if not tokens:
+        return []
+    if len(tokens) > 1 and not any(token.pos_ in VERBAL for token in tokens):
+        found.append(("NP", tokens[0].i, tokens[-1].i))
+    for token in sentence:
+        if token.pos_ in VERBAL and token.dep_ not in AUXILIARIES and token.dep_ not in {"amod", "compound"}:
+            found += _verb_spans(token)
+        elif token.pos_ in NOMINAL and token.dep_ not in WITHIN_NOUN_PHRASE and not _no_phrase(token):
+            found += _noun_spans(token)
+        elif token.pos_ == "ADJ" and token.dep_ in LIKE_NOUNS:
+            found.append(("NP", *_extent(token, {"punct"})))
+        elif token.dep_ in {"prep", "agent", "dative"} and token.pos_ in {"ADP", "SCONJ"} and token.n_rights:
+            found += _preposition_spans(token)
+    lettered = {token.i for token in tokens if any(c.isalnum() for c in token.text)}
+    inside = [
+        _trim(label, first, last, leaf_of) for label, first, last in found if any(first <= i <= last for i in lettered)
+    ]
+    return [span for span in inside if span is not None]
+
+
+def _no_phrase(token: Any) -> bool:
+    """Whether a nominal is no phrase of its own."""
+    if token.tag_ in NO_PHRASE_TAGS and not token.n_lefts and not token.n_rights:
+        return True
+    return _within_preposition(token) or (token.dep_ == "poss" and token.pos_ == "PRON")
+
+
+def _within_preposition(noun: Any) -> bool:
+    """Whether this is "front" in "in front of a house"."""
+    return (
+        noun.lower_ in WITHIN_PREPOSITION
+        and noun.dep_ == "pobj"
+        and noun.head.i == noun.i - 1
+        and any(child.lower_ == "of" and child.i == noun.i + 1 for child in noun.rights)
+    )
+
+
+def _preposition_spans(preposition: Any) -> list[Span]:
+    head = preposition.head
+    if preposition.lower_ == "of" and _within_preposition(head):
+        return []
+    if head.i == preposition.i - 1 and head.lower_ in BEFORE_PREPOSITION and not head.n_lefts:
+        return [("PP", head.i, _extent(preposition, OUTSIDE)[1])]
+    return _coordinated("PP", preposition)
+
+
+def _noun_spans(noun: Any) -> list[Span]:
+    spans = _coordinated("NP", noun)
+    own_right = [child for child in noun.rights if child.dep_ not in {*OUTSIDE, "case"}]
+    if own_right:
+        first = min([noun.i, *(child.left_edge.i for child in noun.lefts if child.dep_ not in OUTSIDE)])
+        spans.append(("NP", first, noun.i))
+    return spans
+
+
+def _verb_spans(verb: Any) -> list[Span]:
+    subject = any(child.dep_ in SUBJECTS for child in verb.children)
+    shared = [child for child in verb.conjuncts if not any(c.dep_ in SUBJECTS for c in child.children)]
+    imperative = verb.dep_ == "ROOT" and verb.tag_ == "VB"
+    first, last = _extent(verb, OUTSIDE)
+    behind = [c for c in verb.lefts if c.dep_ in SUBJECTS or c.dep_ in {"mark", *OUTSIDE} or c.tag_ == "WRB"]
+    start = max([first, *(child.right_edge.i + 1 for child in behind)])
+    auxiliaries = [child.i for child in verb.lefts if child.dep_ in AUXILIARIES]
+    bare = max([start, *(child.i + 1 for child in verb.lefts if child.dep_ in {*AUXILIARIES, "neg"})])
+    if auxiliaries and auxiliaries[0] < start:
+        start = bare  # a question: "is the dog [not [barking]]" has no phrase from "not" on
+    spans: list[Span] = []
+    if subject or imperative or verb.dep_ == "relcl":
+        label = "NP" if _fragment(verb) else "S"
+        spans += [(label, first, _extent(verb, {"punct"})[1])] if shared else _coordinated(label, verb)
+    elif verb.dep_ == "advcl" and any(child.dep_ == "mark" for child in behind):
+        spans += [("PP", first, last), ("S", start, last)]
+    elif verb.dep_ == "pcomp":
+        spans.append(("S", start, last))
+    if shared and verb.dep_ != "conj":
+        whole = max(last, *(child.right_edge.i for child in shared))
+        spans.append(("VP", start, whole))
+        if auxiliaries and not any(c.dep_ in AUXILIARIES for child in shared for c in child.lefts):
+            # The conjuncts share the auxiliaries: "is [[standing] and [looking]]".
+            return [*spans, *(("VP", i, whole) for i in auxiliaries), ("VP", bare, whole), ("VP", bare, last)]
+    return [*spans, ("VP", start, last), *(("VP", i, last) for i in auxiliaries), ("VP", bare, last)]
+
+
+def _fragment(verb: Any) -> bool:
+    """Whether a verb that has a subject makes no sentence of it: "people walking on a beach"."""
+    head = verb
+    while head.dep_ == "conj":
+        head = head.head
+    finite = verb.tag_ not in PARTICIPLES or any(child.dep_ in AUXILIARIES for child in verb.lefts)
+    return head.dep_ == "ROOT" and not finite
+
+
+def _coordinated(label: str, head: Any) -> list[Span]:
+    """The whole coordination a head opens, where it opens one, and its own conjunct."""
+    spans: list[Span] = []
+    if head.dep_ != "conj" and any(child.dep_ == "conj" for child in head.children):
+        spans.append((label, *_extent(head, {"punct"})))
+    spans.append((label, *_extent(head, OUTSIDE)))
+    return spans
+
+
+def _extent(head: Any, without: set[str]) -> tuple[int, int]:
+    """First and last token of a head and its dependants, some kinds of children left out."""
+    kept = [child for child in head.children if child.dep_ not in without]
+    first = min([head.i, *(child.left_edge.i for child in kept)])
+    return first, max([head.i, *(child.right_edge.i for child in kept)])
+
+
+def _trim(label: str, first: int, last: int, leaf_of: dict[int, int]) -> Span | None:
+    """Leaf indices of a token span, without the punctuation at its ends; None where nothing is left."""
+    inside = [leaf_of[i] for i in range(first, last + 1) if i in leaf_of]
+    return (label, inside[0], inside[-1]) if inside else None
+
+
+def _nested(spans: Iterable[Span]) -> list[Span]:
+    """Spans once each, in order of their beginning, none crossing one found earlier."""
+    kept: dict[tuple[int, int], str] = {}
+    for label, first, last in spans:
+        if (first, last) in kept:
+            continue
+        if any(a < first <= b < last or first < a <= last < b for a, b in kept):
+            continue
+        kept[first, last] = label
+    return [(label, a, b) for (a, b), label in sorted(kept.items(), key=lambda item: (item[0][0], -item[0][1]))]

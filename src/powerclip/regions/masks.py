@@ -1,0 +1,72 @@
+"""Offline proposers of regions: images in, scored masks out, once for all crops and models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from powerclip.regions.annotation import RegionAnnotation
+
+MAX_REGIONS = 64
+"""Masks of an image that are kept, the best by score."""
+
+MIN_AREA = 0.002
+"""Share of the image below which a mask is dropped: less than half a patch of 14 x 14."""
+
+MAX_IOU = 0.9
+"""Of two masks that overlap more than this (intersection over union) the better stays."""
+
+
+class Proposer(Protocol):
+    """Anything that proposes regions."""
+
+    name: str
+    """Method and settings, or model: written to ``regions.json``."""
+
+    def propose(self, images: Iterable[Image.Image]) -> Iterator[RegionAnnotation]:
+        """The regions of each RGB image, in its own pixels, best first: one image is taken for each that is given."""
+
+
+def tidied(masks: NDArray[np.bool_], scores: Sequence[float], *, proposer: str) -> RegionAnnotation:
+    """Best first, without the tiny and the double, at most ``MAX_REGIONS``.
+
+    Args:
+        masks: (M, H, W) bool.
+        scores: M.
+        proposer: its name.
+    """
+    areas = masks.sum(axis=(1, 2), dtype=np.int64)
+    kept: list[int] = []
+    flat = masks.reshape(len(masks), masks.shape[1] * masks.shape[2])
+    for index in sorted(range(len(masks)), key=lambda i: (-scores[i], i)):
+        if len(kept) == MAX_REGIONS:
+            break
+        if areas[index] < max(1, MIN_AREA * flat.shape[1]) or not np.isfinite(scores[index]):
+            continue
+        # Masks of very different size cannot overlap enough; only the others are compared pixel by pixel.
+        near = [k for k in kept if min(areas[k], areas[index]) > MAX_IOU * max(areas[k], areas[index])]
+        shared = [int(np.count_nonzero(flat[k] & flat[index])) for k in near]
+        if all(s <= MAX_IOU * (areas[k] + areas[index] - s) for k, s in zip(near, shared, strict=True)):
+            kept.append(index)
+    return RegionAnnotation(masks=masks[kept], scores=tuple(float(scores[i]) for i in kept), proposer=proposer)
+
+
+def resized(image: Image.Image, longest: int) -> Image.Image:
+    """An image whose longer side is at most so many pixels."""
+    scale = longest / max(image.size)
+    if scale >= 1:
+        return image
+    return image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
+
+
+def masks_at_size(masks: Any, image: Image.Image) -> NDArray[np.bool_]:
+    """(M, h, w) masks of a smaller copy in the pixels of the image: the nearest of each."""
+    masks = np.asarray(masks, dtype=np.bool_)
+    rows = np.arange(image.height) * masks.shape[1] // image.height
+    columns = np.arange(image.width) * masks.shape[2] // image.width
+    result: NDArray[np.bool_] = masks[:, rows[:, None], columns]
+    return result

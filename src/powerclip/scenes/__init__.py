@@ -1,0 +1,79 @@
+"""Scenes: a generated data set of 1 to 4 coloured, textured objects in spatial relations, with gold annotations.
+
+Sample i of a split is a function of the seed, the split and i. Splits: "train"; "test" (new scenes of seen
+colour-shape pairs); "compositional" (at least one object of a pair that training never shows).
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from typing import Any, get_args
+
+from powerclip.data.sample import Sample
+from powerclip.regions import rle
+from powerclip.scenes.captions import describe
+from powerclip.scenes.render import object_box, object_mask, render
+from powerclip.scenes.tasks import evaluation_tasks
+from powerclip.scenes.world import Mention, Object, Split, Statement, generator, random_scene
+
+SMALLEST_IMAGE = 32
+"""Side in pixels below which textures are no longer visible."""
+
+__all__ = ["Split", "evaluation_tasks", "generate", "sample"]
+
+
+def generate(split: Split, *, count: int, seed: int, image_size: int = 64) -> Iterator[Sample]:
+    """The first samples of a split.
+
+    Args:
+        split: which scenes.
+        count: how many samples.
+        seed: decides them all; 0 or more.
+        image_size: side of the images in pixels, at least 32.
+
+    Raises:
+        ValueError: no such split, a negative count, or images too small.
+    """
+    if split not in get_args(Split):
+        raise ValueError(f"split is {split!r}; it must be one of {', '.join(get_args(Split))}")
+    if count < 0:
+        raise ValueError(f"count is {count}; it must be 0 or more")
+    if image_size < SMALLEST_IMAGE:
+        raise ValueError(f"image_size is {image_size}; it must be at least {SMALLEST_IMAGE}")
+    return (sample(split, index, seed=seed, image_size=image_size) for index in range(count))
+
+
+def sample(split: Split, index: int, *, seed: int, image_size: int = 64) -> Sample:
+    """One sample: image, caption, gold phrases, gold object masks and, as metadata, the objects and statements."""
+    random = generator(seed, split, index)
+    scene = random_scene(random, split)
+    caption, tree, statements = describe(scene, random)
+    image = io.BytesIO()
+    render(scene, image_size=image_size, random=random).save(image, "PNG", compress_level=1)
+    masks = [{"rle": rle.encode(object_mask(thing, image_size=image_size)), "score": 1.0} for thing in scene.objects]
+    return Sample(
+        key=f"{split}-{index:08d}",
+        image=image.getvalue(),
+        image_extension="png",
+        caption=caption,
+        tree=tree,
+        metadata={
+            "objects": [_object(thing, image_size=image_size) for thing in scene.objects],
+            "statements": [_statement(statement) for statement in statements],
+        },
+        regions={"height": image_size, "width": image_size, "masks": masks, "proposer": "gold"},
+    )
+
+
+def _object(thing: Object, *, image_size: int) -> dict[str, Any]:
+    return {**vars(thing), "box": list(object_box(thing, image_size=image_size))}
+
+
+def _statement(statement: Statement) -> dict[str, Any]:
+    """What a statement says, without what it leaves unsaid."""
+    said = {name: value for name, value in vars(statement).items() if value is not None}
+    return {
+        name: {k: v for k, v in vars(value).items() if v is not None} if isinstance(value, Mention) else value
+        for name, value in said.items()
+    }

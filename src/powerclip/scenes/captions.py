@@ -1,0 +1,189 @@
+"""A small grammar of captions: statements become constituency trees, and trees become text with gold spans."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from powerclip.phrases.tree import Phrase, PhraseTree
+from powerclip.scenes.world import HELD_OUT, INVERSE, Mention, Object, Scene, Statement, pick, relation_of
+
+PLACES = {
+    "left": ("to the left of", "left of"),
+    "right": ("to the right of", "right of"),
+    "above": ("above", "over"),
+    "below": ("below", "under"),
+}
+ACTIVE = {"above": "overlooks", "left": "precedes", "right": "follows"}
+"""Verbs for relations that have one: what overlooks is above; what precedes is to the left, as one reads."""
+PASSIVE = {"below": "overlooked", "right": "preceded", "left": "followed"}
+VERBS = ("sits", "lies", "floats")
+PARTICIPLES = ("placed", "drawn", "painted")
+TEXTURE_NOUN = {"striped": "stripes", "dotted": "dots", "checkered": "checks"}
+
+
+@dataclass(frozen=True)
+class Node:
+    """A constituent; a child is a node or a word, and a word may begin with a mark that belongs to no phrase."""
+
+    label: str
+    children: tuple[Node | str, ...]
+
+
+def np_of(mention: Mention, random: np.random.Generator) -> Node:
+    """A mention as a noun phrase, its attributes before or after the noun."""
+    before: list[str] = [word for word in (mention.size, mention.texture, mention.colour) if word and word != "plain"]
+    style = random.random()
+    if mention.colour and style < 0.2:
+        before.remove(mention.colour)
+        predicate = Node("VP", ("is", mention.colour))
+        return Node("NP", (_base(before, mention.shape), Node("S", ("that", predicate))))
+    if mention.texture in TEXTURE_NOUN and style > 0.75:
+        before.remove(mention.texture)
+        behind = Node("PP", ("with", Node("NP", (TEXTURE_NOUN[mention.texture],))))
+        return Node("NP", (_base(before, mention.shape), behind))
+    return _base(before, mention.shape)
+
+
+def _base(before: list[str], noun: str) -> Node:
+    words = [*before, noun]
+    return Node("NP", ("an" if words[0][0] in "aeiou" else "a", *words))
+
+
+def pp_of(place: str, target: Node) -> Node:
+    """A preposition, of one or more words, over its object."""
+    words = place.split()
+    if words[0] == "to":
+        return Node("PP", ("to", Node("NP", (Node("NP", ("the", words[2])), Node("PP", ("of", target))))))
+    if len(words) == 2:
+        return Node("PP", (words[0], Node("PP", (words[1], target))))
+    return Node("PP", (words[0], target))
+
+
+SENTENCES = ("copula", "active verb", "passive participle", "transitive", "passive")
+FORMS = ("fragment", *SENTENCES)
+
+
+def clause(statement: Statement, random: np.random.Generator, form: str | None = None) -> Node:
+    """A statement as a clause or a fragment, in one of the ``FORMS``; a form the relation lacks becomes a copula."""
+    form = form or pick(random, FORMS)
+    subject = np_of(statement.subject, random)
+    if statement.object is None or statement.relation is None:
+        return _existence(_with(subject, statement, random), random, form)
+    target, relation = np_of(statement.object, random), statement.relation
+    if form == "transitive" and relation in ACTIVE:
+        return Node("S", (subject, Node("VP", (ACTIVE[relation], _with(target, statement, random)))))
+    if form == "passive" and relation in PASSIVE:
+        agent = Node("PP", ("by", _with(target, statement, random)))
+        return Node("S", (subject, Node("VP", ("is", Node("VP", (PASSIVE[relation], agent))))))
+    verb, participle, place = pick(random, VERBS), pick(random, PARTICIPLES), pick(random, PLACES[relation])
+    where = pp_of(place, _with(target, statement, random))
+    if form == "fragment":
+        return Node("NP", (subject, where))
+    if form == "active verb":
+        return Node("S", (subject, Node("VP", (verb, where))))
+    if form == "passive participle":
+        return Node("S", (subject, Node("VP", ("is", Node("VP", (participle, where))))))
+    return Node("S", (subject, Node("VP", ("is", where))))
+
+
+def _with(phrase: Node, statement: Statement, random: np.random.Generator) -> Node:
+    """The phrase, coordinated with what else the statement names."""
+    return phrase if statement.also is None else Node("NP", (phrase, "and", np_of(statement.also, random)))
+
+
+def _existence(phrase: Node, random: np.random.Generator, form: str) -> Node:
+    if form == "fragment":
+        if random.random() < 0.5:
+            return phrase
+        head = Node("NP", ("a", pick(random, ("picture", "drawing"))))
+        return Node("NP", (head, Node("PP", ("of", phrase))))
+    if form in ("passive participle", "passive"):
+        verb = "are" if "and" in phrase.children else "is"
+        inner = Node("VP", (pick(random, ("seen", "shown")), Node("PP", ("in", Node("NP", ("this", "picture"))))))
+        return Node("S", (phrase, Node("VP", (verb, inner))))
+    return Node("S", ("there", Node("VP", ("is", phrase))))
+
+
+def both(first: Node, second: Node) -> Node:
+    """Two clauses, or two fragments, coordinated."""
+    return Node(first.label, (first, ", and", second))
+
+
+def write(tree: Node, *, sentence: bool = False) -> tuple[str, PhraseTree]:
+    """A tree as text, and its gold words and phrases in character offsets.
+
+    Args:
+        tree: what to write.
+        sentence: begin with a capital and end with a full stop, which belongs to no phrase.
+    """
+    text = ""
+    leaves: list[tuple[int, int]] = []
+    spans: dict[tuple[int, int], str] = {}
+
+    def visit(node: Node) -> None:
+        nonlocal text
+        first = len(leaves)
+        for child in node.children:
+            if isinstance(child, Node):
+                visit(child)
+                continue
+            for word in child.split():
+                if word == ",":
+                    text += ","
+                    continue
+                text += " " if text else ""
+                leaves.append((len(text), len(text) + len(word)))
+                text += word
+        spans.setdefault((first, len(leaves) - 1), node.label)
+
+    visit(tree)
+    order = sorted(spans.items(), key=lambda item: (item[0][0], -item[0][1]))
+    phrases = tuple(Phrase(label=label, first=a, last=b) for (a, b), label in order)
+    if sentence:
+        text = text[0].upper() + text[1:] + "."
+    return text, PhraseTree(leaves=tuple(leaves), phrases=phrases, parser="gold")
+
+
+def mention(thing: Object, random: np.random.Generator) -> Mention:
+    """A mention of an object: mostly its colour (always where training never pairs it so), perhaps size and texture."""
+    colour, size, texture = random.random(3) < (0.9, 0.3, 0.5)
+    colour = colour or (thing.colour, thing.shape) in HELD_OUT
+    return Mention(
+        shape=thing.shape,
+        colour=thing.colour if colour else None,
+        size=thing.size if size else None,
+        texture=thing.texture if texture and thing.texture != "plain" else None,
+    )
+
+
+def describe(scene: Scene, random: np.random.Generator) -> tuple[str, PhraseTree, list[Statement]]:
+    """A true caption of a scene in up to two clauses, its gold phrases, and what it states.
+
+    An object of a pair that training never shows is always named.
+    """
+    order = [scene.objects[i] for i in random.permutation(len(scene.objects))]
+    order.sort(key=lambda thing: (thing.colour, thing.shape) not in HELD_OUT)
+    statements = [_statement(order[:2], random)]
+    if len(order) > 2 and random.random() < 0.7:
+        statements.append(_statement(order[2:4], random))
+    form = pick(random, FORMS)
+    tree = clause(statements[0], random, form)
+    if len(statements) == 2:
+        tree = both(tree, clause(statements[1], random, form if form == "fragment" else pick(random, SENTENCES)))
+    text, gold = write(tree, sentence=tree.label == "S" and random.random() < 0.5)
+    return text, gold, statements
+
+
+def _statement(things: list[Object], random: np.random.Generator) -> Statement:
+    subject = mention(things[0], random)
+    if len(things) == 1:
+        return Statement(subject=subject)
+    relation = relation_of(things[0], things[1])
+    target = mention(things[1], random)
+    if relation is None:
+        return Statement(subject=subject, also=target)
+    if random.random() < 0.5:
+        return Statement(subject=target, relation=INVERSE[relation], object=subject)
+    return Statement(subject=subject, relation=relation, object=target)

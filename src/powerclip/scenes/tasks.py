@@ -1,0 +1,215 @@
+"""Evaluation tasks made of scenes; none of their images occurs in training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import product
+
+import numpy as np
+from PIL import Image
+
+from powerclip.scenes.captions import FORMS, clause, describe, write
+from powerclip.scenes.render import render
+from powerclip.scenes.world import (
+    COLOURS,
+    HELD_OUT,
+    INVERSE,
+    SHAPES,
+    SIZES,
+    TEXTURES,
+    Mention,
+    Object,
+    Scene,
+    Split,
+    Statement,
+    generator,
+    pick,
+    place,
+    random_object,
+    random_scene,
+    relation_of,
+)
+from powerclip.tasks import Classification, HardNegative, HardNegatives, Quadruple, Quadruples, Retrieval, Task
+
+TEMPLATES = ("a {c}", "a picture of a {c}", "there is a {c}")
+CAPTIONS_PER_IMAGE = 5
+KINDS = ("replace_obj", "replace_att", "replace_rel", "swap_obj", "swap_att", "add_obj", "add_att")
+
+
+def evaluation_tasks(*, seed: int, size: int, image_size: int = 64) -> list[Task]:
+    """All tasks on scenes.
+
+    Args:
+        seed: decides the images; the training splits never draw from these streams.
+        size: images of each task (pairs of images for the quadruples).
+        image_size: side of the images in pixels.
+
+    Raises:
+        ValueError: size is not positive.
+    """
+    if size < 1:
+        raise ValueError(f"size is {size}; it must be at least 1")
+    return [
+        _objects(seed, size, image_size),
+        _colour_objects("scenes-colour-object", "test", seed, size, image_size),
+        _colour_objects("scenes-colour-object-unseen", "compositional", seed, size, image_size),
+        _retrieval("scenes-retrieval", "test", seed, size, image_size),
+        _retrieval("scenes-retrieval-unseen", "compositional", seed, size, image_size),
+        HardNegatives(name="scenes-hard-negatives", items=hard_negatives(seed, size, image_size)),
+        Quadruples(name="scenes-quadruples", items=quadruples(seed, size, image_size)),
+    ]
+
+
+def _single(seed: int, split: Split, index: int, image_size: int, stream: int) -> tuple[Object, Image.Image]:
+    random = generator(seed, split, index, stream)
+    scene = random_scene(random, split, objects=1)
+    return scene.objects[0], render(scene, image_size=image_size, random=random)
+
+
+def _objects(seed: int, size: int, image_size: int) -> Classification:
+    pairs = [_single(seed, "test", i, image_size, stream=1) for i in range(size)]
+    return Classification(
+        name="scenes-object",
+        images=[image for _, image in pairs],
+        labels=[SHAPES.index(thing.shape) for thing, _ in pairs],
+        class_names=SHAPES,
+        templates=TEMPLATES,
+    )
+
+
+def _colour_objects(name: str, split: Split, seed: int, size: int, image_size: int) -> Classification:
+    classes = list(product(COLOURS, SHAPES))
+    pairs = [_single(seed, split, i, image_size, stream=2) for i in range(size)]
+    return Classification(
+        name=name,
+        images=[image for _, image in pairs],
+        labels=[classes.index((thing.colour, thing.shape)) for thing, _ in pairs],
+        class_names=[" ".join(pair) for pair in classes],
+        templates=TEMPLATES,
+    )
+
+
+def _retrieval(name: str, split: Split, seed: int, size: int, image_size: int) -> Retrieval:
+    images, captions = [], []
+    for index in range(size):
+        random = generator(seed, split, index, stream=3)
+        scene = random_scene(random, split, objects=int(random.integers(2, 5)))
+        images.append(render(scene, image_size=image_size, random=random))
+        texts: dict[str, None] = {}
+        while len(texts) < CAPTIONS_PER_IMAGE:
+            texts[describe(scene, random)[0]] = None
+        captions.append(list(texts))
+    return Retrieval(name=name, images=images, captions=captions)
+
+
+def hard_negatives(seed: int, size: int, image_size: int) -> Sequence[HardNegative]:
+    """Images with a true caption and one that differs in a word or two and is false, the seven kinds in turn."""
+    items = []
+    for index in range(size):
+        random = generator(seed, "test", index, stream=4)
+        kind = KINDS[index % len(KINDS)]
+        scene, positive, negative = contrast(kind, random)
+        texts = _same_wording(positive, negative, random)
+        image = render(scene, image_size=image_size, random=random)
+        items.append(HardNegative(image=image, positive=texts[0], negative=texts[1], kind=kind))
+    return items
+
+
+def contrast(kind: str, random: np.random.Generator) -> tuple[Scene, Statement, Statement]:
+    """A scene, a statement that is true of it, and one that differs as the kind says and is false."""
+    while True:
+        scene, statement = _related_pair(random)
+        negative = _edit(kind, statement, scene, random)
+        if kind == "swap_obj":
+            statement = replace(statement, subject=negative.object, object=negative.subject)  # type: ignore[arg-type]
+        if statement.true_of(scene) and not negative.true_of(scene) and not _unseen(negative):
+            return scene, statement, negative
+
+
+def _unseen(statement: Statement) -> bool:
+    """Whether it names a pair that training never shows: that alone must not tell a caption as the wrong one."""
+    mentions = (statement.subject, statement.object, statement.also)
+    return any(m is not None and (m.colour, m.shape) in HELD_OUT for m in mentions)
+
+
+def _related_pair(random: np.random.Generator) -> tuple[Scene, Statement]:
+    """A scene of two objects that differ in shape and colour, and the statement of their relation."""
+    while True:
+        scene = place(random, [random_object(random), random_object(random)])
+        if len(scene.objects) < 2:
+            continue
+        a, b = scene.objects
+        relation = relation_of(a, b)
+        if relation is not None and a.shape != b.shape and a.colour != b.colour:
+            subject, target = (Mention(shape=t.shape, colour=t.colour) for t in (a, b))
+            return scene, Statement(subject=subject, relation=relation, object=target)
+
+
+def _other(random: np.random.Generator, values: tuple[str, ...], but: set[str | None]) -> str:
+    return pick(random, tuple(value for value in values if value not in but))
+
+
+def _edit(kind: str, statement: Statement, scene: Scene, random: np.random.Generator) -> Statement:
+    """A statement that differs from a true one as the kind says."""
+    a, b = statement.subject, statement.object
+    assert b is not None
+    if kind == "replace_obj":
+        return replace(statement, subject=replace(a, shape=_other(random, SHAPES, {a.shape, b.shape})))
+    if kind == "replace_att":
+        return replace(statement, subject=replace(a, colour=_other(random, COLOURS, {a.colour, b.colour})))
+    if kind == "replace_rel":
+        return replace(statement, relation=INVERSE[statement.relation or ""])
+    if kind == "swap_obj":
+        return replace(statement, subject=Mention(shape=b.shape), object=Mention(shape=a.shape))
+    if kind == "swap_att":
+        return replace(statement, subject=replace(a, colour=b.colour), object=replace(b, colour=a.colour))
+    if kind == "add_obj":
+        extra = Mention(
+            shape=_other(random, SHAPES, {a.shape, b.shape}), colour=_other(random, COLOURS, {a.colour, b.colour})
+        )
+        return replace(statement, also=extra)
+    thing = scene.objects[0]
+    if random.random() < 0.5:
+        return replace(statement, subject=replace(a, size=_other(random, SIZES, {thing.size})))
+    return replace(statement, subject=replace(a, texture=_other(random, TEXTURES[1:], {thing.texture})))
+
+
+def _same_wording(first: Statement, second: Statement, random: np.random.Generator) -> tuple[str, str]:
+    """Two statements worded by the same choices, so that they differ only in what they say."""
+    seed, form = int(random.integers(2**31)), pick(random, FORMS[:4])
+    texts = [write(clause(s, np.random.default_rng(seed), form))[0] for s in (first, second)]
+    return texts[0], texts[1]
+
+
+def quadruples(seed: int, size: int, image_size: int) -> Sequence[Quadruple]:
+    """Pairs of scenes and captions of the same words: attributes exchanged, or places exchanged."""
+    items = []
+    for index in range(size):
+        random = generator(seed, "test", index, stream=5)
+        scenes, captions = exchange(random, attributes=index % 2 == 0)
+        first, second = (render(s, image_size=image_size, random=random) for s in scenes)
+        items.append(Quadruple(images=(first, second), captions=captions))
+    return items
+
+
+def exchange(random: np.random.Generator, *, attributes: bool) -> tuple[tuple[Scene, Scene], tuple[str, str]]:
+    """Two scenes and two captions of the same words; caption i is true of scene i only.
+
+    The second scene is the first with the two objects' colours, or else their places, exchanged.
+    """
+    while True:
+        scene, statement = _related_pair(random)
+        a, b = scene.objects
+        if attributes:
+            swapped = (replace(a, colour=b.colour), replace(b, colour=a.colour))
+            other = _edit("swap_att", statement, scene, random)
+        else:
+            swapped = (replace(a, x=b.x, y=b.y, size=b.size), replace(b, x=a.x, y=a.y, size=a.size))
+            other = replace(statement, subject=statement.object, object=statement.subject)  # type: ignore[arg-type]
+        scenes = (scene, Scene(objects=swapped))
+        captions = _same_wording(statement, other, random)
+        same_words = sorted(captions[0].split()) == sorted(captions[1].split())
+        truth = [[s.true_of(which) for s in (statement, other)] for which in scenes]
+        if same_words and not _unseen(other) and truth == [[True, False], [False, True]]:
+            return scenes, captions

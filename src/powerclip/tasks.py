@@ -1,0 +1,91 @@
+"""Zero-shot evaluation tasks: the questions that a model is asked, whatever data set they come from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+
+Picture = Image.Image | Callable[[], Image.Image]
+"""An image, or what opens it when it is needed: evaluation holds only a batch of images at a time."""
+
+Masks = Callable[[], Any]
+"""What opens the region masks of an image when they are needed: (M, H, W) bool array in the image's pixels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classification:
+    """A zero-shot classification task: single-label images and the class names to choose from."""
+
+    name: str
+    images: Sequence[Picture]
+    labels: Sequence[int]
+    class_names: Sequence[str]
+    templates: Sequence[str]
+    """Prompts with one ``{c}`` where the class name goes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultiLabel:
+    """A zero-shot classification task whose images have any number of classes."""
+
+    name: str
+    images: Sequence[Picture]
+    targets: Sequence[Sequence[int]]
+    """For each image, 1 for a class that it has and 0 for one that it has not."""
+    class_names: Sequence[str]
+    templates: Sequence[str]
+    """Prompts with one ``{c}`` where the class name goes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retrieval:
+    """An image-text retrieval task: each image has one or more captions."""
+
+    name: str
+    images: Sequence[Picture]
+    captions: Sequence[Sequence[str]]
+    masks: Sequence[Masks | None] | None = None
+    """The images' own regions, for scores that look at regions; None where an image has none stored."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HardNegative:
+    """An image with one right and one or more minimally wrong captions (the form of SugarCrepe)."""
+
+    image: Picture
+    positive: str
+    negative: str
+    kind: str
+    """What the captions differ in: replace_obj, swap_att, ...; each data set has its own."""
+    more_negatives: tuple[str, ...] = ()
+    """Further wrong captions; the right one must score higher than all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HardNegatives:
+    """A hard-negative task."""
+
+    name: str
+    items: Sequence[HardNegative]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quadruple:
+    """Two images and two captions of the same words; caption i fits image i only (the form of Winoground)."""
+
+    images: tuple[Picture, Picture]
+    captions: tuple[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quadruples:
+    """A Winoground-style task."""
+
+    name: str
+    items: Sequence[Quadruple]
+
+
+Task = Classification | MultiLabel | Retrieval | HardNegatives | Quadruples

@@ -1,0 +1,79 @@
+"""Zero-shot evaluation while training: the same functions as ``powerclip evaluate``, on all processes."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+
+from powerclip.config import TrainConfig
+from powerclip.distributed import agree, rank, reshard
+from powerclip.evaluate import as_metrics, evaluate_tasks, light_suite
+from powerclip.model import make_tokenizer, make_transforms
+from powerclip.tasks import Task
+from powerclip.train import checkpoint
+from powerclip.train.step import Engine
+
+HEADLINES = ("acc@1", "mAP", "i2t_R@1", "t2i_R@1", "macro", "group")
+"""One number a task, by which a model is called the best: the first of these it has; retrieval has two."""
+
+
+class Evaluator:
+    """Evaluates every so many steps and keeps the best model beside the run's."""
+
+    def __init__(self, config: TrainConfig, engine: Engine) -> None:
+        """Read the tasks once, so that a missing data set stops a run before its first step.
+
+        Raises:
+            PowerclipError: no such suite or data.
+        """
+        self.config, self.engine = config.evaluation, engine
+        self.tasks: Sequence[Task] = ()
+        if self.config.every_steps is not None:
+            data = None if self.config.data is None else Path(self.config.data)
+            size, image_size = self.config.size, engine.model.image_size[0]
+            self.tasks = list(light_suite(self.config.suite, data, size=size, image_size=image_size))
+
+    def due(self, step: int) -> bool:
+        """Whether to evaluate after this step."""
+        every = self.config.every_steps
+        return every is not None and (step % every == 0 or step == self.engine.steps)
+
+    def evaluate(self, step: int) -> dict[str, float]:
+        """All metrics as ``eval/TASK/METRIC``, and ``eval/mean``; the best model so far goes to ``model_best``.
+
+        Every process takes part; random numbers of the training are not touched, as every step sets its own.
+        """
+        engine = self.engine
+        with engine.ema.applied() if engine.ema is not None else nullcontext():
+            found = evaluate_tasks(
+                engine.model,
+                make_transforms(engine.model)[1],
+                make_tokenizer(engine.model),
+                self.tasks,
+                device=engine.device,
+            )
+            reshard(engine.model)  # else the next training step would find the average's weights whole, and use them
+            mean = statistics.fmean(metrics[name] for metrics in found.values() for name in _headlines(metrics))
+            best = engine.output / "model_best"
+            if agree(rank() == 0 and mean > _best_so_far(best))[0]:
+                checkpoint.save_model(engine.model, best)
+                if rank() == 0:
+                    (best / "evaluation.json").write_text(
+                        json.dumps({"step": step, "mean": mean, "tasks": found}, indent=2) + "\n", encoding="utf-8"
+                    )
+        return {**as_metrics(found), "eval/mean": mean}
+
+
+def _headlines(metrics: dict[str, float]) -> list[str]:
+    present = [name for name in HEADLINES if name in metrics]
+    return [name for name in present if name.endswith("R@1")] or present[:1]
+
+
+def _best_so_far(best: Path) -> float:
+    try:
+        return float(json.loads((best / "evaluation.json").read_text(encoding="utf-8"))["mean"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return -1.0

@@ -1,0 +1,188 @@
+"""One training step: batch -> features -> loss -> gradient -> weights, and the state that goes with it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from powerclip.config import TrainConfig
+from powerclip.distributed import average_ignored_gradients, parallelize, rank, world_size
+from powerclip.errors import PowerclipError, RunFailedError
+from powerclip.model import PowerCLIP
+from powerclip.regions.boxes import random_boxes
+from powerclip.train.build import build_loss
+from powerclip.train.ema import EMA
+from powerclip.train.estimate import estimate
+from powerclip.train.gradcache import backward
+from powerclip.train.optim import learning_rate, make_optimizer
+from powerclip.types import Batch, Features, LossOutput
+
+MAX_LOGIT_SCALE = math.log(100)
+"""The temperature stays at 1/100 or above, as in CLIP (Radford et al., 2021)."""
+
+MAX_BAD_STEPS = 10
+"""Non-finite steps in a row after which a run stops."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepResult:
+    """What a step says of itself; tensors stay on their device until they are logged."""
+
+    output: LossOutput
+    """The loss and its terms, of the batch of all processes."""
+    gradient_norm: Tensor
+    """() before clipping."""
+
+
+class Engine:
+    """A model in training: weights, optimiser, loss, average, counters."""
+
+    def __init__(
+        self, config: TrainConfig, model: PowerCLIP, *, device: torch.device, steps: int, output: Path
+    ) -> None:
+        """Set everything up on a device; under a process group, spread over it.
+
+        Args:
+            config: every setting of the run.
+            model: fresh or pretrained, on any device.
+            device: where it is trained.
+            steps: length of the run, for the schedule.
+            output: the run folder; nothing is written to it here.
+
+        Raises:
+            PowerclipError: there are more pieces than pairs.
+        """
+        self.config, self.device, self.steps, self.output = config, device, steps, output
+        self.bf16 = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
+        self.pairs = config.batch_size // world_size()
+        """Of a batch, those this process takes."""
+        if config.parallel.accumulate > self.pairs:
+            raise PowerclipError(
+                f"parallel.accumulate is {config.parallel.accumulate} and each process takes {self.pairs} pairs of a batch; "
+                f"make it at most {self.pairs}"
+            )
+        self.model = model.to(device)
+        self.estimate = self._estimate()
+        """How much memory a step will take, in words; the first process's alone."""
+        self.parallel = parallelize(
+            self.model,
+            blocks=model.blocks(),
+            device=device,
+            sharding=config.parallel.sharding,
+            compiled=config.parallel.compile,
+        )
+        self.loss: nn.Module = build_loss(config).to(device)
+        self.optimizer = make_optimizer(self.model, config.optim)
+        self.ema = EMA(self.model, decay=config.ema_decay) if config.ema_decay is not None else None
+        self.counters = {"samples_seen": 0, "bad_steps": 0}
+        self.bad_in_a_row = 0
+
+    def step(self, pieces: Sequence[Batch], step: int) -> StepResult:
+        """One optimiser step on the pieces of a batch; a non-finite loss or gradient changes nothing and is counted.
+
+        The gradient is that of the whole batch, over all processes; only the piece at hand is on the device. All that is random in it is a function of the seed and the step, so a resumed run repeats it.
+
+        Raises:
+            RunFailedError: ``MAX_BAD_STEPS`` steps in a row were not finite.
+        """
+        rate = learning_rate(step, steps=self.steps, config=self.config.optim)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["lr_scale"]
+        pieces = self._with_boxes(pieces, step)
+        self.model.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        output = backward(
+            self.parallel,
+            self.loss,
+            pieces,
+            forward=self.forward,
+            seed=lambda piece: self._seed(step, piece),
+        )
+        average_ignored_gradients(self.model)
+        limit = self.config.optim.max_gradient_norm
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), math.inf if limit is None else limit)
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        self.counters["samples_seen"] += self.config.batch_size
+        result = StepResult(output=output, gradient_norm=norm.detach())
+        if not torch.isfinite(norm + output.total.detach()):
+            self.optimizer.zero_grad(
+                set_to_none=True
+            )  # a checkpoint makes up an optimiser's state where no gradient is
+            self._count_bad_step(pieces, step)
+            return result
+        self.bad_in_a_row = 0
+        self.optimizer.step()
+        with torch.no_grad():
+            self.model.logit_scale.clamp_(0, MAX_LOGIT_SCALE)
+        if self.ema is not None:
+            self.ema.update()
+        return result
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds beside the model and its optimiser; loading writes into it."""
+        state: dict[str, Any] = {"loss": self.loss.state_dict(), "counters": dict(self.counters)}
+        if self.ema is not None:
+            state["ema"] = self.ema.state_dict()
+        return state
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take a loaded state over."""
+        self.loss.load_state_dict(state["loss"])
+        self.counters = {name: int(state["counters"][name]) for name in self.counters}
+
+    def forward(self, model: nn.Module, batch: Batch) -> Features:
+        """A model's features, under autocast where the config asks for it."""
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
+            features: Features = model(batch.to(self.device, non_blocking=True))
+        return features
+
+    def _estimate(self) -> str:
+        if rank() != 0:
+            return ""
+        pairs = -(-self.pairs // self.config.parallel.accumulate)
+        shards = world_size() if self.config.parallel.sharding == "fsdp" else 1
+        return estimate(
+            self.model, pairs=pairs, forward=self.forward, shards=shards, averaged=self.config.ema_decay is not None
+        )
+
+    def _seed(self, step: int, piece: int) -> None:
+        state = np.random.SeedSequence((self.config.seed, step, rank(), piece)).generate_state(1, np.uint64)
+        # Not torch.manual_seed: it formats a stack trace for every kind of device.
+        torch.default_generator.manual_seed(int(state[0] >> 1))
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(int(state[0] >> 1))
+
+    def _with_boxes(self, pieces: Sequence[Batch], step: int) -> Sequence[Batch]:
+        """The pieces with M fresh random boxes an image: this process's rows of those of the whole batch."""
+        if not self.config.objective.uses_regions or self.config.objective.region_source == "stored":
+            return pieces
+        generator = torch.Generator().manual_seed((self.config.seed << 32) + step)
+        boxes = random_boxes(
+            self.config.batch_size,
+            regions=self.config.objective.regions,
+            grid=self.model.grid_size,
+            generator=generator,
+        )
+        own = torch.split(boxes[self.pairs * rank() : self.pairs * (rank() + 1)], [len(piece) for piece in pieces])
+        return [piece.with_regions(rows) for piece, rows in zip(pieces, own, strict=True)]
+
+    def _count_bad_step(self, pieces: Sequence[Batch], step: int) -> None:
+        keys = [key for piece in pieces for key in piece.keys]
+        self.counters["bad_steps"] += 1
+        self.bad_in_a_row += 1
+        with (self.output / "bad_batches.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step + 1, "process": rank(), "keys": keys}) + "\n")
+        if self.bad_in_a_row >= MAX_BAD_STEPS:
+            raise RunFailedError(
+                f"the loss or its gradient was not finite in {self.bad_in_a_row} steps in a row, up to step "
+                f"{step + 1} (samples {', '.join(keys[:5])}, ...; all in {self.output / 'bad_batches.jsonl'}); lower "
+                "optim.learning-rate or look at those samples"
+            )

@@ -1,0 +1,188 @@
+"""Bytes become upright RGB pixels or a bad sample, whatever they hold."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from powerclip.data.images import decode_image, decode_with_format
+from powerclip.errors import BadSampleError
+from powerclip.prepare.source import make_sample
+
+ORIENTATION = 0x112
+TURNED = {
+    1: lambda p: p,
+    2: lambda p: p[:, ::-1],
+    3: lambda p: p[::-1, ::-1],
+    4: lambda p: p[::-1],
+    5: lambda p: p.transpose(1, 0, 2),
+    6: lambda p: np.rot90(p, -1),
+    7: lambda p: p.transpose(1, 0, 2)[::-1, ::-1],
+    8: lambda p: np.rot90(p),
+}
+"""How a picture that is stored so is seen (EXIF 2.32, 4.6.4)."""
+
+
+def noise(height=9, width=14):
+    return Image.fromarray(np.random.default_rng(0).integers(0, 255, (height, width, 3), np.uint8))
+
+
+def encoded(image, kind, orientation=None, **options):
+    if orientation is not None:
+        options["exif"] = Image.Exif()
+        options["exif"][ORIENTATION] = orientation
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def grey_png(values, *, transparent=None):
+    """A row of 16 bits."""
+
+    def chunk(name, data):
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    key = b"" if transparent is None else chunk(b"tRNS", struct.pack(">H", transparent))
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", len(values), 1, 16, 0, 0, 0, 0))
+    pixels = chunk(b"IDAT", zlib.compress(b"\0" + np.array(values, ">u2").tobytes()))
+    return b"\x89PNG\r\n\x1a\n" + header + key + pixels + chunk(b"IEND", b"")
+
+
+def with_tag(tiff, tag, old, new):
+    """A TIFF of little-endian order with another value in one of its short tags."""
+    entry = struct.Struct("<HHII")
+    assert tiff.count(entry.pack(tag, 3, 1, old)) == 1
+    return tiff.replace(entry.pack(tag, 3, 1, old), entry.pack(tag, 3, 1, new))
+
+
+@pytest.mark.parametrize("orientation", TURNED)
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("JPEG", {}),
+        ("PNG", {}),
+        ("WEBP", {"lossless": True}),
+        ("TIFF", {}),
+        ("TIFF", {"compression": "tiff_lzw"}),
+    ],
+)
+def test_a_picture_is_turned_upright_once(kind, options, orientation):
+    stored = np.asarray(decode_image(encoded(noise(), kind, **options)))
+    upright = decode_image(encoded(noise(), kind, orientation, **options))
+    np.testing.assert_array_equal(np.asarray(upright), TURNED[orientation](stored))
+    assert upright.info == {}
+    assert ORIENTATION not in upright.getexif()
+
+
+def test_grey_of_16_bits_and_a_palette_are_turned_too():
+    for mode in ("I;16", "P", "LA"):
+        image = noise().convert("L").convert(mode)
+        stored = np.asarray(decode_image(encoded(image, "PNG")))
+        np.testing.assert_array_equal(np.asarray(decode_image(encoded(image, "PNG", 6))), np.rot90(stored, -1))
+
+
+@pytest.mark.parametrize(
+    "exif", [b"Exif\0\0junk", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff"]
+)
+def test_malformed_metadata_cost_no_picture(exif):
+    data = encoded(noise(), "PNG", exif=exif)
+    np.testing.assert_array_equal(np.asarray(decode_image(data)), np.asarray(noise()))
+
+
+ROW, SEEN = [0, 255, 256, 32768, 65535], [0, 0, 1, 128, 255]
+
+
+def seen(data):
+    pixels = np.asarray(decode_image(data))
+    assert (pixels == pixels[..., :1]).all()
+    return pixels[0, :, 0].tolist()
+
+
+def test_grey_of_16_bits_keeps_its_range():
+    tiff = encoded(Image.fromarray(np.array([ROW], "<u2")), "TIFF")
+    assert seen(grey_png(ROW)) == SEEN
+    assert seen(grey_png(ROW, transparent=256)) == [0, 0, 255, 128, 255]
+    assert seen(b"P5\n5 1\n65535\n" + np.array(ROW, ">u2").tobytes()) == SEEN
+    assert seen(b"P5\n3 1\n1000\n" + np.array([0, 500, 1000], ">u2").tobytes()) == [0, 128, 255]
+    assert seen(tiff) == SEEN
+    assert seen(encoded(Image.fromarray(np.array([ROW], ">u2")), "TIFF")) == SEEN
+    assert seen(with_tag(tiff, 262, 1, 0)) == [255 - value for value in SEEN]
+
+
+def test_grey_of_12_bits_keeps_its_range():
+    data = encoded(Image.fromarray(np.frombuffer(b"\x80\x0f\xff\0", "<u2")[None]), "TIFF")  # 0x800 and 0xfff
+    assert seen(with_tag(data, 258, 16, 12)) == [128, 255]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        encoded(Image.fromarray(np.array([[0, 0.5, 1]], np.float32)), "TIFF"),
+        encoded(Image.fromarray(np.array([[0, 70000]], np.int32)), "TIFF"),
+        b"Pf\n1 1\n-1.0\n" + np.float32(1).tobytes(),
+    ],
+)
+def test_numbers_without_a_range_are_no_picture(data):
+    with pytest.raises(BadSampleError, match=r"^image without a range of values \(mode [FI]\)$"):
+        decode_image(data)
+
+
+def test_several_pictures_in_a_jpeg_stay_one_jpeg():
+    data = encoded(noise(), "MPO", save_all=True, append_images=[noise().rotate(180)])
+    image, kind = decode_with_format(data)
+    assert kind == "MPO"
+    sample = make_sample("a", data, "a dog")
+    assert (sample.image, sample.image_extension) == (data, "jpg")
+    first = decode_image(encoded(noise(), "JPEG"))
+    np.testing.assert_array_equal(np.asarray(image), np.asarray(first))
+
+
+@pytest.mark.parametrize(("kind", "extension"), [("JPEG", "jpg"), ("PNG", "png"), ("WEBP", "webp")])
+def test_what_shards_hold_stays_byte_for_byte(kind, extension):
+    data = encoded(noise(), kind, 6)
+    sample = make_sample("a", data, "a dog")
+    assert (sample.image, sample.image_extension) == (data, extension)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "BMP", "TIFF", "PPM"])
+def test_other_formats_become_the_same_picture_as_png(kind):
+    data = encoded(noise(), kind)
+    sample = make_sample("a", data, "a dog")
+    assert sample.image_extension == "png"
+    assert decode_with_format(sample.image)[1] == "PNG"
+    np.testing.assert_array_equal(np.asarray(decode_image(sample.image)), np.asarray(decode_image(data)))
+
+
+KINDS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "MPO")
+MODES = ("RGB", "L", "P", "1", "RGBA", "I;16", "CMYK", "LAB")
+
+
+@st.composite
+def damaged(draw):
+    """A small picture of any kind, some of its bytes changed, cut or not."""
+    kind, mode = draw(st.sampled_from(KINDS)), draw(st.sampled_from(MODES))
+    image = Image.new("LAB", (14, 9)) if mode == "LAB" else noise().convert("L" if mode == "I;16" else "RGB")
+    try:
+        raw = bytearray(encoded(image.convert(mode), kind, draw(st.sampled_from([None, 6]))))
+    except (OSError, ValueError):  # a format does not hold every mode
+        raw = bytearray(encoded(noise(), kind))
+    for _ in range(draw(st.integers(0, 6))):
+        raw[draw(st.integers(0, len(raw) - 1))] = draw(st.integers(0, 255))
+    return bytes(raw[: draw(st.integers(0, len(raw)))] if draw(st.booleans()) else raw)
+
+
+@given(damaged())
+def test_no_bytes_break_the_decoder(data):
+    try:
+        image, _ = decode_with_format(data)
+    except BadSampleError:
+        return
+    assert image.mode == "RGB"
+    assert min(image.size) > 0
+    assert image.info == {}
+    image.getpixel((image.width - 1, image.height - 1))

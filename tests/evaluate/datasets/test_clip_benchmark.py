@@ -1,0 +1,84 @@
+import pytest
+
+from powerclip.errors import PowerclipError
+from powerclip.evaluate import evaluate_tasks
+from powerclip.evaluate.datasets.clip_benchmark import is_webdataset, read_webdataset
+from powerclip.evaluate.datasets.images import open_picture
+from powerclip.evaluate.datasets.prompts import benchmark_prompts
+from powerclip.tasks import Classification, MultiLabel, Retrieval
+from tests.support.colours import NAMES, ColourModel, preprocess, tokenizer
+from tests.support.layouts import npy, webdataset
+
+
+def run(tasks):
+    return evaluate_tasks(ColourModel(), preprocess, tokenizer, tasks, batch_size=2)
+
+
+def test_classification_is_read_from_all_shards_in_order(tmp_path):
+    samples = [("red", b"0"), ("green", b"1"), ("blue", b"1\n")]
+    folder = webdataset(tmp_path, samples, "cls", templates=("a {c}", "some {c} thing"))
+    assert is_webdataset(folder)
+    (task,) = read_webdataset(folder, "colours")
+    assert isinstance(task, Classification)
+    assert (task.labels, task.class_names, task.templates) == ([0, 1, 1], list(NAMES), ["a {c}", "some {c} thing"])
+    assert [open_picture(p).getpixel((0, 0)).index(255) for p in task.images] == [0, 1, 2]
+    assert run([task])["colours"] == pytest.approx({"acc@1": 2 / 3, "mean_per_class": 3 / 4})
+
+
+def test_multilabel_targets_are_arrays(tmp_path):
+    samples = [("red", npy([1, 0, 1])), ("green", npy([0, 1, 0])), ("blue", npy([0, 0, 1]))]
+    (task,) = read_webdataset(webdataset(tmp_path, samples, "npy", kind="multilabel"), "voc")
+    assert isinstance(task, MultiLabel)
+    assert task.targets == [[1, 0, 1], [0, 1, 0], [0, 0, 1]]
+    # Class blue: its image first, then red and green tie with a score of 0, where the wrong one counts first.
+    assert run([task])["voc"]["mAP"] == pytest.approx((1 + 1 + (1 / 1 + 2 / 3) / 2) / 3)
+
+
+def test_retrieval_has_five_captions_and_beside_it_all(tmp_path):
+    many = "\n".join(["red one", "red two", "", "red three", "red four", "red five", "red six"])
+    samples = [("red", many.encode()), ("blue", b"blue\n")]
+    five, every = read_webdataset(webdataset(tmp_path, samples, "txt", kind="retrieval"), "coco")
+    assert isinstance(five, Retrieval)
+    assert (five.name, [len(c) for c in five.captions]) == ("coco", [5, 1])
+    assert (every.name, [len(c) for c in every.captions]) == ("coco-all-captions", [6, 1])
+    model = ColourModel()
+    results = evaluate_tasks(model, preprocess, tokenizer, [five, every], batch_size=99)
+    assert set(results["coco"].values()) == {1.0}
+    assert model.sizes == [2, 6, 7]  # images once for both, then the texts of each
+
+
+def test_names_and_prompts_that_a_folder_lacks_are_clip_benchmark_s(tmp_path):
+    folder = webdataset(tmp_path, [("red", b"0")], "cls")
+    (folder / "classnames.txt").unlink()
+    (folder / "zeroshot_classification_templates.txt").unlink()
+    (task,) = read_webdataset(folder, "pets")
+    classes, templates = benchmark_prompts("pets")
+    assert (task.class_names, task.templates) == (classes, templates)
+    assert len(classes) == 37
+    with pytest.raises(PowerclipError, match=r"lacks classnames\.txt, and clip_benchmark does not tell"):
+        read_webdataset(folder, "no-such-set")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f: (f / "test" / "1.tar").unlink(), "lacks 1.tar of its 2 shards"),
+        (lambda f: (f / "test" / "nshards.txt").write_text("many"), "says 'many'; expected the number of shards"),
+        (lambda f: (f / "test" / "nshards.txt").write_text(""), "is empty"),
+        (lambda f: (f / "dataset_type.txt").write_text("video"), "says 'video'; expected classification"),
+        (lambda f: (f / "dataset_type.txt").write_text("retrieval"), "has cls, png; expected KEY.txt"),
+    ],
+)
+def test_a_folder_of_another_form_says_what_is_wrong(change, message, tmp_path):
+    folder = webdataset(tmp_path, [("red", b"0"), ("green", b"1"), ("blue", b"2")], "cls")
+    change(folder)
+    with pytest.raises(PowerclipError, match=message):
+        read_webdataset(folder, "colours")
+
+
+def test_an_image_that_cannot_be_read_stops_the_evaluation(tmp_path):
+    folder = webdataset(tmp_path, [("red", b"0"), ("green", b"1")], "cls")
+    data = (folder / "test" / "0.tar").read_bytes().replace(b"\x89PNG", b"gone")
+    (folder / "test" / "0.tar").write_bytes(data)
+    with pytest.raises(PowerclipError, match="cannot be read .*corrupt image"):
+        run(read_webdataset(folder, "colours"))

@@ -1,0 +1,148 @@
+"""Running tasks: on a model that sees colours, and on a real one."""
+
+import io
+from pathlib import Path
+
+import pytest
+import torch
+
+from powerclip import create_model
+from powerclip.data.sample import Sample
+from powerclip.data.shards import write_shards
+from powerclip.errors import PowerclipError
+from powerclip.evaluate import evaluate_tasks, retrieval_from_shards
+from powerclip.evaluate.score import highest_of
+from powerclip.model import make_tokenizer, make_transforms
+from powerclip.scenes import evaluation_tasks
+from powerclip.tasks import Classification, HardNegative, HardNegatives, Picture, Quadruple, Quadruples, Retrieval, Task
+from tests.support.colours import NAMES, ColourModel, preprocess, square, tokenizer
+
+
+def tasks() -> list[Task]:
+    images = [square(name) for name in NAMES]
+    return [
+        Classification(
+            name="c", images=images, labels=[0, 1, 0], class_names=NAMES, templates=("a {c}", "some {c} thing")
+        ),
+        Retrieval(name="r", images=images, captions=[("red", "a red"), ("green",), ("blue", "so blue", "blue")]),
+        HardNegatives(
+            name="h",
+            items=[
+                HardNegative(image=images[0], positive="red", negative="blue", kind="replace_att"),
+                HardNegative(image=images[0], positive="red", negative="red", kind="swap_att"),
+            ],
+        ),
+        Quadruples(
+            name="q",
+            items=[
+                Quadruple(images=(images[0], images[1]), captions=("red", "green")),
+                Quadruple(images=(images[0], images[1]), captions=("green", "red")),
+            ],
+        ),
+    ]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_tasks_run_in_batches_and_leave_the_mode_alone(training: bool) -> None:
+    model = ColourModel().train(training)
+    seen: list[str] = []
+    found = evaluate_tasks(model, preprocess, tokenizer, tasks(), device="cpu", batch_size=2, progress=seen.append)
+    assert found["c"] == pytest.approx({"acc@1": 2 / 3, "mean_per_class": 3 / 4})  # red: 1 of 2, green: 1 of 1
+    # "red" and "a red" embed alike but belong to the same image: no wrong text ties.
+    assert found["r"] == {f"{way}_R@{k}": 1.0 for way in ("i2t", "t2i") for k in (1, 5, 10)}
+    assert found["h"] == {"micro": 0.5, "macro": 0.5, "replace_att": 1.0, "swap_att": 0.0}
+    assert found["q"] == {"text": 0.5, "image": 0.5, "group": 0.5}
+    assert seen == ["c", "r", "h", "q"]
+    assert max(model.sizes) == 2
+    assert model.training is training
+
+
+def test_the_mode_is_restored_after_an_error() -> None:
+    model = ColourModel().train()
+    with pytest.raises(ValueError, match="no item"):
+        evaluate_tasks(model, preprocess, tokenizer, [HardNegatives(name="h", items=[])], device="cpu", batch_size=2)
+    assert model.training
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        (Classification(name="c", images=[], labels=[], class_names=(), templates=("{c}",)), "0 class names"),
+        (Classification(name="c", images=[], labels=[], class_names=("a",), templates=()), "0 templates"),
+        (Classification(name="c", images=[], labels=[], class_names=("a",), templates=("{c}",)), "no image"),
+        (Retrieval(name="r", images=[square("red")], captions=[]), "1 images and captions for 0"),
+        (Retrieval(name="r", images=[], captions=[]), "0 images"),
+        (Quadruples(name="q", items=[]), "no item"),
+    ],
+)
+def test_unfit_tasks_say_so(task: Task, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        evaluate_tasks(ColourModel(), preprocess, tokenizer, [task], device="cpu", batch_size=2)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_threads_that_open_images_change_nothing(workers: int) -> None:
+    def opened(name: str) -> Picture:
+        return lambda: square(name)
+
+    shown = [NAMES[i % 3] for i in range(7)]
+    task = Classification(
+        name="c", images=[opened(n) for n in shown], labels=[0] * 7, class_names=NAMES, templates=("a {c}",)
+    )
+    found = evaluate_tasks(ColourModel(), preprocess, tokenizer, [task], batch_size=2, workers=workers)
+    assert found["c"]["acc@1"] == pytest.approx(3 / 7)
+
+
+@pytest.mark.parametrize(
+    ("positive", "wrong", "right"),
+    [
+        ("red", ("blue", "green"), 1),
+        ("red", ("blue", "red"), 0),
+        ("blue", ("red", "green"), 0),
+        ("nothing", ("red",), 0),
+    ],
+)
+def test_the_right_caption_must_beat_every_wrong_one(positive: str, wrong: tuple[str, ...], right: float) -> None:
+    item = HardNegative(
+        image=square("red"), positive=positive, negative=wrong[0], more_negatives=wrong[1:], kind="order"
+    )
+    other = HardNegative(image=square("blue"), positive="blue", negative="red", kind="order")
+    task = HardNegatives(name="h", items=[other, item, other])
+    assert evaluate_tasks(ColourModel(), preprocess, tokenizer, [task])["h"]["micro"] == pytest.approx((2 + right) / 3)
+
+
+def test_a_wrong_caption_whose_score_is_no_number_is_no_win() -> None:
+    highest = highest_of(torch.tensor([0.1, torch.nan, 0.3]), torch.tensor([0, 0, 1]), count=2)
+    assert torch.isnan(highest[0])
+    assert highest[1] == pytest.approx(0.3)
+
+
+def test_the_batch_size_does_not_change_what_a_real_model_scores() -> None:
+    torch.manual_seed(0)
+    model = create_model("tiny")
+    suite = evaluation_tasks(seed=3, size=6)
+    results = [
+        evaluate_tasks(model, make_transforms(model)[1], make_tokenizer(model), suite, device="cpu", batch_size=size)
+        for size in (3, 64)
+    ]
+    assert list(results[0]) == [task.name for task in suite]
+    values = [value for metrics in results[0].values() for value in metrics.values()]
+    assert all(0 <= value <= 1 for value in values)
+    assert results[0] == results[1]
+
+
+def test_retrieval_from_shards_passes_over_broken_samples(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    square("red").save(buffer, format="PNG")
+    images = {"a": buffer.getvalue(), "b": b"no image at all", "c": buffer.getvalue()}
+    samples = [Sample(key=k, image=v, image_extension="png", caption=f"the {k}") for k, v in images.items()]
+    write_shards(samples, tmp_path)
+    task = retrieval_from_shards(tmp_path)
+    assert task.captions == [("the a",), ("the c",)]
+    assert [image.getpixel((0, 0)) for image in task.images] == [(255, 0, 0)] * 2
+
+
+def test_retrieval_from_shards_without_a_usable_pair(tmp_path: Path) -> None:
+    write_shards([Sample(key="b", image=b"no image", image_extension="png", caption="b")], tmp_path)
+    with pytest.raises(PowerclipError, match="no usable image-caption pair"):
+        retrieval_from_shards(tmp_path)

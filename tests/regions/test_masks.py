@@ -1,0 +1,122 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from powerclip.data.images import decode_image
+from powerclip.data.masks import transform_with_regions
+from powerclip.data.shards import read_shards
+from powerclip.errors import PowerclipError
+from powerclip.prepare import prepare
+from powerclip.regions import RegionAnnotation, load_proposer
+from powerclip.regions.masks import MAX_REGIONS, masks_at_size, tidied
+
+
+def squares(*corners, size=40):
+    masks = np.zeros((len(corners), size, size), bool)
+    for mask, (top, left, side) in zip(masks, corners, strict=True):
+        mask[top : top + side, left : left + side] = True
+    return masks
+
+
+def test_the_best_first_without_the_tiny_and_the_double():
+    masks = squares((0, 0, 20), (0, 0, 19), (0, 0, 10), (30, 30, 1), (20, 20, 20))
+    tidy = tidied(masks, [0.5, 0.9, 0.7, 1.0, 0.8], proposer="test")
+    # 19 x 19 and 20 x 20 overlap by 361/400 > 0.9: the better stays; one pixel of 1600 is tiny.
+    assert tidy.scores == (0.9, 0.8, 0.7)
+    assert [mask.sum() for mask in tidy.masks] == [361, 400, 100]
+
+
+def test_an_image_keeps_so_many_masks_at_most():
+    masks = np.stack([np.roll(squares((0, 0, 3))[0], 3 * i) for i in range(100)])
+    scores = list(np.linspace(0, 1, 100))
+    tidy = tidied(masks, scores, proposer="test")
+    assert len(tidy.masks) == MAX_REGIONS
+    assert tidy.scores[0] == 1.0
+
+
+def test_nothing_proposed_is_normal():
+    assert tidied(np.zeros((0, 5, 5), bool), [], proposer="test").masks.shape == (0, 5, 5)
+
+
+def test_masks_of_a_smaller_copy_fit_the_image():
+    masks = squares((0, 0, 20))
+    large = masks_at_size(masks, Image.new("RGB", (80, 120)))
+    assert large.shape == (1, 120, 80)
+    assert large[0, :60, :40].all()
+    assert large.sum() == 60 * 40
+
+
+def test_superpixels_find_a_square_on_a_plain_ground():
+    pixels = np.full((300, 400, 3), 200, np.uint8)
+    pixels[100:200, 150:300] = (255, 0, 0)
+    (found,) = load_proposer("superpixels").propose([Image.fromarray(pixels)])
+    assert found.masks.shape[1:] == (300, 400)
+    assert list(found.scores) == sorted(found.scores, reverse=True)
+    square = np.zeros((300, 400), bool)
+    square[100:200, 150:300] = True
+    overlap = [(m & square).sum() / (m | square).sum() for m in found.masks]
+    assert max(overlap) > 0.8  # the smoothed edge makes segments of its own
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 300), (33, 7)])
+def test_superpixels_of_odd_sizes(size):
+    (found,) = load_proposer("superpixels").propose([Image.new("RGB", size, "red")])
+    assert found.masks.shape[1:] == size[::-1]
+
+
+def test_an_image_is_taken_for_each_that_is_given():
+    taken = []
+    images = (taken.append(i) or Image.new("RGB", (40 + i, 30), "red") for i in range(5))
+    for i, found in enumerate(load_proposer("superpixels").propose(images)):
+        assert taken == list(range(i + 1))
+        assert found.masks.shape[1:] == (30, 40 + i)
+    assert len(taken) == 5
+
+
+@pytest.mark.parametrize(("orientation", "shown"), [(3, (180, 240)), (6, (240, 180))])
+def test_regions_lie_on_the_upright_picture_wherever_it_is_read(orientation, shown, tmp_path):
+    """A camera's picture on its side: what is proposed when it is prepared is where training sees it."""
+    pixels = np.zeros((180, 240, 3), np.uint8)
+    pixels[24:72, 30:150] = 255
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    (tmp_path / "photos").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "photos" / "a.jpg", quality=95, exif=exif)
+    (tmp_path / "photos" / "a.txt").write_text("a white box")
+    prepare(tmp_path / "photos", tmp_path / "shards", regions="superpixels", parser="none")
+    (sample,) = read_shards(tmp_path / "shards")
+    assert sample.image == (tmp_path / "photos" / "a.jpg").read_bytes()
+    assert (sample.regions["height"], sample.regions["width"]) == shown
+
+    image = decode_image(sample.image)
+    bright, regions = transform_with_regions(sample, image, lambda *moved: moved, count=64, grid=shown)
+    bright = np.asarray(bright.convert("L")) > 128
+    assert bright.shape == shown
+    turned = np.rot90(pixels[..., 0] > 0, 2 if orientation == 3 else -1)
+    np.testing.assert_array_equal(bright, turned)
+    overlaps = [(region & bright).sum() / (region | bright).sum() for region in regions.unflatten(1, shown).numpy()]
+    assert max(overlaps) > 0.75  # the smoothed edge makes segments of its own
+
+
+def test_what_cannot_be_loaded_is_named(tmp_path):
+    assert load_proposer("boxes") is None
+    with pytest.raises(PowerclipError, match="unknown regions 'magic'; use boxes, superpixels, sam or sam:MODEL"):
+        load_proposer("magic")
+    with pytest.raises(PowerclipError, match="cannot load the SAM model"):
+        load_proposer(f"sam:{tmp_path}")
+
+
+def test_prepared_shards_hold_them(tmp_path):
+    pixels = np.full((60, 80, 3), 200, np.uint8)
+    pixels[20:40, 30:60] = (255, 0, 0)
+    (tmp_path / "photos").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "photos" / "a.png")
+    (tmp_path / "photos" / "a.txt").write_text("a red square")
+    report = prepare(tmp_path / "photos", tmp_path / "shards", regions="superpixels")
+    (sample,) = read_shards(tmp_path / "shards")
+    annotation = RegionAnnotation.from_json(sample.regions)
+    assert annotation.proposer == "superpixels:felzenszwalb-100-300-1000"
+    assert report["proposer"] == {annotation.proposer: 1}
+    assert report["regions_per_image"] == len(annotation.masks) >= 2
+    with pytest.raises(PowerclipError, match="made otherwise .proposer superpixels"):
+        prepare(tmp_path / "photos", tmp_path / "shards")

@@ -1,0 +1,197 @@
+"""Scenes: what the annotations say is what the pixels show."""
+
+import io
+import re
+from itertools import combinations, islice
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from powerclip.data.sample import Sample
+from powerclip.regions import rle
+from powerclip.scenes import generate, sample
+from powerclip.scenes.captions import FORMS, Node, clause, write
+from powerclip.scenes.render import RGB
+from powerclip.scenes.world import COLOURS, HELD_OUT, SHAPES, Mention, Statement
+from tests.support.scenes_reader import RELATION_WORDS, read_caption, true_of_objects
+
+COUNT = 400
+
+
+@pytest.fixture(scope="module")
+def splits():
+    return {split: list(generate(split, count=COUNT, seed=3)) for split in ("train", "test", "compositional")}
+
+
+@pytest.fixture(scope="module")
+def samples(splits):
+    return [s for split in splits.values() for s in split]
+
+
+def pixels(s: Sample) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(s.image)).convert("RGB"), dtype=float)
+
+
+def masks(s: Sample) -> list[np.ndarray]:
+    height, width = s.regions["height"], s.regions["width"]
+    return [rle.decode(mask["rle"], height, width) for mask in s.regions["masks"]]
+
+
+def pairs(s: Sample) -> set[tuple[str, str]]:
+    return {(thing["colour"], thing["shape"]) for thing in s.metadata["objects"]}
+
+
+def test_a_sample_depends_on_seed_split_and_index_only():
+    whole = list(generate("train", count=20, seed=5))
+    assert [sample("train", i, seed=5) for i in reversed(range(20))] == whole[::-1]
+    assert list(islice(generate("train", count=1000, seed=5), 20)) == whole
+    assert list(generate("train", count=20, seed=6)) != whole
+    assert [s.image for s in generate("test", count=20, seed=5)] != [s.image for s in whole]
+
+
+def test_no_image_is_drawn_twice(samples):
+    assert len({s.image for s in samples}) == len(samples)
+    assert len({s.key for s in samples}) == len(samples)
+
+
+def test_held_out_pairs_are_balanced():
+    assert sorted(colour for colour, _ in HELD_OUT) == sorted(COLOURS)
+    assert sorted(shape for _, shape in HELD_OUT) == sorted(SHAPES)
+
+
+def test_splits_hold(splits):
+    trained = set().union(*map(pairs, splits["train"]))
+    assert trained == {(c, s) for c in COLOURS for s in SHAPES} - HELD_OUT
+    assert set().union(*map(pairs, splits["test"])) <= trained
+    for s in splits["compositional"]:
+        assert pairs(s) & HELD_OUT
+        named = {(m.get("colour"), m["shape"]) for state in s.metadata["statements"] for m in mentions(state)}
+        assert named & HELD_OUT, s.caption
+
+
+def mentions(statement):
+    return [statement[name] for name in ("subject", "object", "also") if name in statement]
+
+
+def test_scenes_are_varied(splits):
+    counts = [len(s.metadata["objects"]) for s in splits["train"]]
+    assert set(counts) == {1, 2, 3, 4}
+    assert len({s.caption for s in splits["train"]}) > 0.9 * COUNT
+    text = " ".join(s.caption for s in splits["train"])
+    for words in (*RELATION_WORDS, "with stripes", "that is red", "there is", "There is", "picture of", ", and"):
+        assert re.search(words, text), words
+
+
+@pytest.mark.parametrize("image_size", [32, 64, 97, 224])
+def test_the_dominant_colour_within_a_mask_is_the_stated_one(image_size):
+    for s in generate("train", count=60, seed=1, image_size=image_size):
+        image = pixels(s)
+        assert image.shape == (image_size, image_size, 3)
+        for thing, mask in zip(s.metadata["objects"], masks(s), strict=True):
+            away = {name: np.abs(image[mask] - rgb).max(axis=1) for name, rgb in RGB.items()}
+            painted = {name: int((distance < 6).sum()) for name, distance in away.items()}
+            # Textures lighten some pixels and outlines are blends; those that are neither show the colour itself.
+            stated = painted.pop(thing["colour"])
+            assert stated > max(painted.values()), (s.key, thing)
+
+
+def test_masks_are_whole_disjoint_and_within_their_boxes(samples):
+    for s in samples:
+        found = masks(s)
+        assert s.regions["proposer"] == "gold"
+        assert len(found) == len(s.metadata["objects"])
+        assert not any((a & b).any() for a, b in combinations(found, 2))
+        for thing, mask in zip(s.metadata["objects"], found, strict=True):
+            left, top, right, bottom = thing["box"]
+            assert mask.sum() == mask[top:bottom, left:right].sum() > 20
+            assert (right - left) == {"small": 14, "big": 24}[thing["size"]]
+
+
+def test_the_background_is_light_and_outside_every_mask(samples):
+    for s in samples[:100]:
+        outside = np.ones((64, 64), dtype=bool)
+        for thing in s.metadata["objects"]:
+            left, top, right, bottom = thing["box"]
+            outside[top:bottom, left:right] = False
+        assert pixels(s)[outside].min() >= 215
+
+
+def test_captions_are_true(samples):
+    read = 0
+    for s in samples:
+        objects = []
+        for thing, mask in zip(s.metadata["objects"], masks(s), strict=True):
+            y, x = np.argwhere(mask).mean(axis=0)
+            objects.append({**thing, "x": x, "y": y})
+        for statement in read_caption(s.caption):
+            read += 1
+            assert true_of_objects(statement, objects), (s.key, s.caption)
+    assert read >= len(samples)
+
+
+def test_captions_say_what_the_statements_say(samples):
+    for s in samples:
+        stated = [[m["shape"] for m in mentions(statement)] for statement in s.metadata["statements"]]
+        assert [[m["shape"] for m in statement["mentions"]] for statement in read_caption(s.caption)] == stated
+
+
+def test_gold_phrases_are_well_formed(samples):
+    for s in samples:
+        leaves, phrases = s.tree.leaves, s.tree.phrases
+        assert s.tree.parser == "gold"
+        assert [s.caption[a:b] for a, b in leaves] == re.findall(r"[A-Za-z]+", s.caption)
+        spans = [(p.first, p.last) for p in phrases]
+        assert len(set(spans)) == len(spans)
+        assert (0, len(leaves) - 1) in spans
+        assert {p.label for p in phrases} <= {"NP", "VP", "PP", "S"}
+        for (a, b), (c, d) in combinations(spans, 2):
+            assert b < c or d < a or (a <= c and d <= b) or (c <= a and b <= d)
+        assert s.tree.from_json(s.tree.to_json()) == s.tree
+
+
+def text_of(caption, tree, phrase):
+    return caption[tree.leaves[phrase.first][0] : tree.leaves[phrase.last][1]]
+
+
+def test_gold_phrases_of_known_captions():
+    base = Node("NP", ("a", "red", "cube"))
+    striped = Node("NP", (Node("NP", ("a", "ball")), Node("PP", ("with", Node("NP", ("stripes",))))))
+    tree = Node("S", (base, Node("VP", ("is", Node("VP", ("followed", Node("PP", ("by", striped))))))))
+    caption, gold = write(tree, sentence=True)
+    assert caption == "A red cube is followed by a ball with stripes."
+    assert [(p.label, text_of(caption, gold, p)) for p in gold.phrases] == [
+        ("S", "A red cube is followed by a ball with stripes"),
+        ("NP", "A red cube"),
+        ("VP", "is followed by a ball with stripes"),
+        ("VP", "followed by a ball with stripes"),
+        ("PP", "by a ball with stripes"),
+        ("NP", "a ball with stripes"),
+        ("NP", "a ball"),
+        ("PP", "with stripes"),
+        ("NP", "stripes"),
+    ]
+
+
+@pytest.mark.parametrize("relation", ["left", "right", "above", "below"])
+@pytest.mark.parametrize("form", FORMS)
+def test_every_wording_reads_back_as_its_statement(form, relation):
+    statement = Statement(subject=Mention(shape="cube"), relation=relation, object=Mention(shape="ball"))
+    for seed in range(20):
+        caption, _ = write(clause(statement, np.random.default_rng(seed), form))
+        (read,) = read_caption(caption)
+        assert read["relation"] == relation, caption
+        assert [m["shape"] for m in read["mentions"]] == ["cube", "ball"], caption
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"split": "valid", "count": 1, "seed": 0}, "split is 'valid'; it must be one of train, test, compositional"),
+        ({"split": "train", "count": -1, "seed": 0}, "count is -1; it must be 0 or more"),
+        ({"split": "train", "count": 1, "seed": 0, "image_size": 16}, "image_size is 16; it must be at least 32"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        generate(arguments.pop("split"), **arguments)

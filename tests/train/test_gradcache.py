@@ -1,0 +1,90 @@
+"""The gradient in pieces against that of the whole batch."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import nn
+
+from powerclip.loss import FILIPLoss, PowerCLIPLoss, PowersetAlignmentLoss, SigLIPLoss, SPARCLoss
+from powerclip.train.gradcache import backward, join
+from powerclip.types import Batch, Features
+
+B, M, K, T, N, D = 7, 3, 2, 4, 4, 6
+
+
+class Towers(nn.Module):
+    """Linear towers with dropout: Batch to Features, in float64."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.image = nn.Linear(12, N * D, dtype=torch.float64)
+        self.text = nn.Linear(T, T * D, dtype=torch.float64)
+        self.dropout = nn.Dropout(0.3)
+        self.logit_scale = nn.Parameter(torch.tensor(1.5, dtype=torch.float64))
+        self.logit_bias = nn.Parameter(torch.tensor(-1.0, dtype=torch.float64))
+
+    def forward(self, batch):
+        patches = self.dropout(self.image(batch.images.flatten(1))).view(-1, N, D)
+        tokens = self.dropout(self.text(batch.tokens.double())).view(-1, T, D)
+        return Features(
+            image=nn.functional.normalize(patches.mean(1), dim=-1),
+            text=nn.functional.normalize(tokens.mean(1), dim=-1),
+            regions=nn.functional.normalize(patches[:, :M], dim=-1),
+            region_mask=batch.region_masks.any(-1),
+            phrases=nn.functional.normalize(tokens[:, :K], dim=-1),
+            phrase_mask=batch.phrase_spans[..., 0] >= 0,
+            logit_scale=self.logit_scale.exp(),
+            logit_bias=self.logit_bias,
+            patches=patches,
+            tokens=tokens,
+            token_mask=batch.tokens > 0,
+        )
+
+
+def batch():
+    g = torch.Generator().manual_seed(1)
+    spans = torch.zeros(B, K, 2, dtype=torch.int64)
+    spans[3, 1] = -1
+    return Batch(
+        images=torch.randn(B, 3, 2, 2, generator=g, dtype=torch.float64),
+        tokens=torch.randint(1, 9, (B, T), generator=g),
+        leaf_of_token=torch.zeros(B, T, dtype=torch.int64),
+        phrase_spans=spans,
+        region_masks=torch.rand(B, M, N, generator=g) < 0.6,
+        keys=tuple("abcdefg"),
+    )
+
+
+LOSSES = {
+    "powerclip": lambda: PowerCLIPLoss(powerset=PowersetAlignmentLoss(tau=0.1)),
+    "siglip": SigLIPLoss,
+    "filip": FILIPLoss,
+    "sparc": SPARCLoss,
+}
+
+
+@pytest.mark.parametrize("pieces", [1, 2, 3, 7])
+@pytest.mark.parametrize("name", LOSSES)
+def test_pieces_give_the_gradient_of_the_whole_with_dropout_replayed(name, pieces):
+    bounds = [round(piece * B / pieces) for piece in range(pieces + 1)]
+    parts = [batch().rows(slice(*ends)) for ends in pairwise(bounds)]
+    results = []
+    for way in ("whole", "pieces"):
+        model, loss = Towers(), LOSSES[name]()
+        if way == "whole":
+            features = []
+            for number, part in enumerate(parts):
+                torch.manual_seed(number)
+                features.append(model(part))
+            output = loss(join(features))
+            output.total.backward()
+        else:
+            output = backward(model, loss, parts, forward=lambda m, b: m(b), seed=torch.manual_seed)
+        results.append((output.total.detach(), *(p.grad for p in model.parameters())))
+    for whole, mine in zip(*results, strict=True):
+        if whole is None:
+            assert mine is None or (mine == 0).all()
+        else:
+            torch.testing.assert_close(mine, whole, rtol=1e-10, atol=1e-12)
