@@ -7,14 +7,15 @@ import powerclip
 
 SOURCE = Path(powerclip.__file__).parent
 
-LEAVES = {"errors", "config", "types", "tasks"}
+LEAVES = {"errors", "config", "types", "tasks", "files"}
 MAY_IMPORT = {
     "errors": set(),
+    "files": set(),
     "types": set(),
     "tasks": set(),
     "config": set(),
     "recipes": {"config", "errors"},
-    "distributed": {"errors"},
+    "distributed": {"errors", "files"},
     "regions": LEAVES,
     "phrases": LEAVES,
     "alignment": LEAVES,

@@ -1,0 +1,123 @@
+"""Writing files so that a reader, or a restart after a power cut, finds the old content or the new and nothing between."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import secrets
+import shutil
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a file for writing that takes its name when the block ends; an error in the block leaves what was there.
+
+    The content goes to ``.NAME.HOST-PID-RANDOM.tmp`` in the same folder, which must exist, is synced to the disk and
+    renamed over ``path``. The name is unique, so that two writers of one file never share a temporary one.
+
+    Raises:
+        OSError: it cannot be written; nothing is left behind.
+    """
+    unique = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+    temporary = path.with_name(f".{path.name.lstrip('.')}.{unique}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def atomic_write(path: Path, data: bytes | str) -> None:
+    """Replace a file's content by bytes, or by a text in UTF-8 ("?" for what UTF-8 cannot hold), as ``atomic_file`` does.
+
+    Raises:
+        OSError: it cannot be written; what was there stays.
+    """
+    with atomic_file(path) as file:
+        file.write(data.encode("utf-8", errors="replace") if isinstance(data, str) else data)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """A new folder to fill, which takes the place of ``path`` when the block ends; an error in the block removes it.
+
+    The files in it are synced to the disk. A folder that has the name already is moved aside, then deleted. There may be
+    one writer at a time: the temporary folder is always ``.NAME.tmp``, so that the next writer clears what a killed one
+    left.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary, old = path.with_name(f".{path.name}.tmp"), path.with_name(f".{path.name}.old")
+    for leftover in (temporary, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        for root, _folders, names in os.walk(temporary):
+            for name in names:
+                with Path(root, name).open("rb") as file:
+                    os.fsync(file.fileno())
+            sync_folder(Path(root))
+        if path.exists():
+            path.rename(old)
+        temporary.rename(path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    sync_folder(path.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as indented JSON, atomically; paths become strings, and NaN and infinities, which JSON lacks, null.
+
+    Raises:
+        OSError: it cannot be written; what was there stays.
+        TypeError: the value holds something that JSON cannot.
+    """
+    atomic_write(path, json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The value in a JSON file.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is not JSON in UTF-8; the message names the file.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); re-create it or remove it") from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the renames in a folder outlast a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return os.fspath(value) if isinstance(value, os.PathLike) else value

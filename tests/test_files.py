@@ -1,0 +1,113 @@
+import json
+import math
+import os
+from pathlib import Path
+
+import pytest
+
+from powerclip.files import atomic_file, atomic_folder, atomic_write, read_json, write_json
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize(("data", "stored"), [(b"\x00\xff", b"\x00\xff"), ("naïve\n", b"na\xc3\xafve\n")])
+def test_a_file_is_replaced_and_nothing_else_is_left(data, stored, tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+    atomic_write(path, data)
+    assert path.read_bytes() == stored
+    assert names(tmp_path) == ["file"]
+
+
+def test_an_error_while_writing_leaves_the_old_content(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def fail():
+        with atomic_file(path) as file:
+            file.write(b"half")
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        fail()
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["file"]
+
+
+def test_two_writers_of_one_file_do_not_meet(tmp_path):
+    path = tmp_path / "file"
+    with atomic_file(path) as first:
+        first.write(b"first")
+        with atomic_file(path) as second:
+            second.write(b"second")
+        assert path.read_bytes() == b"second"
+    assert path.read_bytes() == b"first"
+    assert names(tmp_path) == ["file"]
+
+
+def test_content_and_name_are_on_disk_before_the_write_returns(tmp_path, monkeypatch):
+    steps = []
+    fsync, replace = os.fsync, Path.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: (steps.append(Path(f"/proc/self/fd/{fd}").resolve()), fsync(fd))[1])
+    monkeypatch.setattr(Path, "replace", lambda self, to: (steps.append("replace"), replace(self, to))[1])
+    atomic_write(tmp_path / "file", b"content")
+    assert [step if step == "replace" else step.name.startswith(".file.") for step in steps[:2]] == [True, "replace"]
+    assert steps[2:] == [tmp_path.resolve()]
+
+
+def test_a_folder_takes_the_place_of_another_when_it_is_complete(tmp_path):
+    target = tmp_path / "model"
+    for content in ("one", "two"):
+        with atomic_folder(target) as folder:
+            (folder / "weights").write_text(content)
+            assert (target / "weights").exists() == (content == "two")
+        assert (target / "weights").read_text() == content
+    assert names(tmp_path) == ["model"]
+
+
+def test_an_error_while_a_folder_is_filled_leaves_the_old_one(tmp_path):
+    target = tmp_path / "model"
+    target.mkdir()
+
+    def fail():
+        with atomic_folder(target) as folder:
+            (folder / "weights").write_text("half")
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        fail()
+    assert names(tmp_path) == ["model"]
+    assert names(target) == []
+
+
+def test_json_is_valid_whatever_the_numbers_are(tmp_path):
+    path = tmp_path / "value.json"
+    value = {"nan": math.nan, "list": [1.5, (math.inf, -math.inf)], "path": Path("a/b"), "caption": "naïve", "no": None}
+    write_json(path, value)
+    expected = {"nan": None, "list": [1.5, [None, None]], "path": "a/b", "caption": "naïve", "no": None}
+    assert json.loads(path.read_text(encoding="utf-8"), parse_constant=pytest.fail) == expected
+    assert read_json(path) == expected
+    assert path.read_text(encoding="utf-8").endswith("}\n")
+
+
+def test_a_name_that_is_not_unicode_can_still_be_written(tmp_path):
+    write_json(tmp_path / "value.json", {"file": os.fsdecode(b"caf\xe9.jpg")})
+    assert read_json(tmp_path / "value.json") == {"file": "caf?.jpg"}
+
+
+def test_what_json_cannot_hold_is_refused_and_the_old_file_stays(tmp_path):
+    path = tmp_path / "value.json"
+    write_json(path, 1)
+    with pytest.raises(TypeError, match="set is not JSON serializable"):
+        write_json(path, {"a": {1}})
+    assert read_json(path) == 1
+
+
+@pytest.mark.parametrize("content", [b"{", b"", b"\xff\xfe", b"[" * 100_000])
+def test_a_file_that_is_not_json_is_named(content, tmp_path):
+    path = tmp_path / "broken.json"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"broken\.json is not valid JSON \(.*\); re-create it or remove it"):
+        read_json(path)
