@@ -8,8 +8,23 @@ os.environ.setdefault("COLUMNS", "200")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import hypothesis
+import pytest
 import torch
 
 torch.set_num_threads(1)
 hypothesis.settings.register_profile("powerclip", deadline=None, max_examples=50, derandomize=True)
 hypothesis.settings.load_profile("powerclip")
+
+
+@pytest.fixture(scope="session")
+def tower():
+    """What a loader needs of the tiny model, as arguments."""
+    from tests.support.models import tiny_tower
+
+    return tiny_tower()
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tower):
+    """The tiny model's tokenizer."""
+    return tower["tokenizer"]

@@ -14,12 +14,8 @@ from powerclip.errors import PowerclipError
 from powerclip.recipes import scenes_tiny
 from powerclip.report.comparison import Spread, comparison_csv, comparison_markdown, comparison_plot, spread_rows
 from powerclip.scenes import generate
+from tests.support.models import write_tiny
 
-TINY = {
-    "embed_dim": 16,
-    "vision_cfg": {"image_size": 64, "patch_size": 16, "width": 16, "layers": 1, "head_width": 8},
-    "text_cfg": {"context_length": 24, "width": 16, "heads": 2, "layers": 1},
-}
 RESULTS = {
     "clip": [{"t": {"acc@1": 0.1, "acc@5": 0.5}}, {"t": {"acc@1": 0.3, "acc@5": 0.5}}],
     "powerclip": [{"t": {"acc@1": 0.4}}, {}],
@@ -29,9 +25,8 @@ RESULTS = {
 @pytest.fixture
 def case(tmp_path):
     write_shards(generate("train", count=16, seed=0), tmp_path / "data")
-    (tmp_path / "small.json").write_text(json.dumps(TINY))
     base = dataclasses.replace(
-        scenes_tiny(), model=ModelConfig(name=str(tmp_path / "small.json")), batch_size=8, steps=2, device="cpu", seed=3
+        scenes_tiny(), model=ModelConfig(name=write_tiny(tmp_path)), batch_size=8, steps=2, device="cpu", seed=3
     )
     return base, {
         "data": tmp_path / "data",

@@ -4,7 +4,7 @@ import torch
 from powerclip.alignment import similarity
 from powerclip.alignment.calibration import choose_pairs, fit_zeta, measure_pairs
 from powerclip.alignment.scoring import Scoring
-from tests.alignment.test_similarity import problem
+from tests.support.problems import problem
 
 
 @pytest.mark.parametrize("tau", [0.0, 1e-3, 0.02])

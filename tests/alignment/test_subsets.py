@@ -4,7 +4,7 @@ import torch
 from powerclip.alignment import similarity
 from powerclip.alignment.reference import all_subsets, enumerate_similarity
 from powerclip.alignment.subsets import draw_subsets, score_over_subsets
-from tests.alignment.test_similarity import problem
+from tests.support.problems import problem
 
 
 @pytest.mark.parametrize("tile_bytes", [1024, 2**22])

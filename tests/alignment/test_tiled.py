@@ -7,7 +7,7 @@ from powerclip.alignment import similarity
 from powerclip.alignment.aggregators import ABSENT
 from powerclip.alignment.scoring import Scoring
 from powerclip.alignment.tiled import hardest_negatives, score_rows
-from tests.alignment.test_similarity import problem
+from tests.support.problems import problem
 
 TILE_SIZES = [1024, 2**14, 2**22]
 

@@ -1,6 +1,4 @@
-import io
 import os
-import tarfile
 
 import pytest
 
@@ -9,6 +7,7 @@ from powerclip.data.directory import directory_of
 from powerclip.data.shards import index_shard, write_shards
 from powerclip.errors import PowerclipError
 from powerclip.scenes import generate
+from tests.support.tars import write_tar
 
 
 @pytest.fixture
@@ -44,13 +43,9 @@ def test_what_is_kept_is_what_the_headers_say(shard, monkeypatch):
 
 
 def test_odd_names_and_empty_shards_are_kept_too(tmp_path):
-    with tarfile.open(tmp_path / "odd.tar", "w") as tar:
-        for name in ("caf\u00e9.jpg", "n\udcffme.txt", "deep/er.a.b.JPG", ""):
-            info = tarfile.TarInfo(name)
-            info.size = 3
-            tar.addfile(info, io.BytesIO(b"abc"))
-    with tarfile.open(tmp_path / "empty.tar", "w"):
-        pass
+    names = ("caf\u00e9.jpg", "n\udcffme.txt", "deep/er.a.b.JPG", "")
+    write_tar(tmp_path / "odd.tar", [(name, b"abc") for name in names])
+    write_tar(tmp_path / "empty.tar", [])
     for name in ("odd.tar", "empty.tar"):
         for _ in range(2):
             directory._directory_of.cache_clear()

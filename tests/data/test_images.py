@@ -1,6 +1,5 @@
 """Bytes become upright RGB pixels or a bad sample, whatever they hold."""
 
-import io
 import struct
 import zlib
 
@@ -13,6 +12,7 @@ from PIL import Image
 from powerclip.data.images import decode_image, decode_with_format
 from powerclip.errors import BadSampleError
 from powerclip.prepare.source import make_sample
+from tests.support.images import encoded
 
 ORIENTATION = 0x112
 TURNED = {
@@ -32,13 +32,10 @@ def noise(height=9, width=14):
     return Image.fromarray(np.random.default_rng(0).integers(0, 255, (height, width, 3), np.uint8))
 
 
-def encoded(image, kind, orientation=None, **options):
-    if orientation is not None:
-        options["exif"] = Image.Exif()
-        options["exif"][ORIENTATION] = orientation
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
+def turn(orientation):
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    return exif
 
 
 def grey_png(values, *, transparent=None):
@@ -73,7 +70,7 @@ def with_tag(tiff, tag, old, new):
 )
 def test_a_picture_is_turned_upright_once(kind, options, orientation):
     stored = np.asarray(decode_image(encoded(noise(), kind, **options)))
-    upright = decode_image(encoded(noise(), kind, orientation, **options))
+    upright = decode_image(encoded(noise(), kind, exif=turn(orientation), **options))
     np.testing.assert_array_equal(np.asarray(upright), TURNED[orientation](stored))
     assert upright.info == {}
     assert ORIENTATION not in upright.getexif()
@@ -83,7 +80,9 @@ def test_grey_of_16_bits_and_a_palette_are_turned_too():
     for mode in ("I;16", "P", "LA"):
         image = noise().convert("L").convert(mode)
         stored = np.asarray(decode_image(encoded(image, "PNG")))
-        np.testing.assert_array_equal(np.asarray(decode_image(encoded(image, "PNG", 6))), np.rot90(stored, -1))
+        np.testing.assert_array_equal(
+            np.asarray(decode_image(encoded(image, "PNG", exif=turn(6)))), np.rot90(stored, -1)
+        )
 
 
 @pytest.mark.parametrize(
@@ -144,7 +143,7 @@ def test_several_pictures_in_a_jpeg_stay_one_jpeg():
 
 @pytest.mark.parametrize(("kind", "extension"), [("JPEG", "jpg"), ("PNG", "png"), ("WEBP", "webp")])
 def test_what_shards_hold_stays_byte_for_byte(kind, extension):
-    data = encoded(noise(), kind, 6)
+    data = encoded(noise(), kind, exif=turn(6))
     sample = make_sample("a", data, "a dog")
     assert (sample.image, sample.image_extension) == (data, extension)
 
@@ -168,7 +167,7 @@ def damaged(draw):
     kind, mode = draw(st.sampled_from(KINDS)), draw(st.sampled_from(MODES))
     image = Image.new("LAB", (14, 9)) if mode == "LAB" else noise().convert("L" if mode == "I;16" else "RGB")
     try:
-        raw = bytearray(encoded(image.convert(mode), kind, draw(st.sampled_from([None, 6]))))
+        raw = bytearray(encoded(image.convert(mode), kind, **draw(st.sampled_from([{}, {"exif": turn(6)}]))))
     except (OSError, ValueError):  # a format does not hold every mode
         raw = bytearray(encoded(noise(), kind))
     for _ in range(draw(st.integers(0, 6))):

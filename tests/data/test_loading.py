@@ -1,43 +1,16 @@
-import io
 import tarfile
 
 import pytest
 import torch
-from PIL import Image
 
-import powerclip
 from powerclip.data.images import decode_image
 from powerclip.data.loader import count_data, make_loader, probe_data
 from powerclip.data.sample import Sample
 from powerclip.data.shards import find_shards, index_shard, probe, read_shards, write_shards
 from powerclip.errors import BadSampleError, PowerclipError, RunFailedError
-from powerclip.model import make_tokenizer, make_transforms
 from powerclip.scenes import generate
-
-
-def png(mode="RGB", color="red"):
-    buffer = io.BytesIO()
-    Image.new(mode, (8, 8), color).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def write_tar(path, members):
-    with tarfile.open(path, "w") as tar:
-        for name, data in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-
-
-@pytest.fixture(scope="module")
-def tower():
-    model = powerclip.create_model("tiny")
-    return {
-        "transform": make_transforms(model)[0],
-        "tokenizer": make_tokenizer(model),
-        "context_length": model.context_length,
-        "grid": model.grid_size,
-    }
+from tests.support.images import one_colour
+from tests.support.tars import write_tar
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +128,7 @@ def test_phrases_arrive_over_the_tokens(scenes, tower):
 def test_bad_samples_are_skipped_and_counted(tmp_path, tower):
     members = []
     for i in range(20):
-        image = b"junk" if i == 3 else png()
+        image = b"junk" if i == 3 else one_colour()
         members += [(f"{i:02d}.png", image), (f"{i:02d}.txt", b"" if i == 7 else b"a dog on a chair")]
     write_tar(tmp_path / "a.tar", members)
     loader = make_loader(tmp_path, **tower, batch_size=10, seed=0, max_bad_share=0.2)
@@ -179,13 +152,13 @@ def test_shards_that_cannot_be_used_are_one_clear_line(tmp_path, tower):
         find_shards(tmp_path / "nowhere")
     with pytest.raises(PowerclipError, match="the folder holds no .tar file"):
         find_shards(tmp_path)
-    write_tar(tmp_path / "a.tar", [("x.jpg", png()), ("x.cls", b"3")])
+    write_tar(tmp_path / "a.tar", [("x.jpg", one_colour()), ("x.cls", b"3")])
     with pytest.raises(PowerclipError, match=r"no caption under txt in the first 1 samples .*keys seen: cls, jpg"):
         probe(tmp_path)
     write_tar(tmp_path / "a.tar", [("x.npy", b""), ("x.txt", b"hi")])
     with pytest.raises(PowerclipError, match=r"no image under jpg, .*keys seen: npy, txt"):
         probe(tmp_path)
-    write_tar(tmp_path / "a.tar", [("x.jpg", png()), ("x.txt", b"a dog")])
+    write_tar(tmp_path / "a.tar", [("x.jpg", one_colour()), ("x.txt", b"a dog")])
     with pytest.raises(PowerclipError, match="batch_size is 8 and .* holds 1 samples; make the batch smaller"):
         make_loader(tmp_path, **tower, batch_size=8, seed=0)
 
@@ -198,35 +171,33 @@ def test_a_truncated_tar_is_named(scenes, tmp_path):
 
 
 def test_links_and_devices_in_a_shard_are_passed_over(tmp_path):
-    with tarfile.open(tmp_path / "a.tar", "w") as tar:
-        link = tarfile.TarInfo("x.jpg")
-        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
-        tar.addfile(link)
+    link = tarfile.TarInfo("x.jpg")
+    link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+    write_tar(tmp_path / "a.tar", [link])
     assert index_shard(tmp_path / "a.tar") == []
 
 
 def test_transparency_is_laid_over_white():
-    assert decode_image(png("RGBA", (255, 0, 0, 0))).getpixel((0, 0)) == (255, 255, 255)
-    assert decode_image(png("RGBA", (255, 0, 0, 255))).getpixel((0, 0)) == (255, 0, 0)
-    assert decode_image(png("L", 7)).getpixel((0, 0)) == (7, 7, 7)
+    assert decode_image(one_colour((255, 0, 0, 0), mode="RGBA")).getpixel((0, 0)) == (255, 255, 255)
+    assert decode_image(one_colour((255, 0, 0, 255), mode="RGBA")).getpixel((0, 0)) == (255, 0, 0)
+    assert decode_image(one_colour(7, mode="L")).getpixel((0, 0)) == (7, 7, 7)
 
 
 def test_a_decompression_bomb_is_refused_before_it_is_decompressed():
-    buffer = io.BytesIO()
-    Image.new("1", (30_000, 30_000)).save(buffer, "PNG")
+    bomb = one_colour(0, size=(30_000, 30_000), mode="1")
     with pytest.raises(BadSampleError, match="image too large"):
-        decode_image(buffer.getvalue())
+        decode_image(bomb)
 
 
 @pytest.mark.parametrize(
     ("files", "reason"),
     [
         ({"txt": b"a dog"}, "no image"),
-        ({"png": png()}, "no caption"),
-        ({"png": png(), "txt": b" \n"}, "empty caption"),
-        ({"png": png(), "txt": b"\xff"}, "caption not UTF-8"),
-        ({"png": png(), "txt": b"a dog", "phrases.json": b"{}"}, "malformed phrases.json"),
-        ({"png": png(), "txt": b"a dog", "json": b"{"}, "malformed json"),
+        ({"png": one_colour()}, "no caption"),
+        ({"png": one_colour(), "txt": b" \n"}, "empty caption"),
+        ({"png": one_colour(), "txt": b"\xff"}, "caption not UTF-8"),
+        ({"png": one_colour(), "txt": b"a dog", "phrases.json": b"{}"}, "malformed phrases.json"),
+        ({"png": one_colour(), "txt": b"a dog", "json": b"{"}, "malformed json"),
     ],
 )
 def test_a_sample_that_cannot_be_used_has_a_reason(files, reason):

@@ -1,25 +1,18 @@
-import io
 import tarfile
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from powerclip.data.images import decode_image
 from powerclip.data.sample import Sample
 from powerclip.data.shards import find_shards, index_shard, read_shards, write_shards
 from powerclip.errors import BadSampleError, PowerclipError
 from powerclip.phrases import whole_caption_tree
-
-
-def picture(image_format="PNG"):
-    buffer = io.BytesIO()
-    Image.new("RGB", (8, 8), "red").save(buffer, image_format)
-    return buffer.getvalue()
+from tests.support.images import one_colour
 
 
 def sample(**changes):
-    return Sample(**{"key": "a", "image": picture(), "image_extension": "png", "caption": "a dog", **changes})
+    return Sample(**{"key": "a", "image": one_colour(), "image_extension": "png", "caption": "a dog", **changes})
 
 
 @pytest.fixture
@@ -96,6 +89,6 @@ def test_only_decoders_within_pillow_are_tried(monkeypatch):
 
     monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *args, **options: pytest.fail("Ghostscript was called"))
     with pytest.raises(BadSampleError, match="corrupt image"):
-        decode_image(picture("EPS"))
+        decode_image(one_colour(kind="EPS"))
     for image_format in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM"):
-        assert decode_image(picture(image_format)).size == (8, 8)
+        assert decode_image(one_colour(kind=image_format)).size == (8, 8)

@@ -25,7 +25,8 @@ from powerclip.evaluate.retrieval import RECALLS, retrieval_metrics, same_texts
 from powerclip.evaluate.zeroshot import average_precision_metrics, class_embeddings, classification_metrics
 from powerclip.model import save
 from powerclip.scenes import generate
-from tests.support.layouts import npy, webdataset
+from tests.support.layouts import webdataset
+from tests.support.tars import npy
 
 CLOSE = 1e-6  # means of at most a few hundred zeros and ones, in float32 there
 

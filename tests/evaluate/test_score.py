@@ -1,6 +1,5 @@
 """Running tasks: on a model that sees colours, and on a real one."""
 
-import io
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from powerclip.evaluate.score import highest_of
 from powerclip.model import make_tokenizer, make_transforms
 from powerclip.scenes import evaluation_tasks
 from powerclip.tasks import Classification, HardNegative, HardNegatives, Picture, Quadruple, Quadruples, Retrieval, Task
-from tests.support.colours import NAMES, ColourModel, preprocess, square, tokenizer
+from tests.support.colours import NAMES, ColourModel, png, preprocess, square, tokenizer
 
 
 def tasks() -> list[Task]:
@@ -132,9 +131,7 @@ def test_the_batch_size_does_not_change_what_a_real_model_scores() -> None:
 
 
 def test_retrieval_from_shards_passes_over_broken_samples(tmp_path: Path) -> None:
-    buffer = io.BytesIO()
-    square("red").save(buffer, format="PNG")
-    images = {"a": buffer.getvalue(), "b": b"no image at all", "c": buffer.getvalue()}
+    images = {"a": png("red"), "b": b"no image at all", "c": png("red")}
     samples = [Sample(key=k, image=v, image_extension="png", caption=f"the {k}") for k, v in images.items()]
     write_shards(samples, tmp_path)
     task = retrieval_from_shards(tmp_path)

@@ -1,9 +1,7 @@
 """The emoji example's captions, packages and held-out set, without a network."""
 
-import io
 import json
 import sys
-import tarfile
 from collections import Counter
 from pathlib import Path
 
@@ -11,6 +9,8 @@ import pytest
 from PIL import Image
 
 from powerclip.errors import PowerclipError
+from tests.support.images import one_colour
+from tests.support.tars import write_tar
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "emoji"
 sys.path.insert(0, str(EXAMPLE))
@@ -115,26 +115,14 @@ ENTRIES = [
 ]
 
 
-def png(colour):
-    buffer = io.BytesIO()
-    picture = Image.new("RGBA", (64, 64), (0, 0, 0, 0))
-    picture.paste(colour, (16, 16, 48, 48))
-    picture.save(buffer, "PNG")
-    return buffer.getvalue()
-
-
 def write_package(folder, style, *, entries=ENTRIES, extra=()):
     """A tarball in the form of the npm package of a style."""
     images = [value["image"] for item in entries for value in [item, *item["skin_variations"].values()]]
     files = {"package/emoji.json": json.dumps(entries).encode()}
-    files |= {f"package/img/{style}/64/{name}": png((200, 30, 30, 255)) for name in images}
+    files |= dict.fromkeys((f"package/img/{style}/64/{name}" for name in images), one_colour("red", size=(64, 64)))
     files |= dict(extra)
     path = folder / f"emoji-datasource-{style}-16.0.0.tgz"
-    with tarfile.open(path, "w:gz") as archive:
-        for name, content in files.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
+    write_tar(path, files.items(), mode="w:gz")
     return path
 
 

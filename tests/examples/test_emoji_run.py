@@ -2,10 +2,8 @@
 
 import csv
 import dataclasses
-import io
 import json
 import sys
-import tarfile
 from pathlib import Path
 
 import pytest
@@ -13,6 +11,8 @@ from PIL import Image
 
 from powerclip.data.shards import read_shards
 from powerclip.recipes import recipe
+from tests.support.images import one_colour
+from tests.support.tars import write_tar
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "emoji"
 
@@ -47,18 +47,13 @@ def packages(tmp_path):
     given = tmp_path / "given"
     given.mkdir()
     for style in ("google", "twitter"):
-        with tarfile.open(given / f"emoji-datasource-{style}-16.0.0.tgz", "w:gz") as archive:
-            files = {"emoji.json": json.dumps(entries).encode()}
-            for entry in entries:
-                for value in [entry, *entry.get("skin_variations", {}).values()]:
-                    buffer = io.BytesIO()
-                    colour = (len(files) * 17, 90, 200 if style == "google" else 40, 200)
-                    Image.new("RGBA", (64, 64), colour).save(buffer, "PNG")
-                    files[f"img/{style}/64/{value['image']}"] = buffer.getvalue()
-            for name, content in files.items():
-                info = tarfile.TarInfo(f"package/{name}")
-                info.size = len(content)
-                archive.addfile(info, io.BytesIO(content))
+        files = [("package/emoji.json", json.dumps(entries).encode())]
+        for entry in entries:
+            for value in [entry, *entry.get("skin_variations", {}).values()]:
+                colour = (len(files) * 17, 90, 200 if style == "google" else 40, 200)
+                image = one_colour(colour, size=(64, 64), mode="RGBA")
+                files.append((f"package/img/{style}/64/{value['image']}", image))
+        write_tar(given / f"emoji-datasource-{style}-16.0.0.tgz", files, mode="w:gz")
     return given
 
 

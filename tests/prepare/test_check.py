@@ -9,7 +9,8 @@ from rich.console import Console
 from powerclip.errors import RunFailedError
 from powerclip.prepare import prepare
 from powerclip.prepare.check import check
-from tests.support.sources import FULL, WHOLE, npy, pairs, picture, write_tar
+from tests.support.sources import FULL, WHOLE, pairs, picture
+from tests.support.tars import npy, write_tar
 
 
 def printed(path, **options):

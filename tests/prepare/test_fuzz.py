@@ -16,7 +16,8 @@ from powerclip.errors import BadSampleError, PowerclipError
 from powerclip.prepare import prepare
 from powerclip.prepare.check import check_shard
 from powerclip.prepare.sources import SourceOptions, open_source
-from tests.support.sources import FULL, header, npy, padded, pairs, pax, picture, signed, write_raw, write_tar
+from tests.support.sources import FULL, pairs, picture, write_raw
+from tests.support.tars import header, npy, padded, pax, signed, write_tar
 
 
 def read_all(source, **options):

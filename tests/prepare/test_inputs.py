@@ -1,6 +1,5 @@
 """Every kind of source gives the same samples; tars and tables that are damaged or hostile cost what is bad in them."""
 
-import io
 import json
 import tarfile
 
@@ -9,7 +8,6 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 from pyarrow import parquet
 
 from powerclip.data.shards import BrokenShardError, index_shard, read_shards, stream_shard
@@ -17,7 +15,9 @@ from powerclip.errors import BadSampleError, PowerclipError
 from powerclip.phrases.brackets import parse_brackets, tree_of_nodes, write_brackets
 from powerclip.prepare import prepare
 from powerclip.prepare.sources import SourceOptions, open_source
-from tests.support.sources import picture, write_tar
+from tests.support.images import one_colour
+from tests.support.sources import picture
+from tests.support.tars import write_tar
 
 CAPTIONS = [f"a dog number {i} on a red chair" for i in range(7)]
 
@@ -117,8 +117,7 @@ def special(name, kind, target=""):
 
 
 def test_a_hostile_tar_costs_its_bad_members_only(tmp_path):
-    bomb = io.BytesIO()
-    Image.new("1", (12000, 12000)).save(bomb, "PNG")
+    bomb = one_colour(0, size=(12000, 12000), mode="1")
     deep = b"[" * 100_000
     good = [
         (name, data) for i in range(20) for name, data in ((f"ok{i}.jpg", picture(i % 7)), (f"ok{i}.txt", b"a dog"))
@@ -130,7 +129,7 @@ def test_a_hostile_tar_costs_its_bad_members_only(tmp_path):
         special("link.jpg", tarfile.SYMTYPE, "/etc/passwd"), ("link.txt", b"a"),
         special("hard.jpg", tarfile.LNKTYPE, "ok0.jpg"), ("hard.txt", b"a"),
         special("dev.jpg", tarfile.CHRTYPE), ("dev.txt", b"a"),
-        ("bomb.jpg", bomb.getvalue()), ("bomb.txt", b"a"),
+        ("bomb.jpg", bomb), ("bomb.txt", b"a"),
         ("nul.jpg", picture()), ("nul.txt", b"a\0b"),
         ("latin.jpg", picture()), ("latin.txt", b"caf\xe9"),
         ("deep.jpg", picture()), ("deep.txt", b"a"), ("deep.json", deep),

@@ -11,7 +11,8 @@ from powerclip.data.shards import read_shards
 from powerclip.errors import PowerclipError, RunFailedError
 from powerclip.phrases.tree import PhraseTree
 from powerclip.prepare import annotate, output, prepare
-from tests.support.sources import FULL, WHOLE, picture, write_tar
+from tests.support.sources import FULL, WHOLE, picture
+from tests.support.tars import write_tar
 
 
 @pytest.fixture

@@ -16,7 +16,8 @@ from powerclip.data.sample import Sample
 from powerclip.data.shards import BrokenShardError, index_shard, probe, read_shards, stream_shard
 from powerclip.errors import BadSampleError, PowerclipError
 from powerclip.prepare import prepare
-from tests.support.sources import FULL, WHOLE, header, npy, padded, pairs, pax, picture, signed, write_raw, write_tar
+from tests.support.sources import FULL, WHOLE, pairs, picture, write_raw
+from tests.support.tars import header, npy, padded, pax, signed, write_tar
 
 
 def prepared(source, output, **options):

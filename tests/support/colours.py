@@ -1,10 +1,10 @@
 """A model that sees nothing but colour, and pictures for it."""
 
-import io
-
 import torch
 from PIL import Image
 from torch import Tensor
+
+from tests.support.images import encoded
 
 NAMES = ("red", "green", "blue")
 COLOURS = {name: tuple(255 * (name == other) for other in NAMES) for name in NAMES}
@@ -43,6 +43,4 @@ def square(name: str) -> Image.Image:
 
 
 def png(name: str) -> bytes:
-    buffer = io.BytesIO()
-    square(name).save(buffer, format="PNG")
-    return buffer.getvalue()
+    return encoded(square(name))

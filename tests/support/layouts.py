@@ -1,21 +1,9 @@
 """Small copies of public data sets in their own layouts, out of one-colour squares."""
 
-import io
 import json
-import tarfile
-
-import numpy as np
 
 from tests.support.colours import NAMES, png
-
-
-def write_tar(path, members):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as tar:
-        for name, data in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
+from tests.support.tars import write_tar
 
 
 def webdataset(folder, samples, extension, *, per_shard=2, kind=None, classes=NAMES, templates=("a {c}",)):
@@ -33,12 +21,6 @@ def webdataset(folder, samples, extension, *, per_shard=2, kind=None, classes=NA
         (folder / "classnames.txt").write_text("\n".join(classes) + "\n")
         (folder / "zeroshot_classification_templates.txt").write_text("\n".join(templates) + "\n")
     return folder
-
-
-def npy(row):
-    buffer = io.BytesIO()
-    np.save(buffer, np.array(row))
-    return buffer.getvalue()
 
 
 def picture(path, colour):

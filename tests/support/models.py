@@ -1,17 +1,36 @@
-"""What a loader needs of a model, made once."""
+"""Small models, and what a loader needs of one."""
 
+import json
 from functools import cache
+from pathlib import Path
 
 import powerclip
 from powerclip.model import make_tokenizer, make_transforms
 
+TINY = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 64, "patch_size": 16, "width": 16, "layers": 1, "head_width": 8},
+    "text_cfg": {"context_length": 24, "width": 16, "heads": 2, "layers": 1},
+}
+"""The smallest model that trains on scenes."""
+
+
+def write_tiny(folder):
+    """The path of a file with TINY, as a setting of a model's name takes it."""
+    path = Path(folder) / "small.json"
+    if not path.exists():  # processes that share the folder read it
+        path.write_text(json.dumps(TINY))
+    return str(path)
+
 
 @cache
 def tiny_model():
+    """One model for all; leave it as it is."""
     return powerclip.create_model("tiny")
 
 
 def tiny_tower(**transform_options):
+    """What a loader needs of a model, as arguments."""
     model = tiny_model()
     return {
         "transform": make_transforms(model, **transform_options)[0],

@@ -1,7 +1,6 @@
 """Training on several sources, on stored masks, and over a store that goes away."""
 
 import dataclasses
-import json
 
 import pytest
 import torch
@@ -12,6 +11,7 @@ from powerclip.data.shards import write_shards
 from powerclip.recipes import recipe
 from powerclip.scenes import generate
 from powerclip.train import train
+from tests.support.runs import losses
 
 
 @pytest.fixture(scope="module")
@@ -27,10 +27,6 @@ def tiny(**data):
     return dataclasses.replace(
         base, batch_size=8, steps=3, log_every_steps=1, data=dataclasses.replace(base.data, **data)
     )
-
-
-def losses(run):
-    return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_the_command_takes_sources_with_weights(sources, tmp_path, capsys):

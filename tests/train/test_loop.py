@@ -24,12 +24,8 @@ from powerclip.train import checkpoint, loop, train
 from powerclip.train.build import build_model
 from powerclip.train.log import read_metrics
 from powerclip.train.step import Engine
-
-TINY = {
-    "embed_dim": 16,
-    "vision_cfg": {"image_size": 64, "patch_size": 16, "width": 16, "layers": 1, "head_width": 8},
-    "text_cfg": {"context_length": 24, "width": 16, "heads": 2, "layers": 1},
-}
+from tests.support.models import TINY, write_tiny
+from tests.support.runs import losses, weights
 
 
 @pytest.fixture(scope="module")
@@ -41,12 +37,10 @@ def shards(tmp_path_factory):
 
 @pytest.fixture
 def config(tmp_path):
-    path = tmp_path / "small.json"
-    path.write_text(json.dumps(TINY))
     base = scenes_tiny()
     return dataclasses.replace(
         base,
-        model=ModelConfig(name=str(path)),
+        model=ModelConfig(name=write_tiny(tmp_path)),
         optim=dataclasses.replace(base.optim, warmup_steps=2),
         batch_size=8,
         steps=8,
@@ -54,15 +48,6 @@ def config(tmp_path):
         checkpoint_every_steps=3,
         device="cpu",
     )
-
-
-def losses(run):
-    return [line["loss"] for line in read_metrics(run / "metrics.jsonl")]
-
-
-def weights(run):
-    model, _, _ = powerclip.load(str(run))
-    return model.state_dict()
 
 
 def test_a_run_folder_holds_what_it_promises(config, shards, tmp_path):

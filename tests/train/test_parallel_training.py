@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import os
 import random
 import signal
@@ -24,8 +23,9 @@ from powerclip.scenes import generate
 from powerclip.train import train
 from powerclip.train.log import read_metrics
 from powerclip.train.step import Engine
+from tests.support.models import write_tiny
 from tests.support.processes import run_on_processes
-from tests.train.test_loop import TINY, losses, weights
+from tests.support.runs import losses, weights
 
 
 @pytest.fixture(scope="module")
@@ -36,13 +36,10 @@ def shards(tmp_path_factory):
 
 
 def small(folder):
-    path = Path(folder) / "small.json"
-    if not path.exists():
-        path.write_text(json.dumps(TINY))
     base = scenes_tiny()
     return dataclasses.replace(
         base,
-        model=ModelConfig(name=str(path)),
+        model=ModelConfig(name=write_tiny(folder)),
         optim=dataclasses.replace(base.optim, warmup_steps=2),
         batch_size=12,
         steps=6,
@@ -70,8 +67,8 @@ def train_here(process, size, folder, data, name):
 
 
 def assert_same(many, one, steps=6):
-    torch.testing.assert_close(losses_of(many), losses_of(one), rtol=1e-4, atol=1e-5)
-    assert len(losses_of(many)) == steps
+    torch.testing.assert_close(losses(many), losses(one), rtol=1e-4, atol=1e-5)
+    assert len(losses(many)) == steps
     # clipping and AdamW hide a gradient's scale, its norm does not
     norms = [
         torch.tensor([line["gradient_norm"] for line in read_metrics(run / "metrics.jsonl") if "loss" in line])
@@ -83,10 +80,6 @@ def assert_same(many, one, steps=6):
         for name, value in expected.items():
             # AdamW turns the rounding of a gradient near 0 into a step of up to the learning rate
             torch.testing.assert_close(found[name], value, rtol=1e-3, atol=2e-4)
-
-
-def losses_of(run):
-    return [line["loss"] for line in read_metrics(run / "metrics.jsonl") if "loss" in line]
 
 
 @pytest.mark.slow  # each starts processes that import everything
@@ -176,7 +169,7 @@ def arguments_of(folder, shards, output, *more):
     (Path(folder) / "config.yaml").write_text(to_yaml(small(folder)))
     return [
         *("--recipe", "scenes_tiny", "--data", str(shards), "--output", str(output), "--device", "cpu"),
-        *("--model.name", str(Path(folder) / "small.json"), "--optim.warmup-steps", "2", "--batch-size", "12"),
+        *("--model.name", write_tiny(folder), "--optim.warmup-steps", "2", "--batch-size", "12"),
         *("--steps", "24", "--log-every-steps", "1", "--checkpoint-every-steps", "1", *more),
     ]
 

@@ -7,7 +7,8 @@ from powerclip.evaluate.datasets.images import open_picture
 from powerclip.evaluate.datasets.prompts import benchmark_prompts
 from powerclip.tasks import Classification, MultiLabel, Retrieval
 from tests.support.colours import NAMES, ColourModel, preprocess, tokenizer
-from tests.support.layouts import npy, webdataset
+from tests.support.layouts import webdataset
+from tests.support.tars import npy
 
 
 def run(tasks):
