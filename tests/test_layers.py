@@ -15,7 +15,7 @@ MAY_IMPORT = {
     "tasks": set(),
     "config": set(),
     "recipes": {"config", "errors"},
-    "distributed": {"errors", "files"},
+    "distributed": {"config", "errors", "files"},
     "regions": LEAVES,
     "phrases": LEAVES,
     "alignment": LEAVES,
@@ -59,6 +59,19 @@ def test_every_import_points_downward():
         for name in imports_of(path) - {room, "__version__"} - MAY_IMPORT[room]:
             wrong.append(f"{path.relative_to(SOURCE)} imports powerclip.{name}")
     assert not wrong, "\n".join(wrong)
+
+
+def test_no_allowed_values_are_declared_twice():
+    declared: dict[str, list[str]] = {}
+    for path in SOURCE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name) and node.value.id == "Literal":
+                values = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
+                key = ", ".join(sorted(ast.unparse(value) for value in values))
+                declared.setdefault(key, []).append(f"{path.relative_to(SOURCE)}:{node.lineno}")
+    assert declared
+    twice = {key: places for key, places in declared.items() if len(places) > 1}
+    assert not twice, f"declare each in config.py and import it: {twice}"
 
 
 def test_only_the_towers_import_open_clip():

@@ -17,7 +17,7 @@ import tyro
 from rich.console import Console
 
 import powerclip
-from powerclip.config import Objective, TrainConfig
+from powerclip.config import Objective, Score, ScoreRegions, TrainConfig
 from powerclip.errors import PowerclipError, RunFailedError
 from powerclip.recipes import RECIPES, recipe
 
@@ -199,9 +199,9 @@ class Evaluate:
     """Images or captions encoded at once."""
     workers: int = 0
     """Threads that open images beside the model."""
-    scores: tuple[Literal["global", "powerset"], ...] = ("global",)
+    scores: tuple[Score, ...] = ("global",)
     """How images and captions are compared: global embeddings (what papers report), the powerset similarity, or both."""
-    regions: Literal["grid", "stored"] = "grid"
+    regions: ScoreRegions = "grid"
     """Regions of the powerset score: boxes on a fixed grid, or the masks stored with one's own shards."""
     device: str = "auto"
     """auto, cpu, cuda, ..."""

@@ -18,6 +18,57 @@ T = TypeVar("T")
 Objective = Literal["clip", "siglip", "filip", "sparc", "powerclip"]
 """The losses that one trainer can train with."""
 
+TextPool = Literal["avg", "argmax"]
+"""The global text embedding: mean of the valid tokens, or open_clip's own pooling."""
+
+PhraseNorm = Literal["sum", "mean", "unit"]
+"""A phrase's vector from its leaves."""
+
+PhraseUnit = Literal["phrase", "token"]
+"""What is aligned with the regions."""
+
+Method = Literal["nla", "exact", "sampled"]
+"""Linear-time aggregators, enumeration of all subsets of the regions, or a random sample of subsets."""
+
+Zeta = float | Literal["calibrated"]
+"""The weight of the even part of NLA-T2: a number, or fitted to the data."""
+
+Direction = Literal["both", "t2r", "r2t"]
+"""Tree to regions, regions to tree, or their sum."""
+
+Subsets = Literal["all", "single"]
+"""All subsets of the regions, or those of one region."""
+
+T1Activation = Literal["softplus", "relu", "gelu", "silu", "elu"]
+"""The activation of NLA-T1."""
+
+T2Activation = Literal["tanh", "sign", "erf", "softsign", "arctan", "sigmoid"]
+"""The derivative of the even part of NLA-T2."""
+
+Backend = Literal["auto", "torch", "triton"]
+"""What computes the powerset similarity: "torch" runs everywhere, "triton" is not available yet, "auto" chooses."""
+
+EqualCaptions = Literal["negatives", "ignored"]
+"""What two pairs with the same caption are to each other in the powerset loss."""
+
+RegionSource = Literal["boxes", "stored"]
+"""The regions of training: random boxes, or the masks stored with the data."""
+
+Score = Literal["global", "powerset"]
+"""How evaluation scores an image and a text: by their global embeddings, or by the powerset similarity."""
+
+ScoreRegions = Literal["grid", "stored"]
+"""The regions of the powerset score: boxes of fixed sizes, or the masks stored with the data."""
+
+Crop = Literal["random", "none"]
+"""What training shows of an image."""
+
+Tower = Literal["image", "text"]
+"""One of the two towers."""
+
+Sharding = Literal["ddp", "fsdp"]
+"""How many processes share a model: each has all of it, or a shard."""
+
 
 def _require(condition: bool, name: str, value: object, rule: str) -> None:
     if not condition:
@@ -32,58 +83,67 @@ class ModelConfig:
     """A ViT that open_clip knows, "tiny", or the path of a JSON config of open_clip's form."""
     pretrained: str | None = None
     """An open_clip tag or a checkpoint file to start from; None starts from scratch."""
-    text_pool: Literal["avg", "argmax"] = "avg"
+    text_pool: TextPool = "avg"
     """Global text embedding: mean of the valid tokens (the paper), or open_clip's own."""
-    phrase_norm: Literal["sum", "mean", "unit"] = "unit"
+    phrase_norm: PhraseNorm = "unit"
     """A phrase's vector from its leaves: plain sum (the paper's text), mean, or unit length."""
-    phrase_unit: Literal["phrase", "token"] = "phrase"
+    phrase_unit: PhraseUnit = "phrase"
     """What is aligned with the regions: the phrases of the parse tree, or single tokens (the paper's ablation)."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ObjectiveConfig:
+class ScoringConfig:
+    """How the vectors of an image's regions and a caption's phrases become one score; saved models keep it."""
+
+    tau: float = 1e-3
+    """Temperature of the non-linear aggregators; 0 is their hard limit."""
+    zeta: Zeta = 0.75
+    """Weight of log cosh in the regions-to-tree aggregator; "calibrated" fits it to exact values during training."""
+    method: Method = "nla"
+    """Linear-time aggregators, enumeration of all subsets (at most 16 regions), or a random sample of subsets."""
+    samples: int = 256
+    """Subsets that the method "sampled" draws at each step."""
+    direction: Direction = "both"
+    """Both similarities, or tree to regions or regions to tree alone (the paper's ablations)."""
+    subsets: Subsets = "all"
+    """All subsets of the regions, or single regions only (the paper's ablation)."""
+    t1_activation: T1Activation = "softplus"
+    """Activation of the tree-to-regions aggregator."""
+    t2_activation: T2Activation = "tanh"
+    """Derivative of the even part of the regions-to-tree aggregator (tanh: log cosh)."""
+    normalise_by_regions: bool = True
+    """Divide the similarity by the number of regions, so that the margin means the same at every M."""
+
+    def __post_init__(self) -> None:
+        _require(self.tau >= 0, "tau", self.tau, "0 or more")
+        _require(self.samples >= 4, "samples", self.samples, "at least 4")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig(ScoringConfig):
     """The loss: PowerCLIP's (CLIP's, plus ``powerset_weight`` times the powerset alignment loss), or a baseline's."""
 
     name: Annotated[Objective, tyro.conf.arg(aliases=("--objective",))] = "powerclip"
-    """Which loss; the settings below are powerclip's, unless they say otherwise."""
+    """Which loss; the other settings are powerclip's, unless they say otherwise."""
     powerset_weight: float = 0.2
     """lambda; 0 trains plain CLIP."""
     margin: float = 0.2
     """delta of the triplet loss."""
-    tau: float = 1e-3
-    """Temperature of the non-linear aggregators; 0 is their hard limit."""
-    zeta: float | Literal["calibrated"] = 0.75
-    """Weight of log cosh in the regions-to-tree aggregator; "calibrated" fits it to exact values as training goes."""
-    method: Literal["nla", "exact", "sampled"] = "nla"
-    """Linear-time aggregators, enumeration of all subsets (at most 16 regions), or a random sample of subsets."""
-    samples: int = 256
-    """Subsets a step of the method "sampled"."""
-    direction: Literal["both", "t2r", "r2t"] = "both"
-    """Both similarities, or tree to regions or regions to tree alone (the paper's ablations)."""
-    subsets: Literal["all", "single"] = "all"
-    """All subsets of the regions, or single regions only (the paper's ablation)."""
-    t1_activation: Literal["softplus", "relu", "gelu", "silu", "elu"] = "softplus"
-    """Activation of the tree-to-regions aggregator."""
-    t2_activation: Literal["tanh", "sign", "erf", "softsign", "arctan", "sigmoid"] = "tanh"
-    """Derivative of the even part of the regions-to-tree aggregator (tanh: log cosh)."""
-    equal_captions: Literal["negatives", "ignored"] = "negatives"
+    equal_captions: EqualCaptions = "negatives"
     """Whether pairs with the same caption are negatives of each other in the powerset loss."""
-    region_source: Literal["boxes", "stored"] = "boxes"
+    region_source: RegionSource = "boxes"
     """Random boxes drawn at every step (PowerCLIP-R), or the masks stored with the data (PowerCLIP-S)."""
     regions: int = 10
-    """M: regions of an image and step; where more masks are stored, so many are drawn anew each time."""
-    normalise_by_regions: bool = True
-    """Divide the similarity by the number of regions, so that the margin means the same at every M."""
+    """M: regions of an image and step; where more masks are stored, this many are drawn each time."""
     sparc_global_weight: float = 0.5
     """sparc only: weight of CLIP's loss."""
     sparc_local_weight: float = 1.0
     """sparc only: weight of the loss between tokens and grouped patches."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _require(self.powerset_weight >= 0, "powerset_weight", self.powerset_weight, "0 or more")
         _require(self.margin >= 0, "margin", self.margin, "0 or more")
-        _require(self.tau >= 0, "tau", self.tau, "0 or more")
-        _require(self.samples >= 4, "samples", self.samples, "at least 4")
         _require(self.regions >= 1, "regions", self.regions, "at least 1")
         for name in ("sparc_global_weight", "sparc_local_weight"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
@@ -92,6 +152,11 @@ class ObjectiveConfig:
     def uses_regions(self) -> bool:
         """Whether the loss looks at regions and phrases."""
         return self.name == "powerclip" and self.powerset_weight > 0
+
+    @property
+    def scoring(self) -> ScoringConfig:
+        """The settings that a model keeps, so that it is scored as it was trained."""
+        return ScoringConfig(**{f.name: getattr(self, f.name) for f in dataclasses.fields(ScoringConfig)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +171,7 @@ class DataConfig:
     """Share of each of several sources given as data, in their order; None shows all samples equally often."""
     resample: bool = False
     """Draw samples with replacement, in place of each once an epoch."""
-    crop: Literal["random", "none"] = "random"
+    crop: Crop = "random"
     """A random crop of at least 90 % of the area, or the whole image squeezed to the tower's size."""
     flip: float = 0.0
     """Probability of a left-right flip; captions that say left and right are then wrong."""
@@ -146,7 +211,7 @@ class OptimConfig:
     """Gradients are scaled down to this global norm; None leaves them."""
     layer_decay: float = 1.0
     """Learning rate of a block in terms of the next one's; below 1 the early layers of a pretrained tower move less."""
-    freeze: Literal["none", "image", "text"] = "none"
+    freeze: Tower | Literal["none"] = "none"
     """A tower whose weights stay as they are; "image" is locked-image tuning."""
 
     def __post_init__(self) -> None:
@@ -161,7 +226,7 @@ class ParallelConfig:
 
     accumulate: int = 1
     """Pieces in which each process takes its part of a batch; the gradient is still that of the whole batch."""
-    sharding: Literal["ddp", "fsdp"] = "ddp"
+    sharding: Sharding = "ddp"
     """On many processes: replicate the model, or shard it (FSDP2)."""
     activation_checkpointing: bool = False
     """Compute activations again in the backward pass instead of keeping them."""

@@ -12,17 +12,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from powerclip.config import T1Activation, T2Activation
+
 ABSENT = -1e30
 """Stands for minus infinity among phrases: finite, so that its gradient is 0 and never NaN."""
-
-T1Activation = Literal["softplus", "relu", "gelu", "silu", "elu"]
-T2Activation = Literal["tanh", "sign", "erf", "softsign", "arctan", "sigmoid"]
 
 
 def _softplus(x: Tensor) -> Tensor:

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from powerclip.alignment import reference
-from powerclip.alignment.aggregators import (
-    T1Activation,
-    T2Activation,
-    aggregate,
-    best_single_region,
-)
+from powerclip.alignment.aggregators import aggregate, best_single_region
 from powerclip.alignment.subsets import score_over_subsets
-
-Method = Literal["nla", "exact", "sampled"]
-Subsets = Literal["all", "single"]
+from powerclip.config import Method, Subsets, T1Activation, T2Activation
+from powerclip.errors import one_of
 
 TILE_BYTES = {"cpu": 4 * 2**20, "cuda": 256 * 2**20}
 """What the working memory of one tile may take by default: about a CPU's second-level cache, and on a GPU enough to
@@ -55,9 +49,7 @@ class Scoring:
             ("t2_activation", T2Activation),
             ("subsets", Subsets),
         ):
-            value, allowed = getattr(self, name), get_args(kind)
-            if value not in allowed:
-                raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")
+            one_of(name, getattr(self, name), get_args(kind))
         if not self.tau >= 0:
             raise ValueError(f"tau is {self.tau!r}; it must be 0 or more")
 

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from powerclip.alignment.aggregators import T1Activation, T2Activation
 from powerclip.alignment.calibration import choose_pairs, fit_zeta, measure_pairs
-from powerclip.alignment.scoring import Method, Scoring, Subsets, tile_bytes_or_default
+from powerclip.alignment.scoring import Scoring, tile_bytes_or_default
 from powerclip.alignment.subsets import draw_subsets, standard_error
 from powerclip.alignment.tiled import over_tiles, score_rows
+from powerclip.config import Backend, Method, Subsets, T1Activation, T2Activation, Zeta
+from powerclip.errors import one_of
 from powerclip.types import Similarity
-
-Backend = Literal["auto", "torch", "triton"]
 
 
 def similarity(
@@ -27,7 +26,7 @@ def similarity(
     *,
     method: Method = "nla",
     tau: float = 1e-3,
-    zeta: float | Literal["calibrated"] = 0.75,
+    zeta: Zeta = 0.75,
     backend: Backend = "auto",
     t1_activation: T1Activation = "softplus",
     t2_activation: T2Activation = "tanh",
@@ -117,8 +116,7 @@ def check_backend(backend: str) -> None:
     """
     if backend == "triton":
         raise ValueError("backend 'triton' is not in this version; use 'auto' or 'torch', which run on a GPU as well")
-    if backend not in get_args(Backend):
-        raise ValueError(f"backend is {backend!r}; it must be one of {', '.join(get_args(Backend))}")
+    one_of("backend", backend, get_args(Backend))
 
 
 def check_samples(samples: int) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
 
 import torch
 from PIL import Image
@@ -15,6 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from powerclip.alignment import similarity
 from powerclip.alignment.scoring import Scoring, tile_bytes_or_default
 from powerclip.alignment.tiled import score_pairs
+from powerclip.config import ScoreRegions
 from powerclip.distributed import gather_rows
 from powerclip.evaluate.datasets.images import open_picture
 from powerclip.evaluate.encode import Encoder, Item
@@ -23,8 +23,6 @@ from powerclip.model.pooling import pool_leaves, pool_phrases, pool_regions
 from powerclip.phrases import Parser, encode_caption, load_parser, whole_caption_tree
 from powerclip.regions import fixed_boxes, masks_to_grid
 from powerclip.tasks import Masks, Picture
-
-RegionSource = Literal["grid", "stored"]
 
 PAIRS_AT_ONCE = 1024
 
@@ -62,7 +60,7 @@ class PowersetReading:
         self,
         encoder: Encoder,
         *,
-        regions: RegionSource = "grid",
+        regions: ScoreRegions = "grid",
         tau: float = 1e-3,
         zeta: float = 0.75,
         parser: Parser | None = None,

@@ -9,11 +9,11 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from powerclip.config import Score, ScoreRegions
 from powerclip.distributed import process_group, rank
 from powerclip.errors import PowerclipError
 from powerclip.evaluate.datasets.own_shards import retrieval_from_shards
-from powerclip.evaluate.powerset_score import RegionSource
-from powerclip.evaluate.score import Score, evaluate_tasks
+from powerclip.evaluate.score import evaluate_tasks
 from powerclip.evaluate.suites import SUITES, Average, average
 from powerclip.model import load
 from powerclip.scenes import evaluation_tasks
@@ -55,7 +55,7 @@ def evaluate_model(
     batch_size: int = 256,
     workers: int = 0,
     scores: Sequence[Score] = ("global",),
-    regions: RegionSource = "grid",
+    regions: ScoreRegions = "grid",
     device: str = "auto",
     output: Path | None = None,
     progress: Callable[[str], None] | None = None,

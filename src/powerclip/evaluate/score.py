@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from powerclip.config import Score, ScoreRegions
 from powerclip.evaluate.composition import hard_negative_metrics, quadruple_metrics
 from powerclip.evaluate.encode import Encoder, Model, Preprocess, Tokenize
-from powerclip.evaluate.powerset_score import PowersetReading, RegionSource
+from powerclip.evaluate.powerset_score import PowersetReading
 from powerclip.evaluate.retrieval import recall_metrics, retrieval_metrics, same_texts
 from powerclip.evaluate.zeroshot import average_precision_metrics, class_embeddings, classification_metrics
 from powerclip.tasks import Classification, HardNegatives, MultiLabel, Quadruples, Retrieval, Task
-
-Score = Literal["global", "powerset"]
 
 POWERSET = "-powerset"
 """Behind a task's name: its results by the powerset score."""
@@ -32,7 +30,7 @@ def evaluate_tasks(
     batch_size: int = 256,
     workers: int = 0,
     score: Score = "global",
-    regions: RegionSource = "grid",
+    regions: ScoreRegions = "grid",
     progress: Callable[[str], None] | None = None,
 ) -> dict[str, dict[str, float]]:
     """Evaluate a model on tasks; its mode is restored afterwards.

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from torch import nn
 
+from powerclip.config import EqualCaptions
 from powerclip.loss.clip import clip_loss
 from powerclip.loss.powerset import PowersetAlignmentLoss
 from powerclip.types import Features, LossOutput
-
-EqualCaptions = Literal["negatives", "ignored"]
 
 
 class PowerCLIPLoss(nn.Module):

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
-from powerclip.alignment.aggregators import ABSENT, T1Activation, T2Activation
+from powerclip.alignment.aggregators import ABSENT
 from powerclip.alignment.calibration import PAIRS, CalibrationPairs, choose_pairs, fit_zeta, measure_pairs
-from powerclip.alignment.scoring import Method, Scoring, Subsets, tile_bytes_or_default
-from powerclip.alignment.similarity import Backend, check_backend, check_samples, check_zeta, validate
+from powerclip.alignment.scoring import Scoring, tile_bytes_or_default
+from powerclip.alignment.similarity import check_backend, check_samples, check_zeta, validate
 from powerclip.alignment.subsets import draw_subsets
 from powerclip.alignment.tiled import hardest_negatives, score_pairs
+from powerclip.config import Backend, Direction, Method, Subsets, T1Activation, T2Activation, Zeta
 from powerclip.distributed import gather_rows, max_over_processes, sum_over_processes
+from powerclip.errors import one_of
 from powerclip.loss.clip import with_value
-
-Direction = Literal["both", "t2r", "r2t"]
 
 
 class PowersetAlignmentLoss(nn.Module):
@@ -44,7 +44,7 @@ class PowersetAlignmentLoss(nn.Module):
         *,
         margin: float = 0.2,
         tau: float = 1e-3,
-        zeta: float | Literal["calibrated"] = 0.75,
+        zeta: Zeta = 0.75,
         method: Method = "nla",
         backend: Backend = "auto",
         normalise_by_regions: bool = False,
@@ -87,8 +87,7 @@ class PowersetAlignmentLoss(nn.Module):
             raise ValueError(f"margin is {margin!r}; it must be 0 or more")
         if not 0 <= zeta_momentum < 1:
             raise ValueError(f"zeta_momentum is {zeta_momentum!r}; it must be at least 0 and below 1")
-        if direction not in get_args(Direction):
-            raise ValueError(f"direction is {direction!r}; it must be one of {', '.join(get_args(Direction))}")
+        one_of("direction", direction, get_args(Direction))
         check_backend(backend)
         self.scoring = Scoring(
             method=method,

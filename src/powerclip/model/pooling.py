@@ -6,13 +6,10 @@ the tokens of leaf l), p_B = sum of the leaves of phrase B.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
-PhraseNorm = Literal["sum", "mean", "unit"]
-PhraseUnit = Literal["phrase", "token"]
+from powerclip.config import PhraseNorm
 
 
 def _float(x: Tensor) -> Tensor:

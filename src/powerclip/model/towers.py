@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import difflib
 import json
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import open_clip
 import torch
@@ -25,10 +24,9 @@ from open_clip.transformer import TextTransformer, VisionTransformer, text_globa
 from PIL import Image
 from torch import Tensor, nn
 
-from powerclip.errors import PowerclipError
+from powerclip.config import PhraseNorm, PhraseUnit, TextPool, Tower
+from powerclip.errors import PowerclipError, did_you_mean, one_of
 from powerclip.model.pooling import (
-    PhraseNorm,
-    PhraseUnit,
     caption_ids,
     mean_of_valid,
     normalise,
@@ -38,7 +36,6 @@ from powerclip.model.pooling import (
 )
 from powerclip.types import Batch, Features
 
-TextPool = Literal["avg", "argmax"]
 Transform = Callable[[Image.Image], Tensor]
 Tokenizer = Callable[..., Tensor]
 
@@ -180,7 +177,7 @@ class PowerCLIP(nn.Module):
             return 0
         return 1 + len(self._stacks()[0 if name.startswith("backbone.visual") else 1])
 
-    def tower_parameters(self, tower: Literal["image", "text"]) -> list[nn.Parameter]:
+    def tower_parameters(self, tower: Tower) -> list[nn.Parameter]:
         """The parameters of one tower, its projection included."""
         visual = [p for name, p in self.named_parameters() if name.startswith("backbone.visual.")]
         if tower == "image":
@@ -231,9 +228,9 @@ def create_model(
         PowerclipError: no such model or checkpoint, or towers without dense outputs.
         ValueError: an argument is unknown or out of range.
     """
-    _require_one_of("text_pool", text_pool, get_args(TextPool))
-    _require_one_of("phrase_norm", phrase_norm, get_args(PhraseNorm))
-    _require_one_of("phrase_unit", phrase_unit, get_args(PhraseUnit))
+    one_of("text_pool", text_pool, get_args(TextPool))
+    one_of("phrase_norm", phrase_norm, get_args(PhraseNorm))
+    one_of("phrase_unit", phrase_unit, get_args(PhraseUnit))
     model_config = read_config(name)
     places = {
         "image_size": model_config["vision_cfg"],
@@ -242,7 +239,7 @@ def create_model(
         "init_logit_bias": model_config,
     }
     for key, value in overrides.items():
-        _require_one_of("override", key, tuple(places))
+        one_of("override", key, tuple(places))
         places[key][key] = value
     model = build(
         {"model": model_config, "text_pool": text_pool, "phrase_norm": phrase_norm, "phrase_unit": phrase_unit}
@@ -270,9 +267,9 @@ def from_open_clip(
     Raises:
         PowerclipError: a tower has no dense outputs in the joint space.
     """
-    _require_one_of("text_pool", text_pool, get_args(TextPool))
-    _require_one_of("phrase_norm", phrase_norm, get_args(PhraseNorm))
-    _require_one_of("phrase_unit", phrase_unit, get_args(PhraseUnit))
+    one_of("text_pool", text_pool, get_args(TextPool))
+    one_of("phrase_norm", phrase_norm, get_args(PhraseNorm))
+    one_of("phrase_unit", phrase_unit, get_args(PhraseUnit))
     config = {"text_pool": text_pool, "phrase_norm": phrase_norm, "phrase_unit": phrase_unit}
     return PowerCLIP(backbone, config=config)
 
@@ -314,8 +311,8 @@ def read_config(name: str) -> dict[str, Any]:
         return _read_config_file(Path(name))
     config = open_clip.get_model_config(name)
     if config is None:
-        close = difflib.get_close_matches(name, [*names, *open_clip.list_models()], n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(close)}?" if close else "name a ViT of open_clip, tiny, or a JSON file"
+        known = [*names, *open_clip.list_models()]
+        hint = did_you_mean(name, known, otherwise="name a ViT of open_clip, tiny, or a JSON file")
         raise PowerclipError(f"unknown model {name!r}; {hint}")
     return copy.deepcopy(config)
 
@@ -393,8 +390,3 @@ def _check_towers(backbone: Any) -> None:
     text = _text_tower(backbone)
     if isinstance(text, TextTransformer) and text.cls_emb is not None:
         raise PowerclipError("text towers with an appended class token (CoCa) have no dense outputs in the joint space")
-
-
-def _require_one_of(name: str, value: str, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")

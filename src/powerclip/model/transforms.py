@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from open_clip.transform import PreprocessCfg, image_transform_v2
 from torchvision.transforms import InterpolationMode, v2
 
+from powerclip.config import Crop
 from powerclip.model.towers import PowerCLIP, Transform
 
 CROP_SCALE = (0.9, 1.0)
 """Share of the area that a random crop keeps, as in open_clip."""
 
 
-def make_transforms(
-    model: PowerCLIP, *, crop: Literal["random", "none"] = "random", flip: float = 0.0
-) -> tuple[Any, Transform]:
+def make_transforms(model: PowerCLIP, *, crop: Crop = "random", flip: float = 0.0) -> tuple[Any, Transform]:
     """Transforms for training and for evaluation; the latter is open_clip's own.
 
     The one for training takes an RGB image, or an image and masks (``tv_tensors.Mask``) that go through the same

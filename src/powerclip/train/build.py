@@ -48,18 +48,7 @@ def build_loss(config: TrainConfig) -> nn.Module:
         return SPARCLoss(global_weight=o.sparc_global_weight, local_weight=o.sparc_local_weight)
     if not o.uses_regions:
         return PowerCLIPLoss(weight=0.0)
-    powerset = PowersetAlignmentLoss(
-        margin=o.margin,
-        tau=o.tau,
-        zeta=o.zeta,
-        method=o.method,
-        samples=o.samples,
-        direction=o.direction,
-        subsets=o.subsets,
-        t1_activation=o.t1_activation,
-        t2_activation=o.t2_activation,
-        normalise_by_regions=o.normalise_by_regions,
-    )
+    powerset = PowersetAlignmentLoss(margin=o.margin, **vars(o.scoring))
     return PowerCLIPLoss(weight=o.powerset_weight, powerset=powerset, equal_captions=o.equal_captions)
 
 
