@@ -21,7 +21,7 @@ from powerclip.data.shards import write_shards
 from powerclip.evaluate.run import evaluate_model
 from powerclip.recipes import scenes_tiny
 from powerclip.report.comparison import comparison_markdown, comparison_table
-from powerclip.report.html import read_results
+from powerclip.runs import RunFolder
 from powerclip.scenes import generate
 from powerclip.train import train
 
@@ -77,11 +77,11 @@ def main() -> None:
     for seed in range(arguments.seeds):
         for name in arguments.only:
             run = runs[name][seed]
-            if not read_results(run):
+            if not RunFolder(run).results():
                 if train(configure(SETTINGS[name], seed), data=data, output=run, resume=True).interrupted:
                     return
                 evaluate_model(str(run), suite="scenes")
-    results = {name: [read_results(run) for run in of_seeds] for name, of_seeds in runs.items()}
+    results = {name: [RunFolder(run).results() for run in of_seeds] for name, of_seeds in runs.items()}
     Console(width=40 + 16 * len(results)).print(comparison_table(results))
     (arguments.output / "settings.md").write_text(comparison_markdown(results), encoding="utf-8")
 

@@ -36,6 +36,7 @@ def test_leftover_keys_are_refused():
         ({"steps": 1, "precision": "fp8"}, r"config\.precision is 'fp8'; expected"),
         ({"steps": 1, "batch_size": 1}, "batch_size is 1; it must be at least 2"),
         ({"steps": 1, "objective": {"tau": -1.0}}, "tau is -1.0; it must be 0 or more"),
+        ({"steps": 1, "model": None}, r"config\.model holds NoneType; expected a mapping"),
         ({}, "give steps or epochs, one of them; got steps=None, epochs=None"),
         ({"steps": 1, "epochs": 1}, "give steps or epochs, one of them"),
     ],

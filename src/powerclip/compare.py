@@ -15,8 +15,8 @@ from powerclip.config import Objective, TrainConfig, load_config
 from powerclip.errors import PowerclipError
 from powerclip.evaluate.run import evaluate_model
 from powerclip.report.comparison import comparison_csv, comparison_markdown, comparison_plot, comparison_table
-from powerclip.report.html import read_results
 from powerclip.report.plots import png
+from powerclip.runs import RunFolder
 from powerclip.train import train
 
 SETTINGS = "comparison.json"
@@ -80,7 +80,7 @@ def compare(
                 console.print("Run the same command to go on.", highlight=False)
                 return None
             runs[name].append(run)
-    results = {name: [read_results(run) for run in of_seeds] for name, of_seeds in runs.items()}
+    results = {name: [RunFolder(run).results() for run in of_seeds] for name, of_seeds in runs.items()}
     console.print(comparison_table(results))
     (output / "comparison.csv").write_text(comparison_csv(results), encoding="utf-8")
     (output / "comparison.png").write_bytes(png(comparison_plot(results)))
@@ -108,7 +108,7 @@ def _claim(output: Path, *, data: Path, evaluation: EvaluationPlan) -> None:
 
 def _finish(run: Path, config: TrainConfig, *, data: Path, evaluation: EvaluationPlan) -> bool:
     """Bring a run to its evaluation, from wherever it stands; False when it was interrupted."""
-    if read_results(run):
+    if RunFolder(run).results():
         if load_config(run / "config.yaml") != config:
             raise PowerclipError(f"{run} was trained with other settings; use those, or name another --output")
         return True

@@ -315,17 +315,23 @@ def to_yaml(config: object) -> str:
     return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)  # type: ignore[call-overload]
 
 
-def from_dict(cls: type[T], values: dict[str, Any], *, where: str = "config") -> T:
+def from_dict(cls: type[T], values: object, *, where: str = "config") -> T:
     """Build a config dataclass from nested dicts.
 
     Raises:
-        ValueError: a key the class does not have, or a value it refuses; the message names the place.
+        ValueError: a key the class does not have or that is missing, or a value it refuses; the message names the place.
     """
+    if not isinstance(values, dict):
+        raise ValueError(f"{where} holds {type(values).__name__}; expected a mapping of settings")
     hints = typing.get_type_hints(cls)
-    names = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
-    unknown = sorted(set(values) - set(names))
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    unknown = sorted(map(str, values.keys() - fields.keys()))
     if unknown:
-        raise ValueError(f"{where} has unknown settings {', '.join(unknown)}; known: {', '.join(names)}")
+        raise ValueError(f"{where} has unknown settings {', '.join(unknown)}; known: {', '.join(fields)}")
+    required = [f.name for f in fields.values() if f.default is f.default_factory is dataclasses.MISSING]
+    missing = [name for name in required if name not in values]
+    if missing:
+        raise ValueError(f"{where} lacks the settings {', '.join(missing)}")
     arguments = {}
     for name, value in values.items():
         hint = hints[name]
@@ -363,6 +369,4 @@ def load_config(path: Path) -> TrainConfig:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
         raise ValueError(f"cannot read {path}: {error}".replace("\n", " ")) from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} holds {type(values).__name__}; expected a mapping of settings")
     return from_dict(TrainConfig, values, where=str(path))

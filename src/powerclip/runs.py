@@ -1,17 +1,19 @@
-"""The run folder: whose it is, what may differ when a run is resumed in it, and how far it has come."""
+"""The run folder: the names of its files, what may differ when a run is resumed in it, and its readers."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from powerclip.config import TrainConfig, load_config, to_yaml
+from powerclip.config import TrainConfig, from_dict, load_config, to_yaml
 from powerclip.distributed import first_says, is_shared, rank, wait_for_all
 from powerclip.errors import PowerclipError
-from powerclip.train import checkpoint
+from powerclip.files import atomic_write, read_json, write_json
+from powerclip.types import DataProvenance
 
 FREE = frozenset(
     {
@@ -31,77 +33,183 @@ FREE = frozenset(
 )
 """Settings that may change when a run is resumed: they do not decide what is learnt."""
 
-TOLD = frozenset({"steps", "epochs", "optim.learning_rate", "optim.warmup_steps", "optim.max_gradient_norm"})
-"""Settings that may change too, as a run may have to be mended or made longer; that is said."""
+REPORTED = frozenset({"steps", "epochs", "optim.learning_rate", "optim.warmup_steps", "optim.max_gradient_norm"})
+"""Settings that may change too, since a run may have to be fixed or made longer; the change is reported."""
 
 
-def check_folder(output: Path, config: TrainConfig, *, resume: bool) -> str:
-    """See that a run can begin in a folder, or go on; nothing is written.
+class RunFolder:
+    """A run folder: where everything in it is, who may train in it, and what it says about its run."""
 
-    Returns:
-        The settings that are not those it began with and decide what is learnt from here on, in words; empty where
-        there are none.
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self.config_file = self.path / "config.yaml"
+        """All settings."""
+        self.data_file = self.path / "data.json"
+        """The data it was trained on; missing in runs made before powerclip recorded them."""
+        self.status_file = self.path / "status.json"
+        """How far it has come, for scripts that restart it: ``{"step": 3, "steps": 9, "finished": false}``."""
+        self.metrics_file = self.path / "metrics.jsonl"
+        """One JSON object a line, with "step"."""
+        self.bad_batches_file = self.path / "bad_batches.jsonl"
+        """The keys of the samples in steps that were skipped."""
+        self.checkpoints = self.path / "checkpoints"
+        """Holds ``step-XXXXXXXX`` folders, each complete as soon as it exists."""
+        self.model = self.path / "model"
+        """What ``powerclip.load`` takes."""
+        self.model_ema = self.path / "model_ema"
+        """The same with averaged weights, if the config asks for them."""
+        self.model_best = self.path / "model_best"
+        """The model of the best evaluation in training, with that evaluation."""
+        self.evaluation_file = self.path / "evaluation.json"
+        """The results of ``powerclip evaluate``."""
 
-    Raises:
-        PowerclipError: it is a file, holds something else, or a run with other settings.
-    """
-    if output.exists() and not output.is_dir():
-        raise PowerclipError(f"output {output} is a file; name a folder for the run")
-    if not output.is_dir() or not any(output.iterdir()):
-        return ""
-    saved = output / "config.yaml"
-    if not resume:
-        raise PowerclipError(f"output {output} is not empty; add --resume auto to go on, or name another folder")
-    if not saved.exists():
-        raise PowerclipError(f"output {output} holds no run (no config.yaml) and is not empty; name another folder")
-    if checkpoint.latest(output / "checkpoints") is None:
-        return ""
-    changed = {name: pair for name, *pair in _changes(load_config(saved), config) if _allowed(name, FREE) is None}
-    words = {name: f"{name}: {old!r} then, {new!r} now" for name, (old, new) in changed.items()}
-    refused = [text for name, text in words.items() if _allowed(name, TOLD) is None]
-    if refused:
-        raise PowerclipError(
-            f"{output} was trained with other settings ({', '.join(refused)}); use those to resume it, or name another "
-            "folder"
-        )
-    return ", ".join(words.values())
+    def check(self, config: TrainConfig, *, resume: bool) -> str:
+        """Check that a run can start here, or go on; nothing is written.
 
+        Returns:
+            The settings that decide what is learnt and differ from those the run started with, in words; empty if none
+            do.
 
-def open_folder(output: Path, config: TrainConfig, *, resume: bool) -> Path | None:
-    """Make the run folder, with its config where it is new; return the checkpoint to resume from, of all processes.
+        Raises:
+            PowerclipError: the path is a file, or a folder that holds something else or a run with other settings.
+        """
+        output = self.path
+        if output.exists() and not output.is_dir():
+            raise PowerclipError(f"output {output} is a file; name a folder for the run")
+        if not output.is_dir() or not any(output.iterdir()):
+            return ""
+        if not resume:
+            raise PowerclipError(
+                f"output {output} is not empty; add --resume auto to continue its run, or name another folder"
+            )
+        if not self.config_file.exists():
+            raise PowerclipError(f"output {output} holds no run (no config.yaml) and is not empty; name another folder")
+        if self.latest_checkpoint() is None:
+            return ""
+        changes = {
+            name: f"{name}: was {old!r}, now {new!r}"
+            for name, old, new in _changes(self.config(), config)
+            if not _is_within(name, FREE)
+        }
+        refused = [text for name, text in changes.items() if not _is_within(name, REPORTED)]
+        if refused:
+            raise PowerclipError(
+                f"{output} was trained with other settings ({', '.join(refused)}); resume it with those, or name another "
+                "folder"
+            )
+        return ", ".join(changes.values())
 
-    Raises:
-        PowerclipError: the processes do not share the folder.
-    """
-    found = checkpoint.latest(output / "checkpoints") if resume else None
-    wait_for_all()  # all have looked before one writes
-    if rank() == 0:
-        output.mkdir(parents=True, exist_ok=True)
+    def open(self, config: TrainConfig, data: DataProvenance, *, resume: bool) -> Path | None:
+        """Create the folder, or find the checkpoint to resume from; all processes take part and get the same answer.
+
+        A new run's config and data are recorded.
+
+        Raises:
+            PowerclipError: the processes do not share the folder, or its run was trained on other data.
+        """
+        found = self.latest_checkpoint() if resume else None
+        if found is not None:
+            self._check_data(data)
+        wait_for_all()  # all have looked before one writes
+        if rank() == 0:
+            self.path.mkdir(parents=True, exist_ok=True)
         if found is None:
-            write_config(output, config)
-    wait_for_all()
-    if not is_shared(output):
-        raise PowerclipError(f"output {output} is not the same folder on all nodes; name one on a disk that they share")
-    step = first_says(-1 if found is None else checkpoint.step_of(found))
-    return None if step < 0 else checkpoint.place(output / "checkpoints", step)
+            self.record(config, data)
+        wait_for_all()
+        if not is_shared(self.path):
+            raise PowerclipError(
+                f"output {self.path} is not the same folder on all nodes; name one on a disk that they share"
+            )
+        step = first_says(-1 if found is None else step_of(found))
+        return None if step < 0 else checkpoint_path(self.checkpoints, step)
+
+    def record(self, config: TrainConfig, data: DataProvenance) -> None:
+        """Write ``config.yaml`` and ``data.json``; the first process does."""
+        if rank() == 0:
+            atomic_write(self.config_file, to_yaml(config))
+            write_json(self.data_file, dataclasses.asdict(data))
+
+    def write_status(self, *, step: int, steps: int) -> None:
+        """Write ``status.json``; the first process does."""
+        if rank() == 0:
+            write_json(self.status_file, {"step": step, "steps": steps, "finished": step >= steps})
+
+    def config(self) -> TrainConfig:
+        """The settings of the run.
+
+        Raises:
+            ValueError: ``config.yaml`` is missing or damaged.
+        """
+        return load_config(self.config_file)
+
+    def data(self) -> DataProvenance | None:
+        """The data the run was trained on; None if it does not say, as runs of earlier versions do not.
+
+        Raises:
+            ValueError: ``data.json`` is damaged.
+        """
+        if not self.data_file.exists():
+            return None
+        return from_dict(DataProvenance, read_json(self.data_file), where=str(self.data_file))
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of ``metrics.jsonl``; empty if there is no such file. Damaged lines are left out."""
+        return read_metrics(self.metrics_file)
+
+    def results(self) -> dict[str, dict[str, float]]:
+        """Metrics by task and name from ``evaluation.json``; empty if it is missing or damaged."""
+        try:
+            tasks = read_json(self.evaluation_file)["tasks"]
+            return {
+                task: {name: float(value) for name, value in metrics.items() if value is not None}
+                for task, metrics in tasks.items()
+            }
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return {}
+
+    def latest_checkpoint(self) -> Path | None:
+        """The newest checkpoint, None if there is none."""
+        found = all_checkpoints(self.checkpoints)
+        return found[-1] if found else None
+
+    def _check_data(self, data: DataProvenance) -> None:
+        before = self.data()
+        if before is not None and before.digest != data.digest:
+            raise PowerclipError(
+                f"{self.path} was trained on {before.samples} samples in {before.shards} shards, and these data are "
+                f"{data.samples} in {data.shards} with other names or content; resume it on {', '.join(before.sources)}, or "
+                "start another run from its model"
+            )
 
 
-def write_config(output: Path, config: TrainConfig) -> None:
-    """Write ``config.yaml``, all of it."""
-    if rank() == 0:
-        _write(output / "config.yaml", to_yaml(config))
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The objects with a "step" in a ``metrics.jsonl``, in order; lines that a crash has damaged are left out."""
+    lines = []
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
+        try:
+            line = json.loads(text)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(line, dict) and isinstance(line.get("step"), int):
+            lines.append(line)
+    return lines
 
 
-def write_status(output: Path, *, step: int, steps: int) -> None:
-    """Note how far a run has come, for scripts that start it again: ``{"step": 3, "steps": 9, "finished": false}``."""
-    if rank() == 0:
-        _write(output / "status.json", json.dumps({"step": step, "steps": steps, "finished": step >= steps}) + "\n")
+def checkpoint_path(checkpoints: Path, step: int) -> Path:
+    """Where the checkpoint of a step is stored."""
+    return checkpoints / f"step-{step:08d}"
 
 
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+def step_of(checkpoint: Path) -> int:
+    """The step of a checkpoint."""
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+def all_checkpoints(checkpoints: Path) -> list[Path]:
+    """The checkpoints in a folder, oldest first."""
+    if not checkpoints.is_dir():
+        return []
+    return sorted((path for path in checkpoints.iterdir() if re.fullmatch(r"step-\d{8,}", path.name)), key=step_of)
 
 
 def _changes(old: Any, new: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
@@ -114,6 +222,6 @@ def _changes(old: Any, new: Any, prefix: str = "") -> Iterator[tuple[str, Any, A
             yield f"{prefix}{field.name}", before, after
 
 
-def _allowed(name: str, names: frozenset[str]) -> str | None:
-    """The one of some names that a setting is, or lies within."""
-    return next((allowed for allowed in names if f"{name}.".startswith(f"{allowed}.")), None)
+def _is_within(name: str, names: frozenset[str]) -> bool:
+    """Whether a dotted setting is one of some names, or belongs to one."""
+    return any(f"{name}.".startswith(f"{allowed}.") for allowed in names)

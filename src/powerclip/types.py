@@ -115,6 +115,20 @@ class Similarity:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DataProvenance:
+    """Which data a model is trained on, as a run's ``data.json`` keeps it."""
+
+    sources: tuple[str, ...]
+    """Absolute paths, patterns or URLs, in the order in which they were given."""
+    samples: int
+    """Image-caption pairs in all of them."""
+    shards: int
+    """Tar files in all of them."""
+    digest: str
+    """Hash of the shards' names and content: the same for the same shards in another folder, and for no others."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class LossOutput:
     """A loss and the terms it is the weighted sum of."""
 

@@ -8,14 +8,9 @@ from rich.console import Console
 
 from powerclip.errors import PowerclipError
 from powerclip.recipes import recipe
+from powerclip.runs import read_metrics
 from powerclip.train import log
-from powerclip.train.log import MetricsLog, find_tracker, metrics_log, progress_bar, read_metrics
-
-
-def test_a_line_cut_short_by_a_crash_is_left_out(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
-    assert read_metrics(path) == [{"step": 1, "loss": 2.0}]
+from powerclip.train.log import MetricsLog, find_tracker, metrics_log, progress_bar
 
 
 def test_a_resumed_log_holds_every_step_once(tmp_path):

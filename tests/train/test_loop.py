@@ -19,10 +19,10 @@ from powerclip.data.shards import write_shards
 from powerclip.errors import PowerclipError, RunFailedError
 from powerclip.loss import PowerCLIPLoss
 from powerclip.recipes import RECIPES, recipe, scenes_tiny
+from powerclip.runs import RunFolder, all_checkpoints, read_metrics
 from powerclip.scenes import generate
 from powerclip.train import checkpoint, loop, train
 from powerclip.train.build import build_model
-from powerclip.train.log import read_metrics
 from powerclip.train.step import Engine
 from tests.support.models import TINY, write_tiny
 from tests.support.runs import losses, weights
@@ -60,7 +60,7 @@ def test_a_run_folder_holds_what_it_promises(config, shards, tmp_path):
     for line in lines:
         expected = line["loss_clip"] + config.objective.powerset_weight * line["loss_powerset"]
         assert line["loss"] == pytest.approx(expected, rel=1e-6)
-    names = [path.name for path in checkpoint.all_checkpoints(run / "checkpoints")]
+    names = [path.name for path in all_checkpoints(run / "checkpoints")]
     assert names == ["step-00000006", "step-00000008"]
     model, preprocess, tokenizer = powerclip.load(str(run))
     assert model.encode_text(tokenizer(["a red cube"])).shape == (1, 16)
@@ -293,7 +293,7 @@ def test_a_run_can_be_mended_and_made_longer_and_says_so(config, shards, tmp_pat
     stopped(config, shards, tmp_path / "run", at=4)
     other = changed(config, steps=12, optim__learning_rate=1e-4)
     assert train(other, data=shards, output=tmp_path / "run", resume=True).steps == 12
-    said = "Changed since it began: optim.learning_rate: 0.001 then, 0.0001 now, steps: 8 then, 12 now"
+    said = "Changed since it began: optim.learning_rate: was 0.001, now 0.0001, steps: was 8, now 12"
     assert said in capsys.readouterr().err
     lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert [line["step"] for line in lines] == list(range(1, 13))
@@ -306,18 +306,18 @@ def test_a_run_goes_on_with_its_own_data_only(config, shards, tmp_path):
     with pytest.raises(PowerclipError, match="trained on 40 samples in 2 shards, and these data are 41 in 3"):
         train(config, data=tmp_path / "more", output=tmp_path / "run", resume=True)
     write_shards(generate("train", count=40, seed=0), tmp_path / "cut", samples_per_shard=39)
-    with pytest.raises(PowerclipError, match="40 samples in 2 shards, .*40 in 2, or lie in other places"):
+    with pytest.raises(PowerclipError, match="40 samples in 2 shards, .*40 in 2 with other names or content"):
         train(config, data=tmp_path / "cut", output=tmp_path / "run", resume=True)
     (tmp_path / "named").mkdir()
     for shard in shards.glob("*.tar"):
         shutil.copy(shard, tmp_path / "named" / f"other-{shard.name}")
-    with pytest.raises(PowerclipError, match="or lie in other places"):
+    with pytest.raises(PowerclipError, match="with other names or content; resume it on .*train, or start another run"):
         train(config, data=tmp_path / "named", output=tmp_path / "run", resume=True)
 
 
 def test_a_finished_run_that_is_run_again_keeps_its_checkpoints(config, shards, tmp_path, monkeypatch):
     run = train(config, data=shards, output=tmp_path / "run").output
-    before = [(path.name, path.stat().st_mtime_ns) for path in checkpoint.all_checkpoints(run / "checkpoints")]
+    before = [(path.name, path.stat().st_mtime_ns) for path in all_checkpoints(run / "checkpoints")]
     shutil.rmtree(run / "model")  # as if it had been killed before this was written
 
     def full(*_, **__):
@@ -325,7 +325,7 @@ def test_a_finished_run_that_is_run_again_keeps_its_checkpoints(config, shards, 
 
     monkeypatch.setattr(checkpoint, "save_distributed", full)
     assert train(config, data=shards, output=run, resume=True).steps == 8
-    assert [(p.name, p.stat().st_mtime_ns) for p in checkpoint.all_checkpoints(run / "checkpoints")] == before
+    assert [(p.name, p.stat().st_mtime_ns) for p in all_checkpoints(run / "checkpoints")] == before
     powerclip.load(run)
     assert json.loads((run / "status.json").read_text()) == {"step": 8, "steps": 8, "finished": True}
 
@@ -340,7 +340,7 @@ def test_a_failing_evaluation_costs_no_training(config, shards, tmp_path, monkey
     config = dataclasses.replace(config, evaluation=EvaluationConfig(every_steps=8, size=4))
     with pytest.raises(RuntimeError, match="out of memory"):
         train(config, data=shards, output=tmp_path / "run")
-    assert checkpoint.latest(tmp_path / "run" / "checkpoints").name == "step-00000008"
+    assert RunFolder(tmp_path / "run").latest_checkpoint().name == "step-00000008"
     monkeypatch.undo()
     train(config, data=shards, output=tmp_path / "run", resume=True)  # what is owed is done, once
     train(config, data=shards, output=tmp_path / "run", resume=True)
@@ -374,7 +374,7 @@ def test_pruning_cut_short_leaves_whole_checkpoints_only(config, shards, tmp_pat
     with pytest.raises(KeyboardInterrupt):
         checkpoint.prune(run / "checkpoints", keep=1)
     monkeypatch.setattr(checkpoint.shutil, "rmtree", real)
-    assert [path.name for path in checkpoint.all_checkpoints(run / "checkpoints")] == ["step-00000008"]
+    assert [path.name for path in all_checkpoints(run / "checkpoints")] == ["step-00000008"]
     checkpoint.prune(run / "checkpoints", keep=1)
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-00000008"]
 
@@ -431,7 +431,7 @@ def test_a_bad_step_leaves_the_calibrated_zeta_alone(config, shards, tmp_path, m
 
 def test_resuming_with_other_settings_is_refused(config, shards, tmp_path):
     train(config, data=shards, output=tmp_path / "run")
-    with pytest.raises(PowerclipError, match="other settings .*seed: 0 then, 7 now"):
+    with pytest.raises(PowerclipError, match="other settings .*seed: was 0, now 7"):
         train(dataclasses.replace(config, seed=7), data=shards, output=tmp_path / "run", resume=True)
 
 
@@ -574,7 +574,7 @@ def test_a_disk_that_is_full_costs_no_earlier_checkpoint(config, shards, tmp_pat
     config = dataclasses.replace(config, checkpoint_every_steps=2)
     with pytest.raises(RunFailedError, match="step-00000004 could not be written: .*File too large"):
         train(config, data=shards, output=tmp_path / "run")
-    assert [path.name for path in checkpoint.all_checkpoints(tmp_path / "run" / "checkpoints")] == ["step-00000002"]
+    assert [path.name for path in all_checkpoints(tmp_path / "run" / "checkpoints")] == ["step-00000002"]
     assert train(config, data=shards, output=tmp_path / "run", resume=True).steps == 8
     assert not list((tmp_path / "run" / "checkpoints").glob(".*"))
 

@@ -19,9 +19,9 @@ from powerclip.config import EvaluationConfig, ModelConfig, ParallelConfig, to_y
 from powerclip.data.shards import write_shards
 from powerclip.errors import PowerclipError
 from powerclip.recipes import scenes_tiny
+from powerclip.runs import read_metrics
 from powerclip.scenes import generate
 from powerclip.train import train
-from powerclip.train.log import read_metrics
 from powerclip.train.step import Engine
 from tests.support.models import write_tiny
 from tests.support.processes import run_on_processes

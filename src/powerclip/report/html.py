@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import math
 from collections.abc import Mapping
 from html import escape
@@ -16,12 +15,13 @@ import yaml
 from PIL import Image
 
 from powerclip.errors import PowerclipError
+from powerclip.files import atomic_write
 from powerclip.model import PowerCLIP, load
 from powerclip.report.pictures import ground, picture
 from powerclip.report.plots import curves, png
-from powerclip.report.tables import Results, averages, best, rows
+from powerclip.report.tables import averages, best, rows
+from powerclip.runs import RunFolder
 from powerclip.scenes import generate
-from powerclip.train.log import read_metrics
 
 EXAMPLES = 6
 EXAMPLE_SEED = 7
@@ -59,23 +59,12 @@ def write_report(runs: Mapping[str, Path], output: Path) -> Path:
             raise PowerclipError(f"run {name} is to be in {run}, and there is no such folder; train it first")
     body = "\n".join((_results(runs), _curves(runs), _groundings(runs), _settings(runs)))
     output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = output.with_name(f".{output.name}.tmp")
-    temporary.write_text(PAGE.substitute(body=body), encoding="utf-8")
-    temporary.replace(output)
+    atomic_write(output, PAGE.substitute(body=body))
     return output
 
 
-def read_results(run: Path) -> Results:
-    """The tasks of a run's ``evaluation.json``, none where there is no such file or it is not of that form."""
-    try:
-        tasks = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))["tasks"]
-        return {task: {name: float(value) for name, value in metrics.items()} for task, metrics in tasks.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}
-
-
 def _results(runs: Mapping[str, Path]) -> str:
-    results = {name: read_results(run) for name, run in runs.items()}
+    results = {name: RunFolder(run).results() for name, run in runs.items()}
     parts = ["<h2>Zero-shot results</h2>"]
     missing = [name for name, tasks in results.items() if not tasks]
     if missing:
@@ -100,16 +89,13 @@ def _results(runs: Mapping[str, Path]) -> str:
 
 
 def _curves(runs: Mapping[str, Path]) -> str:
-    metrics = {
-        name: read_metrics(run / "metrics.jsonl") for name, run in runs.items() if (run / "metrics.jsonl").exists()
-    }
-    if not any(metrics.values()):
+    metrics = {name: lines for name, run in runs.items() if (lines := RunFolder(run).metrics())}
+    if not metrics:
         return "<h2>Training</h2><p class=note>No metrics yet.</p>"
     ends = "".join(
         f"<li>{escape(name)}: {lines[-1].get('step', '?')} steps, {lines[-1].get('samples_seen', '?')} samples, "
         f"loss {next((line['loss'] for line in reversed(lines) if line.get('loss') is not None), math.nan):.3f}</li>"
         for name, lines in metrics.items()
-        if lines
     )
     return f"<h2>Training</h2>{_image(png(curves(metrics)), 'training curves')}<ul>{ends}</ul>"
 

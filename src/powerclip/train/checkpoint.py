@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import re
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -23,13 +22,12 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.checkpoint.state_dict_loader import load as load_distributed
 from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
 
-from powerclip.data.shards import sync_folder
 from powerclip.distributed import first_says, rank, wait_for_all
 from powerclip.errors import PowerclipError, RunFailedError
+from powerclip.files import sync_folder
 from powerclip.model import PowerCLIP, hub
+from powerclip.runs import all_checkpoints, checkpoint_path
 from powerclip.train.reading import MisfitError, PlainPlanner, PlainReader
-
-_NAME = re.compile(r"step-(\d{8})")
 
 
 def save(folder: Path, *, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, extra: dict[str, Any]) -> Path:
@@ -41,7 +39,7 @@ def save(folder: Path, *, step: int, model: nn.Module, optimizer: torch.optim.Op
     Raises:
         RunFailedError: it could not be written.
     """
-    target = place(folder, step)
+    target = checkpoint_path(folder, step)
     temporary = folder / f".{target.name}.tmp"
     if first_says(target.exists()):
         return target
@@ -131,29 +129,6 @@ def _reason(error: BaseException) -> str:
         cause = cause.__cause__ or cause.__context__
     reason = cause or first
     return (str(reason).strip() or type(reason).__name__).splitlines()[0]
-
-
-def place(folder: Path, step: int) -> Path:
-    """Where the checkpoint of a step lies."""
-    return folder / f"step-{step:08d}"
-
-
-def step_of(path: Path) -> int:
-    """The step of a checkpoint."""
-    return int(path.name.removeprefix("step-"))
-
-
-def latest(folder: Path) -> Path | None:
-    """The newest checkpoint in a folder, None where there is none."""
-    steps = all_checkpoints(folder)
-    return steps[-1] if steps else None
-
-
-def all_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in a folder, oldest first."""
-    if not folder.is_dir():
-        return []
-    return sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name))
 
 
 def prune(folder: Path, *, keep: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -11,6 +10,7 @@ from pathlib import Path
 from powerclip.config import TrainConfig
 from powerclip.distributed import agree, rank, reshard
 from powerclip.evaluate import as_metrics, evaluate_tasks, light_suite
+from powerclip.files import read_json, write_json
 from powerclip.model import make_tokenizer, make_transforms
 from powerclip.tasks import Task
 from powerclip.train import checkpoint
@@ -61,9 +61,7 @@ class Evaluator:
             if agree(rank() == 0 and mean > _best_so_far(best))[0]:
                 checkpoint.save_model(engine.model, best)
                 if rank() == 0:
-                    (best / "evaluation.json").write_text(
-                        json.dumps({"step": step, "mean": mean, "tasks": found}, indent=2) + "\n", encoding="utf-8"
-                    )
+                    write_json(best / "evaluation.json", {"step": step, "mean": mean, "tasks": found})
         return {**as_metrics(found), "eval/mean": mean}
 
 
@@ -74,6 +72,6 @@ def _headlines(metrics: dict[str, float]) -> list[str]:
 
 def _best_so_far(best: Path) -> float:
     try:
-        return float(json.loads((best / "evaluation.json").read_text(encoding="utf-8"))["mean"])
+        return float(read_json(best / "evaluation.json")["mean"])
     except (OSError, ValueError, KeyError, TypeError):
         return -1.0

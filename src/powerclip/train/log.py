@@ -25,6 +25,8 @@ from rich.progress import (
 
 from powerclip.config import TrainConfig
 from powerclip.errors import PowerclipError
+from powerclip.files import atomic_write
+from powerclip.runs import read_metrics
 
 SPEED_OVER_S = 1800.0
 """The remaining time follows the speed of so long: metrics may come minutes apart."""
@@ -54,12 +56,8 @@ class MetricsLog:
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
 
     def _drop_from(self, first_step: int) -> None:
-        if not self.path.exists():
-            return
         kept = [line for line in read_metrics(self.path) if line["step"] <= first_step]
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        temporary.replace(self.path)
+        atomic_write(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def write(self, values: Mapping[str, float]) -> None:
         """Append one line; ``values`` holds "step"."""
@@ -119,18 +117,7 @@ def metrics_log(output: Path, *, first_step: int, config: TrainConfig, tracker: 
 
 def was_evaluated(path: Path, step: int) -> bool:
     """Whether a ``metrics.jsonl`` holds the evaluation after a step."""
-    return path.exists() and any(line["step"] == step and "eval/mean" in line for line in read_metrics(path))
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a ``metrics.jsonl``; a last line cut short by a crash is left out."""
-    lines = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return lines
+    return any(line["step"] == step and "eval/mean" in line for line in read_metrics(path))
 
 
 class Reporter(Protocol):

@@ -14,16 +14,17 @@ from rich.console import Console
 
 from powerclip.config import TrainConfig
 from powerclip.data.loader import Data, Loader, count_data, probe_data
+from powerclip.data.remote import is_remote
 from powerclip.distributed import agree, first_alone, first_lists, process_group, rank, world_size
 from powerclip.errors import PowerclipError
-from powerclip.runs import check_folder, open_folder, write_config, write_status
+from powerclip.runs import RunFolder
 from powerclip.train import checkpoint
 from powerclip.train.build import build_copies, build_loader, build_model
 from powerclip.train.evaluator import Evaluator
 from powerclip.train.log import MetricsLog, Reporter, find_tracker, metrics_log, progress_bar, was_evaluated
 from powerclip.train.signals import Stop, stop_on_signal
 from powerclip.train.step import Engine, StepResult
-from powerclip.types import Batch
+from powerclip.types import Batch, DataProvenance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +63,8 @@ def train(
     """
     with process_group(config.device) as device, stop_on_signal() as stop:
         console = (console or Console(stderr=True)) if rank() == 0 else Console(quiet=True)
-        changed = check_folder(output, config, resume=resume)
+        run = RunFolder(output)
+        changed = run.check(config, resume=resume)
         probe_data(data, copies=build_copies(config))
         counts: list[int] = []
         first_alone(lambda: counts.extend(count_data(data, copies=build_copies(config))))
@@ -73,26 +75,36 @@ def train(
         engine = Engine(config, model, device=device, steps=steps, output=output)
         evaluator = Evaluator(config, engine)
         tracker = find_tracker(config)
-        start = open_folder(output, config, resume=resume)  # after all that can be refused
+        provenance = _provenance(data, loader)
+        start = run.open(config, provenance, resume=resume)  # after all that can be refused
         console.print(engine.estimate, highlight=False, soft_wrap=True)
         begun = 0
         if start is not None:
             begun = _resume(engine, start, loader, console)
-            write_config(output, config)
+            run.record(config, provenance)
             if changed:
                 console.print(f"Changed since it began: {changed}", highlight=False, soft_wrap=True)
-        write_status(output, step=begun, steps=steps)
+        run.write_status(step=begun, steps=steps)
         logs: AbstractContextManager[MetricsLog | None] = (
             metrics_log(output, first_step=begun, config=config, tracker=tracker) if rank() == 0 else nullcontext()
         )
         with logs as metrics, progress_bar(output.name, steps=steps, done=begun, console=console) as reporter:
-            run = _Run(engine=engine, loader=loader, evaluator=evaluator, metrics=metrics, reporter=reporter)
-            step = run.steps(begun, stop)
+            loop = _Loop(engine=engine, loader=loader, evaluator=evaluator, metrics=metrics, reporter=reporter)
+            step = loop.steps(begun, stop)
         if step:
             _save_model(engine)
-        write_status(output, step=step, steps=steps)
+        run.write_status(step=step, steps=steps)
         _say_end(console, loader, output, step=step, steps=steps)
         return TrainResult(output=output, steps=step, interrupted=step < steps)
+
+
+def _provenance(data: Data, loader: Loader) -> DataProvenance:
+    given = [data] if isinstance(data, str | Path) else data
+    sources = tuple(str(source) if is_remote(source) else str(Path(source).absolute()) for source in given)
+    found = loader.identity
+    return DataProvenance(
+        sources=sources, samples=found["samples"], shards=found["shards"], digest=f"{found['digest']:012x}"
+    )
 
 
 def _say_end(console: Console, loader: Loader, output: Path, *, step: int, steps: int) -> None:
@@ -109,7 +121,7 @@ def _say_end(console: Console, loader: Loader, output: Path, *, step: int, steps
 
 
 @dataclass(kw_only=True)
-class _Run:
+class _Loop:
     """The loop, and what it talks to."""
 
     engine: Engine
@@ -126,7 +138,7 @@ class _Run:
         saved = time.monotonic()
         minutes = config.checkpoint_every_minutes
         # Killed after the last checkpoint and before its evaluation was written, the run owes it.
-        metrics = self.engine.output / "metrics.jsonl"
+        metrics = RunFolder(self.engine.output).metrics_file
         owed = step > 0 and self.evaluator.due(step) and rank() == 0 and not was_evaluated(metrics, step)
         stopping, owed = agree(stop.requested, owed)
         if owed:
@@ -243,7 +255,7 @@ def _save_checkpoint(engine: Engine, loader: Loader, step: int) -> None:
     checkpoint.save(folder, step=step, model=engine.model, optimizer=engine.optimizer, extra=state)
     if rank() == 0:
         checkpoint.prune(folder, keep=engine.config.keep_checkpoints)
-    write_status(engine.output, step=step, steps=engine.steps)
+    RunFolder(engine.output).write_status(step=step, steps=engine.steps)
 
 
 def _save_model(engine: Engine) -> None:

@@ -1,0 +1,133 @@
+import dataclasses
+import json
+
+import pytest
+
+from powerclip.config import DataConfig, OptimConfig, TrainConfig
+from powerclip.errors import PowerclipError
+from powerclip.runs import RunFolder, all_checkpoints, checkpoint_path, read_metrics, step_of
+from powerclip.types import DataProvenance
+
+CONFIG = TrainConfig(steps=8)
+DATA = DataProvenance(sources=("/data/a", "http://store/{0..9}.tar"), samples=40, shards=2, digest="abc")
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run with a checkpoint after step 4."""
+    run = RunFolder(tmp_path / "run")
+    assert run.open(CONFIG, DATA, resume=False) is None
+    checkpoint_path(run.checkpoints, 4).mkdir(parents=True)
+    return run
+
+
+def test_a_new_run_records_its_config_and_its_data(run):
+    assert run.config() == CONFIG
+    assert run.data() == DATA
+    assert json.loads((run.path / "data.json").read_text()) == {
+        "sources": ["/data/a", "http://store/{0..9}.tar"],
+        "samples": 40,
+        "shards": 2,
+        "digest": "abc",
+    }
+
+
+@pytest.mark.parametrize("folder", ["missing", "empty"])
+def test_a_run_starts_in_a_folder_that_is_missing_or_empty(folder, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for resume in (False, True):
+        assert RunFolder(tmp_path / folder).check(CONFIG, resume=resume) == ""
+    assert not (tmp_path / "missing").exists()
+
+
+def test_a_used_folder_is_refused(run, tmp_path):
+    with pytest.raises(PowerclipError, match="run is not empty; add --resume auto to continue its run"):
+        run.check(CONFIG, resume=False)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(PowerclipError, match="file is a file; name a folder"):
+        RunFolder(tmp_path / "file").check(CONFIG, resume=True)
+    with pytest.raises(PowerclipError, match=r"holds no run \(no config.yaml\)"):
+        RunFolder(tmp_path).check(CONFIG, resume=True)
+
+
+def test_settings_that_decide_nothing_may_change_unreported(run):
+    other = dataclasses.replace(CONFIG, log_every_steps=1, device="cpu", data=DataConfig(workers=2))
+    assert run.check(other, resume=True) == ""
+
+
+def test_a_longer_run_is_reported(run):
+    other = dataclasses.replace(CONFIG, steps=9, optim=OptimConfig(learning_rate=0.5))
+    assert run.check(other, resume=True) == "optim.learning_rate: was 0.001, now 0.5, steps: was 8, now 9"
+
+
+def test_other_settings_are_refused_once_there_is_a_checkpoint(run):
+    other = dataclasses.replace(CONFIG, seed=7, data=DataConfig(flip=0.5), steps=9)
+    with pytest.raises(PowerclipError, match=r"other settings \(data.flip: was 0.0, now 0.5, seed: was 0, now 7\)"):
+        run.check(other, resume=True)
+    checkpoint_path(run.checkpoints, 4).rmdir()
+    assert run.check(other, resume=True) == ""
+
+
+def test_a_run_resumes_from_its_newest_checkpoint(run):
+    checkpoint_path(run.checkpoints, 6).mkdir()
+    (run.checkpoints / ".step-00000008.tmp").mkdir()
+    assert step_of(run.open(CONFIG, DATA, resume=True)) == 6
+    assert run.open(CONFIG, DATA, resume=False) is None
+
+
+def test_other_data_of_the_same_counts_are_refused(run):
+    other = dataclasses.replace(DATA, digest="abd")
+    with pytest.raises(PowerclipError, match="40 in 2 with other names or content; resume it on /data/a, http://store"):
+        run.open(CONFIG, other, resume=True)
+    assert run.data() == DATA
+
+
+def test_data_that_have_moved_are_the_same(run):
+    moved = dataclasses.replace(DATA, sources=("/elsewhere",))
+    assert step_of(run.open(CONFIG, moved, resume=True)) == 4
+    run.record(CONFIG, moved)
+    assert run.data() == moved
+
+
+def test_a_run_of_an_earlier_version_that_does_not_name_its_data_can_be_resumed(run):
+    run.data_file.unlink()
+    assert run.data() is None
+    assert step_of(run.open(CONFIG, dataclasses.replace(DATA, digest="other"), resume=True)) == 4
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"sources": "a"}', '{"samples": 1}'])
+def test_a_damaged_record_of_the_data_is_named(content, run):
+    run.data_file.write_text(content)
+    with pytest.raises(ValueError, match=r"data\.json"):
+        run.data()
+
+
+def test_the_status_tells_a_finished_run_from_others(run):
+    for step, finished in ((3, False), (8, True)):
+        run.write_status(step=step, steps=8)
+        assert json.loads(run.status_file.read_text()) == {"step": step, "steps": 8, "finished": finished}
+
+
+def test_checkpoints_are_in_the_order_of_their_steps(tmp_path):
+    for step in (5, 100_000_000, 20_000_000):
+        checkpoint_path(tmp_path, step).mkdir()
+    (tmp_path / "step-7").mkdir()
+    assert [step_of(path) for path in all_checkpoints(tmp_path)] == [5, 20_000_000, 100_000_000]
+    assert all_checkpoints(tmp_path / "missing") == []
+
+
+def test_damaged_lines_of_metrics_are_left_out(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(
+        b'{"step": 1, "loss": 2.0}\n{"step": 2, "lo\n\x00\xff\n[3]\n{"loss": 1.0}\n{"step": 4}\n{"step": 5'
+    )
+    assert read_metrics(path) == [{"step": 1, "loss": 2.0}, {"step": 4}]
+    assert read_metrics(tmp_path / "missing") == []
+
+
+def test_results_are_empty_where_there_are_none(run):
+    assert run.results() == {}
+    run.evaluation_file.write_text(json.dumps({"tasks": {"t": {"acc@1": 0.5, "mAP": None}}}))
+    assert run.results() == {"t": {"acc@1": 0.5}}
+    run.evaluation_file.write_text(json.dumps({"tasks": ["t"]}))
+    assert run.results() == {}
