@@ -1,11 +1,13 @@
-"""Imports point downward only: one table says which package may import which."""
+"""Imports point downward only and never in circles: one table says which package may import which."""
 
 import ast
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import powerclip
 
 SOURCE = Path(powerclip.__file__).parent
+TESTS = Path(__file__).parent
 
 LEAVES = {"errors", "config", "types", "tasks", "files"}
 MAY_IMPORT = {
@@ -32,32 +34,77 @@ MAY_IMPORT = {
 TOP = {"cli", "compare", "demo", "__init__"}
 
 
-def imports_of(path: Path) -> set[str]:
-    """First-level powerclip modules that a file imports, wherever in the file."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            names = [node.module or ""]
-            if node.module == "powerclip":
-                names = [f"powerclip.{alias.name}" for alias in node.names]
-        elif isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        else:
-            continue
-        found |= {name.split(".")[1] for name in names if name.startswith("powerclip.")}
+def modules_of(folder: Path, package: str) -> dict[str, ast.Module]:
+    """Dotted name of every module in a folder, with its syntax tree."""
+    found = {}
+    for path in sorted(folder.rglob("*.py")):
+        parts = (package, *path.relative_to(folder).with_suffix("").parts)
+        found[".".join(parts).removesuffix(".__init__")] = ast.parse(path.read_text(encoding="utf-8"))
+    return found
+
+
+MODULES = modules_of(SOURCE, "powerclip")
+
+
+def imports_of(tree: ast.Module) -> list[tuple[str, str]]:
+    """(module, name) of everything that is imported, wherever in the file; the name is "" where it is a module."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [(alias.name, "") for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"relative import in line {node.lineno}"
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                found.append((whole, "") if whole in MODULES else (node.module or "", alias.name))
     return found
 
 
 def test_every_import_points_downward():
     wrong = []
-    for path in sorted(SOURCE.rglob("*.py")):
-        room = path.relative_to(SOURCE).parts[0].removesuffix(".py")
+    for name, tree in MODULES.items():
+        room = name.split(".")[1] if "." in name else "__init__"
         if room in TOP:
             continue
-        assert room in MAY_IMPORT, f"{path}: say in MAY_IMPORT what {room} may import"
-        for name in imports_of(path) - {room, "__version__"} - MAY_IMPORT[room]:
-            wrong.append(f"{path.relative_to(SOURCE)} imports powerclip.{name}")
+        assert room in MAY_IMPORT, f"{name}: say in MAY_IMPORT what {room} may import"
+        others = {module.split(".")[1] for module, _ in imports_of(tree) if module.startswith("powerclip.")}
+        wrong += [f"{name} imports powerclip.{other}" for other in others - {room} - MAY_IMPORT[room]]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_no_imports_go_in_a_circle():
+    """Neither between packages nor inside one, and not in functions or for types only either."""
+    graph = {
+        name: {module for module, _ in imports_of(tree)} & (MODULES.keys() - {name}) for name, tree in MODULES.items()
+    }
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        raise AssertionError(" <- ".join(error.args[1])) from None
+
+
+def test_no_module_uses_a_private_name_of_another():
+    wrong = []
+    for name, tree in MODULES.items():
+        imported = [(module, member) for module, member in imports_of(tree) if module.startswith("powerclip")]
+        wrong += [f"{name} imports {module}.{member}" for module, member in imported if private(member)]
+        aliases = {module.rpartition(".")[2] for module, member in imported if not member}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in aliases:
+                wrong += [f"{name} uses {node.value.id}.{node.attr}"] if private(node.attr) else []
+    assert not wrong, "\n".join(wrong)
+
+
+def private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")
+
+
+def test_no_test_module_imports_another():
+    """What several need is in tests.support."""
+    wrong = []
+    for name, tree in modules_of(TESTS, "tests").items():
+        found = [f"{module}.{member}" for module, member in imports_of(tree)]
+        wrong += [f"{name} imports {path}" for path in found if ".test_" in path or path.startswith("test_")]
     assert not wrong, "\n".join(wrong)
 
 
@@ -76,16 +123,7 @@ def test_no_allowed_values_are_declared_twice():
 
 def test_only_the_towers_import_open_clip():
     users = {
-        str(path.relative_to(SOURCE))
-        for path in SOURCE.rglob("*.py")
-        if any(
-            (isinstance(node, ast.Import) and any(a.name.split(".")[0] == "open_clip" for a in node.names))
-            or (isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "open_clip")
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        )
+        name for name, tree in MODULES.items() if any(path.split(".")[0] == "open_clip" for path, _ in imports_of(tree))
     }
-    assert users == {
-        "model/towers.py",
-        "model/transforms.py",
-        "evaluate/datasets/prompts.py",
-    }  # the latter: ImageNet's class names and prompts
+    class_names_and_prompts = "powerclip.evaluate.datasets.prompts"
+    assert users == {"powerclip.model.towers", "powerclip.model.transforms", class_names_and_prompts}
