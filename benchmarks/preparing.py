@@ -126,7 +126,7 @@ def main() -> None:
                 list(loaded.parse(["a dog on a chair"] * 8))
             proposer = proposer_of(regions, device=options.device)
             if proposer is not None:
-                list(proposer.propose([Image.new("RGB", (384, 288))]))
+                proposer.propose(Image.new("RGB", (384, 288)))
             task = ShardTask(
                 number=0, chunk=TarChunk(folder / "source.tar", "txt"), path=folder / "out.tar", parser=parser,
                 regions=regions, device=options.device,

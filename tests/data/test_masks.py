@@ -21,9 +21,9 @@ from tests.support.tars import npy, write_tar
 
 def sample_of(masks, *, size=(40, 60), pixels=None, key="a"):
     array = np.zeros((*size, 3), np.uint8) if pixels is None else pixels
-    annotation = RegionAnnotation(masks=masks, scores=(1.0,) * len(masks), proposer="test")
+    annotation = RegionAnnotation.from_masks(masks, scores=(1.0,) * len(masks), proposer="test")
     image = encoded(Image.fromarray(array))
-    return Sample(key=key, image=image, image_extension="png", caption="a dog", regions=annotation.to_json())
+    return Sample(key=key, image=image, image_extension="png", caption="a dog", regions=annotation)
 
 
 def opened(sample):
@@ -87,16 +87,17 @@ def test_fewer_than_m_or_none_is_normal(count, tmp_path):
 )
 def test_regions_that_cannot_be_used_make_a_bad_sample(change, reason):
     sample, tower = sample_of(np.ones((1, 40, 60), bool)), tiny_tower()
-    broken = Sample(
-        key="a", image=sample.image, image_extension="png", caption="a", regions={**sample.regions, **change}
-    )
+    files = sample.members()
+    files["regions.json"] = json.dumps({**json.loads(files["regions.json"]), **change}).encode()
     with pytest.raises(BadSampleError, match=reason):
-        transform_with_regions(broken, opened(sample), tower["transform"], count=2, grid=tower["grid"])
+        transform_with_regions(
+            Sample.from_members("a", files), opened(sample), tower["transform"], count=2, grid=tower["grid"]
+        )
 
 
 def test_scenes_carry_their_regions_into_batches(tmp_path):
     write_shards(generate("train", count=16, seed=0), tmp_path)
-    objects = {s.key: len(s.regions["masks"]) for s in read_shards(tmp_path)}
+    objects = {s.key: len(s.regions.rles) for s in read_shards(tmp_path)}
     (batch,) = make_loader(tmp_path, **tiny_tower(), batch_size=16, seed=0, regions=6).epoch(0)
     assert batch.region_masks.any(dim=2).sum(dim=1).tolist() == [objects[key] for key in batch.keys]
     (again,) = make_loader(tmp_path, **tiny_tower(), batch_size=16, seed=0, regions=6, workers=1).epoch(0)

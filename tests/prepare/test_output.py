@@ -189,11 +189,10 @@ def test_another_version_of_the_parser_is_noticed(photos, tmp_path, monkeypatch)
 def test_an_image_that_the_proposer_refuses_costs_itself(photos, tmp_path, monkeypatch):
     real = annotate.proposer_of("superpixels", device="cpu")
 
-    def propose(images):
-        for image in images:
-            if image.width == 7:
-                raise ValueError("Size must contain 'height'")
-            yield from real.propose([image])
+    def propose(image):
+        if image.width == 7:
+            raise ValueError("Size must contain 'height'")
+        return real.propose(image)
 
     monkeypatch.setattr(annotate, "proposer_of", lambda *_, **__: SimpleNamespace(name="x", propose=propose))
     (photos / "3.jpg").write_bytes(picture(size=(7, 500)))

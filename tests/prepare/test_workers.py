@@ -178,7 +178,7 @@ def test_check_tells_what_the_shards_hold(tmp_path):
     samples = list(read_shards(tmp_path / "out"))
     assert found["samples"] == 40 and found["shards"] == 4 and not found["bad"]
     assert found["measures"]["phrases"]["mean"] == sum(len(s.tree.phrases) for s in samples) / 40
-    assert found["measures"]["regions"]["max"] == max(len(s.regions["masks"]) for s in samples)
+    assert found["measures"]["regions"]["max"] == max(len(s.regions.rles) for s in samples)
     assert "40 samples in 4 shards, 0 bad" in text
     with Image.open(tmp_path / "out" / "contact_sheet.png") as sheet:
         assert sheet.width > 1000

@@ -7,8 +7,8 @@ from powerclip.data.masks import transform_with_regions
 from powerclip.data.shards import read_shards
 from powerclip.errors import PowerclipError
 from powerclip.prepare import prepare
-from powerclip.regions import RegionAnnotation, load_proposer
-from powerclip.regions.masks import MAX_REGIONS, masks_at_size, tidied
+from powerclip.regions import load_proposer
+from powerclip.regions.masks import MAX_PROPOSALS, annotate, deduplicate_masks, masks_at_size
 
 
 def squares(*corners, size=40):
@@ -18,24 +18,24 @@ def squares(*corners, size=40):
     return masks
 
 
-def test_the_best_first_without_the_tiny_and_the_double():
+def test_the_best_come_first_without_tiny_masks_and_duplicates():
     masks = squares((0, 0, 20), (0, 0, 19), (0, 0, 10), (30, 30, 1), (20, 20, 20))
-    tidy = tidied(masks, [0.5, 0.9, 0.7, 1.0, 0.8], proposer="test")
     # 19 x 19 and 20 x 20 overlap by 361/400 > 0.9: the better stays; one pixel of 1600 is tiny.
-    assert tidy.scores == (0.9, 0.8, 0.7)
-    assert [mask.sum() for mask in tidy.masks] == [361, 400, 100]
+    assert deduplicate_masks(masks, [0.5, 0.9, 0.7, 1.0, 0.8]) == [1, 4, 2]
+    annotation = annotate(masks, [0.5, 0.9, 0.7, 1.0, 0.8], Image.new("RGB", (80, 80)), proposer="test")
+    assert (annotation.scores, annotation.proposer) == ((0.9, 0.8, 0.7), "test")
+    assert [mask.sum() for mask in annotation.masks()] == [4 * 361, 4 * 400, 4 * 100]
 
 
-def test_an_image_keeps_so_many_masks_at_most():
+def test_an_image_keeps_at_most_this_many_masks():
     masks = np.stack([np.roll(squares((0, 0, 3))[0], 3 * i) for i in range(100)])
     scores = list(np.linspace(0, 1, 100))
-    tidy = tidied(masks, scores, proposer="test")
-    assert len(tidy.masks) == MAX_REGIONS
-    assert tidy.scores[0] == 1.0
+    assert deduplicate_masks(masks, scores) == list(range(99, 99 - MAX_PROPOSALS, -1))
 
 
 def test_nothing_proposed_is_normal():
-    assert tidied(np.zeros((0, 5, 5), bool), [], proposer="test").masks.shape == (0, 5, 5)
+    annotation = annotate(np.zeros((0, 5, 5), bool), [], Image.new("RGB", (7, 9)), proposer="test")
+    assert (len(annotation.rles), annotation.masks().shape) == (0, (0, 9, 7))
 
 
 def test_masks_of_a_smaller_copy_fit_the_image():
@@ -49,28 +49,19 @@ def test_masks_of_a_smaller_copy_fit_the_image():
 def test_superpixels_find_a_square_on_a_plain_ground():
     pixels = np.full((300, 400, 3), 200, np.uint8)
     pixels[100:200, 150:300] = (255, 0, 0)
-    (found,) = load_proposer("superpixels").propose([Image.fromarray(pixels)])
-    assert found.masks.shape[1:] == (300, 400)
+    found = load_proposer("superpixels").propose(Image.fromarray(pixels))
+    assert found.masks().shape[1:] == (300, 400)
     assert list(found.scores) == sorted(found.scores, reverse=True)
     square = np.zeros((300, 400), bool)
     square[100:200, 150:300] = True
-    overlap = [(m & square).sum() / (m | square).sum() for m in found.masks]
+    overlap = [(m & square).sum() / (m | square).sum() for m in found.masks()]
     assert max(overlap) > 0.8  # the smoothed edge makes segments of its own
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 300), (33, 7)])
 def test_superpixels_of_odd_sizes(size):
-    (found,) = load_proposer("superpixels").propose([Image.new("RGB", size, "red")])
-    assert found.masks.shape[1:] == size[::-1]
-
-
-def test_an_image_is_taken_for_each_that_is_given():
-    taken = []
-    images = (taken.append(i) or Image.new("RGB", (40 + i, 30), "red") for i in range(5))
-    for i, found in enumerate(load_proposer("superpixels").propose(images)):
-        assert taken == list(range(i + 1))
-        assert found.masks.shape[1:] == (30, 40 + i)
-    assert len(taken) == 5
+    found = load_proposer("superpixels").propose(Image.new("RGB", size, "red"))
+    assert found.masks().shape[1:] == size[::-1]
 
 
 @pytest.mark.parametrize(("orientation", "shown"), [(3, (180, 240)), (6, (240, 180))])
@@ -86,7 +77,7 @@ def test_regions_lie_on_the_upright_picture_wherever_it_is_read(orientation, sho
     prepare(tmp_path / "photos", tmp_path / "shards", regions="superpixels", parser="none")
     (sample,) = read_shards(tmp_path / "shards")
     assert sample.image == (tmp_path / "photos" / "a.jpg").read_bytes()
-    assert (sample.regions["height"], sample.regions["width"]) == shown
+    assert (sample.regions.height, sample.regions.width) == shown
 
     image = decode_image(sample.image)
     bright, regions = transform_with_regions(sample, image, lambda *moved: moved, count=64, grid=shown)
@@ -114,9 +105,9 @@ def test_prepared_shards_hold_them(tmp_path):
     (tmp_path / "photos" / "a.txt").write_text("a red square")
     report = prepare(tmp_path / "photos", tmp_path / "shards", regions="superpixels")
     (sample,) = read_shards(tmp_path / "shards")
-    annotation = RegionAnnotation.from_json(sample.regions)
+    annotation = sample.regions
     assert annotation.proposer == "superpixels:felzenszwalb-100-300-1000"
     assert report["proposer"] == {annotation.proposer: 1}
-    assert report["regions_per_image"] == len(annotation.masks) >= 2
+    assert report["regions_per_image"] == len(annotation.rles) >= 2
     with pytest.raises(PowerclipError, match="made otherwise .proposer superpixels"):
         prepare(tmp_path / "photos", tmp_path / "shards")

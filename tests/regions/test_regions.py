@@ -1,4 +1,5 @@
 import json
+import re
 import tracemalloc
 from fractions import Fraction
 
@@ -11,6 +12,7 @@ from PIL import Image
 
 from powerclip.data.masks import transform_with_regions
 from powerclip.data.sample import Sample
+from powerclip.data.validate import check_annotations
 from powerclip.errors import BadSampleError
 from powerclip.regions import RegionAnnotation, fixed_boxes, masks_to_grid, random_boxes, rle
 
@@ -76,7 +78,7 @@ def test_rle_refuses_or_decodes_any_text(text):
 
 def test_rle_of_another_size_says_so():
     text = rle.encode(np.eye(6, dtype=bool))
-    with pytest.raises(ValueError, match="no run-length mask of 7 x 6 pixels: its runs cover 36"):
+    with pytest.raises(ValueError, match="not a valid run-length mask of 7 x 6 pixels: its runs cover 36"):
         rle.decode(text, 7, 6)
 
 
@@ -96,15 +98,24 @@ def coverage_oracle(mask, grid):
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(1, 11), st.integers(1, 11), st.integers(1, 5), st.integers(1, 5), st.integers(0, 2**32 - 1))
-def test_masks_to_grid_equals_a_loop_in_fractions(height, width, rows, columns, seed):
+@given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 5), st.integers(1, 5), st.integers(0, 2**32 - 1))
+def test_masks_to_grid_equals_a_loop_in_fractions(patch_height, patch_width, rows, columns, seed):
     rng = np.random.default_rng(seed)
-    mask = rng.random((height, width)) < rng.random()
+    mask = rng.random((patch_height * rows, patch_width * columns)) < rng.random()
     shares = coverage_oracle(mask, (rows, columns))
     expected = [share >= Fraction(1, 2) for share in shares]
     if not any(expected) and max(shares) > 0:
         expected[shares.index(max(shares))] = True
     assert masks_to_grid(torch.from_numpy(mask)[None], (rows, columns))[0].tolist() == expected
+
+
+def test_pixels_beyond_the_last_complete_patch_belong_to_none():
+    """A tower of 384 pixels and patches of 14 has 27 x 27 patches, which cover 378 pixels."""
+    mask = torch.zeros(1, 384, 384, dtype=torch.bool)
+    mask[:, 13:, :14] = True
+    assert masks_to_grid(mask, (27, 27)).nonzero()[:, 1].tolist() == [row * 27 for row in range(1, 27)]
+    mask[:, :378, :378] = False
+    assert not masks_to_grid(mask, (27, 27)).any()
 
 
 def test_masks_to_grid_keeps_small_masks_and_leaves_empty_ones():
@@ -115,17 +126,23 @@ def test_masks_to_grid_keeps_small_masks_and_leaves_empty_ones():
 
 
 def test_masks_to_grid_refuses_other_shapes():
-    with pytest.raises(ValueError, match=r"must be \(M, H, W\).*\(64, 64\)"):
-        masks_to_grid(torch.zeros(64, 64, dtype=torch.bool), (8, 8))
+    for shape in ((64, 64), (1, 7, 64), (1, 64, 7)):
+        with pytest.raises(
+            ValueError, match=rf"must be \(M, H, W\), at least as large as the grid .*{re.escape(str(shape))}"
+        ):
+            masks_to_grid(torch.zeros(shape, dtype=torch.bool), (8, 8))
 
 
 def test_annotation_round_trip():
     masks = np.random.default_rng(0).random((3, 5, 7)) < 0.5
-    value = RegionAnnotation(masks=masks, scores=(0.5, 0.25, 1.0), proposer="gold").to_json()
+    value = RegionAnnotation.from_masks(masks, scores=(0.5, 0.25, 1.0), proposer="gold").to_json()
     assert (value["height"], value["width"], value["proposer"]) == (5, 7, "gold")
     read = RegionAnnotation.from_json(value)
-    assert np.array_equal(read.masks, masks)
+    assert np.array_equal(read.masks(), masks)
+    assert np.array_equal(read.masks([2, 0]), masks[[2, 0]])
+    assert len(read.rles) == 3
     assert read.scores == (0.5, 0.25, 1.0)
+    assert RegionAnnotation.from_json(read.to_json()) == read
 
 
 @pytest.mark.parametrize(
@@ -134,14 +151,18 @@ def test_annotation_round_trip():
         ({"height": 0}, "positive"),
         ({"height": "tall"}, "reading failed with TypeError"),
         ({"width": float("inf")}, "reading failed with TypeError"),
-        ({"height": 2**20, "width": 2**20}, "too many to be read"),
+        ({"height": 2**20, "width": 2**20}, "too many to read"),
+        (
+            {"height": 8000, "width": 8000, "masks": [{"rle": ""}] * 65},
+            "65 masks of 8000 x 8000 pixels, too many to read",
+        ),
         ({"masks": [{}]}, "reading failed with KeyError"),
         ({"masks": 3}, "reading failed with TypeError"),
         ({"masks": [{"rle": 4}]}, "expected a string, not int"),
         ({"masks": [{"rle": "4", "score": "high"}]}, "expected a number, not str"),
         ({"masks": [{"rle": "4", "score": 10**400}]}, "reading failed with OverflowError"),
         ({"proposer": None}, "expected a string, not NoneType"),
-        ({"masks": [{"rle": "!", "score": 1.0}]}, "no run-length mask"),
+        ({"masks": [[]]}, "reading failed with TypeError"),
         ({"masks": [{"rle": "", "score": float("nan")}]}, "finite"),
     ],
 )
@@ -150,16 +171,25 @@ def test_annotation_errors_say_where(change, message):
         RegionAnnotation.from_json({"height": 2, "width": 2, "masks": [], **change})
 
 
+def test_a_string_that_is_not_a_mask_is_refused_when_it_is_decoded_or_checked():
+    value = {"height": 2, "width": 2, "masks": [{"rle": rle.encode(np.ones((2, 2), bool))}, {"rle": "!"}]}
+    annotation = RegionAnnotation.from_json(value)
+    assert annotation.masks([0]).all()
+    for read in (annotation.validate, annotation.masks, lambda: annotation.masks([1])):
+        with pytest.raises(ValueError, match="'!' is not a valid run-length mask of 2 x 2"):
+            read()
+
+
 def test_a_run_length_without_end_is_refused_as_it_is_read():
     with pytest.raises(ValueError, match="a run longer than any mask"):
         rle.decode("o" * 2_000_000, 4, 5)
 
 
-def test_unsound_masks_take_no_memory():
-    wrong = {"height": 8192, "width": 8192, "masks": [{"rle": rle.encode(np.ones((2, 2), bool))}] * 64}
+def test_invalid_masks_take_no_memory():
+    wrong = {"height": 8000, "width": 8000, "masks": [{"rle": rle.encode(np.ones((2, 2), bool))}] * 64}
     tracemalloc.start()
     with pytest.raises(ValueError, match="its runs cover 4 pixels"):
-        RegionAnnotation.from_json(wrong)
+        RegionAnnotation.from_json(wrong).masks()
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 1_000_000  # the masks would be 4 GiB
@@ -178,10 +208,10 @@ ANYTHING = st.recursive(
 
 @st.composite
 def mutated(draw):
-    """A sound annotation of (5, 7) pixels in which a value or some characters are others."""
+    """A valid annotation of (5, 7) pixels in which a value or some characters are replaced."""
     rng = np.random.default_rng(draw(st.integers(0, 99)))
     masks = rng.random((draw(st.integers(0, 3)), 5, 7)) < rng.random()
-    value = RegionAnnotation(masks=masks, scores=(0.5,) * len(masks), proposer="test").to_json()
+    value = RegionAnnotation.from_masks(masks, scores=(0.5,) * len(masks), proposer="test").to_json()
     for _ in range(draw(st.integers(0, 2))):
         holder = draw(st.sampled_from([value, *(entry for entry in value["masks"] if isinstance(entry, dict))]))
         name = draw(st.sampled_from(sorted(holder)))
@@ -199,20 +229,24 @@ def mutated(draw):
 @given(ANYTHING | mutated())
 def test_any_json_is_an_annotation_or_a_value_error(value):
     value = json.loads(json.dumps(value))
-    sound = True
     try:
-        found = RegionAnnotation.from_json(value)
-        assert found.masks.shape == (len(value["masks"]), value["height"], value["width"])
+        annotation = RegionAnnotation.from_json(value)
     except ValueError:
-        sound = False
-    if not isinstance(value, dict):  # which the shards' reader has refused by then
         return
-    sample = Sample(key="a", image=b"", image_extension="png", caption="a", regions=value)
+    sample = Sample(key="a", image=b"", image_extension="png", caption="a", regions=annotation)
+    image = Image.new("RGB", (7, 5))
+    try:
+        assert annotation.masks().shape == (len(value["masks"]), value["height"], value["width"])
+    except ValueError:
+        with pytest.raises(BadSampleError):
+            check_annotations(sample, (5, 7))
     try:
         _, regions = transform_with_regions(
-            sample, Image.new("RGB", (7, 5)), lambda *moved: moved if len(moved) > 1 else moved[0], count=9, grid=(2, 2)
+            sample, image, lambda *moved: moved if len(moved) > 1 else moved[0], count=9, grid=(2, 2)
         )
     except BadSampleError:
+        with pytest.raises(BadSampleError):
+            check_annotations(sample, (5, 7))
         return
-    assert sound
+    check_annotations(sample, (5, 7))
     assert regions.shape == (len(value["masks"]), 4)

@@ -14,7 +14,7 @@ from powerclip.data.shards import read_shards
 from powerclip.errors import PowerclipError
 from powerclip.prepare import prepare
 from powerclip.regions import RegionAnnotation, load_proposer
-from powerclip.regions.masks import masks_at_size, resized
+from powerclip.regions.masks import masks_at_size, shrink_to
 from powerclip.regions.sam import GPU_POINTS, LONGEST_SIDE, POINTS, SAM
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # transformers' and numpy's own
@@ -75,56 +75,42 @@ def picture(width=64, height=48):
     return Image.fromarray(np.random.default_rng(0).integers(0, 255, (height, width, 3), np.uint8))
 
 
-def test_masks_lie_in_the_pixels_of_each_image(checkpoint):
-    found = SAM(str(checkpoint), device="cpu", **EVERYTHING).propose([picture(), picture(100, 150)])
-    assert [annotation.masks.shape[1:] for annotation in found] == [(48, 64), (150, 100)]
-    assert all(len(annotation.masks) > 0 for annotation in found)
-    for annotation in found:
+def test_masks_are_in_the_pixels_of_the_image(checkpoint):
+    proposer = SAM(str(checkpoint), device="cpu", **EVERYTHING)
+    for image in (picture(), picture(100, 150)):
+        annotation = proposer.propose(image)
+        assert annotation.masks().shape[1:] == (image.height, image.width)
+        assert len(annotation.rles) > 0
         assert list(annotation.scores) == sorted(annotation.scores, reverse=True)
         assert annotation.proposer == f"sam:{checkpoint}"
-        read = RegionAnnotation.from_json(annotation.to_json())
-        np.testing.assert_array_equal(read.masks, annotation.masks)
-
-
-def test_an_image_among_others_has_the_regions_it_has_alone(checkpoint):
-    proposer = SAM(str(checkpoint), device="cpu", **EVERYTHING)
-    pictures = [picture(), picture(100, 150), picture(30, 30)]
-    taken = []
-    together = proposer.propose(taken.append(i) or image for i, image in enumerate(pictures))
-    for number, (image, among) in enumerate(zip(pictures, together, strict=True)):
-        assert taken == list(range(number + 1))  # no image is taken before it is wanted
-        (alone,) = proposer.propose([image])
-        np.testing.assert_array_equal(among.masks, alone.masks)
-        assert among.scores == alone.scores
-    assert list(proposer.propose([])) == []
+        assert RegionAnnotation.from_json(annotation.to_json()) == annotation
 
 
 @pytest.mark.parametrize("points", [16, 32])
 def test_the_points_at_once_change_no_mask(checkpoint, points):
-    (some,) = SAM(str(checkpoint), device="cpu", points_per_batch=points, **EVERYTHING).propose([picture()])
-    (usual,) = SAM(str(checkpoint), device="cpu", **EVERYTHING).propose([picture()])
-    np.testing.assert_array_equal(some.masks, usual.masks)
+    some = SAM(str(checkpoint), device="cpu", points_per_batch=points, **EVERYTHING).propose(picture())
+    usual = SAM(str(checkpoint), device="cpu", **EVERYTHING).propose(picture())
+    np.testing.assert_array_equal(some.masks(), usual.masks())
 
 
-def test_a_large_picture_is_seen_in_a_smaller_copy(checkpoint, monkeypatch):
+def test_a_large_image_is_seen_in_a_smaller_copy(checkpoint):
     assert LONGEST_SIDE == 1024
-    monkeypatch.setattr("powerclip.regions.sam.LONGEST_SIDE", 64)
     large = picture(200, 150)
-    proposer = SAM(str(checkpoint), device="cpu", **EVERYTHING)
-    found, small = proposer.propose([large, resized(large, 64)])
-    assert small.masks.shape[1:] == (48, 64)
-    assert len(small.masks) > 0
-    np.testing.assert_array_equal(found.masks, masks_at_size(small.masks, large))
+    proposer = SAM(str(checkpoint), device="cpu", longest_side=64, **EVERYTHING)
+    full, small = proposer.propose(large), proposer.propose(shrink_to(large, 64))
+    assert small.masks().shape[1:] == (48, 64)
+    assert len(small.rles) > 0
+    np.testing.assert_array_equal(full.masks(), masks_at_size(small.masks(), large))
 
 
 def test_bf16_gives_masks_too(checkpoint):
-    """A GPU's default, run here on the CPU: the pipeline suppresses doubles on the CPU in either case."""
+    """A GPU's default, run here on the CPU: the pipeline removes duplicates on the CPU in either case."""
     exact = {}
     for dtype in (torch.float32, torch.bfloat16):
-        (found,) = SAM(str(checkpoint), device="cpu", dtype=dtype, **EVERYTHING).propose([picture()])
-        assert len(found.masks) > 0
-        assert found.masks.any(axis=(1, 2)).all()
-        scores = torch.tensor(found.scores)
+        annotation = SAM(str(checkpoint), device="cpu", dtype=dtype, **EVERYTHING).propose(picture())
+        assert len(annotation.rles) > 0
+        assert annotation.masks().any(axis=(1, 2)).all()
+        scores = torch.tensor(annotation.scores)
         exact[dtype] = torch.equal(scores.bfloat16().float(), scores)
     assert exact == {torch.float32: False, torch.bfloat16: True}  # it is bf16 that was computed in
 
@@ -144,25 +130,24 @@ def test_a_picture_on_its_side_has_the_regions_of_the_upright_one(checkpoint, or
     picture().save(stored, "JPEG", exif=exif)
     upright = Image.fromarray(np.rot90(np.asarray(Image.open(stored)), turns))
     proposer = SAM(str(checkpoint), device="cpu", **EVERYTHING)
-    found, expected = proposer.propose([decode_image(stored.getvalue()), upright])
-    assert found.masks.shape[1:] == (upright.height, upright.width)
-    assert len(found.masks) > 0
-    np.testing.assert_array_equal(found.masks, expected.masks)
-    assert found.scores == expected.scores
+    turned, expected = proposer.propose(decode_image(stored.getvalue())), proposer.propose(upright)
+    assert turned.masks().shape[1:] == (upright.height, upright.width)
+    assert len(turned.rles) > 0
+    assert turned == expected
 
 
 def test_a_model_is_named_without_its_weights(checkpoint, tmp_path):
-    """Only what proposes needs them; a wrong name is told at once all the same."""
+    """Only what proposes needs them; a wrong name is still reported at once."""
     config = json.loads((checkpoint / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config))
     proposer = load_proposer(f"sam:{tmp_path}", device="cpu")
     assert proposer.name == f"sam:{tmp_path}"
     with pytest.raises(PowerclipError, match="^cannot load the SAM model .*; give a hub name or the folder of a SAM"):
-        next(iter(proposer.propose([picture()])))
+        proposer.propose(picture())
 
 
 @pytest.mark.parametrize("config", ["", "[]", "{}", '{"model_type": "sam", "vision_config": 3}', '{"model_type": "?"}'])
-def test_what_is_no_model_is_told_in_a_line(config, tmp_path):
+def test_what_is_not_a_model_is_reported_in_one_line(config, tmp_path):
     (tmp_path / "config.json").write_text(config)
     with pytest.raises(PowerclipError, match=r"^cannot load the SAM model .*; give a hub name") as error:
         SAM(str(tmp_path))
@@ -171,13 +156,13 @@ def test_what_is_no_model_is_told_in_a_line(config, tmp_path):
 
 def test_another_model_is_refused_by_its_type(tmp_path):
     transformers.CLIPConfig().save_pretrained(tmp_path)
-    with pytest.raises(PowerclipError, match="it is of the type clip, which generates no masks"):
+    with pytest.raises(PowerclipError, match="its type, clip, does not generate masks"):
         SAM(str(tmp_path))
 
 
 def test_an_image_in_which_nothing_is_found_has_no_regions(checkpoint):
-    (found,) = SAM(str(checkpoint), device="cpu", pred_iou_thresh=1e9).propose([picture()])
-    assert found.masks.shape == (0, 48, 64)
+    annotation = SAM(str(checkpoint), device="cpu", pred_iou_thresh=1e9).propose(picture())
+    assert annotation.masks().shape == (0, 48, 64)
 
 
 def test_prepare_takes_a_local_folder(checkpoint, tmp_path):
@@ -186,5 +171,5 @@ def test_prepare_takes_a_local_folder(checkpoint, tmp_path):
     (tmp_path / "photos" / "a.txt").write_text("noise")
     report = prepare(tmp_path / "photos", tmp_path / "shards", regions=f"sam:{checkpoint}", device="cpu")
     (sample,) = read_shards(tmp_path / "shards")
-    assert sample.regions["proposer"] == load_proposer(f"sam:{checkpoint}", device="cpu").name
-    assert report["proposer"] == {sample.regions["proposer"]: 1}
+    assert sample.regions.proposer == load_proposer(f"sam:{checkpoint}", device="cpu").name
+    assert report["proposer"] == {sample.regions.proposer: 1}

@@ -9,7 +9,6 @@ import pytest
 from PIL import Image
 
 from powerclip.data.sample import Sample
-from powerclip.regions import rle
 from powerclip.scenes import generate, sample
 from powerclip.scenes.captions import FORMS, Node, clause, write
 from powerclip.scenes.render import RGB
@@ -34,8 +33,7 @@ def pixels(s: Sample) -> np.ndarray:
 
 
 def masks(s: Sample) -> list[np.ndarray]:
-    height, width = s.regions["height"], s.regions["width"]
-    return [rle.decode(mask["rle"], height, width) for mask in s.regions["masks"]]
+    return list(s.regions.masks())
 
 
 def pairs(s: Sample) -> set[tuple[str, str]]:
@@ -99,7 +97,7 @@ def test_the_dominant_colour_within_a_mask_is_the_stated_one(image_size):
 def test_masks_are_whole_disjoint_and_within_their_boxes(samples):
     for s in samples:
         found = masks(s)
-        assert s.regions["proposer"] == "gold"
+        assert s.regions.proposer == "gold"
         assert len(found) == len(s.metadata["objects"])
         assert not any((a & b).any() for a, b in combinations(found, 2))
         for thing, mask in zip(s.metadata["objects"], found, strict=True):

@@ -12,12 +12,10 @@ from PIL import Image, ImageOps
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION
 
 from powerclip.errors import BadSampleError
+from powerclip.regions.annotation import MAX_PIXELS
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 """Formats whose decoders are tried: all lie within Pillow; EPS, for one, would start Ghostscript."""
-
-MAX_PIXELS = 64_000_000
-"""A larger image is refused before it is decompressed."""
 
 
 def decode_image(data: bytes) -> Image.Image:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -12,8 +11,8 @@ from torch import Tensor
 from torchvision import tv_tensors
 
 from powerclip.data.sample import PUBLISHED_GRID, Sample
-from powerclip.errors import BadSampleError
-from powerclip.regions import RegionAnnotation, masks_to_grid
+from powerclip.data.validate import stored_masks
+from powerclip.regions import masks_to_grid
 
 
 def transform_with_regions(
@@ -38,24 +37,12 @@ def transform_with_regions(
     """
     if sample.regions is None:
         return transform(image), _patch_regions(sample, count)
-    masks = torch.from_numpy(_drawn(sample.regions, image, count))
+    drawn = torch.randperm(len(sample.regions.rles))[:count].tolist()
+    masks = torch.from_numpy(stored_masks(sample.regions, (image.height, image.width), drawn))
     if not len(masks):
         return transform(image), torch.zeros((0, grid[0] * grid[1]), dtype=torch.bool)
     moved, masks = transform(image, tv_tensors.Mask(masks.to(torch.uint8)))
     return moved, masks_to_grid(masks.bool(), grid)
-
-
-def _drawn(regions: Any, image: Image.Image, count: int) -> Any:
-    """(m, H, W) bool masks of the drawn regions; only those are decoded."""
-    try:
-        if tuple(operator.index(regions[side]) for side in ("height", "width")) != (image.height, image.width):
-            raise BadSampleError("regions of another size than the image")
-        chosen = torch.randperm(len(regions["masks"]))[:count].tolist()
-        return RegionAnnotation.from_json({**regions, "masks": [regions["masks"][i] for i in chosen]}).masks
-    except BadSampleError:
-        raise
-    except (ValueError, KeyError, TypeError) as error:
-        raise BadSampleError("malformed regions.json") from error
 
 
 def _patch_regions(sample: Sample, count: int) -> Tensor:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from powerclip.data.published import read_njson
 from powerclip.errors import BadSampleError as BadSampleError
 from powerclip.phrases.tree import PhraseTree
+from powerclip.regions.annotation import RegionAnnotation
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 CAPTION_EXTENSION = "txt"
@@ -52,7 +53,7 @@ class Sample:
     """Phrases of the caption (``KEY.phrases.json``)."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
     """Whatever is known of the sample (``KEY.json``)."""
-    regions: Mapping[str, Any] | None = None
+    regions: RegionAnnotation | None = None
     """Region masks of the image (``KEY.regions.json``)."""
     patch_regions: tuple[tuple[int, ...], ...] | None = None
     """Regions as patches of ``PUBLISHED_GRID``, row-major (``KEY.samlens.npy`` and ``KEY.samcat.npy``)."""
@@ -73,7 +74,7 @@ class Sample:
         if self.tree is not None:
             files["phrases.json"] = _json(self.tree.to_json())
         if self.regions is not None:
-            files["regions.json"] = _json(self.regions)
+            files["regions.json"] = _json(self.regions.to_json())
         return files
 
     @classmethod
@@ -105,7 +106,7 @@ class Sample:
             caption=caption,
             tree=tree,
             metadata=_read_json(files, "json") or {},
-            regions=_read_json(files, "regions.json"),
+            regions=_read_regions(files),
             patch_regions=_read_patch_regions(files),
         )
 
@@ -160,6 +161,16 @@ def _is_deep(value: Any) -> bool:
         if not level:
             return False
     return True
+
+
+def _read_regions(files: Mapping[str, bytes]) -> RegionAnnotation | None:
+    value = _read_json(files, "regions.json")
+    if value is None:
+        return None
+    try:
+        return RegionAnnotation.from_json(value)
+    except ValueError as error:
+        raise BadSampleError("malformed regions.json") from error
 
 
 def _read_patch_regions(files: Mapping[str, bytes]) -> tuple[tuple[int, ...], ...] | None:

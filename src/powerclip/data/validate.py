@@ -1,38 +1,63 @@
-"""What makes annotations sound, whether they came with a source or are read back by the check."""
+"""Whether annotations fit their caption and image: those of a source, of a shard being checked, of a batch."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
 
-from PIL import Image
+import numpy as np
+from numpy.typing import NDArray
 
-from powerclip.data.images import decode_image
 from powerclip.data.sample import Sample
 from powerclip.errors import BadSampleError
 from powerclip.phrases.tokens import crossing
 from powerclip.phrases.tree import PhraseTree
-from powerclip.regions.annotation import MAX_MASK_PIXELS, RegionAnnotation
-
-MASKS_AT_ONCE = 8
-"""Masks of an image that are decoded together."""
+from powerclip.regions.annotation import RegionAnnotation
 
 
-def check_annotations(sample: Sample, image: Image.Image | None = None) -> None:
-    """See that the phrases lie in the caption, nested or disjoint, and the masks on the image.
+def check_annotations(sample: Sample, size: tuple[int, int]) -> None:
+    """Check that the phrases lie within the caption, nested or disjoint, and that the masks fit the image.
 
     Args:
-        sample: its annotations.
-        image: the sample's, where it is decoded already.
+        sample: its annotations are checked.
+        size: height and width of its decoded image.
 
     Raises:
-        BadSampleError: they do not.
+        BadSampleError: they do not fit.
     """
     if sample.tree is not None:
         _check_tree(sample.tree, sample.caption)
     if sample.regions is not None:
-        image = image or decode_image(sample.image)
-        _check_regions(sample.regions, (image.height, image.width))
+        _check_size(sample.regions, size)
+        try:
+            sample.regions.validate()
+        except ValueError as error:
+            raise BadSampleError("malformed regions.json") from error
+
+
+def stored_masks(regions: RegionAnnotation, size: tuple[int, int], indices: Sequence[int]) -> NDArray[np.bool_]:
+    """Decode some of the stored masks of an image.
+
+    Args:
+        regions: of the image.
+        size: height and width of the decoded image.
+        indices: which masks.
+
+    Returns:
+        (M, H, W) bool.
+
+    Raises:
+        BadSampleError: the masks are of another size than the image, or malformed.
+    """
+    _check_size(regions, size)
+    try:
+        return regions.masks(indices)
+    except ValueError as error:
+        raise BadSampleError("malformed regions.json") from error
+
+
+def _check_size(regions: RegionAnnotation, size: tuple[int, int]) -> None:
+    if (regions.height, regions.width) != size:
+        raise BadSampleError("regions of another size than the image")
 
 
 def _check_tree(tree: PhraseTree, caption: str) -> None:
@@ -40,18 +65,3 @@ def _check_tree(tree: PhraseTree, caption: str) -> None:
         raise BadSampleError("phrases reach beyond the caption")
     if crossing(tree):
         raise BadSampleError("phrases cross")
-
-
-def _check_regions(regions: Mapping[str, Any], size: tuple[int, int]) -> None:
-    masks = regions.get("masks")
-    if not isinstance(masks, list):
-        raise BadSampleError("malformed regions.json")
-    if (regions.get("height"), regions.get("width")) != size:
-        raise BadSampleError("regions of another size than the image")
-    if len(masks) * size[0] * size[1] > MAX_MASK_PIXELS:
-        raise BadSampleError("more region masks than can be read")
-    try:
-        for first in range(0, max(1, len(masks)), MASKS_AT_ONCE):
-            RegionAnnotation.from_json({**regions, "masks": masks[first : first + MASKS_AT_ONCE]})
-    except ValueError as error:
-        raise BadSampleError("malformed regions.json") from error

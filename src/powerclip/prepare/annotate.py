@@ -114,11 +114,11 @@ def _propose(samples: Iterable[Sample], proposer: Proposer | None, counts: _Coun
     for sample in samples:
         if proposer is not None and sample.regions is None:
             try:  # image by image: of one that fails in a row, those behind it would be lost
-                (annotation,) = proposer.propose([decode_image(sample.image)])
+                regions = proposer.propose(decode_image(sample.image))
             except ValueError:
                 counts.skip("image that the regions' proposer refuses", sample.key)
                 continue
-            sample = replace(sample, regions=annotation.to_json())
+            sample = replace(sample, regions=regions)
         yield sample
 
 
@@ -138,14 +138,14 @@ class _Counts:
         if sample.tree is not None:
             _count(self.kept, f"phrases of {sample.tree.parser}")
         if sample.regions is not None:
-            _count(self.kept, f"regions of {sample.regions.get('proposer', 'unknown')}")
+            _count(self.kept, f"regions of {sample.regions.proposer}")
 
     def add(self, sample: Sample) -> None:
         self.samples += 1
         self.phrases += len(sample.tree.phrases) if sample.tree else 0
-        self.regions += len(sample.regions["masks"]) if sample.regions else 0
+        self.regions += len(sample.regions.rles) if sample.regions else 0
         _count(self.parsers, sample.tree.parser if sample.tree else "none")
-        _count(self.proposers, str(sample.regions.get("proposer", "unknown")) if sample.regions else "none")
+        _count(self.proposers, sample.regions.proposer if sample.regions else "none")
 
     def skip(self, reason: str, name: str) -> None:
         reason = _count(self.skipped, reason)

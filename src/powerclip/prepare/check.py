@@ -133,9 +133,9 @@ def _measures(sample: Sample, entry: Entry) -> tuple[float, ...]:
         BadSampleError: the image, the phrases or the regions are not sound.
     """
     image = decode_image(sample.image)
-    check_annotations(sample, image)
+    check_annotations(sample, (image.height, image.width))
     words = len(sample.tree.leaves if sample.tree is not None else sample.caption.split())
-    regions = len(sample.regions["masks"] if sample.regions is not None else sample.patch_regions or ())
+    regions = len(sample.regions.rles if sample.regions is not None else sample.patch_regions or ())
     phrases = len(sample.tree.phrases) if sample.tree else 0
     kilobytes = sum(size for _, size in entry.members.values()) / 1000
     return words, phrases, regions, image.width, image.height, kilobytes

@@ -15,8 +15,7 @@ from PIL import Image
 from powerclip.data.images import decode_image
 from powerclip.data.sample import PUBLISHED_GRID, Sample
 from powerclip.phrases.brackets import write_brackets
-from powerclip.regions import RegionAnnotation
-from powerclip.regions.masks import masks_at_size, resized
+from powerclip.regions.masks import masks_at_size, shrink_to
 
 COLUMNS = 4
 LONGEST_SIDE = 320
@@ -36,7 +35,7 @@ def contact_sheet(samples: Sequence[Sample]) -> Figure:
         for axes in panels:
             axes.set_axis_off()
         for axes, sample in zip(panels, samples, strict=False):
-            image = resized(decode_image(sample.image), LONGEST_SIDE)
+            image = shrink_to(decode_image(sample.image), LONGEST_SIDE)
             masks = _masks(sample, image)
             axes.imshow(_painted(image, masks))
             text = write_brackets(sample.caption, sample.tree) if sample.tree else sample.caption
@@ -53,7 +52,7 @@ def contact_sheet(samples: Sequence[Sample]) -> Figure:
 def _masks(sample: Sample, image: Image.Image) -> NDArray[np.bool_]:
     """(M, H, W) of the small picture."""
     if sample.regions is not None:
-        return masks_at_size(RegionAnnotation.from_json(sample.regions).masks, image)
+        return masks_at_size(sample.regions.masks(), image)
     patches = np.zeros((len(sample.patch_regions or ()), PUBLISHED_GRID[0] * PUBLISHED_GRID[1]), dtype=np.bool_)
     for mask, region in zip(patches, sample.patch_regions or (), strict=True):
         mask[list(region)] = True

@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from powerclip.data.images import decode_image
 from powerclip.data.sample import CAPTION_EXTENSION, IMAGE_EXTENSIONS, Sample
 from powerclip.data.shards import MAX_SAMPLES, BrokenShardError, Entry, find_shards, stream_shard
 from powerclip.data.validate import check_annotations
@@ -82,7 +83,8 @@ def _load(index: int, entry: Entry, caption_key: str, keep: bool) -> Sample:
     tree = found.tree if keep else None  # an njson holds both
     annotations = {"tree": tree, "metadata": found.metadata, "regions": found.regions}
     sample = make_sample(key, found.image, found.caption, **annotations)
-    check_annotations(sample)
+    image = decode_image(sample.image)
+    check_annotations(sample, (image.height, image.width))
     return sample
 
 

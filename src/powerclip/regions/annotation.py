@@ -1,10 +1,10 @@
-"""``KEY.regions.json``: the region masks of one image, as proposed once and for all crops."""
+"""``KEY.regions.json``: the region masks of one image, proposed once for all crops and models."""
 
 from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from powerclip.regions import rle
 
-MAX_PIXELS = 2**26
-"""Pixels of a mask: no larger image is read."""
+MAX_PIXELS = 64_000_000
+"""Pixels of an image, and of each of its masks; a larger one is refused before it is decoded."""
 
 MAX_MASK_PIXELS = 64 * MAX_PIXELS
 """Pixels of all masks of an image together."""
@@ -22,31 +22,74 @@ MAX_MASK_PIXELS = 64 * MAX_PIXELS
 
 @dataclass(frozen=True, kw_only=True)
 class RegionAnnotation:
-    """The masks of an image, with the proposer's scores."""
+    """The masks of an image, still encoded, with the proposer's scores."""
 
-    masks: NDArray[np.bool_]
-    """(M, H, W) in pixels of the original image."""
+    height: int
+    """Height of the image in pixels."""
+    width: int
+    """Width of the image in pixels."""
+    rles: tuple[str, ...]
+    """M masks as COCO run-length strings; ``masks`` decodes them."""
     scores: tuple[float, ...]
     """M scores of the proposer, higher is better."""
     proposer: str
     """What proposed them: "gold", or the name of the method or model."""
 
-    def __post_init__(self) -> None:
-        if self.masks.ndim != 3 or len(self.scores) != len(self.masks):
-            raise ValueError(
-                f"masks must be (M, H, W) with M scores, but are {self.masks.shape} with {len(self.scores)} scores"
-            )
+    @classmethod
+    def from_masks(cls, masks: NDArray[np.bool_], *, scores: Sequence[float], proposer: str) -> RegionAnnotation:
+        """Encode (M, H, W) bool masks in the pixels of the image, with M scores.
+
+        Raises:
+            ValueError: the masks have another shape, or there is another number of scores.
+        """
+        if masks.ndim != 3 or len(scores) != len(masks):
+            raise ValueError(f"masks must be (M, H, W) with M scores, but are {masks.shape} with {len(scores)} scores")
+        return cls(
+            height=masks.shape[1],
+            width=masks.shape[2],
+            rles=tuple(rle.encode(mask) for mask in masks),
+            scores=tuple(map(float, scores)),
+            proposer=proposer,
+        )
+
+    def masks(self, indices: Sequence[int] | None = None) -> NDArray[np.bool_]:
+        """Decode the masks, or some of them.
+
+        Args:
+            indices: which masks, in this order; all by default.
+
+        Returns:
+            (M, H, W) bool in the pixels of the image.
+
+        Raises:
+            ValueError: a string is not a mask of this size; this is found before memory is allocated.
+        """
+        runs = [self._runs(m) for m in (range(len(self.rles)) if indices is None else indices)]
+        masks = np.zeros((len(runs), self.height, self.width), dtype=np.bool_)
+        for mask, lengths in zip(masks, runs, strict=True):
+            mask[:] = rle.fill(lengths, self.height, self.width)
+        return masks
+
+    def validate(self) -> None:
+        """Check every mask without decoding it.
+
+        Raises:
+            ValueError: a string is not a mask of this size.
+        """
+        for m in range(len(self.rles)):
+            self._runs(m)
+
+    def _runs(self, index: int) -> list[int]:
+        return rle.read_runs(self.rles[index], self.height, self.width)
 
     def to_json(self) -> dict[str, Any]:
         """The content of a ``KEY.regions.json`` file."""
-        _, height, width = self.masks.shape
-        pairs = zip(self.masks, self.scores, strict=True)
-        masks = [{"rle": rle.encode(mask), "score": float(score)} for mask, score in pairs]
-        return {"height": height, "width": width, "masks": masks, "proposer": self.proposer}
+        masks = [{"rle": text, "score": score} for text, score in zip(self.rles, self.scores, strict=True)]
+        return {"height": self.height, "width": self.width, "masks": masks, "proposer": self.proposer}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> RegionAnnotation:
-        """Read the content of a ``KEY.regions.json`` file.
+        """Read the content of a ``KEY.regions.json`` file; the masks themselves are checked when they are decoded.
 
         Raises:
             ValueError: the value, of whatever type, does not have that form; the message says where.
@@ -55,7 +98,7 @@ class RegionAnnotation:
             height, width = operator.index(value["height"]), operator.index(value["width"])
             entries = [(_text(entry["rle"]), _number(entry.get("score", 1.0))) for entry in value["masks"]]
             proposer = _text(value.get("proposer", "unknown"))
-        except (KeyError, TypeError, OverflowError) as error:
+        except (KeyError, TypeError, AttributeError, OverflowError) as error:
             raise ValueError(
                 "regions.json must hold height, width and masks [{rle, score}, ...], but reading failed with "
                 f"{type(error).__name__}: {error}"
@@ -63,16 +106,16 @@ class RegionAnnotation:
         if height < 1 or width < 1:
             raise ValueError(f"regions.json gives a size of {height} x {width} pixels; both must be positive")
         if height * width > MAX_PIXELS or len(entries) * height * width > MAX_MASK_PIXELS:
-            raise ValueError(
-                f"regions.json holds {len(entries)} masks of {height} x {width} pixels, too many to be read"
-            )
+            raise ValueError(f"regions.json holds {len(entries)} masks of {height} x {width} pixels, too many to read")
         if not all(math.isfinite(score) for _, score in entries):
             raise ValueError("regions.json holds a score that is not a finite number")
-        runs = [rle.read_runs(text, height, width) for text, _ in entries]  # all are sound before memory is taken
-        masks = np.zeros((len(entries), height, width), dtype=np.bool_)
-        for mask, lengths in zip(masks, runs, strict=True):
-            mask[:] = rle.fill(lengths, height, width)
-        return cls(masks=masks, scores=tuple(score for _, score in entries), proposer=proposer)
+        return cls(
+            height=height,
+            width=width,
+            rles=tuple(text for text, _ in entries),
+            scores=tuple(score for _, score in entries),
+            proposer=proposer,
+        )
 
 
 def _text(value: Any) -> str:

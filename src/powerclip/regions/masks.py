@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,14 +11,14 @@ from PIL import Image
 
 from powerclip.regions.annotation import RegionAnnotation
 
-MAX_REGIONS = 64
-"""Masks of an image that are kept, the best by score."""
+MAX_PROPOSALS = 64
+"""At most this many masks of an image are stored, the best by score."""
 
 MIN_AREA = 0.002
 """Share of the image below which a mask is dropped: less than half a patch of 14 x 14."""
 
 MAX_IOU = 0.9
-"""Of two masks that overlap more than this (intersection over union) the better stays."""
+"""Two masks that overlap more than this (intersection over union) are duplicates; the better one stays."""
 
 
 class Proposer(Protocol):
@@ -27,23 +27,29 @@ class Proposer(Protocol):
     name: str
     """Method and settings, or model: written to ``regions.json``."""
 
-    def propose(self, images: Iterable[Image.Image]) -> Iterator[RegionAnnotation]:
-        """The regions of each RGB image, in its own pixels, best first: one image is taken for each that is given."""
+    def propose(self, image: Image.Image) -> RegionAnnotation:
+        """The regions of an RGB image, in its own pixels, best first.
+
+        Raises:
+            ValueError: the method cannot process this image.
+        """
 
 
-def tidied(masks: NDArray[np.bool_], scores: Sequence[float], *, proposer: str) -> RegionAnnotation:
-    """Best first, without the tiny and the double, at most ``MAX_REGIONS``.
+def deduplicate_masks(masks: NDArray[np.bool_], scores: Sequence[float]) -> list[int]:
+    """Choose masks, best first: no tiny ones, no duplicates, at most ``MAX_PROPOSALS``.
 
     Args:
         masks: (M, H, W) bool.
-        scores: M.
-        proposer: its name.
+        scores: M; masks with scores that are not finite are dropped.
+
+    Returns:
+        The indices of the masks that stay.
     """
     areas = masks.sum(axis=(1, 2), dtype=np.int64)
     kept: list[int] = []
     flat = masks.reshape(len(masks), masks.shape[1] * masks.shape[2])
     for index in sorted(range(len(masks)), key=lambda i: (-scores[i], i)):
-        if len(kept) == MAX_REGIONS:
+        if len(kept) == MAX_PROPOSALS:
             break
         if areas[index] < max(1, MIN_AREA * flat.shape[1]) or not np.isfinite(scores[index]):
             continue
@@ -52,11 +58,21 @@ def tidied(masks: NDArray[np.bool_], scores: Sequence[float], *, proposer: str) 
         shared = [int(np.count_nonzero(flat[k] & flat[index])) for k in near]
         if all(s <= MAX_IOU * (areas[k] + areas[index] - s) for k, s in zip(near, shared, strict=True)):
             kept.append(index)
-    return RegionAnnotation(masks=masks[kept], scores=tuple(float(scores[i]) for i in kept), proposer=proposer)
+    return kept
 
 
-def resized(image: Image.Image, longest: int) -> Image.Image:
-    """An image whose longer side is at most so many pixels."""
+def annotate(
+    masks: NDArray[np.bool_], scores: Sequence[float], image: Image.Image, *, proposer: str
+) -> RegionAnnotation:
+    """The annotation of an image from (M, h, w) masks of a smaller copy, deduplicated, best first."""
+    kept = deduplicate_masks(masks, scores)
+    return RegionAnnotation.from_masks(
+        masks_at_size(masks[kept], image), scores=[scores[i] for i in kept], proposer=proposer
+    )
+
+
+def shrink_to(image: Image.Image, longest: int) -> Image.Image:
+    """The image, reduced if its longer side has more than ``longest`` pixels."""
     scale = longest / max(image.size)
     if scale >= 1:
         return image
@@ -64,7 +80,7 @@ def resized(image: Image.Image, longest: int) -> Image.Image:
 
 
 def masks_at_size(masks: Any, image: Image.Image) -> NDArray[np.bool_]:
-    """(M, h, w) masks of a smaller copy in the pixels of the image: the nearest of each."""
+    """(M, h, w) masks of a smaller copy, scaled to the image by nearest neighbour: (M, H, W)."""
     masks = np.asarray(masks, dtype=np.bool_)
     rows = np.arange(image.height) * masks.shape[1] // image.height
     columns = np.arange(image.width) * masks.shape[2] // image.width

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco
 
 MAX_BITS = 40
-"""Bits of a number in a run-length string, of which COCO's have 32: without end, they would cost quadratic time."""
+"""Most bits of a number in a run-length string (COCO's have 32): a number without end would take quadratic time."""
 
 
 def encode(mask: NDArray[np.bool_]) -> str:
@@ -25,7 +25,7 @@ def decode(rle: str, height: int, width: int) -> NDArray[np.bool_]:
 
 
 def read_runs(rle: str, height: int, width: int) -> list[int]:
-    """Lengths of the runs of a mask, off and on in turn, column by column.
+    """Lengths of the runs of a mask, alternately off and on, column by column.
 
     Raises:
         ValueError: the string does not describe a mask of that size.
@@ -35,19 +35,21 @@ def read_runs(rle: str, height: int, width: int) -> list[int]:
         if sum(runs) != height * width:
             raise ValueError(f"its runs cover {sum(runs)} pixels")
     except (ValueError, IndexError) as error:
-        raise ValueError(f"{rle[:40]!r} is no run-length mask of {height} x {width} pixels: {error}") from error
+        raise ValueError(
+            f"{rle[:40]!r} is not a valid run-length mask of {height} x {width} pixels: {error}"
+        ) from error
     return runs
 
 
 def fill(runs: list[int], height: int, width: int) -> NDArray[np.bool_]:
-    """The (H, W) bool mask of runs that ``read_runs`` read for that size."""
+    """The (H, W) bool mask of runs that ``read_runs`` returned for that size."""
     return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height).T
 
 
 def _runs(runs: bytes) -> list[int]:
     """Lengths of the runs: COCO writes 5 bits a byte, sign-extended, from the fourth on as differences.
 
-    Read here, since pycocotools reads beyond its memory where the lengths do not fit the size.
+    Decoded here because pycocotools reads out of bounds if the lengths do not fit the size.
     """
     counts: list[int] = []
     position = 0

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Iterator
 from functools import cached_property
 from typing import Any
 
@@ -13,15 +11,15 @@ from PIL import Image
 
 from powerclip.errors import PowerclipError
 from powerclip.regions.annotation import RegionAnnotation
-from powerclip.regions.masks import masks_at_size, resized, tidied
+from powerclip.regions.masks import annotate, shrink_to
 
 LONGEST_SIDE = 1024
-"""Pixels to which an image is reduced, SAM's own input: the pipeline resizes all its masks to what it is given, so that
-memory would grow with the picture. Masks are given in the picture's own pixels all the same."""
+"""SAM sees a copy with at most this many pixels on its longer side, its native input size: the pipeline resizes all
+its masks to what it is given, so memory would grow with the image. The masks are scaled back to the image."""
 
 POINTS, GPU_POINTS = 64, 128
-"""Points that a call of the mask decoder takes, on a CPU and on a GPU. Both divide the 32 x 32 points of an image:
-transformers 4.56 finds no end of an image otherwise."""
+"""Points per call of the mask decoder, on a CPU and on a GPU. Both divide the 32 x 32 points of an image: otherwise
+transformers 4.56 does not notice the end of an image."""
 
 
 class SAM:
@@ -34,15 +32,17 @@ class SAM:
         device: str = "auto",
         dtype: torch.dtype | None = None,
         points_per_batch: int | None = None,
+        longest_side: int = LONGEST_SIDE,
         **settings: Any,
     ) -> None:
-        """Find a model by its configuration; the weights are loaded for the first image.
+        """Read a model's configuration; the weights are loaded for the first image.
 
         Args:
             model: hub name or local folder.
             device: "auto", "cpu", "cuda", ...
             dtype: of weights and arithmetic; bfloat16 on a GPU and float32 elsewhere by default.
-            points_per_batch: points that the mask decoder takes at once; ``GPU_POINTS`` or ``POINTS`` by default.
+            points_per_batch: points per call of the mask decoder; ``GPU_POINTS`` or ``POINTS`` by default.
+            longest_side: an image is reduced to at most this many pixels on its longer side.
             settings: of the pipeline: ``pred_iou_thresh``, ``stability_score_thresh``, ``crops_n_layers``, ...
 
         Raises:
@@ -60,53 +60,37 @@ class SAM:
             self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
             config = AutoConfig.from_pretrained(model, trust_remote_code=False)
             if type(config) not in MODEL_FOR_MASK_GENERATION_MAPPING:
-                raise ValueError(f"it is of the type {config.model_type}, which generates no masks")
+                raise ValueError(f"its type, {config.model_type}, does not generate masks")
         except Exception as error:  # transformers raises many kinds on malformed files
             raise self._unloadable(error) from error
         gpu = self.device.type == "cuda"
         self.dtype = dtype or (torch.bfloat16 if gpu else torch.float32)
         self.points_per_batch = points_per_batch or (GPU_POINTS if gpu else POINTS)
-        self._settings = settings
+        self._longest_side, self._settings = longest_side, settings
 
-    def propose(self, images: Iterable[Image.Image]) -> Iterator[RegionAnnotation]:
-        """The masks of each image, the best first.
-
-        What is batched are the points of an image. Images are streamed one by one, so that the memory does not depend
-        on their number; one of them is work enough for the encoder, which sees 4096 patches.
+    def propose(self, image: Image.Image) -> RegionAnnotation:
+        """The masks of an image, the best first.
 
         Raises:
             PowerclipError: the weights cannot be loaded.
-            ValueError: an image that the model's own preprocessing refuses; the images behind it are not reached.
+            ValueError: the model's own preprocessing refuses the image.
         """
-        waiting: deque[Image.Image] = deque()
-
-        def copies() -> Iterator[Image.Image]:
-            for image in images:
-                waiting.append(image)
-                yield resized(image, LONGEST_SIDE)
-
-        # A generator, not a list: the pipeline would hold the masks of all images of a list.
-        for found in self._generate(copies(), points_per_batch=self.points_per_batch, **self._settings):
-            yield self._annotation(found, waiting.popleft())
-        assert not waiting
-
-    def _annotation(self, found: dict[str, Any], image: Image.Image) -> RegionAnnotation:
-        masks = [np.asarray(mask, dtype=np.bool_) for mask in found["masks"]]
-        scores = [float(score) for score in found["scores"]]
-        stacked = np.stack(masks) if masks else np.zeros((0, image.height, image.width), dtype=np.bool_)
-        small = tidied(stacked, scores, proposer=self.name)
-        return RegionAnnotation(masks=masks_at_size(small.masks, image), scores=small.scores, proposer=self.name)
+        copy = shrink_to(image, self._longest_side)
+        result = self._generate(copy, points_per_batch=self.points_per_batch, **self._settings)
+        masks = [np.asarray(mask, dtype=np.bool_) for mask in result["masks"]]
+        stacked = np.stack(masks) if masks else np.zeros((0, copy.height, copy.width), dtype=np.bool_)
+        return annotate(stacked, [float(score) for score in result["scores"]], image, proposer=self.name)
 
     @cached_property
     def _generate(self) -> Any:
-        """The pipeline, loaded when it is first needed: the name alone should not cost a model's memory."""
+        """The pipeline, loaded when it is first needed: naming a model should not take its memory."""
         from transformers import pipeline
 
         try:
             generate = pipeline("mask-generation", model=self._model, device=self.device, dtype=self.dtype)
         except Exception as error:  # transformers raises many kinds on malformed files
             raise self._unloadable(error) from error
-        generate.model.to(self.dtype)  # transformers 4.56 has loaded float32 whatever it was told
+        generate.model.to(self.dtype)  # transformers 4.56 loads float32 whatever dtype it is given
         generate.model.register_forward_hook(_float_scores)
         return generate
 
@@ -118,6 +102,6 @@ class SAM:
 
 
 def _float_scores(_module: Any, _arguments: Any, output: Any) -> Any:
-    """Scores in float32: the suppression of doubles, whose boxes are float32, takes no other beside them."""
+    """Scores in float32: non-maximum suppression requires the dtype of its boxes, which are float32."""
     output["iou_scores"] = output["iou_scores"].float()
     return output

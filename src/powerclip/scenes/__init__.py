@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any, get_args
 
 from powerclip.data.sample import Sample
-from powerclip.regions import rle
+from powerclip.regions import RegionAnnotation, rle
 from powerclip.scenes.captions import describe
 from powerclip.scenes.render import object_box, object_mask, render
 from powerclip.scenes.tasks import evaluation_tasks
@@ -51,7 +51,7 @@ def sample(split: Split, index: int, *, seed: int, image_size: int = 64) -> Samp
     caption, tree, statements = describe(scene, random)
     image = io.BytesIO()
     render(scene, image_size=image_size, random=random).save(image, "PNG", compress_level=1)
-    masks = [{"rle": rle.encode(object_mask(thing, image_size=image_size)), "score": 1.0} for thing in scene.objects]
+    masks = tuple(rle.encode(object_mask(thing, image_size=image_size)) for thing in scene.objects)
     return Sample(
         key=f"{split}-{index:08d}",
         image=image.getvalue(),
@@ -62,7 +62,9 @@ def sample(split: Split, index: int, *, seed: int, image_size: int = 64) -> Samp
             "objects": [_object(thing, image_size=image_size) for thing in scene.objects],
             "statements": [_statement(statement) for statement in statements],
         },
-        regions={"height": image_size, "width": image_size, "masks": masks, "proposer": "gold"},
+        regions=RegionAnnotation(
+            height=image_size, width=image_size, rles=masks, scores=(1.0,) * len(masks), proposer="gold"
+        ),
     )
 
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
-from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from powerclip.data.images import decode_image
 from powerclip.data.shards import probe, read_shards
@@ -47,11 +44,6 @@ def retrieval_from_shards(path: Path | str, *, limit: int | None = None) -> Retr
     )
 
 
-def _masks(regions: Mapping[str, Any]) -> Masks:
-    return partial(_best_masks, regions)
-
-
-def _best_masks(regions: Mapping[str, Any]) -> Any:
-    annotation = RegionAnnotation.from_json(regions)
-    best = sorted(range(len(annotation.scores)), key=lambda m: -annotation.scores[m])
-    return annotation.masks[list(islice(best, MAX_MASKS))]
+def _masks(regions: RegionAnnotation) -> Masks:
+    best = sorted(range(len(regions.rles)), key=lambda m: -regions.scores[m])
+    return partial(regions.masks, best[:MAX_MASKS])
