@@ -50,7 +50,6 @@ def dense_loss(regions: Tensor, phrases: Tensor) -> Tensor:
 WAYS = {
     "dense": dense_loss,
     "ours": PowersetAlignmentLoss(margin=MARGIN, tau=TAU, zeta=ZETA),
-    "ours, compiled": PowersetAlignmentLoss(margin=MARGIN, tau=TAU, zeta=ZETA, compiled=True),
 }
 
 

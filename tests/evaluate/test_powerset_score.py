@@ -5,20 +5,23 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import normalize
 
-from powerclip import create_model
+from powerclip import create_model, load
 from powerclip.alignment import similarity
+from powerclip.config import ScoringConfig
 from powerclip.data.shards import write_shards
 from powerclip.evaluate import evaluate_tasks, retrieval_from_shards
 from powerclip.evaluate.encode import Encoder
-from powerclip.evaluate.powerset_score import PowersetReading
-from powerclip.model import make_tokenizer, make_transforms
+from powerclip.evaluate.powerset_score import PowersetScorer, Vectors
+from powerclip.model import make_tokenizer, make_transforms, save
 from powerclip.model.pooling import pool_leaves, pool_phrases, pool_regions
 from powerclip.phrases import encode_caption, load_parser
 from powerclip.regions import fixed_boxes
 from powerclip.scenes import evaluation_tasks, generate
 from powerclip.tasks import HardNegatives, Quadruples, Retrieval
 from tests.support.colours import ColourModel, preprocess, tokenizer
+from tests.support.problems import problem
 
 PARSER = load_parser()
 CLOSE = 1e-5  # float32 features of unit length, in other batches: sums of some hundred products
@@ -45,30 +48,109 @@ def encoder(model, batch_size):
     return Encoder(model, transform, tokens, device="cpu", batch_size=batch_size)
 
 
-def score_alone(model, image, caption, boxes=None):
-    """One image, one caption, no padding, no batch."""
+def score_alone(model, image, caption, boxes=None, **options):
+    """One image, one caption, no padding, no batch; ``options`` are those of the similarity."""
     boxes = fixed_boxes(model.grid_size) if boxes is None else boxes
     encoded = encode_caption(caption, tree_of(caption), make_tokenizer(model), context_length=model.context_length)
     with torch.inference_mode():
         patches = model.encode_patches(make_transforms(model)[1](image)[None])
         regions, _ = pool_regions(patches, boxes[None])
         dense = model.encode_tokens(encoded.tokens[None])
-        leaves, leaf_mask = pool_leaves(dense, encoded.leaf_of_token[None], leaves=len(encoded.tokens))
-        phrases, _ = pool_phrases(leaves, leaf_mask, encoded.phrase_spans[None], norm=model.phrase_norm)
-        return similarity(regions, phrases).total.item() / len(boxes)
+        if model.phrase_unit == "token":
+            phrases = normalize(dense[:, encoded.leaf_of_token >= 0], dim=-1)
+        else:
+            leaves, leaf_mask = pool_leaves(dense, encoded.leaf_of_token[None], leaves=len(encoded.tokens))
+            phrases, _ = pool_phrases(leaves, leaf_mask, encoded.phrase_spans[None], norm=model.phrase_norm)
+        found = similarity(regions, phrases, **options)
+    parts = {"both": found.total, "t2r": found.t2r, "r2t": found.r2t}
+    return parts[model.scoring.direction].item() / (len(boxes) if model.scoring.normalise_by_regions else 1)
+
+
+def in_both_ways(model, suite):
+    """Scores of some images and captions: (I, J) all together, and (I,) in pairs."""
+    task = next(t for t in suite if isinstance(t, Retrieval))
+    pictures, texts = task.images[:3], [captions[0] for captions in task.captions[:3]]
+    scorer = PowersetScorer(encoder(model, 2))
+    with torch.inference_mode():
+        images, phrases = scorer.images(pictures), scorer.texts(texts)
+        return pictures, texts, scorer.score(images, phrases), scorer.score_pairs(images, phrases)
 
 
 @pytest.mark.parametrize("batch_size", [3, 64])
 def test_scores_of_a_batch_are_those_of_each_pair_alone(model, suite, batch_size):
     task = next(t for t in suite if isinstance(t, Retrieval))
-    reading = PowersetReading(encoder(model, batch_size))
+    scorer = PowersetScorer(encoder(model, batch_size))
     texts = [captions[0] for captions in task.captions]
     with torch.inference_mode():
-        images, phrases = reading.images(task.images), reading.texts(texts)
-        scores, pairs = reading.score(images, phrases), reading.score_pairs(images, phrases)
+        images, phrases = scorer.images(task.images), scorer.texts(texts)
+        scores, pairs = scorer.score(images, phrases), scorer.score_pairs(images, phrases)
     alone = torch.tensor([[score_alone(model, image, text) for text in texts] for image in task.images])
     torch.testing.assert_close(scores, alone, rtol=0, atol=CLOSE)
     torch.testing.assert_close(pairs, alone.diagonal(), rtol=0, atol=CLOSE)
+
+
+SCORINGS = {
+    "tau": ScoringConfig(tau=0.3),
+    "hard": ScoringConfig(tau=0.0),
+    "zeta": ScoringConfig(zeta=0.2),
+    "activations": ScoringConfig(tau=0.3, t1_activation="gelu", t2_activation="arctan"),
+    "single regions": ScoringConfig(subsets="single"),
+    "one direction": ScoringConfig(direction="t2r"),
+    "the other direction": ScoringConfig(direction="r2t"),
+    "not normalised": ScoringConfig(normalise_by_regions=False),
+    "sampled": ScoringConfig(method="sampled", samples=64),
+    "exact": ScoringConfig(method="exact", samples=64),
+}
+
+
+@pytest.mark.parametrize("scoring", SCORINGS.values(), ids=SCORINGS.keys())
+def test_a_model_is_scored_as_it_was_trained(suite, scoring, tmp_path):
+    torch.manual_seed(0)
+    save(create_model("tiny", image_size=32, scoring=scoring), tmp_path)
+    model = load(tmp_path)[0]
+    pictures, texts, scores, pairs = in_both_ways(model, suite)
+    names = ("tau", "zeta", "subsets", "t1_activation", "t2_activation", "samples")
+    options = {name: getattr(scoring, name) for name in names}
+    if scoring.method != "nla":  # exact: these are more regions than can be enumerated
+        options["method"] = "sampled"
+
+    def alone(model, image, text, **options):
+        return score_alone(model, image, text, generator=torch.Generator().manual_seed(0), **options)
+
+    expected = torch.tensor([[alone(model, image, text, **options) for text in texts] for image in pictures])
+    atol = CLOSE if scoring.normalise_by_regions else CLOSE * len(fixed_boxes(model.grid_size))
+    torch.testing.assert_close(scores, expected, rtol=0, atol=atol)
+    torch.testing.assert_close(pairs, expected.diagonal(), rtol=0, atol=atol)
+    plain = create_model("tiny", image_size=32)
+    plain.load_state_dict(model.state_dict())
+    assert not torch.allclose(in_both_ways(plain.eval(), suite)[2], scores, rtol=0, atol=10 * CLOSE)
+
+
+def test_few_regions_are_enumerated_by_a_model_trained_by_enumeration(suite):
+    torch.manual_seed(0)
+    model = create_model("tiny", scoring=ScoringConfig(method="exact")).eval()
+    regions, phrases, region_mask, phrase_mask = problem(3, 4, 5, 3)
+    scorer = PowersetScorer(encoder(model, 2))
+    images, texts = Vectors(values=regions, mask=region_mask), Vectors(values=phrases, mask=phrase_mask)
+    exact = similarity(regions, phrases, region_mask, phrase_mask, method="exact").total
+    torch.testing.assert_close(scorer.score(images, texts), exact / region_mask.sum(dim=1)[:, None])
+
+
+def test_a_calibrated_zeta_without_an_estimate_is_the_usual_one(suite):
+    torch.manual_seed(0)
+    model = create_model("tiny", scoring=ScoringConfig(zeta="calibrated")).eval()
+    plain = create_model("tiny")
+    plain.load_state_dict(model.state_dict())
+    assert torch.equal(in_both_ways(model, suite)[2], in_both_ways(plain.eval(), suite)[2])
+
+
+def test_a_model_trained_on_tokens_is_scored_by_tokens(suite):
+    torch.manual_seed(0)
+    model = create_model("tiny", phrase_unit="token").eval()
+    pictures, texts, scores, pairs = in_both_ways(model, suite)
+    expected = torch.tensor([[score_alone(model, image, text) for text in texts] for image in pictures])
+    torch.testing.assert_close(scores, expected, rtol=0, atol=CLOSE)
+    torch.testing.assert_close(pairs, expected.diagonal(), rtol=0, atol=CLOSE)
 
 
 def test_tasks_are_read_both_ways_and_classification_only_globally(model, suite):
@@ -91,28 +173,28 @@ def test_tasks_are_read_both_ways_and_classification_only_globally(model, suite)
 
 
 def test_stored_masks_go_through_the_image_s_crop(model):
-    reading = PowersetReading(encoder(model, 8), regions="stored")
+    scorer = PowersetScorer(encoder(model, 8), regions="stored")
     wide = np.zeros((2, 64, 128), dtype=bool)
     wide[0, :, 64:] = True  # the right half: of the middle square too
     wide[1, :32, :32] = True  # cut off by the crop
-    grid = reading._on_grid(lambda: wide).view(2, 8, 8)
+    grid = scorer._on_grid(lambda: wide).view(2, 8, 8)
     assert grid[0, :, 4:].all()
     assert not grid[0, :, :4].any()
     assert not grid[1].any()
-    assert torch.equal(reading._on_grid(lambda: wide[1:]), fixed_boxes(model.grid_size))
-    assert torch.equal(reading._on_grid(None), fixed_boxes(model.grid_size))
+    assert torch.equal(scorer._on_grid(lambda: wide[1:]), fixed_boxes(model.grid_size))
+    assert torch.equal(scorer._on_grid(None), fixed_boxes(model.grid_size))
 
 
 def test_stored_masks_of_shards_are_the_regions(model, tmp_path):
     write_shards(generate("test", count=6, seed=2), tmp_path)
     task = retrieval_from_shards(tmp_path)
-    reading = PowersetReading(encoder(model, 4), regions="stored")
+    scorer = PowersetScorer(encoder(model, 4), regions="stored")
     with torch.inference_mode():
-        images = reading.images(task.images, task.masks)
-        scores = reading.score(images, reading.texts([captions[0] for captions in task.captions]))
+        images = scorer.images(task.images, task.masks)
+        scores = scorer.score(images, scorer.texts([captions[0] for captions in task.captions]))
     objects = [len(open_masks()) for open_masks in task.masks]
     assert images.mask.sum(dim=1).tolist() == objects
-    masks = reading._on_grid(task.masks[1])
+    masks = scorer._on_grid(task.masks[1])
     expected = score_alone(model, task.images[1], task.captions[2][0], masks)
     assert scores[1, 2].item() == pytest.approx(expected, abs=CLOSE)
     assert len(retrieval_from_shards(tmp_path, limit=2).images) == 2
@@ -121,5 +203,5 @@ def test_stored_masks_of_shards_are_the_regions(model, tmp_path):
 def test_other_models_and_regions_are_refused(model, suite):
     with pytest.raises(ValueError, match="needs a PowerCLIP model, got ColourModel; use score='global'"):
         evaluate_tasks(ColourModel(), preprocess, tokenizer, suite, score="powerset")
-    with pytest.raises(ValueError, match="regions is 'sam'; it must be grid or stored"):
-        PowersetReading(encoder(model, 4), regions="sam")
+    with pytest.raises(ValueError, match="regions is 'sam'; it must be one of grid, stored"):
+        PowersetScorer(encoder(model, 4), regions="sam")

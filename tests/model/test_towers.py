@@ -8,6 +8,7 @@ from PIL import Image
 from torch.nn.functional import normalize
 
 import powerclip
+from powerclip.config import ScoringConfig
 from powerclip.errors import PowerclipError
 from powerclip.model import from_open_clip, make_tokenizer, make_transforms, save
 from powerclip.model.pooling import caption_ids
@@ -130,6 +131,58 @@ def test_tokens_can_stand_for_phrases(tmp_path):
     torch.testing.assert_close(features.phrases, expected)
     save(model, tmp_path / "model")
     assert powerclip.load(tmp_path / "model")[0].phrase_unit == "token"
+
+
+def test_dense_outputs_are_those_of_the_towers_parts(model):
+    images = torch.randn(2, 3, *model.image_size)
+    visual = model.backbone.visual
+    if hasattr(visual, "trunk"):
+        x = visual.trunk.forward_features(images)[:, visual.trunk.num_prefix_tokens :]
+        expected = visual.head(visual.trunk.fc_norm(x))
+    else:
+        expected = visual.ln_post(visual.transformer(visual._embeds(images))[:, 1:]) @ visual.proj
+    torch.testing.assert_close(model.encode_patches(images), expected)
+    text = getattr(model.backbone, "text", model.backbone)
+    tokens = make_tokenizer(model)(CAPTIONS)
+    for length in (16, 12):
+        x = text.token_embedding(tokens[:, :length]) + text.positional_embedding[:length]
+        x = text.ln_final(text.transformer(x, attn_mask=text.attn_mask[:length, :length])) @ text.text_projection
+        torch.testing.assert_close(model.encode_tokens(tokens[:, :length]), x)
+
+
+def test_regions_and_phrases_are_those_of_a_batch(model):
+    g = torch.Generator().manual_seed(0)
+    tokens = make_tokenizer(model)(CAPTIONS)
+    rows, columns = model.grid_size
+    batch = Batch(
+        images=torch.randn(3, 3, *model.image_size, generator=g),
+        tokens=tokens,
+        leaf_of_token=torch.where((tokens > 0) & (tokens < 49406), torch.arange(16) - 1, -1),
+        phrase_spans=torch.tensor([[[0, 2], [1, 2]], [[0, 3], [-1, -1]], [[-1, -1], [-1, -1]]]),
+        region_masks=torch.rand(3, 4, rows * columns, generator=g) < 0.5,
+    )
+    features = model(batch)
+    regions, region_mask = model.encode_regions(batch.images, batch.region_masks)
+    phrases, phrase_mask = model.encode_phrases(tokens, batch.leaf_of_token, batch.phrase_spans)
+    torch.testing.assert_close((regions, phrases), (features.regions, features.phrases))
+    assert torch.equal(region_mask, features.region_mask)
+    assert torch.equal(phrase_mask, features.phrase_mask)
+    with pytest.raises(ValueError, match="masks have shape"):
+        model.encode_regions(batch.images, batch.region_masks[..., 1:])
+
+
+def test_a_model_keeps_how_it_is_scored(tmp_path):
+    scoring = ScoringConfig(tau=0.01, zeta=0.3, t2_activation="erf", direction="t2r")
+    save(powerclip.create_model("tiny", scoring=scoring), tmp_path / "model")
+    assert powerclip.load(tmp_path / "model")[0].scoring == scoring
+    path = tmp_path / "model" / "config.json"
+    config = json.loads(path.read_text())
+    old = {name: value for name, value in config.items() if name != "scoring"}
+    path.write_text(json.dumps(old))
+    assert powerclip.load(tmp_path / "model")[0].scoring == ScoringConfig()
+    path.write_text(json.dumps({**config, "scoring": {"tau": -1.0}}))
+    with pytest.raises(PowerclipError, match="tau is -1.0; it must be 0 or more"):
+        powerclip.load(tmp_path / "model")
 
 
 def test_an_open_clip_model_gets_dense_outputs_that_share_its_weights(tmp_path):

@@ -8,6 +8,7 @@ from PIL import Image
 
 import powerclip
 from powerclip.alignment.reference import enumerate_pair
+from powerclip.config import ScoringConfig
 from powerclip.errors import PowerclipError
 from powerclip.model import make_tokenizer, make_transforms, save
 from powerclip.model.pooling import pool_leaves, pool_phrases, pool_regions
@@ -74,6 +75,28 @@ def test_grounding_scores_are_those_of_enumeration():
         assert (phrase.heat.flatten()[~masks.any(dim=0)] == 0).all()
         assert (phrase.score > 0) == (phrase.regions > 0)
     assert len(picture(image, scene.caption, {"m": found}).axes) >= 2
+
+
+def test_a_model_trained_on_tokens_or_single_regions_is_drawn_by_them():
+    torch.manual_seed(0)
+    model = powerclip.create_model("tiny", phrase_unit="token", scoring=ScoringConfig(subsets="single")).eval()
+    scene = sample("test", 3, seed=0)
+    image = Image.open(io.BytesIO(scene.image)).convert("RGB")
+    masks = torch.rand(5, 64, generator=torch.Generator().manual_seed(0)) < 0.3
+    found = ground(model, image, scene.caption, scene.tree, masks=masks)
+    tokenizer = make_tokenizer(model)
+    encoded = encode_caption(scene.caption, scene.tree, tokenizer, context_length=48)
+    words = [tokenizer.decode([int(t)]).strip() for t in encoded.tokens[encoded.leaf_of_token >= 0]]
+    assert [(phrase.label, phrase.text) for phrase in found] == [("token", word) for word in words]
+    with torch.inference_mode():
+        patches = model.encode_patches(make_transforms(model)[1](image)[None])
+        tokens = model.encode_tokens(encoded.tokens[None])[0, encoded.leaf_of_token >= 0]
+        s = torch.nn.functional.normalize(tokens, dim=-1) @ pool_regions(patches, masks[None])[0][0].T
+    torch.testing.assert_close(torch.tensor([phrase.score for phrase in found]), s.amax(dim=1), rtol=0, atol=1e-5)
+    assert all(phrase.regions == 1 for phrase in found)
+    drawn = picture(image, scene.caption, {"m": found}).axes[1:]
+    highest = sorted(found, key=lambda phrase: -phrase.score)[:6]
+    assert {axes.get_title().split("\n")[0] for axes in drawn} == {phrase.text for phrase in highest}
 
 
 def test_a_report_says_what_a_run_lacks(tmp_path):

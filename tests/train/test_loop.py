@@ -503,6 +503,7 @@ def test_a_calibrated_zeta_is_part_of_the_checkpoint(config, shards, tmp_path):
     whole = train(config, data=shards, output=tmp_path / "whole").output
     curve = read_metrics(whole / "metrics.jsonl")
     assert 0 <= curve[-1]["zeta"] <= 1
+    assert powerclip.load(whole)[0].scoring == dataclasses.replace(objective.scoring, zeta=curve[-1]["zeta"])
     shutil.rmtree(whole / "checkpoints" / "step-00000008")
     train(config, data=shards, output=whole, resume=True)
     again = read_metrics(whole / "metrics.jsonl")

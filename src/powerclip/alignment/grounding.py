@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import get_args
 
+import torch
 from torch import Tensor
 
+from powerclip.alignment.aggregators import ABSENT
 from powerclip.alignment.similarity import validate
+from powerclip.config import Subsets
+from powerclip.errors import one_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,15 +19,21 @@ class Grounding:
     """For every phrase of one caption, the subset of one image's regions that maximises Q[A, phrase]."""
 
     subsets: Tensor
-    """(K, M) bool: the regions with s > 0; all False for an absent phrase."""
+    """(K, M) bool: the regions with s > 0, or the one with the highest s among single regions; all False for an absent
+    phrase."""
     scores: Tensor
-    """(K,) max over subsets of Q: the sum of the positive similarities."""
+    """(K,) max over subsets of Q: the sum of the positive similarities, or the highest one; 0 for an absent phrase."""
     similarities: Tensor
     """(K, M) s of every phrase and region; 0 where either is absent."""
 
 
 def grounding(
-    regions: Tensor, phrases: Tensor, region_mask: Tensor | None = None, phrase_mask: Tensor | None = None
+    regions: Tensor,
+    phrases: Tensor,
+    region_mask: Tensor | None = None,
+    phrase_mask: Tensor | None = None,
+    *,
+    subsets: Subsets = "all",
 ) -> Grounding:
     """The grounding subset of every phrase and its score (paper: NLA-T1 in its exact form).
 
@@ -31,9 +42,11 @@ def grounding(
         phrases: (K, D) phrase vectors of one caption.
         region_mask: (M,) bool, True = present; all present by default.
         phrase_mask: (K,) bool, True = present; all present by default.
+        subsets: "all" the regions' subsets, or "single" regions only (the paper's ablation): the best one grounds the
+            phrase, whatever the sign of its similarity.
 
     Raises:
-        ValueError: shapes, dtypes or devices do not fit; the message names the argument.
+        ValueError: an argument is out of range, or shapes, dtypes or devices do not fit; the message names the argument.
     """
     for name, value, letters in (("regions", regions, "(M, D)"), ("phrases", phrases, "(K, D)")):
         if value.ndim != 2:
@@ -44,5 +57,11 @@ def grounding(
         None if region_mask is None else region_mask[None],
         None if phrase_mask is None else phrase_mask[None],
     )
-    s_KM = (phrases @ regions.T).masked_fill(~(phrase_masks[0][:, None] & region_masks[0][None]), 0.0)
+    one_of("subsets", subsets, get_args(Subsets))
+    present_KM = phrase_masks[0][:, None] & region_masks[0]
+    s_KM = (phrases @ regions.T).masked_fill(~present_KM, 0.0)
+    if subsets == "single" and len(regions):
+        best_K1 = s_KM.masked_fill(~present_KM, ABSENT).argmax(dim=1, keepdim=True)
+        chosen_KM = torch.zeros_like(present_KM).scatter_(1, best_K1, True) & present_KM
+        return Grounding(subsets=chosen_KM, scores=s_KM.gather(1, best_K1)[:, 0], similarities=s_KM)
     return Grounding(subsets=s_KM > 0, scores=s_KM.clamp(min=0).sum(dim=1), similarities=s_KM)

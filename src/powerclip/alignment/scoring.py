@@ -11,7 +11,7 @@ from torch import Tensor
 from powerclip.alignment import reference
 from powerclip.alignment.aggregators import aggregate, best_single_region
 from powerclip.alignment.subsets import score_over_subsets
-from powerclip.config import Method, Subsets, T1Activation, T2Activation
+from powerclip.config import Direction, Method, Subsets, T1Activation, T2Activation
 from powerclip.errors import one_of
 
 TILE_BYTES = {"cpu": 4 * 2**20, "cuda": 256 * 2**20}
@@ -39,6 +39,10 @@ class Scoring:
     """Derivative of the even part of NLA-T2."""
     subsets: Subsets = "all"
     """"single" is the paper's ablation: only subsets of one region."""
+    direction: Direction = "both"
+    """T2R + R2T, or one of the two alone."""
+    normalise_by_regions: bool = False
+    """Divide by each image's number of regions."""
     sample: Tensor | None = None
     """(A, M) the subsets of the method "sampled"."""
 
@@ -48,6 +52,7 @@ class Scoring:
             ("t1_activation", T1Activation),
             ("t2_activation", T2Activation),
             ("subsets", Subsets),
+            ("direction", Direction),
         ):
             one_of(name, getattr(self, name), get_args(kind))
         if not self.tau >= 0:
@@ -90,6 +95,14 @@ class Scoring:
                 t2_activation=self.t2_activation,
             )
         return score_over_subsets(s, region_mask, phrase_mask, self._subsets(s), tile_bytes=tile_bytes)
+
+    def total(self, t2r: Tensor, r2t: Tensor, region_mask: Tensor) -> Tensor:
+        """The one score that is compared: T2R and R2T (I, ...) of images with regions (I, M), put together."""
+        total = {"both": t2r + r2t, "t2r": t2r, "r2t": r2t}[self.direction]
+        if not self.normalise_by_regions:
+            return total
+        counts = region_mask.sum(dim=1, dtype=total.dtype).clamp(min=1)
+        return total / counts.view(-1, *[1] * (total.ndim - 1))
 
     def bytes_per_pair(self, regions: int, phrases: int) -> int:
         """About what ``score`` holds for one pair, in float32."""

@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 from torch import Tensor
@@ -52,11 +51,9 @@ def hardest_negatives(
     region_mask: Tensor,
     phrase_mask: Tensor,
     *,
-    score: Callable[[Tensor, Tensor, slice], Tensor],
     negative: Callable[[slice], Tensor],
     scoring: Scoring,
     tile_bytes: int,
-    compiled: bool = False,
 ) -> HardestNegatives:
     """The hardest negative of every row and column; ties go to the lowest index.
 
@@ -65,22 +62,18 @@ def hardest_negatives(
         phrases: (J, K, D) phrase vectors.
         region_mask: (I, M) bool, True = present.
         phrase_mask: (J, K) bool, True = present.
-        score: T2R, R2T and the images' slice to the score that is compared, all (images, J).
         negative: the images' slice to (images, J) bool, True where the pair counts as a negative.
-        scoring: how s becomes T2R and R2T.
+        scoring: how s becomes the score that is compared.
         tile_bytes: budget of a tile.
-        compiled: fuse the elementwise steps with torch.compile.
     """
     I, J = len(regions), len(phrases)
     caption = torch.zeros(I, dtype=torch.int64, device=regions.device)
     caption_score = regions.new_full((I,), ABSENT)
     image = torch.zeros(J, dtype=torch.int64, device=regions.device)
     image_score = regions.new_full((J,), ABSENT)
-    rows = score_rows(
-        regions, phrases, region_mask, phrase_mask, scoring=scoring, tile_bytes=tile_bytes, compiled=compiled
-    )
+    rows = score_rows(regions, phrases, region_mask, phrase_mask, scoring=scoring, tile_bytes=tile_bytes)
     for images, t2r, r2t in rows:
-        scores = score(t2r, r2t, images).masked_fill(~negative(images), ABSENT)
+        scores = scoring.total(t2r, r2t, region_mask[images]).masked_fill(~negative(images), ABSENT)
         if J:
             caption_score[images], caption[images] = scores.max(dim=1)
         best = scores.max(dim=0)
@@ -113,7 +106,6 @@ def score_rows(
     *,
     scoring: Scoring,
     tile_bytes: int,
-    compiled: bool = False,
 ) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """T2R and R2T of a few images at a time with all captions, without gradient.
 
@@ -126,10 +118,9 @@ def score_rows(
         phrase_mask: (J, K) bool, True = present.
         scoring: how s becomes T2R and R2T.
         tile_bytes: budget of a tile.
-        compiled: fuse the elementwise steps with torch.compile.
 
     Yields:
-        The images' slice, and T2R and R2T, each (images, J); the two are overwritten by the next.
+        The images' slice, and T2R and R2T, each (images, J).
     """
     I, M, _ = regions.shape
     J, K, _ = phrases.shape
@@ -138,8 +129,7 @@ def score_rows(
         columns = max(1, tile_bytes // (4 * regions.element_size() * step))
         tiles = list(_caption_tiles(phrases, phrase_mask, columns=columns))
         blocks: Iterator[Callable[[_CaptionTile], tuple[Tensor, Tensor]]] = (
-            _FusedBlock(regions[i : i + step], region_mask[i : i + step], scoring=scoring, compiled=compiled)
-            for i in range(0, I, step)
+            _FusedBlock(regions[i : i + step], region_mask[i : i + step], scoring=scoring) for i in range(0, I, step)
         )
     else:
         pairs = max(1, tile_bytes // scoring.bytes_per_pair(M, K))
@@ -251,7 +241,7 @@ class _PlainBlock:
 class _FusedBlock:
     """A block of images beside NLA-T1 with softplus and NLA-T2 with log cosh: region after region, in place."""
 
-    def __init__(self, regions: Tensor, region_mask: Tensor, *, scoring: Scoring, compiled: bool) -> None:
+    def __init__(self, regions: Tensor, region_mask: Tensor, *, scoring: Scoring) -> None:
         self.tau, self.zeta = scoring.tau, scoring.zeta
         self.unit = self.tau * math.log(2) or 1.0  # y = s / unit
         masked = regions * region_mask[..., None] / self.unit
@@ -259,7 +249,6 @@ class _FusedBlock:
         self.all_regions = masked.sum(dim=1)
         self.present = region_mask.any(dim=1)
         self.absent = (~region_mask).sum(dim=1, dtype=regions.dtype)
-        self.accumulate = _compiled_accumulate() if compiled else _accumulate
 
     def __call__(self, tile: _CaptionTile) -> tuple[Tensor, Tensor]:
         columns = tile.phrases.T
@@ -274,7 +263,7 @@ class _FusedBlock:
             if product is None:
                 absolute += buffer.abs_()
             else:
-                self.accumulate(buffer, absolute, product)
+                _accumulate(buffer, absolute, product)
                 if (m + 1) % REGIONS_PER_LOGARITHM == 0:
                     logarithm = logarithm + product.log2()
                     product.fill_(1.0)
@@ -302,8 +291,3 @@ def _accumulate(buffer: Tensor, absolute: Tensor, product: Tensor) -> None:
     absolute += buffer.abs_()
     buffer.neg_().exp2_()
     product.addcmul_(product, buffer)
-
-
-@cache
-def _compiled_accumulate() -> Callable[[Tensor, Tensor, Tensor], None]:
-    return torch.compile(_accumulate, dynamic=True)

@@ -48,7 +48,8 @@ def parallelize(
     for block in blocks:
         fully_shard(block)
     fully_shard(model, ignored_params=_scalars(model))  # a number cannot be cut into shards
-    for method in ("encode_image", "encode_text"):  # whole parameters are there within these as within forward
+    for method in ("encode_image", "encode_text", "encode_regions", "encode_phrases"):
+        # Within these, as within forward, all of a parameter is on each process.
         register_fsdp_forward_method(model, method)
     return model
 

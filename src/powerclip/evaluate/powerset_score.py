@@ -1,25 +1,28 @@
-"""The powerset similarity itself as the score of an image and a caption, beside the global embeddings' product."""
+"""The powerset similarity as the score of an image and a caption, in place of the product of global embeddings."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import get_args
 
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from powerclip.alignment import similarity
+from powerclip.alignment.calibration import UNCALIBRATED_ZETA
+from powerclip.alignment.reference import MAX_REGIONS
 from powerclip.alignment.scoring import Scoring, tile_bytes_or_default
-from powerclip.alignment.tiled import score_pairs
-from powerclip.config import ScoreRegions
+from powerclip.alignment.subsets import draw_subsets
+from powerclip.alignment.tiled import score_pairs, score_rows
+from powerclip.config import Method, ScoreRegions
 from powerclip.distributed import gather_rows
+from powerclip.errors import one_of
 from powerclip.evaluate.datasets.images import open_picture
 from powerclip.evaluate.encode import Encoder, Item
 from powerclip.model import PowerCLIP
-from powerclip.model.pooling import pool_leaves, pool_phrases, pool_regions
 from powerclip.phrases import Parser, encode_caption, load_parser, whole_caption_tree
 from powerclip.regions import fixed_boxes, masks_to_grid
 from powerclip.tasks import Masks, Picture
@@ -32,9 +35,13 @@ def _default_parser() -> Parser:
     return load_parser()
 
 
+def _tile_bytes(vectors: Vectors) -> int:
+    return tile_bytes_or_default(None, vectors.values.device)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Vectors:
-    """Region vectors of images, or phrase vectors of captions, on the CPU."""
+    """Region vectors of images, or phrase vectors of captions."""
 
     values: Tensor
     """(I, M, D) or (J, K, D), zero where absent."""
@@ -47,31 +54,26 @@ class Vectors:
     def __getitem__(self, rows: Tensor) -> Vectors:
         return Vectors(values=self.values[rows], mask=self.mask[rows])
 
+    def to(self, device: torch.device | str) -> Vectors:
+        """The same vectors on another device."""
+        return Vectors(values=self.values.to(device), mask=self.mask.to(device))
 
-class PowersetReading:
-    """A PowerCLIP model read by its powerset similarity.
+
+class PowersetScorer:
+    """Scores images and captions by the powerset similarity of a PowerCLIP model, as the model was trained to.
 
     An image's regions are boxes of fixed sizes that tile the patch grid, or its stored masks (boxes again where an image
-    has none). A caption's phrases are those of its parse. The similarity is divided by the number of regions, so that
-    images with different numbers compare.
+    has none). A caption's phrases are those of its parse, or its tokens for a model trained on tokens. Unless the model
+    was trained otherwise, the similarity is divided by the number of regions, so that images with different numbers
+    compare.
     """
 
-    def __init__(
-        self,
-        encoder: Encoder,
-        *,
-        regions: ScoreRegions = "grid",
-        tau: float = 1e-3,
-        zeta: float = 0.75,
-        parser: Parser | None = None,
-    ) -> None:
-        """Set up the reading.
+    def __init__(self, encoder: Encoder, *, regions: ScoreRegions = "grid", parser: Parser | None = None) -> None:
+        """Set up the scorer.
 
         Args:
             encoder: of a PowerCLIP model.
             regions: "grid", the fixed boxes, or "stored", a task's own masks where it has them.
-            tau: temperature of the aggregators.
-            zeta: weight of log cosh in NLA-T2.
             parser: of captions; spaCy's small English model by default.
 
         Raises:
@@ -81,10 +83,8 @@ class PowersetReading:
             raise ValueError(
                 f"the powerset score needs a PowerCLIP model, got {type(encoder.model).__name__}; use score='global'"
             )
-        if regions not in ("grid", "stored"):
-            raise ValueError(f"regions is {regions!r}; it must be grid or stored")
+        one_of("regions", regions, get_args(ScoreRegions))
         self.encoder, self.model, self.regions = encoder, encoder.model, regions
-        self.scoring = Scoring(tau=tau, zeta=zeta)
         self.parser = parser or _default_parser()
         self.boxes = fixed_boxes(self.model.grid_size)
 
@@ -96,10 +96,7 @@ class PowersetReading:
             images = torch.stack([self.encoder.preprocess(open_picture(picture)) for picture, _ in items])
             return images, pad_sequence([self._on_grid(open_masks) for _, open_masks in items], batch_first=True)
 
-        def embed(images: Tensor, grids: Tensor) -> tuple[Tensor, Tensor]:
-            return pool_regions(self.model.encode_patches(images), grids)
-
-        return self._gathered(list(zip(pictures, stored, strict=True)), prepare, embed)
+        return self._gathered(list(zip(pictures, stored, strict=True)), prepare, self.model.encode_regions)
 
     def texts(self, texts: Sequence[str]) -> Vectors:
         """The phrase vectors of captions."""
@@ -119,42 +116,53 @@ class PowersetReading:
             tokens, leaves = (torch.stack([getattr(e, name) for e in encoded]) for name in ("tokens", "leaf_of_token"))
             return tokens, leaves, pad_sequence([e.phrase_spans for e in encoded], batch_first=True, padding_value=-1)
 
-        def embed(tokens: Tensor, leaf_of_token: Tensor, spans: Tensor) -> tuple[Tensor, Tensor]:
-            leaves, leaf_mask = pool_leaves(self.model.encode_tokens(tokens), leaf_of_token, leaves=length)
-            return pool_phrases(leaves, leaf_mask, spans, norm=self.model.phrase_norm)
-
-        return self._gathered(list(texts), prepare, embed)
+        return self._gathered(list(texts), prepare, self.model.encode_phrases)
 
     def score(self, images: Vectors, texts: Vectors) -> Tensor:
         """(I, J) scores of every image and caption."""
-        place = self.encoder.device
-        total = similarity(
-            images.values.to(place),
-            texts.values.to(place),
-            images.mask.to(place),
-            texts.mask.to(place),
-            tau=self.scoring.tau,
-            zeta=float(self.scoring.zeta),
-        ).total.cpu()
-        return total / images.mask.sum(dim=1).clamp(min=1)[:, None]
+        i, t = images.to(self.encoder.device), texts.to(self.encoder.device)
+        scoring = self._scoring(i)
+        rows = [
+            scoring.total(t2r, r2t, i.mask[some]).cpu()
+            for some, t2r, r2t in score_rows(
+                i.values, t.values, i.mask, t.mask, scoring=scoring, tile_bytes=_tile_bytes(i)
+            )
+        ]
+        return torch.cat(rows) if rows else torch.zeros(0, len(texts))
 
     def score_pairs(self, images: Vectors, texts: Vectors) -> Tensor:
         """(P,) scores of image p with caption p."""
-        place = torch.device(self.encoder.device)
         parts = []
         for start in range(0, len(images), PAIRS_AT_ONCE):
             rows = torch.arange(start, min(start + PAIRS_AT_ONCE, len(images)))
-            i, t = images[rows], texts[rows]
-            t2r, r2t = score_pairs(
-                i.values.to(place),
-                t.values.to(place),
-                i.mask.to(place),
-                t.mask.to(place),
-                scoring=self.scoring,
-                tile_bytes=tile_bytes_or_default(None, place),
-            )
-            parts.append((t2r + r2t).cpu() / i.mask.sum(dim=1).clamp(min=1))
+            i, t = images[rows].to(self.encoder.device), texts[rows].to(self.encoder.device)
+            scoring = self._scoring(i)
+            t2r, r2t = score_pairs(i.values, t.values, i.mask, t.mask, scoring=scoring, tile_bytes=_tile_bytes(i))
+            parts.append(scoring.total(t2r, r2t, i.mask).cpu())
         return torch.cat(parts) if parts else torch.zeros(0)
+
+    def _scoring(self, images: Vectors) -> Scoring:
+        """The model's own scoring, for this many regions.
+
+        Enumeration goes up to 16 regions; beyond, and for a model trained on sampled subsets, the subsets are a random
+        sample that depends on M alone, so that all scores compare.
+        """
+        model, M = self.model.scoring, images.values.shape[1]
+        method: Method = "sampled" if model.method == "exact" and M > MAX_REGIONS else model.method
+        sample = None
+        if method == "sampled":
+            sample = draw_subsets(model.samples, M, generator=torch.Generator().manual_seed(0))
+        return Scoring(
+            method=method,
+            tau=model.tau,
+            zeta=UNCALIBRATED_ZETA if isinstance(model.zeta, str) else model.zeta,  # "calibrated": without an estimate
+            t1_activation=model.t1_activation,
+            t2_activation=model.t2_activation,
+            subsets=model.subsets,
+            direction=model.direction,
+            normalise_by_regions=model.normalise_by_regions,
+            sample=sample,
+        )
 
     def _gathered(
         self,

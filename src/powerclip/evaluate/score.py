@@ -11,7 +11,7 @@ from torch import Tensor
 from powerclip.config import Score, ScoreRegions
 from powerclip.evaluate.composition import hard_negative_metrics, quadruple_metrics
 from powerclip.evaluate.encode import Encoder, Model, Preprocess, Tokenize
-from powerclip.evaluate.powerset_score import PowersetReading
+from powerclip.evaluate.powerset_score import PowersetScorer
 from powerclip.evaluate.retrieval import recall_metrics, retrieval_metrics, same_texts
 from powerclip.evaluate.zeroshot import average_precision_metrics, class_embeddings, classification_metrics
 from powerclip.tasks import Classification, HardNegatives, MultiLabel, Quadruples, Retrieval, Task
@@ -59,7 +59,7 @@ def evaluate_tasks(
         ValueError: a task is empty or its parts do not fit together, or the model has no powerset score.
     """
     encoder = Encoder(model, preprocess, tokenizer, device=device, batch_size=batch_size, workers=workers)
-    reading = PowersetReading(encoder, regions=regions) if score == "powerset" else None
+    reading = PowersetScorer(encoder, regions=regions) if score == "powerset" else None
     results = {}
     with evaluating(model), torch.inference_mode():
         for task in tasks:
@@ -72,7 +72,7 @@ def evaluate_tasks(
     return results
 
 
-def _evaluate_powerset(reading: PowersetReading, task: Task) -> dict[str, float]:
+def _evaluate_powerset(reading: PowersetScorer, task: Task) -> dict[str, float]:
     if isinstance(task, Retrieval):
         texts, owner = retrieval_texts(task)
         i, t = reading.images(task.images, task.masks), reading.texts(texts)

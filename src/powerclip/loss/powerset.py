@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from powerclip.alignment.aggregators import ABSENT
-from powerclip.alignment.calibration import PAIRS, CalibrationPairs, choose_pairs, fit_zeta, measure_pairs
+from powerclip.alignment.calibration import (
+    PAIRS,
+    UNCALIBRATED_ZETA,
+    CalibrationPairs,
+    choose_pairs,
+    fit_zeta,
+    measure_pairs,
+)
 from powerclip.alignment.scoring import Scoring, tile_bytes_or_default
 from powerclip.alignment.similarity import check_backend, check_samples, check_zeta, validate
 from powerclip.alignment.subsets import draw_subsets
 from powerclip.alignment.tiled import hardest_negatives, score_pairs
 from powerclip.config import Backend, Direction, Method, Subsets, T1Activation, T2Activation, Zeta
 from powerclip.distributed import gather_rows, max_over_processes, sum_over_processes
-from powerclip.errors import one_of
 from powerclip.loss.clip import with_value
 
 
@@ -55,7 +61,6 @@ class PowersetAlignmentLoss(nn.Module):
         samples: int = 256,
         zeta_momentum: float = 0.9,
         tile_bytes: int | None = None,
-        compiled: bool = False,
         distributed: bool = True,
     ) -> None:
         """Set up the loss.
@@ -76,7 +81,6 @@ class PowersetAlignmentLoss(nn.Module):
             samples: subsets that the method "sampled" draws anew at every training step.
             zeta_momentum: share of the old value when a calibrated zeta moves on.
             tile_bytes: working memory of the search; a sensible size for the device by default.
-            compiled: fuse the search's elementwise steps with torch.compile.
             distributed: take the batch of all processes; False keeps to this process's.
 
         Raises:
@@ -87,7 +91,6 @@ class PowersetAlignmentLoss(nn.Module):
             raise ValueError(f"margin is {margin!r}; it must be 0 or more")
         if not 0 <= zeta_momentum < 1:
             raise ValueError(f"zeta_momentum is {zeta_momentum!r}; it must be at least 0 and below 1")
-        one_of("direction", direction, get_args(Direction))
         check_backend(backend)
         self.scoring = Scoring(
             method=method,
@@ -96,11 +99,12 @@ class PowersetAlignmentLoss(nn.Module):
             t1_activation=t1_activation,
             t2_activation=t2_activation,
             subsets=subsets,
+            direction=direction,
+            normalise_by_regions=normalise_by_regions,
         )
-        self.margin, self.zeta, self.backend, self.direction = margin, zeta, backend, direction
-        self.normalise_by_regions = normalise_by_regions
+        self.margin, self.zeta, self.backend = margin, zeta, backend
         self.samples, self.zeta_momentum = check_samples(samples), zeta_momentum
-        self.tile_bytes, self.compiled, self.distributed = tile_bytes, compiled, distributed
+        self.tile_bytes, self.distributed = tile_bytes, distributed
         self.register_buffer("zeta_estimate", torch.full((), torch.nan))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self._steps = 0  # the buffer's value, without waiting for a device
@@ -181,35 +185,27 @@ class PowersetAlignmentLoss(nn.Module):
     def _loss(self, batch: _GlobalBatch, scoring: Scoring) -> Tensor:
         """The loss; its gradient comes from the pairs whose image this process holds."""
         budget = tile_bytes_or_default(self.tile_bytes, batch.regions.device)
-        counts = batch.region_mask.sum(dim=1, dtype=batch.regions.dtype).clamp(min=1)
-
-        def combine(t2r: Tensor, r2t: Tensor, images: slice | Tensor) -> Tensor:
-            scores = {"both": t2r + r2t, "t2r": t2r, "r2t": r2t}[self.direction]
-            if self.normalise_by_regions:
-                scores = scores / counts[images].view(-1, *[1] * (scores.ndim - 1))
-            return scores
 
         def score(images: Tensor, captions: Tensor) -> Tensor:
-            scores = score_pairs(
+            region_mask = batch.region_mask.index_select(0, images)
+            t2r, r2t = score_pairs(
                 batch.regions.index_select(0, images),
                 batch.phrases.index_select(0, captions),
-                batch.region_mask.index_select(0, images),
+                region_mask,
                 batch.phrase_mask.index_select(0, captions),
                 scoring=scoring,
                 tile_bytes=budget,
             )
-            return combine(*scores, images)
+            return scoring.total(t2r, r2t, region_mask)
 
         found = hardest_negatives(
             batch.regions,
             batch.phrases,
             batch.region_mask,
             batch.phrase_mask,
-            score=combine,
             negative=batch.negatives,
             scoring=scoring,
             tile_bytes=budget,
-            compiled=self.compiled,
         )
         B, C = len(batch.regions), len(batch.phrases)
         local = torch.arange(B, device=batch.regions.device)
@@ -262,7 +258,7 @@ class PowersetAlignmentLoss(nn.Module):
             if self.training or self._steps == 0:
                 self._calibrate(batch, scoring)
             zeta = self.zeta_estimate.to(batch.regions.device, batch.regions.dtype)
-            scoring = replace(scoring, zeta=zeta.nan_to_num(0.75))
+            scoring = replace(scoring, zeta=zeta.nan_to_num(UNCALIBRATED_ZETA))
         return scoring
 
     @torch.no_grad()
@@ -298,8 +294,8 @@ class PowersetAlignmentLoss(nn.Module):
         """The settings, for print."""
         return (
             f"margin={self.margin}, tau={self.scoring.tau}, zeta={self.zeta!r}, method={self.scoring.method!r}, "
-            f"direction={self.direction!r}, subsets={self.scoring.subsets!r}, "
-            f"normalise_by_regions={self.normalise_by_regions}"
+            f"direction={self.scoring.direction!r}, subsets={self.scoring.subsets!r}, "
+            f"normalise_by_regions={self.scoring.normalise_by_regions}"
         )
 
 

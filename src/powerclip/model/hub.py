@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ def save(model: PowerCLIP, folder: Path | str, *, state: Mapping[str, Tensor] | 
     for leftover in (temporary, old):
         shutil.rmtree(leftover, ignore_errors=True)
     temporary.mkdir()
-    config = {"powerclip": version("powerclip"), **model.config}
+    config = {"powerclip": version("powerclip"), **model.config, "scoring": asdict(model.scoring)}
     (temporary / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     weights = model.state_dict() if state is None else state
     save_file({name: value.detach().cpu().contiguous() for name, value in weights.items()}, str(temporary / WEIGHTS))

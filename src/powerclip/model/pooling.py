@@ -69,6 +69,21 @@ def pool_leaves(tokens: Tensor, leaf_of_token: Tensor, *, leaves: int) -> tuple[
         return normalise(torch.bmm(member_BLT.to(tokens.dtype), tokens)), member_BLT.any(dim=-1)
 
 
+def pool_tokens(tokens: Tensor, leaf_of_token: Tensor) -> tuple[Tensor, Tensor]:
+    """Unit vectors of the single tokens that belong to a word, in place of phrases (the paper's ablation).
+
+    Args:
+        tokens: (B, T, D) token embeddings in the joint space.
+        leaf_of_token: (B, T) int64, the leaf each token belongs to, -1 for none.
+
+    Returns:
+        (B, T, D) unit vectors, zero where a token belongs to no leaf, and (B, T) bool, True = present.
+    """
+    with torch.autocast(tokens.device.type, enabled=False):
+        present_BT = leaf_of_token >= 0
+        return normalise(_float(tokens).masked_fill(~present_BT[..., None], 0.0)), present_BT
+
+
 def pool_phrases(
     leaves: Tensor, leaf_mask: Tensor, phrase_spans: Tensor, *, norm: PhraseNorm = "sum"
 ) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,7 @@ from typing import Any, get_args
 
 import open_clip
 import torch
+import torch.nn.functional as F
 from open_clip.factory import load_checkpoint
 from open_clip.model import set_model_preprocess_cfg
 from open_clip.timm_model import TimmModel
@@ -24,7 +25,7 @@ from open_clip.transformer import TextTransformer, VisionTransformer, text_globa
 from PIL import Image
 from torch import Tensor, nn
 
-from powerclip.config import PhraseNorm, PhraseUnit, TextPool, Tower
+from powerclip.config import PhraseNorm, PhraseUnit, ScoringConfig, TextPool, Tower, from_dict
 from powerclip.errors import PowerclipError, did_you_mean, one_of
 from powerclip.model.pooling import (
     caption_ids,
@@ -33,6 +34,7 @@ from powerclip.model.pooling import (
     pool_leaves,
     pool_phrases,
     pool_regions,
+    pool_tokens,
 )
 from powerclip.types import Batch, Features
 
@@ -51,7 +53,7 @@ class PowerCLIP(nn.Module):
 
         Args:
             backbone: open_clip's model.
-            config: how to build it again, and ``text_pool``, ``phrase_norm`` and ``phrase_unit``.
+            config: how to build it again, ``text_pool``, ``phrase_norm``, ``phrase_unit`` and ``scoring``.
 
         Raises:
             PowerclipError: a tower has no dense outputs in the joint space.
@@ -63,6 +65,7 @@ class PowerCLIP(nn.Module):
         self.text_pool: TextPool = config["text_pool"]
         self.phrase_norm: PhraseNorm = config["phrase_norm"]
         self.phrase_unit: PhraseUnit = config.get("phrase_unit", "phrase")
+        self.scoring = from_dict(ScoringConfig, config.get("scoring", {}), where="scoring")
         visual = backbone.visual
         timm = isinstance(visual, TimmModel)
         rows, columns = visual.trunk.patch_embed.grid_size if timm else visual.grid_size
@@ -84,29 +87,66 @@ class PowerCLIP(nn.Module):
     def encode_patches(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) images to (B, N, D) patch embeddings in the joint space, row-major over the grid."""
         visual: Any = self.backbone.visual
+        x: Tensor = self.backbone.forward_intermediates(
+            image=images,
+            image_indices=1,
+            normalize_intermediates=True,
+            intermediates_only=True,
+            image_output_fmt="NLC",
+        )["image_intermediates"][0]  # (B, N, width), without class tokens, after the last norm
         if isinstance(visual, TimmModel):
-            x = visual.trunk.forward_features(images)[:, visual.trunk.num_prefix_tokens :]
             return visual.head(visual.trunk.fc_norm(x))  # type: ignore[no-any-return]
-        x = visual.transformer(visual._embeds(images))[:, 1:]
-        x = visual.ln_post(x)
-        return x if visual.proj is None else x @ visual.proj  # type: ignore[no-any-return]
+        return x if visual.proj is None else x @ visual.proj
 
     def encode_tokens(self, tokens: Tensor) -> Tensor:
         """(B, T) token ids to (B, T, D) token embeddings in the joint space; T at most ``context_length``."""
         text: Any = _text_tower(self.backbone)
-        if isinstance(text, TextTransformer):
-            x, mask = text._embeds(tokens)
-        else:
-            x = text.token_embedding(tokens)
-            x, mask = x + text.positional_embedding[: tokens.shape[1]], text.attn_mask
-        if mask is not None:
-            mask = mask[..., : tokens.shape[1], : tokens.shape[1]]
-        x = text.ln_final(text.transformer(x, attn_mask=mask))
+        T = tokens.shape[1]
+        # open_clip's towers take their full context only; causal attention never looks at the padding behind a token.
+        padded = F.pad(tokens, (0, self.context_length - T), value=getattr(text, "pad_id", 0))
+        x: Tensor = self.backbone.forward_intermediates(
+            text=padded, text_indices=1, normalize_intermediates=True, intermediates_only=True, text_output_fmt="NLC"
+        )["text_intermediates"][0][:, :T]  # (B, T, width), after the last norm
         if text.text_projection is None:
-            return x  # type: ignore[no-any-return]
+            return x
         if isinstance(text.text_projection, nn.Linear):
             return text.text_projection(x)  # type: ignore[no-any-return]
         return x @ text.text_projection  # type: ignore[no-any-return]
+
+    def encode_regions(self, images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+        """Region vectors of images.
+
+        Args:
+            images: (B, 3, H, W).
+            masks: (B, M, N) bool regions on the patch grid, row-major; an all-False region is absent.
+
+        Returns:
+            (B, M, D) float32 unit vectors, zero where absent, and (B, M) bool, True = present.
+
+        Raises:
+            ValueError: the masks are not on the model's grid.
+        """
+        return pool_regions(self.encode_patches(images), masks)
+
+    def encode_phrases(self, tokens: Tensor, leaf_of_token: Tensor, spans: Tensor) -> tuple[Tensor, Tensor]:
+        """Phrase vectors of captions, or, for a model with ``phrase_unit`` "token", those of single tokens.
+
+        Args:
+            tokens: (B, T) int64 token ids.
+            leaf_of_token: (B, T) int64: the leaf each token belongs to, -1 for specials and padding.
+            spans: (B, K, 2) int64 first and last leaf of each phrase, inclusive; -1, -1 for no phrase.
+
+        Returns:
+            (B, K, D) float32 vectors, zero where absent, and (B, K) bool, True = present; K is T for tokens.
+        """
+        return self.phrases_of(self.encode_tokens(tokens), leaf_of_token, spans)
+
+    def phrases_of(self, dense: Tensor, leaf_of_token: Tensor, spans: Tensor) -> tuple[Tensor, Tensor]:
+        """``encode_phrases`` of (B, T, D) token embeddings that are already there."""
+        if self.phrase_unit == "token":
+            return pool_tokens(dense, leaf_of_token)
+        leaves, leaf_mask = pool_leaves(dense, leaf_of_token, leaves=dense.shape[1])  # (B, L, D), (B, L) with L = T
+        return pool_phrases(leaves, leaf_mask, spans, norm=self.phrase_norm)
 
     def valid_tokens(self, tokens: Tensor) -> Tensor:
         """(B, T) bool: True up to the end-of-text token, False for the padding behind it."""
@@ -139,15 +179,10 @@ class PowerCLIP(nn.Module):
 
     def forward(self, batch: Batch) -> Features:
         """Everything the losses need: one image pass serves all regions, one text pass all phrases."""
-        patches = self.encode_patches(batch.images)
-        dense = self.encode_tokens(batch.tokens)
-        regions, region_mask = pool_regions(patches, batch.region_masks)
-        if self.phrase_unit == "token":
-            phrase_mask = batch.leaf_of_token >= 0
-            phrases = normalise(dense.float() * phrase_mask[..., None])
-        else:
-            leaves, leaf_mask = pool_leaves(dense, batch.leaf_of_token, leaves=batch.tokens.shape[1])
-            phrases, phrase_mask = pool_phrases(leaves, leaf_mask, batch.phrase_spans, norm=self.phrase_norm)
+        patches = self.encode_patches(batch.images)  # (B, N, D)
+        dense = self.encode_tokens(batch.tokens)  # (B, T, D)
+        regions, region_mask = pool_regions(patches, batch.region_masks)  # (B, M, D), (B, M)
+        phrases, phrase_mask = self.phrases_of(dense, batch.leaf_of_token, batch.phrase_spans)  # (B, K, D), (B, K)
         return Features(
             image=normalise(patches.float().mean(dim=1)),
             text=normalise(self.pool_text(dense, batch.tokens).float()),
@@ -211,6 +246,7 @@ def create_model(
     text_pool: TextPool = "avg",
     phrase_norm: PhraseNorm = "unit",
     phrase_unit: PhraseUnit = "phrase",
+    scoring: ScoringConfig | None = None,
     **overrides: Any,
 ) -> PowerCLIP:
     """Build a model from scratch, or from the weights of an open_clip checkpoint.
@@ -221,6 +257,7 @@ def create_model(
         text_pool: "avg" over valid tokens (the paper), or "argmax", open_clip's own pooling.
         phrase_norm: a phrase from its leaves: "sum", "mean" or "unit".
         phrase_unit: what is aligned with the regions: "phrase" of the parse tree, or "token" (the paper's ablation).
+        scoring: how region and phrase vectors become a score, for evaluation; the defaults if None.
         **overrides: ``image_size``, ``context_length``, ``init_logit_scale`` (log of the inverse temperature to start
             from) and ``init_logit_bias``, in place of the config's.
 
@@ -228,9 +265,7 @@ def create_model(
         PowerclipError: no such model or checkpoint, or towers without dense outputs.
         ValueError: an argument is unknown or out of range.
     """
-    one_of("text_pool", text_pool, get_args(TextPool))
-    one_of("phrase_norm", phrase_norm, get_args(PhraseNorm))
-    one_of("phrase_unit", phrase_unit, get_args(PhraseUnit))
+    kept = _kept(text_pool, phrase_norm, phrase_unit, scoring)
     model_config = read_config(name)
     places = {
         "image_size": model_config["vision_cfg"],
@@ -241,9 +276,7 @@ def create_model(
     for key, value in overrides.items():
         one_of("override", key, tuple(places))
         places[key][key] = value
-    model = build(
-        {"model": model_config, "text_pool": text_pool, "phrase_norm": phrase_norm, "phrase_unit": phrase_unit}
-    )
+    model = build({"model": model_config, **kept})
     if pretrained is not None:
         load_open_clip_weights(model, name, pretrained)
     return model
@@ -255,6 +288,7 @@ def from_open_clip(
     text_pool: TextPool = "argmax",
     phrase_norm: PhraseNorm = "unit",
     phrase_unit: PhraseUnit = "phrase",
+    scoring: ScoringConfig | None = None,
 ) -> PowerCLIP:
     """Dense outputs for a model that open_clip has built; its parameters are shared, so training one trains the other.
 
@@ -263,15 +297,27 @@ def from_open_clip(
         text_pool: "argmax" is open_clip's own pooling; "avg" the mean of the valid tokens (the paper).
         phrase_norm: as in ``create_model``.
         phrase_unit: as in ``create_model``.
+        scoring: as in ``create_model``.
 
     Raises:
         PowerclipError: a tower has no dense outputs in the joint space.
     """
+    return PowerCLIP(backbone, config=_kept(text_pool, phrase_norm, phrase_unit, scoring))
+
+
+def _kept(
+    text_pool: TextPool, phrase_norm: PhraseNorm, phrase_unit: PhraseUnit, scoring: ScoringConfig | None
+) -> dict[str, Any]:
+    """What a model's config keeps in addition to open_clip's; checked."""
     one_of("text_pool", text_pool, get_args(TextPool))
     one_of("phrase_norm", phrase_norm, get_args(PhraseNorm))
     one_of("phrase_unit", phrase_unit, get_args(PhraseUnit))
-    config = {"text_pool": text_pool, "phrase_norm": phrase_norm, "phrase_unit": phrase_unit}
-    return PowerCLIP(backbone, config=config)
+    return {
+        "text_pool": text_pool,
+        "phrase_norm": phrase_norm,
+        "phrase_unit": phrase_unit,
+        "scoring": dataclasses.asdict(scoring or ScoringConfig()),
+    }
 
 
 def build(config: dict[str, Any]) -> PowerCLIP:

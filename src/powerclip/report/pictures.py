@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from textwrap import fill
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,12 +15,15 @@ from torch import Tensor
 
 from powerclip.alignment import grounding
 from powerclip.model import PowerCLIP, make_tokenizer, make_transforms
-from powerclip.model.pooling import pool_leaves, pool_phrases, pool_regions
 from powerclip.phrases import encode_caption
+from powerclip.phrases.tokens import EncodedCaption
 from powerclip.phrases.tree import PhraseTree
 from powerclip.regions import fixed_boxes
 
 MAX_PHRASES = 6
+
+TOKEN = "token"
+"""The label of a single token, of a model that aligns tokens instead of phrases."""
 
 CHARACTERS_PER_COLUMN = 20
 """Of the caption over the panels: what fits in 1.75 inches at ten points."""
@@ -45,7 +49,7 @@ class PhraseGrounding:
 def ground(
     model: PowerCLIP, image: Image.Image, caption: str, tree: PhraseTree, *, masks: Tensor | None = None
 ) -> list[PhraseGrounding]:
-    """Ground the phrases of a caption in an image.
+    """Ground the phrases of a caption in an image; the tokens, for a model that was trained on tokens.
 
     Args:
         model: in evaluation mode.
@@ -58,26 +62,41 @@ def ground(
     encoded = encode_caption(caption, tree, tokenizer, context_length=model.context_length)
     masks = fixed_boxes(model.grid_size) if masks is None else masks
     with torch.inference_mode():
-        patches = model.encode_patches(make_transforms(model)[1](image)[None])
-        regions, region_mask = pool_regions(patches, masks[None])
-        dense = model.encode_tokens(encoded.tokens[None])
-        leaves, leaf_mask = pool_leaves(dense, encoded.leaf_of_token[None], leaves=len(encoded.tokens))
-        phrases, phrase_mask = pool_phrases(leaves, leaf_mask, encoded.phrase_spans[None], norm=model.phrase_norm)
-        found = grounding(regions[0], phrases[0], region_mask[0], phrase_mask[0])
-    labels = {(phrase.first, phrase.last): phrase.label for phrase in tree.phrases}
+        regions, region_mask = model.encode_regions(make_transforms(model)[1](image)[None], masks[None])
+        phrases, phrase_mask = model.encode_phrases(
+            encoded.tokens[None], encoded.leaf_of_token[None], encoded.phrase_spans[None]
+        )
+        found = grounding(regions[0], phrases[0], region_mask[0], phrase_mask[0], subsets=model.scoring.subsets)
+    named = _tokens(encoded, tokenizer) if model.phrase_unit == "token" else _phrases(encoded, caption, tree)
     covered = masks.float().sum(dim=0).clamp(min=1)
     return [
         PhraseGrounding(
-            label=labels.get((first, last), "cut"),
-            text=caption[tree.leaves[first][0] : tree.leaves[last][1]],
+            label=label,
+            text=text,
             heat=((s.clamp(min=0) @ masks.float()) / covered).view(model.grid_size),
             score=score.item(),
             regions=int(subset.sum()),
         )
-        for (first, last), s, score, subset in zip(
-            encoded.phrase_spans.tolist(), found.similarities, found.scores, found.subsets, strict=True
+        for (label, text), s, score, subset, present in zip(
+            named, found.similarities, found.scores, found.subsets, phrase_mask[0], strict=True
         )
+        if present
     ]
+
+
+def _phrases(encoded: EncodedCaption, caption: str, tree: PhraseTree) -> list[tuple[str, str]]:
+    """Label and words of each of the K phrases."""
+    labels = {(phrase.first, phrase.last): phrase.label for phrase in tree.phrases}
+    return [
+        (labels.get((first, last), "cut"), caption[tree.leaves[first][0] : tree.leaves[last][1]])
+        for first, last in encoded.phrase_spans.tolist()
+    ]
+
+
+def _tokens(encoded: EncodedCaption, tokenizer: Any) -> list[tuple[str, str]]:
+    """Label and text of each of the T tokens."""
+    decode = getattr(tokenizer, "tokenizer", tokenizer).decode  # Hugging Face's lies in open_clip's wrapper
+    return [(TOKEN, decode([token]).strip()) for token in encoded.tokens.tolist()]
 
 
 def picture(image: Image.Image, caption: str, groundings: Mapping[str, Sequence[PhraseGrounding]]) -> Figure:
@@ -112,7 +131,10 @@ def picture(image: Image.Image, caption: str, groundings: Mapping[str, Sequence[
 
 
 def _shown(found: Sequence[PhraseGrounding]) -> list[PhraseGrounding]:
-    """The shortest noun phrases, which name what can be seen, in their own order; any phrases where there is none."""
+    """The phrases to draw, in their own order: the shortest noun phrases, which name what can be seen, or any phrases
+    where there are none; of tokens, those with the highest scores."""
     nouns = [phrase for phrase in found if phrase.label == "NP"] or list(found)
-    kept = sorted(range(len(nouns)), key=lambda k: (len(nouns[k].text), k))[:MAX_PHRASES]
+    kept = sorted(
+        range(len(nouns)), key=lambda k: (-nouns[k].score if nouns[k].label == TOKEN else len(nouns[k].text), k)
+    )[:MAX_PHRASES]
     return [nouns[k] for k in sorted(kept)]

@@ -27,6 +27,7 @@ def build_model(config: TrainConfig) -> PowerCLIP:
         text_pool=m.text_pool,
         phrase_norm=m.phrase_norm,
         phrase_unit=m.phrase_unit,
+        scoring=config.objective.scoring,
         **start,
     )
     if config.parallel.activation_checkpointing:

@@ -13,7 +13,6 @@ from powerclip.evaluate import as_metrics, evaluate_tasks, light_suite
 from powerclip.files import read_json, write_json
 from powerclip.model import make_tokenizer, make_transforms
 from powerclip.tasks import Task
-from powerclip.train import checkpoint
 from powerclip.train.step import Engine
 
 HEADLINES = ("acc@1", "mAP", "i2t_R@1", "t2i_R@1", "macro", "group")
@@ -59,7 +58,7 @@ class Evaluator:
             mean = statistics.fmean(metrics[name] for metrics in found.values() for name in _headlines(metrics))
             best = engine.output / "model_best"
             if agree(rank() == 0 and mean > _best_so_far(best))[0]:
-                checkpoint.save_model(engine.model, best)
+                engine.save_model(best)
                 if rank() == 0:
                     write_json(best / "evaluation.json", {"step": step, "mean": mean, "tasks": found})
         return {**as_metrics(found), "eval/mean": mean}

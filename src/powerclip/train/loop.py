@@ -260,7 +260,7 @@ def _save_checkpoint(engine: Engine, loader: Loader, step: int) -> None:
 
 def _save_model(engine: Engine) -> None:
     """The model as users exchange it."""
-    checkpoint.save_model(engine.model, engine.output / "model")
+    engine.save_model(engine.output / "model")
     if engine.ema is not None:
         with engine.ema.applied():
-            checkpoint.save_model(engine.model, engine.output / "model_ema")
+            engine.save_model(engine.output / "model_ema")

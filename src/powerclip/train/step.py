@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from powerclip.errors import PowerclipError, RunFailedError
 from powerclip.model import PowerCLIP
 from powerclip.regions.boxes import random_boxes
 from powerclip.train.build import build_loss
+from powerclip.train.checkpoint import save_model
 from powerclip.train.ema import EMA
 from powerclip.train.estimate import estimate
 from powerclip.train.gradcache import backward
@@ -125,6 +126,13 @@ class Engine:
         if self.ema is not None:
             self.ema.update()
         return result
+
+    def save_model(self, folder: Path) -> None:
+        """Write the model as users exchange it, with a calibrated zeta as it stands; all processes take part."""
+        zeta = self.loss.state_dict().get("powerset.zeta_estimate")
+        if self.config.objective.zeta == "calibrated" and zeta is not None and not zeta.isnan():
+            self.model.scoring = replace(self.model.scoring, zeta=zeta.item())
+        save_model(self.model, folder)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds beside the model and its optimiser; loading writes into it."""
