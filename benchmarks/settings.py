@@ -3,8 +3,8 @@
     python benchmarks/settings.py --output runs/settings --seeds 3                       # all; hours on two cores
     python benchmarks/settings.py --output runs/settings --only default calibrated --seeds 3
 
-Every run has the steps, batch size and data of the demo. Finished runs are kept: run it again to go on, or with other
-names to add some. Prints mean and standard deviation over seeds, in percent.
+Every run has the steps, batch size and data of the demo. Finished runs are kept: run it again to continue, or with other
+names to add some. Prints mean and standard deviation over seeds, in percent, and writes comparison.md.
 """
 
 from __future__ import annotations
@@ -16,14 +16,10 @@ from typing import Any
 
 from rich.console import Console
 
+from powerclip.compare import compare
 from powerclip.config import TrainConfig
-from powerclip.data.shards import write_shards
-from powerclip.evaluate.run import evaluate_model
+from powerclip.demo import training_scenes
 from powerclip.recipes import scenes_tiny
-from powerclip.report.comparison import comparison_markdown, comparison_table
-from powerclip.runs import RunFolder
-from powerclip.scenes import generate
-from powerclip.train import train
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "clip": {"name": "clip"},
@@ -47,14 +43,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
 """Changes to the recipe scenes_tiny, by name; "default" is the recipe itself."""
 
 
-def configure(changes: dict[str, Any], seed: int) -> TrainConfig:
+def configure(changes: dict[str, Any]) -> TrainConfig:
     """The recipe with some settings changed."""
     base = scenes_tiny()
     of_model = {key: value for key, value in changes.items() if key in ("phrase_norm", "phrase_unit")}
     of_objective = {key: value for key, value in changes.items() if key not in of_model}
     return dataclasses.replace(
         base,
-        seed=seed,
         model=dataclasses.replace(base.model, **of_model),
         objective=dataclasses.replace(base.objective, **of_objective),
     )
@@ -67,23 +62,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--samples", type=int, default=16384, help="training scenes")
     arguments = parser.parse_args()
-    data = arguments.output / "scenes"
-    if not data.exists():
-        write_shards(generate("train", count=arguments.samples, seed=0), data)
-    runs = {
-        name: [arguments.output / f"{name.replace(' ', '-')}-seed-{seed}" for seed in range(arguments.seeds)]
-        for name in arguments.only
-    }
-    for seed in range(arguments.seeds):
-        for name in arguments.only:
-            run = runs[name][seed]
-            if not RunFolder(run).results():
-                if train(configure(SETTINGS[name], seed), data=data, output=run, resume=True).interrupted:
-                    return
-                evaluate_model(str(run), suite="scenes")
-    results = {name: [RunFolder(run).results() for run in of_seeds] for name, of_seeds in runs.items()}
-    Console(width=40 + 16 * len(results)).print(comparison_table(results))
-    (arguments.output / "settings.md").write_text(comparison_markdown(results), encoding="utf-8")
+    compare(
+        {name: configure(SETTINGS[name]) for name in arguments.only},
+        seeds=arguments.seeds,
+        data=training_scenes(arguments.output / "scenes", count=arguments.samples),
+        output=arguments.output,
+        console=Console(width=40 + 16 * len(arguments.only)),
+    )
 
 
 if __name__ == "__main__":

@@ -17,9 +17,11 @@ def test_help_shows_an_example(command, capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["trian"], "unknown command 'trian'; commands: demo, prepare, train, compare, evaluate"),
+        (["trian"], "unknown command 'trian'; did you mean train?"),
+        (["frobnicate"], "unknown command 'frobnicate'; commands: demo, prepare, train, compare, evaluate"),
         (["train"], "no recipe given; add --recipe NAME (recipes: scenes_tiny"),
-        (["train", "--recipe", "nope"], "unknown recipe 'nope'"),
+        (["train", "--recipe", "nope"], "unknown recipe 'nope'; recipes: scenes_tiny"),
+        (["train", "--output", "x", "--recipe"], "no recipe given; add --recipe NAME"),
         (["train", "--recipe", "scenes_tiny", "--output", "x"], "--data"),
         (
             ["train", "--recipe=scenes_tiny", "--data", "x", "--output", "y", "--batch-size", "big"],
@@ -30,6 +32,14 @@ def test_help_shows_an_example(command, capsys):
             "batch_size is 1",
         ),
         (["train", "--recipe=scenes_tiny", "--data", "no-such-place", "--output", "y"], "no-such-place"),
+        (
+            ["train", "--recipe=scenes_tiny", "--data", "x", "--output", "y", "--steps", "9", "--epochs", "1"],
+            "give either steps or epochs; got steps=9, epochs=1",
+        ),
+        (
+            ["compare", "--recipe=scenes_tiny", "--data", "x", "--output", "y", "--objectives", "clip", "clip"],
+            "objectives are clip clip; name each once",
+        ),
         (["compare", "--recipe", "scenes_tiny", "--data", "x", "--output", "y", "--objectives", "clop"], "clop"),
         (["evaluate"], "model"),
         (["evaluate", "no/such/run"], "no/such/run"),
@@ -43,8 +53,29 @@ def test_wrong_usage_is_one_line_and_status_2(argv, message, capsys, tmp_path, m
     captured = capsys.readouterr()
     assert captured.out == ""
     assert len(captured.err.strip().splitlines()) == 1
+    assert not any("\u2500" <= sign <= "\u257f" for sign in captured.err), "tyro draws a box around its errors"
     assert message in captured.err
     assert not (tmp_path / "y").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "steps", "epochs"),
+    [
+        ("cc12m_vit_b16", (), None, 32),
+        ("cc12m_vit_b16", ("--steps", "10"), 10, None),
+        ("cc12m_vit_b16", ("--steps=10",), 10, None),
+        ("cc12m_vit_b16", ("--epochs", "3"), None, 3),
+        ("cc12m_vit_b16", ("--steps", "None"), None, 32),
+        ("scenes_tiny", ("--epochs", "3"), None, 3),
+        ("scenes_tiny", ("--steps", "None", "--epochs", "3"), None, 3),
+        ("scenes_tiny", ("--batch-size", "10"), 600, None),
+    ],
+)
+@pytest.mark.parametrize("first", ["recipe", "options"])
+def test_a_length_replaces_the_recipes(name, options, steps, epochs, first):
+    words = (("--recipe", name), options) if first == "recipe" else (options, ("--recipe", name))
+    config = cli.parse("train", [*words[0], *words[1], "--data", "x", "--output", "y"]).config
+    assert (config.recipe, config.steps, config.epochs) == (name, steps, epochs)
 
 
 def test_overview_and_version(capsys):

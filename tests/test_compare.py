@@ -2,18 +2,21 @@ import csv
 import dataclasses
 import io
 import json
+import os
+import signal
 
 import pytest
 from rich.console import Console
 
-from powerclip import compare as module
-from powerclip.compare import EvaluationPlan, compare
+from powerclip.compare import EvaluationPlan, compare, finish_runs
 from powerclip.config import ModelConfig, load_config
 from powerclip.data.shards import write_shards
 from powerclip.errors import PowerclipError
+from powerclip.files import write_json
 from powerclip.recipes import scenes_tiny
 from powerclip.report.comparison import Spread, comparison_csv, comparison_markdown, comparison_plot, spread_rows
 from powerclip.scenes import generate
+from powerclip.train.step import Engine
 from tests.support.models import write_tiny
 
 RESULTS = {
@@ -28,7 +31,7 @@ def case(tmp_path):
     base = dataclasses.replace(
         scenes_tiny(), model=ModelConfig(name=write_tiny(tmp_path)), batch_size=8, steps=2, device="cpu", seed=3
     )
-    return base, {
+    return {"siglip": base.with_objective("siglip"), "all pairs": base}, {
         "data": tmp_path / "data",
         "output": tmp_path / "compare",
         "evaluation": EvaluationPlan(suite="scenes", size=4),
@@ -36,16 +39,21 @@ def case(tmp_path):
     }
 
 
-def test_a_comparison_trains_all_evaluates_all_and_skips_what_is_finished(case, monkeypatch):
-    config, arguments = case
-    table = compare(config, objectives=("siglip", "powerclip"), seeds=2, **arguments)
+def trained_at(output):
+    """When each run in a folder was last trained."""
+    return {path.parent.name: path.stat().st_mtime_ns for path in output.glob("*/status.json")}
+
+
+def test_a_comparison_trains_all_evaluates_all_and_skips_what_is_finished(case):
+    configs, arguments = case
+    table = compare(configs, seeds=2, **arguments)
     output = arguments["output"]
-    runs = {f"{name}-seed-{seed}" for name in ("siglip", "powerclip") for seed in (3, 4)}
+    runs = {f"{name}-seed-{seed}" for name in ("siglip", "all-pairs") for seed in (3, 4)}
     assert {path.name for path in output.iterdir() if path.is_dir()} == runs
     for run in runs:
         found = load_config(output / run / "config.yaml")
-        assert f"{found.objective.name}-seed-{found.seed}" == run
-    assert "| task | metric | siglip | powerclip |" in table.read_text()
+        assert found == dataclasses.replace(configs[run[:-7].replace("-", " ")], seed=int(run[-1]))
+    assert "| task | metric | siglip | all pairs |" in table.read_text()
     assert "2 seeds each, mean ± standard deviation" in table.read_text()
     lines = list(csv.DictReader(io.StringIO((output / "comparison.csv").read_text())))
     first = next(line for line in lines if (line["task"], line["metric"]) == ("scenes-quadruples", "text"))
@@ -53,26 +61,60 @@ def test_a_comparison_trains_all_evaluates_all_and_skips_what_is_finished(case, 
     assert [float(first["run_0"]), float(first["run_1"])] == [t["scenes-quadruples"]["text"] for t in tasks]
     assert (output / "comparison.png").read_bytes().startswith(b"\x89PNG")
 
-    def never(*_arguments, **_options):
-        raise AssertionError("a finished run was trained again")
-
-    monkeypatch.setattr(module, "train", never)
-    before = table.read_text()
-    assert compare(config, objectives=("siglip", "powerclip"), seeds=2, **arguments).read_text() == before
-    with pytest.raises(PowerclipError, match="siglip-seed-3 was trained with other settings"):
-        compare(dataclasses.replace(config, steps=3), objectives=("siglip",), seeds=1, **arguments)
-    with pytest.raises(PowerclipError, match="name another --output"):
-        compare(config, objectives=("siglip",), seeds=1, **{**arguments, "evaluation": EvaluationPlan(size=5)})
-    with pytest.raises(AssertionError, match="trained again"):
-        compare(config, objectives=("siglip",), seeds=3, **arguments)
+    times, before = trained_at(output), table.read_text()
+    assert compare(configs, seeds=2, **arguments).read_text() == before
+    with pytest.raises(PowerclipError, match=r"siglip-seed-3 was trained with other settings \(steps: was 2, now 3\)"):
+        compare({"siglip": dataclasses.replace(configs["siglip"], steps=3)}, seeds=1, **arguments)
+    with pytest.raises(PowerclipError, match=r"'size': 4.*not on .*'size': 5.*; name another --output"):
+        compare(configs, seeds=1, **{**arguments, "evaluation": EvaluationPlan(suite="scenes", size=5)})
+    compare({"siglip": configs["siglip"]}, seeds=3, **arguments)
+    after = trained_at(output)
+    assert after.keys() - times.keys() == {"siglip-seed-5"}
+    assert {name: after[name] for name in times} == times
 
 
 def test_nothing_to_compare_is_refused_and_leaves_no_folder(case):
-    config, arguments = case
-    for objectives, seeds in (((), 1), (("clip",), 0), (("clip", "clip"), 1)):
-        with pytest.raises(PowerclipError, match="name each once"):
-            compare(config, objectives=objectives, seeds=seeds, **arguments)
+    configs, arguments = case
+    for number, seeds in ((0, 1), (2, 0)):
+        with pytest.raises(PowerclipError, match=f"got {number} configs with {seeds} seeds to compare"):
+            compare(dict(list(configs.items())[:number]), seeds=seeds, **arguments)
     assert not arguments["output"].exists()
+
+
+def test_a_run_is_evaluated_once_after_each_training(case):
+    configs, arguments = case
+    run, evaluated = arguments["output"] / "run", []
+
+    def evaluate(path):
+        evaluated.append(path)
+        write_json(path / "evaluation.json", {"tasks": {"t": {"acc@1": len(evaluated)}}})
+
+    for steps, expected in ((2, [run]), (2, [run]), (3, [run, run])):  # again, then made longer
+        config = dataclasses.replace(configs["siglip"], steps=steps)
+        assert finish_runs({run: config}, data=arguments["data"], evaluate=evaluate, console=arguments["console"])
+        assert evaluated == expected
+        assert json.loads((run / "status.json").read_text())["step"] == steps
+
+
+def test_an_interrupted_run_is_not_evaluated_and_continues(case):
+    configs, arguments = case
+    run = arguments["output"] / "siglip-seed-3"
+    arguments["output"].mkdir()
+    real, step = Engine.step, []
+
+    def interrupted(engine, pieces, number):
+        step.append(number)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return real(engine, pieces, number)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Engine, "step", interrupted)
+        assert compare({"siglip": configs["siglip"]}, seeds=1, **arguments) is None
+    assert step == [0]
+    assert "Run the same command to continue." in arguments["console"].file.getvalue()
+    assert not (run / "evaluation.json").exists()
+    assert compare({"siglip": configs["siglip"]}, seeds=1, **arguments).exists()
+    assert json.loads((run / "status.json").read_text()) == {"step": 2, "steps": 2, "finished": True}
 
 
 def test_mean_and_sample_standard_deviation():

@@ -1,9 +1,13 @@
+import ast
 import dataclasses
+import typing
+from pathlib import Path
+from typing import Literal
 
 import pytest
-import yaml
 
-from powerclip.config import ObjectiveConfig, TrainConfig, from_dict, load_config, to_yaml
+from powerclip import config as config_module
+from powerclip.config import MAX_YAML_BYTES, TrainConfig, from_dict, load_config, to_yaml
 from powerclip.errors import PowerclipError
 from powerclip.recipes import RECIPES, recipe
 
@@ -17,10 +21,42 @@ def test_a_config_survives_its_yaml(name, tmp_path):
     assert config.recipe == name
 
 
-def test_the_yaml_holds_every_setting():
-    written = yaml.safe_load(to_yaml(TrainConfig(steps=1)))
-    assert set(written) == {f.name for f in dataclasses.fields(TrainConfig)}
-    assert set(written["objective"]) == {f.name for f in dataclasses.fields(ObjectiveConfig)}
+def another(value, hint):
+    """A value of a setting's type that is not its default."""
+    options = [option for option in typing.get_args(hint) if option is not type(None)]
+    if typing.get_origin(hint) is Literal:
+        return next(option for option in options if option != value)
+    if options and typing.get_origin(hint) is not tuple:
+        return another(value, options[0])
+    return {int: 77, float: 0.0625, bool: not value, str: "other", tuple[float, ...]: (1.0, 2.5)}[hint]
+
+
+def all_changed(config):
+    hints = typing.get_type_hints(type(config))
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    changed = {
+        name: all_changed(value) if dataclasses.is_dataclass(value) else another(value, hints[name])
+        for name, value in values.items()
+    }
+    return type(config)(**{**changed, **({"epochs": None} if "epochs" in changed else {})})
+
+
+def test_every_setting_survives_its_yaml(tmp_path):
+    config = all_changed(TrainConfig(steps=1))
+    path = tmp_path / "config.yaml"
+    path.write_text(to_yaml(config))
+    assert load_config(path) == config
+    for name, value in vars(TrainConfig(steps=1)).items():
+        assert name == "epochs" or getattr(config, name) != value, name
+
+
+def test_every_setting_says_what_it_is():
+    tree = ast.parse(Path(config_module.__file__).read_text(encoding="utf-8"))
+    for cls in (node for node in tree.body if isinstance(node, ast.ClassDef)):
+        for setting, after in zip(cls.body, [*cls.body[1:], None], strict=True):
+            if isinstance(setting, ast.AnnAssign):
+                said = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+                assert said, f"{cls.name}.{setting.target.id} has no docstring"
 
 
 def test_leftover_keys_are_refused():
@@ -31,14 +67,17 @@ def test_leftover_keys_are_refused():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"steps": "many"}, r"config\.steps is 'many'; expected"),
+        ({"steps": "many"}, r"config\.steps is 'many'; expected int or None"),
+        ({"steps": 1, "data": {"weights": [1, "a"]}}, r"config\.data\.weights is \[1, 'a'\]; expected a list or None"),
+        ({"steps": 1, "objective": {"zeta": "auto"}}, r"zeta is 'auto'; expected float or 'calibrated'"),
         ({"steps": True}, r"config\.steps is True; expected"),
-        ({"steps": 1, "precision": "fp8"}, r"config\.precision is 'fp8'; expected"),
+        ({"steps": 1, "precision": "fp8"}, r"config\.precision is 'fp8'; expected 'auto', 'fp32', 'bf16'"),
         ({"steps": 1, "batch_size": 1}, "batch_size is 1; it must be at least 2"),
         ({"steps": 1, "objective": {"tau": -1.0}}, "tau is -1.0; it must be 0 or more"),
+        ({"steps": 1, "objective": {"powerset_weight": 0.0}}, "0.0; it must be positive; choose the objective clip"),
         ({"steps": 1, "model": None}, r"config\.model holds NoneType; expected a mapping"),
-        ({}, "give steps or epochs, one of them; got steps=None, epochs=None"),
-        ({"steps": 1, "epochs": 1}, "give steps or epochs, one of them"),
+        ({}, "give either steps or epochs; got steps=None, epochs=None"),
+        ({"steps": 1, "epochs": 1}, "give either steps or epochs; got steps=1, epochs=1"),
     ],
 )
 def test_wrong_values_are_named(values, message):
@@ -46,13 +85,31 @@ def test_wrong_values_are_named(values, message):
         from_dict(TrainConfig, values)
 
 
-def test_a_file_that_is_not_a_config_is_named(tmp_path):
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("- a list\n", "holds list; expected a mapping"),
+        ("steps: [\n", "cannot read .*config.yaml: while parsing"),
+        ("model: &a {name: tiny}\nobjective: *a\n", "it has an alias; write the value again in its place"),
+        ("a: " + "[" * 5000, "cannot read .*config.yaml: "),
+        ("#" * (MAX_YAML_BYTES + 1), f"it is larger than {MAX_YAML_BYTES} bytes"),
+    ],
+    ids=["list", "syntax", "alias", "depth", "size"],
+)
+def test_a_file_that_is_not_a_config_is_named(content, message, tmp_path):
     path = tmp_path / "config.yaml"
-    path.write_text("- a list\n")
-    with pytest.raises(ValueError, match="holds list; expected a mapping"):
+    path.write_text(content)
+    with pytest.raises(ValueError, match=message) as caught:
         load_config(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_config_of_an_earlier_version_that_trained_clip_by_a_weight_of_0_is_clip(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("steps: 1\nobjective:\n  name: powerclip\n  powerset_weight: 0.0\n")
+    assert load_config(path) == TrainConfig(steps=1).with_objective("clip")
 
 
 def test_an_unknown_recipe_names_the_known():
-    with pytest.raises(PowerclipError, match=r"unknown recipe 'scene_tiny'; did you mean scenes_tiny\?"):
+    with pytest.raises(PowerclipError, match=r"unknown recipe 'scene_tiny'; did you mean scenes_tiny or emoji_tiny\?"):
         recipe("scene_tiny")

@@ -1,24 +1,21 @@
+import dataclasses
 import io
 import json
 
 import pytest
 from rich.console import Console
 
-from powerclip import demo
+from powerclip.demo import demo_configs, run_demo
 
 
 @pytest.mark.slow
-def test_the_demo_leaves_runs_results_and_a_page(tmp_path, monkeypatch):
-    def small(**options):
-        configs = demo_configs(**options)
-        return {
-            name: type(c)(**{**vars(c), "batch_size": 8, "checkpoint_every_steps": 2}) for name, c in configs.items()
-        }
-
-    demo_configs = demo.demo_configs
-    monkeypatch.setattr(demo, "demo_configs", small)
+def test_the_demo_leaves_runs_results_and_a_page(tmp_path):
+    configs = {
+        name: dataclasses.replace(config, batch_size=8, checkpoint_every_steps=2)
+        for name, config in demo_configs(steps=3, seed=1).items()
+    }
     console = Console(file=io.StringIO(), width=120)
-    report = demo.run_demo(tmp_path, steps=3, seed=1, console=console, scenes=16, images=14)
+    report = run_demo(tmp_path, configs, console=console, scenes=16, images=14)
     table = console.file.getvalue()
     for name in ("clip", "powerclip"):
         tasks = json.loads((tmp_path / name / "evaluation.json").read_text())["tasks"]
@@ -28,14 +25,13 @@ def test_the_demo_leaves_runs_results_and_a_page(tmp_path, monkeypatch):
     page = report.read_text()
     assert page.count("data:image/png;base64,") >= 3
     assert "http" not in page.replace("http://www.w3.org", "")
-    again = demo.run_demo(tmp_path, steps=3, seed=1, console=console, scenes=16, images=14)
-    assert again == report
+    trained = (tmp_path / "clip" / "status.json").stat().st_mtime_ns
+    assert run_demo(tmp_path, configs, console=console, scenes=16, images=14) == report
+    assert (tmp_path / "clip" / "status.json").stat().st_mtime_ns == trained
 
 
-def test_the_two_runs_differ_in_the_powerset_weight_alone():
-    clip, powerclip_ = demo.demo_configs(steps=5, seed=3).values()
-    assert clip.objective.powerset_weight == 0
-    assert powerclip_.objective.powerset_weight > 0
-    same = {**vars(clip), "objective": powerclip_.objective}
-    assert same == vars(powerclip_)
+def test_the_two_runs_differ_in_the_objective_alone():
+    clip, powerclip_ = demo_configs(steps=5, seed=3).values()
+    assert (clip.objective.name, powerclip_.objective.name) == ("clip", "powerclip")
+    assert clip.with_objective("powerclip") == powerclip_
     assert (clip.steps, clip.seed) == (5, 3)

@@ -12,7 +12,7 @@ import dataclasses
 import json
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,21 +22,23 @@ from emoji_captions import vary, with_tone
 from emoji_packages import STYLES, Emoji, obtain, picture, read_emoji
 from emoji_sheet import write_contact_sheet
 from emoji_tasks import HELD_OUT, evaluation_tasks, is_held_out
-from PIL import Image
 from rich.console import Console
 
 import powerclip
+from powerclip.compare import finish_runs
 from powerclip.config import TrainConfig
 from powerclip.data.images import decode_image
 from powerclip.errors import PowerclipError
 from powerclip.evaluate import evaluate_tasks, write_evaluation
+from powerclip.files import write_json
 from powerclip.prepare import prepare
 from powerclip.recipes import recipe
 from powerclip.report import results_table
-from powerclip.train import train
+from powerclip.runs import RunFolder
+from powerclip.tasks import Task
 
 TRAIN_STYLE = "google"
-"""The style to train on; the other one is only ever looked at."""
+"""The style to train on; the other one serves for evaluation only."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +53,7 @@ class Options:
     steps: int | None = None
     """Training steps; the recipe's own by default."""
     packages: Path | None = None
-    """Folder with both npm packages, as tarballs or unpacked; by default npm fetches them."""
+    """Folder with both npm packages, as tarballs or unpacked; by default npm downloads them."""
     seed: int = 0
     """Decides initial weights, data order and boxes."""
     with_clip: bool = False
@@ -59,7 +61,7 @@ class Options:
 
 
 def main(options: Options) -> int:
-    """Do all of it; what is already there from an earlier run is used again."""
+    """Run the example from packages to table; what an earlier call has finished is used again."""
     console = Console()
     packages = obtain(options.output / "packages", given=options.packages)
     emoji = read_emoji(packages)
@@ -68,36 +70,40 @@ def main(options: Options) -> int:
     shards = {
         style: make_shards(emoji, package, style=style, output=options.output) for style, package in packages.items()
     }
-    runs = {}
-    for name, config in configs(options).items():
-        result = train(config, data=shards[TRAIN_STYLE]["train"], output=options.output / name, resume=True)
-        if result.interrupted:
-            console.print("Run the same command to go on.")
-            return 130
-        runs[name] = result.output
     images = {
         style: {one.key: decode_image(picture(package, style, one).read_bytes()) for one in emoji}
         for style, package in packages.items()
     }
-    results = evaluate(runs, emoji, images, output=options.output)
+    runs = {options.output / name: config for name, config in configs(options).items()}
+    done = finish_runs(
+        runs,
+        data=shards[TRAIN_STYLE]["train"],
+        evaluate=lambda run: evaluate(run, evaluation_tasks(emoji, images)),
+        console=console,
+    )
+    if not done:
+        return 130
+    results = {run.name: RunFolder(run).results() for run in runs}
+    record = {"trained_on": TRAIN_STYLE, "styles": STYLES, "held_out": HELD_OUT, "runs": results}
+    write_json(options.output / "evaluation.json", record)
+    model, preprocess, tokenizer = powerclip.load(options.output / "powerclip")
+    sheet = options.output / "contact_sheet.png"
+    write_contact_sheet(sheet, emoji, images, model=model, preprocess=preprocess, tokenizer=tokenizer)
     console.print(results_table(results))
     console.print(
         f"Trained on {TRAIN_STYLE} alone, without {len(HELD_OUT)} profession and skin tone combinations; one seed. "
-        f"Pictures: {options.output / 'contact_sheet.png'}",
+        f"Images: {sheet}",
         soft_wrap=True,
     )
     return 0
 
 
 def configs(options: Options) -> dict[str, TrainConfig]:
-    """The runs to train, by name; they differ in the weight of the powerset loss alone."""
+    """The runs to train, by name; they differ in the objective alone."""
     base = recipe("emoji_tiny")
     base = dataclasses.replace(base, seed=options.seed, steps=options.steps or base.steps)
-    found = {"powerclip": base}
-    if options.with_clip:
-        plain = dataclasses.replace(base.objective, powerset_weight=0.0)
-        found = {"clip": dataclasses.replace(base, objective=plain), **found}
-    return found
+    plain = {"clip": base.with_objective("clip")} if options.with_clip else {}
+    return {**plain, "powerclip": base}
 
 
 def make_shards(emoji: Sequence[Emoji], package: Path, *, style: str, output: Path) -> dict[str, Path]:
@@ -130,32 +136,12 @@ def write_table(emoji: Sequence[Emoji], package: Path, *, style: str, path: Path
     return path
 
 
-def evaluate(
-    runs: Mapping[str, Path],
-    emoji: Sequence[Emoji],
-    images: Mapping[str, Mapping[str, Image.Image]],
-    *,
-    output: Path,
-) -> dict[str, dict[str, dict[str, float]]]:
-    """Metrics by run, task and name; writes evaluation.json and the contact sheet of the last run."""
+def evaluate(run: Path, tasks: Sequence[Task]) -> None:
+    """Evaluate a run on tasks and write its ``evaluation.json``."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    tasks = evaluation_tasks(emoji, images)
-    results = {}
-    for name, run in runs.items():
-        model, preprocess, tokenizer = powerclip.load(str(run))
-        results[name] = evaluate_tasks(model.to(device), preprocess, tokenizer, tasks, device=device, batch_size=256)
-        write_evaluation(run / "evaluation.json", results[name], suite="emoji")
-        write_contact_sheet(
-            output / "contact_sheet.png",
-            emoji,
-            images,
-            model=model.to("cpu"),
-            preprocess=preprocess,
-            tokenizer=tokenizer,
-        )
-    record = {"trained_on": TRAIN_STYLE, "styles": list(STYLES), "held_out": HELD_OUT, "runs": results}
-    (output / "evaluation.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    return results
+    model, preprocess, tokenizer = powerclip.load(run)
+    results = evaluate_tasks(model.to(device), preprocess, tokenizer, tasks, device=device, batch_size=256)
+    write_evaluation(run / "evaluation.json", results, suite="emoji")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""The ``powerclip`` command: one thin function per subcommand."""
+"""The ``powerclip`` command: one dataclass per subcommand, filled by tyro and then run."""
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import dataclasses
 import io
@@ -18,7 +19,7 @@ from rich.console import Console
 
 import powerclip
 from powerclip.config import Objective, Score, ScoreRegions, TrainConfig
-from powerclip.errors import PowerclipError, RunFailedError
+from powerclip.errors import PowerclipError, RunFailedError, did_you_mean
 from powerclip.recipes import RECIPES, recipe
 
 # Each command imports what it runs when it runs: torch takes seconds, `--help` should not.
@@ -28,7 +29,7 @@ from powerclip.recipes import RECIPES, recipe
 class Demo:
     """Train CLIP and PowerCLIP-R on generated scenes from the same seed, evaluate both, write report.html.
 
-    Interrupted, it leaves usable run folders; the same command goes on where it stopped.
+    If it is interrupted, the same command continues where it stopped.
 
     Example: powerclip demo --output runs/demo
     """
@@ -41,10 +42,9 @@ class Demo:
     """Decides scenes, initial weights, data order and boxes."""
 
     def run(self) -> None:
-        """Do it."""
-        from powerclip.demo import run_demo
+        from powerclip.demo import demo_configs, run_demo
 
-        run_demo(self.output, steps=self.steps, seed=self.seed, console=Console())
+        run_demo(self.output, demo_configs(steps=self.steps, seed=self.seed), console=Console())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +95,6 @@ class Prepare:
     """Share of a GPU that each of Ray's workers takes for SAM."""
 
     def run(self) -> None:
-        """Do it."""
         if self.check is not None:
             if self.source is not None:
                 raise PowerclipError("--check FOLDER looks at shards that are there; leave out SOURCE and OUTPUT")
@@ -113,7 +112,7 @@ class Prepare:
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
-    """Train a model on shards and leave a run folder; every setting of the recipe can be changed.
+    """Train a model on shards and leave a run folder; an option overrides the recipe's setting of that name.
 
     Example: powerclip train --recipe scenes_tiny --data data/scenes --output runs/scenes
     """
@@ -121,14 +120,13 @@ class Train:
     data: tuple[str, ...]
     """Folder of shards, one tar, a pattern or a URL (http://host/{000000..000099}.tar); or several of them."""
     output: Path
-    """Run folder to make."""
+    """The run folder."""
     resume: Literal["never", "auto"] = "never"
-    """auto: go on from the newest checkpoint in the run folder, where there is one."""
+    """auto: continue from the newest checkpoint in the run folder, if there is one."""
     config: Annotated[TrainConfig, tyro.conf.arg(name="")]
     """Settings."""
 
     def run(self) -> None:
-        """Do it."""
         from powerclip.train import train as run
 
         result = run(self.config, data=self.data, output=self.output, resume=self.resume == "auto")
@@ -149,7 +147,7 @@ class Compare:
     objectives: tuple[Objective, ...]
     """Losses to compare."""
     seeds: int = 3
-    """Runs of each, with the seeds from the recipe's on."""
+    """Runs of each, with consecutive seeds from the recipe's."""
     data: Path
     """Shards to train on."""
     output: Path
@@ -164,12 +162,12 @@ class Compare:
     """Settings of every run."""
 
     def run(self) -> None:
-        """Do it."""
         from powerclip.compare import EvaluationPlan, compare
 
+        if len(set(self.objectives)) < len(self.objectives):
+            raise PowerclipError(f"objectives are {' '.join(self.objectives)}; name each once")
         compare(
-            self.config,
-            objectives=self.objectives,
+            {name: self.config.with_objective(name) for name in self.objectives},
             seeds=self.seeds,
             data=self.data,
             output=self.output,
@@ -209,7 +207,6 @@ class Evaluate:
     """Where the results go; default: the run folder."""
 
     def run(self) -> None:
-        """Do it."""
         from powerclip.evaluate.run import evaluate_model
         from powerclip.report.evaluation import absent_note, evaluation_table, write_tables
 
@@ -227,7 +224,7 @@ class Evaluate:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Write one self-contained HTML page on one or more runs: settings, curves, results, grounding pictures.
+    """Write one self-contained HTML page about one or more runs: settings, curves, results, grounded phrases.
 
     Example: powerclip report runs/demo/clip runs/demo/powerclip --output report.html
     """
@@ -235,10 +232,9 @@ class Report:
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """Run folders."""
     output: Path = Path("report.html")
-    """The page to write."""
+    """The HTML file."""
 
     def run(self) -> None:
-        """Do it."""
         if not self.runs:
             raise PowerclipError("no run folder given; name at least one: powerclip report runs/NAME")
         from powerclip.report import write_report
@@ -270,8 +266,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     try:
         if argv[0] not in COMMANDS:
-            raise PowerclipError(f"unknown command {argv[0]!r}; commands: {', '.join(COMMANDS)}")
-        _parse(argv[0], argv[1:]).run()
+            known = f"commands: {', '.join(COMMANDS)}"
+            raise PowerclipError(f"unknown command {argv[0]!r}; {did_you_mean(argv[0], COMMANDS, otherwise=known)}")
+        parse(argv[0], argv[1:]).run()
     except RunFailedError as error:
         return _fail(error, 1)
     except (PowerclipError, ValueError) as error:
@@ -294,19 +291,27 @@ def _fail(error: Exception, status: int) -> int:
 
 def _overview() -> str:
     lines = [f"  {name:10}{(command.__doc__ or '').splitlines()[0]}" for name, command in COMMANDS.items()]
-    return "usage: powerclip COMMAND [options]\n\n" + "\n".join(lines) + "\n\npowerclip COMMAND --help says more."
+    return (
+        "usage: powerclip COMMAND [options]\n\n" + "\n".join(lines) + "\n\npowerclip COMMAND --help shows its options."
+    )
 
 
 def _recipe_of(argv: Sequence[str]) -> TrainConfig:
-    """The recipe named in the arguments, found before they are parsed: it decides the defaults in --help."""
-    for position, word in enumerate(argv):
-        if word == "--recipe" and position + 1 < len(argv):
-            return recipe(argv[position + 1])
-        if word.startswith("--recipe="):
-            return recipe(word.removeprefix("--recipe="))
-    if {"-h", "--help"} & set(argv):
-        return recipe("scenes_tiny")
-    raise PowerclipError(f"no recipe given; add --recipe NAME (recipes: {', '.join(RECIPES)})")
+    """The config of the recipe named in the arguments, found before they are parsed: it is the default of the rest.
+
+    A length given in steps replaces the recipe's in epochs, and the other way round.
+    """
+    scan = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in ("recipe", "steps", "epochs"):
+        scan.add_argument(f"--{name}", nargs="?")
+    given, _ = scan.parse_known_args(argv)
+    if given.recipe is None and not {"-h", "--help"} & set(argv):
+        raise PowerclipError(f"no recipe given; add --recipe NAME (recipes: {', '.join(RECIPES)})")
+    config = recipe(given.recipe or "scenes_tiny")
+    steps, epochs = (value not in (None, "None") for value in (given.steps, given.epochs))
+    if steps != epochs:  # the 1 is replaced when all is parsed
+        config = dataclasses.replace(config, steps=1 if steps else None, epochs=1 if epochs else None)
+    return config
 
 
 def _with_ray_address(argv: Sequence[str]) -> list[str]:
@@ -319,15 +324,17 @@ def _with_ray_address(argv: Sequence[str]) -> list[str]:
     return words
 
 
-def _parse(name: str, argv: Sequence[str]) -> Any:
-    """Parse a command's arguments; wrong ones become a one-line error."""
+def parse(name: str, argv: Sequence[str]) -> Any:
+    """A command, ready to run, from its name and arguments.
+
+    Raises:
+        PowerclipError: the arguments are wrong; the message is tyro's in one line.
+        SystemExit: they ask for help, which is printed.
+    """
     given: dict[str, Any] = {}
-    if name == "train":
-        given["default"] = Train(data=tyro.MISSING, output=tyro.MISSING, config=_recipe_of(argv))
-    if name == "compare":
-        given["default"] = Compare(
-            objectives=tyro.MISSING, data=tyro.MISSING, output=tyro.MISSING, config=_recipe_of(argv)
-        )
+    if name in ("train", "compare"):
+        required = ("data", "output", *(("objectives",) if name == "compare" else ()))
+        given["default"] = COMMANDS[name](**dict.fromkeys(required, tyro.MISSING), config=_recipe_of(argv))
     if name == "prepare":
         argv = _with_ray_address(argv)
     errors = io.StringIO()

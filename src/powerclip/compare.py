@@ -1,25 +1,22 @@
-"""Objectives side by side: every one trained with the same seeds, data and steps, evaluated, and put into one table."""
+"""Named configs side by side: each is trained with the same seeds and data, evaluated, and put into one table."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
-from powerclip.config import Objective, TrainConfig, load_config
+from powerclip.config import TrainConfig
 from powerclip.errors import PowerclipError
 from powerclip.evaluate.run import evaluate_model
+from powerclip.files import atomic_write, read_json, write_json
 from powerclip.report.comparison import comparison_csv, comparison_markdown, comparison_plot, comparison_table
 from powerclip.report.plots import png
 from powerclip.runs import RunFolder
 from powerclip.train import train
-
-SETTINGS = "comparison.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,84 +32,107 @@ class EvaluationPlan:
 
 
 def compare(
-    config: TrainConfig,
+    configs: Mapping[str, TrainConfig],
     *,
-    objectives: Sequence[Objective],
     seeds: int,
     data: Path,
     output: Path,
     evaluation: EvaluationPlan | None = None,
     console: Console,
 ) -> Path | None:
-    """Train and evaluate every objective with every seed; write and print mean and standard deviation.
+    """Train and evaluate every config with every seed; write and print mean and standard deviation.
 
-    The runs lie in ``output/OBJECTIVE-seed-N``; run again on the same folder, finished ones are skipped and an
-    interrupted one goes on. Beside them stand ``comparison.md``, ``.csv`` and ``.png``.
+    The runs are stored in ``output/NAME-seed-N``, next to ``comparison.md``, ``.csv`` and ``.png``. Run again on the same
+    folder, finished runs are skipped and an interrupted one continues.
 
     Args:
-        config: settings of every run; its objective's name and its seed are replaced.
-        objectives: losses to compare; each is trained with its own settings in ``config.objective``.
-        seeds: seeds of each, from ``config.seed`` on.
+        configs: settings of the runs by name.
+        seeds: seeds of each, counted from the config's own.
         data: shards to train on.
         output: folder of the comparison.
-        evaluation: how to evaluate; the generated scenes by default.
+        evaluation: how to evaluate; by default on the generated scenes.
         console: where the table goes.
 
     Returns:
         The Markdown table's path, or None when interrupted.
 
     Raises:
-        PowerclipError: ``output`` holds runs of other settings, data or evaluation; or nothing is to be compared.
+        PowerclipError: ``output`` holds runs of other settings, data or evaluation; or there is nothing to compare.
     """
-    evaluation = evaluation or EvaluationPlan(suite="scenes")
-    if not objectives or seeds < 1 or len(set(objectives)) < len(objectives):
-        raise PowerclipError(
-            f"objectives are {' '.join(objectives) or '(none)'} with {seeds} seeds; name each once, with 1 or more seeds"
+    plan = evaluation or EvaluationPlan(suite="scenes")
+    if not configs or seeds < 1:
+        raise PowerclipError(f"got {len(configs)} configs with {seeds} seeds to compare; name 1 or more of both")
+    of_seed = [
+        {name: dataclasses.replace(config, seed=config.seed + number) for name, config in configs.items()}
+        for number in range(seeds)
+    ]
+    runs = {name: [output / f"{name.replace(' ', '-')}-seed-{c[name].seed}" for c in of_seed] for name in configs}
+    for number, with_seed in enumerate(of_seed):
+        for name, config in with_seed.items():
+            run = runs[name][number]
+            if changed := RunFolder(run).check(config, resume=True):
+                raise PowerclipError(
+                    f"{run} was trained with other settings ({changed}); use those, or name another --output"
+                )
+    _claim(output, data=data, evaluation=plan)
+    for number, with_seed in enumerate(of_seed):  # seed by seed, so that an unfinished comparison is a balanced one
+        done = finish_runs(
+            {runs[name][number]: config for name, config in with_seed.items()},
+            data=data,
+            evaluate=lambda run: evaluate_model(str(run), **vars(plan)),
+            console=console,
         )
-    _claim(output, data=data, evaluation=evaluation)
-    runs: dict[str, list[Path]] = {name: [] for name in objectives}
-    for seed in range(config.seed, config.seed + seeds):
-        for name in objectives:  # seed by seed, so that an unfinished comparison is a balanced one
-            run = output / f"{name}-seed-{seed}"
-            objective = dataclasses.replace(config.objective, name=name)
-            wanted = dataclasses.replace(config, objective=objective, seed=seed)
-            if not _finish(run, wanted, data=data, evaluation=evaluation):
-                console.print("Run the same command to go on.", highlight=False)
-                return None
-            runs[name].append(run)
+        if not done:
+            return None
     results = {name: [RunFolder(run).results() for run in of_seeds] for name, of_seeds in runs.items()}
     console.print(comparison_table(results))
-    (output / "comparison.csv").write_text(comparison_csv(results), encoding="utf-8")
-    (output / "comparison.png").write_bytes(png(comparison_plot(results)))
+    atomic_write(output / "comparison.csv", comparison_csv(results))
+    atomic_write(output / "comparison.png", png(comparison_plot(results)))
+    atomic_write(output / "comparison.md", comparison_markdown(results))
     table = output / "comparison.md"
-    table.write_text(comparison_markdown(results), encoding="utf-8")
     console.print(f"This table, all metrics and a plot: {table}, .csv, .png", soft_wrap=True, highlight=False)
     return table
 
 
-def _claim(output: Path, *, data: Path, evaluation: EvaluationPlan) -> None:
-    """Note what the folder's runs have in common; refuse a folder made with something else."""
-    settings: dict[str, Any] = {"data": str(data), "evaluation": dataclasses.asdict(evaluation)}
-    settings = json.loads(json.dumps(settings, default=str))
-    path = output / SETTINGS
-    if path.exists():
-        before = json.loads(path.read_text(encoding="utf-8"))
-        if before != settings:
-            raise PowerclipError(f"{output} compares runs on {before}, asked for {settings}; name another --output")
-        return
-    output.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
+def finish_runs(
+    configs: Mapping[Path, TrainConfig],
+    *,
+    data: Path | str | Sequence[Path | str],
+    evaluate: Callable[[Path], object],
+    console: Console,
+) -> bool:
+    """Bring runs to their evaluation, from wherever each stands; what is finished is skipped.
 
+    Args:
+        configs: settings of each run by its folder.
+        data: shards to train on.
+        evaluate: evaluates a run folder and leaves ``evaluation.json`` in it.
+        console: where it is said how to continue after an interruption.
 
-def _finish(run: Path, config: TrainConfig, *, data: Path, evaluation: EvaluationPlan) -> bool:
-    """Bring a run to its evaluation, from wherever it stands; False when it was interrupted."""
-    if RunFolder(run).results():
-        if load_config(run / "config.yaml") != config:
-            raise PowerclipError(f"{run} was trained with other settings; use those, or name another --output")
-        return True
-    if train(config, data=data, output=run, resume=True).interrupted:
-        return False
-    evaluate_model(str(run), **vars(evaluation))
+    Returns:
+        Whether all are finished; False when interrupted.
+
+    Raises:
+        PowerclipError: a folder holds a run with other settings.
+    """
+    for path, config in configs.items():
+        run = RunFolder(path)
+        unfinished = bool(run.check(config, resume=True)) or not run.is_finished()
+        if unfinished and train(config, data=data, output=path, resume=True).interrupted:
+            console.print("Run the same command to continue.", highlight=False)
+            return False
+        if not run.is_evaluated():
+            evaluate(path)
     return True
+
+
+def _claim(output: Path, *, data: Path, evaluation: EvaluationPlan) -> None:
+    """Record what the folder's runs have in common; refuse a folder made with something else."""
+    plan = {name: str(value) if isinstance(value, Path) else value for name, value in vars(evaluation).items()}
+    settings = {"data": str(data), "evaluation": plan}
+    path = output / "comparison.json"
+    if not path.exists():
+        output.mkdir(parents=True, exist_ok=True)
+        write_json(path, settings)
+    elif (before := read_json(path)) != settings:
+        raise PowerclipError(f"{output} compares runs on {before}, not on {settings}; name another --output")

@@ -1,4 +1,4 @@
-"""The settings of a run: frozen dataclasses, validated when made, written whole to ``config.yaml``."""
+"""Every settings dataclass, frozen and validated when it is made, and its way to YAML and back."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ import tyro
 import yaml
 
 T = TypeVar("T")
+
+MAX_YAML_BYTES = 1 << 20
+"""Size up to which a YAML file is read; a config has some 3,000 bytes."""
 
 Objective = Literal["clip", "siglip", "filip", "sparc", "powerclip"]
 """The losses that one trainer can train with."""
@@ -126,7 +129,7 @@ class ObjectiveConfig(ScoringConfig):
     name: Annotated[Objective, tyro.conf.arg(aliases=("--objective",))] = "powerclip"
     """Which loss; the other settings are powerclip's, unless they say otherwise."""
     powerset_weight: float = 0.2
-    """lambda; 0 trains plain CLIP."""
+    """lambda, the weight of the powerset alignment loss; the objective clip trains without that loss."""
     margin: float = 0.2
     """delta of the triplet loss."""
     equal_captions: EqualCaptions = "negatives"
@@ -142,7 +145,8 @@ class ObjectiveConfig(ScoringConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(self.powerset_weight >= 0, "powerset_weight", self.powerset_weight, "0 or more")
+        rule = "positive; choose the objective clip to train without the powerset loss"
+        _require(self.powerset_weight > 0, "powerset_weight", self.powerset_weight, rule)
         _require(self.margin >= 0, "margin", self.margin, "0 or more")
         _require(self.regions >= 1, "regions", self.regions, "at least 1")
         for name in ("sparc_global_weight", "sparc_local_weight"):
@@ -151,7 +155,7 @@ class ObjectiveConfig(ScoringConfig):
     @property
     def uses_regions(self) -> bool:
         """Whether the loss looks at regions and phrases."""
-        return self.name == "powerclip" and self.powerset_weight > 0
+        return self.name == "powerclip"
 
     @property
     def scoring(self) -> ScoringConfig:
@@ -239,10 +243,10 @@ class ParallelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """Zero-shot evaluation while training, on all processes."""
+    """Zero-shot evaluation during training, on all processes."""
 
     every_steps: int | None = None
-    """Evaluate every so many steps and at the end; None never."""
+    """Evaluate after every this many steps and at the end; None never does."""
     suite: str = "scenes"
     """As in ``powerclip evaluate``."""
     data: str | None = None
@@ -261,13 +265,19 @@ class TrainConfig:
     recipe: str = "custom"
     """Named settings that this starts from; see powerclip/recipes.py."""
     model: ModelConfig = field(default_factory=ModelConfig)
+    """Which towers, and how their dense outputs become vectors."""
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    """The loss."""
     data: DataConfig = field(default_factory=DataConfig)
+    """How samples are read."""
     optim: OptimConfig = field(default_factory=OptimConfig)
+    """The optimiser and its schedule."""
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    """How a step is laid out over memory and processes."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """Zero-shot evaluation during training."""
     batch_size: int = 128
-    """Image-caption pairs a step, over all processes."""
+    """Image-caption pairs in a step, over all processes."""
     steps: int | None = None
     """Length of the run in steps; None takes it from ``epochs``."""
     epochs: int | None = None
@@ -279,22 +289,22 @@ class TrainConfig:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Autocast of the towers; "auto" is bf16 on a GPU and fp32 elsewhere. Scores are always fp32."""
     log_every_steps: int = 10
-    """A line in ``metrics.jsonl`` every so many steps."""
+    """Steps between lines in ``metrics.jsonl``."""
     checkpoint_every_steps: int = 500
-    """A checkpoint every so many steps, and one at the end."""
+    """Steps between checkpoints; there is one at the end, too."""
     checkpoint_every_minutes: float | None = None
-    """And one every so many minutes."""
+    """Minutes between further checkpoints; None makes none by the clock."""
     keep_checkpoints: int = 2
-    """How many of the newest checkpoints stay."""
+    """How many of the newest checkpoints are kept."""
     ema_decay: float | None = None
-    """Keep an exponential moving average of the weights, saved as ``model_ema``; 0.9999, say."""
+    """Decay of an exponential moving average of the weights (0.9999, say), saved as ``model_ema``; None keeps none."""
     wandb_project: str | None = None
     """Log to Weights & Biases as well (needs the extra powerclip[wandb])."""
 
     def __post_init__(self) -> None:
         _require(self.batch_size >= 2, "batch_size", self.batch_size, "at least 2 (a pair needs a negative)")
         if (self.steps is None) == (self.epochs is None):
-            raise ValueError(f"give steps or epochs, one of them; got steps={self.steps}, epochs={self.epochs}")
+            raise ValueError(f"give either steps or epochs; got steps={self.steps}, epochs={self.epochs}")
         _require((self.steps or self.epochs or 0) >= 1, "steps or epochs", self.steps or self.epochs, "at least 1")
         _require(0 <= self.seed < 2**31, "seed", self.seed, "0 or more and less than 2^31")
         _require(self.log_every_steps >= 1, "log_every_steps", self.log_every_steps, "at least 1")
@@ -309,9 +319,13 @@ class TrainConfig:
         _require(self.ema_decay is None or 0 < self.ema_decay < 1, "ema_decay", self.ema_decay, "between 0 and 1")
         _require(self.keep_checkpoints >= 1, "keep_checkpoints", self.keep_checkpoints, "at least 1")
 
+    def with_objective(self, name: Objective) -> TrainConfig:
+        """The same config with another loss."""
+        return dataclasses.replace(self, objective=dataclasses.replace(self.objective, name=name))
+
 
 def to_yaml(config: object) -> str:
-    """A config dataclass as YAML, every setting included."""
+    """A config dataclass as YAML, with every setting."""
     return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)  # type: ignore[call-overload]
 
 
@@ -338,35 +352,69 @@ def from_dict(cls: type[T], values: object, *, where: str = "config") -> T:
         if dataclasses.is_dataclass(hint) and isinstance(hint, type):
             value = from_dict(hint, value, where=f"{where}.{name}")
         elif not _fits(value, hint):
-            raise ValueError(f"{where}.{name} is {value!r}; expected {getattr(hint, '__name__', hint)}")
+            raise ValueError(f"{where}.{name} is {value!r}; expected {_described(hint)}")
         arguments[name] = tuple(value) if isinstance(value, list) else value
     return cls(**arguments)
 
 
 def _fits(value: object, hint: Any) -> bool:
     """Whether a YAML value is of an annotated type (the few that configs use)."""
-    origin = typing.get_origin(hint)
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
-        return value in typing.get_args(hint)
+        return value in options
     if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, option) for option in typing.get_args(hint))
+        return any(_fits(value, option) for option in options)
     if origin is tuple:
-        return isinstance(value, list) and all(_fits(item, typing.get_args(hint)[0]) for item in value)
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
+        return isinstance(value, list) and all(_fits(item, options[0]) for item in value)
+    if hint in (int, float):
+        return isinstance(value, int | hint) and not isinstance(value, bool)
     return isinstance(value, hint)
+
+
+def _described(hint: Any) -> str:
+    """An annotated type in words."""
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return ", ".join(map(repr, options))
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(map(_described, options))
+    return "a list" if origin is tuple else "None" if hint is types.NoneType else str(hint.__name__)
 
 
 def load_config(path: Path) -> TrainConfig:
     """Read the ``config.yaml`` of a run folder.
 
     Raises:
-        ValueError: the file is not YAML of that form.
+        ValueError: the file cannot be read, or holds something else; the message names the place.
+    """
+    values = read_yaml(path)
+    objective = values.get("objective") if isinstance(values, dict) else None
+    if isinstance(objective, dict) and objective.get("powerset_weight") == 0:  # how earlier versions said it
+        del objective["powerset_weight"]
+        objective["name"] = "clip" if objective.get("name", "powerclip") == "powerclip" else objective["name"]
+    return from_dict(TrainConfig, values, where=str(path))
+
+
+def read_yaml(path: Path) -> Any:
+    """The value in a small YAML file without aliases, which could make it grow without bounds.
+
+    Raises:
+        ValueError: the file cannot be read, or is larger than ``MAX_YAML_BYTES``, or is not such YAML.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise ValueError(f"cannot read {path}: {error}".replace("\n", " ")) from error
-    return from_dict(TrainConfig, values, where=str(path))
+        with path.open("rb") as file:
+            content = file.read(MAX_YAML_BYTES + 1)
+        if len(content) > MAX_YAML_BYTES:
+            raise yaml.YAMLError(f"it is larger than {MAX_YAML_BYTES} bytes")
+        return yaml.load(content, Loader=_PlainLoader)
+    except (OSError, yaml.YAMLError, RecursionError) as error:
+        raise ValueError(f"cannot read {path}: {' '.join(str(error).split())}") from error
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Reads YAML and refuses aliases."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("it has an alias; write the value again in its place")
+        return super().compose_node(parent, index)

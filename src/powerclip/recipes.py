@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Callable
 
 from powerclip.config import DataConfig, ModelConfig, ObjectiveConfig, OptimConfig, TrainConfig
-from powerclip.errors import PowerclipError
+from powerclip.errors import PowerclipError, did_you_mean
 
 
 def scenes_tiny() -> TrainConfig:
@@ -26,7 +25,7 @@ def scenes_tiny() -> TrainConfig:
 
 
 def emoji_tiny() -> TrainConfig:
-    """PowerCLIP-R on emoji pictures and their names; see ``examples/emoji``.
+    """PowerCLIP-R on images of emoji and their names; see ``examples/emoji``.
 
     ``powerclip train --recipe emoji_tiny --data SHARDS --output runs/emoji``
     """
@@ -58,7 +57,7 @@ def cc12m_vit_b16() -> TrainConfig:
 
 
 def cc12m_vit_b16_sam() -> TrainConfig:
-    """PowerCLIP-S: the same, with regions that SAM proposed: at most ten of an image's masks, drawn anew at every step.
+    """PowerCLIP-S: the same with regions that SAM proposed; each step draws at most ten of an image's masks.
 
     ``powerclip prepare cc12m/ data/cc12m_sam --regions sam:facebook/sam-vit-huge && powerclip train --recipe cc12m_vit_b16_sam
     --data data/cc12m_sam --output runs/cc12m_vit_b16_sam``
@@ -69,7 +68,7 @@ def cc12m_vit_b16_sam() -> TrainConfig:
 
 
 def cc3m_vit_s16() -> TrainConfig:
-    """A smaller run of the same kind, for one node: CC3M, ViT-S/16, 32 epochs, batch 1024.
+    """The same kind of run at the size of one node: CC3M, ViT-S/16, 32 epochs, batch 1024.
 
     ``torchrun --nproc-per-node 8 -m powerclip.cli train --recipe cc3m_vit_s16 --data data/cc3m --output runs/cc3m``
     """
@@ -86,9 +85,9 @@ def cc3m_vit_s16() -> TrainConfig:
 
 
 def finetune_open_clip() -> TrainConfig:
-    """Fine-tune OpenAI's ViT-B/16 with powerset alignment: its own text pooling, low and layer-wise decaying rates.
+    """Fine-tune OpenAI's ViT-B/16 with powerset alignment: its own text pooling, and low learning rates that decay by layer.
 
-    ``powerclip train --recipe finetune_open_clip --data data/mine --output runs/finetuned``; other weights with
+    ``powerclip train --recipe finetune_open_clip --data data/mine --output runs/finetuned``; for other weights add
     ``--model.name`` and ``--model.pretrained`` (a tag of open_clip, or a checkpoint file).
     """
     return TrainConfig(
@@ -115,7 +114,6 @@ def recipe(name: str) -> TrainConfig:
         PowerclipError: no recipe has that name.
     """
     if name not in RECIPES:
-        close = difflib.get_close_matches(name, RECIPES, n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        raise PowerclipError(f"unknown recipe {name!r}{hint} (recipes: {', '.join(RECIPES)})")
+        known = f"recipes: {', '.join(RECIPES)}"
+        raise PowerclipError(f"unknown recipe {name!r}; {did_you_mean(name, RECIPES, otherwise=known)}")
     return RECIPES[name]()

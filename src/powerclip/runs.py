@@ -167,6 +167,18 @@ class RunFolder:
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return {}
 
+    def is_finished(self) -> bool:
+        """Whether the last step that its config asked for is done."""
+        try:
+            return bool(read_json(self.status_file)["finished"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+
+    def is_evaluated(self) -> bool:
+        """Whether it has results, and they are of its latest training."""
+        times = [path.stat().st_mtime_ns for path in (self.status_file, self.evaluation_file) if path.exists()]
+        return bool(self.results()) and times == sorted(times)
+
     def latest_checkpoint(self) -> Path | None:
         """The newest checkpoint, None if there is none."""
         found = all_checkpoints(self.checkpoints)

@@ -1,7 +1,7 @@
 """What a run's folder says of its training."""
 
 import powerclip
-from powerclip.train.log import read_metrics
+from powerclip.runs import read_metrics
 
 
 def losses(run):
