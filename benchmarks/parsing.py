@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from powerclip.phrases import load_parser
+from powerclip.phrases.clean import clean_caption
 from powerclip.phrases.tree import PhraseTree
 from powerclip.scenes import generate
 
@@ -28,13 +29,13 @@ Span = tuple[str, int, int]
 
 
 def read_gold(path: Path = GOLD) -> list[tuple[str, set[Span], str]]:
-    """Caption, gold spans and heading of each annotated caption."""
+    """Caption, gold spans and heading of each annotated caption; cleaned, as captions are where they enter."""
     found, heading = [], ""
     for line in path.read_text(encoding="utf-8").splitlines():
         if line.startswith("#"):
             heading = line.removeprefix("#").strip()
         elif line:
-            found.append((*read_brackets(line), heading))
+            found.append((*read_brackets(clean_caption(line)), heading))
     return found
 
 

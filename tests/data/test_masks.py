@@ -136,23 +136,6 @@ def test_the_limits_of_the_published_form_are_enforced(tmp_path):
         make_loader(tmp_path, **{**tiny_tower(), "grid": (14, 14)}, batch_size=1, seed=0, regions=4)
 
 
-@pytest.mark.parametrize(
-    ("lens", "cat"),
-    [
-        (npy([2]), npy([0])),
-        (npy([1]), npy([196])),
-        (npy([-1, 2]), npy([0])),
-        (npy([1.5]), npy([0])),
-        (b"junk", npy([0])),
-        (npy([1]), npy([None])),
-    ],
-)
-def test_malformed_published_regions_make_a_bad_sample(lens, cat):
-    png = sample_of(np.ones((0, 40, 60), bool)).image
-    with pytest.raises(BadSampleError, match=r"sam(lens|cat)\.npy"):
-        Sample.from_members("a", {"png": png, "txt": b"a", "samlens.npy": lens, "samcat.npy": cat})
-
-
 def test_the_training_transform_is_open_clips(tmp_path):
     from open_clip.transform import PreprocessCfg, image_transform_v2
 

@@ -64,7 +64,7 @@ def test_every_token_of_a_word_belongs_to_its_leaf(words, space):
         ("an anti-aliased Xylophonist", ["an", "anti - aliased", "xylophonist"]),
     ],
 )
-def test_leaves_survive_cleaning(caption, expected):
+def test_leaves_of_an_uncleaned_caption_find_their_tokens(caption, expected):
     encoded = encode_caption(caption, whole_caption_tree(caption), TOKENIZER, context_length=200)
     found = [" ".join(word.split()) for word in words_of(encoded).values()]
     assert found == expected

@@ -1,4 +1,4 @@
-"""Trees read from files: any JSON value is a tree or a ValueError."""
+"""Trees read from files (any JSON value is a tree or a ValueError), from spans and from nodes."""
 
 import json
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from powerclip.phrases.tree import PhraseTree
+from powerclip.phrases.tree import Node, Phrase, PhraseTree, flatten
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3)
 values = st.recursive(
@@ -47,3 +47,34 @@ def test_any_json_is_a_tree_or_a_value_error(value):
 def test_an_infinite_offset_is_a_value_error(text):
     with pytest.raises(ValueError, match="reading failed with OverflowError"):
         PhraseTree.from_json(json.loads(text))
+
+
+def spans_of(tree):
+    return [(p.label, p.first, p.last) for p in tree.phrases]
+
+
+def test_spans_are_sorted_and_the_first_of_those_that_disagree_is_kept():
+    leaves = [(0, 1), (2, 3), (4, 5), (6, 7)]
+    given = [("PP", 2, 3), ("NP", 0, 1), ("S", 0, 3), ("VP", 0, 3), ("NP", 1, 2), ("NP", 2, 2)]
+    tree = PhraseTree.from_spans(iter(leaves), iter(given), parser="x")
+    assert spans_of(tree) == [("S", 0, 3), ("NP", 0, 1), ("PP", 2, 3), ("NP", 2, 2)]
+    assert (tree.leaves, tree.parser) == (tuple(leaves), "x")
+    assert spans_of(PhraseTree.from_spans(leaves, [], parser="x")) == [("CAPTION", 0, 3)]
+    assert spans_of(PhraseTree.from_spans([], [], parser="x")) == []
+
+
+@given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)).map(sorted), max_size=8))
+def test_crossing_is_what_from_spans_leaves_out(spans):
+    phrases = tuple(Phrase(label="NP", first=a, last=b) for a, b in spans)
+    leaves = tuple((i, i + 1) for i in range(7))
+    tree = PhraseTree(leaves=leaves, phrases=phrases, parser="x")
+    assert tree.crossing == any(a < c <= b < d for a, b in spans for c, d in spans)
+    nested = PhraseTree.from_spans(leaves, [("NP", a, b) for a, b in spans], parser="x")
+    assert not nested.crossing
+    assert tree.crossing or not spans or {(p.first, p.last) for p in nested.phrases} == {(a, b) for a, b in spans}
+
+
+def test_nodes_become_words_and_spans_over_those_that_are_leaves():
+    words, spans = flatten([Node("S", ("a big", Node("NP", ("dog", ",", Node("X", ("!",)))))), "barks"])
+    assert words == ["a", "big", "dog", ",", "!", "barks"]
+    assert spans == [("S", 0, 2), ("NP", 2, 2)]

@@ -3,21 +3,19 @@
 import io
 import json
 
-import numpy as np
 import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 from rich.console import Console
 
-from powerclip.data.sample import Sample
 from powerclip.data.shards import index_shard, stream_shard
 from powerclip.errors import BadSampleError, PowerclipError
 from powerclip.prepare import prepare
 from powerclip.prepare.check import check_shard
 from powerclip.prepare.sources import SourceOptions, open_source
 from tests.support.sources import FULL, pairs, picture, write_raw
-from tests.support.tars import header, npy, padded, pax, signed, write_tar
+from tests.support.tars import damaged, header, padded, pax, signed, write_tar
 
 
 def read_all(source, **options):
@@ -80,27 +78,6 @@ def test_no_header_breaks_the_tar_readers(tmp_path_factory, found):
             continue
         assert all(0 <= offset <= offset + length <= size for e in entries for offset, length in e.members.values())
     check_shard(folder / "in.tar")
-
-
-def damaged(data, draw):
-    """Some bytes of a file changed, or its end cut off."""
-    raw = bytearray(data)
-    for place in draw(st.lists(st.integers(0, len(raw) - 1), max_size=6)):
-        raw[place] = draw(st.integers(0, 255))
-    return bytes(raw[: draw(st.integers(0, len(raw)) | st.just(len(raw)))])
-
-
-@given(st.data())
-def test_no_bytes_break_the_readers_of_published_regions(data):
-    draw = data.draw
-    kind = draw(st.sampled_from([np.int64, np.uint8, np.float32, np.bool_, "U3", "datetime64[s]", object]))
-    lengths = damaged(npy(np.array([1, 2]).astype(kind)), draw) if kind is not object else damaged(npy([None]), draw)
-    files = {"jpg": picture(), "txt": b"a dog", "samlens.npy": lengths, "samcat.npy": damaged(npy([5, 6, 7]), draw)}
-    try:
-        sample = Sample.from_members("k", files)
-    except BadSampleError:
-        return
-    assert all(0 <= patch < 196 for region in sample.patch_regions for patch in region)
 
 
 JSON = st.recursive(

@@ -12,7 +12,6 @@ from pyarrow import parquet
 
 from powerclip.data.shards import BrokenShardError, index_shard, read_shards, stream_shard
 from powerclip.errors import BadSampleError, PowerclipError
-from powerclip.phrases.brackets import parse_brackets, tree_of_nodes, write_brackets
 from powerclip.prepare import prepare
 from powerclip.prepare.sources import SourceOptions, open_source
 from tests.support.images import one_colour
@@ -181,7 +180,7 @@ def test_a_million_members_are_read_in_bounded_memory(tmp_path, monkeypatch):
 @given(st.data())
 def test_no_bytes_break_the_tar_readers(tmp_path_factory, data):
     path = tmp_path_factory.mktemp("fuzz") / "x.tar"
-    write_tar(path, [("a.jpg", picture()), ("a.txt", b"a dog"), ("a.json", b"{}"), ("b.njson", b"{}")])
+    write_tar(path, [("a.jpg", picture()), ("a.txt", b"a dog"), ("a.json", b"{}"), ("a.njson", b"{}")])
     raw = bytearray(path.read_bytes())
     for place in data.draw(st.lists(st.integers(0, len(raw) - 1), max_size=12)):
         raw[place] = data.draw(st.integers(0, 255))
@@ -223,40 +222,3 @@ def test_no_bytes_break_the_table_readers(tmp_path_factory, raw, suffix):
             with pytest.raises(BadSampleError):  # there is no such image
                 item.load()
     assert len(names) == len(set(names))
-
-
-TREE = "(S (NP (NP (DT A) (NN dog)) (-NONE- *)) (VP (VBZ is) (PP (IN on) (NP (DT the) (NN chair)))) (. .))"
-
-
-def test_a_bracketed_tree_is_laid_over_its_caption():
-    caption = "A dog  is on the chair."
-    tree = tree_of_nodes(parse_brackets(TREE), caption, parser="x")
-    assert write_brackets(caption, tree) == "[S [NP A dog]  [VP is [PP on [NP the chair]]]]."
-    with pytest.raises(ValueError, match="the tree's word 'dog' is not in the caption at ' cat'"):
-        tree_of_nodes(parse_brackets(TREE), "A cat", parser="x")
-    for wrong in ("", "(S (NP", "S)", "(a))", "(" * 500):
-        with pytest.raises(ValueError, match="bracket"):
-            parse_brackets(wrong)
-
-
-NESTED = ["S", ["NP", ["DT", "A"], ["NN", "dog"]], ["VP", ["VBZ", "runs"]]]
-OBJECTS = {"label": "S", "children": [
-    {"label": "NP", "children": [{"label": "DT", "word": "A"}, {"label": "NN", "word": "dog"}]},
-    {"label": "VP", "children": [{"label": "VBZ", "text": "runs"}]},
-]}  # fmt: skip
-
-
-@pytest.mark.parametrize("tree", ["(S (NP (DT A) (NN dog)) (VP (VBZ runs)))", NESTED, OBJECTS])
-@pytest.mark.parametrize("with_txt", [True, False])
-def test_published_shards_are_read_by_keys(tree, with_txt, tmp_path):
-    files = [("k.jpg", picture()), ("k.njson", json.dumps({"caption": "A dog runs", "parse": tree}).encode())]
-    write_tar(tmp_path / "x.tar", files + ([("k.txt", b"A dog runs")] if with_txt else []))
-    (sample,) = read_shards(tmp_path / "x.tar")
-    assert write_brackets(sample.caption, sample.tree) == "[S [NP A dog] [VP runs]]"
-
-
-def test_an_njson_of_another_layout_says_what_was_expected(tmp_path):
-    write_tar(tmp_path / "x.tar", [("k.jpg", picture()), ("k.njson", b'{"words": 3}')])
-    (entry,) = index_shard(tmp_path / "x.tar")
-    with pytest.raises(ValueError, match="njson without a caption .expected under caption, text.*keys: words"):
-        entry.read()

@@ -163,9 +163,11 @@ def test_annotations_that_come_along_are_made_anew_when_asked(annotated, tmp_pat
 
 
 def test_published_shards_keep_their_caption_when_their_parse_is_replaced(tmp_path):
-    njson = json.dumps({"caption": "a dog", "parse": "(NP (DT a) (NN dog))"}).encode()
-    write_tar(tmp_path / "in.tar", [("k.jpg", picture()), ("k.njson", njson)])
+    njson = json.dumps({"lens": [2], "cat": [1, 2]}).encode()
+    write_tar(tmp_path / "in.tar", [("k.jpg", picture()), ("k.txt", b"a dog"), ("k.njson", njson)])
     assert prepared(tmp_path / "in.tar", tmp_path / "kept")[0]["parser"] == {"njson": 1}
+    (sample,) = read_shards(tmp_path / "kept")
+    assert (sample.tree.leaves, [(p.first, p.last) for p in sample.tree.phrases]) == (((0, 1), (2, 5)), [(0, 1)])
     assert prepared(tmp_path / "in.tar", tmp_path / "anew", replace_annotations=True)[0]["parser"] == {"none": 1}
     (sample,) = read_shards(tmp_path / "anew")
     assert sample.caption == "a dog"

@@ -78,7 +78,7 @@ def test_a_quote_that_is_never_closed_swallows_a_mebibyte_at_most(photos, tmp_pa
 def test_a_line_break_in_a_cell_is_no_end_of_a_row_in_a_csv_and_a_bad_row_in_a_tsv(step, photos, tmp_path):
     broken = ['"a dog\nruns"', "a cat", '"two\n\nbreaks ""here""\nand there"', "end"]
     assert prepared(table(photos, "csv", broken), tmp_path / "csv", samples_per_shard=step)["skipped"] == {}
-    assert captions(tmp_path / "csv") == ["a dog\nruns", "a cat", 'two\n\nbreaks "here"\nand there', "end"]
+    assert captions(tmp_path / "csv") == ["a dog runs", "a cat", 'two breaks "here" and there', "end"]
     report = prepared(table(photos, "tsv", broken), tmp_path / "tsv", samples_per_shard=step)
     assert report["skipped"] == {LINE_BREAK: 2}
     assert captions(tmp_path / "tsv") == ["a cat", "end"]

@@ -8,17 +8,15 @@ import sys
 import tarfile
 import tracemalloc
 
-import numpy as np
 import pytest
 from rich.console import Console
 
-from powerclip.data.sample import Sample
 from powerclip.data.shards import BrokenShardError, index_shard, probe, read_shards, stream_shard
 from powerclip.errors import BadSampleError, PowerclipError
 from powerclip.prepare import prepare
 from powerclip.regions import RegionAnnotation
 from tests.support.sources import FULL, WHOLE, pairs, picture, write_raw
-from tests.support.tars import header, npy, padded, pax, signed, write_tar
+from tests.support.tars import header, padded, pax, signed, write_tar
 
 
 def prepared(source, output, **options):
@@ -139,46 +137,6 @@ def test_what_the_reader_takes_the_writer_writes(tmp_path):
     assert json.dumps(second.metadata).encode().replace(b" ", b"") == deep
 
 
-def zipped(values):
-    buffer = io.BytesIO()
-    np.savez(buffer, a=values)
-    return buffer.getvalue()
-
-
-CLAIMED = b"\x93NUMPY\x01\x00" + (118).to_bytes(2, "little")
-CLAIMED += b"{'descr': '<i8', 'fortran_order': False, 'shape': (100000000000000,), }".ljust(117) + b"\n" + b"\0" * 80
-
-
-@pytest.mark.parametrize(
-    "lengths",
-    [
-        zipped([1]), CLAIMED, CLAIMED.replace(b"(1", b"(-1"), CLAIMED.replace(b"<i8", b"|O8"), npy([1.0]), npy(["a"]),
-        b"", CLAIMED.replace(b"{'descr'", b"(" * 8), npy([1])[:-1], b"\x93NUMPY\x09\x00", npy([[2**62]] * 4),
-        npy([-1, 2]),
-        npy(np.zeros(20_000, np.int64)),
-    ],
-)  # fmt: skip
-def test_region_files_that_are_no_list_of_integers(lengths):
-    files = {"jpg": picture(), "txt": b"a dog", "samlens.npy": lengths, "samcat.npy": npy([5])}
-    with pytest.raises(
-        BadSampleError, match="malformed samlens.npy|do not fit the 14 x 14 grid|more than 10000 regions"
-    ):
-        Sample.from_members("k", files)
-    with pytest.raises(BadSampleError, match=r"malformed samcat.npy|do not fit the 14 x 14 grid|samlens.npy"):
-        Sample.from_members("k", {**files, "samlens.npy": npy([1]), "samcat.npy": lengths})
-
-
-@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int64, ">i4"])
-def test_published_regions_of_any_integers_are_read(dtype):
-    files = {
-        "jpg": picture(),
-        "txt": b"a dog",
-        "samlens.npy": npy(np.array([2, 0, 1], dtype)),
-        "samcat.npy": npy(np.array([[5, 6, 195]], dtype=dtype if dtype != np.int8 else np.uint8)),
-    }
-    assert Sample.from_members("k", files).patch_regions == ((5, 6), (), (195,))
-
-
 def test_only_the_files_that_matter_are_read(tmp_path, monkeypatch):
     """A sample's other files may be of any size, and those of published regions do not outlast a crop."""
     import os
@@ -268,13 +226,15 @@ def test_a_shard_that_is_cut_after_it_was_indexed(tmp_path):
         entry.read()
 
 
-def test_reasons_that_a_source_makes_up_do_not_pile_up(tmp_path):
-    files = [(f"{i}.{e}", d) for i in range(200) for e, d in (("jpg", picture()), ("njson", b'{"%d": 1}' % i))]
-    write_tar(tmp_path / "in.tar", [*pairs(300), *files])
-    skipped = prepared(tmp_path / "in.tar", tmp_path / "out")["skipped"]
-    assert sum(skipped.values()) == 200
-    assert len(skipped) <= 51
-    assert skipped["others"] >= 150
+def test_names_that_a_source_makes_up_do_not_pile_up(tmp_path):
+    tree = '{"leaves": [[0, 1]], "phrases": [], "parser": "%d"}'
+    extensions = (("jpg", picture()), ("txt", b"a dog"))
+    files = [(f"{i}.{e}", d) for i in range(200) for e, d in (*extensions, ("phrases.json", (tree % i).encode()))]
+    write_tar(tmp_path / "in.tar", files)
+    parsers = prepared(tmp_path / "in.tar", tmp_path / "out")["parser"]
+    assert sum(parsers.values()) == 200
+    assert len(parsers) <= 51
+    assert parsers["others"] >= 150
 
 
 MEASURED = """

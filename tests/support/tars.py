@@ -4,6 +4,7 @@ import io
 import tarfile
 
 import numpy as np
+from hypothesis import strategies as st
 
 
 def write_tar(path, members, *, mode="w", **options):
@@ -51,3 +52,11 @@ def npy(values):
     buffer = io.BytesIO()
     np.save(buffer, np.asarray(values))
     return buffer.getvalue()
+
+
+def damaged(data, draw):
+    """Some bytes of a file changed, or its end cut off."""
+    raw = bytearray(data)
+    for place in draw(st.lists(st.integers(0, len(raw) - 1), max_size=6)):
+        raw[place] = draw(st.integers(0, 255))
+    return bytes(raw[: draw(st.integers(0, len(raw)) | st.just(len(raw)))])

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from powerclip.phrases.clean import clean_caption
 from powerclip.phrases.tokens import EncodedCaption, encode_caption
 from powerclip.phrases.tree import Parser
 from powerclip.types import Batch
@@ -60,7 +61,7 @@ def equally_wide(pieces: Sequence[Batch]) -> list[Batch]:
 def annotate(
     images: Tensor, captions: Sequence[str], *, parser: Parser, tokenizer: Any, context_length: int, patches: int
 ) -> Batch:
-    """A batch out of another trainer's images and captions: parsed and tokenized here and now, without regions yet.
+    """A batch of another trainer's images and captions, which are cleaned, parsed and tokenized; regions come later.
 
     Args:
         images: (B, 3, H, W), as the image tower takes them.
@@ -73,6 +74,7 @@ def annotate(
     Raises:
         ValueError: there are not as many captions as images.
     """
+    captions = [clean_caption(caption) for caption in captions]
     encoded = [
         EncodedSample(
             key="",

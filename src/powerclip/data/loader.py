@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader
 from powerclip.data.collate import equally_wide
 from powerclip.data.dataset import MIN_SEEN, Loaded, Request, Samples
 from powerclip.data.index import count_remote, count_samples, find_directory
+from powerclip.data.published import GRID as PUBLISHED_GRID
 from powerclip.data.remote import Copies, RemoteShard, find_remote, is_remote, local
-from powerclip.data.sample import PUBLISHED_GRID
 from powerclip.data.sampler import Order
 from powerclip.data.shards import Entry, check_members, find_shards
 from powerclip.data.worker import deaths_told, outlast_first_signal

@@ -10,7 +10,8 @@ from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
 
-from powerclip.data.sample import PUBLISHED_GRID, Sample
+from powerclip.data.published import GRID as PUBLISHED_GRID
+from powerclip.data.sample import Sample
 from powerclip.data.validate import stored_masks
 from powerclip.regions import masks_to_grid
 

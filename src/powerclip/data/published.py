@@ -1,88 +1,143 @@
-"""``KEY.njson`` of the shards published with the paper: a caption and its parse, in a layout that is not documented.
+"""What the shards published with the paper hold in their own forms: regions on a patch grid, phrases as token positions.
 
-So it is read by keys, whatever else it holds: a JSON object with the caption as a string under one of
-``CAPTION_KEYS``, and the constituency tree under one of ``TREE_KEYS``: bracketed ("(NP (DT a) (NN dog))"), as nested
-lists (["NP", ["DT", "a"], ["NN", "dog"]]) or as nested objects ({"label": "NP", "children": [...]}, words under "word"
-or "text"). Either may be missing: the caption where there is a ``KEY.txt``, the tree always.
+``KEY.samlens.npy`` and ``KEY.samcat.npy`` are the regions: their lengths, and the patches of all of them concatenated.
+
+``KEY.njson`` is the phrases in the same form, as positions among the tokens of CLIP's tokenizer. Its keys are not
+documented, so any JSON object or pair is read that holds two lists of integers of which the shorter sums to the other's
+length. Position 0 is start-of-text; where position 0 is named, positions are counted from the first token of the text.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import logging
-from functools import lru_cache
+import warnings
+from collections.abc import Mapping
+from itertools import permutations
 from typing import Any
 
-from powerclip.errors import BadSampleError
-from powerclip.phrases.brackets import Node, parse_brackets, tree_of_nodes
-from powerclip.phrases.tree import PhraseTree
+import numpy as np
+from numpy.typing import NDArray
 
-CAPTION_KEYS = ("caption", "text", "sentence", "raw", "txt")
-TREE_KEYS = ("tree", "parse", "parse_tree", "parse_string", "constituency", "constituency_tree")
-LABEL_KEYS = ("label", "tag", "type")
-CHILD_KEYS = ("children", "nodes")
-WORD_KEYS = ("word", "text", "token")
+from powerclip.errors import BadSampleError
+from powerclip.phrases.tokens import clip_pieces
+from powerclip.phrases.tree import PhraseTree, Span
+
+GRID = (14, 14)
+"""Rows and columns of the patch grid that the regions are given on."""
+CONTEXT = 77
+"""Tokens of a caption, start-of-text and end-of-text included."""
+MAX_REGIONS = 10_000
+"""An image may have this many regions; SAM finds some hundred."""
 
 log = logging.getLogger(__name__)
+_logged: set[str] = set()
 
 
-def read_njson(data: bytes, caption: str | None) -> tuple[str, PhraseTree | None]:
-    """The caption, and its phrases where the file has them in a form that is known.
+def read_patch_regions(files: Mapping[str, bytes]) -> tuple[tuple[int, ...], ...] | None:
+    """The patches of each region, row-major on ``GRID``; None where the files are not there.
+
+    Args:
+        files: of a sample, by extension.
+
+    Raises:
+        BadSampleError: the files are malformed or do not belong together.
+    """
+    if "samlens.npy" not in files:
+        return None
+    if "samcat.npy" not in files:
+        raise BadSampleError("samlens.npy without samcat.npy")
+    lengths, patches = (_integers(files, name) for name in ("samlens.npy", "samcat.npy"))
+    if len(lengths) > MAX_REGIONS:
+        raise BadSampleError(f"more than {MAX_REGIONS} regions")
+    inside = (patches >= 0) & (patches < GRID[0] * GRID[1])
+    possible = (lengths >= 0) & (lengths <= len(patches))
+    if not possible.all() or lengths.sum() != len(patches) or not inside.all():
+        raise BadSampleError("samlens.npy and samcat.npy do not fit the 14 x 14 grid")
+    return tuple(map(tuple, _split(patches.tolist(), lengths.tolist())))
+
+
+def read_phrases(data: bytes, caption: str) -> PhraseTree | None:
+    """The phrases of a ``KEY.njson``, or None where they cannot be read; what was understood is logged once.
+
+    A leaf is a token that some phrase holds, in the characters it covers; tokens within one character are one leaf. A
+    phrase that leaves out a leaf between its own is not a range of leaves, so it is skipped. Labels are not known.
 
     Args:
         data: the file.
-        caption: from ``KEY.txt``, where there is one: then the tree must fit it.
+        caption: the clean caption.
 
     Raises:
-        BadSampleError: it is no JSON object, or there is no caption; the message names the keys that were seen.
+        BadSampleError: the file is not JSON.
     """
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise BadSampleError("malformed njson") from error
-    if not isinstance(value, dict):
-        raise BadSampleError("malformed njson (expected an object)")
-    keys = ", ".join(sorted(str(key)[:30] for key in value)[:12])
-    if caption is None:
-        caption = next((v.strip() for k in CAPTION_KEYS if isinstance(v := value.get(k), str) and v.strip()), None)
-        if caption is None or "\0" in caption:
-            raise BadSampleError(f"njson without a caption (expected under {', '.join(CAPTION_KEYS)}; keys: {keys})")
-        try:
-            caption.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise BadSampleError("caption not UTF-8") from error
-    given = next((value[key] for key in TREE_KEYS if value.get(key)), None)
-    if given is None:
-        _warn(
-            f"njson without a parse (expected under {', '.join(TREE_KEYS)}; keys: {keys}): it is parsed anew, or whole"
-        )
-        return caption, None
+    lists = _phrase_lists(value)
+    if lists is None:
+        keys = ", ".join(sorted(str(key)[:30] for key in value)[:12]) if isinstance(value, dict) else "none"
+        _log_once("form", "njson skipped: expected two lists of integers, lengths and token positions (keys: %s)", keys)
+        return None
+    lengths, positions, names = lists
+    start = 0 if 0 in positions else 1
+    pieces = clip_pieces(caption, count=CONTEXT - 2)
+    if not all(start <= position < start + len(pieces) for position in positions):
+        _log_once("fit", "njson skipped: token positions that the caption does not have (among %d tokens)", len(pieces))
+        return None
+    leaf_of: dict[int, int] = {}
+    leaves: list[tuple[int, int]] = []
+    for position in sorted(set(positions)):
+        first, last = pieces[position - start]
+        if leaves and first < leaves[-1][1]:
+            leaves[-1] = (leaves[-1][0], max(last, leaves[-1][1]))
+        else:
+            leaves.append((first, last))
+        leaf_of[position] = len(leaves) - 1
+    spans: list[Span] = []
+    for phrase in _split(positions, lengths):
+        own = {leaf_of[position] for position in phrase}
+        if own and max(own) - min(own) == len(own) - 1:
+            spans.append(("X", min(own), max(own)))
+        elif own:
+            _log_once("gaps", "njson: phrases that leave out tokens between their own are skipped")
+    counted = "start-of-text" if start else "the first token of the text"
+    _log_once(names + counted, "njson read: %s, token positions counted from %s", names, counted)
+    return PhraseTree.from_spans(leaves, spans, parser="njson") if spans else None
+
+
+def _phrase_lists(value: Any) -> tuple[list[int], list[int], str] | None:
+    """Lengths, positions, and what they are called; None where the value does not hold two such lists."""
+    named = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    lists = {name: v for name, v in named if isinstance(v, list) and v and all(type(i) is int and i >= 0 for i in v)}
+    for a, b in permutations(lists, 2) if len(lists) == 2 else ():
+        if len(lists[a]) <= len(lists[b]) == sum(lists[a]):
+            return lists[a], lists[b], f"lengths in {str(a)[:30]!r} and positions in {str(b)[:30]!r}"
+    return None
+
+
+def _split(values: list[int], lengths: list[int]) -> list[list[int]]:
+    """Concatenated lists, apart again."""
+    ends = np.cumsum(lengths).tolist()
+    return [values[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def _integers(files: Mapping[str, bytes], name: str) -> NDArray[np.int64]:
+    """The values of a .npy file of integers."""
     try:
-        nodes = parse_brackets(given) if isinstance(given, str) else [_node(given)]
-        return caption, tree_of_nodes(nodes, caption, parser="njson")
-    except (ValueError, RecursionError) as error:
-        _warn(f"njson with a parse that cannot be read ({' '.join(str(error).split())[:200]}): it is passed over")
-        return caption, None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about headers that Python 2 wrote
+            values = np.load(io.BytesIO(files[name]), allow_pickle=False)
+        if values.dtype.kind not in "iu":
+            raise ValueError(f"it holds {values.dtype}")
+        return np.asarray(values, np.int64).reshape(-1)
+    except Exception as error:  # numpy raises many kinds on hostile headers, MemoryError among them
+        raise BadSampleError(f"malformed {name}") from error
 
 
-def _node(value: Any) -> Node | str:
-    """A node of nested lists or objects."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, list) and value and isinstance(value[0], str):
-        return Node(label=value[0], children=[_node(child) for child in value[1:]])
-    if isinstance(value, dict):
-        label = next((value[key] for key in LABEL_KEYS if isinstance(value.get(key), str)), "")
-        children = next((value[key] for key in CHILD_KEYS if isinstance(value.get(key), list) and value[key]), None)
-        if children is not None:
-            return Node(label=label, children=[_node(child) for child in children])
-        word = next((value[key] for key in WORD_KEYS if isinstance(value.get(key), str)), None)
-        if word is not None:
-            return Node(label=label, children=[word])
-    raise ValueError("a node is no word, [label, children...] or {label, children}")
-
-
-@lru_cache(maxsize=64)
-def _warn(message: str) -> None:
-    """Said once a message, not once a sample."""
-    log.warning("%s", message)
+def _log_once(kind: str, message: str, *values: object) -> None:
+    """Log one message of a kind in each process."""
+    if kind not in _logged:
+        _logged.add(kind)
+        log.warning(message, *values)

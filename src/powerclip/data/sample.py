@@ -1,40 +1,28 @@
-"""One image-caption pair as it lies in a shard."""
+"""One image-caption pair as it is stored in a shard."""
 
 from __future__ import annotations
 
-import io
 import json
-import math
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-from numpy.lib import format as npy
-from numpy.typing import NDArray
-
-from powerclip.data.published import read_njson
-from powerclip.errors import BadSampleError as BadSampleError
+from powerclip.data.published import read_patch_regions, read_phrases
+from powerclip.errors import BadSampleError
+from powerclip.phrases.clean import clean_caption
 from powerclip.phrases.tree import PhraseTree
 from powerclip.regions.annotation import RegionAnnotation
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 CAPTION_EXTENSION = "txt"
 REGION_FILES = ("regions.json", "samlens.npy", "samcat.npy")
-"""Files that hold regions, in our form and in that of the shards published with the paper."""
-
-PUBLISHED_GRID = (14, 14)
-"""The patch grid that the published regions are given on."""
+"""Files that hold regions, in this project's form and in that of the shards published with the paper."""
 
 MAX_CAPTION_BYTES = 2**20
 """Longer captions are refused; a text tower reads some hundred characters."""
-
-MAX_PUBLISHED_REGIONS = 10_000
-"""Of an image; SAM finds some hundred."""
-
-MAX_DEPTH = 100
-"""Levels of a JSON file. What is read must be written again, and Python's writer is not as deep as its reader."""
+MAX_JSON_DEPTH = 100
+"""Deeper JSON files are refused: what is read must be written again, and Python's writer does not go as deep as its
+reader."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,15 +36,15 @@ class Sample:
     image_extension: str
     """"png", "jpg", "jpeg" or "webp"."""
     caption: str
-    """The text."""
+    """The text: cleaned (``powerclip.phrases.clean``), but where a tree came with it as it is, since offsets refer to it."""
     tree: PhraseTree | None = None
     """Phrases of the caption (``KEY.phrases.json``)."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
-    """Whatever is known of the sample (``KEY.json``)."""
+    """Whatever is known of the sample (``KEY.json``); ``caption_original`` is the caption before it was cleaned."""
     regions: RegionAnnotation | None = None
     """Region masks of the image (``KEY.regions.json``)."""
     patch_regions: tuple[tuple[int, ...], ...] | None = None
-    """Regions as patches of ``PUBLISHED_GRID``, row-major (``KEY.samlens.npy`` and ``KEY.samcat.npy``)."""
+    """Regions as patches of the published shards' grid, row-major (``KEY.samlens.npy`` and ``KEY.samcat.npy``)."""
 
     def members(self) -> dict[str, bytes]:
         """The sample's files by extension.
@@ -79,15 +67,15 @@ class Sample:
 
     @classmethod
     def from_members(cls, key: str, files: Mapping[str, bytes]) -> Sample:
-        """Read a sample's files.
+        """Read a sample's files; a caption without phrases.json is cleaned.
 
         Raises:
-            BadSampleError: no image, no caption, or an annotation that is not of its form.
+            BadSampleError: no image, no caption, or an annotation that does not have its form.
         """
         extension = next((e for e in IMAGE_EXTENSIONS if e in files), None)
         if extension is None:
             raise BadSampleError("no image")
-        if CAPTION_EXTENSION not in files and "njson" not in files:
+        if CAPTION_EXTENSION not in files:
             raise BadSampleError("no caption")
         tree = None
         if "phrases.json" in files:
@@ -95,39 +83,49 @@ class Sample:
                 tree = PhraseTree.from_json(_read_json(files, "phrases.json") or {})
             except (ValueError, OverflowError) as error:
                 raise BadSampleError("malformed phrases.json") from error
-        if CAPTION_EXTENSION in files:
-            caption = decode_caption(files[CAPTION_EXTENSION], strip=tree is None)
-        if "njson" in files and (tree is None or CAPTION_EXTENSION not in files):
-            caption, tree = read_njson(files["njson"], caption if CAPTION_EXTENSION in files else None)
+        caption, metadata = read_caption(files[CAPTION_EXTENSION], _read_json(files, "json") or {}, clean=tree is None)
+        if tree is None and "njson" in files:
+            tree = read_phrases(files["njson"], caption)
         return cls(
             key=key,
             image=files[extension],
             image_extension=extension,
             caption=caption,
             tree=tree,
-            metadata=_read_json(files, "json") or {},
+            metadata=metadata,
             regions=_read_regions(files),
-            patch_regions=_read_patch_regions(files),
+            patch_regions=read_patch_regions(files),
         )
 
 
-def decode_caption(text: bytes, *, strip: bool = True) -> str:
-    """A caption from bytes; ``strip=False`` keeps the white space around it, where offsets into it are at hand.
+def read_caption(
+    text: bytes, metadata: Mapping[str, Any] | None = None, *, clean: bool = True
+) -> tuple[str, Mapping[str, Any]]:
+    """A caption where it enters, and the sample's metadata, which keep the original where cleaning changed it.
+
+    Args:
+        text: the caption's bytes.
+        metadata: of the sample.
+        clean: False leaves the caption as it is, for one that came with offsets into it.
 
     Raises:
         BadSampleError: it is too large, empty, not UTF-8, or holds NUL.
     """
+    metadata = metadata or {}
     if len(text) > MAX_CAPTION_BYTES:
         raise BadSampleError("caption too large")
     try:
-        caption = text.decode("utf-8")
+        original = text.decode("utf-8")
     except UnicodeDecodeError as error:
         raise BadSampleError("caption not UTF-8") from error
-    if "\0" in caption:
+    if "\0" in original:
         raise BadSampleError("caption holds NUL")
+    caption = clean_caption(original) if clean else original
     if not caption.strip():
         raise BadSampleError("empty caption")
-    return caption.strip() if strip else caption
+    if caption not in (original, original.strip()):
+        metadata = {"caption_original": original, **metadata}
+    return caption, metadata
 
 
 def _json(value: Mapping[str, Any]) -> bytes:
@@ -143,15 +141,15 @@ def _read_json(files: Mapping[str, bytes], extension: str) -> dict[str, Any] | N
         value = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise BadSampleError(f"malformed {extension}") from error
-    if not isinstance(value, dict) or (data.count(b"[") + data.count(b"{") > MAX_DEPTH and _is_deep(value)):
+    if not isinstance(value, dict) or (data.count(b"[") + data.count(b"{") > MAX_JSON_DEPTH and _is_deep(value)):
         raise BadSampleError(f"malformed {extension}")
     return value
 
 
 def _is_deep(value: Any) -> bool:
-    """Whether a value has more than ``MAX_DEPTH`` levels."""
+    """Whether a value has more than ``MAX_JSON_DEPTH`` levels."""
     level = [value]
-    for _ in range(MAX_DEPTH):
+    for _ in range(MAX_JSON_DEPTH):
         level = [
             child
             for parent in level
@@ -171,36 +169,3 @@ def _read_regions(files: Mapping[str, bytes]) -> RegionAnnotation | None:
         return RegionAnnotation.from_json(value)
     except ValueError as error:
         raise BadSampleError("malformed regions.json") from error
-
-
-def _read_patch_regions(files: Mapping[str, bytes]) -> tuple[tuple[int, ...], ...] | None:
-    """The published shards' regions: their lengths, and the patches of all of them one after the other."""
-    if "samlens.npy" not in files:
-        return None
-    if "samcat.npy" not in files:
-        raise BadSampleError("samlens.npy without samcat.npy")
-    lengths, patches = (_read_integers(files, name) for name in ("samlens.npy", "samcat.npy"))
-    if len(lengths) > MAX_PUBLISHED_REGIONS:
-        raise BadSampleError(f"more than {MAX_PUBLISHED_REGIONS} regions")
-    inside = (patches >= 0) & (patches < PUBLISHED_GRID[0] * PUBLISHED_GRID[1])
-    possible = (lengths >= 0) & (lengths <= len(patches))
-    if not possible.all() or lengths.sum() != len(patches) or not inside.all():
-        raise BadSampleError("samlens.npy and samcat.npy do not fit the 14 x 14 grid")
-    return tuple(tuple(part.tolist()) for part in np.split(patches, np.cumsum(lengths)[:-1])) if len(lengths) else ()
-
-
-def _read_integers(files: Mapping[str, bytes], name: str) -> NDArray[np.int64]:
-    """The values of a .npy file of integers; the size it claims is compared with its bytes before memory is taken."""
-    file = io.BytesIO(files[name])
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of headers that Python 2 wrote
-            version = npy.read_magic(file)
-            header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-            shape, _, dtype = header(file)
-        values, count = files[name][file.tell() :], math.prod(shape)
-        if dtype.kind not in "iu" or min(shape, default=0) < 0 or count * dtype.itemsize > len(values):
-            raise ValueError(f"it claims {count} values of {dtype} in {len(values)} bytes")
-        return np.frombuffer(values[: count * dtype.itemsize], dtype).astype(np.int64)
-    except Exception as error:  # numpy raises many kinds on hostile headers
-        raise BadSampleError(f"malformed {name}") from error

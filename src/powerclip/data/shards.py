@@ -322,7 +322,7 @@ def check_members(shard: Path | str, entries: Sequence[Entry]) -> None:
     seen = sorted({extension for entry in entries for extension in entry.members})
     if not any(set(IMAGE_EXTENSIONS) & set(entry.members) for entry in entries):
         wanted = f"no image under {', '.join(IMAGE_EXTENSIONS)}"
-    elif not any({CAPTION_EXTENSION, "njson"} & set(entry.members) for entry in entries):
+    elif not any(CAPTION_EXTENSION in entry.members for entry in entries):
         wanted = f"no caption under {CAPTION_EXTENSION}"
     else:
         return

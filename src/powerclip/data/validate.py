@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 from powerclip.data.sample import Sample
 from powerclip.errors import BadSampleError
-from powerclip.phrases.tokens import crossing
 from powerclip.phrases.tree import PhraseTree
 from powerclip.regions.annotation import RegionAnnotation
 
@@ -63,5 +62,5 @@ def _check_size(regions: RegionAnnotation, size: tuple[int, int]) -> None:
 def _check_tree(tree: PhraseTree, caption: str) -> None:
     if tree.leaves and tree.leaves[-1][1] > len(caption):
         raise BadSampleError("phrases reach beyond the caption")
-    if crossing(tree):
+    if tree.crossing:
         raise BadSampleError("phrases cross")

@@ -24,6 +24,7 @@ from powerclip.evaluate.datasets.images import open_picture
 from powerclip.evaluate.encode import Encoder, Item
 from powerclip.model import PowerCLIP
 from powerclip.phrases import Parser, encode_caption, load_parser, whole_caption_tree
+from powerclip.phrases.clean import clean_caption
 from powerclip.regions import fixed_boxes, masks_to_grid
 from powerclip.tasks import Masks, Picture
 
@@ -103,6 +104,7 @@ class PowersetScorer:
         length = self.model.context_length
 
         def prepare(captions: Sequence[str]) -> tuple[Tensor, ...]:
+            captions = [clean_caption(caption) for caption in captions]
             trees = self.parser.parse(captions)
             encoded = [
                 encode_caption(

@@ -1,4 +1,4 @@
-"""Phrases from benepar (Kitaev et al., ACL 2019), a neural constituency parser that runs as a part of a spaCy pipeline."""
+"""Phrases from benepar (Kitaev et al., ACL 2019), a neural constituency parser that runs within a spaCy pipeline."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from itertools import tee
 
 from powerclip.errors import PowerclipError
 from powerclip.phrases.brackets import parse_brackets, tree_of_nodes
-from powerclip.phrases.clean import plain_copy
+from powerclip.phrases.clean import parser_text
 from powerclip.phrases.tree import PhraseTree, whole_caption_tree
 
 
 class BeneparParser:
-    """The trees that a benepar model finds, as they are."""
+    """The trees of a benepar model, unchanged."""
 
     def __init__(self, model: str, *, spacy_pipeline: str) -> None:
         """Load a model by name (fetched beforehand with ``benepar.download``) or from a folder.
@@ -22,7 +22,7 @@ class BeneparParser:
             spacy_pipeline: splits captions into sentences and words.
 
         Raises:
-            PowerclipError: benepar is not installed, or the model is not there.
+            PowerclipError: benepar or the model is not installed.
         """
         import spacy
 
@@ -42,12 +42,12 @@ class BeneparParser:
         self.name = f"benepar:{model}"
 
     def parse(self, captions: Iterable[str]) -> Iterator[PhraseTree]:
-        """One tree a caption, in order; the whole caption where its parse cannot be laid over it."""
-        copies, read = tee(map(plain_copy, captions))
-        documents = self._nlp.pipe((copy.text for copy in read), batch_size=64)
-        for document, copy in zip(documents, copies, strict=True):
+        """One tree for each caption, in order; the complete caption is one phrase where its parse does not fit it."""
+        kept, given = tee(captions)
+        documents = self._nlp.pipe(map(parser_text, given), batch_size=64)
+        for document, caption in zip(documents, kept, strict=True):
             try:
                 nodes = [node for sentence in document.sents for node in parse_brackets(sentence._.parse_string)]
-                yield copy.restored(tree_of_nodes(nodes, copy.text, parser=self.name))
+                yield tree_of_nodes(nodes, caption, parser=self.name)
             except ValueError:
-                yield whole_caption_tree(copy.caption)
+                yield whole_caption_tree(caption)

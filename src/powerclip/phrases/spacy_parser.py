@@ -15,9 +15,9 @@ The conventions are the Penn Treebank's (Marcus et al., 1993), by these rules:
 * a fragment without a finite verb is one NP over the whole ("people walking on a beach"); a caption without any phrase is
   one CAPTION; equal spans count once.
 
-Words are leaves, as the parser splits them, but a hyphenated word is one, and so are emoji that touch. Punctuation marks
-and other signs ("|", "+", "$") are none, so no phrase begins or ends with one. An HTML entity is what it stands for. Of
-spans that cross, the one found first stays.
+Words are leaves, as the parser splits them, but a hyphenated word is one leaf, and so are emoji that touch. Punctuation
+marks and other signs ("|", "+", "$") are not, so no phrase begins or ends with one. Of spans that cross, the first found
+is kept.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from itertools import tee
 from typing import Any
 
 from powerclip.errors import PowerclipError
-from powerclip.phrases.clean import EMOJI_RUN, PlainCopy, is_word, plain_copy
-from powerclip.phrases.tree import Phrase, PhraseTree, whole_caption_tree
+from powerclip.phrases.clean import EMOJI_RUN, is_word, parser_text
+from powerclip.phrases.tree import PhraseTree, Span, whole_caption_tree
 
 NOMINAL = {"NOUN", "PROPN", "PRON", "NUM"}
 VERBAL = {"VERB", "AUX"}
@@ -46,8 +46,6 @@ BEFORE_PREPOSITION = {"next", "close", "adjacent", "due", "because", "ahead", "i
 WITHIN_PREPOSITION = {"front", "top", "back", "spite", "place", "addition"}
 """Bare nouns within a preposition of three words: "in front of"."""
 HYPHENS = "-\u2010\u2011"
-
-Span = tuple[str, int, int]
 
 
 class SpacyParser:
@@ -72,41 +70,36 @@ class SpacyParser:
         self.name = f"spacy:{pipeline}-{self._nlp.meta.get('version', '?')}"
 
     def parse(self, captions: Iterable[str]) -> Iterator[PhraseTree]:
-        """One tree a caption, in order; captions go through spaCy in batches."""
-        copies, read = tee(map(plain_copy, captions))
-        documents = self._nlp.pipe((copy.text for copy in read), batch_size=256)
-        for document, copy in zip(documents, copies, strict=True):
-            yield _tree(document, copy, self.name)
+        """One tree for each caption, in order; captions go through spaCy in batches."""
+        kept, given = tee(captions)
+        documents = self._nlp.pipe(map(parser_text, given), batch_size=256)
+        for document, caption in zip(documents, kept, strict=True):
+            yield _tree(document, caption, self.name)
 
 
-def _tree(document: Any, copy: PlainCopy, parser: str) -> PhraseTree:
+def _tree(document: Any, caption: str, parser: str) -> PhraseTree:
     """The phrases of a parsed caption, with word indices in place of the parser's token indices."""
     words = [token for token in document if is_word(token.text)]
     if not words:
-        return replace(whole_caption_tree(copy.caption), parser=parser)
-    leaves, leaf_of = _leaves(words, copy)
-    spans: list[Span] = []
-    for sentence in document.sents:
-        spans += _sentence_spans(sentence, leaf_of)
-    if not spans:
-        spans = [("CAPTION", 0, len(leaves) - 1)]
-    phrases = tuple(Phrase(label=label, first=first, last=last) for label, first, last in _nested(spans))
-    return PhraseTree(leaves=tuple(leaves), phrases=phrases, parser=parser)
+        return replace(whole_caption_tree(caption), parser=parser)
+    leaves, leaf_of = _leaves(words, caption)
+    spans = (span for sentence in document.sents for span in _sentence_spans(sentence, leaf_of))
+    return PhraseTree.from_spans(leaves, spans, parser=parser)
 
 
-def _leaves(words: Iterable[Any], copy: PlainCopy) -> tuple[list[tuple[int, int]], dict[int, int]]:
-    """Character spans of the leaves in the caption, and the leaf of each word by its token index.
+def _leaves(words: Iterable[Any], caption: str) -> tuple[list[tuple[int, int]], dict[int, int]]:
+    """Character spans of the leaves, and the leaf of each word by its token index.
 
-    Hyphens join words to one leaf; so do emoji that touch, and an entity that stands for several words.
+    Hyphens join words to one leaf; so do emoji that touch.
     """
     leaves: list[tuple[int, int]] = []
     leaf_of: dict[int, int] = {}
     for word in words:
-        start, end = copy.span(word.idx, word.idx + len(word.text))
-        emoji = EMOJI_RUN.match(copy.caption, start)
+        start, end = word.idx, word.idx + len(word.text)
+        emoji = EMOJI_RUN.match(caption, start)
         end = max(end, emoji.end()) if emoji else end
         before, last_end = leaves[-1] if leaves else (0, 0)
-        between = copy.caption[last_end:start]
+        between = caption[last_end:start]
         if leaves and (start < last_end or (between and not between.strip(HYPHENS))):
             leaves[-1] = (before, max(end, last_end))
         else:
@@ -231,15 +224,3 @@ def _trim(label: str, first: int, last: int, leaf_of: dict[int, int]) -> Span | 
     """Leaf indices of a token span, without the punctuation at its ends; None where nothing is left."""
     inside = [leaf_of[i] for i in range(first, last + 1) if i in leaf_of]
     return (label, inside[0], inside[-1]) if inside else None
-
-
-def _nested(spans: Iterable[Span]) -> list[Span]:
-    """Spans once each, in order of their beginning, none crossing one found earlier."""
-    kept: dict[tuple[int, int], str] = {}
-    for label, first, last in spans:
-        if (first, last) in kept:
-            continue
-        if any(a < first <= b < last or first < a <= last < b for a, b in kept):
-            continue
-        kept[first, last] = label
-    return [(label, a, b) for (a, b), label in sorted(kept.items(), key=lambda item: (item[0][0], -item[0][1]))]

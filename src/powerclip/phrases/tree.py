@@ -1,15 +1,20 @@
-"""The tree of a caption: its words and phrases in character offsets, and the protocol of what finds them."""
+"""The tree of a caption: its words and phrases in character offsets, how it is built, and the protocol of parsers."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Protocol
 
+from powerclip.phrases.clean import is_word
+
 MAX_WORDS = 1_000
-"""Of a tree without parse; a text tower reads fewer."""
+"""A tree without a parse has no more leaves; a text tower reads fewer."""
+
+Span = tuple[str, int, int]
+"""A phrase before it is in a tree: label, first and last leaf, inclusive."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +22,8 @@ class Phrase:
     """A node of the constituency tree: a label and an inclusive range of leaves."""
 
     label: str
-    """Penn Treebank label: NP, VP, PP or S; "CAPTION" for the whole caption where the tree has no phrase."""
+    """Penn Treebank label: NP, VP, PP, S, or X where it is not known; "CAPTION" for the complete caption where the parse
+    has no phrase."""
     first: int
     """Index of the first leaf."""
     last: int
@@ -34,6 +40,40 @@ class PhraseTree:
     """Nested or disjoint, never crossing; equal spans once."""
     parser: str
     """What made the tree: "gold", or the name and version of the parser."""
+
+    @classmethod
+    def from_spans(cls, leaves: Iterable[tuple[int, int]], spans: Iterable[Span], *, parser: str) -> PhraseTree:
+        """A tree of labelled spans in any order: larger phrases first, or one CAPTION over all leaves without any span.
+
+        Of equal spans, and of spans that cross, the one given first is kept.
+
+        Args:
+            leaves: character span of each word.
+            spans: label, first and last leaf of each phrase.
+            parser: what made the tree.
+        """
+        leaves = tuple(leaves)
+        kept: dict[tuple[int, int], str] = {}
+        for label, first, last in spans:
+            if not any(a < first <= b < last or first < a <= last < b for a, b in kept):
+                kept.setdefault((first, last), label)
+        if leaves and not kept:
+            kept[0, len(leaves) - 1] = "CAPTION"
+        ordered = sorted(kept.items(), key=lambda item: (item[0][0], -item[0][1]))
+        phrases = tuple(Phrase(label=label, first=first, last=last) for (first, last), label in ordered)
+        return cls(leaves=leaves, phrases=phrases, parser=parser)
+
+    @property
+    def crossing(self) -> bool:
+        """Whether two phrases overlap without one holding the other."""
+        open_ends: list[int] = []
+        for first, last in sorted({(p.first, p.last) for p in self.phrases}, key=lambda span: (span[0], -span[1])):
+            while open_ends and open_ends[-1] < first:
+                open_ends.pop()
+            if open_ends and last > open_ends[-1]:
+                return True
+            open_ends.append(last)
+        return False
 
     def to_json(self) -> dict[str, Any]:
         """The content of a ``KEY.phrases.json`` file."""
@@ -72,13 +112,49 @@ class PhraseTree:
         return cls(leaves=leaves, phrases=phrases, parser=str(value.get("parser", "unknown")))
 
 
+@dataclass(frozen=True)
+class Node:
+    """A labelled node of a constituency tree; a child that is a string is one or more words."""
+
+    label: str
+    children: Sequence[Node | str]
+
+
+def flatten(nodes: Iterable[Node | str]) -> tuple[list[str], list[Span]]:
+    """The words of some trees in order, and a span for each node, parents before children.
+
+    Leaves are the words that have a letter, a digit or an emoji; the spans count only those, and a node without any has
+    no span.
+    """
+    words: list[str] = []
+    spans: list[Span] = []
+    leaves = 0
+
+    def visit(node: Node | str) -> None:
+        nonlocal leaves
+        if isinstance(node, str):
+            words.extend(found := node.split())
+            leaves += sum(map(is_word, found))
+            return
+        first, place = leaves, len(spans)
+        for child in node.children:
+            visit(child)
+        if leaves > first:
+            spans.insert(place, (node.label, first, leaves - 1))
+
+    for node in nodes:
+        visit(node)
+    return words, spans
+
+
 class Parser(Protocol):
     """Anything that finds the phrases of captions."""
 
     name: str
+    """The name and version that its trees carry."""
 
     def parse(self, captions: Iterable[str]) -> Iterator[PhraseTree]:
-        """One tree a caption, in order.
+        """One tree for each caption, in order; captions are expected clean (``powerclip.phrases.clean``).
 
         Raises:
             ValueError: a caption holds nothing but white space.
@@ -91,8 +167,7 @@ def whole_caption_tree(caption: str) -> PhraseTree:
     Raises:
         ValueError: the caption holds nothing but white space.
     """
-    leaves = tuple(match.span() for match in islice(re.finditer(r"\S+", caption), MAX_WORDS))
+    leaves = [match.span() for match in islice(re.finditer(r"\S+", caption), MAX_WORDS)]
     if not leaves:
         raise ValueError("the caption is empty")
-    phrases = (Phrase(label="CAPTION", first=0, last=len(leaves) - 1),)
-    return PhraseTree(leaves=leaves, phrases=phrases, parser="whole caption")
+    return PhraseTree.from_spans(leaves, [], parser="whole caption")

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from powerclip.data.images import decode_image
-from powerclip.data.sample import PUBLISHED_GRID, Sample
+from powerclip.data.published import GRID as PUBLISHED_GRID
+from powerclip.data.sample import Sample
 from powerclip.phrases.brackets import write_brackets
 from powerclip.regions.masks import masks_at_size, shrink_to
 

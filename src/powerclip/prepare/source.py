@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,9 +13,11 @@ from typing import Any, Protocol
 from PIL import Image
 
 from powerclip.data.images import decode_with_format
-from powerclip.data.sample import Sample, decode_caption
+from powerclip.data.sample import Sample, read_caption
 from powerclip.data.shards import MAX_MEMBER_BYTES
 from powerclip.errors import BadSampleError
+from powerclip.phrases.tree import PhraseTree
+from powerclip.regions.annotation import RegionAnnotation
 
 KEPT = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
 """Images that stay as they are, by format; others are written anew as PNG. MPO, several pictures in a file as phones
@@ -49,20 +51,36 @@ class Source:
     """Changes when the source does."""
 
 
-def make_sample(key: str, image: bytes, caption: bytes | str, **annotations: Any) -> Sample:
-    """A pair, seen to be whole: a corrupt image is found here, not in training.
+def make_sample(
+    key: str,
+    image: bytes,
+    caption: bytes | str,
+    *,
+    tree: PhraseTree | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    regions: RegionAnnotation | None = None,
+) -> Sample:
+    """A pair that is complete: a corrupt image is found here, not in training. A caption without a tree is cleaned.
 
     Raises:
         BadSampleError: it cannot be used.
     """
     if isinstance(caption, str):
         caption = caption.encode("utf-8", errors="surrogatepass")
-    text = decode_caption(caption, strip=annotations.get("tree") is None)
+    text, metadata = read_caption(caption, metadata, clean=tree is None)
     decoded, kind = decode_with_format(image)
     extension = KEPT.get(kind)  # by content: a suffix may lie
     if extension is None:
         image, extension = _as_png(decoded), "png"
-    return Sample(key=key, image=image, image_extension=extension, caption=text, **annotations)
+    return Sample(
+        key=key,
+        image=image,
+        image_extension=extension,
+        caption=text,
+        tree=tree,
+        metadata=metadata,
+        regions=regions,
+    )
 
 
 def read_image(path: Path) -> bytes:

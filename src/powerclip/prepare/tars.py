@@ -76,13 +76,14 @@ def _load(index: int, entry: Entry, caption_key: str, keep: bool) -> Sample:
     if caption_key != CAPTION_EXTENSION:
         caption = _caption(files, caption_key)
         if files.get(CAPTION_EXTENSION) != caption:
-            files.pop("phrases.json", None)  # of another caption
+            files.pop("phrases.json", None)  # of another caption, as is the next
+            files.pop("njson", None)
         files[CAPTION_EXTENSION] = caption
     key = entry.key if re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_/-]{0,199}", entry.key) else make_key(index, entry.key)
     found = Sample.from_members(key, files)
-    tree = found.tree if keep else None  # an njson holds both
-    annotations = {"tree": tree, "metadata": found.metadata, "regions": found.regions}
-    sample = make_sample(key, found.image, found.caption, **annotations)
+    sample = make_sample(
+        key, found.image, found.caption, tree=found.tree, metadata=found.metadata, regions=found.regions
+    )
     image = decode_image(sample.image)
     check_annotations(sample, (image.height, image.width))
     return sample
@@ -95,9 +96,7 @@ def _needed(entry: Entry, caption_key: str, keep: bool) -> set[str]:
     if not caption_key.startswith("json:"):
         needed.add(caption_key)
     if keep:
-        needed |= {"phrases.json", "regions.json"}
-    if keep or not needed & set(entry.members) - {"json", image}:
-        needed.add("njson")
+        needed |= {"phrases.json", "regions.json", "njson"}
     return needed
 
 
@@ -137,8 +136,6 @@ def _find_captions(shards: Sequence[Path], caption_key: str | None) -> str:
         known = next((f"json:{key}" for key in CAPTION_COLUMNS if key in keys), None)
         if known is not None:
             return known
-        if "njson" in beside:
-            return CAPTION_EXTENSION  # which the sample itself takes from the njson
     elif caption_key.startswith("json:"):
         if caption_key.removeprefix("json:").split(".")[0] in keys:
             return caption_key

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
-from powerclip.phrases.tree import Phrase, PhraseTree
+from powerclip.phrases.tree import Node, PhraseTree, flatten
 from powerclip.scenes.world import HELD_OUT, INVERSE, Mention, Object, Scene, Statement, pick, relation_of
 
 PLACES = {
@@ -21,14 +19,6 @@ PASSIVE = {"below": "overlooked", "right": "preceded", "left": "followed"}
 VERBS = ("sits", "lies", "floats")
 PARTICIPLES = ("placed", "drawn", "painted")
 TEXTURE_NOUN = {"striped": "stripes", "dotted": "dots", "checkered": "checks"}
-
-
-@dataclass(frozen=True)
-class Node:
-    """A constituent; a child is a node or a word, and a word may begin with a mark that belongs to no phrase."""
-
-    label: str
-    children: tuple[Node | str, ...]
 
 
 def np_of(mention: Mention, random: np.random.Generator) -> Node:
@@ -120,30 +110,17 @@ def write(tree: Node, *, sentence: bool = False) -> tuple[str, PhraseTree]:
     """
     text = ""
     leaves: list[tuple[int, int]] = []
-    spans: dict[tuple[int, int], str] = {}
-
-    def visit(node: Node) -> None:
-        nonlocal text
-        first = len(leaves)
-        for child in node.children:
-            if isinstance(child, Node):
-                visit(child)
-                continue
-            for word in child.split():
-                if word == ",":
-                    text += ","
-                    continue
-                text += " " if text else ""
-                leaves.append((len(text), len(text) + len(word)))
-                text += word
-        spans.setdefault((first, len(leaves) - 1), node.label)
-
-    visit(tree)
-    order = sorted(spans.items(), key=lambda item: (item[0][0], -item[0][1]))
-    phrases = tuple(Phrase(label=label, first=a, last=b) for (a, b), label in order)
+    words, spans = flatten([tree])
+    for word in words:
+        if word == ",":
+            text += ","
+            continue
+        text += " " if text else ""
+        leaves.append((len(text), len(text) + len(word)))
+        text += word
     if sentence:
         text = text[0].upper() + text[1:] + "."
-    return text, PhraseTree(leaves=tuple(leaves), phrases=phrases, parser="gold")
+    return text, PhraseTree.from_spans(leaves, spans, parser="gold")
 
 
 def mention(thing: Object, random: np.random.Generator) -> Mention:
