@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import sys
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+# Processes fork from a server that has imported what takes seconds to import; each is otherwise a fresh one.
+multiprocessing.get_context("forkserver").set_forkserver_preload(["powerclip.train", "torch.distributed.fsdp"])
+
 
 def _worker(rank, function, size, folder, arguments):
+    with (Path(folder) / f"stderr-{rank}").open("a") as file:
+        os.dup2(file.fileno(), 2)  # the server's own is not the one that pytest captures
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size)
     try:
@@ -19,6 +27,16 @@ def _worker(rank, function, size, folder, arguments):
 
 
 def run_on_processes(size, function, folder, *arguments):
-    """[function(rank, size, *arguments) for each rank], run side by side; function must be a module's own."""
-    mp.spawn(_worker, args=(function, size, str(folder), arguments), nprocs=size, join=True)
+    """[function(rank, size, *arguments) for each rank], run side by side; function must be a module's own.
+
+    What they print to the standard error is printed to this process's once all have ended.
+    """
+    try:
+        mp.start_processes(
+            _worker, args=(function, size, str(folder), arguments), nprocs=size, start_method="forkserver"
+        )
+    finally:
+        for path in sorted(Path(folder).glob("stderr-*")):
+            print(path.read_text(), end="", file=sys.stderr)
+            path.unlink()
     return [torch.load(Path(folder) / f"result-{rank}.pt", weights_only=True) for rank in range(size)]

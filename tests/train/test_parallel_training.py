@@ -103,14 +103,14 @@ def test_many_processes_train_the_model_of_one(size, name, shards, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("before", "after", "name"), [(2, 1, "ddp"), (1, 3, "ddp"), (2, 1, "fsdp")])
-def test_a_run_goes_on_with_another_number_of_processes(before, after, name, shards, tmp_path, capfd):
+def test_a_run_goes_on_with_another_number_of_processes(before, after, name, shards, tmp_path, capsys):
     for size in (before, after):
         if size == before:  # as if it had been stopped after three of its six steps
             run_on_processes(size, train_until, tmp_path, str(tmp_path), str(shards), name, 3)
             assert max(line["step"] for line in read_metrics(tmp_path / "many" / "metrics.jsonl")) == 3
         else:
             run_on_processes(size, train_until, tmp_path, str(tmp_path), str(shards), name, None)
-    said = capfd.readouterr().err
+    said = capsys.readouterr().err
     assert "at step 3 of 6" in said
     assert f"It ran on {before} processes and goes on with {after}" in said
     config = dataclasses.replace(small(tmp_path), **SETTINGS[name])
