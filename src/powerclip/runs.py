@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from powerclip.config import TrainConfig, from_dict, load_config, to_yaml
-from powerclip.distributed import first_says, is_shared, rank, wait_for_all
+from powerclip.distributed import broadcast, is_shared, rank, wait_for_all
 from powerclip.errors import PowerclipError
 from powerclip.files import atomic_write, read_json, write_json
 from powerclip.types import DataProvenance
@@ -120,7 +120,7 @@ class RunFolder:
             raise PowerclipError(
                 f"output {self.path} is not the same folder on all nodes; name one on a disk that they share"
             )
-        step = first_says(-1 if found is None else step_of(found))
+        step = broadcast(-1 if found is None else step_of(found))
         return None if step < 0 else checkpoint_path(self.checkpoints, step)
 
     def record(self, config: TrainConfig, data: DataProvenance) -> None:

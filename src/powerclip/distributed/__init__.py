@@ -1,32 +1,31 @@
 """Many processes: joining them, gathering a batch that is spread over them, and spreading a model."""
 
-from powerclip.distributed.gather import gather_rows, max_over_processes, rank, sum_over_processes, world_size
-from powerclip.distributed.launch import (
-    agree,
-    first_alone,
-    first_lists,
-    first_says,
-    is_shared,
-    process_group,
-    wait_for_all,
+from powerclip.distributed.gather import (
+    gather_rows,
+    max_over_processes,
+    rank,
+    sum_over_processes,
+    with_value,
+    world_size,
 )
-from powerclip.distributed.parallel import average_ignored_gradients, last_of_many, parallelize, reshard
+from powerclip.distributed.launch import any_rank, broadcast, is_shared, process_group, rank0_first, wait_for_all
+from powerclip.distributed.parallel import average_ignored_gradients, no_sync_unless_last, parallelize, reshard
 
 __all__ = [
-    "agree",
+    "any_rank",
     "average_ignored_gradients",
-    "first_alone",
-    "first_lists",
-    "first_says",
+    "broadcast",
     "gather_rows",
     "is_shared",
-    "last_of_many",
     "max_over_processes",
+    "no_sync_unless_last",
     "parallelize",
     "process_group",
     "rank",
+    "rank0_first",
     "reshard",
     "sum_over_processes",
     "wait_for_all",
+    "with_value",
     "world_size",
 ]

@@ -45,6 +45,11 @@ def max_over_processes(value: Tensor) -> Tensor:
     return value
 
 
+def with_value(share: Tensor, value: Tensor) -> Tensor:
+    """``value`` in the forward pass, with the gradient of ``share``: a process's part of a loss over all processes."""
+    return share + (value - share).detach()
+
+
 def gather_rows(x: Tensor) -> tuple[Tensor, int]:
     """The rows of all processes, in the order of their ranks; the gradient of a process's rows is summed over all.
 

@@ -1,14 +1,14 @@
-"""Joining the processes that torchrun (or any launcher that sets its variables) has started."""
+"""Joining the processes that torchrun, or any launcher that sets its variables, has started."""
 
 from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -19,15 +19,17 @@ from powerclip.errors import PowerclipError
 TIMEOUT = timedelta(minutes=30)
 """A collective that takes longer ends the job."""
 
-PATIENCE = timedelta(days=7)
-"""The same for work that the first process does once, before the first step."""
+RANK0_TIMEOUT = timedelta(days=7)
+"""How long the other processes wait for work that the first one does alone, before the first step."""
+
+T = TypeVar("T")
 
 
 @contextmanager
 def process_group(device: str = "auto") -> Iterator[torch.device]:
     """This process's device; where a launcher has started several processes, inside their group.
 
-    A group that is already there is used and left alone.
+    An existing group is used and left alone.
 
     Args:
         device: "auto" takes this process's GPU where there are any; "cuda" the same; or "cpu", "cuda:1", ...
@@ -51,7 +53,7 @@ def process_group(device: str = "auto") -> Iterator[torch.device]:
             dist.destroy_process_group()
 
 
-def agree(*flags: bool) -> tuple[bool, ...]:
+def any_rank(*flags: bool) -> tuple[bool, ...]:
     """Each flag, True where any process has it; all processes ask at the same point. Runs on the CPU, without a GPU wait."""
     if world_size() == 1:
         return flags
@@ -61,36 +63,25 @@ def agree(*flags: bool) -> tuple[bool, ...]:
 
 
 def wait_for_all() -> None:
-    """Go on when every process has come this far."""
-    agree(False)
+    """Return when every process has called this."""
+    any_rank(False)
 
 
-def first_says(number: int) -> int:
-    """What the first process gives; all ask at the same point."""
+def broadcast(value: T) -> T:
+    """The first process's value, on all processes; anything that can be pickled."""
     if world_size() == 1:
-        return number
-    told = torch.tensor(number, dtype=torch.int64)
-    dist.broadcast(told, src=0)
-    return int(told)
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]
 
 
-def first_lists(numbers: Sequence[int]) -> list[int]:
-    """The numbers that the first process gives; all ask at the same point, the others with whatever they have."""
-    if world_size() == 1:
-        return list(numbers)
-    told = torch.empty(first_says(len(numbers)), dtype=torch.int64)
-    if rank() == 0:
-        told[:] = torch.tensor(numbers, dtype=torch.int64)
-    dist.broadcast(told, src=0)
-    return [int(number) for number in told.tolist()]
-
-
-def first_alone(work: Callable[[], object]) -> None:
-    """The first process does some work, however long it takes, and the others wait for it."""
+def rank0_first(work: Callable[[], object]) -> None:
+    """The first process does some work, however long it takes, while the others wait."""
     if world_size() == 1:
         work()
         return
-    group: Any = dist.new_group(backend="gloo", timeout=PATIENCE)
+    group: Any = dist.new_group(backend="gloo", timeout=RANK0_TIMEOUT)
     if rank() == 0:
         work()
     dist.all_reduce(torch.zeros(1), group=group)
@@ -98,12 +89,12 @@ def first_alone(work: Callable[[], object]) -> None:
 
 
 def is_shared(folder: Path) -> bool:
-    """Whether a folder that is there on the first process is the same one on all others."""
-    mark = folder / f".seen-{first_says(secrets.randbits(62)):x}"
+    """Whether a folder that exists on the first process is the same folder on all others."""
+    mark = folder / f".seen-{broadcast(secrets.token_hex(8))}"
     if rank() == 0:
         mark.touch()
     wait_for_all()
-    missing = agree(not mark.exists())[0]
+    missing = any_rank(not mark.exists())[0]
     if rank() == 0:
         mark.unlink()
     return not missing

@@ -70,7 +70,7 @@ def average_ignored_gradients(model: nn.Module) -> None:
 
 
 @contextmanager
-def last_of_many(model: nn.Module, *, last: bool) -> Iterator[None]:
+def no_sync_unless_last(model: nn.Module, *, last: bool) -> Iterator[None]:
     """Backward passes within leave the gradients of a parallel model unreduced, unless it is the last of a step."""
     if isinstance(model, DistributedDataParallel) and not last:
         with model.no_sync():

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from powerclip.distributed import gather_rows, sum_over_processes
+from powerclip.distributed import gather_rows, sum_over_processes, with_value
 
 
 def clip_loss(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:
@@ -42,8 +42,3 @@ def clip_loss(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:
             + F.cross_entropy(scale * text @ images.T, labels, reduction="sum")
         ) / (2 * len(images))
         return with_value(share, sum_over_processes(share))
-
-
-def with_value(share: Tensor, value: Tensor) -> Tensor:
-    """``value`` to look at, with the gradient of ``share``: a process's part of a loss over all processes."""
-    return share + (value - share).detach()

@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from powerclip.distributed import gather_rows, sum_over_processes, world_size
-from powerclip.loss.clip import with_value
+from powerclip.distributed import gather_rows, sum_over_processes, with_value, world_size
 from powerclip.types import Features, LossOutput
 
 TILE_ELEMENTS = 2**25

@@ -22,8 +22,7 @@ from powerclip.alignment.similarity import check_backend, check_samples, check_z
 from powerclip.alignment.subsets import draw_subsets
 from powerclip.alignment.tiled import hardest_negatives, score_pairs
 from powerclip.config import Backend, Direction, Method, Subsets, T1Activation, T2Activation, Zeta
-from powerclip.distributed import gather_rows, max_over_processes, sum_over_processes
-from powerclip.loss.clip import with_value
+from powerclip.distributed import gather_rows, max_over_processes, sum_over_processes, with_value
 
 
 class PowersetAlignmentLoss(nn.Module):

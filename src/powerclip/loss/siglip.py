@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from powerclip.distributed import gather_rows, sum_over_processes
-from powerclip.loss.clip import with_value
+from powerclip.distributed import gather_rows, sum_over_processes, with_value
 from powerclip.types import Features, LossOutput
 
 INIT_LOGIT_SCALE = math.log(10)

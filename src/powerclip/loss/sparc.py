@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from powerclip.distributed import sum_over_processes
-from powerclip.loss.clip import clip_loss, with_value
+from powerclip.distributed import sum_over_processes, with_value
+from powerclip.loss.clip import clip_loss
 from powerclip.types import Features, LossOutput
 
 

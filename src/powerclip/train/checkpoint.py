@@ -22,7 +22,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.checkpoint.state_dict_loader import load as load_distributed
 from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
 
-from powerclip.distributed import first_says, rank, wait_for_all
+from powerclip.distributed import broadcast, rank, wait_for_all
 from powerclip.errors import PowerclipError, RunFailedError
 from powerclip.files import sync_folder
 from powerclip.model import PowerCLIP, hub
@@ -41,7 +41,7 @@ def save(folder: Path, *, step: int, model: nn.Module, optimizer: torch.optim.Op
     """
     target = checkpoint_path(folder, step)
     temporary = folder / f".{target.name}.tmp"
-    if first_says(target.exists()):
+    if broadcast(target.exists()):
         return target
     if rank() == 0:
         shutil.rmtree(temporary, ignore_errors=True)

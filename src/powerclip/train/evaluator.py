@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from powerclip.config import TrainConfig
-from powerclip.distributed import agree, rank, reshard
+from powerclip.distributed import any_rank, rank, reshard
 from powerclip.evaluate import as_metrics, evaluate_tasks, light_suite
 from powerclip.files import read_json, write_json
 from powerclip.model import make_tokenizer, make_transforms
@@ -57,7 +57,7 @@ class Evaluator:
             reshard(engine.model)  # else the next training step would find the average's weights whole, and use them
             mean = statistics.fmean(metrics[name] for metrics in found.values() for name in _headlines(metrics))
             best = engine.output / "model_best"
-            if agree(rank() == 0 and mean > _best_so_far(best))[0]:
+            if any_rank(rank() == 0 and mean > _best_so_far(best))[0]:
                 engine.save_model(best)
                 if rank() == 0:
                     write_json(best / "evaluation.json", {"step": step, "mean": mean, "tasks": found})

@@ -14,7 +14,7 @@ from dataclasses import fields, replace
 import torch
 from torch import Tensor, nn
 
-from powerclip.distributed import last_of_many, world_size
+from powerclip.distributed import no_sync_unless_last, world_size
 from powerclip.types import Batch, Features, LossOutput
 
 SHARED = ("logit_scale", "logit_bias")
@@ -67,7 +67,7 @@ def backward(
     for number, piece in enumerate(pieces):
         rows = slice(start, start + len(piece))
         start = rows.stop
-        with last_of_many(model, last=number == len(pieces) - 1):
+        with no_sync_unless_last(model, last=number == len(pieces) - 1):
             seed(number)
             parts = _tensors(forward(model, piece))
             surrogate = torch.stack(

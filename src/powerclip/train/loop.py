@@ -15,7 +15,7 @@ from rich.console import Console
 from powerclip.config import TrainConfig
 from powerclip.data.loader import Data, Loader, count_data, probe_data
 from powerclip.data.remote import is_remote
-from powerclip.distributed import agree, first_alone, first_lists, process_group, rank, world_size
+from powerclip.distributed import any_rank, broadcast, process_group, rank, rank0_first, world_size
 from powerclip.errors import PowerclipError
 from powerclip.runs import RunFolder
 from powerclip.train import checkpoint
@@ -67,10 +67,10 @@ def train(
         changed = run.check(config, resume=resume)
         probe_data(data, copies=build_copies(config))
         counts: list[int] = []
-        first_alone(lambda: counts.extend(count_data(data, copies=build_copies(config))))
+        rank0_first(lambda: counts.extend(count_data(data, copies=build_copies(config))))
         torch.manual_seed(config.seed)
         model = build_model(config)
-        loader = build_loader(config, model, data, counted=first_lists(counts))
+        loader = build_loader(config, model, data, counted=broadcast(counts))
         steps = config.steps or (config.epochs or 0) * loader.batches_per_epoch
         engine = Engine(config, model, device=device, steps=steps, output=output)
         evaluator = Evaluator(config, engine)
@@ -140,7 +140,7 @@ class _Loop:
         # Killed after the last checkpoint and before its evaluation was written, the run owes it.
         metrics = RunFolder(self.engine.output).metrics_file
         owed = step > 0 and self.evaluator.due(step) and rank() == 0 and not was_evaluated(metrics, step)
-        stopping, owed = agree(stop.requested, owed)
+        stopping, owed = any_rank(stop.requested, owed)
         if owed:
             self._evaluate(step)
         while step < steps and not stopping:
@@ -153,7 +153,7 @@ class _Loop:
                 window = _Window()
             late = minutes is not None and time.monotonic() - saved > 60 * minutes
             # Every process leaves the loop, or saves, after the same step.
-            stopping, late = agree(stop.requested, late)
+            stopping, late = any_rank(stop.requested, late)
             if late or stopping or step == steps or step % config.checkpoint_every_steps == 0:
                 _save_checkpoint(self.engine, self.loader, step)  # before the evaluation, which may fail
                 saved = time.monotonic()
