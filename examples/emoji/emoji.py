@@ -33,7 +33,7 @@ from powerclip.evaluate import evaluate_tasks, write_evaluation
 from powerclip.files import write_json
 from powerclip.prepare import prepare
 from powerclip.recipes import recipe
-from powerclip.report import results_table
+from powerclip.report import read_evaluations, results_table
 from powerclip.runs import RunFolder
 from powerclip.tasks import Task
 
@@ -89,7 +89,7 @@ def main(options: Options) -> int:
     model, preprocess, tokenizer = powerclip.load(options.output / "powerclip")
     sheet = options.output / "contact_sheet.png"
     write_contact_sheet(sheet, emoji, images, model=model, preprocess=preprocess, tokenizer=tokenizer)
-    console.print(results_table(results))
+    console.print(results_table(read_evaluations({run.name: [run] for run in runs})).rich())
     console.print(
         f"Trained on {TRAIN_STYLE} alone, without {len(HELD_OUT)} profession and skin tone combinations; one seed. "
         f"Images: {sheet}",

@@ -208,7 +208,7 @@ class Evaluate:
 
     def run(self) -> None:
         from powerclip.evaluate.run import evaluate_model
-        from powerclip.report.evaluation import absent_note, evaluation_table, write_tables
+        from powerclip.report.tables import absent_note, write_tables
 
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         evaluation = evaluate_model(values.pop("model"), **values)
@@ -216,10 +216,8 @@ class Evaluate:
             return
         name = Path(self.model).name or self.model
         folder = self.output or (Path(self.model) if Path(self.model).is_dir() else Path())
-        write_tables(folder, name, evaluation)
-        Console().print(evaluation_table(name, evaluation))
-        if evaluation.absent:
-            print(absent_note(evaluation))
+        Console().print(write_tables(folder, name, evaluation).rich())
+        print(absent_note(evaluation), end="")
 
 
 @dataclass(frozen=True, kw_only=True)

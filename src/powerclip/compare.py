@@ -13,8 +13,8 @@ from powerclip.config import TrainConfig
 from powerclip.errors import PowerclipError
 from powerclip.evaluate.run import evaluate_model
 from powerclip.files import atomic_write, read_json, write_json
-from powerclip.report.comparison import comparison_csv, comparison_markdown, comparison_plot, comparison_table
-from powerclip.report.plots import png
+from powerclip.report.plots import comparison_plot, png
+from powerclip.report.tables import read_evaluations, results_table, seeds_table
 from powerclip.runs import RunFolder
 from powerclip.train import train
 
@@ -84,14 +84,15 @@ def compare(
         )
         if not done:
             return None
-    results = {name: [RunFolder(run).results() for run in of_seeds] for name, of_seeds in runs.items()}
-    console.print(comparison_table(results))
-    atomic_write(output / "comparison.csv", comparison_csv(results))
-    atomic_write(output / "comparison.png", png(comparison_plot(results)))
-    atomic_write(output / "comparison.md", comparison_markdown(results))
-    table = output / "comparison.md"
-    console.print(f"This table, all metrics and a plot: {table}, .csv, .png", soft_wrap=True, highlight=False)
-    return table
+    evaluations = read_evaluations(runs)
+    table = results_table(evaluations)
+    console.print(table.rich())
+    atomic_write(output / "comparison.csv", seeds_table(evaluations).csv())
+    atomic_write(output / "comparison.png", png(comparison_plot(table)))
+    path = output / "comparison.md"
+    atomic_write(path, table.markdown())
+    console.print(f"This table, all metrics and a plot: {path}, .csv, .png", soft_wrap=True, highlight=False)
+    return path
 
 
 def finish_runs(

@@ -15,8 +15,7 @@ from powerclip.data.shards import write_shards
 from powerclip.evaluate.run import evaluate_model
 from powerclip.files import atomic_folder
 from powerclip.recipes import scenes_tiny
-from powerclip.report import results_table, write_report
-from powerclip.runs import RunFolder
+from powerclip.report import read_evaluations, results_table, write_report
 from powerclip.scenes import generate
 
 TRAINING_SCENES = 16384
@@ -74,7 +73,7 @@ def run_demo(
     )
     if not done:
         return None
-    console.print(results_table({name: RunFolder(run).results() for name, run in runs.items()}))
+    console.print(results_table(read_evaluations({name: [run] for name, run in runs.items()})).rich())
     report = write_report(runs, output / "report.html")
     console.print(f"One seed, one run each. Images, curves and this table: {report}", soft_wrap=True)
     return report

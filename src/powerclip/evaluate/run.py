@@ -14,7 +14,8 @@ from powerclip.distributed import process_group, rank
 from powerclip.errors import PowerclipError
 from powerclip.evaluate.datasets.own_shards import retrieval_from_shards
 from powerclip.evaluate.score import evaluate_tasks
-from powerclip.evaluate.suites import SUITES, Average, average
+from powerclip.evaluate.suites import SUITES, Average, averages
+from powerclip.files import read_json
 from powerclip.model import load
 from powerclip.scenes import evaluation_tasks
 from powerclip.tasks import Task
@@ -37,13 +38,43 @@ class Evaluation:
     tasks: Results
     """Metrics by task and name, each between 0 and 1."""
     averages: Mapping[str, Average] = field(default_factory=dict)
-    """Averages of the public suites by name; each says over how much it is."""
+    """Averages by label, of the public suites and of the families of other tasks; each says what it is over."""
     absent: Mapping[str, str] = field(default_factory=dict)
     """Data sets that were asked for and are not there, and where to get them."""
 
     def to_json(self) -> dict[str, Any]:
         """The content of ``evaluation.json``."""
         return asdict(self)
+
+
+def read_evaluation(folder: Path) -> Evaluation | None:
+    """The results in a folder's ``evaluation.json``; None if there are none or the file has another form.
+
+    Averages that a file of an earlier version lacks, or does not say what they are over, are computed.
+    """
+    try:
+        value = read_json(folder / "evaluation.json")
+        tasks = {
+            task: {name: float(number) for name, number in metrics.items() if number is not None}
+            for task, metrics in value["tasks"].items()
+        }
+        suite, stored = str(value.get("suite", "")), value.get("averages") or {}
+        means = {label: _average(mean) for label, mean in stored.items() if "over" in mean}
+        means = averages(suite.split(), tasks) | means
+        absent = {str(name): str(source) for name, source in (value.get("absent") or {}).items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return Evaluation(suite=suite, tasks=tasks, averages=means, absent=absent) if tasks else None
+
+
+def _average(value: Mapping[str, Any]) -> Average:
+    number = value["value"]
+    return Average(
+        value=None if number is None else float(number),
+        measured=int(value["measured"]),
+        expected=int(value["expected"]),
+        over=tuple((str(task), str(metric)) for task, metric in value["over"]),
+    )
 
 
 def evaluate_model(
@@ -107,16 +138,17 @@ def evaluate_model(
             if rank() == 0:
                 for name, metrics in found.items():
                     _write(folder / "evaluation" / f"{name}.json", {"task": name, "metrics": metrics})
-        averages = {label: value for name in names if name in SUITES for label, value in average(name, results).items()}
-        evaluation = Evaluation(suite=" ".join(names), tasks=results, averages=averages, absent=absent)
+        evaluation = Evaluation(suite=" ".join(names), tasks=results, averages=averages(names, results), absent=absent)
         if rank() == 0:
             _write(folder / "evaluation.json", evaluation.to_json())
         return evaluation
 
 
-def write_evaluation(path: Path, results: Results, *, suite: str) -> None:
+def write_evaluation(path: Path, results: Results, *, suite: str) -> Evaluation:
     """Write results as JSON; the file appears whole."""
-    _write(path, Evaluation(suite=suite, tasks=results).to_json())
+    evaluation = Evaluation(suite=suite, tasks=results, averages=averages(suite.split(), results))
+    _write(path, evaluation.to_json())
+    return evaluation
 
 
 def _suites(suite: str | Sequence[str] | None, data: Path | None) -> list[str]:

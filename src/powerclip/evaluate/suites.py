@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from powerclip.errors import PowerclipError
 from powerclip.evaluate.datasets.aro_order import order_task
-from powerclip.evaluate.datasets.clip_benchmark import is_webdataset, read_webdataset
+from powerclip.evaluate.datasets.clip_benchmark import ALL_CAPTIONS, is_webdataset, read_webdataset
 from powerclip.evaluate.datasets.imagenet import read_imagenet, read_objectnet
 from powerclip.evaluate.datasets.releases import (
     read_aro,
@@ -18,6 +18,7 @@ from powerclip.evaluate.datasets.releases import (
     read_valse,
     read_winoground,
 )
+from powerclip.evaluate.score import POWERSET
 from powerclip.tasks import Retrieval, Task
 
 Reader = Callable[[Path, str], list[Task]]
@@ -205,10 +206,24 @@ PLACES: dict[str, dict[str, tuple[tuple[str, str], ...]]] = {
 """Of each suite its averages by name, and the task and metric of all that belongs into them."""
 PLACES["classification"]["classification, CLIP's metrics"] = tuple(CLIP_METRICS.items())
 
+PUBLIC = {task for of_suite in PLACES.values() for places in of_suite.values() for task, _ in places}
+"""Tasks of the public suites."""
+
+HEADLINES = ("acc@1", "mAP", "i2t_R@1", "t2i_R@1", "macro", "group", "text", "image")
+"""Metrics that stand for a task in short tables. A task is judged by the first of these that it has, retrieval by the
+R@1 of both directions."""
+
+FAMILIES = {
+    "classification": ("acc@1",),
+    "retrieval": ("i2t_R@1", "t2i_R@1"),
+    "compositionality": ("macro", "text", "image", "group"),
+}
+"""The metrics that are averaged over the tasks of a family outside the public suites."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Average:
-    """The unweighted mean of a suite's metrics over what was measured."""
+    """The unweighted mean of metrics over what was measured."""
 
     value: float | None
     """None where nothing was measured."""
@@ -216,6 +231,35 @@ class Average:
     """Metrics in the mean."""
     expected: int
     """Metrics that the suite has."""
+    over: tuple[tuple[str, str], ...] = ()
+    """Task and name of each metric in the mean: two averages compare only if these are the same."""
+
+
+def averages(suites: Iterable[str], results: Mapping[str, Mapping[str, float]]) -> dict[str, Average]:
+    """Averages by label: of the named public suites, and of the families of all other tasks."""
+    found = {label: mean for suite in suites if suite in SUITES for label, mean in average(suite, results).items()}
+    for label, mean in family_averages(results).items():
+        found[label if label not in found else f"{label}, other tasks"] = mean
+    return found
+
+
+def family_averages(results: Mapping[str, Mapping[str, float]]) -> dict[str, Average]:
+    """Averages over the tasks outside the public suites by family, if it has two or more metrics; those measured by the
+    powerset score have their own."""
+    found = {}
+    for family, names in FAMILIES.items():
+        for suffix, by_powerset in (("", False), (", powerset score", True)):
+            places = [
+                (task, metric)
+                for task, metrics in results.items()
+                for metric in metrics
+                if metric in names
+                and task.removesuffix(ALL_CAPTIONS) not in PUBLIC
+                and task.endswith(POWERSET) == by_powerset
+            ]
+            if len(places) > 1:
+                found[family + suffix] = _mean(results, places)
+    return found
 
 
 def average(suite: str, results: Mapping[str, Mapping[str, float]]) -> dict[str, Average]:
@@ -224,6 +268,6 @@ def average(suite: str, results: Mapping[str, Mapping[str, float]]) -> dict[str,
 
 
 def _mean(results: Mapping[str, Mapping[str, float]], places: Sequence[tuple[str, str]]) -> Average:
-    values = [results[task][metric] for task, metric in places if metric in results.get(task, {})]
-    value = sum(values) / len(values) if values else None
-    return Average(value=value, measured=len(values), expected=len(places))
+    over = tuple((task, metric) for task, metric in places if metric in results.get(task, {}))
+    value = sum(results[task][metric] for task, metric in over) / len(over) if over else None
+    return Average(value=value, measured=len(over), expected=len(places), over=over)

@@ -1,171 +1,148 @@
-"""The report of one or more runs as one self-contained HTML page."""
+"""The report on one or more runs: one HTML page that needs no other file."""
 
 from __future__ import annotations
 
 import base64
-import io
-import math
-from collections.abc import Mapping
-from html import escape
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from string import Template
 from typing import Any
 
 import yaml
-from PIL import Image
+from matplotlib.figure import Figure
 
 from powerclip.errors import PowerclipError
 from powerclip.files import atomic_write
 from powerclip.model import PowerCLIP, load
-from powerclip.report.pictures import ground, picture
-from powerclip.report.plots import curves, png
-from powerclip.report.tables import averages, best, rows
+from powerclip.report.pictures import Grounding, ground, picture, shown_phrases
+from powerclip.report.plots import PANELS, curves, is_number, png
+from powerclip.report.samples import own_pairs, scene_pairs
+from powerclip.report.tables import TEMPLATES, Table, read_evaluations, results_table
 from powerclip.runs import RunFolder
-from powerclip.scenes import generate
 
 EXAMPLES = 6
-EXAMPLE_SEED = 7
+"""Image-caption pairs whose grounding is shown."""
 
-PAGE = Template("""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>powerclip report</title><style>
-:root { color-scheme: light dark; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 66rem; margin: 2rem auto; padding: 0 1rem; }
-table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .8rem; border-bottom: 1px solid #8884; text-align: left; }
-td.n, th.n { text-align: right; } td.best { font-weight: 700; }
-img { max-width: 100%; background: white; border-radius: 6px; margin: .5rem 0; }
-.wide { overflow-x: auto; } summary { cursor: pointer; }
-.note { opacity: .75; } code { font-size: .9em; }
-</style></head><body>
-<h1>powerclip report</h1>
-$body
-</body></html>
-""")
+
+@dataclass(frozen=True, kw_only=True)
+class Image:
+    """An image on the page."""
+
+    source: str
+    """A data URI."""
+    text: str
+    """What a reader who cannot see it hears."""
+    caption: str = ""
+    """Shown under it."""
 
 
 def write_report(runs: Mapping[str, Path], output: Path) -> Path:
-    """Write a page on runs: results, curves, grounding pictures, settings. What a run lacks is said.
+    """Write a page on runs: results, curves, grounding, settings. It says what a run lacks.
 
     Args:
         runs: run folders by the name to show.
-        output: the HTML file; it appears whole.
+        output: the HTML file, written atomically; its folder is created.
 
     Raises:
-        PowerclipError: a folder is not there.
+        PowerclipError: a folder does not exist.
     """
     for name, run in runs.items():
         if not run.is_dir():
-            raise PowerclipError(f"run {name} is to be in {run}, and there is no such folder; train it first")
-    body = "\n".join((_results(runs), _curves(runs), _groundings(runs), _settings(runs)))
+            raise PowerclipError(f"run {name}: there is no folder {run}; train it first, or check the path")
+    page = TEMPLATES.get_template("page.html.jinja").render(
+        title=" and ".join(runs),
+        results=_results(runs),
+        training=_training(runs),
+        grounding=_grounding(runs),
+        settings=_settings(runs),
+    )
     output.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(output, PAGE.substitute(body=body))
+    atomic_write(output, page)
     return output
 
 
-def _results(runs: Mapping[str, Path]) -> str:
-    results = {name: RunFolder(run).results() for name, run in runs.items()}
-    parts = ["<h2>Zero-shot results</h2>"]
-    missing = [name for name, tasks in results.items() if not tasks]
-    if missing:
-        parts.append(f"<p class=note>Not evaluated: {escape(', '.join(missing))} (powerclip evaluate RUN).</p>")
-    found = rows(results) + averages(results)
-    if found:
-        head = "".join(f"<th class=n>{escape(name)}</th>" for name in results)
-        lines = [f"<tr><th>task</th><th>metric</th>{head}</tr>"]
-        for task, metric, values in found:
-            top = best(values)
-            cells = "".join(
-                f'<td class="n{" best" if value is not None and value == top else ""}">'
-                f"{'-' if value is None else f'{100 * value:.1f}'}</td>"
-                for value in values
-            )
-            lines.append(f"<tr><td>{escape(task)}</td><td>{escape(metric)}</td>{cells}</tr>")
-        parts.append(f"<div class=wide><table>{''.join(lines)}</table></div>")
-        parts.append(
-            "<p class=note>Percent, higher is better. One run and one seed each: a few points may be chance.</p>"
-        )
-    return "\n".join(parts)
+def _results(runs: Mapping[str, Path]) -> dict[str, Any]:
+    evaluated = {name: found for name, found in read_evaluations({n: [run] for n, run in runs.items()}).items() if found}
+    return {
+        "missing": [name for name in runs if name not in evaluated],
+        "table": results_table(evaluated) if evaluated else None,
+    }
 
 
-def _curves(runs: Mapping[str, Path]) -> str:
+def _training(runs: Mapping[str, Path]) -> dict[str, Any]:
     metrics = {name: lines for name, run in runs.items() if (lines := RunFolder(run).metrics())}
-    if not metrics:
-        return "<h2>Training</h2><p class=note>No metrics yet.</p>"
-    ends = "".join(
-        f"<li>{escape(name)}: {lines[-1].get('step', '?')} steps, {lines[-1].get('samples_seen', '?')} samples, "
-        f"loss {next((line['loss'] for line in reversed(lines) if line.get('loss') is not None), math.nan):.3f}</li>"
-        for name, lines in metrics.items()
-    )
-    return f"<h2>Training</h2>{_image(png(curves(metrics)), 'training curves')}<ul>{ends}</ul>"
+    ends = []
+    for name, lines in metrics.items():
+        loss = next((line["loss"] for line in reversed(lines) if is_number(line.get("loss"))), None)
+        ends.append({"name": name, "step": lines[-1]["step"], "samples": lines[-1].get("samples_seen"), "loss": loss})
+    text = f"Curves of {', '.join(PANELS.values())} over the training steps of {', '.join(metrics)}"
+    return {
+        "missing": [name for name in runs if name not in metrics],
+        "curves": _image(curves(metrics), text) if metrics else None,
+        "ends": ends,
+    }
 
 
-def _groundings(runs: Mapping[str, Path]) -> str:
+def _grounding(runs: Mapping[str, Path]) -> dict[str, Any]:
     models: dict[str, PowerCLIP] = {}
-    missing = []
     for name, run in runs.items():
         try:
             models[name] = load(run)[0]
         except PowerclipError:
-            missing.append(name)
-    note = f"<p class=note>No whole model yet: {escape(', '.join(missing))}.</p>" if missing else ""
-    if not models:
-        return f"<h2>What the phrases are grounded in</h2>{note}"
-    size = next(iter(models.values())).image_size[0]
-    figures = []
-    for sample in generate("test", count=EXAMPLES, seed=EXAMPLE_SEED, image_size=size):
-        image = Image.open(io.BytesIO(sample.image)).convert("RGB")
-        assert sample.tree is not None
-        found = {name: ground(model, image, sample.caption, sample.tree) for name, model in models.items()}
-        figures.append(_image(png(picture(image, sample.caption, found)), sample.caption))
-    return (
-        "<h2>What the phrases are grounded in</h2><p>For each phrase of a caption, the set of boxes that maximises "
-        "the alignment, {m : s > 0}, laid over the image by its similarity. Test scenes, boxes of two fixed sizes; "
-        "under the words, how many boxes are in the set and their summed similarity.</p>" + note + "\n".join(figures)
-    )
+            continue
+    pairs, notes = own_pairs({name: runs[name] for name in models}, count=EXAMPLES)
+    are_own = bool(pairs)
+    if models and not are_own:
+        pairs = scene_pairs(count=EXAMPLES, image_size=next(iter(models.values())).image_size[0])
+    images = []
+    for pair in pairs:
+        found = {name: ground(model, pair.image, pair.caption, pair.tree) for name, model in models.items()}
+        images.append(_image(picture(found), _described(found), caption=pair.caption))
+    missing = [name for name in runs if name not in models]
+    return {"missing": missing, "images": images, "are_own": are_own, "notes": notes}
 
 
-def _settings(runs: Mapping[str, Path]) -> str:
-    """One row a setting, one column a run; the settings that differ first and marked."""
-    settings = {name: _read_settings(run / "config.yaml") for name, run in runs.items()}
-    missing = [name for name, values in settings.items() if not values]
-    note = f"<p class=note>No readable config.yaml: {escape(', '.join(missing))}.</p>" if missing else ""
+def _described(groundings: Mapping[str, Grounding]) -> str:
+    """The phrases in the picture with the numbers under them, as text."""
+    models = []
+    for name, found in groundings.items():
+        phrases = [f"{p.text} ({p.regions} regions, {p.score:.2f})" for p in shown_phrases(found.phrases)]
+        models.append(f"{name}: {', '.join(phrases) or 'no phrase'}")
+    return f"Where the model sees each phrase. {'; '.join(models)}."
+
+
+def _settings(runs: Mapping[str, Path]) -> dict[str, Any]:
+    """One row per setting and one column per run: those that differ, and those that are the same."""
+    settings = {name: _read_settings(RunFolder(run).config_file) for name, run in runs.items()}
     names = dict.fromkeys(name for values in settings.values() for name in values)
-    table = {name: [values.get(name, "-") for values in settings.values()] for name in names}
-    differing = {name: row for name, row in table.items() if len(set(row)) > 1}
-    alike = {name: row for name, row in table.items() if name not in differing}
-    head = "".join(f"<th>{escape(name)}</th>" for name in runs)
-    parts = ["<h2>Settings</h2>", note]
-    for title, part in (("What differs", differing), ("All the same" if len(runs) > 1 else "All", alike)):
-        if part:
-            body = "".join(
-                f"<tr><td>{escape(name)}</td>{''.join(f'<td><code>{escape(v)}</code></td>' for v in row)}</tr>"
-                for name, row in part.items()
-            )
-            table_html = f"<div class=wide><table><tr><th>setting</th>{head}</tr>{body}</table></div>"
-            opened = " open" if part is differing else ""
-            parts.append(f"<details{opened}><summary>{title} ({len(part)})</summary>{table_html}</details>")
-    return "\n".join(parts)
+    rows = [(name, *(values.get(name, "-") for values in settings.values())) for name in names]
+    differing = [row for row in rows if len(set(row[1:])) > 1]
+    equal = [row for row in rows if len(set(row[1:])) == 1]
+    parts: list[tuple[str, Sequence[tuple[str, ...]]]] = [("Different", differing), ("The same in all runs", equal)]
+    if len(runs) == 1:
+        parts = [("All", equal)]
+    tables = [(title, Table(columns=("setting", *runs), rows=tuple(part))) for title, part in parts if part]
+    return {"missing": [name for name, values in settings.items() if not values], "tables": tables}
 
 
 def _read_settings(path: Path) -> dict[str, str]:
-    """A run's settings by dotted name, none where the file is missing or no mapping."""
+    """A run's settings by dotted name; empty if the file is missing or not a mapping."""
     try:
         value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+    except (OSError, ValueError, yaml.YAMLError, RecursionError):
         return {}
     return _flat(value) if isinstance(value, dict) else {}
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    found: dict[str, str] = {}
+    flat: dict[str, str] = {}
     for name, inner in value.items():
         if isinstance(inner, dict) and inner:
-            found |= _flat(inner, f"{prefix}{name}.")
+            flat |= _flat(inner, f"{prefix}{name}.")
         else:
-            found[f"{prefix}{name}"] = str(inner)
-    return found
+            flat[f"{prefix}{name}"] = str(inner)
+    return flat
 
 
-def _image(data: bytes, text: str) -> str:
-    return f'<img alt="{escape(text, quote=True)}" src="data:image/png;base64,{base64.b64encode(data).decode()}">'
+def _image(figure: Figure, text: str, *, caption: str = "") -> Image:
+    return Image(source=f"data:image/png;base64,{base64.b64encode(png(figure)).decode()}", text=text, caption=caption)

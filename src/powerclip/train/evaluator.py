@@ -10,13 +10,11 @@ from pathlib import Path
 from powerclip.config import TrainConfig
 from powerclip.distributed import any_rank, rank, reshard
 from powerclip.evaluate import as_metrics, evaluate_tasks, light_suite
+from powerclip.evaluate.suites import HEADLINES
 from powerclip.files import read_json, write_json
 from powerclip.model import make_tokenizer, make_transforms
 from powerclip.tasks import Task
 from powerclip.train.step import Engine
-
-HEADLINES = ("acc@1", "mAP", "i2t_R@1", "t2i_R@1", "macro", "group")
-"""One number a task, by which a model is called the best: the first of these it has; retrieval has two."""
 
 
 class Evaluator:
