@@ -14,15 +14,9 @@ from powerclip.data.shards import write_shards
 from powerclip.errors import PowerclipError
 from powerclip.files import write_json
 from powerclip.recipes import scenes_tiny
-from powerclip.report.comparison import Spread, comparison_csv, comparison_markdown, comparison_plot, spread_rows
 from powerclip.scenes import generate
 from powerclip.train.step import Engine
 from tests.support.models import write_tiny
-
-RESULTS = {
-    "clip": [{"t": {"acc@1": 0.1, "acc@5": 0.5}}, {"t": {"acc@1": 0.3, "acc@5": 0.5}}],
-    "powerclip": [{"t": {"acc@1": 0.4}}, {}],
-}
 
 
 @pytest.fixture
@@ -115,19 +109,3 @@ def test_an_interrupted_run_is_not_evaluated_and_continues(case):
     assert not (run / "evaluation.json").exists()
     assert compare({"siglip": configs["siglip"]}, seeds=1, **arguments).exists()
     assert json.loads((run / "status.json").read_text()) == {"step": 2, "steps": 2, "finished": True}
-
-
-def test_mean_and_sample_standard_deviation():
-    spread = Spread(values=(0.1, 0.3))
-    assert spread.mean == pytest.approx(0.2)
-    assert spread.deviation == pytest.approx((2 * 0.1**2) ** 0.5)
-    assert str(spread) == "20.0 ± 14.1"
-    assert str(Spread(values=(0.25,))) == "25.0"
-
-
-def test_a_metric_that_a_seed_lacks_is_left_open():
-    assert spread_rows(RESULTS) == [("t", "acc@1", [Spread(values=(0.1, 0.3)), None])]
-    assert "| t | acc@1 | 20.0 ± 14.1 | - |" in comparison_markdown(RESULTS)
-    assert comparison_csv(RESULTS).splitlines()[0] == "task,metric,objective,mean,standard_deviation,run_0,run_1"
-    assert len(comparison_csv(RESULTS).splitlines()) == 3
-    assert len(comparison_plot(RESULTS).axes[0].patches) == 1

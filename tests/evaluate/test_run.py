@@ -7,8 +7,8 @@ import torch
 from powerclip import create_model
 from powerclip.cli import main
 from powerclip.errors import PowerclipError
-from powerclip.evaluate import CLASSIFICATION, SUITES, evaluate_model
-from powerclip.evaluate.suites import CLIP_METRICS, average
+from powerclip.evaluate import CLASSIFICATION, SUITES, evaluate_model, read_evaluation, write_evaluation
+from powerclip.evaluate.suites import CLIP_METRICS, average, averages
 from powerclip.model import save
 from tests.support.layouts import picture, webdataset, write_json
 
@@ -45,7 +45,12 @@ def test_what_is_absent_is_said_and_no_part_of_the_average(model, tmp_path, caps
     assert set(found["absent"]) == {b.name for b in CLASSIFICATION} - {"food101", "pets"}
     assert found["absent"]["dtd"] == "https://huggingface.co/datasets/clip-benchmark/wds_vtab-dtd"
     top1 = [found["tasks"][name]["acc@1"] for name in ("food101", "pets")]
-    assert found["averages"]["classification"] == {"value": sum(top1) / 2, "measured": 2, "expected": 17}
+    assert found["averages"]["classification"] == {
+        "value": sum(top1) / 2,
+        "measured": 2,
+        "expected": 17,
+        "over": [["food101", "acc@1"], ["pets", "acc@1"]],
+    }
     one = json.loads((model / "evaluation" / "pets.json").read_text())
     assert one == {"task": "pets", "metrics": found["tasks"]["pets"]}
     table = capsys.readouterr().out
@@ -99,6 +104,30 @@ def test_a_release_s_own_folder_where_only_clip_benchmark_s_is_read(model, tmp_p
     (tmp_path / "food101").mkdir()
     with pytest.raises(PowerclipError, match="is not in clip_benchmark's layout"):
         evaluate_model(str(model), suite="classification", data=tmp_path)
+
+
+def test_tasks_outside_the_public_suites_are_averaged_by_family():
+    one = {"x": {"acc@1": 0.5}, "y": {"acc@1": 0.7}, "r": {"i2t_R@1": 0.2, "t2i_R@1": 0.4}, "q": {"group": 0.1}}
+    assert {label: mean.value for label, mean in averages((), one).items()} == {
+        "classification": pytest.approx(0.6),
+        "retrieval": pytest.approx(0.3),
+    }
+    one |= {"food101": {"acc@1": 0.9}, "r-powerset": {"i2t_R@1": 0.6, "t2i_R@1": 0.8}}
+    found = averages(["classification"], one)
+    assert (found["classification"].value, found["classification"].measured) == (0.9, 1)
+    assert found["classification, other tasks"].over == (("x", "acc@1"), ("y", "acc@1"))
+    assert found["retrieval, powerset score"].value == pytest.approx(0.7)
+
+
+def test_results_are_read_back_as_they_were_written(tmp_path):
+    tasks = {"x": {"acc@1": 0.5}, "y": {"acc@1": 0.7}}
+    written = write_evaluation(tmp_path / "evaluation.json", tasks, suite="emoji")
+    assert read_evaluation(tmp_path) == written
+    (tmp_path / "evaluation.json").write_text(json.dumps({"tasks": tasks}))  # as earlier versions wrote it
+    assert read_evaluation(tmp_path).averages == written.averages
+    for text in ("", "[]", '{"tasks": []}', '{"tasks": {"x": {"acc@1": "high"}}}', '{"tasks": {}}'):
+        (tmp_path / "evaluation.json").write_text(text)
+        assert read_evaluation(tmp_path) is None
 
 
 def test_an_average_of_nothing_is_none():

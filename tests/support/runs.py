@@ -1,7 +1,12 @@
 """What a run's folder says of its training."""
 
+import json
+
 import powerclip
+from powerclip.data.sample import Sample
+from powerclip.data.shards import write_shards
 from powerclip.runs import read_metrics
+from tests.support.images import one_colour
 
 
 def losses(run):
@@ -11,3 +16,18 @@ def losses(run):
 def weights(run):
     model, _, _ = powerclip.load(str(run))
     return model.state_dict()
+
+
+def own_data(folder, *captions, image=None):
+    """Shards of captions without phrases, each with an image of one colour unless another is given."""
+    image = one_colour("teal", size=(40, 20)) if image is None else image
+    write_shards(
+        [Sample(key=str(i), image=image, image_extension="png", caption=c) for i, c in enumerate(captions)], folder
+    )
+    return folder
+
+
+def record_data(run, *sources):
+    """Let a run folder say that it was trained on some sources."""
+    record = {"sources": list(map(str, sources)), "samples": 1, "shards": 1, "digest": "0"}
+    (run / "data.json").write_text(json.dumps(record), encoding="utf-8")

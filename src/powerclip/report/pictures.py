@@ -150,7 +150,7 @@ def _seen(model: PowerCLIP, pixels: Tensor) -> Image.Image:
     """The image that became (3, H, W) normalised pixels."""
     config = model.backbone.visual.preprocess_cfg
     mean, std = (torch.tensor(config[name])[:, None, None] for name in ("mean", "std"))
-    seen: Image.Image = to_pil_image((pixels * std + mean).clamp(0, 1))
+    seen: Image.Image = to_pil_image((255 * (pixels * std + mean)).round().clamp(0, 255).byte())
     return seen
 
 

@@ -1,0 +1,58 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from powerclip.evaluate import Evaluation
+from powerclip.report.plots import comparison_plot, curves, png, smooth
+from powerclip.report.tables import results_table
+
+
+def test_smoothing_is_a_mean_over_a_window():
+    values = np.arange(60.0) ** 2
+    found = smooth(values)
+    assert len(found) == 60
+    assert found[30] == pytest.approx(values[29:32].mean())
+    assert smooth(np.ones(7)) == pytest.approx(np.ones(7))
+
+
+def test_every_panel_shows_the_runs_that_log_its_metric():
+    lines = [{"step": s, "loss_clip": 1.0 / s, "samples_per_s": 5.0, "logit_scale": 14.0} for s in range(1, 30)]
+    figure = curves({"clip": lines, "powerclip": [{**line, "loss_powerset": 0.3} for line in lines], "none": []})
+    drawn = {axes.get_title(): {line.get_color() for line in axes.lines} for axes in figure.axes}
+    assert drawn == {
+        "CLIP loss": {"C0", "C1"},
+        "powerset alignment loss": {"C1"},
+        "inverse temperature": {"C0", "C1"},
+        "samples per second": {"C0", "C1"},
+    }
+    faint, smoothed = figure.axes[0].lines[:2]
+    assert faint.get_xdata() == pytest.approx(range(1, 30))
+    assert faint.get_ydata() == pytest.approx([1 / s for s in range(1, 30)])
+    assert smoothed.get_ydata() == pytest.approx(smooth(faint.get_ydata()))
+    assert Image.open(io.BytesIO(png(figure))).width > 800
+
+
+def test_odd_names_and_values_are_no_obstacle():
+    values = (None, "<script>", True, [1], 10**400)
+    lines = [{"step": step, "loss_clip": value} for step, value in enumerate(values)]
+    lines += [{"step": 9, "loss_clip": 1.0}, {"step": 10**400, "loss_clip": 1.0}]
+    figure = curves({"_run": lines, r"$\frac$": [], "图\x1b": lines})
+    assert [line.get_xdata().tolist() for line in figure.axes[0].lines] == [[9]] * 4
+    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["_run", r"$\frac$", "图\ufffd"]
+    assert png(figure).startswith(b"\x89PNG")  # without a warning of the glyph that the font lacks
+
+
+def test_a_bar_stands_at_the_mean_of_the_seeds_and_none_for_what_is_missing():
+    def of(value):
+        return Evaluation(suite="", tasks={r"$\frac$": {"acc@1": value}})
+
+    models = {"clip": [of(0.1), of(0.3)], "powerclip": [Evaluation(suite="", tasks={})], r"$\frac$": [of(0.5)]}
+    figure = comparison_plot(results_table(models))
+    (axes,) = figure.axes
+    assert [bar.get_height() for bar in axes.patches] == pytest.approx([20, 50])
+    dots = [line.get_ydata() for line in axes.lines if line.get_marker() == "."]
+    assert [list(seeds) for seeds in dots] == [pytest.approx([10, 30]), pytest.approx([50])]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == list(models)
+    assert png(figure).startswith(b"\x89PNG")  # dollars are not formulas

@@ -1,0 +1,64 @@
+import pytest
+
+from powerclip.phrases import whole_caption_tree
+from powerclip.report.samples import own_pairs, scene_pairs
+from tests.support.runs import own_data, record_data
+
+
+@pytest.fixture
+def run(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    return folder
+
+
+def test_pairs_are_spread_over_the_start_of_the_data(run, tmp_path):
+    record_data(run, own_data(tmp_path / "data", *(f"caption {i}" for i in range(14))))
+    pairs, notes = own_pairs({"run": run}, count=3)
+    assert [pair.caption for pair in pairs] == ["caption 0", "caption 4", "caption 8"]
+    assert notes == []
+    assert {pair.image.size for pair in pairs} == {(40, 20)}
+    assert pairs[0].tree == whole_caption_tree("caption 0")
+
+
+def test_sources_and_runs_have_an_equal_share_and_a_shared_source_counts_once(run, tmp_path):
+    first, second, third = (own_data(tmp_path / name, *(f"{name} {i}" for i in range(5))) for name in "abc")
+    other = tmp_path / "other"
+    other.mkdir()
+    record_data(run, first, second)
+    record_data(other, second, third)
+    pairs, _ = own_pairs({"run": run, "other": other}, count=6)
+    assert [pair.caption[0] for pair in pairs] == ["a", "a", "b", "b", "c", "c"]
+
+
+def test_broken_images_are_skipped(run, tmp_path):
+    record_data(run, own_data(tmp_path / "bad", "x", image=b"no image"), own_data(tmp_path / "good", "y"))
+    assert [pair.caption for pair in own_pairs({"run": run}, count=2)[0]] == ["y"]
+
+
+@pytest.mark.parametrize("text", [None, "{", '["x"]', "{}", '{"sources": 3}'])
+def test_a_run_that_does_not_say_its_data_is_named(text, run):
+    if text is not None:
+        (run / "data.json").write_text(text)
+    assert own_pairs({"r": run}, count=2) == ([], ["r does not say which data it was trained on."])
+
+
+@pytest.mark.parametrize(
+    ("source", "note"),
+    [
+        ("/nowhere/shards", "The data at /nowhere/shards cannot be read: "),
+        ("http://host/{0..9}.tar", "The data at http://host/{0..9}.tar are remote, and a report downloads nothing."),
+    ],
+)
+def test_data_that_cannot_be_shown_are_named(source, note, run):
+    record_data(run, source)
+    pairs, (said,) = own_pairs({"r": run}, count=2)
+    assert pairs == []
+    assert said.startswith(note)
+
+
+def test_scenes_are_the_same_every_time_and_have_the_size_asked_for():
+    pairs = scene_pairs(count=2, image_size=96)
+    assert [pair.image.size for pair in pairs] == [(96, 96)] * 2
+    assert [pair.caption for pair in pairs] == [pair.caption for pair in scene_pairs(count=2, image_size=96)]
+    assert all(len(pair.tree.phrases) > 1 for pair in pairs)
