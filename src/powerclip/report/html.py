@@ -62,7 +62,9 @@ def write_report(runs: Mapping[str, Path], output: Path) -> Path:
 
 
 def _results(runs: Mapping[str, Path]) -> dict[str, Any]:
-    evaluated = {name: found for name, found in read_evaluations({n: [run] for n, run in runs.items()}).items() if found}
+    evaluated = {
+        name: found for name, found in read_evaluations({n: [run] for n, run in runs.items()}).items() if found
+    }
     return {
         "missing": [name for name in runs if name not in evaluated],
         "table": results_table(evaluated) if evaluated else None,
