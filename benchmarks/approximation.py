@@ -97,15 +97,14 @@ def random_vectors() -> Vectors:
 def trained_vectors(path: str) -> Vectors:
     """The features of a model on test scenes."""
     model, preprocess, tokenizer = powerclip.load(path)
-    samples = []
+    samples, generator = [], torch.Generator().manual_seed(0)
     for sample in generate("test", count=PAIRS, seed=1, image_size=model.image_size[0]):
         assert sample.tree is not None
         caption = encode_caption(sample.caption, sample.tree, tokenizer, context_length=model.context_length)
         image = preprocess(Image.open(io.BytesIO(sample.image)))
-        samples.append(EncodedSample(key=sample.key, image=image, caption=caption))
-    batch = collate(samples, patches=math.prod(model.grid_size))
-    boxes = random_boxes(PAIRS, regions=REGIONS, grid=model.grid_size, generator=torch.Generator().manual_seed(0))
-    features = model(batch.with_regions(boxes))
+        boxes = random_boxes(1, regions=REGIONS, grid=model.grid_size, generator=generator)[0]
+        samples.append(EncodedSample(key=sample.key, image=image, caption=caption, regions=boxes))
+    features = model(collate(samples, patches=math.prod(model.grid_size), regions=REGIONS))
     return Vectors(
         name="trained",
         regions=features.regions.double(),

@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from powerclip.config import DataConfig, ObjectiveConfig
+from powerclip.data.loader import open_data
 from powerclip.data.shards import write_shards
 from powerclip.loss import PowerCLIPLoss
 from powerclip.loss.clip import clip_loss
@@ -71,7 +72,7 @@ def main(options: Options) -> None:
         write_shards(generate("train", count=count, seed=0, image_size=options.image_size), Path(folder) / "data")
         torch.manual_seed(0)
         model = build_model(config)
-        loader = build_loader(config, model, Path(folder) / "data")
+        loader = build_loader(config, model, open_data(Path(folder) / "data"))
         device = torch.device(options.device)
         engine = Engine(config, model, device=device, steps=options.steps + 3, output=Path(folder))
         seconds = timed_steps(engine, loader.epoch(0))
@@ -100,10 +101,8 @@ def timed_steps(engine: Engine, batches) -> dict[str, list[float]]:
         seconds[name].append(time.perf_counter() - start)
         return value
 
-    step = 0
     batches = iter(batches)
     while (batch := timed("data", lambda: next(batches, None))) is not None:
-        (batch,) = engine._with_boxes([batch], step)
         batch = batch.to(engine.device)
         model.train()
         engine.optimizer.zero_grad(set_to_none=True)
@@ -130,7 +129,6 @@ def timed_steps(engine: Engine, batches) -> dict[str, list[float]]:
             engine.optimizer.step()
 
         timed("optimizer", optimizer)
-        step += 1
     seconds["data"].pop()  # the end of the epoch
     return seconds
 

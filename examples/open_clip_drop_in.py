@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import math
 from pathlib import Path
 
 import open_clip
@@ -47,16 +46,17 @@ def main(argv: list[str] | None = None) -> list[tuple[float, float]]:
     loader = DataLoader(pairs, batch_size=arguments.batch_size, shuffle=True, drop_last=True)
 
     dense = from_open_clip(model)  # +  the same parameters, with dense outputs
-    sizes = {"context_length": dense.context_length, "patches": math.prod(dense.grid_size)}  # +
-    phrases, generator = load_parser(), torch.Generator().manual_seed(0)  # +
+    captioning = {"parser": load_parser(), "tokenizer": tokenizer, "context_length": dense.context_length}  # +
+    generator = torch.Generator().manual_seed(0)  # +
     powerset_loss = PowersetAlignmentLoss(margin=0.2, normalise_by_regions=True)  # +
 
     history: list[tuple[float, float]] = []
     while len(history) < arguments.steps:
         for images, captions in loader:
-            batch = annotate(images, captions, parser=phrases, tokenizer=tokenizer, **sizes)  # +
             boxes = random_boxes(len(images), regions=10, grid=dense.grid_size, generator=generator)  # +
-            f = dense(batch.with_regions(boxes))  # +  in place of model(images, tokens)
+            f = dense(
+                annotate(images, captions, region_masks=boxes, **captioning)
+            )  # +  in place of model(images, tokens)
             contrastive = clip_loss(f.image, f.text, f.logit_scale)
             powerset = powerset_loss(f.regions, f.phrases, f.region_mask, f.phrase_mask)  # +
             loss = contrastive + 0.2 * powerset  # +

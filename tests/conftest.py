@@ -18,7 +18,7 @@ hypothesis.settings.load_profile("powerclip")
 
 @pytest.fixture(scope="session")
 def tower():
-    """What a loader needs of the tiny model, as arguments."""
+    """What a loader needs of the tiny model."""
     from tests.support.models import tiny_tower
 
     return tiny_tower()
@@ -27,4 +27,4 @@ def tower():
 @pytest.fixture(scope="session")
 def tokenizer(tower):
     """The tiny model's tokenizer."""
-    return tower["tokenizer"]
+    return tower.tokenizer

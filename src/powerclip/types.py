@@ -39,10 +39,6 @@ class Batch:
         """Some of the pairs."""
         return replace(self, **{f.name: getattr(self, f.name)[which] for f in fields(self)})
 
-    def with_regions(self, region_masks: Tensor) -> Batch:
-        """The same batch with (B, M, N) bool regions on the patch grid."""
-        return replace(self, region_masks=region_masks)
-
     def pin_memory(self) -> Batch:
         """The same batch in page-locked memory."""
         return self._each(Tensor.pin_memory)

@@ -1,94 +1,164 @@
+import io
 import json
 import os
+import tarfile
 from pathlib import Path
 
 import pytest
 
-from powerclip.data import directory, index
-from powerclip.data.shards import find_shards, write_shards
+from powerclip.data.index import read_index, summarize
+from powerclip.data.remote import Shard
+from powerclip.data.shards import find_shards, index_shard, write_shards
 from powerclip.errors import PowerclipError
 from powerclip.scenes import generate
+from tests.support.tars import write_tar
 
 
 @pytest.fixture
 def shards(tmp_path):
-    write_shards(generate("train", count=7, seed=0), tmp_path, samples_per_shard=3)
-    return find_shards(tmp_path)
+    write_shards(generate("train", count=7, seed=0), tmp_path / "data", samples_per_shard=3)
+    return find_shards(tmp_path / "data")
 
 
 @pytest.fixture
-def counted(monkeypatch):
-    seen = []
-    real = directory.index_shard
-    monkeypatch.setattr(directory, "index_shard", lambda shard: seen.append(shard.name) or real(shard))
-    return seen
+def headers_read(monkeypatch):
+    """The names of the tars that were opened to read their headers."""
+    names, real = [], tarfile.open
+
+    def opened(*arguments, mode="r", **options):
+        if mode == "r:":
+            names.append(Path(options["fileobj"].raw.name).name)
+        return real(*arguments, mode=mode, **options)
+
+    monkeypatch.setattr(tarfile, "open", opened)
+    return names
 
 
-def test_shards_are_counted_once(shards, counted):
-    assert index.count_samples(shards) == [3, 3, 1]
-    assert index.count_samples(shards) == [3, 3, 1]
-    assert counted == [shard.name for shard in shards]
-    noted = json.loads((shards[0].parent / "index.json").read_text())["shards"]
-    assert {name: entry["samples"] for name, entry in noted.items()} == {
-        "shard-000000.tar": 3,
-        "shard-000001.tar": 3,
-        "shard-000002.tar": 1,
-    }
+def counts(shards, **options):
+    return [summary.samples for summary in summarize([Shard(location=str(shard)) for shard in shards], **options)]
 
 
-def test_a_changed_shard_is_counted_again_and_a_removed_one_forgotten(shards, counted):
-    index.count_samples(shards)
+def places(shard, **options):
+    return list(read_index(shard, **options))
+
+
+def test_shards_are_indexed_once(shards, headers_read):
+    assert counts(shards) == counts(shards) == [3, 3, 1]
+    assert places(shards[0])[2].read() == index_shard(shards[0])[2].read()
+    assert headers_read == [*(shard.name for shard in shards), "shard-000000.tar"]
+
+
+def test_an_index_says_what_the_headers_say(shards):
+    expected = index_shard(shards[0])
+    for _ in range(2):  # made, then read
+        assert places(shards[0]) == expected
+    for outside in (-1, 3):
+        with pytest.raises(IndexError):
+            read_index(shards[0])[outside]
+
+
+def test_odd_names_and_empty_shards_are_kept_too(tmp_path):
+    with tarfile.open(tmp_path / "odd.tar", "w") as tar:
+        for name in ("caf\u00e9.jpg", "n\udcffme.txt", "deep/er.a.b.JPG", ""):
+            info = tarfile.TarInfo(name)
+            info.size = 3
+            tar.addfile(info, io.BytesIO(b"abc"))
+    write_tar(tmp_path / "empty.tar", [])
+    for name in ("odd.tar", "empty.tar"):
+        for _ in range(2):
+            assert places(tmp_path / name) == index_shard(tmp_path / name)
+
+
+def test_a_changed_shard_is_indexed_again(shards, headers_read):
+    counts(shards)
     shards[1].unlink()
     write_shards(generate("test", count=2, seed=0), shards[1].parent, first=1)
+    assert counts(shards) == [3, 2, 1]
+    assert headers_read[3:] == ["shard-000001.tar"]
+    assert places(shards[1]) == index_shard(shards[1])
+
+
+def test_the_folder_gets_a_summary_for_those_who_fetch_it(shards):
+    counts(shards)
     shards[2].unlink()
-    assert index.count_samples(shards[:2]) == [3, 2]
-    assert counted[3:] == ["shard-000001.tar"]
-    assert len(json.loads((shards[0].parent / "index.json").read_text())["shards"]) == 2
+    shards[1].unlink()
+    write_shards(generate("test", count=2, seed=0), shards[1].parent, first=1)
+    (summary,) = summarize([Shard(location=str(shards[1]))])
+    published = json.loads((shards[0].parent / "index.json").read_text())["shards"]
+    assert {name: entry["samples"] for name, entry in published.items()} == {
+        "shard-000000.tar": 3,
+        "shard-000001.tar": 2,
+    }
+    assert published["shard-000001.tar"]["digest"] == summary.digest
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"shards": {"shard-000000.tar": 3}}'])
-def test_a_broken_index_is_made_anew(shards, content):
+def test_the_digest_follows_the_content(tmp_path):
+    found = set()
+    for name, txt in {"a": b"one", "b": b"one", "c": b"three"}.items():
+        write_tar(tmp_path / f"{name}.tar", [("x.jpg", b""), ("x.txt", txt)])
+        found.add(read_index(tmp_path / f"{name}.tar").summary().digest)
+    assert len(found) == 2
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:100], lambda b: b"", lambda b: b[:300] + b"\xff" * (len(b) - 300)])
+def test_a_damaged_index_is_made_again(damage, shards):
+    expected = places(shards[0])
+    (kept,) = (shards[0].parent / ".index").iterdir()
+    complete = kept.read_bytes()
+    kept.write_bytes(damage(complete))
+    assert counts(shards[:1]) == [3]
+    assert places(shards[0]) == expected
+    assert kept.read_bytes() == complete
+
+
+def test_no_flipped_bit_of_an_index_does_harm(shards):
+    expected = places(shards[0])
+    (kept,) = (shards[0].parent / ".index").iterdir()
+    complete = kept.read_bytes()
+    for place in range(0, len(complete), 11):
+        kept.write_bytes(complete[:place] + bytes([complete[place] ^ 0x15]) + complete[place + 1 :])
+        assert places(shards[0]) == expected, place
+        kept.write_bytes(complete[:place] + bytes([complete[place] ^ 8]) + complete[place + 1 :])
+        assert counts(shards[:1]) == [3], place
+
+
+@pytest.mark.parametrize("content", ["", "[]", "3"])
+def test_an_index_of_an_earlier_version_is_replaced(shards, content):
+    (shards[0].parent / ".index").mkdir()
+    (shards[0].parent / ".index" / "shard-000000.tar.npz").write_text(content)
     (shards[0].parent / "index.json").write_text(content)
-    assert index.count_samples(shards) == [3, 3, 1]
-    assert index._read(shards[0].parent)["shard-000000.tar"]["samples"] == 3
+    assert counts(shards) == [3, 3, 1]
+    assert len(json.loads((shards[0].parent / "index.json").read_text())["shards"]) == 3
 
 
-def test_where_the_folder_cannot_be_written_to_the_notes_go_elsewhere(shards, counted, tmp_path, monkeypatch):
-    write, elsewhere = Path.write_bytes, tmp_path / "elsewhere"
-
-    def refuse(path, data):
-        if elsewhere not in path.parents:
-            raise PermissionError
-        return write(path, data)
-
-    monkeypatch.setattr(directory, "ELSEWHERE", elsewhere)
-    monkeypatch.setattr(Path, "write_bytes", refuse)
+def test_where_the_folder_cannot_be_written_to_the_indexes_go_to_the_fallback(shards, headers_read, tmp_path):
+    (shards[0].parent / ".index").write_text("in the way")
+    (shards[0].parent / "index.json").mkdir()
     for _ in range(2):
-        directory._directory_of.cache_clear()
-        assert index.count_samples(shards) == [3, 3, 1]
-        assert directory.directory_of(shards[0])[0].read().caption
-    assert len(counted) == 3
-    assert not list(shards[0].parent.glob("*.json"))
+        assert counts(shards, fallback=tmp_path / "fallback") == [3, 3, 1]
+        assert len(places(shards[0], fallback=tmp_path / "fallback")) == 3
+    assert len(headers_read) == 3
+    assert len(list((tmp_path / "fallback").rglob("*.npz"))) == 3
 
 
-def test_where_nothing_can_be_written_the_counts_are_right(shards, counted, monkeypatch):
-    def refuse(*_, **__):
-        raise PermissionError
-
-    monkeypatch.setattr(Path, "write_bytes", refuse)
+def test_where_nothing_can_be_written_the_counts_are_right(shards, headers_read, tmp_path):
+    for file in (shards[0].parent / ".index", tmp_path / "fallback"):
+        file.write_text("in the way")
     for _ in range(2):
-        directory._directory_of.cache_clear()
-        assert index.count_samples(shards) == [3, 3, 1]
-    assert len(counted) == 6
+        assert counts(shards, fallback=tmp_path / "fallback") == [3, 3, 1]
+    assert len(headers_read) == 6
 
 
 @pytest.mark.slow  # starts a process a core
-def test_many_shards_are_counted_side_by_side(tmp_path):
+def test_many_shards_are_indexed_at_once(tmp_path):
     write_shards(generate("train", count=40, seed=0), tmp_path, samples_per_shard=1)
-    assert index.count_samples(find_shards(tmp_path)) == [1] * 40
+    assert counts(find_shards(tmp_path)) == [1] * 40
 
 
-def test_a_shard_cut_short_is_named(shards):
+def test_a_truncated_shard_is_named_and_not_kept(shards):
     os.truncate(shards[1], shards[1].stat().st_size // 2)
-    with pytest.raises(PowerclipError, match="shard-000001.tar is no whole tar file"):
-        index.count_samples(shards)
+    with pytest.raises(PowerclipError, match="shard-000001.tar is truncated or not a tar file"):
+        counts(shards)
+    assert not (shards[1].parent / ".index" / "shard-000001.tar.npz").exists()
+    with pytest.raises(FileNotFoundError):
+        read_index(shards[1].parent / "nowhere.tar")

@@ -4,12 +4,13 @@ import pytest
 import torch
 
 from powerclip.data.images import decode_image
-from powerclip.data.loader import count_data, make_loader, probe_data
+from powerclip.data.loader import open_data
 from powerclip.data.sample import Sample
-from powerclip.data.shards import find_shards, index_shard, probe, read_shards, write_shards
+from powerclip.data.shards import find_shards, index_shard, read_shards, write_shards
 from powerclip.errors import BadSampleError, PowerclipError, RunFailedError
 from powerclip.scenes import generate
 from tests.support.images import one_colour
+from tests.support.loaders import loader_of
 from tests.support.tars import write_tar
 
 
@@ -30,7 +31,7 @@ def test_shards_are_a_function_of_their_samples(scenes, tmp_path):
     write_shards(generate("train", count=50, seed=0), tmp_path, samples_per_shard=20)
     for shard in find_shards(scenes):
         assert (tmp_path / shard.name).read_bytes() == shard.read_bytes()
-    with pytest.raises(PowerclipError, match="is already there; write into an empty folder"):
+    with pytest.raises(PowerclipError, match="exists already; write into an empty folder"):
         write_shards(generate("train", count=1, seed=0), tmp_path)
 
 
@@ -45,8 +46,7 @@ def test_a_writer_that_dies_leaves_no_shard(tmp_path):
 
 
 def batches(scenes, tower, epoch=0, **options):
-    loader = make_loader(scenes, **tower, **{"batch_size": 8, "seed": 3, **options})
-    return list(loader.epoch(epoch))
+    return list(loader_of(scenes, tower, **options).epoch(epoch))
 
 
 def test_an_epoch_shows_every_sample_at_most_once_in_a_fresh_order(scenes, tower):
@@ -67,7 +67,7 @@ def test_batches_do_not_depend_on_the_workers(options, scenes, tower):
 
 
 def test_starting_in_the_middle_gives_the_rest_and_leaves_the_global_generator(scenes, tower):
-    loader = make_loader(scenes, **tower, batch_size=8, seed=3)
+    loader = loader_of(scenes, tower)
     state = torch.get_rng_state()
     rest = list(loader.epoch(0, start_batch=4))
     assert torch.equal(state, torch.get_rng_state())
@@ -80,7 +80,7 @@ FIELDS = ("images", "tokens", "leaf_of_token", "phrase_spans", "region_masks")
 
 @pytest.mark.parametrize(("pieces", "workers"), [(1, 0), (3, 0), (3, 2), (8, 1)])
 def test_steps_go_on_over_the_epochs_and_their_pieces_make_the_batches(pieces, workers, scenes, tower):
-    loader = make_loader(scenes, **tower, batch_size=8, seed=3, workers=workers)
+    loader = loader_of(scenes, tower, workers=workers)
     expected = [batch for epoch in (0, 1, 2) for batch in batches(scenes, tower, epoch)][4:]
     for step, (batch, found) in enumerate(zip(expected, loader.steps(4, pieces=pieces), strict=False)):
         assert len(found) == pieces
@@ -98,20 +98,53 @@ def test_any_number_of_processes_and_workers_shares_one_shard(tmp_path, tower):
         assert sum((part.keys for part in found), ()) == batch.keys
 
 
-def test_counts_of_another_process_are_taken_if_they_fit(tmp_path, tower):
-    write_shards(generate("train", count=9, seed=0), tmp_path, samples_per_shard=4)
-    counts = count_data(tmp_path)
-    assert counts == [4, 4, 1]
-    loader = make_loader([tmp_path, tmp_path], **tower, batch_size=2, seed=0, counted=[*counts, *counts])
-    assert loader.order.sources == [counts, counts]
-    with pytest.raises(PowerclipError, match="finds 3 shards and the first one 2; .*all nodes have the same data"):
-        make_loader(tmp_path, **tower, batch_size=2, seed=0, counted=[4, 4])
+def test_opened_data_say_what_was_found(tmp_path, monkeypatch):
+    write_shards(generate("train", count=9, seed=0), tmp_path / "a", samples_per_shard=4)
+    write_tar(tmp_path / "b.tar", [("x.png", one_colour()), ("x.txt", b"a dog")])
+    monkeypatch.chdir(tmp_path)
+    opened = open_data(["a", "b.tar"])
+    assert [source.counts for source in opened.sources] == [(4, 4, 1), (1,)]
+    assert (opened.samples, [shard.name for shard in opened.shards][2:]) == (10, ["shard-000002.tar", "b.tar"])
+    assert opened.provenance.sources == (str(tmp_path / "a"), str(tmp_path / "b.tar"))
+    assert opened.sources[1].extensions == {"png", "txt"}
+    opened.check_present()
+    (tmp_path / "a" / "shard-000001.tar").unlink()
+    with pytest.raises(PowerclipError, match="shard-000001.tar is missing on this node; all nodes need the same data"):
+        opened.check_present()
+
+
+def test_the_digest_is_that_of_the_content_wherever_it_is(tmp_path):
+    for name, seed in {"one": 0, "two": 5, "three": 0}.items():
+        write_shards(generate("train", count=8, seed=seed), tmp_path / name)
+    one, two, three = (open_data(tmp_path / name) for name in ("one", "two", "three"))
+    assert one.identity == two.identity
+    assert one.digest == three.digest != two.digest
+    assert (
+        open_data([tmp_path / "one", tmp_path / "two"]).digest != open_data([tmp_path / "two", tmp_path / "one"]).digest
+    )
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_boxes_are_a_function_of_the_seed_the_epoch_and_the_sample(workers, scenes, tower):
+    def boxes(epoch=0, **options):
+        return {
+            k: m for b in batches(scenes, tower, epoch, **options) for k, m in zip(b.keys, b.region_masks, strict=True)
+        }
+
+    found = boxes(regions=5, boxes=True)
+    assert all(masks.shape == (5, 64) and masks.any(dim=1).all() for masks in found.values())
+    assert len({masks.numpy().tobytes() for masks in found.values()}) == len(found)  # no image shares another's boxes
+    for key, masks in boxes(regions=5, boxes=True, workers=workers, batch_size=6, shuffle=False).items():
+        assert key not in found or torch.equal(masks, found[key]), key
+    for options in ({"epoch": 1}, {"seed": 4}):
+        other = boxes(regions=5, boxes=True, **options)
+        assert not any(torch.equal(masks, other[key]) for key, masks in found.items() if key in other)
 
 
 def test_an_empty_shard_in_front_is_no_obstacle(tmp_path, tower):
     write_tar(tmp_path / "a.tar", [])
     write_shards(generate("train", count=8, seed=0), tmp_path)
-    probe_data(tmp_path)
+    assert open_data(tmp_path).sources[0].probed.name == "shard-000000.tar"
     assert len(batches(tmp_path, tower, regions=2)) == 1
 
 
@@ -131,7 +164,7 @@ def test_bad_samples_are_skipped_and_counted(tmp_path, tower):
         image = b"junk" if i == 3 else one_colour()
         members += [(f"{i:02d}.png", image), (f"{i:02d}.txt", b"" if i == 7 else b"a dog on a chair")]
     write_tar(tmp_path / "a.tar", members)
-    loader = make_loader(tmp_path, **tower, batch_size=10, seed=0, max_bad_share=0.2)
+    loader = loader_of(tmp_path, tower, batch_size=10, max_bad_share=0.2)
     for batch in loader.epoch(0):
         assert len(batch) == 10
         assert not {"03", "07"} & set(batch.keys)
@@ -142,7 +175,7 @@ def test_bad_samples_are_skipped_and_counted(tmp_path, tower):
 def test_too_many_bad_samples_stop_the_epoch(workers, tmp_path, tower):
     members = [(f"{i:02d}.{ext}", b"junk") for i in range(20) for ext in ("jpg", "txt")]
     write_tar(tmp_path / "a.tar", members)
-    loader = make_loader(tmp_path, **tower, batch_size=4, seed=0, workers=workers)
+    loader = loader_of(tmp_path, tower, batch_size=4, workers=workers)
     with pytest.raises(RunFailedError, match="20 of 20 samples are bad: 20 corrupt image"):
         list(loader.epoch(0))
 
@@ -154,23 +187,23 @@ def test_shards_that_cannot_be_used_are_one_clear_line(tmp_path, tower):
         find_shards(tmp_path)
     write_tar(tmp_path / "a.tar", [("x.jpg", one_colour()), ("x.cls", b"3")])
     with pytest.raises(PowerclipError, match=r"no caption under txt in the first 1 samples .*keys seen: cls, jpg"):
-        probe(tmp_path)
+        open_data(tmp_path)
     write_tar(tmp_path / "a.tar", [("x.npy", b""), ("x.txt", b"hi")])
     with pytest.raises(PowerclipError, match=r"no image under jpg, .*keys seen: npy, txt"):
-        probe(tmp_path)
+        open_data(tmp_path)
     write_tar(tmp_path / "a.tar", [("x.jpg", one_colour()), ("x.txt", b"a dog")])
-    with pytest.raises(PowerclipError, match="batch_size is 8 and .* holds 1 samples; make the batch smaller"):
-        make_loader(tmp_path, **tower, batch_size=8, seed=0)
+    with pytest.raises(PowerclipError, match="batch_size is 8 and .* holds 1 samples; reduce batch_size"):
+        loader_of(tmp_path, tower)
 
 
 def test_a_truncated_tar_is_named(scenes, tmp_path):
     whole = find_shards(scenes)[0].read_bytes()
     (tmp_path / "cut.tar").write_bytes(whole[: len(whole) // 2 + 100])
-    with pytest.raises(PowerclipError, match=r"cut.tar is no whole tar file .*make it anew"):
+    with pytest.raises(PowerclipError, match=r"cut.tar is truncated or not a tar file .*re-create it"):
         index_shard(tmp_path / "cut.tar")
 
 
-def test_links_and_devices_in_a_shard_are_passed_over(tmp_path):
+def test_links_and_devices_in_a_shard_are_skipped(tmp_path):
     link = tarfile.TarInfo("x.jpg")
     link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
     write_tar(tmp_path / "a.tar", [link])

@@ -1,5 +1,6 @@
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -7,7 +8,6 @@ import torch
 from PIL import Image
 from torchvision import tv_tensors
 
-from powerclip.data.loader import make_loader
 from powerclip.data.masks import transform_with_regions
 from powerclip.data.sample import Sample
 from powerclip.data.shards import read_shards, write_shards
@@ -15,6 +15,7 @@ from powerclip.errors import BadSampleError, PowerclipError
 from powerclip.regions import RegionAnnotation
 from powerclip.scenes import generate
 from tests.support.images import encoded
+from tests.support.loaders import loader_of
 from tests.support.models import tiny_model, tiny_tower
 from tests.support.tars import npy, write_tar
 
@@ -39,16 +40,14 @@ def test_masks_follow_the_image_through_crop_and_flip():
     sides = set()
     for seed in range(12):
         torch.manual_seed(seed)
-        pixels, regions = transform_with_regions(
-            sample, opened(sample), tower["transform"], count=4, grid=tower["grid"]
-        )
-        brightness = torch.nn.functional.adaptive_avg_pool2d(pixels.mean(0)[None], tower["grid"]).flatten()
+        pixels, regions = transform_with_regions(sample, opened(sample), tower.transform, count=4, grid=tower.grid)
+        brightness = torch.nn.functional.adaptive_avg_pool2d(pixels.mean(0)[None], tower.grid).flatten()
         brightness = (brightness - brightness.min()) / (brightness.max() - brightness.min())
         sure = (brightness - 0.5).abs() > 0.2  # the resized image is soft at its edges, the mask is not
         assert regions.shape == (1, 64)
         assert torch.equal(regions[0][sure], (brightness > 0.5)[sure])
         assert sure.sum() > 40
-        sides.add(bool(regions[0].view(tower["grid"])[:, :4].sum() > regions[0].view(tower["grid"])[:, 4:].sum()))
+        sides.add(bool(regions[0].view(tower.grid)[:, :4].sum() > regions[0].view(tower.grid)[:, 4:].sum()))
     assert sides == {True, False}
 
 
@@ -59,7 +58,7 @@ def test_as_many_as_asked_for_are_drawn_anew_each_time():
     sample, tower, seen = sample_of(masks), tiny_tower(crop="none"), set()
     for seed in range(10):
         torch.manual_seed(seed)
-        _, regions = transform_with_regions(sample, opened(sample), tower["transform"], count=3, grid=tower["grid"])
+        _, regions = transform_with_regions(sample, opened(sample), tower.transform, count=3, grid=tower.grid)
         assert regions.shape == (3, 64)
         assert regions.any(dim=1).all()
         seen.add(regions.tolist().__str__())
@@ -70,7 +69,7 @@ def test_as_many_as_asked_for_are_drawn_anew_each_time():
 def test_fewer_than_m_or_none_is_normal(count, tmp_path):
     masks = np.ones((count, 40, 60), bool)
     write_shards([sample_of(masks), sample_of(np.ones((1, 40, 60), bool), key="b")], tmp_path)
-    (batch,) = make_loader(tmp_path, **tiny_tower(), batch_size=2, seed=0, regions=5, shuffle=False).epoch(0)
+    (batch,) = loader_of(tmp_path, batch_size=2, regions=5, shuffle=False).epoch(0)
     assert batch.region_masks.shape == (2, 5, 64)
     assert batch.region_masks.any(dim=2).sum(dim=1).tolist() == [count, 1]
 
@@ -91,23 +90,23 @@ def test_regions_that_cannot_be_used_make_a_bad_sample(change, reason):
     files["regions.json"] = json.dumps({**json.loads(files["regions.json"]), **change}).encode()
     with pytest.raises(BadSampleError, match=reason):
         transform_with_regions(
-            Sample.from_members("a", files), opened(sample), tower["transform"], count=2, grid=tower["grid"]
+            Sample.from_members("a", files), opened(sample), tower.transform, count=2, grid=tower.grid
         )
 
 
 def test_scenes_carry_their_regions_into_batches(tmp_path):
     write_shards(generate("train", count=16, seed=0), tmp_path)
     objects = {s.key: len(s.regions.rles) for s in read_shards(tmp_path)}
-    (batch,) = make_loader(tmp_path, **tiny_tower(), batch_size=16, seed=0, regions=6).epoch(0)
+    (batch,) = loader_of(tmp_path, batch_size=16, regions=6).epoch(0)
     assert batch.region_masks.any(dim=2).sum(dim=1).tolist() == [objects[key] for key in batch.keys]
-    (again,) = make_loader(tmp_path, **tiny_tower(), batch_size=16, seed=0, regions=6, workers=1).epoch(0)
+    (again,) = loader_of(tmp_path, batch_size=16, regions=6, workers=1).epoch(0)
     assert torch.equal(batch.region_masks, again.region_masks)
 
 
 def test_regions_that_are_not_there_are_missed_before_the_first_step(tmp_path):
     write_shards([Sample(key="a", image=b"", image_extension="png", caption="a")], tmp_path)
-    with pytest.raises(PowerclipError, match="no regions in the first 1 samples .*--objective.region-source boxes"):
-        make_loader(tmp_path, **tiny_tower(), batch_size=1, seed=0, regions=2)
+    with pytest.raises(PowerclipError, match="no regions in the first samples of .*--objective.region-source boxes"):
+        loader_of(tmp_path, batch_size=1, regions=2)
 
 
 def published(tmp_path, lens, cat, *, name="shard.tar"):
@@ -122,8 +121,8 @@ def published(tmp_path, lens, cat, *, name="shard.tar"):
 
 def test_published_shards_are_read_on_their_own_grid(tmp_path):
     published(tmp_path, npy([2, 0, 3]), npy([0, 1, 15, 14, 195]))
-    tower = {**tiny_tower(crop="none"), "grid": (14, 14)}
-    (batch,) = make_loader(tmp_path, **tower, batch_size=1, seed=0, regions=4, whole_images=True).epoch(0)
+    tower = replace(tiny_tower(crop="none"), grid=(14, 14))
+    (batch,) = loader_of(tmp_path, tower, batch_size=1, regions=4, crop="none").epoch(0)
     found = {tuple(region.nonzero().flatten().tolist()) for region in batch.region_masks[0]}
     assert found == {(0, 1), (14, 15, 195), ()}
 
@@ -131,9 +130,9 @@ def test_published_shards_are_read_on_their_own_grid(tmp_path):
 def test_the_limits_of_the_published_form_are_enforced(tmp_path):
     published(tmp_path, npy([1]), npy([0]))
     with pytest.raises(PowerclipError, match="regions on a 14 x 14 patch grid and the model's is 8 x 8"):
-        make_loader(tmp_path, **tiny_tower(), batch_size=1, seed=0, regions=4)
+        loader_of(tmp_path, batch_size=1, regions=4)
     with pytest.raises(PowerclipError, match="cannot follow a crop or flip; add --data.crop none --data.flip 0"):
-        make_loader(tmp_path, **{**tiny_tower(), "grid": (14, 14)}, batch_size=1, seed=0, regions=4)
+        loader_of(tmp_path, replace(tiny_tower(), grid=(14, 14)), batch_size=1, regions=4)
 
 
 def test_the_training_transform_is_open_clips(tmp_path):
@@ -144,7 +143,7 @@ def test_the_training_transform_is_open_clips(tmp_path):
     torch.manual_seed(3)
     theirs = image_transform_v2(config, is_train=True)(image)
     torch.manual_seed(3)
-    ours = tiny_tower()["transform"](image)
+    ours = tiny_tower().transform(image)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
     assert type(ours) is torch.Tensor
     assert not isinstance(ours, tv_tensors.TVTensor)

@@ -2,6 +2,7 @@
 
 import contextlib
 import http.server
+import json
 import logging
 import socket
 import struct
@@ -11,15 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from powerclip.data.index import count_samples
-from powerclip.data.loader import make_loader, probe_data
-from powerclip.data.remote import Copies, Patience, fetch
-from powerclip.data.shards import find_shards, write_shards
+from powerclip.data.loader import open_data
+from powerclip.data.remote import RetryPolicy, ShardCache, fetch
+from powerclip.data.shards import write_shards
 from powerclip.errors import PowerclipError, RunFailedError
 from powerclip.scenes import generate
-from tests.support.models import tiny_tower
+from tests.support.loaders import loader_of
 
-QUICK = Patience(timeout_s=0.3, attempts=3, first_wait_s=0.01)
+QUICK = RetryPolicy(timeout_s=0.3, attempts=3, first_wait_s=0.01)
 
 
 class Store(http.server.SimpleHTTPRequestHandler):
@@ -91,8 +91,8 @@ def store(tmp_path):
 
 
 @pytest.fixture
-def copies(tmp_path):
-    return Copies(folder=tmp_path / "copies", patience=QUICK)
+def cache(tmp_path):
+    return ShardCache(folder=tmp_path / "copies", retry=QUICK)
 
 
 def shards_of(store):
@@ -103,87 +103,98 @@ def shards_of(store):
 def test_a_file_arrives_whole_whatever_happens_on_the_way(store, tmp_path, faults, caplog):
     store.faults[:] = faults
     with caplog.at_level(logging.WARNING):
-        fetch(f"{store.url}/shard-000000.tar", tmp_path / "copy", patience=QUICK)
+        fetch(f"{store.url}/shard-000000.tar", tmp_path / "copy", retry=QUICK)
     assert (tmp_path / "copy").read_bytes() == (store.folder / "shard-000000.tar").read_bytes()
     assert len(caplog.records) == sum(fault != "no ranges" for fault in faults)
     if faults == ["short"]:  # a reset may take with it what was sent before
         assert store.asked[-1][1] == "bytes=5000-"
 
 
-def test_progress_starts_the_patience_anew(store, tmp_path):
+def test_progress_resets_the_attempts(store, tmp_path):
     store.faults[:] = ["short"] * 6
-    fetch(f"{store.url}/shard-000000.tar", tmp_path / "copy", patience=QUICK)
+    fetch(f"{store.url}/shard-000000.tar", tmp_path / "copy", retry=QUICK)
     assert len(store.asked) == 7 > QUICK.attempts
 
 
-def test_a_store_that_stays_away_is_reported(store, tmp_path, copies):
+def test_a_store_that_stays_away_is_reported(store, tmp_path, cache):
     store.faults[:] = ["500"] * 3
     with pytest.raises(RunFailedError, match=r"shard-000000.tar could not be read in 3 attempts in a row.*500"):
-        copies.path(f"{store.url}/shard-000000.tar")
+        cache.path(f"{store.url}/shard-000000.tar")
     with pytest.raises(PowerclipError, match=r"answers 404 .*check the URL"):
-        copies.path(f"{store.url}/shard-000009.tar")
+        cache.path(f"{store.url}/shard-000009.tar")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         gone = f"http://127.0.0.1:{free.getsockname()[1]}/a.tar"
-    with pytest.raises(RunFailedError, match=r"refused; see to the store, then go on with --resume auto"):
-        copies.path(gone)
-    assert not list(copies.folder.glob("*.tar"))
+    with pytest.raises(RunFailedError, match=r"refused\); check the store, then continue with --resume auto"):
+        cache.path(gone)
+    assert not list(cache.folder.glob("*.tar"))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_remote_shards_give_the_batches_of_local_ones(store, copies, workers):
-    options = {**tiny_tower(), "batch_size": 8, "seed": 3}
-    remote = make_loader(shards_of(store), **options, workers=workers, copies=copies)
+def test_remote_shards_give_the_batches_of_local_ones(store, cache, workers):
+    remote = loader_of(shards_of(store), workers=workers, cache=cache)
     store.faults[:] = ["500", "reset"]
-    local = make_loader(store.folder, **options)
+    local = loader_of(store.folder)
     for a, b in zip(remote.epoch(1), local.epoch(1), strict=True):
         assert a.keys == b.keys
         assert a.images.equal(b.images)
 
 
-def test_an_index_beside_the_shards_saves_reading_them(store, copies):
-    count_samples(find_shards(store.folder))
-    options = {**tiny_tower(), "batch_size": 8, "seed": 3, "copies": copies}
-    make_loader(shards_of(store), **options)
-    assert [path for path, _ in store.asked] == ["/index.json"]
+def test_an_index_beside_the_shards_saves_reading_them(store, cache):
+    here = open_data(store.folder)
+    assert open_data(shards_of(store), cache=cache).digest == here.digest
+    assert [path for path, _ in store.asked] == ["/index.json", "/shard-000000.tar"]
+
+
+def test_an_index_without_digests_counts_too(store, cache):
+    shards = {f"shard-00000{i}.tar": {"stamp": [1, 2], "samples": 8} for i in range(3)}
+    (store.folder / "index.json").write_text(json.dumps({"shards": shards}))
+    opened = open_data(shards_of(store), cache=cache)
+    assert opened.counts == [8, 8, 8]
+    assert [path for path, _ in store.asked] == ["/index.json", "/shard-000000.tar"]
+    assert opened.digest == open_data(shards_of(store), cache=cache).digest
 
 
 def test_counts_are_noted_and_copies_bounded(store, tmp_path):
     size = max(path.stat().st_size for path in store.folder.glob("*.tar"))
-    copies = Copies(folder=tmp_path / "copies", max_bytes=2 * size, patience=QUICK)
-    options = {**tiny_tower(), "batch_size": 8, "seed": 3, "copies": copies}
-    make_loader(shards_of(store), **options)
-    assert len(list(copies.folder.glob("*.tar"))) == 2
+    cache = ShardCache(folder=tmp_path / "copies", max_bytes=2 * size, retry=QUICK)
+    first = open_data(shards_of(store), cache=cache)
+    assert len(list(cache.folder.glob("*.tar"))) == 2
+    with (cache.folder / "summaries.jsonl").open("a") as notes:
+        notes.write('["http://cut/sho')  # as a crash would leave it
     asked = len(store.asked)
-    loader = make_loader(shards_of(store), **options)
-    assert [path for path, _ in store.asked[asked:]] == ["/index.json"]
+    loader = loader_of(shards_of(store), cache=cache)
+    assert {path for path, _ in store.asked[asked:]} <= {"/index.json", "/shard-000000.tar"}
+    assert open_data(shards_of(store), cache=cache) == first
     assert sorted(key for batch in loader.epoch(0) for key in batch.keys) == sorted(
-        key for batch in make_loader(store.folder, **{**options, "copies": copies}).epoch(0) for key in batch.keys
+        key for batch in loader_of(store.folder).epoch(0) for key in batch.keys
     )
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_store_that_vanishes_in_the_middle_ends_the_epoch_with_a_message(store, copies, workers):
-    count_samples(find_shards(store.folder))
-    loader = make_loader(shards_of(store), **tiny_tower(), batch_size=8, seed=3, workers=workers, copies=copies)
+def test_a_store_that_vanishes_in_the_middle_ends_the_epoch_with_a_message(store, cache, workers):
+    open_data(store.folder)
+    loader = loader_of(shards_of(store), workers=workers, cache=cache)
     store.faults[:] = ["500"] * 100
     with pytest.raises(RunFailedError, match=r"^http.*could not be read in 3 attempts"):
         list(loader.epoch(0))
     assert not loader.bad
 
 
-def test_a_url_must_name_tars(store, copies):
-    with pytest.raises(PowerclipError, match=r"names no .tar file; a store cannot be searched, .*\{000000..000099\}"):
-        probe_data(store.url, copies=copies)
+def test_a_url_must_name_tars(store, cache):
+    with pytest.raises(
+        PowerclipError, match=r"does not name a .tar file; a store cannot be listed, .*\{000000..000099\}"
+    ):
+        open_data(store.url, cache=cache)
 
 
-def test_other_stores_are_read_through_fsspec(copies):
+def test_other_stores_are_read_through_fsspec(cache):
     import fsspec
 
     with fsspec.open("memory://store/a.tar", "wb") as file:
         file.write(b"content")
-    assert copies.path("memory://store/a.tar").read_bytes() == b"content"
+    assert cache.path("memory://store/a.tar").read_bytes() == b"content"
     with pytest.raises(PowerclipError, match="is not there"):
-        copies.path("memory://store/b.tar")
+        cache.path("memory://store/b.tar")
     with pytest.raises(PowerclipError, match="cannot read nosuch:// URLs"):
-        copies.path("nosuch://store/b.tar")
+        cache.path("nosuch://store/b.tar")

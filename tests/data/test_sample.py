@@ -83,7 +83,7 @@ def test_a_shard_made_before_keeps_its_caption_and_every_word_finds_its_tokens(t
 
 
 def test_another_trainers_captions_are_cleaned_before_they_are_parsed():
-    sizes = {"parser": load_parser(), "tokenizer": CLIP, "context_length": 16, "patches": 4}
+    sizes = {"parser": load_parser(), "tokenizer": CLIP, "context_length": 16, "region_masks": torch.zeros(2, 1, 4)}
     raw = annotate(torch.zeros(2, 3, 8, 8), ["Salt  &amp;amp; pepper", "the girl&#39;s caf\u00c3\u00a9"], **sizes)
     clean = annotate(torch.zeros(2, 3, 8, 8), ["Salt & pepper", "the girl's caf\u00e9"], **sizes)
     for name in ("tokens", "leaf_of_token", "phrase_spans"):

@@ -33,7 +33,9 @@ def test_a_damaged_tar_is_named_with_the_place(damage, shard):
         "garbage-header": whole[: member.offset] + b"x" * 512 + whole[member.offset + 512 :],
     }[damage]
     shard.write_bytes(cut)
-    with pytest.raises(PowerclipError, match=r"shard-000000.tar is no whole tar file \(.* after [34] samples\); make"):
+    with pytest.raises(
+        PowerclipError, match=r"shard-000000.tar is truncated or not a tar file \(.* after [34] samples\); re-create"
+    ):
         index_shard(shard)
 
 
@@ -45,7 +47,7 @@ def test_reading_many_shards_keeps_no_file_open(tmp_path):
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
-def test_a_shard_made_anew_is_read_anew(shard):
+def test_a_shard_that_is_replaced_is_read_again(shard):
     assert len(list(read_shards(shard))) == 5
     shard.unlink()
     write_shards([sample(caption="another dog")], shard.parent)

@@ -4,13 +4,14 @@ import multiprocessing
 import os
 import signal
 import time
+from dataclasses import replace
 
 import pytest
 
-from powerclip.data.loader import make_loader
 from powerclip.data.shards import write_shards
 from powerclip.errors import RunFailedError
 from powerclip.scenes import generate
+from tests.support.loaders import loader_of
 from tests.support.models import tiny_tower
 
 
@@ -33,15 +34,15 @@ def fails(_image):
 
 def test_an_error_within_a_worker_is_no_death(tmp_path, workers):
     write_shards(generate("train", count=4, seed=0), tmp_path)
-    loader = make_loader(tmp_path, batch_size=2, seed=0, workers=1, **{**tiny_tower(), "transform": fails})
+    loader = loader_of(tmp_path, replace(tiny_tower(), transform=fails), batch_size=2, workers=1)
     with pytest.raises(RuntimeError, match="not the worker's end"):
         next(loader.epoch(0))
     assert not workers()
 
 
-def test_a_death_is_told_when_the_next_batch_is_asked_for_and_nowhere_else(tmp_path, workers):
+def test_a_death_is_reported_when_the_next_batch_is_asked_for_and_nowhere_else(tmp_path, workers):
     write_shards(generate("train", count=64, seed=0), tmp_path, samples_per_shard=64)
-    loader = make_loader(tmp_path, batch_size=2, seed=0, workers=2, **tiny_tower())
+    loader = loader_of(tmp_path, batch_size=2, workers=2)
     outside = signal.getsignal(signal.SIGCHLD)
     batches = loader.epoch(0)
     next(batches)
@@ -49,7 +50,7 @@ def test_a_death_is_told_when_the_next_batch_is_asked_for_and_nowhere_else(tmp_p
     assert signal.getsignal(signal.SIGCHLD) == outside
     for _ in range(100_000):  # a handler of the death would have run by now
         pass
-    with pytest.raises(RunFailedError, match="a decoding process ended: DataLoader worker .* Killed"):
+    with pytest.raises(RunFailedError, match="a decoding process died: DataLoader worker .* Killed"):
         next(batches)
     assert signal.getsignal(signal.SIGCHLD) == outside
     assert not workers()

@@ -11,7 +11,8 @@ import tracemalloc
 import pytest
 from rich.console import Console
 
-from powerclip.data.shards import BrokenShardError, index_shard, probe, read_shards, stream_shard
+from powerclip.data.loader import open_data
+from powerclip.data.shards import BrokenShardError, index_shard, read_shards, stream_shard
 from powerclip.errors import BadSampleError, PowerclipError
 from powerclip.prepare import prepare
 from powerclip.regions import RegionAnnotation
@@ -180,13 +181,13 @@ def test_a_first_tar_without_samples_refuses_nothing(first, tmp_path):
 
 def test_the_probe_looks_at_the_first_shard_that_holds_a_sample(tmp_path):
     write_tar(tmp_path / "0.tar", [])
-    with pytest.raises(PowerclipError, match="0.tar holds no sample"):
-        probe(tmp_path)
+    with pytest.raises(PowerclipError, match="holds no sample; expected KEY.jpg"):
+        open_data(tmp_path)
     write_tar(tmp_path / "1.tar", [("x.jpg", picture())])
     with pytest.raises(PowerclipError, match="no caption under txt in the first 1 samples of .*1.tar"):
-        probe(tmp_path)
+        open_data(tmp_path)
     write_tar(tmp_path / "1.tar", pairs(1))
-    probe(tmp_path)
+    open_data(tmp_path)
 
 
 def meta(i, **values):
@@ -222,7 +223,7 @@ def test_a_shard_that_is_cut_after_it_was_indexed(tmp_path):
     (entry,) = index_shard(tmp_path / "in.tar")
     offset, size = entry.members["txt"]
     (tmp_path / "in.tar").write_bytes((tmp_path / "in.tar").read_bytes()[: offset + size - 1])
-    with pytest.raises(BadSampleError, match="shard cut short"):
+    with pytest.raises(BadSampleError, match="shard truncated"):
         entry.read()
 
 

@@ -190,7 +190,7 @@ def test_check_finds_what_is_not_sound(tmp_path):
     first, second = sorted((tmp_path / "out").glob("*.tar"))
     first.write_bytes(first.read_bytes().replace(b'"leaves":[[0,', b'"leaves":[[9,', 1))
     second.write_bytes(second.read_bytes()[:3000])
-    with pytest.raises(RunFailedError, match="1 of 2 shards are broken: .*shard-000001.tar is no whole tar"):
+    with pytest.raises(RunFailedError, match="1 of 2 shards are broken: .*shard-000001.tar is truncated or not a tar"):
         printed(tmp_path / "out")
     second.unlink()
     (tmp_path / "out" / "report.json").unlink()

@@ -5,6 +5,7 @@ from functools import cache
 from pathlib import Path
 
 import powerclip
+from powerclip.data.dataset import TowerInputs
 from powerclip.model import make_tokenizer, make_transforms
 
 TINY = {
@@ -30,11 +31,11 @@ def tiny_model():
 
 
 def tiny_tower(**transform_options):
-    """What a loader needs of a model, as arguments."""
+    """What a loader needs of the tiny model."""
     model = tiny_model()
-    return {
-        "transform": make_transforms(model, **transform_options)[0],
-        "tokenizer": make_tokenizer(model),
-        "context_length": model.context_length,
-        "grid": model.grid_size,
-    }
+    return TowerInputs(
+        transform=make_transforms(model, **transform_options)[0],
+        tokenizer=make_tokenizer(model),
+        context_length=model.context_length,
+        grid=model.grid_size,
+    )

@@ -25,11 +25,13 @@ class EncodedSample:
     """(3, H, W) float."""
     caption: EncodedCaption
     regions: Tensor | None = None
-    """(m, N) bool, or None where regions come later."""
+    """(m, N) bool, or None without regions."""
+    has_phrases: bool = True
+    """False where its whole caption stands in for phrases."""
 
 
 def collate(samples: Sequence[EncodedSample], *, patches: int, regions: int = 0) -> Batch:
-    """Stack samples; phrases are padded to the longest list with -1, regions to M = ``regions`` with empty ones."""
+    """Stack samples; phrases are padded with -1 to the longest list, regions with empty ones to M = ``regions``."""
     spans = [sample.caption.phrase_spans for sample in samples]
     phrase_spans = torch.full((len(samples), max(map(len, spans)), 2), -1, dtype=torch.int64)
     for row, span in zip(phrase_spans, spans, strict=True):
@@ -49,30 +51,36 @@ def collate(samples: Sequence[EncodedSample], *, patches: int, regions: int = 0)
 
 
 def equally_wide(pieces: Sequence[Batch]) -> list[Batch]:
-    """Pieces of one batch, their phrases padded to the longest list of all."""
+    """Pieces of one batch, with their phrases padded to the longest list of all."""
     widest = max(piece.phrase_spans.shape[1] for piece in pieces)
-    wanting = [widest - piece.phrase_spans.shape[1] for piece in pieces]
+    missing = [widest - piece.phrase_spans.shape[1] for piece in pieces]
     return [
         replace(piece, phrase_spans=pad(piece.phrase_spans, (0, 0, 0, more), value=-1)) if more else piece
-        for piece, more in zip(pieces, wanting, strict=True)
+        for piece, more in zip(pieces, missing, strict=True)
     ]
 
 
 def annotate(
-    images: Tensor, captions: Sequence[str], *, parser: Parser, tokenizer: Any, context_length: int, patches: int
+    images: Tensor,
+    captions: Sequence[str],
+    *,
+    region_masks: Tensor,
+    parser: Parser,
+    tokenizer: Any,
+    context_length: int,
 ) -> Batch:
-    """A batch of another trainer's images and captions, which are cleaned, parsed and tokenized; regions come later.
+    """A batch from another trainer's images and captions, which are cleaned, parsed and tokenized here and now.
 
     Args:
         images: (B, 3, H, W), as the image tower takes them.
         captions: B texts.
+        region_masks: (B, M, N) bool regions on the patch grid, from ``powerclip.regions.random_boxes``, say.
         parser: finds the phrases; see ``powerclip.phrases.load_parser``.
         tokenizer: open_clip's or Hugging Face's.
         context_length: T.
-        patches: N.
 
     Raises:
-        ValueError: there are not as many captions as images.
+        ValueError: there are not as many captions or regions as images.
     """
     captions = [clean_caption(caption) for caption in captions]
     encoded = [
@@ -80,7 +88,8 @@ def annotate(
             key="",
             image=image,
             caption=encode_caption(caption, tree, tokenizer, context_length=context_length),
+            regions=regions,
         )
-        for image, caption, tree in zip(images, captions, parser.parse(captions), strict=True)
+        for image, caption, tree, regions in zip(images, captions, parser.parse(captions), region_masks, strict=True)
     ]
-    return collate(encoded, patches=patches)
+    return collate(encoded, patches=region_masks.shape[2], regions=region_masks.shape[1])

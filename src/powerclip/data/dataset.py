@@ -1,59 +1,76 @@
-"""Positions to batches: samples are found, read, decoded and encoded; a bad one's place is taken by a good one."""
+"""Positions to batches: samples are found, read, decoded and encoded; a good one takes the place of a bad one."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
+from powerclip.config import RegionSource
 from powerclip.data.collate import EncodedSample, collate
 from powerclip.data.images import decode_image
-from powerclip.data.index import find_directory
+from powerclip.data.index import open_index
 from powerclip.data.masks import transform_with_regions
-from powerclip.data.remote import RemoteShard
+from powerclip.data.remote import Shard
 from powerclip.data.sample import REGION_FILES, Sample
-from powerclip.data.shards import Entry
+from powerclip.data.shards import SamplePlace
 from powerclip.errors import BadSampleError, PowerclipError, RunFailedError
-from powerclip.phrases import Parser, encode_caption, whole_caption_tree
+from powerclip.phrases import encode_caption, whole_caption_tree
+from powerclip.regions import random_boxes
 from powerclip.types import Batch
 
 MIN_SEEN = 100
-"""The share of bad samples is not judged before so many have been seen."""
+"""The share of bad samples is not judged before this many have been seen."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TowerInputs:
+    """How a model's towers take images and captions."""
+
+    transform: Callable[..., Any]
+    """PIL image to (3, H, W) tensor; for stored regions one of torchvision's v2, which moves masks along. Random ones
+    draw from torch's default generator, which is seeded for each sample."""
+    tokenizer: Any
+    """The text tower's."""
+    context_length: int
+    """T."""
+    grid: tuple[int, int]
+    """Rows and columns of the image tower's patch grid; their product is N."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """Samples that are read together, and what seeds the augmentation of each beside the run's seed."""
+    """Samples that are read together, and what seeds the augmentation of each in addition to the run's seed."""
 
     positions: list[int]
     seeds: list[tuple[int, ...]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Loaded:
+class LoadedBatch:
     """A batch on its way from a worker, with the samples that were bad."""
 
     batch: Batch | None
     """None where ``MIN_SEEN`` samples from all over the data were bad, one after the other."""
     bad: dict[int, str]
     """Reason by position."""
-    bare: int
+    without_phrases: int = 0
     """Samples that came without phrases."""
     failure: str | None = None
     """Why no more can be read at all."""
 
-    def pin_memory(self) -> Loaded:
+    def pin_memory(self) -> LoadedBatch:
         """The same in page-locked memory, from where a GPU copies while it computes; DataLoader calls it."""
         return self if self.batch is None else replace(self, batch=self.batch.pin_memory())
 
 
-class Samples(Dataset[Loaded]):
+class ShardDataset(Dataset[LoadedBatch]):
     """Batches by the positions of their samples; a bad sample's place is taken by a good one.
 
     Substitutes are looked for in strides over all the data, so that a bad shard is left at once and the
@@ -62,94 +79,90 @@ class Samples(Dataset[Loaded]):
 
     def __init__(
         self,
-        shards: Sequence[Path | RemoteShard],
+        shards: Sequence[Shard],
         counts: Sequence[int],
+        towers: TowerInputs,
         *,
-        transform: Callable[..., Any],
-        tokenizer: Any,
-        context_length: int,
-        grid: tuple[int, int],
-        regions: int,
         seed: int,
-        parser: Parser | None,
+        regions: int = 0,
+        region_source: RegionSource = "boxes",
     ) -> None:
-        self.shards, self.parser = shards, parser
+        self.shards, self.towers, self.seed = shards, towers, seed
+        self.regions, self.stored = regions, bool(regions) and region_source == "stored"
         self.starts = np.cumsum([0, *counts])
         size = len(self)
         self.stride = next(s for s in range(round(0.618 * size) or 1, 2 * size + 2) if math.gcd(s, size) == 1)
-        self.transform, self.tokenizer = transform, tokenizer
-        self.context_length, self.seed = context_length, seed
-        self.grid, self.regions = grid, regions
 
     def __len__(self) -> int:
         return int(self.starts[-1])
 
-    def entry(self, place: int) -> Entry:
-        """Where a sample lies.
+    def place(self, position: int) -> SamplePlace:
+        """Where a sample is stored.
 
         Raises:
             BadSampleError: its shard is no longer the one that was counted.
         """
-        shard = int(np.searchsorted(self.starts, place, side="right")) - 1
+        shard = int(np.searchsorted(self.starts, position, side="right")) - 1
         try:
-            return find_directory(self.shards[shard])[place - int(self.starts[shard])]
+            return open_index(self.shards[shard])[position - int(self.starts[shard])]
         except RunFailedError:
             raise
         except (PowerclipError, IndexError, OSError) as error:
-            raise BadSampleError("shard changed or cut short") from error
+            raise BadSampleError("shard changed or truncated") from error
 
-    def __getitem__(self, request: Request) -> Loaded:
+    def __getitem__(self, request: Request) -> LoadedBatch:
         """The batch of some of an epoch's samples."""
         samples: list[EncodedSample] = []
         bad: dict[int, str] = {}
         size = len(self)
-        self.bare = 0
         with torch.random.fork_rng(devices=[]):
-            for position, seed in zip(request.positions, request.seeds, strict=True):
+            for wanted, seed in zip(request.positions, request.seeds, strict=True):
                 for attempt in range(min(MIN_SEEN, size)):
-                    place = (position + attempt * self.stride) % size
+                    position = (wanted + attempt * self.stride) % size
                     try:
-                        samples.append(self._encode(place, (self.seed, *seed)))
+                        samples.append(self._encode(position, (self.seed, *seed)))
                         break
                     except RunFailedError as error:
-                        return Loaded(batch=None, bad=bad, bare=self.bare, failure=str(error))
+                        return LoadedBatch(batch=None, bad=bad, failure=str(error))
                     except BadSampleError as error:
-                        bad[place] = str(error)
+                        bad[position] = str(error)
                 else:
-                    return Loaded(batch=None, bad=bad, bare=self.bare)
-        return Loaded(batch=self._collate(samples), bad=bad, bare=self.bare)
+                    return LoadedBatch(batch=None, bad=bad)
+        batch = collate(samples, patches=math.prod(self.towers.grid), regions=self.regions)
+        return LoadedBatch(batch=batch, bad=bad, without_phrases=sum(not sample.has_phrases for sample in samples))
 
-    def _collate(self, samples: Sequence[EncodedSample]) -> Batch:
-        return collate(samples, patches=self.grid[0] * self.grid[1], regions=self.regions)
-
-    def _read(self, place: int) -> Sample:
-        entry = self.entry(place)
-        without = () if self.regions else REGION_FILES
+    def _read(self, position: int) -> Sample:
+        place = self.place(position)
+        without = () if self.stored else REGION_FILES
         try:
-            return entry.read(without=without)
+            return place.read(without=without)
         except BadSampleError:
-            if entry.shard.exists():
+            if place.shard.exists():
                 raise
-        return self.entry(place).read(without=without)  # another process made room in the folder of copies
+        return self.place(position).read(without=without)  # another process had removed the copy to make room
 
-    def _encode(self, place: int, seed: tuple[int, ...]) -> EncodedSample:
-        sample = self._read(place)
-        tree = sample.tree
-        if tree is None and self.parser is not None:
-            tree = next(iter(self.parser.parse([sample.caption])))
-        if tree is None or not tree.phrases:
-            tree = whole_caption_tree(sample.caption)
-            self.bare += sample.tree is None
+    def _encode(self, position: int, seed: tuple[int, ...]) -> EncodedSample:
+        sample, towers = self._read(position), self.towers
+        tree = sample.tree if sample.tree is not None and sample.tree.phrases else whole_caption_tree(sample.caption)
         try:
-            caption = encode_caption(sample.caption, tree, self.tokenizer, context_length=self.context_length)
+            caption = encode_caption(sample.caption, tree, towers.tokenizer, context_length=towers.context_length)
         except ValueError as error:
             raise BadSampleError("phrases do not fit the caption") from error
         image = decode_image(sample.image)
         # Not torch.manual_seed: it would reseed the GPU's generator too, and formats a stack trace per backend.
         torch.default_generator.manual_seed(int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] >> 1))
-        regions = None
-        if self.regions:
-            pixels, regions = transform_with_regions(sample, image, self.transform, count=self.regions, grid=self.grid)
-        else:
-            pixels = self.transform(image)
-        return EncodedSample(key=sample.key, image=pixels, caption=caption, regions=regions)
+        pixels, regions = self._transform(sample, image)
+        return EncodedSample(
+            key=sample.key, image=pixels, caption=caption, regions=regions, has_phrases=sample.tree is not None
+        )
+
+    def _transform(self, sample: Sample, image: Any) -> tuple[Tensor, Tensor | None]:
+        """The image as the tower takes it, and (m, N) bool regions."""
+        if self.stored:
+            grid = self.towers.grid
+            return transform_with_regions(sample, image, self.towers.transform, count=self.regions, grid=grid)
+        pixels = self.towers.transform(image)
+        if not self.regions:
+            return pixels, None
+        boxes = random_boxes(1, regions=self.regions, grid=self.towers.grid, generator=torch.default_generator)
+        return pixels, boxes[0]

@@ -1,4 +1,4 @@
-"""Shards to batches, in an order that is a function of the seed and the epoch alone."""
+"""Shards to batches: the data are opened once, then read in an order that is a function of the seed and the epoch alone."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count, islice, pairwise
 from pathlib import Path
@@ -15,34 +15,164 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
+from powerclip.config import DataConfig, RegionSource
 from powerclip.data.collate import equally_wide
-from powerclip.data.dataset import MIN_SEEN, Loaded, Request, Samples
-from powerclip.data.index import count_remote, count_samples, find_directory
+from powerclip.data.dataset import MIN_SEEN, LoadedBatch, Request, ShardDataset, TowerInputs
+from powerclip.data.index import open_index, summarize
 from powerclip.data.published import GRID as PUBLISHED_GRID
-from powerclip.data.remote import Copies, RemoteShard, find_remote, is_remote, local
+from powerclip.data.remote import Shard, ShardCache, find_remote, is_remote
 from powerclip.data.sampler import Order
-from powerclip.data.shards import Entry, check_members, find_shards
-from powerclip.data.worker import deaths_told, outlast_first_signal
+from powerclip.data.shards import check_members, find_shards
+from powerclip.data.worker import outlast_first_signal, worker_death_as_error
 from powerclip.errors import PowerclipError, RunFailedError
-from powerclip.phrases import Parser
-from powerclip.types import Batch
+from powerclip.types import Batch, DataProvenance
 
-__all__ = ["Data", "Loader", "count_data", "make_loader", "probe_data"]
+__all__ = ["Data", "Loader", "OpenedData", "TowerInputs", "make_loader", "open_data"]
 
 Data = Path | str | Sequence[Path | str]
 """A folder of shards, one tar, a pattern or a URL; or several of them."""
 
-PROBED = 100
-"""Samples of each source that are looked at before the first step."""
+DEFAULT_CACHE = ShardCache()
 
-DEFAULT_COPIES = Copies(folder=Path.home() / ".cache" / "powerclip" / "shards")
+PROBED = 100
+"""Samples of each source that are looked at when it is opened."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
+class DataSource:
+    """The shards of one source."""
+
+    location: str
+    """As it was given: an absolute path or pattern, or a URL."""
+    shards: tuple[Shard, ...]
+    counts: tuple[int, ...]
+    """Samples of each shard."""
+    probed: Shard
+    """The first shard that holds a sample."""
+    extensions: frozenset[str]
+    """Of the files of its first samples."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenedData:
+    """Data that were found, counted and probed, once for all processes and for whatever reads them afterwards."""
+
+    sources: tuple[DataSource, ...]
+    digest: str
+    """Hash of the shards' names, counts and indexes: the same for the same content, wherever it is stored."""
+
+    @property
+    def shards(self) -> list[Shard]:
+        """Those of all sources, one after the other."""
+        return [shard for source in self.sources for shard in source.shards]
+
+    @property
+    def counts(self) -> list[int]:
+        """Samples of each shard."""
+        return [samples for source in self.sources for samples in source.counts]
+
+    @property
+    def samples(self) -> int:
+        """Samples of all sources."""
+        return sum(self.counts)
+
+    @property
+    def provenance(self) -> DataProvenance:
+        """What a run's ``data.json`` says."""
+        locations = tuple(source.location for source in self.sources)
+        return DataProvenance(sources=locations, samples=self.samples, shards=len(self.shards), digest=self.digest)
+
+    @property
+    def identity(self) -> dict[str, int]:
+        """What a checkpoint keeps of the data: with other numbers, its place in them would mean other samples."""
+        names, counts = [shard.name for shard in self.shards], [list(source.counts) for source in self.sources]
+        digest = hashlib.sha256(json.dumps([names, counts]).encode()).digest()
+        return {"samples": self.samples, "shards": len(names), "digest": int.from_bytes(digest[:6])}
+
+    def check_present(self) -> None:
+        """Check that this machine has the shards as well, where a process on another one has opened them.
+
+        Raises:
+            PowerclipError: one is missing.
+        """
+        for shard in self.shards:
+            if shard.cache is None and not shard.path().is_file():
+                raise PowerclipError(f"{shard} is missing on this node; all nodes need the same data at the same paths")
+
+    def check_regions(self, *, grid: tuple[int, int], whole_images: bool) -> None:
+        """Check that each source stores regions, in a form that the model and its transform can use.
+
+        Raises:
+            PowerclipError: it does not.
+        """
+        for source in self.sources:
+            published = "samlens.npy" in source.extensions
+            if not published and "regions.json" not in source.extensions:
+                raise PowerclipError(
+                    f"no regions in the first samples of {source.probed}; make them with powerclip prepare "
+                    "--regions superpixels or sam, or train with --objective.region-source boxes"
+                )
+            if published and grid != PUBLISHED_GRID:
+                raise PowerclipError(
+                    f"{source.probed} holds regions on a {PUBLISHED_GRID[0]} x {PUBLISHED_GRID[1]} patch grid and the "
+                    f"model's is {grid[0]} x {grid[1]}; use a model of 16-pixel patches at 224 pixels, or prepare masks"
+                )
+            if published and not whole_images:
+                raise PowerclipError(
+                    f"{source.probed} holds regions on a fixed patch grid, which cannot follow a crop or flip; add "
+                    "--data.crop none --data.flip 0"
+                )
+
+
+def open_data(data: Data, *, cache: ShardCache = DEFAULT_CACHE) -> OpenedData:
+    """Find the shards of all sources, count their samples and look at the first of them.
+
+    The next run on the same data finds the shards' indexes on disk and reads no tar headers.
+
+    Args:
+        data: a folder of shards, one tar, a pattern or a URL; or several of them.
+        cache: where copies of shards behind URLs are kept.
+
+    Raises:
+        PowerclipError: a source has no shards or no samples, a shard is truncated, or none of the first samples has an
+            image and a caption.
+        RunFailedError: a store does not answer.
+    """
+    given = [data] if isinstance(data, str | Path) else data
+    found = [find_remote(str(s), cache) if is_remote(s) else _find_here(Path(s)) for s in given]
+    summaries = summarize([shard for shards in found for shard in shards])
+    known = [
+        (shard.name, s.samples, s.digest) for shard, s in zip((x for y in found for x in y), summaries, strict=True)
+    ]
+    counts = iter(summary.samples for summary in summaries)
+    sources = []
+    for location, shards in zip(given, found, strict=True):
+        own = tuple(islice(counts, len(shards)))
+        probed = next((shard for shard, samples in zip(shards, own, strict=True) if samples), shards[0])
+        index = open_index(probed)
+        places = [index[i] for i in range(min(PROBED, len(index)))]
+        check_members(probed if places else location, places)
+        sources.append(
+            DataSource(
+                location=str(location) if is_remote(location) else str(Path(location).absolute()),
+                shards=tuple(shards),
+                counts=own,
+                probed=probed,
+                extensions=frozenset(extension for place in places for extension in place.members),
+            )
+        )
+    return OpenedData(sources=tuple(sources), digest=hashlib.sha256(json.dumps(known).encode()).hexdigest()[:32])
+
+
+def _find_here(path: Path) -> list[Shard]:
+    return [Shard(location=str(shard)) for shard in find_shards(path)]
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Requests:
-    """What is asked for from one batch on, made as it is asked for: of each batch this process's part, in pieces."""
+    """What is read from one batch on, made as it is asked for: this process's part of each batch, in pieces."""
 
     order: Order
     batches_per_epoch: int
@@ -75,41 +205,22 @@ class Loader:
     """Batches of image-caption pairs, epoch after epoch; ``make_loader`` builds one."""
 
     def __init__(
-        self,
-        samples: Samples,
-        order: Order,
-        *,
-        batch_size: int,
-        workers: int,
-        max_bad_share: float,
-        part: tuple[int, int],
+        self, dataset: ShardDataset, order: Order, settings: DataConfig, *, batch_size: int, part: tuple[int, int]
     ) -> None:
-        self.samples, self.order, self.batch_size = samples, order, batch_size
-        self.workers, self.max_bad_share = workers, max_bad_share
-        self.batches_per_epoch = len(samples) // batch_size
-        self._part = part
+        self.dataset, self.order, self.settings, self.batch_size = dataset, order, settings, batch_size
+        self.batches_per_epoch = len(dataset) // batch_size
         self.bad: Counter[str] = Counter()
         """Samples that could not be used, by reason."""
         self.without_phrases = 0
-        """Samples shown so far that had no phrases, and no parser to find them: the whole caption stood in."""
+        """Samples shown so far that came without phrases: the whole caption stood in."""
+        self._part = part
         self._bad_places: set[int] = set()
         self._seen = 0
 
-    @property
-    def identity(self) -> dict[str, int]:
-        """What tells these data from others, as far as places in them go: a run can only be resumed on the same."""
-        names = [shard.name for shard in self.samples.shards]
-        known = json.dumps([names, [list(source) for source in self.order.sources]]).encode()
-        return {
-            "samples": len(self.samples),
-            "shards": len(names),
-            "digest": int.from_bytes(hashlib.sha256(known).digest()[:6]),
-        }
-
     def epoch(self, epoch: int, *, start_batch: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch from ``start_batch`` on, in ``Order``'s order, the incomplete last batch dropped.
+        """The batches of an epoch from ``start_batch`` on, in ``Order``'s order, without the incomplete last one.
 
-        Of each batch this process's part is read, the rows it would be given of the whole one.
+        This process reads its part of each batch: its rows of the batch of all processes.
 
         Raises:
             RunFailedError: more than the allowed share of the samples is bad, a remote store is gone, or a decoding
@@ -120,7 +231,7 @@ class Loader:
     def steps(self, step: int, *, pieces: int = 1) -> Iterator[list[Batch]]:
         """Epoch after epoch without end, from a step on: this process's part of each batch, in nearly equal pieces.
 
-        Decoding processes read a piece at a time and go on over the epochs' ends.
+        Decoding processes read a piece at a time and continue over the ends of epochs.
 
         Raises:
             RunFailedError: as ``epoch``.
@@ -143,20 +254,20 @@ class Loader:
             batch_size=self.batch_size,
         )
         loader = DataLoader(
-            self.samples,
+            self.dataset,
             sampler=requests,
             batch_size=None,
-            num_workers=self.workers,
+            num_workers=self.settings.workers,
             generator=torch.Generator(),  # the main process's own random numbers stay untouched
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=outlast_first_signal,
         )
-        with deaths_told():
+        with worker_death_as_error():
             batches: Any = iter(loader)
         try:
             while True:
-                with deaths_told():
-                    loaded: Loaded | None = next(batches, None)
+                with worker_death_as_error():
+                    loaded: LoadedBatch | None = next(batches, None)
                 if loaded is None:
                     return
                 if loaded.failure is not None:
@@ -165,183 +276,75 @@ class Loader:
                 assert loaded.batch is not None
                 yield loaded.batch
         finally:
-            if self.workers:  # now: the traceback of an error would keep them
+            if self.settings.workers:  # now: the traceback of an error would keep them
                 batches._shutdown_workers()
 
-    def _count(self, loaded: Loaded) -> None:
+    def _count(self, loaded: LoadedBatch) -> None:
         self._seen += len(loaded.batch or ()) + len(loaded.bad)
         for place, reason in loaded.bad.items():
             if place not in self._bad_places:
                 self._bad_places.add(place)
                 self.bad[reason] += 1
-        if loaded.bare and not self.without_phrases:
+        if loaded.without_phrases and not self.without_phrases:
             log.warning("samples without phrases: the whole caption is their one phrase; powerclip prepare adds them")
-        self.without_phrases += loaded.bare
-        seen = min(self._seen, len(self.samples))
-        judged = seen >= min(MIN_SEEN, len(self.samples))
-        if loaded.batch is None or (judged and self.bad.total() > self.max_bad_share * seen):
-            raise RunFailedError(_too_many(self.bad, seen))
-
-
-def _too_many(bad: Counter[str], seen: int) -> str:
-    reasons = ", ".join(f"{count} {reason}" for reason, count in bad.most_common())
-    return f"{bad.total()} of {seen} samples are bad: {reasons}; mend the data or raise data.max-bad-share"
+        self.without_phrases += loaded.without_phrases
+        seen = min(self._seen, len(self.dataset))
+        judged = seen >= min(MIN_SEEN, len(self.dataset))
+        if loaded.batch is None or (judged and self.bad.total() > self.settings.max_bad_share * seen):
+            reasons = ", ".join(f"{count} {reason}" for reason, count in self.bad.most_common())
+            raise RunFailedError(
+                f"{self.bad.total()} of {seen} samples are bad: {reasons}; fix the data or raise data.max-bad-share"
+            )
 
 
 def make_loader(
-    data: Data,
+    data: OpenedData,
+    towers: TowerInputs,
+    settings: DataConfig | None = None,
     *,
-    transform: Callable[..., Any],
-    tokenizer: Any,
-    context_length: int,
-    grid: tuple[int, int],
     batch_size: int,
     seed: int,
-    workers: int = 0,
-    shuffle: bool = True,
-    weights: Sequence[float] | None = None,
-    resample: bool = False,
     regions: int = 0,
-    whole_images: bool = False,
-    max_bad_share: float = 0.1,
-    parser: Parser | None = None,
+    region_source: RegionSource = "boxes",
     part: tuple[int, int] = (0, 1),
-    copies: Copies = DEFAULT_COPIES,
-    counted: Sequence[int] | None = None,
 ) -> Loader:
-    """A loader of the shards at a path.
+    """A loader of opened data.
 
-    The batches depend on the seed and the epoch, not on the number of workers. A sample without phrases has those
-    the parser finds; without a parser it has one, its whole caption, and ``Loader.without_phrases`` counts it.
+    The batches are a function of the data, the seed and the epoch; the number of workers and processes is irrelevant. A
+    sample without phrases has one, its whole caption, and ``Loader.without_phrases`` counts it.
 
     Args:
-        data: a folder of shards, one tar, a pattern or a URL; or several of them.
-        transform: PIL image to (3, H, W) tensor, and, with ``regions``, of torchvision's v2; random ones draw from
-            torch's generator, seeded for each sample.
-        tokenizer: the text tower's.
-        context_length: T.
-        grid: rows and columns of the image tower's patch grid.
+        data: what ``open_data`` returns.
+        towers: how a model takes images and captions.
+        settings: order, workers, the limit of bad samples; None takes the defaults.
         batch_size: B, over all processes.
-        seed: decides order and augmentation.
-        workers: decoding processes; 0 decodes in this one.
-        shuffle: False keeps the shards' order.
-        weights: share of each of several sources in a batch, on average; None takes them as one.
-        resample: draw samples with replacement.
-        regions: M: how many of the stored regions a sample shows at most; 0 leaves them unread.
-        whole_images: the transform neither crops nor flips.
-        max_bad_share: share of bad samples above which an epoch stops.
-        parser: finds the phrases of samples that have none, each time they are shown.
+        seed: decides order, augmentation and boxes.
+        regions: M: regions of a sample, or at most so many where fewer are stored; 0 gives batches without regions.
+        region_source: random boxes, or a random choice of the stored masks.
         part: this process's number and how many processes share each batch.
-        copies: where shards behind URLs are kept.
-        counted: what ``count_data`` has found, on this process or another; None counts here.
 
     Raises:
-        PowerclipError: no shards, a shard cut short, fewer samples than a batch, a batch that cannot be shared, or no
-            regions where there should be some.
+        PowerclipError: fewer samples than a batch, a batch that cannot be shared, no or unfit stored regions, or not
+            one weight per source.
     """
-    sources = _find(data, copies)
-    counts = [_count_source(shards) for shards in sources] if counted is None else _by_source(sources, counted)
-    total = sum(map(sum, counts))
-    if total < batch_size:
+    settings = settings or DataConfig()
+    if data.samples < batch_size:
+        names = ", ".join(source.location for source in data.sources)
         raise PowerclipError(
-            f"batch_size is {batch_size} and {_name(data)} holds {total} samples; make the batch smaller or add data"
+            f"batch_size is {batch_size} and {names} holds {data.samples} samples; reduce batch_size or add data"
         )
     if batch_size % part[1]:
         raise PowerclipError(
             f"batch_size is {batch_size} and there are {part[1]} processes; make it a multiple of {part[1]}"
         )
-    if regions:
-        _probe_regions(sources, grid=grid, whole_images=whole_images)
-    samples = Samples(
-        [shard for shards in sources for shard in shards],
-        [count for shards in counts for count in shards],
-        transform=transform,
-        tokenizer=tokenizer,
-        context_length=context_length,
-        grid=grid,
-        regions=regions,
+    if regions and region_source == "stored":
+        data.check_regions(grid=towers.grid, whole_images=settings.crop == "none" and settings.flip == 0)
+    dataset = ShardDataset(data.shards, data.counts, towers, seed=seed, regions=regions, region_source=region_source)
+    order = Order(
+        sources=[source.counts for source in data.sources],
+        weights=settings.weights,
+        shuffle=settings.shuffle,
+        resample=settings.resample,
         seed=seed,
-        parser=parser,
     )
-    order = Order(sources=counts, weights=weights, shuffle=shuffle, resample=resample, seed=seed)
-    return Loader(samples, order, batch_size=batch_size, workers=workers, max_bad_share=max_bad_share, part=part)
-
-
-def probe_data(data: Data, *, copies: Copies = DEFAULT_COPIES) -> None:
-    """Look at the first samples of each source before anything is done with them.
-
-    Raises:
-        PowerclipError: no shards, or none of the first samples of one has an image and a caption.
-    """
-    for shards in _find(data, copies):
-        shard = _first_filled(shards)
-        entries = _first_entries(shard)
-        if not entries:
-            raise PowerclipError(
-                f"{shard} holds no sample, nor does any other; expected KEY.jpg, .png or .webp with KEY.txt"
-            )
-        check_members(str(shard), entries)
-
-
-def count_data(data: Data, *, copies: Copies = DEFAULT_COPIES) -> list[int]:
-    """The number of samples of each shard, source after source; the next who asks on this machine finds an index."""
-    return [count for shards in _find(data, copies) for count in _count_source(shards)]
-
-
-def _find(data: Data, copies: Copies) -> list[Sequence[Path | RemoteShard]]:
-    sources = [data] if isinstance(data, str | Path) else data
-    return [find_remote(str(source), copies) if is_remote(source) else find_shards(Path(source)) for source in sources]
-
-
-def _first_filled(shards: Sequence[Path | RemoteShard]) -> Path | RemoteShard:
-    """The first shard with a sample in it; the first where none has any."""
-    return next((shard for shard in shards if len(find_directory(shard))), shards[0])
-
-
-def _first_entries(shard: Path | RemoteShard) -> list[Entry]:
-    directory = find_directory(shard)
-    return [directory[i] for i in range(min(PROBED, len(directory)))]
-
-
-def _count_source(shards: Sequence[Path | RemoteShard]) -> list[int]:
-    remote = [shard for shard in shards if isinstance(shard, RemoteShard)]
-    return count_remote(remote) if remote else count_samples([local(shard) for shard in shards])
-
-
-def _by_source(sources: Sequence[Sequence[object]], counted: Sequence[int]) -> list[list[int]]:
-    if len(counted) != sum(map(len, sources)):
-        raise PowerclipError(
-            f"this process finds {sum(map(len, sources))} shards and the first one {len(counted)}; see to it that all nodes "
-            "have the same data"
-        )
-    counts = iter(counted)
-    return [list(islice(counts, len(shards))) for shards in sources]
-
-
-def _name(data: Data) -> str:
-    return str(data) if isinstance(data, str | Path) else ", ".join(map(str, data))
-
-
-def _probe_regions(
-    sources: Sequence[Sequence[Path | RemoteShard]], *, grid: tuple[int, int], whole_images: bool
-) -> None:
-    """See that the stored regions are there, and that those on a fixed grid are used as they can be."""
-    for shards in sources:
-        first = _first_filled(shards)
-        entries = _first_entries(first)
-        published = any("samlens.npy" in entry.members for entry in entries)
-        if not published and not any("regions.json" in entry.members for entry in entries):
-            raise PowerclipError(
-                f"no regions in the first {len(entries)} samples of {first}; make them with powerclip prepare "
-                "--regions superpixels or sam, or train with --objective.region-source boxes"
-            )
-        if published and grid != PUBLISHED_GRID:
-            raise PowerclipError(
-                f"{first} holds regions on a {PUBLISHED_GRID[0]} x {PUBLISHED_GRID[1]} patch grid and the model's "
-                f"is {grid[0]} x {grid[1]}; use a model of 16-pixel patches at 224 pixels, or prepare masks"
-            )
-        if published and not whole_images:
-            raise PowerclipError(
-                f"{first} holds regions on a fixed patch grid, which cannot follow a crop or flip; add "
-                "--data.crop none --data.flip 0"
-            )
+    return Loader(dataset, order, settings, batch_size=batch_size, part=part)

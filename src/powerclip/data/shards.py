@@ -1,10 +1,9 @@
-"""Shards: tar files of samples in WebDataset's layout, written whole and read in place."""
+"""Shards: tar files of samples in WebDataset's layout, written atomically and read in place."""
 
 from __future__ import annotations
 
 import io
 import os
-import socket
 import tarfile
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,26 +15,27 @@ from webdataset.shardlists import expand_urls
 
 from powerclip.data.sample import CAPTION_EXTENSION, IMAGE_EXTENSIONS, MAX_CAPTION_BYTES, Sample
 from powerclip.errors import BadSampleError, PowerclipError
+from powerclip.files import atomic_file
 
 MAX_MEMBER_BYTES = 64 * 2**20
-"""A larger file in a shard is not read."""
+"""A larger image in a shard is not read."""
 
 MAX_ANNOTATION_BYTES = 16 * 2**20
-"""Nor is a larger one that is no image: parsed, it takes some twenty times its size."""
+"""A larger file of another kind is not read: parsed, it takes about twenty times its size."""
 
 MAX_FILES = 64
-"""Files of a sample; those beyond are passed over."""
+"""Files of a sample; any beyond these are skipped."""
 
 MAX_HEADER_BYTES = 2**20
-"""Of a member's headers, which tarfile reads whole, whatever they claim: long names, pax records, maps of holes."""
+"""Size limit of a member's headers (long names, pax records, maps of holes): tarfile reads what they claim into memory."""
 
 MAX_SAMPLES = 200_000
 """Samples of a shard that can be trained on: their places are held in memory. Published shards hold 10,000."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
-    """Where one sample lies."""
+class SamplePlace:
+    """Where one sample is stored."""
 
     shard: Path
     """The tar file."""
@@ -66,11 +66,11 @@ class Entry:
         except (OSError, OverflowError) as error:
             raise BadSampleError("shard cannot be read") from error
         if any(len(files[name]) < size for name, (_, size) in wanted.items()):
-            raise BadSampleError("shard cut short")  # since its headers were read
+            raise BadSampleError("shard truncated")  # since its headers were read
         return files
 
     def read(self, *, without: Collection[str] = ()) -> Sample:
-        """Read the sample, some of its files left out.
+        """Read the sample, but for some of its files.
 
         Raises:
             BadSampleError: it cannot be used.
@@ -79,13 +79,13 @@ class Entry:
 
 
 def write_shards(samples: Iterable[Sample], folder: Path, *, samples_per_shard: int = 1000, first: int = 0) -> int:
-    """Write samples as ``shard-000000.tar``, ``shard-000001.tar``, ...; each appears under its name when whole.
+    """Write samples as ``shard-000000.tar``, ``shard-000001.tar``, ...; each appears under its name when it is complete.
 
     The bytes are a function of the samples.
 
     Args:
         samples: what to write.
-        folder: made if it is not there.
+        folder: created if it does not exist.
         samples_per_shard: samples in one tar.
         first: number of the first shard.
 
@@ -93,7 +93,7 @@ def write_shards(samples: Iterable[Sample], folder: Path, *, samples_per_shard: 
         The number of samples written.
 
     Raises:
-        PowerclipError: a shard of that name is already there.
+        PowerclipError: a shard of that name exists already.
     """
     folder.mkdir(parents=True, exist_ok=True)
     iterator, number, written = iter(samples), first, 0
@@ -104,41 +104,24 @@ def write_shards(samples: Iterable[Sample], folder: Path, *, samples_per_shard: 
 
 
 def write_shard(samples: Iterable[Sample], path: Path, *, replace: bool = False) -> None:
-    """Write one shard: to a temporary name, synced, then renamed.
+    """Write one shard atomically.
 
     Args:
         samples: taken one by one, and never held together.
         path: its name.
-        replace: put it in the place of one that is there.
+        replace: overwrite a shard of that name.
 
     Raises:
-        PowerclipError: the shard is already there.
+        PowerclipError: the shard exists already.
     """
     if path.exists() and not replace:
-        raise PowerclipError(f"{path} is already there; write into an empty folder")
-    # The name is this process's own: on a cluster, one thought dead may still be writing the same shard.
-    temporary = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            with webdataset.TarWriter(file, encoder=False, mtime=0, user="powerclip", group="powerclip") as tar:
-                for sample in samples:
-                    tar.write({"__key__": sample.key, **sample.members()})
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename outlast a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        raise PowerclipError(f"{path} exists already; write into an empty folder")
+    with (
+        atomic_file(path) as file,
+        webdataset.TarWriter(file, encoder=False, mtime=0, user="powerclip", group="powerclip") as tar,
+    ):
+        for sample in samples:
+            tar.write({"__key__": sample.key, **sample.members()})
 
 
 def find_shards(path: Path | str) -> list[Path]:
@@ -164,7 +147,7 @@ def find_shards(path: Path | str) -> list[Path]:
 
 
 def tars_in(folder: Path) -> list[Path]:
-    """The tar files of a folder, by name; hidden ones are none: macOS leaves "._NAME.tar" behind."""
+    """The tar files of a folder, by name, without hidden ones: macOS leaves "._NAME.tar" behind."""
     return sorted(
         path
         for path in folder.iterdir()
@@ -174,18 +157,18 @@ def tars_in(folder: Path) -> list[Path]:
 
 def _glob(path: Path) -> list[Path]:
     if any(c in path.name for c in "*?["):
-        return [found for found in path.parent.glob(path.name) if not found.name.startswith(".") and found.is_file()]
+        return [shard for shard in path.parent.glob(path.name) if not shard.name.startswith(".") and shard.is_file()]
     return [path] if path.is_file() else []
 
 
-def index_shard(shard: Path) -> list[Entry]:
+def index_shard(shard: Path) -> list[SamplePlace]:
     """The samples of a shard in order of their first file, found from its headers alone.
 
-    Files other than regular ones are passed over, hidden ones too, and so is the second file of a name; nothing is ever
+    Links and other special files are skipped, as are hidden ones and the second file of a name; nothing is ever
     extracted to disk.
 
     Raises:
-        PowerclipError: the file is no tar, is cut short, or holds more than ``MAX_SAMPLES`` samples.
+        PowerclipError: the file is not a tar, is truncated, or holds more than ``MAX_SAMPLES`` samples.
     """
     samples: dict[str, dict[str, tuple[int, int]]] = {}
     try:
@@ -201,17 +184,17 @@ def index_shard(shard: Path) -> list[Entry]:
     except BrokenShardError as error:
         after = f" after {len(samples)} samples" if samples else ""
         raise PowerclipError(
-            f"{shard} is no whole tar file ({error}{after}); make it anew or take it out of the folder"
+            f"{shard} is truncated or not a tar file ({error}{after}); re-create it or remove it from the folder"
         ) from error
-    return [Entry(shard=shard, key=key, members=members) for key, members in samples.items()]
+    return [SamplePlace(shard=shard, key=key, members=members) for key, members in samples.items()]
 
 
-def stream_shard(shard: Path) -> Iterator[Entry]:
-    """The samples of a shard in order, in bounded memory whatever it holds: neighbours of one key are a sample.
+def stream_shard(shard: Path) -> Iterator[SamplePlace]:
+    """The samples of a shard in order, in bounded memory whatever it holds: adjacent files of one key are a sample.
 
     Raises:
-        BrokenShardError: the file is no tar, or is cut short; what is before that has come, the last sample as far as
-            its files are whole.
+        BrokenShardError: the file is not a tar, or is truncated; what comes before has been yielded, the last sample
+            with those of its files that are complete.
     """
     key: str | None = None
     members: dict[str, tuple[int, int]] = {}
@@ -220,24 +203,24 @@ def stream_shard(shard: Path) -> Iterator[Entry]:
         for name, extension, place in _files(shard):
             if name != key or extension in members:
                 if key is not None:
-                    yield Entry(shard=shard, key=key, members=members)
+                    yield SamplePlace(shard=shard, key=key, members=members)
                 key, members = name, {}
             if len(members) < MAX_FILES:
                 members[extension] = place
     except BrokenShardError as error:
         broken = error
     if key is not None:
-        yield Entry(shard=shard, key=key, members=members)
+        yield SamplePlace(shard=shard, key=key, members=members)
     if broken is not None:
         raise broken
 
 
 class BrokenShardError(ValueError):
-    """A file that is no tar, or one that is cut short."""
+    """A file that is not a tar, or is truncated."""
 
 
 class _Headers(io.BufferedReader):
-    """A tar of which the headers are read, so many bytes for each member."""
+    """A tar that is read for its headers, with a limit of bytes for each member."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(io.FileIO(path))
@@ -257,12 +240,12 @@ def _files(shard: Path) -> Iterator[tuple[str, str, tuple[int, int]]]:
             end, size = 0, os.fstat(file.fileno()).st_size
             while (member := tar.next()) is not None:
                 if not end < tar.offset <= size:
-                    raise tarfile.ReadError(f"the member at byte {member.offset} claims a size that cannot be")
+                    raise tarfile.ReadError(f"the member at byte {member.offset} has an impossible size")
                 end, file.left = tar.offset, MAX_HEADER_BYTES
                 tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
-                tar.pax_headers = {}  # and every record that is for all members
+                tar.pax_headers = {}  # and the records that are for all members
                 folder, _, name = member.name.rpartition("/")
-                # Of a file with holes less is stored than its size says.
+                # A file with holes takes less space than its size says.
                 if not member.isfile() or member.issparse() or name.startswith("."):
                     continue
                 stem, _, extension = name.partition(".")
@@ -271,59 +254,45 @@ def _files(shard: Path) -> Iterator[tuple[str, str, tuple[int, int]]]:
             file.left = MAX_HEADER_BYTES
             _check_end(tar)
     except RecursionError as error:
-        raise BrokenShardError("a member has more headers than can be") from error
+        raise BrokenShardError("a member has too many headers") from error
     except (tarfile.TarError, EOFError, OSError, ValueError, OverflowError) as error:
         raise BrokenShardError(str(error)) from error
 
 
 def _check_end(tar: tarfile.TarFile) -> None:
-    """Raise where the walk over the headers ended on anything but the mark of the end: tarfile takes both for it."""
+    """Raise if the headers did not end with the end mark: tarfile stops at anything that is not a header."""
     assert tar.fileobj is not None
     tar.fileobj.seek(tar.offset)
     block = tar.fileobj.read(tarfile.BLOCKSIZE)
     if len(block) < tarfile.BLOCKSIZE:
-        raise tarfile.ReadError(f"it ends without a mark at byte {tar.offset}")
+        raise tarfile.ReadError(f"no end mark at byte {tar.offset}")
     if block != tarfile.NUL * tarfile.BLOCKSIZE:
         raise tarfile.ReadError(f"no valid header at byte {tar.offset}")
 
 
 def read_shards(path: Path | str) -> Iterator[Sample]:
-    """The usable samples at a path, in order; one that cannot be used is passed over."""
+    """The usable samples at a path, in order; others are skipped."""
     for shard in find_shards(path):
-        for entry in index_shard(shard):
+        for place in index_shard(shard):
             try:
-                yield entry.read()
+                yield place.read()
             except BadSampleError:
                 continue
 
 
-def probe(path: Path | str, *, samples: int = 100) -> None:
-    """Look at the first samples before anything is done with them.
+def check_members(shard: object, places: Sequence[SamplePlace]) -> None:
+    """Check that some samples of a shard have images and captions.
 
     Raises:
-        PowerclipError: no shards, or none of the first samples has an image and a caption (the message names the
-            extensions that were seen).
+        PowerclipError: none has, or there is none; the message names the extensions that were seen.
     """
-    shards = find_shards(path)
-    found = ((shard, index_shard(shard)[:samples]) for shard in shards)
-    shard, entries = next(((shard, entries) for shard, entries in found if entries), (shards[0], []))
-    if not entries:
-        which = f"{shard} holds" if len(shards) == 1 else f"the {len(shards)} shards at {path} hold"
-        raise PowerclipError(f"{which} no sample; expected KEY.jpg, .png or .webp with KEY.txt")
-    check_members(shard, entries)
-
-
-def check_members(shard: Path | str, entries: Sequence[Entry]) -> None:
-    """See that some samples of a shard have images and captions.
-
-    Raises:
-        PowerclipError: none has; the message names the extensions that were seen.
-    """
-    seen = sorted({extension for entry in entries for extension in entry.members})
-    if not any(set(IMAGE_EXTENSIONS) & set(entry.members) for entry in entries):
+    if not places:
+        raise PowerclipError(f"{shard} holds no sample; expected KEY.jpg, .png or .webp with KEY.txt")
+    seen = sorted({extension for place in places for extension in place.members})
+    if not any(set(IMAGE_EXTENSIONS) & set(place.members) for place in places):
         wanted = f"no image under {', '.join(IMAGE_EXTENSIONS)}"
-    elif not any(CAPTION_EXTENSION in entry.members for entry in entries):
+    elif not any(CAPTION_EXTENSION in place.members for place in places):
         wanted = f"no caption under {CAPTION_EXTENSION}"
     else:
         return
-    raise PowerclipError(f"{wanted} in the first {len(entries)} samples of {shard}; keys seen: {', '.join(seen)}")
+    raise PowerclipError(f"{wanted} in the first {len(places)} samples of {shard}; keys seen: {', '.join(seen)}")

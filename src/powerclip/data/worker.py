@@ -1,4 +1,4 @@
-"""Decoding processes: how they take signals, and how their death is told."""
+"""Decoding processes: how they handle signals, and how their death is reported."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from powerclip.errors import RunFailedError
 
 
 def outlast_first_signal(_worker: int) -> None:
-    """Set up a decoding process: a signal to the whole group is for the trainer, which needs it for the step at hand."""
+    """Set up a decoding process to ignore the first signal: one to the process group is for the trainer, which still needs it."""
 
     def ignore_once(number: int, _frame: object) -> None:
         signal.signal(number, signal.SIG_DFL)
@@ -23,11 +23,11 @@ def outlast_first_signal(_worker: int) -> None:
 
 
 @contextmanager
-def deaths_told() -> Iterator[None]:
-    """Within, a decoding process that dies, or has died since, ends the run with a message; elsewhere it changes nothing.
+def worker_death_as_error() -> Iterator[None]:
+    """In this block, a decoding process that dies, or has died since the last one, raises; outside, it changes nothing.
 
     PyTorch raises from a handler of SIGCHLD, wherever the main process happens to be: in the middle of an optimiser's
-    step, or of a checkpoint. So that handler is in place only where the processes' work is waited for.
+    step, or of a checkpoint. So that handler is installed only while the processes' work is waited for.
 
     Raises:
         RunFailedError: one died.
@@ -40,11 +40,11 @@ def deaths_told() -> Iterator[None]:
         _error_if_any_worker_fails()
         yield
     except RuntimeError as error:
-        if "DataLoader worker (pid" not in str(error):  # an error within one names it otherwise
+        if "DataLoader worker (pid" not in str(error):  # an error raised within one has another message
             raise
         raise RunFailedError(
-            f"a decoding process ended: {str(error).strip('. ')}; if the machine ran out of memory, take fewer "
-            "data.workers; go on with --resume auto"
+            f"a decoding process died: {str(error).strip('. ')}; if the machine ran out of memory, use fewer "
+            "data.workers; continue with --resume auto"
         ) from error
     finally:
         if main:

@@ -76,16 +76,16 @@ def broadcast(value: T) -> T:
     return values[0]
 
 
-def rank0_first(work: Callable[[], object]) -> None:
-    """The first process does some work, however long it takes, while the others wait."""
+def rank0_first(work: Callable[[], T]) -> T:
+    """What some work of the first process returns, on every process; the others wait, however long it takes."""
     if world_size() == 1:
-        work()
-        return
+        return work()
     group: Any = dist.new_group(backend="gloo", timeout=RANK0_TIMEOUT)
-    if rank() == 0:
-        work()
-    dist.all_reduce(torch.zeros(1), group=group)
+    result: list[Any] = [work() if rank() == 0 else None]
+    dist.broadcast_object_list(result, src=0, group=group)
     dist.destroy_process_group(group)
+    value: T = result[0]
+    return value
 
 
 def is_shared(folder: Path) -> bool:

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from powerclip.data.images import decode_image
 from powerclip.data.sample import Sample
-from powerclip.data.shards import Entry, find_shards, index_shard
+from powerclip.data.shards import SamplePlace, find_shards, index_shard
 from powerclip.data.validate import check_annotations
 from powerclip.errors import BadSampleError, PowerclipError, RunFailedError
 from powerclip.prepare.output import REPORT, write_json
@@ -126,7 +126,7 @@ def check_shard(shard: Path) -> dict[str, Any]:
     return result
 
 
-def _measures(sample: Sample, entry: Entry) -> tuple[float, ...]:
+def _measures(sample: Sample, entry: SamplePlace) -> tuple[float, ...]:
     """The numbers of ``MEASURES``.
 
     Raises:

@@ -13,7 +13,7 @@ from typing import Any
 
 from powerclip.data.images import decode_image
 from powerclip.data.sample import CAPTION_EXTENSION, IMAGE_EXTENSIONS, Sample
-from powerclip.data.shards import MAX_SAMPLES, BrokenShardError, Entry, find_shards, stream_shard
+from powerclip.data.shards import MAX_SAMPLES, BrokenShardError, SamplePlace, find_shards, stream_shard
 from powerclip.data.validate import check_annotations
 from powerclip.errors import BadSampleError, PowerclipError
 from powerclip.prepare.source import Item, Source, bad, digest, make_key, make_sample, stamp
@@ -71,7 +71,7 @@ class TarChunk:
             yield bad(self.shard.name, "tar damaged or cut short")
 
 
-def _load(index: int, entry: Entry, caption_key: str, keep: bool) -> Sample:
+def _load(index: int, entry: SamplePlace, caption_key: str, keep: bool) -> Sample:
     files = entry.files(only=_needed(entry, caption_key, keep))
     if caption_key != CAPTION_EXTENSION:
         caption = _caption(files, caption_key)
@@ -89,7 +89,7 @@ def _load(index: int, entry: Entry, caption_key: str, keep: bool) -> Sample:
     return sample
 
 
-def _needed(entry: Entry, caption_key: str, keep: bool) -> set[str]:
+def _needed(entry: SamplePlace, caption_key: str, keep: bool) -> set[str]:
     """The files that are read: a sample may hold others, of any size."""
     image = next((extension for extension in IMAGE_EXTENSIONS if extension in entry.members), None)
     needed = {CAPTION_EXTENSION, "json", *([image] if image else [])}
@@ -148,11 +148,11 @@ def _find_captions(shards: Sequence[Path], caption_key: str | None) -> str:
     )
 
 
-def _first_samples(shards: Sequence[Path]) -> tuple[Path, list[Entry]]:
+def _first_samples(shards: Sequence[Path]) -> tuple[Path, list[SamplePlace]]:
     """The first tar that holds a sample, and its first samples."""
     broken = ""
     for shard in shards:
-        entries: list[Entry] = []
+        entries: list[SamplePlace] = []
         try:
             for entry in islice(stream_shard(shard), PROBED):
                 entries.append(entry)
@@ -164,7 +164,7 @@ def _first_samples(shards: Sequence[Path]) -> tuple[Path, list[Entry]]:
     raise PowerclipError(broken or f"no sample in {among}; expected KEY.jpg, .png or .webp with KEY.txt or KEY.json")
 
 
-def _json_keys(entries: Iterable[Entry]) -> list[str]:
+def _json_keys(entries: Iterable[SamplePlace]) -> list[str]:
     keys: set[str] = set()
     for entry in entries:
         try:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from torch import nn
 
 from powerclip.config import TrainConfig
-from powerclip.data.loader import DEFAULT_COPIES, Data, Loader, make_loader
-from powerclip.data.remote import Copies
+from powerclip.data.loader import Loader, OpenedData, TowerInputs, make_loader
+from powerclip.data.remote import ShardCache
 from powerclip.distributed import rank, world_size
 from powerclip.loss import FILIPLoss, PowerCLIPLoss, PowersetAlignmentLoss, SigLIPLoss, SPARCLoss
 from powerclip.loss.siglip import INIT_LOGIT_BIAS, INIT_LOGIT_SCALE
@@ -53,31 +52,31 @@ def build_loss(config: TrainConfig) -> nn.Module:
     return PowerCLIPLoss(weight=o.powerset_weight, powerset=powerset, equal_captions=o.equal_captions)
 
 
-def build_copies(config: TrainConfig) -> Copies:
-    """Where a config keeps shards behind URLs."""
-    folder = Path(config.data.cache) if config.data.cache else DEFAULT_COPIES.folder
-    return Copies(folder=folder, max_bytes=int(config.data.cache_gib * 2**30))
+def build_cache(config: TrainConfig) -> ShardCache:
+    """Where a config keeps copies of shards behind URLs."""
+    size = int(config.data.cache_gib * 2**30)
+    return (
+        ShardCache(max_bytes=size)
+        if config.data.cache is None
+        else ShardCache(folder=Path(config.data.cache), max_bytes=size)
+    )
 
 
-def build_loader(config: TrainConfig, model: PowerCLIP, data: Data, *, counted: Sequence[int] | None = None) -> Loader:
+def build_loader(config: TrainConfig, model: PowerCLIP, data: OpenedData) -> Loader:
     """The loader a config describes, for a model's image size and tokenizer: this process's part of every batch."""
-    stored = config.objective.uses_regions and config.objective.region_source == "stored"
-    return make_loader(
-        data,
+    towers = TowerInputs(
         transform=make_transforms(model, crop=config.data.crop, flip=config.data.flip)[0],
         tokenizer=make_tokenizer(model),
         context_length=model.context_length,
         grid=model.grid_size,
+    )
+    return make_loader(
+        data,
+        towers,
+        config.data,
         batch_size=config.batch_size,
         seed=config.seed,
-        workers=config.data.workers,
-        shuffle=config.data.shuffle,
-        weights=config.data.weights,
-        resample=config.data.resample,
-        regions=config.objective.regions if stored else 0,
-        whole_images=config.data.crop == "none" and config.data.flip == 0,
-        max_bad_share=config.data.max_bad_share,
+        regions=config.objective.regions if config.objective.uses_regions else 0,
+        region_source=config.objective.region_source,
         part=(rank(), world_size()),
-        copies=build_copies(config),
-        counted=counted,
     )

@@ -13,18 +13,17 @@ import torch
 from rich.console import Console
 
 from powerclip.config import TrainConfig
-from powerclip.data.loader import Data, Loader, count_data, probe_data
-from powerclip.data.remote import is_remote
-from powerclip.distributed import any_rank, broadcast, process_group, rank, rank0_first, world_size
+from powerclip.data.loader import Data, Loader, OpenedData, open_data
+from powerclip.distributed import any_rank, process_group, rank, rank0_first, world_size
 from powerclip.errors import PowerclipError
 from powerclip.runs import RunFolder
 from powerclip.train import checkpoint
-from powerclip.train.build import build_copies, build_loader, build_model
+from powerclip.train.build import build_cache, build_loader, build_model
 from powerclip.train.evaluator import Evaluator
 from powerclip.train.log import MetricsLog, Reporter, find_tracker, metrics_log, progress_bar, was_evaluated
 from powerclip.train.signals import Stop, stop_on_signal
 from powerclip.train.step import Engine, StepResult
-from powerclip.types import Batch, DataProvenance
+from powerclip.types import Batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,23 +64,21 @@ def train(
         console = (console or Console(stderr=True)) if rank() == 0 else Console(quiet=True)
         run = RunFolder(output)
         changed = run.check(config, resume=resume)
-        probe_data(data, copies=build_copies(config))
-        counts: list[int] = []
-        rank0_first(lambda: counts.extend(count_data(data, copies=build_copies(config))))
+        opened = rank0_first(lambda: open_data(data, cache=build_cache(config)))
+        opened.check_present()
         torch.manual_seed(config.seed)
         model = build_model(config)
-        loader = build_loader(config, model, data, counted=broadcast(counts))
+        loader = build_loader(config, model, opened)
         steps = config.steps or (config.epochs or 0) * loader.batches_per_epoch
         engine = Engine(config, model, device=device, steps=steps, output=output)
         evaluator = Evaluator(config, engine)
         tracker = find_tracker(config)
-        provenance = _provenance(data, loader)
-        start = run.open(config, provenance, resume=resume)  # after all that can be refused
+        start = run.open(config, opened.provenance, resume=resume)  # after all that can be refused
         console.print(engine.estimate, highlight=False, soft_wrap=True)
         begun = 0
         if start is not None:
-            begun = _resume(engine, start, loader, console)
-            run.record(config, provenance)
+            begun = _resume(engine, start, opened, console)
+            run.record(config, opened.provenance)
             if changed:
                 console.print(f"Changed since it began: {changed}", highlight=False, soft_wrap=True)
         run.write_status(step=begun, steps=steps)
@@ -89,22 +86,15 @@ def train(
             metrics_log(output, first_step=begun, config=config, tracker=tracker) if rank() == 0 else nullcontext()
         )
         with logs as metrics, progress_bar(output.name, steps=steps, done=begun, console=console) as reporter:
-            loop = _Loop(engine=engine, loader=loader, evaluator=evaluator, metrics=metrics, reporter=reporter)
+            loop = _Loop(
+                engine=engine, data=opened, loader=loader, evaluator=evaluator, metrics=metrics, reporter=reporter
+            )
             step = loop.steps(begun, stop)
         if step:
             _save_model(engine)
         run.write_status(step=step, steps=steps)
         _say_end(console, loader, output, step=step, steps=steps)
         return TrainResult(output=output, steps=step, interrupted=step < steps)
-
-
-def _provenance(data: Data, loader: Loader) -> DataProvenance:
-    given = [data] if isinstance(data, str | Path) else data
-    sources = tuple(str(source) if is_remote(source) else str(Path(source).absolute()) for source in given)
-    found = loader.identity
-    return DataProvenance(
-        sources=sources, samples=found["samples"], shards=found["shards"], digest=f"{found['digest']:012x}"
-    )
 
 
 def _say_end(console: Console, loader: Loader, output: Path, *, step: int, steps: int) -> None:
@@ -125,6 +115,7 @@ class _Loop:
     """The loop, and what it talks to."""
 
     engine: Engine
+    data: OpenedData
     loader: Loader
     evaluator: Evaluator
     metrics: MetricsLog | None
@@ -155,7 +146,7 @@ class _Loop:
             # Every process leaves the loop, or saves, after the same step.
             stopping, late = any_rank(stop.requested, late)
             if late or stopping or step == steps or step % config.checkpoint_every_steps == 0:
-                _save_checkpoint(self.engine, self.loader, step)  # before the evaluation, which may fail
+                _save_checkpoint(self.engine, self.data, step)  # before the evaluation, which may fail
                 saved = time.monotonic()
             if self.evaluator.due(step):
                 self._evaluate(step)
@@ -178,9 +169,9 @@ class _Loop:
         )
 
 
-def _resume(engine: Engine, start: Path, loader: Loader, console: Console) -> int:
+def _resume(engine: Engine, start: Path, data: OpenedData, console: Console) -> int:
     """Take a checkpoint over; return its step."""
-    state = _state(engine, loader, 0)
+    state = _state(engine, data, 0)
     here = dict(state["data"])
     loaded = checkpoint.load(start, model=engine.model, optimizer=engine.optimizer, extra=state)
     if loaded["data"] != here:
@@ -203,9 +194,9 @@ def _resume(engine: Engine, start: Path, loader: Loader, console: Console) -> in
     return int(loaded["step"])
 
 
-def _state(engine: Engine, loader: Loader, step: int) -> dict[str, Any]:
+def _state(engine: Engine, data: OpenedData, step: int) -> dict[str, Any]:
     """What a checkpoint holds beside the model and its optimiser."""
-    return {"step": step, "processes": world_size(), "data": loader.identity, **engine.state()}
+    return {"step": step, "processes": world_size(), "data": data.identity, **engine.state()}
 
 
 def _metrics_line(engine: Engine, result: StepResult, step: int, window: _Window) -> dict[str, float]:
@@ -249,9 +240,9 @@ class _Window:
         return pieces
 
 
-def _save_checkpoint(engine: Engine, loader: Loader, step: int) -> None:
+def _save_checkpoint(engine: Engine, data: OpenedData, step: int) -> None:
     folder = engine.output / "checkpoints"
-    state = _state(engine, loader, step)
+    state = _state(engine, data, step)
     checkpoint.save(folder, step=step, model=engine.model, optimizer=engine.optimizer, extra=state)
     if rank() == 0:
         checkpoint.prune(folder, keep=engine.config.keep_checkpoints)

@@ -17,7 +17,6 @@ from powerclip.config import TrainConfig
 from powerclip.distributed import average_ignored_gradients, parallelize, rank, world_size
 from powerclip.errors import PowerclipError, RunFailedError
 from powerclip.model import PowerCLIP
-from powerclip.regions.boxes import random_boxes
 from powerclip.train.build import build_loss
 from powerclip.train.checkpoint import save_model
 from powerclip.train.ema import EMA
@@ -97,7 +96,6 @@ class Engine:
         rate = learning_rate(step, steps=self.steps, config=self.config.optim)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["lr_scale"]
-        pieces = self._with_boxes(pieces, step)
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
         output = backward(
@@ -167,20 +165,6 @@ class Engine:
         torch.default_generator.manual_seed(int(state[0] >> 1))
         if self.device.type == "cuda":
             torch.cuda.manual_seed(int(state[0] >> 1))
-
-    def _with_boxes(self, pieces: Sequence[Batch], step: int) -> Sequence[Batch]:
-        """The pieces with M fresh random boxes an image: this process's rows of those of the whole batch."""
-        if not self.config.objective.uses_regions or self.config.objective.region_source == "stored":
-            return pieces
-        generator = torch.Generator().manual_seed((self.config.seed << 32) + step)
-        boxes = random_boxes(
-            self.config.batch_size,
-            regions=self.config.objective.regions,
-            grid=self.model.grid_size,
-            generator=generator,
-        )
-        own = torch.split(boxes[self.pairs * rank() : self.pairs * (rank() + 1)], [len(piece) for piece in pieces])
-        return [piece.with_regions(rows) for piece, rows in zip(pieces, own, strict=True)]
 
     def _count_bad_step(self, pieces: Sequence[Batch], step: int) -> None:
         keys = [key for piece in pieces for key in piece.keys]

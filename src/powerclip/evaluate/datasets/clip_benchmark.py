@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from powerclip.data.sample import IMAGE_EXTENSIONS
-from powerclip.data.shards import Entry, index_shard
+from powerclip.data.shards import SamplePlace, index_shard
 from powerclip.errors import PowerclipError
 from powerclip.evaluate.datasets.images import member_picture, read_member
 from powerclip.evaluate.datasets.prompts import benchmark_prompts
@@ -70,7 +70,7 @@ def retrieval_tasks(name: str, images: list[Picture], captions: list[list[str]])
     return tasks
 
 
-def _entries(folder: Path) -> list[Entry]:
+def _entries(folder: Path) -> list[SamplePlace]:
     text = _lines(folder / "nshards.txt")[0]
     if not text.isdigit() or int(text) < 1:
         raise PowerclipError(f"{folder / 'nshards.txt'} says {text!r}; expected the number of shards")
@@ -81,14 +81,14 @@ def _entries(folder: Path) -> list[Entry]:
     return [entry for shard in shards for entry in index_shard(shard)]
 
 
-def _picture(entry: Entry) -> Picture:
+def _picture(entry: SamplePlace) -> Picture:
     for extension in IMAGE_EXTENSIONS:
         if extension in entry.members:
             return member_picture(entry.shard, *entry.members[extension])
     raise PowerclipError(f"sample {entry.key} of {entry.shard} has no image under {', '.join(IMAGE_EXTENSIONS)}")
 
 
-def _member(entry: Entry, extension: str) -> bytes:
+def _member(entry: SamplePlace, extension: str) -> bytes:
     if extension not in entry.members:
         found = ", ".join(sorted(entry.members))
         raise PowerclipError(

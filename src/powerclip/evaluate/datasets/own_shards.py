@@ -6,7 +6,8 @@ from functools import partial
 from pathlib import Path
 
 from powerclip.data.images import decode_image
-from powerclip.data.shards import probe, read_shards
+from powerclip.data.loader import open_data
+from powerclip.data.shards import read_shards
 from powerclip.errors import BadSampleError, PowerclipError
 from powerclip.regions import RegionAnnotation
 from powerclip.tasks import Masks, Retrieval
@@ -25,7 +26,7 @@ def retrieval_from_shards(path: Path | str, *, limit: int | None = None) -> Retr
     Raises:
         PowerclipError: no shards, or no usable pair.
     """
-    probe(path)
+    open_data(path)
     pairs = []
     for sample in read_shards(path):
         try:
