@@ -177,12 +177,12 @@ def test_stored_masks_go_through_the_image_s_crop(model):
     wide = np.zeros((2, 64, 128), dtype=bool)
     wide[0, :, 64:] = True  # the right half: of the middle square too
     wide[1, :32, :32] = True  # cut off by the crop
-    grid = scorer._on_grid(lambda: wide).view(2, 8, 8)
+    grid = scorer.on_grid(lambda: wide).view(2, 8, 8)
     assert grid[0, :, 4:].all()
     assert not grid[0, :, :4].any()
     assert not grid[1].any()
-    assert torch.equal(scorer._on_grid(lambda: wide[1:]), fixed_boxes(model.grid_size))
-    assert torch.equal(scorer._on_grid(None), fixed_boxes(model.grid_size))
+    assert torch.equal(scorer.on_grid(lambda: wide[1:]), fixed_boxes(model.grid_size))
+    assert torch.equal(scorer.on_grid(None), fixed_boxes(model.grid_size))
 
 
 def test_stored_masks_of_shards_are_the_regions(model, tmp_path):
@@ -194,7 +194,7 @@ def test_stored_masks_of_shards_are_the_regions(model, tmp_path):
         scores = scorer.score(images, scorer.texts([captions[0] for captions in task.captions]))
     objects = [len(open_masks()) for open_masks in task.masks]
     assert images.mask.sum(dim=1).tolist() == objects
-    masks = scorer._on_grid(task.masks[1])
+    masks = scorer.on_grid(task.masks[1])
     expected = score_alone(model, task.images[1], task.captions[2][0], masks)
     assert scores[1, 2].item() == pytest.approx(expected, abs=CLOSE)
     assert len(retrieval_from_shards(tmp_path, limit=2).images) == 2

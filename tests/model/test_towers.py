@@ -1,6 +1,5 @@
 import json
 
-import numpy as np
 import open_clip
 import pytest
 import torch
@@ -10,7 +9,7 @@ from torch.nn.functional import normalize
 import powerclip
 from powerclip.config import ScoringConfig
 from powerclip.errors import PowerclipError
-from powerclip.model import from_open_clip, make_tokenizer, make_transforms, save
+from powerclip.model import from_open_clip, make_tokenizer, save
 from powerclip.model.pooling import caption_ids
 from powerclip.types import Batch
 
@@ -217,16 +216,6 @@ def test_a_saved_model_loads_as_the_same(model, tmp_path):
         assert torch.equal(loaded.encode_text(tokenizer(CAPTIONS)), model.encode_text(tokenizer(CAPTIONS)))
         assert not loaded.training
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"model"}
-
-
-def test_transforms_keep_an_image_of_the_right_size():
-    model = powerclip.create_model("tiny")
-    image = Image.effect_noise((64, 64), 90).convert("RGB")
-    train, evaluate = make_transforms(model)
-    pixels = torch.from_numpy(np.array(image)).float().permute(2, 0, 1) / 255
-    mean, std = (torch.tensor(open_clip.OPENAI_DATASET_MEAN), torch.tensor(open_clip.OPENAI_DATASET_STD))
-    torch.testing.assert_close(evaluate(image), (pixels - mean[:, None, None]) / std[:, None, None])
-    assert train(image).shape == (3, 64, 64)
 
 
 def test_what_cannot_be_built_is_one_line(tmp_path):

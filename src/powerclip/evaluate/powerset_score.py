@@ -8,9 +8,9 @@ from functools import cache
 from typing import get_args
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+from torchvision.tv_tensors import Mask
 
 from powerclip.alignment.calibration import UNCALIBRATED_ZETA
 from powerclip.alignment.reference import MAX_REGIONS
@@ -22,7 +22,7 @@ from powerclip.distributed import gather_rows
 from powerclip.errors import one_of
 from powerclip.evaluate.datasets.images import open_picture
 from powerclip.evaluate.encode import Encoder, Item
-from powerclip.model import PowerCLIP
+from powerclip.model import PowerCLIP, make_transforms
 from powerclip.phrases import Parser, encode_caption, load_parser, whole_caption_tree
 from powerclip.phrases.clean import clean_caption
 from powerclip.regions import fixed_boxes, masks_to_grid
@@ -87,6 +87,7 @@ class PowersetScorer:
         one_of("regions", regions, get_args(ScoreRegions))
         self.encoder, self.model, self.regions = encoder, encoder.model, regions
         self.parser = parser or _default_parser()
+        self.transform = make_transforms(self.model)[1]
         self.boxes = fixed_boxes(self.model.grid_size)
 
     def images(self, pictures: Sequence[Picture], masks: Sequence[Masks | None] | None = None) -> Vectors:
@@ -95,7 +96,7 @@ class PowersetScorer:
 
         def prepare(items: Sequence[tuple[Picture, Masks | None]]) -> tuple[Tensor, Tensor]:
             images = torch.stack([self.encoder.preprocess(open_picture(picture)) for picture, _ in items])
-            return images, pad_sequence([self._on_grid(open_masks) for _, open_masks in items], batch_first=True)
+            return images, pad_sequence([self.on_grid(open_masks) for _, open_masks in items], batch_first=True)
 
         return self._gathered(list(zip(pictures, stored, strict=True)), prepare, self.model.encode_regions)
 
@@ -186,12 +187,12 @@ class PowersetScorer:
             values, mask = torch.zeros(0, 1, dimensions, device=place), torch.zeros(0, 1, device=place).bool()
         return Vectors(values=gather_rows(values)[0].cpu(), mask=gather_rows(mask)[0].cpu())
 
-    def _on_grid(self, open_masks: Masks | None) -> Tensor:
+    def on_grid(self, open_masks: Masks | None) -> Tensor:
         """(M, N) bool: an image's stored masks, put through the same crop as the image, or the fixed boxes."""
         if open_masks is None:
             return self.boxes
-        masks = open_masks()
-        middle = self.encoder.preprocess(Image.new("RGB", (masks.shape[2], masks.shape[1]), (128, 128, 128)))[0]
-        seen = [self.encoder.preprocess(Image.fromarray(mask).convert("RGB"))[0] > middle for mask in masks]
-        grids = masks_to_grid(torch.stack(seen), self.model.grid_size) if seen else self.boxes[:0]
+        masks = torch.from_numpy(open_masks()).to(torch.uint8)  # (M, h, w)
+        grids = (
+            masks_to_grid(self.transform(Mask(masks)).bool(), self.model.grid_size) if len(masks) else self.boxes[:0]
+        )
         return grids if grids.any() else self.boxes

@@ -22,7 +22,6 @@ from open_clip.model import set_model_preprocess_cfg
 from open_clip.timm_model import TimmModel
 from open_clip.transform import PreprocessCfg
 from open_clip.transformer import TextTransformer, VisionTransformer, text_global_pool
-from PIL import Image
 from torch import Tensor, nn
 
 from powerclip.config import PhraseNorm, PhraseUnit, ScoringConfig, TextPool, Tower, from_dict
@@ -38,7 +37,7 @@ from powerclip.model.pooling import (
 )
 from powerclip.types import Batch, Features
 
-Transform = Callable[[Image.Image], Tensor]
+Transform = Callable[..., Any]
 Tokenizer = Callable[..., Tensor]
 
 

@@ -1,12 +1,15 @@
-"""Pixels as an image tower takes them: open_clip's transforms, the random one in a form that moves masks along."""
+"""Pixels as an image tower takes them: open_clip's transforms, in a form that moves masks along with the image."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
-from open_clip.transform import PreprocessCfg, image_transform_v2
+from open_clip.transform import PreprocessCfg
+from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
+from torchvision.tv_tensors import Mask
 
 from powerclip.config import Crop
 from powerclip.model.towers import PowerCLIP, Transform
@@ -15,28 +18,62 @@ CROP_SCALE = (0.9, 1.0)
 """Share of the area that a random crop keeps, as in open_clip."""
 
 
-def make_transforms(model: PowerCLIP, *, crop: Crop = "random", flip: float = 0.0) -> tuple[Any, Transform]:
-    """Transforms for training and for evaluation; the latter is open_clip's own.
+def make_transforms(model: PowerCLIP, *, crop: Crop = "random", flip: float = 0.0) -> tuple[Transform, Transform]:
+    """Transforms for training and for evaluation.
 
-    The one for training takes an RGB image, or an image and masks (``tv_tensors.Mask``) that go through the same
-    crop and flip.
+    Both take an image, masks of its size (``tv_tensors.Mask``), or an image and masks; masks go through the same
+    resizing, crop and flip. The one for evaluation is open_clip's, and takes a PIL image of any mode; the one for
+    training takes RGB.
 
     Args:
-        model: decides size, mean and standard deviation.
-        crop: "random" keeps at least 90 % of the area; "none" shows the image whole, squeezed to the tower's size.
+        model: decides size, mean and standard deviation, and for evaluation the interpolation and the way of resizing.
+        crop: "random" keeps at least 90 % of the area; "none" shows the complete image, squeezed to the tower's size.
         flip: probability of a left-right flip, which makes captions wrong that speak of left and right.
+
+    Returns:
+        Each turns an image into (3, H, W) float32 and masks (M, h, w) into (M, H, W).
     """
     config = PreprocessCfg(**model.backbone.visual.preprocess_cfg)
     size = (config.size, config.size) if isinstance(config.size, int) else tuple(config.size)
     bicubic = InterpolationMode.BICUBIC
-    steps = [
-        v2.RandomResizedCrop(size, scale=CROP_SCALE, interpolation=bicubic)
-        if crop == "random"
-        else v2.Resize(size, interpolation=bicubic),
-        *([v2.RandomHorizontalFlip(flip)] if flip else []),
+    pixels = [
         v2.ToImage(),
         v2.ToDtype(torch.float32, scale=True),
         v2.Normalize(mean=config.mean, std=config.std),
         v2.ToPureTensor(),
     ]
-    return v2.Compose(steps), image_transform_v2(config, is_train=False)
+    augmentation = [
+        v2.RandomResizedCrop(size, scale=CROP_SCALE, interpolation=bicubic)
+        if crop == "random"
+        else v2.Resize(size, interpolation=bicubic),
+        *([v2.RandomHorizontalFlip(flip)] if flip else []),
+    ]
+    to_rgb = v2.Lambda(_to_rgb, Image.Image)
+    return v2.Compose([*augmentation, *pixels]), v2.Compose([*_resizing(config, size), to_rgb, *pixels])
+
+
+def _resizing(config: PreprocessCfg, size: tuple[int, int]) -> list[Any]:
+    """open_clip's ways to bring an image to the tower's size: squeezed, cropped at the longer side, or padded."""
+    mode = InterpolationMode.BILINEAR if config.interpolation == "bilinear" else InterpolationMode.BICUBIC
+    if config.resize_mode == "squash":
+        return [v2.Resize(size, interpolation=mode)]
+    if config.resize_mode == "shortest" and size[0] == size[1]:
+        return [v2.Resize(size[0], interpolation=mode), v2.CenterCrop(size)]
+    fit = partial(_fit, size=size, longest=config.resize_mode == "longest", mode=mode, fill=config.fill_color)
+    return [v2.Lambda(fit, Image.Image, Mask)]
+
+
+def _fit(x: Any, *, size: tuple[int, int], longest: bool, mode: InterpolationMode, fill: int) -> Any:
+    """Scale an image or masks until the longer or the shorter side fits ``size``, then pad and crop the other."""
+    height, width = v2.functional.get_size(x)
+    ratio = (max if longest else min)(height / size[0], width / size[1])
+    height, width = round(height / ratio), round(width / ratio)
+    x = v2.functional.resize(x, [height, width], interpolation=mode)
+    rows, columns = max(size[0] - height, 0), max(size[1] - width, 0)
+    padding = [columns // 2, rows // 2, columns - columns // 2, rows - rows // 2]
+    x = v2.functional.pad(x, padding, fill=0 if isinstance(x, Mask) else fill)
+    return v2.functional.center_crop(x, list(size))
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    return image.convert("RGB")
