@@ -126,6 +126,7 @@ def test_few_modules_import_open_clip():
         name for name, tree in MODULES.items() if any(path.split(".")[0] == "open_clip" for path, _ in imports_of(tree))
     }
     assert users == {
+        "powerclip.model.create",
         "powerclip.model.towers",
         "powerclip.model.transforms",
         "powerclip.phrases.tokens",  # the tokenizer that the published shards' phrases are positions of

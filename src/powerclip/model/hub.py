@@ -1,10 +1,8 @@
-"""Models on disk: a folder of ``model.safetensors`` and ``config.json`` that appears whole."""
+"""Models on disk: a folder of ``model.safetensors`` and ``config.json``, written atomically."""
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version
@@ -19,7 +17,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from powerclip.errors import PowerclipError
-from powerclip.model.towers import PowerCLIP, Tokenizer, Transform, build, make_tokenizer
+from powerclip.files import atomic_folder, read_json
+from powerclip.model.create import build, make_tokenizer
+from powerclip.model.towers import PowerCLIP, Tokenizer, Transform
 from powerclip.model.transforms import make_transforms
 
 WEIGHTS = "model.safetensors"
@@ -27,37 +27,27 @@ CONFIG = "config.json"
 
 
 def save(model: PowerCLIP, folder: Path | str, *, state: Mapping[str, Tensor] | None = None) -> Path:
-    """Write a model folder; one that is already there is replaced once the new one is whole.
+    """Write a model folder; an existing one is replaced when the new one is complete.
 
     Args:
-        model: what to save.
-        folder: where.
-        state: its weights by name, where they are not to be taken from the model (one that is sharded, say).
+        model: the model.
+        folder: the folder to write.
+        state: weights by name, in place of the model's own (of a sharded model, say).
 
     Raises:
-        ValueError: the model wraps one of open_clip's whose config is not known.
+        ValueError: the model comes from ``from_open_clip``, so its open_clip config is not known.
+        OSError: the folder cannot be written; what was there stays.
     """
     if "model" not in model.config:
         raise ValueError(
             "a model from from_open_clip has no config to build it again; save its open_clip model instead"
         )
     folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary, old = folder.with_name(f".{folder.name}.tmp"), folder.with_name(f".{folder.name}.old")
-    for leftover in (temporary, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    temporary.mkdir()
     config = {"powerclip": version("powerclip"), **model.config, "scoring": asdict(model.scoring)}
-    (temporary / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     weights = model.state_dict() if state is None else state
-    save_file({name: value.detach().cpu().contiguous() for name, value in weights.items()}, str(temporary / WEIGHTS))
-    for path in temporary.iterdir():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-    if folder.exists():
-        folder.rename(old)
-    temporary.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    with atomic_folder(folder) as temporary:
+        (temporary / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        save_file({name: value.detach().cpu().contiguous() for name, value in weights.items()}, temporary / WEIGHTS)
     return folder
 
 
@@ -69,20 +59,20 @@ def load(path_or_hub_id: str | Path, *, device: str | torch.device = "cpu") -> t
         device: where the weights go.
 
     Returns:
-        The model in evaluation mode, the transform of a PIL image to (3, H, W), and the tokenizer.
+        The model in evaluation mode, the transform of a PIL image to (3, H, W), and the tokenizer of captions to (B, T).
 
     Raises:
-        PowerclipError: there is no model there, or it is not whole.
+        PowerclipError: there is no model there, or it is damaged.
     """
     folder = _find(path_or_hub_id)
     try:
-        config: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        config: dict[str, Any] = read_json(folder / CONFIG)
         config.pop("powerclip", None)
         model = build(config)
         model.load_state_dict(load_file(str(folder / WEIGHTS)))
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise PowerclipError(f"{folder} is not a whole powerclip model: {type(error).__name__}: {reason}") from error
+        raise PowerclipError(f"{folder} is not a valid powerclip model: {type(error).__name__}: {reason}") from error
     return model.to(device).eval(), make_transforms(model)[1], make_tokenizer(model)
 
 
@@ -100,5 +90,5 @@ def _find(path_or_hub_id: str | Path) -> Path:
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise PowerclipError(
-            f"{path_or_hub_id} is no folder here, and the hub did not give it ({type(error).__name__}: {reason})"
+            f"{path_or_hub_id} is not a local folder, and the hub did not deliver it ({type(error).__name__}: {reason})"
         ) from error

@@ -1,0 +1,189 @@
+"""Models by name, from JSON configs and from open_clip's weights, with their tokenizers."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import pickle
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, get_args
+
+import open_clip
+from open_clip.factory import load_checkpoint
+from open_clip.model import set_model_preprocess_cfg
+from open_clip.transform import PreprocessCfg
+from torch import nn
+
+from powerclip.config import PhraseNorm, PhraseUnit, ScoringConfig, TextPool
+from powerclip.errors import PowerclipError, did_you_mean, one_of
+from powerclip.model.towers import PowerCLIP, Tokenizer
+
+
+def create_model(
+    name: str = "ViT-B-16",
+    *,
+    pretrained: str | None = None,
+    text_pool: TextPool = "avg",
+    phrase_norm: PhraseNorm = "unit",
+    phrase_unit: PhraseUnit = "phrase",
+    scoring: ScoringConfig | None = None,
+    **overrides: Any,
+) -> PowerCLIP:
+    """Build a model from scratch, or from the weights of an open_clip checkpoint.
+
+    Args:
+        name: a ViT that open_clip knows, "tiny", or the path of a JSON config of open_clip's form.
+        pretrained: an open_clip tag or a checkpoint file.
+        text_pool: "avg" over valid tokens (the paper), or "argmax", open_clip's own pooling.
+        phrase_norm: a phrase from its leaves: "sum", "mean" or "unit".
+        phrase_unit: what is aligned with the regions: "phrase" of the parse tree, or "token" (the paper's ablation).
+        scoring: how region and phrase vectors become a score, for evaluation; the defaults if None.
+        **overrides: ``image_size``, ``context_length``, ``init_logit_scale`` (log of the inverse temperature to start
+            from) and ``init_logit_bias``, in place of the config's.
+
+    Raises:
+        PowerclipError: no such model or checkpoint, or towers without dense outputs.
+        ValueError: an argument is unknown or out of range.
+    """
+    kept = _kept(text_pool, phrase_norm, phrase_unit, scoring)
+    model_config = read_config(name)
+    places = {
+        "image_size": model_config["vision_cfg"],
+        "context_length": model_config["text_cfg"],
+        "init_logit_scale": model_config,
+        "init_logit_bias": model_config,
+    }
+    for key, value in overrides.items():
+        one_of("override", key, tuple(places))
+        places[key][key] = value
+    model = build({"model": model_config, **kept})
+    if pretrained is not None:
+        load_open_clip_weights(model, name, pretrained)
+    return model
+
+
+def from_open_clip(
+    backbone: nn.Module,
+    *,
+    text_pool: TextPool = "argmax",
+    phrase_norm: PhraseNorm = "unit",
+    phrase_unit: PhraseUnit = "phrase",
+    scoring: ScoringConfig | None = None,
+) -> PowerCLIP:
+    """Dense outputs for a model that open_clip has built; its parameters are shared, so training one trains the other.
+
+    Args:
+        backbone: what ``open_clip.create_model`` returns, with ViT towers.
+        text_pool: "argmax" is open_clip's own pooling; "avg" the mean of the valid tokens (the paper).
+        phrase_norm: as in ``create_model``.
+        phrase_unit: as in ``create_model``.
+        scoring: as in ``create_model``.
+
+    Raises:
+        PowerclipError: a tower has no dense outputs in the joint space.
+    """
+    return PowerCLIP(backbone, config=_kept(text_pool, phrase_norm, phrase_unit, scoring))
+
+
+def _kept(
+    text_pool: TextPool, phrase_norm: PhraseNorm, phrase_unit: PhraseUnit, scoring: ScoringConfig | None
+) -> dict[str, Any]:
+    """What a model's config keeps in addition to open_clip's; checked."""
+    one_of("text_pool", text_pool, get_args(TextPool))
+    one_of("phrase_norm", phrase_norm, get_args(PhraseNorm))
+    one_of("phrase_unit", phrase_unit, get_args(PhraseUnit))
+    return {
+        "text_pool": text_pool,
+        "phrase_norm": phrase_norm,
+        "phrase_unit": phrase_unit,
+        "scoring": dataclasses.asdict(scoring or ScoringConfig()),
+    }
+
+
+def build(config: dict[str, Any]) -> PowerCLIP:
+    """The model of a ``PowerCLIP.config``, with fresh weights.
+
+    Raises:
+        PowerclipError: open_clip cannot build it.
+    """
+    arguments = copy.deepcopy(config["model"])
+    custom_text = arguments.pop("custom_text", False)
+    text = arguments.get("text_cfg", {})
+    if "hf_model_name" in text:
+        raise PowerclipError("text towers from Hugging Face are not supported; use a config with open_clip's own")
+    arguments.get("vision_cfg", {})["patch_dropout"] = 0.0  # regions need every patch
+    try:
+        backbone = (open_clip.CustomTextCLIP if custom_text else open_clip.CLIP)(**arguments)
+    except (TypeError, KeyError, AssertionError, RuntimeError, ValueError) as error:
+        raise PowerclipError(f"open_clip cannot build the model config: {type(error).__name__}: {error}") from error
+    size = backbone.visual.image_size
+    set_model_preprocess_cfg(
+        backbone, dataclasses.asdict(PreprocessCfg(**{**config.get("preprocess", {}), "size": size}))
+    )
+    return PowerCLIP(backbone, config=config)
+
+
+def read_config(name: str) -> dict[str, Any]:
+    """A model config by name, ours or open_clip's, or from a JSON file.
+
+    Raises:
+        PowerclipError: there is no model of that name, or the file is not a config.
+    """
+    ours = files("powerclip.model") / "configs"
+    names = {Path(entry.name).stem for entry in ours.iterdir() if entry.name.endswith(".json")}
+    if name in names:
+        return json.loads((ours / f"{name}.json").read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+    if name.endswith(".json"):
+        return _read_config_file(Path(name))
+    config = open_clip.get_model_config(name)
+    if config is None:
+        known = [*names, *open_clip.list_models()]
+        hint = did_you_mean(name, known, otherwise="name a ViT of open_clip, tiny, or a JSON file")
+        raise PowerclipError(f"unknown model {name!r}; {hint}")
+    return copy.deepcopy(config)
+
+
+def _read_config_file(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise PowerclipError(f"cannot read the model config {path}: {error}") from error
+    missing = {"embed_dim", "vision_cfg", "text_cfg"} - set(config if isinstance(config, dict) else ())
+    if missing:
+        raise PowerclipError(f"{path} is not a model config in open_clip's form: it lacks {', '.join(sorted(missing))}")
+    return config  # type: ignore[no-any-return]
+
+
+def load_open_clip_weights(model: PowerCLIP, name: str, pretrained: str) -> None:
+    """Load an open_clip checkpoint, a file or a tag of a named model, into a model of that architecture.
+
+    Position embeddings are resized to the model's grid and context. No pickled code is run.
+
+    Raises:
+        PowerclipError: there is no such file or tag, or the weights do not fit.
+    """
+    path = Path(pretrained)
+    if not path.is_file():
+        tags = open_clip.list_pretrained_tags_by_model(name)
+        if pretrained not in tags:
+            known = f"tags of {name}: {', '.join(tags)}" if tags else f"{name} has no tags"
+            raise PowerclipError(f"pretrained {pretrained!r} is neither a file nor a tag ({known})")
+        path = Path(open_clip.download_pretrained(open_clip.get_pretrained_cfg(name, pretrained)))
+    try:
+        load_checkpoint(model.backbone, str(path), weights_only=True)
+    except (RuntimeError, KeyError, ValueError, StopIteration, pickle.UnpicklingError, OSError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise PowerclipError(f"the weights in {path} do not fit {name}: {reason}") from error
+
+
+def make_tokenizer(model: PowerCLIP) -> Tokenizer:
+    """open_clip's tokenizer for a model: captions to (B, T) int64 ids with T = ``context_length``."""
+    text = model.config["model"]["text_cfg"]
+    options = text.get("tokenizer_kwargs", {})
+    if "hf_tokenizer_name" in text:
+        return open_clip.HFTokenizer(  # type: ignore[no-any-return]
+            text["hf_tokenizer_name"], context_length=model.context_length, **options
+        )
+    return open_clip.SimpleTokenizer(context_length=model.context_length, **options)  # type: ignore[no-any-return]
