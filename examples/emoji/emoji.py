@@ -1,8 +1,8 @@
-"""Emoji as real pairs: packages -> pictures and captions -> shards -> training -> evaluation.
+"""Emoji as real pairs: packages -> images and captions -> shards -> training -> evaluation.
 
-``python examples/emoji/emoji.py`` fetches two npm packages of 64-pixel emoji, writes captions from the Unicode
-names, makes shards with ``powerclip.prepare`` as for any other CSV, trains on the one drawing style and evaluates
-on both, with a set of profession and skin tone combinations kept from training.
+``python examples/emoji/emoji.py`` downloads two npm packages of 64-pixel emoji, writes captions from the Unicode
+names, makes shards with ``powerclip.prepare`` as for any other CSV, trains on one drawing style and evaluates on both, with
+a set of profession and skin tone combinations kept from training.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 import tyro
 from emoji_captions import vary, with_tone
-from emoji_packages import STYLES, Emoji, obtain, picture, read_emoji
+from emoji_packages import STYLES, Emoji, image_path, obtain, read_emoji
 from emoji_sheet import write_contact_sheet
 from emoji_tasks import HELD_OUT, evaluation_tasks, is_held_out
 from rich.console import Console
@@ -49,7 +49,7 @@ class Options:
     """
 
     output: Path = Path("runs/emoji")
-    """Folder for packages, pictures, shards, runs and results."""
+    """Folder for packages, images, shards, runs and results."""
     steps: int | None = None
     """Training steps; the recipe's own by default."""
     packages: Path | None = None
@@ -71,7 +71,7 @@ def main(options: Options) -> int:
         style: make_shards(emoji, package, style=style, output=options.output) for style, package in packages.items()
     }
     images = {
-        style: {one.key: decode_image(picture(package, style, one).read_bytes()) for one in emoji}
+        style: {one.key: decode_image(image_path(package, style, one).read_bytes()) for one in emoji}
         for style, package in packages.items()
     }
     runs = {options.output / name: config for name, config in configs(options).items()}
@@ -121,7 +121,7 @@ def make_shards(emoji: Sequence[Emoji], package: Path, *, style: str, output: Pa
 
 
 def write_table(emoji: Sequence[Emoji], package: Path, *, style: str, path: Path) -> Path:
-    """Write a folder of pictures and a CSV of path (from the CSV's folder) and caption."""
+    """Write a folder of images and a CSV of path (from the CSV's folder) and caption."""
     folder = path.with_suffix("")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -130,7 +130,7 @@ def write_table(emoji: Sequence[Emoji], package: Path, *, style: str, path: Path
         table.writerow(("path", "caption"))
         for one in emoji:
             target = folder / f"{one.key}.png"
-            shutil.copyfile(picture(package, style, one), target)
+            shutil.copyfile(image_path(package, style, one), target)
             caption = vary(with_tone(one.base, one.tones, key=one.key), key=one.key)
             table.writerow((target.relative_to(path.parent).as_posix(), caption))
     return path

@@ -1,4 +1,4 @@
-"""Fetch the two emoji packages with npm, and read pictures and names out of them."""
+"""Download the two emoji packages with npm, and read images and names from them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from emoji_captions import TONES, describe
 
 from powerclip.errors import PowerclipError
+from powerclip.files import atomic_folder
 
 VERSION = "16.0.0"
 """Version of both packages."""
@@ -26,7 +27,7 @@ MAX_MEMBER_BYTES = 8_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class Emoji:
-    """One emoji: a name, its skin tones, and where its picture is within a style's package."""
+    """One emoji: a name, its skin tones, and where its image is in a style's package."""
 
     key: str
     """Code points, as in the file's name: 1f469-1f3fb-200d-1f692."""
@@ -106,41 +107,38 @@ def _fetch(folder: Path, style: str) -> Path:
 
 
 def extract(tarball: Path, target: Path, *, style: str) -> None:
-    """Extract the names and the 64-pixel pictures of a style, nothing else; the folder appears whole.
+    """Extract the names and the 64-pixel images of a style, and nothing else; a folder that exists is complete.
 
     Raises:
         PowerclipError: the file is not such a package.
     """
-    temporary = target.with_name(f".{target.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        with tarfile.open(tarball) as archive:
-            for member in archive:
-                if _wanted(member, style):
-                    archive.extract(member, temporary, filter="data")
-    except (tarfile.TarError, EOFError, OSError) as error:
-        raise PowerclipError(f"{tarball} cannot be unpacked ({error}); delete it and try again") from error
-    if not _is_package(temporary / "package", style):
-        raise PowerclipError(f"{tarball} holds no emoji.json or no img/{style}/64; is it the right package?")
-    shutil.rmtree(target, ignore_errors=True)
-    (temporary / "package").rename(target)
-    temporary.rmdir()
+    with atomic_folder(target) as folder:
+        try:
+            with tarfile.open(tarball) as archive:
+                for member in archive:
+                    if _wanted(member, style):
+                        name = member.name.removeprefix("package/")
+                        archive.extract(member.replace(name=name), folder, filter="data")
+        except (tarfile.TarError, EOFError, OSError) as error:
+            raise PowerclipError(f"{tarball} cannot be unpacked ({error}); delete it and try again") from error
+        if not _is_package(folder, style):
+            raise PowerclipError(f"{tarball} holds no emoji.json or no img/{style}/64; is it the right package?")
 
 
 def _wanted(member: tarfile.TarInfo, style: str) -> bool:
     path = PurePosixPath(member.name)
-    picture = path.parts[:-1] == ("package", "img", style, "64") and path.suffix == ".png"
+    image = path.parts[:-1] == ("package", "img", style, "64") and path.suffix == ".png"
     names = path.parts in (("package", "emoji.json"), ("package", "LICENSE"))
-    return member.isfile() and member.size <= MAX_MEMBER_BYTES and (picture or names)
+    return member.isfile() and member.size <= MAX_MEMBER_BYTES and (image or names)
 
 
-def picture(package: Path, style: str, emoji: Emoji) -> Path:
-    """Where the picture of an emoji lies in an unpacked package."""
+def image_path(package: Path, style: str, emoji: Emoji) -> Path:
+    """Where the image of an emoji is stored in an unpacked package."""
     return package / "img" / style / "64" / f"{emoji.key}.png"
 
 
 def read_emoji(packages: dict[str, Path]) -> list[Emoji]:
-    """Every emoji that all packages have a picture of, in the order of the first package's ``emoji.json``.
+    """Every emoji that all packages have an image of, in the order of the first package's ``emoji.json``.
 
     Raises:
         PowerclipError: ``emoji.json`` is not in the expected form.
@@ -156,7 +154,7 @@ def read_emoji(packages: dict[str, Path]) -> list[Emoji]:
     return [
         emoji
         for emoji in unique.values()
-        if all(picture(package, style, emoji).is_file() for style, package in packages.items())
+        if all(image_path(package, style, emoji).is_file() for style, package in packages.items())
     ]
 
 
