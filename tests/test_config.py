@@ -75,6 +75,7 @@ def test_leftover_keys_are_refused():
         ({"steps": 1, "batch_size": 1}, "batch_size is 1; it must be at least 2"),
         ({"steps": 1, "objective": {"tau": -1.0}}, "tau is -1.0; it must be 0 or more"),
         ({"steps": 1, "objective": {"powerset_weight": 0.0}}, "0.0; it must be positive; choose the objective clip"),
+        ({"steps": 1, "optim": {"max_gradient_norm": 0.0}}, "max_gradient_norm is 0.0; it must be positive, or None"),
         ({"steps": 1, "model": None}, r"config\.model holds NoneType; expected a mapping"),
         ({}, "give either steps or epochs; got steps=None, epochs=None"),
         ({"steps": 1, "epochs": 1}, "give either steps or epochs; got steps=1, epochs=1"),

@@ -274,4 +274,4 @@ OVERRIDES = {
     "UMBRELLA ON GROUND": "an umbrella on the ground",
     "YIN YANG": "a yin-yang symbol",
 }
-"""Names that no rule turns into what the picture shows."""
+"""Names that no rule turns into what the image shows."""

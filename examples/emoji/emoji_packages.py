@@ -45,7 +45,7 @@ def package_name(style: str) -> str:
 
 
 def obtain(folder: Path, *, given: Path | None = None) -> dict[str, Path]:
-    """Unpacked packages by style: from ``given`` where there is one, else fetched into ``folder``.
+    """Unpacked packages by style: from ``given`` if it is a folder, otherwise downloaded into ``folder``.
 
     Raises:
         PowerclipError: npm is missing or fails, or ``given`` lacks a package.

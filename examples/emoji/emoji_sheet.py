@@ -30,7 +30,7 @@ def write_contact_sheet(
     preprocess: Callable[[Image.Image], Tensor],
     tokenizer: Callable[[list[str]], Tensor],
 ) -> Path:
-    """Draw one held-out emoji of each profession in every style beside the caption the model puts first.
+    """Draw one held-out emoji of each profession in every style next to the caption the model puts first.
 
     The model chooses among the captions of all emoji, those of the held-out ones included.
     """
@@ -46,14 +46,14 @@ def write_contact_sheet(
             [model.encode_text(tokenizer(captions[i : i + 256]), normalize=True) for i in range(0, len(captions), 256)]
         )  # (J, D)
         guesses = {}
-        for style, pictures in images.items():
-            batch = torch.stack([preprocess(pictures[one.key]) for one in shown])
+        for style, of_style in images.items():
+            batch = torch.stack([preprocess(of_style[one.key]) for one in shown])
             best = (model.encode_image(batch, normalize=True) @ text.T).argmax(dim=1)  # (I,)
             guesses[style] = [captions[index] for index in best.tolist()]
     cells = [
-        (style, pictures[one.key], with_tone(one.base, one.tones), guesses[style][i])
+        (style, of_style[one.key], with_tone(one.base, one.tones), guesses[style][i])
         for i, one in enumerate(shown)
-        for style, pictures in images.items()
+        for style, of_style in images.items()
     ]
     _draw(cells).save(path)
     return path
@@ -64,9 +64,9 @@ def _draw(cells: Sequence[tuple[str, Image.Image, str, str]]) -> Image.Image:
     sheet = Image.new("RGB", (_COLUMNS * _CELL_WIDTH, rows * _CELL_HEIGHT), "white")
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(12)
-    for index, (style, picture, caption, guess) in enumerate(cells):
+    for index, (style, image, caption, guess) in enumerate(cells):
         left, top = index % _COLUMNS * _CELL_WIDTH + 8, index // _COLUMNS * _CELL_HEIGHT + 8
-        sheet.paste(picture.resize((72, 72), Image.Resampling.LANCZOS), (left, top))
+        sheet.paste(image.resize((72, 72), Image.Resampling.LANCZOS), (left, top))
         draw.text((left + 84, top + 4), style, fill=(120, 120, 120), font=font)
         lines = [(line, "black") for line in textwrap.wrap(f"is: {caption}", _LINE)]
         colour = _RIGHT if guess == caption else _WRONG

@@ -42,7 +42,7 @@ def evaluation_tasks(emoji: Sequence[Emoji], images: Mapping[str, Mapping[str, I
 
     Args:
         emoji: all of them, held out or not.
-        images: pictures by style and key.
+        images: by style and key.
     """
     tasks: list[Task] = []
     held = [one for one in emoji if is_held_out(one)]
@@ -58,11 +58,11 @@ def evaluation_tasks(emoji: Sequence[Emoji], images: Mapping[str, Mapping[str, I
             _by_person("{c}"),
         ),
     }
-    for style, pictures in images.items():
+    for style, of_style in images.items():
         tasks.append(
             Retrieval(
                 name=f"{style}_retrieval",
-                images=[pictures[one.key] for one in emoji],
+                images=[of_style[one.key] for one in emoji],
                 captions=[[with_tone(one.base, one.tones)] for one in emoji],
             )
         )
@@ -70,7 +70,7 @@ def evaluation_tasks(emoji: Sequence[Emoji], images: Mapping[str, Mapping[str, I
             tasks.append(
                 Classification(
                     name=f"{style}_heldout_{name}",
-                    images=[pictures[one.key] for one in held],
+                    images=[of_style[one.key] for one in held],
                     labels=labels,
                     class_names=classes,
                     templates=templates,

@@ -108,7 +108,7 @@ def finish_runs(
         configs: settings of each run by its folder.
         data: shards to train on.
         evaluate: evaluates a run folder and leaves ``evaluation.json`` in it.
-        console: where it is said how to continue after an interruption.
+        console: gets a line that says how to continue after an interruption.
 
     Returns:
         Whether all are finished; False when interrupted.

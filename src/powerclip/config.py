@@ -168,21 +168,21 @@ class DataConfig:
     """How samples are read."""
 
     workers: int = 0
-    """Decoding processes beside the trainer; the batches do not depend on it."""
+    """Decoding processes in addition to the trainer; the batches do not depend on it."""
     shuffle: bool = True
-    """A fresh order every epoch, a function of the seed and the epoch alone."""
+    """A new order in every epoch, a function of the seed and the epoch alone."""
     weights: tuple[float, ...] | None = None
     """Share of each of several sources given as data, in their order; None shows all samples equally often."""
     resample: bool = False
-    """Draw samples with replacement, in place of each once an epoch."""
+    """Draw samples with replacement, instead of each once an epoch."""
     crop: Crop = "random"
-    """A random crop of at least 90 % of the area, or the whole image squeezed to the tower's size."""
+    """A random crop of at least 90 % of the area, or the complete image squeezed to the tower's size."""
     flip: float = 0.0
-    """Probability of a left-right flip; captions that say left and right are then wrong."""
+    """Probability of a left-right flip; captions that say left or right are wrong for a flipped image."""
     cache: str | None = None
-    """Folder for copies of shards behind URLs; None is ~/.cache/powerclip/shards."""
+    """Folder for local copies of shards behind URLs; None is ~/.cache/powerclip/shards."""
     cache_gib: float = 32.0
-    """Size at which the least recently used copies go; a shuffle reads from 16 shards at a time."""
+    """Size above which the least recently used copies are deleted; a shuffle reads from 16 shards at a time."""
     max_bad_share: float = 0.1
     """Stop when more than this share of the samples cannot be read."""
 
@@ -191,7 +191,7 @@ class DataConfig:
         _require(0 <= self.flip <= 1, "flip", self.flip, "between 0 and 1")
         _require(self.cache_gib > 0, "cache_gib", self.cache_gib, "positive")
         positive = self.weights is None or (len(self.weights) > 0 and all(0 < w < math.inf for w in self.weights))
-        _require(positive, "weights", self.weights, "positive numbers, one a source")
+        _require(positive, "weights", self.weights, "positive numbers, one for each source")
         _require(0 <= self.max_bad_share <= 1, "max_bad_share", self.max_bad_share, "between 0 and 1")
 
 
@@ -212,16 +212,18 @@ class OptimConfig:
     eps: float = 1e-6
     """AdamW's denominator term."""
     max_gradient_norm: float | None = 1.0
-    """Gradients are scaled down to this global norm; None leaves them."""
+    """Gradients are scaled down to this global norm; None leaves them as they are."""
     layer_decay: float = 1.0
-    """Learning rate of a block in terms of the next one's; below 1 the early layers of a pretrained tower move less."""
+    """A block's learning rate as a fraction of the next block's; below 1, the early layers of a pretrained tower move less."""
     freeze: Tower | Literal["none"] = "none"
-    """A tower whose weights stay as they are; "image" is locked-image tuning."""
+    """A tower whose weights are not trained; "image" is locked-image tuning."""
 
     def __post_init__(self) -> None:
         _require(0 < self.layer_decay <= 1, "layer_decay", self.layer_decay, "above 0 and at most 1")
         _require(self.learning_rate > 0, "learning_rate", self.learning_rate, "positive")
         _require(self.warmup_steps >= 0, "warmup_steps", self.warmup_steps, "0 or more")
+        norm = self.max_gradient_norm
+        _require(norm is None or norm > 0, "max_gradient_norm", norm, "positive, or None")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,13 +231,13 @@ class ParallelConfig:
     """How a step is laid out over memory and processes; none of it changes what is learnt, up to rounding."""
 
     accumulate: int = 1
-    """Pieces in which each process takes its part of a batch; the gradient is still that of the whole batch."""
+    """Pieces in which each process takes its part of a batch; the gradient is still that of the full batch."""
     sharding: Sharding = "ddp"
-    """On many processes: replicate the model, or shard it (FSDP2)."""
+    """With several processes: replicate the model (DDP), or shard it (FSDP2)."""
     activation_checkpointing: bool = False
     """Compute activations again in the backward pass instead of keeping them."""
     compile: bool = False
-    """torch.compile the towers' blocks."""
+    """Compile the towers' blocks with torch.compile."""
 
     def __post_init__(self) -> None:
         _require(self.accumulate >= 1, "accumulate", self.accumulate, "at least 1")
@@ -250,7 +252,7 @@ class EvaluationConfig:
     suite: str = "scenes"
     """As in ``powerclip evaluate``."""
     data: str | None = None
-    """Data of the suite, where it needs any."""
+    """Data of the suite, if it needs any."""
     size: int = 200
     """Images of each generated task."""
 
@@ -285,7 +287,7 @@ class TrainConfig:
     seed: int = 0
     """Decides initial weights, data order, augmentation and boxes."""
     device: str = "auto"
-    """"auto" takes a GPU where there is one; or "cpu", "cuda", "cuda:1", ..."""
+    """"auto" takes a GPU if there is one; or "cpu", "cuda", "cuda:1", ..."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Autocast of the towers; "auto" is bf16 on a GPU and fp32 elsewhere. Scores are always fp32."""
     log_every_steps: int = 10

@@ -64,7 +64,7 @@ class RunFolder:
         """The results of ``powerclip evaluate``."""
 
     def check(self, config: TrainConfig, *, resume: bool) -> str:
-        """Check that a run can start here, or go on; nothing is written.
+        """Check that a run can start here, or continue; nothing is written.
 
         Returns:
             The settings that decide what is learnt and differ from those the run started with, in words; empty if none
