@@ -3,16 +3,22 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow lint types format clean
+# Tests are shared among the cores; an idle worker takes over tests of a busy one.
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+
+.PHONY: demo test test-slow test-all lint types format clean
 
 demo: $(VENV)/.ready
 	$(BIN)/powerclip demo
 
 test: $(VENV)/.ready
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-slow: $(VENV)/.ready
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
+
+test-all: $(VENV)/.ready
+	$(PYTEST)
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
