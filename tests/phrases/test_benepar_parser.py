@@ -1,4 +1,4 @@
-"""The benepar option, with a stand-in of its spaCy component: no model can be fetched here."""
+"""The benepar option, with a stand-in for its spaCy component, since its models are not on the package index."""
 
 import sys
 import types
@@ -11,45 +11,54 @@ from spacy.tokens import Span
 from powerclip.errors import PowerclipError
 from powerclip.phrases import load_parser
 
+CAPTION = "a caf\u00e9 & (a bar). Nice!"
+PARTS = [(0, 8), (0, 2), (3, 7), (4, 6), (0, 1), (8, 10)]
+"""First and last token, exclusive, of what the stand-in finds in it, each sentence itself among them, the outer first."""
+LABELS = {
+    (0, 8): ("S", "NP"),
+    (0, 2): ("NP",),
+    (3, 7): ("PRN",),
+    (4, 6): ("NP-TMP", "NX"),
+    (0, 1): (),
+    (8, 10): ("INTJ",),
+}
+
 
 @pytest.fixture
 def benepar(monkeypatch):
+    """Its spaCy extensions, as its documentation describes them, with a fixed parse."""
     monkeypatch.setitem(sys.modules, "benepar", types.ModuleType("benepar"))
-    if not Span.has_extension("parse_string"):
-        Span.set_extension("parse_string", default="")
 
     @Language.factory("benepar", default_config={"model": ""})
     def make(nlp, name, model):
         if model == "absent":
             raise LookupError(model)
+        return lambda document: document
 
-        def parse(document):
-            for sentence in document.sents:
-                texts = (
-                    token.text.replace("odd", "even").replace("(", "-LRB-").replace(")", "-RRB-") for token in sentence
-                )
-                words = " ".join(f"(X {text})" for text in texts)
-                sentence._.parse_string = f"(S (NP {words}))"
-            return document
+    def constituents(sentence):
+        document = sentence.doc
+        return (document[a:b] for a, b in PARTS if sentence.start <= a and b <= sentence.end)
 
-        return parse
-
+    Span.set_extension("constituents", getter=constituents, force=True)
+    Span.set_extension("labels", getter=lambda span: LABELS[span.start, span.end], force=True)
     yield
-    Language.factories  # noqa: B018 (the registry stays; the next load brings its own)
+    Span.remove_extension("constituents")
+    Span.remove_extension("labels")
 
 
-def test_its_trees_become_phrases(benepar):
-    trees = list(load_parser("benepar:mine").parse(["a dog runs.", "an odd one"]))
-    assert [(p.label, p.first, p.last) for p in trees[0].phrases] == [("S", 0, 2)]
-    assert trees[0].parser == "benepar:mine"
-    assert trees[1].phrases[0].label == "CAPTION"
+def test_its_constituents_become_phrases_over_the_same_leaves_as_spacys(benepar):
+    tree = next(load_parser("benepar:mine").parse([CAPTION]))
+    assert [CAPTION[start:end] for start, end in tree.leaves] == ["a", "caf\u00e9", "a", "bar", "Nice"]
+    assert [(p.label, p.first, p.last) for p in tree.phrases] == [("S", 0, 3), ("NP", 0, 1), ("NP", 2, 3)]
+    assert tree.parser == "benepar:mine"
 
 
-def test_signs_are_not_leaves(benepar):
-    caption = "a caf\u00e9 & (a bar)"
-    tree = next(load_parser("benepar:mine").parse([caption]))
-    assert [caption[start:end] for start, end in tree.leaves] == ["a", "caf\u00e9", "a", "bar"]
-    assert [(p.label, p.first, p.last) for p in tree.phrases] == [("S", 0, 3)]
+def test_a_caption_without_a_constituent_of_interest_is_one_phrase(benepar, monkeypatch):
+    monkeypatch.setitem(LABELS, (0, 8), ("FRAG",))
+    for part in PARTS[1:]:
+        monkeypatch.setitem(LABELS, part, ())
+    tree = next(load_parser("benepar:mine").parse([CAPTION]))
+    assert [(p.label, p.first, p.last) for p in tree.phrases] == [("CAPTION", 0, 4)]
 
 
 def test_a_model_that_is_not_there_is_one_clear_line(benepar):

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from powerclip.errors import PowerclipError
 from powerclip.phrases import load_parser, whole_caption_tree
-from powerclip.phrases.brackets import write_brackets
 from powerclip.phrases.clean import MAX_CHARACTERS, MAX_SIGNS, clean_caption
 from powerclip.phrases.tree import MAX_WORDS, Phrase, PhraseTree
 
@@ -85,7 +84,7 @@ def test_canonical_sentences(parser):
 def test_labels_and_signs(parser, bracketed):
     caption = re.sub(r"\[[A-Z]+ |\]", "", bracketed)
     assert clean_caption(caption) == caption
-    assert write_brackets(caption, next(parser.parse([caption]))) == bracketed
+    assert next(parser.parse([caption])).to_brackets(caption) == bracketed
 
 
 @pytest.mark.parametrize(

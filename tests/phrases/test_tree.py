@@ -1,4 +1,4 @@
-"""Trees read from files (any JSON value is a tree or a ValueError), from spans and from nodes."""
+"""Trees read from files (any JSON value is a tree or a ValueError) and from spans."""
 
 import json
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from powerclip.phrases.tree import Node, Phrase, PhraseTree, flatten
+from powerclip.phrases.tree import Phrase, PhraseTree
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3)
 values = st.recursive(
@@ -74,7 +74,9 @@ def test_crossing_is_what_from_spans_leaves_out(spans):
     assert tree.crossing or not spans or {(p.first, p.last) for p in nested.phrases} == {(a, b) for a, b in spans}
 
 
-def test_nodes_become_words_and_spans_over_those_that_are_leaves():
-    words, spans = flatten([Node("S", ("a big", Node("NP", ("dog", ",", Node("X", ("!",)))))), "barks"])
-    assert words == ["a", "big", "dog", ",", "!", "barks"]
-    assert spans == [("S", 0, 2), ("NP", 2, 2)]
+def test_a_tree_is_written_in_brackets():
+    caption = "A dog  is on the chair."
+    leaves = [(0, 1), (2, 5), (7, 9), (10, 12), (13, 16), (17, 22)]
+    spans = [("NP", 4, 5), ("PP", 3, 5), ("VP", 2, 5), ("NP", 0, 1), ("S", 0, 5)]
+    tree = PhraseTree.from_spans(leaves, spans, parser="x")
+    assert tree.to_brackets(caption) == "[S [NP A dog]  [VP is [PP on [NP the chair]]]]."

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from itertools import tee
+from typing import Any
 
 from powerclip.errors import PowerclipError
-from powerclip.phrases.brackets import parse_brackets, tree_of_nodes
 from powerclip.phrases.clean import parser_text
-from powerclip.phrases.tree import PhraseTree, whole_caption_tree
+from powerclip.phrases.spacy_parser import tree_of
+from powerclip.phrases.tree import PhraseTree, Span
+
+LABELS = {
+    "NP": "NP", "NX": "NP", "WHNP": "NP", "NML": "NP", "VP": "VP", "PP": "PP", "WHPP": "PP",
+    "S": "S", "SBAR": "S", "SQ": "S", "SINV": "S", "SBARQ": "S",
+}  # fmt: skip
+"""The treebank's labels that are phrases here; other constituents (ADJP, ...) are left out, what they hold is kept."""
 
 
 class BeneparParser:
-    """The trees of a benepar model, unchanged."""
+    """The constituents that a benepar model finds."""
 
     def __init__(self, model: str, *, spacy_pipeline: str) -> None:
         """Load a model by name (fetched beforehand with ``benepar.download``) or from a folder.
@@ -42,12 +49,14 @@ class BeneparParser:
         self.name = f"benepar:{model}"
 
     def parse(self, captions: Iterable[str]) -> Iterator[PhraseTree]:
-        """One tree for each caption, in order; the complete caption is one phrase where its parse does not fit it."""
+        """One tree for each caption, in order; captions go through spaCy in batches."""
         kept, given = tee(captions)
         documents = self._nlp.pipe(map(parser_text, given), batch_size=64)
         for document, caption in zip(documents, kept, strict=True):
-            try:
-                nodes = [node for sentence in document.sents for node in parse_brackets(sentence._.parse_string)]
-                yield tree_of_nodes(nodes, caption, parser=self.name)
-            except ValueError:
-                yield whole_caption_tree(caption)
+            yield tree_of(document, caption, _sentence_spans, parser=self.name)
+
+
+def _sentence_spans(sentence: Any) -> list[Span]:
+    """The constituents of a sentence, in token indices, the outer before the inner; one may carry several labels."""
+    labelled = ((label.split("-")[0], part) for part in sentence._.constituents for label in part._.labels)
+    return [(LABELS[label], part.start, part.end - 1) for label, part in labelled if label in LABELS]

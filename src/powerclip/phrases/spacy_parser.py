@@ -22,7 +22,7 @@ is kept.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import tee
 from typing import Any
@@ -74,16 +74,25 @@ class SpacyParser:
         kept, given = tee(captions)
         documents = self._nlp.pipe(map(parser_text, given), batch_size=256)
         for document, caption in zip(documents, kept, strict=True):
-            yield _tree(document, caption, self.name)
+            yield tree_of(document, caption, _sentence_spans, parser=self.name)
 
 
-def _tree(document: Any, caption: str, parser: str) -> PhraseTree:
-    """The phrases of a parsed caption, with word indices in place of the parser's token indices."""
+def tree_of(document: Any, caption: str, find: Callable[[Any], Iterable[Span]], *, parser: str) -> PhraseTree:
+    """The phrases of a parsed caption, without the punctuation at their ends.
+
+    Args:
+        document: spaCy's, of the caption.
+        caption: the text.
+        find: gives the phrases of a sentence, with token indices in place of leaves.
+        parser: what made the tree.
+    """
     words = [token for token in document if is_word(token.text)]
     if not words:
         return replace(whole_caption_tree(caption), parser=parser)
     leaves, leaf_of = _leaves(words, caption)
-    spans = (span for sentence in document.sents for span in _sentence_spans(sentence, leaf_of))
+    found = (span for sentence in document.sents for span in find(sentence))
+    inside = ((label, [leaf_of[i] for i in range(first, last + 1) if i in leaf_of]) for label, first, last in found)
+    spans = ((label, own[0], own[-1]) for label, own in inside if own)
     return PhraseTree.from_spans(leaves, spans, parser=parser)
 
 
@@ -108,12 +117,10 @@ def _leaves(words: Iterable[Any], caption: str) -> tuple[list[tuple[int, int]], 
     return leaves, leaf_of
 
 
-def _sentence_spans(sentence: Any, leaf_of: dict[int, int]) -> list[Span]:
-    """Labelled (first leaf, last leaf) of a sentence's phrases, the larger rule first."""
+def _sentence_spans(sentence: Any) -> list[Span]:
+    """The phrases of a sentence, in token indices, those of the larger rule first."""
     found: list[Span] = []
-    tokens = [token for token in sentence if token.i in leaf_of]
-    if not tokens:
-        return []
+    tokens = [token for token in sentence if is_word(token.text)]
     if len(tokens) > 1 and not any(token.pos_ in VERBAL for token in tokens):
         found.append(("NP", tokens[0].i, tokens[-1].i))
     for token in sentence:
@@ -126,10 +133,7 @@ def _sentence_spans(sentence: Any, leaf_of: dict[int, int]) -> list[Span]:
         elif token.dep_ in {"prep", "agent", "dative"} and token.pos_ in {"ADP", "SCONJ"} and token.n_rights:
             found += _preposition_spans(token)
     lettered = {token.i for token in tokens if any(c.isalnum() for c in token.text)}
-    inside = [
-        _trim(label, first, last, leaf_of) for label, first, last in found if any(first <= i <= last for i in lettered)
-    ]
-    return [span for span in inside if span is not None]
+    return [span for span in found if any(span[1] <= i <= span[2] for i in lettered)]
 
 
 def _no_phrase(token: Any) -> bool:
@@ -218,9 +222,3 @@ def _extent(head: Any, without: set[str]) -> tuple[int, int]:
     kept = [child for child in head.children if child.dep_ not in without]
     first = min([head.i, *(child.left_edge.i for child in kept)])
     return first, max([head.i, *(child.right_edge.i for child in kept)])
-
-
-def _trim(label: str, first: int, last: int, leaf_of: dict[int, int]) -> Span | None:
-    """Leaf indices of a token span, without the punctuation at its ends; None where nothing is left."""
-    inside = [leaf_of[i] for i in range(first, last + 1) if i in leaf_of]
-    return (label, inside[0], inside[-1]) if inside else None

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Protocol
-
-from powerclip.phrases.clean import is_word
 
 MAX_WORDS = 1_000
 """A tree without a parse has no more leaves; a text tower reads fewer."""
@@ -75,6 +73,17 @@ class PhraseTree:
             open_ends.append(last)
         return False
 
+    def to_brackets(self, caption: str) -> str:
+        """The caption with its phrases in square brackets: "[NP a cat [PP on [NP a chair]]]"."""
+        text, position = "", 0
+        ordered = sorted(self.phrases, key=lambda p: (p.first, -p.last))
+        for leaf, (start, end) in enumerate(self.leaves):
+            opened = "".join(f"[{phrase.label} " for phrase in ordered if phrase.first == leaf)
+            closed = "]" * sum(phrase.last == leaf for phrase in ordered)
+            text += caption[position:start] + opened + caption[start:end] + closed
+            position = end
+        return text + caption[position:]
+
     def to_json(self) -> dict[str, Any]:
         """The content of a ``KEY.phrases.json`` file."""
         return {
@@ -110,41 +119,6 @@ class PhraseTree:
             if not 0 <= p.first <= p.last < len(leaves):
                 raise ValueError(f"phrase {p.label} covers leaves [{p.first}, {p.last}] of {len(leaves)}")
         return cls(leaves=leaves, phrases=phrases, parser=str(value.get("parser", "unknown")))
-
-
-@dataclass(frozen=True)
-class Node:
-    """A labelled node of a constituency tree; a child that is a string is one or more words."""
-
-    label: str
-    children: Sequence[Node | str]
-
-
-def flatten(nodes: Iterable[Node | str]) -> tuple[list[str], list[Span]]:
-    """The words of some trees in order, and a span for each node, parents before children.
-
-    Leaves are the words that have a letter, a digit or an emoji; the spans count only those, and a node without any has
-    no span.
-    """
-    words: list[str] = []
-    spans: list[Span] = []
-    leaves = 0
-
-    def visit(node: Node | str) -> None:
-        nonlocal leaves
-        if isinstance(node, str):
-            words.extend(found := node.split())
-            leaves += sum(map(is_word, found))
-            return
-        first, place = leaves, len(spans)
-        for child in node.children:
-            visit(child)
-        if leaves > first:
-            spans.insert(place, (node.label, first, leaves - 1))
-
-    for node in nodes:
-        visit(node)
-    return words, spans
 
 
 class Parser(Protocol):

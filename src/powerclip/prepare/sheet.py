@@ -15,7 +15,6 @@ from PIL import Image
 from powerclip.data.images import decode_image
 from powerclip.data.published import GRID as PUBLISHED_GRID
 from powerclip.data.sample import Sample
-from powerclip.phrases.brackets import write_brackets
 from powerclip.regions.masks import masks_at_size, shrink_to
 
 COLUMNS = 4
@@ -39,7 +38,7 @@ def contact_sheet(samples: Sequence[Sample]) -> Figure:
             image = shrink_to(decode_image(sample.image), LONGEST_SIDE)
             masks = _masks(sample, image)
             axes.imshow(_painted(image, masks))
-            text = write_brackets(sample.caption, sample.tree) if sample.tree else sample.caption
+            text = sample.tree.to_brackets(sample.caption) if sample.tree else sample.caption
             lines = fill(" ".join(text.split()), width=CHARACTERS).splitlines()
             shown = "\n".join(lines[:LINES]) + (" …" if len(lines) > LINES else "")
             axes.set_title(f"{sample.key[:40]}, {len(masks)} regions", fontsize=7, parse_math=False)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
-from powerclip.phrases.tree import Node, PhraseTree, flatten
+from powerclip.phrases.tree import PhraseTree, Span
 from powerclip.scenes.world import HELD_OUT, INVERSE, Mention, Object, Scene, Statement, pick, relation_of
 
 PLACES = {
@@ -19,6 +21,14 @@ PASSIVE = {"below": "overlooked", "right": "preceded", "left": "followed"}
 VERBS = ("sits", "lies", "floats")
 PARTICIPLES = ("placed", "drawn", "painted")
 TEXTURE_NOUN = {"striped": "stripes", "dotted": "dots", "checkered": "checks"}
+
+
+@dataclass(frozen=True)
+class Node:
+    """A constituent; a child is a node or words, and words may begin with a comma, which belongs to no phrase."""
+
+    label: str
+    children: tuple[Node | str, ...]
 
 
 def np_of(mention: Mention, random: np.random.Generator) -> Node:
@@ -110,14 +120,25 @@ def write(tree: Node, *, sentence: bool = False) -> tuple[str, PhraseTree]:
     """
     text = ""
     leaves: list[tuple[int, int]] = []
-    words, spans = flatten([tree])
-    for word in words:
-        if word == ",":
-            text += ","
-            continue
-        text += " " if text else ""
-        leaves.append((len(text), len(text) + len(word)))
-        text += word
+    spans: list[Span] = []
+
+    def visit(node: Node) -> None:
+        nonlocal text
+        first = len(leaves)
+        for child in node.children:
+            if isinstance(child, Node):
+                visit(child)
+                continue
+            for word in child.split():
+                if word == ",":
+                    text += ","
+                    continue
+                text += " " if text else ""
+                leaves.append((len(text), len(text) + len(word)))
+                text += word
+        spans.append((node.label, first, len(leaves) - 1))
+
+    visit(tree)
     if sentence:
         text = text[0].upper() + text[1:] + "."
     return text, PhraseTree.from_spans(leaves, spans, parser="gold")
