@@ -1,12 +1,31 @@
-"""What a run's folder says of its training."""
+"""A small training, and what its folder says of it."""
 
+import dataclasses
 import json
 
 import powerclip
+from powerclip.config import ModelConfig
 from powerclip.data.sample import Sample
 from powerclip.data.shards import write_shards
+from powerclip.recipes import scenes_tiny
 from powerclip.runs import read_metrics
 from tests.support.images import one_colour
+from tests.support.models import write_tiny
+
+
+def tiny_run(folder, **changes):
+    """The config of a few steps on scenes with the smallest model, whose file is in the folder."""
+    base = scenes_tiny()
+    usual = {
+        "model": ModelConfig(name=write_tiny(folder)),
+        "optim": dataclasses.replace(base.optim, warmup_steps=2),
+        "batch_size": 8,
+        "steps": 8,
+        "log_every_steps": 1,
+        "checkpoint_every_steps": 3,
+        "device": "cpu",
+    }
+    return dataclasses.replace(base, **{**usual, **changes})
 
 
 def losses(run):

@@ -18,14 +18,14 @@ from powerclip.config import EvaluationConfig, ModelConfig, ObjectiveConfig, Par
 from powerclip.data.shards import write_shards
 from powerclip.errors import PowerclipError, RunFailedError
 from powerclip.loss import PowerCLIPLoss
-from powerclip.recipes import RECIPES, recipe, scenes_tiny
+from powerclip.recipes import RECIPES, recipe
 from powerclip.runs import RunFolder, all_checkpoints, read_metrics
 from powerclip.scenes import generate
 from powerclip.train import checkpoint, loop, train
 from powerclip.train.build import build_model
 from powerclip.train.step import Engine
-from tests.support.models import TINY, write_tiny
-from tests.support.runs import losses, weights
+from tests.support.models import TINY
+from tests.support.runs import losses, tiny_run, weights
 
 
 @pytest.fixture(scope="module")
@@ -37,17 +37,7 @@ def shards(tmp_path_factory):
 
 @pytest.fixture
 def config(tmp_path):
-    base = scenes_tiny()
-    return dataclasses.replace(
-        base,
-        model=ModelConfig(name=write_tiny(tmp_path)),
-        optim=dataclasses.replace(base.optim, warmup_steps=2),
-        batch_size=8,
-        steps=8,
-        log_every_steps=1,
-        checkpoint_every_steps=3,
-        device="cpu",
-    )
+    return tiny_run(tmp_path)
 
 
 def test_a_run_folder_holds_what_it_promises(config, shards, tmp_path):
@@ -149,16 +139,32 @@ ABLATIONS = [
 ]
 
 
+@pytest.fixture(scope="module")
+def few_captions(tmp_path_factory):
+    """40 scenes with 5 captions: several pairs of a batch share one."""
+    samples = list(generate("train", count=40, seed=0))
+    said = [(sample.caption, sample.tree) for sample in samples[:5]]
+    samples = [dataclasses.replace(s, caption=said[i % 5][0], tree=said[i % 5][1]) for i, s in enumerate(samples)]
+    folder = tmp_path_factory.mktemp("few") / "train"
+    write_shards(samples, folder, samples_per_shard=20)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def plain_losses(few_captions, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("plain")
+    return losses(train(tiny_run(folder, steps=2), data=few_captions, output=folder / "run").output)
+
+
 @pytest.mark.parametrize("ablation", ABLATIONS, ids=str)
-def test_every_ablation_is_a_setting_that_changes_the_run(ablation, config, shards, tmp_path):
+def test_every_ablation_is_a_setting_that_changes_the_run(ablation, config, few_captions, plain_losses, tmp_path):
     config = dataclasses.replace(config, steps=2)
     ablation = dict(ablation)
     model = dataclasses.replace(config.model, phrase_unit=ablation.pop("phrase_unit", "phrase"))
     changed = dataclasses.replace(config, model=model, objective=dataclasses.replace(config.objective, **ablation))
-    found = losses(train(changed, data=shards, output=tmp_path / "changed").output)
+    found = losses(train(changed, data=few_captions, output=tmp_path / "changed").output)
     assert all(math.isfinite(loss) for loss in found)
-    if ablation != {"equal_captions": "ignored"}:  # eight scenes seldom share a caption
-        assert found != losses(train(config, data=shards, output=tmp_path / "plain").output)
+    assert found != plain_losses
 
 
 @pytest.mark.parametrize("name", ["clip", "siglip", "filip", "sparc"])

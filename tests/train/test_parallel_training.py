@@ -15,17 +15,16 @@ import pytest
 import torch
 
 import powerclip
-from powerclip.config import EvaluationConfig, ModelConfig, ParallelConfig, to_yaml
+from powerclip.config import EvaluationConfig, ParallelConfig, to_yaml
 from powerclip.data.shards import write_shards
 from powerclip.errors import PowerclipError
-from powerclip.recipes import scenes_tiny
 from powerclip.runs import read_metrics
 from powerclip.scenes import generate
 from powerclip.train import train
 from powerclip.train.step import Engine
 from tests.support.models import write_tiny
 from tests.support.processes import run_on_processes
-from tests.support.runs import losses, weights
+from tests.support.runs import losses, tiny_run, weights
 
 
 @pytest.fixture(scope="module")
@@ -36,17 +35,7 @@ def shards(tmp_path_factory):
 
 
 def small(folder):
-    base = scenes_tiny()
-    return dataclasses.replace(
-        base,
-        model=ModelConfig(name=write_tiny(folder)),
-        optim=dataclasses.replace(base.optim, warmup_steps=2),
-        batch_size=12,
-        steps=6,
-        log_every_steps=1,
-        checkpoint_every_steps=3,
-        device="cpu",
-    )
+    return tiny_run(folder, batch_size=12, steps=6)
 
 
 SETTINGS = {
