@@ -28,6 +28,7 @@ import powerclip
 from powerclip.alignment import similarity
 from powerclip.alignment.calibration import choose_pairs, fit_zeta, measure_pairs
 from powerclip.alignment.scoring import Scoring
+from powerclip.alignment.vectors import MaskedVectors
 from powerclip.data.collate import EncodedSample, collate
 from powerclip.phrases import encode_caption
 from powerclip.regions import random_boxes
@@ -57,14 +58,9 @@ class Vectors:
     def calibrated_zeta(self) -> float:
         """The zeta that ``similarity(zeta="calibrated")`` finds."""
         i, j = choose_pairs(PAIRS, PAIRS, shift=0)
-        pairs = measure_pairs(
-            self.regions[i],
-            self.phrases[j],
-            self.region_mask[i],
-            self.phrase_mask[j],
-            scoring=Scoring(),
-            tile_bytes=2**24,
-        )
+        regions = MaskedVectors(values=self.regions, mask=self.region_mask)
+        phrases = MaskedVectors(values=self.phrases, mask=self.phrase_mask)
+        pairs = measure_pairs(regions[i], phrases[j], scoring=Scoring(), tile_bytes=2**24)
         return float(fit_zeta(pairs, tau=Scoring().tau))
 
     def seconds(self, **options: object) -> float:

@@ -4,7 +4,7 @@ import torch
 from powerclip.alignment import similarity
 from powerclip.alignment.calibration import choose_pairs, fit_zeta, measure_pairs
 from powerclip.alignment.scoring import Scoring
-from tests.support.problems import problem
+from tests.support.problems import masked, problem
 
 
 @pytest.mark.parametrize("tau", [0.0, 1e-3, 0.02])
@@ -12,7 +12,9 @@ def test_a_calibrated_t2_is_unbiased_on_the_fitted_pairs(tau):
     regions, phrases, region_mask, phrase_mask = problem(40, 40, 8, 6, D=32)
     region_mask[3] = False
     exact = similarity(regions, phrases, region_mask, phrase_mask, method="exact").r2t.diagonal()
-    pairs = measure_pairs(regions, phrases, region_mask, phrase_mask, scoring=Scoring(tau=tau), tile_bytes=2**22)
+    pairs = measure_pairs(
+        *masked((regions, phrases, region_mask, phrase_mask)), scoring=Scoring(tau=tau), tile_bytes=2**22
+    )
     torch.testing.assert_close(pairs.exact, exact, rtol=1e-12, atol=1e-12)
     zeta = fit_zeta(pairs, tau=tau)
     assert 0 < zeta < 1
@@ -54,6 +56,6 @@ def test_pairs_are_a_function_of_the_step_and_cover_the_batch():
 def test_no_pair_to_fit_is_no_number():
     regions, phrases, region_mask, phrase_mask = problem(3, 3, 4, 3)
     region_mask[:] = False
-    pairs = measure_pairs(regions, phrases, region_mask, phrase_mask, scoring=Scoring(), tile_bytes=2**20)
+    pairs = measure_pairs(*masked((regions, phrases, region_mask, phrase_mask)), scoring=Scoring(), tile_bytes=2**20)
     assert fit_zeta(pairs, tau=1e-3).isnan()
     assert (similarity(regions, phrases, region_mask, phrase_mask, zeta="calibrated").total == 0).all()

@@ -217,6 +217,43 @@ def test_grounding_is_the_subset_that_enumeration_finds_best():
         torch.testing.assert_close((regions[0][subset] @ phrase).sum(), score, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("absent", [float("nan"), float("inf"), -float("inf"), 1e30])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"tau": 0.0},
+        {"zeta": "calibrated"},
+        {"method": "exact"},
+        {"method": "sampled"},
+        {"subsets": "single"},
+        {"t1_activation": "gelu", "t2_activation": "arctan"},
+        {"tile_bytes": 1024},
+    ],
+    ids=str,
+)
+def test_what_is_absent_has_no_influence_whatever_it_holds(options, absent):
+    regions, phrases, region_mask, phrase_mask = problem(4, 5, 6, 3)
+    region_mask[2], phrase_mask[1] = False, False
+    found = []
+    for fill in (0.0, absent):
+        r = regions.masked_fill(~region_mask[..., None], fill).requires_grad_()
+        p = phrases.masked_fill(~phrase_mask[..., None], fill).requires_grad_()
+        for differentiable in (True, False):
+            with torch.set_grad_enabled(differentiable):
+                generator = torch.Generator().manual_seed(0)
+                scores = similarity(r, p, region_mask, phrase_mask, generator=generator, **options)
+            found.append([scores.t2r, scores.r2t, scores.total])
+        found[-2][2].square().sum().backward()
+        found[-2] += [r.grad, p.grad]
+        s = grounding(r[0], p[0], region_mask[0], phrase_mask[0])
+        found[-1] += [s.scores, s.similarities, s.subsets]
+    for zero, other in zip(found[:2], found[2:], strict=True):
+        for expected, value in zip(zero, other, strict=True):
+            assert torch.equal(value, expected)
+            assert torch.isfinite(value).all()
+
+
 def test_grounding_leaves_out_what_is_absent():
     regions, phrases, _, _ = problem(1, 1, 3, 2, masked=False)
     region_mask, phrase_mask = torch.tensor([True, False, True]), torch.tensor([True, False])

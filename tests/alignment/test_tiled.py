@@ -7,7 +7,7 @@ from powerclip.alignment import similarity
 from powerclip.alignment.aggregators import ABSENT
 from powerclip.alignment.scoring import Scoring
 from powerclip.alignment.tiled import hardest_negatives, score_rows
-from tests.support.problems import problem
+from tests.support.problems import masked, problem
 
 TILE_SIZES = [1024, 2**14, 2**22]
 
@@ -20,7 +20,10 @@ def plain(inputs, scoring):
 
 
 def in_tiles(inputs, scoring, tile_bytes):
-    rows = [(t2r.clone(), r2t.clone()) for _, t2r, r2t in score_rows(*inputs, scoring=scoring, tile_bytes=tile_bytes)]
+    rows = [
+        (t2r.clone(), r2t.clone())
+        for _, t2r, r2t in score_rows(*masked(inputs), scoring=scoring, tile_bytes=tile_bytes)
+    ]
     return tuple(torch.cat(values) for values in zip(*rows, strict=True))
 
 
@@ -90,7 +93,7 @@ def test_gradients_through_tiles_are_those_of_the_whole(method, tile_bytes):
 
 def search(inputs, negative, tile_bytes=1024):
     return hardest_negatives(
-        *inputs,
+        *masked(inputs),
         negative=lambda images: negative[images],
         scoring=Scoring(tau=0.1),
         tile_bytes=tile_bytes,

@@ -13,7 +13,7 @@ from powerclip.config import ScoringConfig
 from powerclip.data.shards import write_shards
 from powerclip.evaluate import evaluate_tasks, retrieval_from_shards
 from powerclip.evaluate.encode import Encoder
-from powerclip.evaluate.powerset_score import PowersetScorer, Vectors
+from powerclip.evaluate.powerset_score import PowersetScorer
 from powerclip.model import make_tokenizer, make_transforms, save
 from powerclip.model.pooling import pool_leaves, pool_phrases, pool_regions
 from powerclip.phrases import encode_caption, load_parser
@@ -21,7 +21,7 @@ from powerclip.regions import fixed_boxes
 from powerclip.scenes import evaluation_tasks, generate
 from powerclip.tasks import HardNegatives, Quadruples, Retrieval
 from tests.support.colours import ColourModel, preprocess, tokenizer
-from tests.support.problems import problem
+from tests.support.problems import masked, problem
 
 PARSER = load_parser()
 CLOSE = 1e-5  # float32 features of unit length, in other batches: sums of some hundred products
@@ -131,7 +131,7 @@ def test_few_regions_are_enumerated_by_a_model_trained_by_enumeration(suite):
     model = create_model("tiny", scoring=ScoringConfig(method="exact")).eval()
     regions, phrases, region_mask, phrase_mask = problem(3, 4, 5, 3)
     scorer = PowersetScorer(encoder(model, 2))
-    images, texts = Vectors(values=regions, mask=region_mask), Vectors(values=phrases, mask=phrase_mask)
+    images, texts = masked((regions, phrases, region_mask, phrase_mask))
     exact = similarity(regions, phrases, region_mask, phrase_mask, method="exact").total
     torch.testing.assert_close(scorer.score(images, texts), exact / region_mask.sum(dim=1)[:, None])
 

@@ -137,6 +137,25 @@ def test_half_precision_vectors_are_scored_in_float32(dtype):
     assert halves[0].grad.dtype == dtype
 
 
+@pytest.mark.parametrize("options", [{}, {"zeta": "calibrated"}, {"method": "sampled"}, {"subsets": "single"}], ids=str)
+@pytest.mark.parametrize("absent", [float("nan"), float("inf")])
+def test_what_is_absent_has_no_influence_whatever_it_holds(absent, options):
+    regions, phrases, region_mask, phrase_mask = batch()
+    found = [
+        value_and_gradients(
+            PowersetAlignmentLoss(margin=MARGIN, **options),
+            regions.masked_fill(~region_mask[..., None], fill),
+            phrases.masked_fill(~phrase_mask[..., None], fill),
+            region_mask,
+            phrase_mask,
+        )
+        for fill in (0.0, absent)
+    ]
+    for expected, value in zip(*found, strict=True):
+        assert torch.isfinite(value).all()
+        assert torch.equal(value, expected)
+
+
 def test_sampled_subsets_are_the_same_in_search_and_gradient_and_new_at_every_step():
     inputs = batch(M=9)
     module = PowersetAlignmentLoss(margin=MARGIN, method="sampled", samples=16)

@@ -15,6 +15,7 @@ from powerclip.alignment import reference
 from powerclip.alignment.aggregators import linear_and_even, soft_max_over_phrases
 from powerclip.alignment.scoring import Scoring
 from powerclip.alignment.subsets import draw_subsets, score_over_subsets
+from powerclip.alignment.vectors import MaskedVectors
 
 PAIRS = 256
 """Pairs that zeta is fitted to."""
@@ -69,19 +70,21 @@ def choose_pairs(images: int, captions: int, *, shift: int, count: int = PAIRS) 
 
 @torch.no_grad()
 def measure_pairs(
-    regions: Tensor, phrases: Tensor, region_mask: Tensor, phrase_mask: Tensor, *, scoring: Scoring, tile_bytes: int
+    regions: MaskedVectors, phrases: MaskedVectors, *, scoring: Scoring, tile_bytes: int
 ) -> CalibrationPairs:
-    """What a fit needs of image p beside caption p: (P, M, D), (P, K, D) and their masks."""
-    s = torch.bmm(regions, phrases.transpose(1, 2)).masked_fill(~region_mask[..., None], 0.0)
-    M = regions.shape[1]
+    """What a fit needs to know of regions (P, M, D) and phrases (P, K, D) of P images and as many captions."""
+    s = torch.bmm(regions.values, phrases.values.transpose(1, 2)).masked_fill(
+        ~regions.mask[..., None], 0.0
+    )  # (P, M, K)
+    M = s.shape[1]
     if M <= EXACT_UP_TO:
         subsets = reference.all_subsets(M, device=s.device, dtype=s.dtype)
     else:
         subsets = draw_subsets(2**EXACT_UP_TO, M, generator=torch.Generator().manual_seed(0))
-    exact = score_over_subsets(s, region_mask, phrase_mask, subsets, tile_bytes=tile_bytes)[1]
+    exact = score_over_subsets(s, regions.mask, phrases.mask, subsets, tile_bytes=tile_bytes)[1]
     linear, even = linear_and_even(s, tau=scoring.tau, activation=scoring.t2_activation)
-    scored = region_mask.any(dim=1) & phrase_mask.any(dim=1)
-    return CalibrationPairs(linear=linear, even=even, phrase_mask=phrase_mask, exact=exact, scored=scored)
+    scored = regions.some & phrases.some
+    return CalibrationPairs(linear=linear, even=even, phrase_mask=phrases.mask, exact=exact, scored=scored)
 
 
 @torch.no_grad()

@@ -51,15 +51,15 @@ def grounding(
     for name, value, letters in (("regions", regions, "(M, D)"), ("phrases", phrases, "(K, D)")):
         if value.ndim != 2:
             raise ValueError(f"{name} has shape {tuple(value.shape)}; expected {letters}: one image, one caption")
-    region_masks, phrase_masks = validate(
+    r, p = validate(
         regions[None],
         phrases[None],
         None if region_mask is None else region_mask[None],
         None if phrase_mask is None else phrase_mask[None],
     )
     one_of("subsets", subsets, get_args(Subsets))
-    present_KM = phrase_masks[0][:, None] & region_masks[0]
-    s_KM = (phrases @ regions.T).masked_fill(~present_KM, 0.0)
+    present_KM = p.mask[0][:, None] & r.mask[0]
+    s_KM = p.values[0] @ r.values[0].T
     if subsets == "single" and len(regions):
         best_K1 = s_KM.masked_fill(~present_KM, ABSENT).argmax(dim=1, keepdim=True)
         chosen_KM = torch.zeros_like(present_KM).scatter_(1, best_K1, True) & present_KM

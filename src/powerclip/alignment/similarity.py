@@ -13,6 +13,7 @@ from powerclip.alignment.calibration import choose_pairs, fit_zeta, measure_pair
 from powerclip.alignment.scoring import Scoring, tile_bytes_or_default
 from powerclip.alignment.subsets import draw_subsets, standard_error
 from powerclip.alignment.tiled import over_tiles, score_rows
+from powerclip.alignment.vectors import MaskedVectors
 from powerclip.config import Backend, Method, Subsets, T1Activation, T2Activation, Zeta
 from powerclip.errors import one_of
 from powerclip.types import Similarity
@@ -66,8 +67,7 @@ def similarity(
     Raises:
         ValueError: shapes, dtypes or devices do not fit, or an argument is out of range; the message names it.
     """
-    region_mask, phrase_mask = validate(regions, phrases, region_mask, phrase_mask)
-    calibrated = zeta == "calibrated"
+    r, p = validate(regions, phrases, region_mask, phrase_mask)
     scoring = Scoring(
         method=method,
         tau=tau,
@@ -80,18 +80,16 @@ def similarity(
     scoring.check_regions(regions.shape[1])
     budget = tile_bytes_or_default(tile_bytes, regions.device)
     with torch.autocast(regions.device.type, enabled=False):
-        dtype = torch.promote_types(torch.promote_types(regions.dtype, phrases.dtype), torch.float32)
-        inputs = (regions.to(dtype), phrases.to(dtype), region_mask, phrase_mask)
-        if calibrated:
-            scoring = replace(scoring, zeta=_calibrated_zeta(*inputs, scoring=scoring, tile_bytes=budget))
+        if zeta == "calibrated":
+            scoring = replace(scoring, zeta=_calibrated_zeta(r, p, scoring=scoring, tile_bytes=budget))
         if method == "sampled":
             scoring = replace(
                 scoring, sample=draw_subsets(check_samples(samples), regions.shape[1], generator=generator)
             )
-        t2r, r2t = _all_pairs(*inputs, scoring=scoring, tile_bytes=budget)
+        t2r, r2t = _all_pairs(r, p, scoring=scoring, tile_bytes=budget)
         error = None
         if method == "sampled" and subsets == "all":
-            error = _standard_errors(*inputs, scoring=scoring, tile_bytes=budget)
+            error = _standard_errors(r, p, scoring=scoring, tile_bytes=budget)
         return Similarity(t2r=t2r, r2t=r2t, r2t_standard_error=error)
 
 
@@ -131,66 +129,53 @@ def check_samples(samples: int) -> int:
 
 
 def _all_pairs(
-    regions: Tensor, phrases: Tensor, region_mask: Tensor, phrase_mask: Tensor, *, scoring: Scoring, tile_bytes: int
+    regions: MaskedVectors, phrases: MaskedVectors, *, scoring: Scoring, tile_bytes: int
 ) -> tuple[Tensor, Tensor]:
-    (I, M, _), (J, K, _) = regions.shape, phrases.shape
-    if torch.is_grad_enabled() and (regions.requires_grad or phrases.requires_grad):
+    """T2R and R2T, each (I, J)."""
+    if torch.is_grad_enabled() and (regions.values.requires_grad or phrases.values.requires_grad):
         t2r, r2t = over_tiles(
             lambda s, r, p: scoring.score(s, r, p, tile_bytes=tile_bytes),
             regions,
             phrases,
-            region_mask,
-            phrase_mask,
-            pairs=max(1, tile_bytes // scoring.bytes_per_pair(M, K)),
+            pairs=max(1, tile_bytes // scoring.bytes_per_pair(regions.mask.shape[1], phrases.mask.shape[1])),
         )
         return t2r, r2t
-    t2r, r2t = regions.new_empty(I, J), regions.new_empty(I, J)
-    for images, *scores in score_rows(
-        regions, phrases, region_mask, phrase_mask, scoring=scoring, tile_bytes=tile_bytes
-    ):
+    t2r, r2t = (regions.values.new_empty(len(regions), len(phrases)) for _ in range(2))
+    for images, *scores in score_rows(regions, phrases, scoring=scoring, tile_bytes=tile_bytes):
         t2r[images], r2t[images] = scores
     return t2r, r2t
 
 
-def _standard_errors(
-    regions: Tensor, phrases: Tensor, region_mask: Tensor, phrase_mask: Tensor, *, scoring: Scoring, tile_bytes: int
-) -> Tensor:
+@torch.no_grad()
+def _standard_errors(regions: MaskedVectors, phrases: MaskedVectors, *, scoring: Scoring, tile_bytes: int) -> Tensor:
     sample = scoring.sample
     assert sample is not None
-    pairs = max(1, tile_bytes // scoring.bytes_per_pair(regions.shape[1], phrases.shape[1]))
-    with torch.no_grad():
-        (error,) = over_tiles(
-            lambda s, r, p: (standard_error(s, r, p, sample, tile_bytes=tile_bytes),),
-            regions,
-            phrases,
-            region_mask,
-            phrase_mask,
-            pairs=pairs,
-        )
+    (error,) = over_tiles(
+        lambda s, r, p: (standard_error(s, r, p, sample, tile_bytes=tile_bytes),),
+        regions,
+        phrases,
+        pairs=max(1, tile_bytes // scoring.bytes_per_pair(regions.mask.shape[1], phrases.mask.shape[1])),
+    )
     return error
 
 
-def _calibrated_zeta(
-    regions: Tensor, phrases: Tensor, region_mask: Tensor, phrase_mask: Tensor, *, scoring: Scoring, tile_bytes: int
-) -> Tensor:
+@torch.no_grad()
+def _calibrated_zeta(regions: MaskedVectors, phrases: MaskedVectors, *, scoring: Scoring, tile_bytes: int) -> Tensor:
     if not len(regions) or not len(phrases):
-        return regions.new_zeros(())
-    i, j = (index.to(regions.device) for index in choose_pairs(len(regions), len(phrases), shift=0))
-    pairs = measure_pairs(
-        regions[i].detach(),
-        phrases[j].detach(),
-        region_mask[i],
-        phrase_mask[j],
-        scoring=scoring,
-        tile_bytes=tile_bytes,
-    )
+        return regions.values.new_zeros(())
+    i, j = (index.to(regions.mask.device) for index in choose_pairs(len(regions), len(phrases), shift=0))
+    pairs = measure_pairs(regions[i], phrases[j], scoring=scoring, tile_bytes=tile_bytes)
     return fit_zeta(pairs, tau=scoring.tau).nan_to_num(0.0)
 
 
 def validate(
     regions: Tensor, phrases: Tensor, region_mask: Tensor | None, phrase_mask: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Check region and phrase vectors; return their masks, all True where none was given.
+) -> tuple[MaskedVectors, MaskedVectors]:
+    """Check region and phrase vectors.
+
+    Returns:
+        Them and their masks, in one dtype of at least float32; all are present where no mask was given. What is absent
+        is 0, whatever it was (NaN and infinities included), and gets no gradient.
 
     Raises:
         ValueError: as ``similarity``.
@@ -211,12 +196,18 @@ def validate(
         )
     if regions.device != phrases.device:
         raise ValueError(f"regions are on {regions.device}, phrases on {phrases.device}; move one of them")
-    return _mask("region_mask", region_mask, regions), _mask("phrase_mask", phrase_mask, phrases)
+    dtype = torch.promote_types(torch.promote_types(regions.dtype, phrases.dtype), torch.float32)
+    return (
+        _masked("region_mask", region_mask, regions.to(dtype)),
+        _masked("phrase_mask", phrase_mask, phrases.to(dtype)),
+    )
 
 
-def _mask(name: str, mask: Tensor | None, vectors: Tensor) -> Tensor:
+def _masked(name: str, mask: Tensor | None, vectors: Tensor) -> MaskedVectors:
     if mask is None:
-        return torch.ones(vectors.shape[:2], dtype=torch.bool, device=vectors.device)
+        return MaskedVectors(
+            values=vectors, mask=torch.ones(vectors.shape[:2], dtype=torch.bool, device=vectors.device)
+        )
     if mask.shape != vectors.shape[:2] or mask.dtype != torch.bool:
         raise ValueError(
             f"{name} has shape {tuple(mask.shape)} and dtype {mask.dtype}; expected {tuple(vectors.shape[:2])} bool "
@@ -224,4 +215,4 @@ def _mask(name: str, mask: Tensor | None, vectors: Tensor) -> Tensor:
         )
     if mask.device != vectors.device:
         raise ValueError(f"{name} is on {mask.device}, its vectors on {vectors.device}; move one of them")
-    return mask
+    return MaskedVectors(values=vectors.masked_fill(~mask[..., None], 0.0), mask=mask)

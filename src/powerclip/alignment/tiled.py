@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from powerclip.alignment.aggregators import ABSENT, soft_max_over_phrases
 from powerclip.alignment.scoring import Scoring
+from powerclip.alignment.vectors import MaskedVectors
 
 IMAGES_PER_TILE = 128
 """Of the fused tile: fewer make its matrix products slow."""
@@ -46,10 +47,8 @@ class HardestNegatives:
 
 @torch.no_grad()
 def hardest_negatives(
-    regions: Tensor,
-    phrases: Tensor,
-    region_mask: Tensor,
-    phrase_mask: Tensor,
+    regions: MaskedVectors,
+    phrases: MaskedVectors,
     *,
     negative: Callable[[slice], Tensor],
     scoring: Scoring,
@@ -60,20 +59,17 @@ def hardest_negatives(
     Args:
         regions: (I, M, D) region vectors.
         phrases: (J, K, D) phrase vectors.
-        region_mask: (I, M) bool, True = present.
-        phrase_mask: (J, K) bool, True = present.
         negative: the images' slice to (images, J) bool, True where the pair counts as a negative.
         scoring: how s becomes the score that is compared.
         tile_bytes: budget of a tile.
     """
     I, J = len(regions), len(phrases)
-    caption = torch.zeros(I, dtype=torch.int64, device=regions.device)
-    caption_score = regions.new_full((I,), ABSENT)
-    image = torch.zeros(J, dtype=torch.int64, device=regions.device)
-    image_score = regions.new_full((J,), ABSENT)
-    rows = score_rows(regions, phrases, region_mask, phrase_mask, scoring=scoring, tile_bytes=tile_bytes)
-    for images, t2r, r2t in rows:
-        scores = scoring.total(t2r, r2t, region_mask[images]).masked_fill(~negative(images), ABSENT)
+    caption = torch.zeros(I, dtype=torch.int64, device=regions.values.device)
+    caption_score = regions.values.new_full((I,), ABSENT)
+    image = torch.zeros(J, dtype=torch.int64, device=regions.values.device)
+    image_score = regions.values.new_full((J,), ABSENT)
+    for images, t2r, r2t in score_rows(regions, phrases, scoring=scoring, tile_bytes=tile_bytes):
+        scores = scoring.total(t2r, r2t, regions.mask[images]).masked_fill(~negative(images), ABSENT)
         if J:
             caption_score[images], caption[images] = scores.max(dim=1)
         best = scores.max(dim=0)
@@ -84,25 +80,21 @@ def hardest_negatives(
 
 
 def score_pairs(
-    regions: Tensor,
-    phrases: Tensor,
-    region_mask: Tensor,
-    phrase_mask: Tensor,
+    regions: MaskedVectors,
+    phrases: MaskedVectors,
     *,
     scoring: Scoring,
     tile_bytes: int,
 ) -> tuple[Tensor, Tensor]:
-    """T2R and R2T, each (P,), of image p beside caption p: (P, M, D), (P, K, D) and their masks; differentiable."""
-    s = torch.bmm(regions, phrases.transpose(1, 2))
-    return scoring.score(s, region_mask, phrase_mask, tile_bytes=tile_bytes)
+    """T2R and R2T, each (P,), of regions (P, M, D) and phrases (P, K, D) of P images and their captions; differentiable."""
+    s_PMK = torch.bmm(regions.values, phrases.values.transpose(1, 2))
+    return scoring.score(s_PMK, regions.mask, phrases.mask, tile_bytes=tile_bytes)
 
 
 @torch.no_grad()
 def score_rows(
-    regions: Tensor,
-    phrases: Tensor,
-    region_mask: Tensor,
-    phrase_mask: Tensor,
+    regions: MaskedVectors,
+    phrases: MaskedVectors,
     *,
     scoring: Scoring,
     tile_bytes: int,
@@ -114,34 +106,29 @@ def score_rows(
     Args:
         regions: (I, M, D) region vectors.
         phrases: (J, K, D) phrase vectors.
-        region_mask: (I, M) bool, True = present.
-        phrase_mask: (J, K) bool, True = present.
         scoring: how s becomes T2R and R2T.
         tile_bytes: budget of a tile.
 
     Yields:
         The images' slice, and T2R and R2T, each (images, J).
     """
-    I, M, _ = regions.shape
-    J, K, _ = phrases.shape
+    I, M, _ = regions.values.shape
+    J, K, _ = phrases.values.shape
     if scoring.fused:
         step = min(max(I, 1), IMAGES_PER_TILE)
-        columns = max(1, tile_bytes // (4 * regions.element_size() * step))
-        tiles = list(_caption_tiles(phrases, phrase_mask, columns=columns))
+        columns = max(1, tile_bytes // (4 * regions.values.element_size() * step))
+        tiles = list(_caption_tiles(phrases, columns=columns))
         blocks: Iterator[Callable[[_CaptionTile], tuple[Tensor, Tensor]]] = (
-            _FusedBlock(regions[i : i + step], region_mask[i : i + step], scoring=scoring) for i in range(0, I, step)
+            _FusedBlock(regions[i : i + step], scoring=scoring) for i in range(0, I, step)
         )
     else:
         pairs = max(1, tile_bytes // scoring.bytes_per_pair(M, K))
         step = max(1, min(I, math.isqrt(pairs)))
-        tiles = list(_caption_tiles(phrases, phrase_mask, columns=max(1, pairs // step) * K))
-        blocks = (
-            _PlainBlock(regions[i : i + step], region_mask[i : i + step], scoring=scoring, tile_bytes=tile_bytes)
-            for i in range(0, I, step)
-        )
+        tiles = list(_caption_tiles(phrases, columns=max(1, pairs // step) * K))
+        blocks = (_PlainBlock(regions[i : i + step], scoring=scoring, tile_bytes=tile_bytes) for i in range(0, I, step))
     for i, block in zip(range(0, I, step), blocks, strict=True):
         images = slice(i, min(i + step, I))
-        t2r = regions.new_empty(images.stop - i, J)
+        t2r = regions.values.new_empty(images.stop - i, J)
         r2t = torch.empty_like(t2r)
         for tile in tiles:
             t2r[:, tile.captions], r2t[:, tile.captions] = block(tile)
@@ -150,10 +137,8 @@ def score_rows(
 
 def over_tiles(
     function: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, ...]],
-    regions: Tensor,
-    phrases: Tensor,
-    region_mask: Tensor,
-    phrase_mask: Tensor,
+    regions: MaskedVectors,
+    phrases: MaskedVectors,
     *,
     pairs: int,
 ) -> tuple[Tensor, ...]:
@@ -165,8 +150,6 @@ def over_tiles(
         function: of s and the masks (i, 1, M) and (1, j, K).
         regions: (I, M, D) region vectors.
         phrases: (J, K, D) phrase vectors.
-        region_mask: (I, M) bool, True = present.
-        phrase_mask: (J, K) bool, True = present.
         pairs: image-caption pairs a tile may hold.
 
     Returns:
@@ -178,15 +161,15 @@ def over_tiles(
         return function(torch.einsum("imd,jkd->ijmk", r, p), r_mask[:, None], p_mask[None])
 
     images, captions = max(1, min(len(regions), math.isqrt(pairs))), max(1, min(len(phrases), math.isqrt(pairs)))
-    everything = (regions, phrases, region_mask, phrase_mask)
     if images >= len(regions) and captions >= len(phrases):
-        return tile(*everything)
+        return tile(regions.values, phrases.values, regions.mask, phrases.mask)
     rows = []
-    for r, r_mask in zip(torch.split(regions, images), torch.split(region_mask, images), strict=True):
-        parts: list[tuple[Tensor, ...]] = [
-            checkpoint(tile, r, p, r_mask, p_mask, use_reentrant=False)
-            for p, p_mask in zip(torch.split(phrases, captions), torch.split(phrase_mask, captions), strict=True)
-        ]
+    for i in range(0, len(regions), images):
+        r = regions[i : i + images]
+        parts: list[tuple[Tensor, ...]] = []
+        for j in range(0, len(phrases), captions):
+            p = phrases[j : j + captions]
+            parts.append(checkpoint(tile, r.values, p.values, r.mask, p.mask, use_reentrant=False))
         rows.append([torch.cat(values, dim=1) for values in zip(*parts, strict=True)])
     return tuple(torch.cat(values) for values in zip(*rows, strict=True))
 
@@ -203,10 +186,10 @@ class _CaptionTile:
     """(j, k) bool, True = present."""
 
 
-def _caption_tiles(phrases: Tensor, phrase_mask: Tensor, *, columns: int) -> Iterator[_CaptionTile]:
+def _caption_tiles(phrases: MaskedVectors, *, columns: int) -> Iterator[_CaptionTile]:
     """Pack captions into tiles of at most ``columns`` phrase slots (or of one caption), present phrases first."""
-    counts, captions = phrase_mask.sum(dim=1).sort(stable=True)
-    slots = phrase_mask.to(torch.uint8).argsort(dim=1, descending=True, stable=True)
+    counts, captions = phrases.mask.sum(dim=1).sort(stable=True)
+    slots = phrases.mask.to(torch.uint8).argsort(dim=1, descending=True, stable=True)
     sizes = counts.clamp(min=1).tolist()  # the one wait for the device: tiles need their sizes
     start = 0
     while start < len(sizes):
@@ -216,9 +199,9 @@ def _caption_tiles(phrases: Tensor, phrase_mask: Tensor, *, columns: int) -> Ite
         width = sizes[stop - 1]
         index = captions[start:stop]
         order = slots.index_select(0, index)[:, :width]
-        mask = phrase_mask.index_select(0, index).gather(1, order)
-        flat = index[:, None] * phrases.shape[1] + order
-        packed = phrases.flatten(0, 1).index_select(0, flat.flatten())
+        mask = phrases.mask.index_select(0, index).gather(1, order)
+        flat = index[:, None] * phrases.mask.shape[1] + order
+        packed = phrases.values.flatten(0, 1).index_select(0, flat.flatten())
         yield _CaptionTile(captions=index, phrases=packed.mul_(mask.flatten()[:, None]), mask=mask)
         start = stop
 
@@ -226,29 +209,29 @@ def _caption_tiles(phrases: Tensor, phrase_mask: Tensor, *, columns: int) -> Ite
 class _PlainBlock:
     """A block of images beside any scoring: s of the whole tile at once."""
 
-    def __init__(self, regions: Tensor, region_mask: Tensor, *, scoring: Scoring, tile_bytes: int) -> None:
-        self.regions, self.region_mask = regions, region_mask
+    def __init__(self, regions: MaskedVectors, *, scoring: Scoring, tile_bytes: int) -> None:
+        self.regions = regions
         self.scoring, self.tile_bytes = scoring, tile_bytes
 
     def __call__(self, tile: _CaptionTile) -> tuple[Tensor, Tensor]:
-        i, M, D = self.regions.shape
+        i, M, D = self.regions.values.shape
         j, k = tile.mask.shape
-        s = self.regions.reshape(i * M, D) @ tile.phrases.T
+        s = self.regions.values.reshape(i * M, D) @ tile.phrases.T
         s = s.view(i, M, j, k).transpose(1, 2)
-        return self.scoring.score(s, self.region_mask[:, None], tile.mask[None], tile_bytes=self.tile_bytes)
+        return self.scoring.score(s, self.regions.mask[:, None], tile.mask[None], tile_bytes=self.tile_bytes)
 
 
 class _FusedBlock:
     """A block of images beside NLA-T1 with softplus and NLA-T2 with log cosh: region after region, in place."""
 
-    def __init__(self, regions: Tensor, region_mask: Tensor, *, scoring: Scoring) -> None:
+    def __init__(self, regions: MaskedVectors, *, scoring: Scoring) -> None:
         self.tau, self.zeta = scoring.tau, scoring.zeta
         self.unit = self.tau * math.log(2) or 1.0  # y = s / unit
-        masked = regions * region_mask[..., None] / self.unit
+        masked = regions.values * regions.mask[..., None] / self.unit
         self.by_region = masked.transpose(0, 1).contiguous()  # (M, i, D)
         self.all_regions = masked.sum(dim=1)
-        self.present = region_mask.any(dim=1)
-        self.absent = (~region_mask).sum(dim=1, dtype=regions.dtype)
+        self.present = regions.some
+        self.absent = (~regions.mask).sum(dim=1, dtype=masked.dtype)
 
     def __call__(self, tile: _CaptionTile) -> tuple[Tensor, Tensor]:
         columns = tile.phrases.T

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cache
 from typing import get_args
 
@@ -17,6 +16,7 @@ from powerclip.alignment.reference import MAX_REGIONS
 from powerclip.alignment.scoring import Scoring, tile_bytes_or_default
 from powerclip.alignment.subsets import draw_subsets
 from powerclip.alignment.tiled import score_pairs, score_rows
+from powerclip.alignment.vectors import MaskedVectors
 from powerclip.config import Method, ScoreRegions
 from powerclip.distributed import gather_rows
 from powerclip.errors import one_of
@@ -36,28 +36,8 @@ def _default_parser() -> Parser:
     return load_parser()
 
 
-def _tile_bytes(vectors: Vectors) -> int:
+def _tile_bytes(vectors: MaskedVectors) -> int:
     return tile_bytes_or_default(None, vectors.values.device)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Vectors:
-    """Region vectors of images, or phrase vectors of captions."""
-
-    values: Tensor
-    """(I, M, D) or (J, K, D), zero where absent."""
-    mask: Tensor
-    """(I, M) or (J, K) bool, True = present."""
-
-    def __len__(self) -> int:
-        return len(self.values)
-
-    def __getitem__(self, rows: Tensor) -> Vectors:
-        return Vectors(values=self.values[rows], mask=self.mask[rows])
-
-    def to(self, device: torch.device | str) -> Vectors:
-        """The same vectors on another device."""
-        return Vectors(values=self.values.to(device), mask=self.mask.to(device))
 
 
 class PowersetScorer:
@@ -90,7 +70,7 @@ class PowersetScorer:
         self.transform = make_transforms(self.model)[1]
         self.boxes = fixed_boxes(self.model.grid_size)
 
-    def images(self, pictures: Sequence[Picture], masks: Sequence[Masks | None] | None = None) -> Vectors:
+    def images(self, pictures: Sequence[Picture], masks: Sequence[Masks | None] | None = None) -> MaskedVectors:
         """The region vectors of images."""
         stored = masks if masks is not None and self.regions == "stored" else [None] * len(pictures)
 
@@ -100,7 +80,7 @@ class PowersetScorer:
 
         return self._gathered(list(zip(pictures, stored, strict=True)), prepare, self.model.encode_regions)
 
-    def texts(self, texts: Sequence[str]) -> Vectors:
+    def texts(self, texts: Sequence[str]) -> MaskedVectors:
         """The phrase vectors of captions."""
         length = self.model.context_length
 
@@ -121,30 +101,28 @@ class PowersetScorer:
 
         return self._gathered(list(texts), prepare, self.model.encode_phrases)
 
-    def score(self, images: Vectors, texts: Vectors) -> Tensor:
+    def score(self, images: MaskedVectors, texts: MaskedVectors) -> Tensor:
         """(I, J) scores of every image and caption."""
         i, t = images.to(self.encoder.device), texts.to(self.encoder.device)
         scoring = self._scoring(i)
         rows = [
             scoring.total(t2r, r2t, i.mask[some]).cpu()
-            for some, t2r, r2t in score_rows(
-                i.values, t.values, i.mask, t.mask, scoring=scoring, tile_bytes=_tile_bytes(i)
-            )
+            for some, t2r, r2t in score_rows(i, t, scoring=scoring, tile_bytes=_tile_bytes(i))
         ]
         return torch.cat(rows) if rows else torch.zeros(0, len(texts))
 
-    def score_pairs(self, images: Vectors, texts: Vectors) -> Tensor:
+    def score_pairs(self, images: MaskedVectors, texts: MaskedVectors) -> Tensor:
         """(P,) scores of image p with caption p."""
         parts = []
         for start in range(0, len(images), PAIRS_AT_ONCE):
-            rows = torch.arange(start, min(start + PAIRS_AT_ONCE, len(images)))
+            rows = slice(start, start + PAIRS_AT_ONCE)
             i, t = images[rows].to(self.encoder.device), texts[rows].to(self.encoder.device)
             scoring = self._scoring(i)
-            t2r, r2t = score_pairs(i.values, t.values, i.mask, t.mask, scoring=scoring, tile_bytes=_tile_bytes(i))
+            t2r, r2t = score_pairs(i, t, scoring=scoring, tile_bytes=_tile_bytes(i))
             parts.append(scoring.total(t2r, r2t, i.mask).cpu())
         return torch.cat(parts) if parts else torch.zeros(0)
 
-    def _scoring(self, images: Vectors) -> Scoring:
+    def _scoring(self, images: MaskedVectors) -> Scoring:
         """The model's own scoring, for this many regions.
 
         Enumeration goes up to 16 regions; beyond, and for a model trained on sampled subsets, the subsets are a random
@@ -172,8 +150,8 @@ class PowersetScorer:
         items: Sequence[Item],
         prepare: Callable[[Sequence[Item]], tuple[Tensor, ...]],
         embed: Callable[..., tuple[Tensor, Tensor]],
-    ) -> Vectors:
-        """Vectors and masks of all items, batch by batch, each process its share."""
+    ) -> MaskedVectors:
+        """MaskedVectors and masks of all items, batch by batch, each process its share."""
         place = self.encoder.device
         found = [(embed(*(x.to(place) for x in batch)), own) for batch, own in self.encoder.batches(items, prepare)]
         parts = [embedded for embedded, own in found if own]
@@ -185,7 +163,7 @@ class PowersetScorer:
         else:
             dimensions = self.model.config["model"]["embed_dim"]
             values, mask = torch.zeros(0, 1, dimensions, device=place), torch.zeros(0, 1, device=place).bool()
-        return Vectors(values=gather_rows(values)[0].cpu(), mask=gather_rows(mask)[0].cpu())
+        return MaskedVectors(values=gather_rows(values)[0].cpu(), mask=gather_rows(mask)[0].cpu())
 
     def on_grid(self, open_masks: Masks | None) -> Tensor:
         """(M, N) bool: an image's stored masks, put through the same crop as the image, or the fixed boxes."""

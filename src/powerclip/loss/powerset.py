@@ -21,6 +21,7 @@ from powerclip.alignment.scoring import Scoring, tile_bytes_or_default
 from powerclip.alignment.similarity import check_backend, check_samples, check_zeta, validate
 from powerclip.alignment.subsets import draw_subsets
 from powerclip.alignment.tiled import hardest_negatives, score_pairs
+from powerclip.alignment.vectors import MaskedVectors
 from powerclip.config import Backend, Direction, Method, Subsets, T1Activation, T2Activation, Zeta
 from powerclip.distributed import gather_rows, max_over_processes, sum_over_processes, with_value
 
@@ -137,7 +138,7 @@ class PowersetAlignmentLoss(nn.Module):
                 f"regions hold {regions.shape[0]} images and phrases {phrases.shape[0]} captions; "
                 "the loss takes them in pairs"
             )
-        region_mask, phrase_mask = validate(regions, phrases, region_mask, phrase_mask)
+        r, p = validate(regions, phrases, region_mask, phrase_mask)
         if caption_ids is not None and (caption_ids.shape != regions.shape[:1] or caption_ids.is_floating_point()):
             raise ValueError(
                 f"caption_ids has shape {tuple(caption_ids.shape)} and dtype {caption_ids.dtype}; expected "
@@ -145,69 +146,47 @@ class PowersetAlignmentLoss(nn.Module):
             )
         self.scoring.check_regions(regions.shape[1])
         with torch.autocast(regions.device.type, enabled=False):
-            dtype = torch.promote_types(torch.promote_types(regions.dtype, phrases.dtype), torch.float32)
-            batch = self._gather(regions.to(dtype), phrases.to(dtype), region_mask, phrase_mask, caption_ids)
+            batch = self._gather(r, p, caption_ids)
             scoring = self._scoring(batch)
             if self.training:
                 self._steps += 1
                 self.steps.fill_(self._steps)
             return self._loss(batch, scoring)
 
-    def _gather(
-        self,
-        regions: Tensor,
-        phrases: Tensor,
-        region_mask: Tensor,
-        phrase_mask: Tensor,
-        caption_ids: Tensor | None,
-    ) -> _GlobalBatch:
-        valid = region_mask.any(dim=1) & phrase_mask.any(dim=1)
-        start = 0
-        images_valid = valid
-        if self.distributed:
-            phrases, start = gather_rows(phrases)
-            phrase_mask, _ = gather_rows(phrase_mask)
-            valid, _ = gather_rows(valid)
-            if caption_ids is not None:
-                caption_ids, _ = gather_rows(caption_ids)
+    def _gather(self, regions: MaskedVectors, phrases: MaskedVectors, caption_ids: Tensor | None) -> _GlobalBatch:
+        valid = regions.some & phrases.some
+        if not self.distributed:
+            return _GlobalBatch(
+                regions=regions,
+                image_valid=valid,
+                phrases=phrases,
+                caption_valid=valid,
+                caption_ids=caption_ids,
+                start=0,
+            )
+        values, start = gather_rows(phrases.values)
         return _GlobalBatch(
             regions=regions,
-            region_mask=region_mask,
-            image_valid=images_valid,
-            phrases=phrases,
-            phrase_mask=phrase_mask,
-            caption_valid=valid,
-            caption_ids=caption_ids,
+            image_valid=valid,
+            phrases=MaskedVectors(values=values, mask=gather_rows(phrases.mask)[0]),
+            caption_valid=gather_rows(valid)[0],
+            caption_ids=None if caption_ids is None else gather_rows(caption_ids)[0],
             start=start,
         )
 
     def _loss(self, batch: _GlobalBatch, scoring: Scoring) -> Tensor:
         """The loss; its gradient comes from the pairs whose image this process holds."""
-        budget = tile_bytes_or_default(self.tile_bytes, batch.regions.device)
+        budget = tile_bytes_or_default(self.tile_bytes, batch.device)
 
         def score(images: Tensor, captions: Tensor) -> Tensor:
-            region_mask = batch.region_mask.index_select(0, images)
-            t2r, r2t = score_pairs(
-                batch.regions.index_select(0, images),
-                batch.phrases.index_select(0, captions),
-                region_mask,
-                batch.phrase_mask.index_select(0, captions),
-                scoring=scoring,
-                tile_bytes=budget,
-            )
-            return scoring.total(t2r, r2t, region_mask)
+            r, p = batch.regions[images], batch.phrases[captions]
+            return scoring.total(*score_pairs(r, p, scoring=scoring, tile_bytes=budget), r.mask)
 
         found = hardest_negatives(
-            batch.regions,
-            batch.phrases,
-            batch.region_mask,
-            batch.phrase_mask,
-            negative=batch.negatives,
-            scoring=scoring,
-            tile_bytes=budget,
+            batch.regions, batch.phrases, negative=batch.negatives, scoring=scoring, tile_bytes=budget
         )
         B, C = len(batch.regions), len(batch.phrases)
-        local = torch.arange(B, device=batch.regions.device)
+        local = torch.arange(B, device=batch.device)
         own = local + batch.start
         image, has_image = self._hardest_images(found.image + batch.start, found.image_score)
         here = ((image >= batch.start) & (image < batch.start + B) & has_image).nonzero()[:, 0]  # captions
@@ -252,11 +231,13 @@ class PowersetAlignmentLoss(nn.Module):
         scoring = self.scoring
         if scoring.method == "sampled":
             generator = torch.Generator().manual_seed(self._steps)  # so that all processes and a resumed run agree
-            scoring = replace(scoring, sample=draw_subsets(self.samples, batch.regions.shape[1], generator=generator))
+            scoring = replace(
+                scoring, sample=draw_subsets(self.samples, batch.regions.mask.shape[1], generator=generator)
+            )
         elif self.zeta == "calibrated" and scoring.method == "nla":
             if self.training or self._steps == 0:
                 self._calibrate(batch, scoring)
-            zeta = self.zeta_estimate.to(batch.regions.device, batch.regions.dtype)
+            zeta = self.zeta_estimate.to(batch.device, batch.regions.values.dtype)
             scoring = replace(scoring, zeta=zeta.nan_to_num(UNCALIBRATED_ZETA))
         return scoring
 
@@ -267,16 +248,13 @@ class PowersetAlignmentLoss(nn.Module):
         if C == 0:
             return
         image, caption = choose_pairs(C, C, shift=self._steps, count=PAIRS)
-        device = batch.regions.device
         here = (image >= batch.start) & (image < batch.start + len(batch.regions))
-        i, j = (image[here] - batch.start).to(device), caption[here].to(device)
+        i, j = (image[here] - batch.start).to(batch.device), caption[here].to(batch.device)
         pairs = measure_pairs(
-            batch.regions[i].detach(),
-            batch.phrases[j].detach(),
-            batch.region_mask[i],
-            batch.phrase_mask[j],
+            batch.regions[i],
+            batch.phrases[j],
             scoring=scoring,
-            tile_bytes=tile_bytes_or_default(self.tile_bytes, device),
+            tile_bytes=tile_bytes_or_default(self.tile_bytes, batch.device),
         )
         if self.distributed:
             pairs = CalibrationPairs(**{name: gather_rows(value)[0] for name, value in vars(pairs).items()})
@@ -302,16 +280,12 @@ class PowersetAlignmentLoss(nn.Module):
 class _GlobalBatch:
     """This process's images beside the captions of all processes."""
 
-    regions: Tensor
+    regions: MaskedVectors
     """(B, M, D)"""
-    region_mask: Tensor
-    """(B, M) bool"""
     image_valid: Tensor
     """(B,) bool: the pair can be scored."""
-    phrases: Tensor
+    phrases: MaskedVectors
     """(C, K, D), with the gradient of all processes."""
-    phrase_mask: Tensor
-    """(C, K) bool"""
     caption_valid: Tensor
     """(C,) bool: the pair can be scored."""
     caption_ids: Tensor | None
@@ -319,11 +293,15 @@ class _GlobalBatch:
     start: int
     """Caption of this process's first image."""
 
+    @property
+    def device(self) -> torch.device:
+        """Where the vectors are."""
+        return self.regions.mask.device
+
     def negatives(self, images: slice) -> Tensor:
         """(images, C) bool: the two are no pair, have no equal captions, and both can be scored."""
-        device = self.regions.device
-        own = torch.arange(images.start, images.stop, device=device) + self.start
-        negative = own[:, None] != torch.arange(len(self.phrases), device=device)
+        own = torch.arange(images.start, images.stop, device=self.device) + self.start
+        negative = own[:, None] != torch.arange(len(self.phrases), device=self.device)
         if self.caption_ids is not None:
             negative &= self.caption_ids[own][:, None] != self.caption_ids
         return negative & self.image_valid[images][:, None] & self.caption_valid
