@@ -15,7 +15,7 @@ import time
 
 import torch
 
-from powerclip.evaluate.retrieval import retrieval_metrics
+from powerclip.evaluate.metrics import retrieval_metrics
 
 
 def peak_bytes() -> int:

@@ -131,3 +131,15 @@ def test_results_are_empty_where_there_are_none(run):
     assert run.results() == {"t": {"acc@1": 0.5}}
     run.evaluation_file.write_text(json.dumps({"tasks": ["t"]}))
     assert run.results() == {}
+
+
+def test_a_run_whose_evaluation_was_interrupted_is_not_evaluated(run):
+    for value, expected in (
+        ({"tasks": {"a": {"acc@1": 0.5}}}, True),  # of an earlier version
+        ({"tasks": {"a": {"acc@1": 0.5}}, "pending": []}, True),
+        ({"tasks": {"a": {"acc@1": 0.5}}, "pending": ["b"]}, False),
+        ({"tasks": {}, "pending": []}, False),
+    ):
+        run.path.mkdir(exist_ok=True)
+        run.evaluation_file.write_text(json.dumps(value))
+        assert run.is_evaluated() is expected

@@ -141,7 +141,7 @@ def evaluate(run: Path, tasks: Sequence[Task]) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model, preprocess, tokenizer = powerclip.load(run)
     results = evaluate_tasks(model.to(device), preprocess, tokenizer, tasks, device=device, batch_size=256)
-    write_evaluation(run / "evaluation.json", results, suite="emoji")
+    write_evaluation(run, results, tasks=tasks, suite="emoji")
 
 
 if __name__ == "__main__":

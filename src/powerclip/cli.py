@@ -18,7 +18,7 @@ import tyro
 from rich.console import Console
 
 import powerclip
-from powerclip.config import Objective, Score, ScoreRegions, TrainConfig
+from powerclip.config import EvaluateConfig, Objective, TrainConfig
 from powerclip.errors import PowerclipError, RunFailedError, did_you_mean
 from powerclip.recipes import RECIPES, recipe
 
@@ -178,45 +178,30 @@ class Compare:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate:
-    """Evaluate a run or a model zero-shot, print the table, write evaluation.json, .md, .csv and a JSON file a task.
+    """Evaluate a run or a model zero-shot, print the table, write evaluation.json, .md, .csv and a JSON file for each task.
+
+    Results on other data are added to those that are there.
 
     Example: powerclip evaluate runs/scenes --suite classification retrieval --data benchmarks
     """
 
     model: tyro.conf.Positional[str]
     """Run folder, model folder or hub id."""
-    suite: tuple[str, ...] = ()
-    """One or more of: scenes (generated tasks); pairs (retrieval among the pairs of the shards --data); and, with their
-    data sets in folders under --data: classification, robustness, imagenet, retrieval, compositionality. Default: pairs
-    with --data, else scenes."""
-    data: Path | None = None
-    """Shards, or the folder of public data sets (docs/evaluation.md says how they lie)."""
-    size: int = 400
-    """Images per generated task."""
-    batch_size: int = 256
-    """Images or captions encoded at once."""
-    workers: int = 0
-    """Threads that open images beside the model."""
-    scores: tuple[Score, ...] = ("global",)
-    """How images and captions are compared: global embeddings (what papers report), the powerset similarity, or both."""
-    regions: ScoreRegions = "grid"
-    """Regions of the powerset score: boxes on a fixed grid, or the masks stored with one's own shards."""
-    device: str = "auto"
-    """auto, cpu, cuda, ..."""
-    output: Path | None = None
-    """Where the results go; default: the run folder."""
+    config: Annotated[EvaluateConfig, tyro.conf.arg(name="")] = dataclasses.field(default_factory=EvaluateConfig)
+    """Settings."""
 
     def run(self) -> None:
-        from powerclip.evaluate.run import evaluate_model
-        from powerclip.report.tables import absent_note, write_tables
+        from powerclip.evaluate import read_evaluation
+        from powerclip.evaluate.run import evaluate_model, results_folder
+        from powerclip.report.tables import absent_note, results_table, write_tables
 
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        evaluation = evaluate_model(values.pop("model"), **values)
+        evaluation = evaluate_model(self.model, self.config)
         if int(os.environ.get("RANK", 0)) > 0:
             return
         name = Path(self.model).name or self.model
-        folder = self.output or (Path(self.model) if Path(self.model).is_dir() else Path())
-        Console().print(write_tables(folder, name, evaluation).rich())
+        folder = results_folder(self.model, self.config)
+        write_tables(folder, name, read_evaluation(folder) or evaluation)
+        Console().print(results_table({name: [evaluation]}).rich())
         print(absent_note(evaluation), end="")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from powerclip.config import TrainConfig
+from powerclip.config import EvaluateConfig, TrainConfig
 from powerclip.errors import PowerclipError
 from powerclip.evaluate.run import evaluate_model
 from powerclip.files import atomic_write, read_json, write_json
@@ -29,6 +29,10 @@ class EvaluationPlan:
     """Data of the suite."""
     size: int = 400
     """Images of each generated task."""
+
+    def config(self) -> EvaluateConfig:
+        """The settings of each evaluation."""
+        return EvaluateConfig(suite=() if self.suite is None else (self.suite,), data=self.data, size=self.size)
 
 
 def compare(
@@ -79,7 +83,7 @@ def compare(
         done = finish_runs(
             {runs[name][number]: config for name, config in with_seed.items()},
             data=data,
-            evaluate=lambda run: evaluate_model(str(run), **vars(plan)),
+            evaluate=lambda run: evaluate_model(str(run), plan.config()),
             console=console,
         )
         if not done:

@@ -261,6 +261,38 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """What a model is evaluated on, and how: the settings of ``powerclip evaluate``."""
+
+    suite: tuple[str, ...] = ()
+    """One or more of: scenes (generated tasks); pairs (retrieval among the pairs of the shards --data, or of the run's own
+    training data without --data); and, with their data sets in folders under --data: classification, robustness, imagenet,
+    retrieval, compositionality. Default: pairs with --data, else scenes."""
+    data: Path | None = None
+    """Shards, or the folder of public data sets (docs/evaluation.md describes its layout)."""
+    size: int = 400
+    """Images per generated task."""
+    batch_size: int = 256
+    """Images or captions encoded at once."""
+    workers: int = 0
+    """Threads that open images while the model works."""
+    scores: tuple[Score, ...] = ("global",)
+    """How images and captions are scored: by global embeddings (what papers report), the powerset similarity, or both."""
+    regions: ScoreRegions = "grid"
+    """Regions of the powerset score: boxes on a fixed grid, or the masks stored with one's own shards."""
+    device: str = "auto"
+    """auto, cpu, cuda, ..."""
+    output: Path | None = None
+    """Folder for the results; default: the run folder."""
+
+    def __post_init__(self) -> None:
+        _require(self.size >= 1, "size", self.size, "at least 1")
+        _require(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
+        _require(self.workers >= 0, "workers", self.workers, "0 or more")
+        _require(len(self.scores) >= 1, "scores", self.scores, "at least one of global and powerset")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """Everything that decides a training run, apart from its data and its folder."""
 

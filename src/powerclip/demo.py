@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import track
 
 from powerclip.compare import finish_runs
-from powerclip.config import TrainConfig
+from powerclip.config import EvaluateConfig, TrainConfig
 from powerclip.data.shards import write_shards
 from powerclip.evaluate.run import evaluate_model
 from powerclip.files import atomic_folder
@@ -68,7 +68,7 @@ def run_demo(
     done = finish_runs(
         {runs[name]: config for name, config in configs.items()},
         data=data,
-        evaluate=lambda run: evaluate_model(str(run), suite="scenes", size=images),
+        evaluate=lambda run: evaluate_model(str(run), EvaluateConfig(suite=("scenes",), size=images)),
         console=console,
     )
     if not done:

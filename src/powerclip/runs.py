@@ -175,9 +175,9 @@ class RunFolder:
             return False
 
     def is_evaluated(self) -> bool:
-        """Whether it has results, and they are of its latest training."""
+        """Whether it has results, of an evaluation that was not interrupted, and of its latest training."""
         times = [path.stat().st_mtime_ns for path in (self.status_file, self.evaluation_file) if path.exists()]
-        return bool(self.results()) and times == sorted(times)
+        return bool(self.results()) and times == sorted(times) and not read_json(self.evaluation_file).get("pending")
 
     def latest_checkpoint(self) -> Path | None:
         """The newest checkpoint, None if there is none."""

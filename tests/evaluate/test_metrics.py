@@ -8,9 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from powerclip.evaluate.composition import hard_negative_metrics, quadruple_metrics
-from powerclip.evaluate.retrieval import RECALLS, retrieval_metrics, same_texts
-from powerclip.evaluate.zeroshot import class_embeddings, classification_metrics
+from powerclip.evaluate.metrics import (
+    RECALLS,
+    class_embeddings,
+    classification_metrics,
+    hard_negative_metrics,
+    quadruple_metrics,
+    retrieval_metrics,
+    same_texts,
+)
 
 # Small whole numbers: products are exact in float32, so that the oracle sees the same ties.
 EXACT = st.integers(min_value=-2, max_value=2).map(float)

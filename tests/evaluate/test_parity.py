@@ -19,10 +19,17 @@ from torch.utils.data import DataLoader
 import powerclip
 from powerclip import create_model
 from powerclip.evaluate import evaluate_tasks
-from powerclip.evaluate.composition import hard_negative_metrics, quadruple_metrics
 from powerclip.evaluate.datasets.clip_benchmark import read_webdataset
-from powerclip.evaluate.retrieval import RECALLS, retrieval_metrics, same_texts
-from powerclip.evaluate.zeroshot import average_precision_metrics, class_embeddings, classification_metrics
+from powerclip.evaluate.metrics import (
+    RECALLS,
+    average_precision_metrics,
+    class_embeddings,
+    classification_metrics,
+    hard_negative_metrics,
+    quadruple_metrics,
+    retrieval_metrics,
+    same_texts,
+)
 from powerclip.model import save
 from powerclip.scenes import generate
 from tests.support.layouts import webdataset

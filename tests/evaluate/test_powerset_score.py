@@ -195,7 +195,7 @@ def test_stored_masks_of_shards_are_the_regions(model, tmp_path):
     objects = [len(open_masks()) for open_masks in task.masks]
     assert images.mask.sum(dim=1).tolist() == objects
     masks = scorer.on_grid(task.masks[1])
-    expected = score_alone(model, task.images[1], task.captions[2][0], masks)
+    expected = score_alone(model, task.images[1](), task.captions[2][0], masks)
     assert scores[1, 2].item() == pytest.approx(expected, abs=CLOSE)
     assert len(retrieval_from_shards(tmp_path, limit=2).images) == 2
 

@@ -1,15 +1,30 @@
 import csv
 import json
+import shutil
 
 import pytest
 import torch
 
 from powerclip import create_model
 from powerclip.cli import main
+from powerclip.config import EvaluateConfig
+from powerclip.data.shards import write_shards
 from powerclip.errors import PowerclipError
-from powerclip.evaluate import CLASSIFICATION, SUITES, evaluate_model, read_evaluation, write_evaluation
-from powerclip.evaluate.suites import CLIP_METRICS, average, averages
+from powerclip.evaluate import (
+    CLASSIFICATION,
+    SUITES,
+    as_metrics,
+    evaluate_model,
+    evaluate_tasks,
+    light_suite,
+    read_evaluation,
+)
+from powerclip.evaluate.run import SCENES_SEED
+from powerclip.evaluate.suites import CLIP_METRICS, averages
 from powerclip.model import save
+from powerclip.scenes import evaluation_tasks, generate
+from powerclip.tasks import Retrieval
+from tests.support.colours import ColourModel, preprocess, tokenizer
 from tests.support.layouts import picture, webdataset, write_json
 
 NAMES = ["red", "green", "blue"]
@@ -23,6 +38,10 @@ def model(tmp_path_factory):
 
 def colours(folder):
     return webdataset(folder, [(name, str(i).encode()) for i, name in enumerate(NAMES)], "cls")
+
+
+def evaluate(model, suite, data, output=None):
+    return evaluate_model(str(model), EvaluateConfig(suite=(suite,), data=data, output=output))
 
 
 def test_the_seventeen_data_sets_are_those_of_the_paper_s_family():
@@ -52,7 +71,9 @@ def test_what_is_absent_is_said_and_no_part_of_the_average(model, tmp_path, caps
         "over": [["food101", "acc@1"], ["pets", "acc@1"]],
     }
     one = json.loads((model / "evaluation" / "pets.json").read_text())
-    assert one == {"task": "pets", "metrics": found["tasks"]["pets"]}
+    assert one == {"task": "pets", **found["measured_on"]["pets"], "metrics": found["tasks"]["pets"]}
+    assert found["measured_on"]["pets"]["data"] == str(data / "vtab" / "pets")
+    assert found["measured_on"]["pets"]["n"] == 3
     table = capsys.readouterr().out
     assert "mean of 2 of 17" in table
     assert "absent: dtd: https://huggingface.co/datasets/clip-benchmark/wds_vtab-dtd\n" in table
@@ -68,9 +89,8 @@ def test_several_suites_in_one_call(model, tmp_path):
     picture(data / "winoground" / "images" / "a.png", "red")
     line = {"image_0": "a", "image_1": "a", "caption_0": "red", "caption_1": "blue"}
     write_json(data / "winoground" / "examples.jsonl", line)
-    found = evaluate_model(
-        str(model), suite=["scenes", "retrieval", "compositionality"], data=data, size=2, output=tmp_path / "out"
-    )
+    suites = ("scenes", "retrieval", "compositionality")
+    found = evaluate_model(str(model), EvaluateConfig(suite=suites, data=data, size=2, output=tmp_path / "out"))
     assert {"scenes-object", "flickr8k", "winoground"} <= set(found.tasks)
     assert found.averages["retrieval"].measured == 2
     assert found.averages["compositionality"].expected == 9
@@ -81,7 +101,7 @@ def test_several_suites_in_one_call(model, tmp_path):
 def test_an_order_task_is_made_of_a_retrieval_set(model, tmp_path):
     captions = b"a red dog and a blue cat\na big red square"
     webdataset(tmp_path / "flickr30k", [("red", captions), ("blue", b"a blue one")], "txt", kind="retrieval")
-    found = evaluate_model(str(model), suite="compositionality", data=tmp_path, output=tmp_path / "out")
+    found = evaluate(model, "compositionality", tmp_path, tmp_path / "out")
     assert set(found.tasks) == {"aro-flickr30k-order"}
     assert "aro-coco-order" in found.absent
 
@@ -96,39 +116,116 @@ def test_an_order_task_is_made_of_a_retrieval_set(model, tmp_path):
 )
 def test_wrong_suites_are_named_before_anything_is_written(suite, with_data, message, model, tmp_path):
     with pytest.raises(PowerclipError, match=message):
-        evaluate_model(str(model), suite=suite, data=tmp_path if with_data else None, output=tmp_path / "out")
+        evaluate(model, suite, tmp_path if with_data else None, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_a_release_s_own_folder_where_only_clip_benchmark_s_is_read(model, tmp_path):
     (tmp_path / "food101").mkdir()
     with pytest.raises(PowerclipError, match="is not in clip_benchmark's layout"):
-        evaluate_model(str(model), suite="classification", data=tmp_path)
-
-
-def test_tasks_outside_the_public_suites_are_averaged_by_family():
-    one = {"x": {"acc@1": 0.5}, "y": {"acc@1": 0.7}, "r": {"i2t_R@1": 0.2, "t2i_R@1": 0.4}, "q": {"group": 0.1}}
-    assert {label: mean.value for label, mean in averages((), one).items()} == {
-        "classification": pytest.approx(0.6),
-        "retrieval": pytest.approx(0.3),
-    }
-    one |= {"food101": {"acc@1": 0.9}, "r-powerset": {"i2t_R@1": 0.6, "t2i_R@1": 0.8}}
-    found = averages(["classification"], one)
-    assert (found["classification"].value, found["classification"].measured) == (0.9, 1)
-    assert found["classification, other tasks"].over == (("x", "acc@1"), ("y", "acc@1"))
-    assert found["retrieval, powerset score"].value == pytest.approx(0.7)
-
-
-def test_results_are_read_back_as_they_were_written(tmp_path):
-    tasks = {"x": {"acc@1": 0.5}, "y": {"acc@1": 0.7}}
-    written = write_evaluation(tmp_path / "evaluation.json", tasks, suite="emoji")
-    assert read_evaluation(tmp_path) == written
-    (tmp_path / "evaluation.json").write_text(json.dumps({"tasks": tasks}))  # as earlier versions wrote it
-    assert read_evaluation(tmp_path).averages == written.averages
-    for text in ("", "[]", '{"tasks": []}', '{"tasks": {"x": {"acc@1": "high"}}}', '{"tasks": {}}'):
-        (tmp_path / "evaluation.json").write_text(text)
-        assert read_evaluation(tmp_path) is None
+        evaluate(model, "classification", tmp_path)
 
 
 def test_an_average_of_nothing_is_none():
-    assert average("robustness", {})["robustness"].value is None
+    assert averages(["robustness"], {})["robustness"].value is None
+
+
+def test_results_on_other_data_are_added(model, tmp_path):
+    for name, seed in (("A", 0), ("B", 1)):
+        write_shards(generate("test", count=5, seed=seed), tmp_path / name)
+    out = tmp_path / "out"
+    first = evaluate(model, "pairs", tmp_path / "A", out)
+    assert list(first.tasks) == ["retrieval:A"]
+    second = evaluate(model, "pairs", tmp_path / "B", out)
+    assert list(second.tasks) == ["retrieval:B"]
+    evaluate_model(str(model), EvaluateConfig(suite=("scenes",), size=2, output=out))
+    found = read_evaluation(out)
+    assert found.tasks["retrieval:A"] == first.tasks["retrieval:A"]
+    assert found.tasks["retrieval:B"] == second.tasks["retrieval:B"]
+    assert found.suite == "pairs scenes"
+    for name in ("A", "B"):
+        origin = found.measured_on[f"retrieval:{name}"]
+        assert (origin.suite, origin.data, origin.n) == ("pairs", str(tmp_path / name), 5)
+    assert found.averages["retrieval"].measured == 8  # four data sets, both ways
+    again = evaluate(model, "pairs", tmp_path / "A", out)
+    assert read_evaluation(out).tasks == found.tasks
+    assert again.tasks == first.tasks
+
+
+def test_the_same_folder_with_other_pairs_is_other_data(model, tmp_path):
+    write_shards(generate("test", count=5, seed=0), tmp_path / "data")
+    before = evaluate(model, "pairs", tmp_path / "data", tmp_path / "out")
+    shutil.rmtree(tmp_path / "data")
+    write_shards(generate("test", count=6, seed=1), tmp_path / "data")
+    evaluate(model, "pairs", tmp_path / "data", tmp_path / "out")
+    found = read_evaluation(tmp_path / "out")
+    aside = f"retrieval:data#{before.measured_on['retrieval:data'].fingerprint[:8]}"
+    assert list(found.tasks) == [aside, "retrieval:data"]
+    assert found.tasks[aside] == before.tasks["retrieval:data"]
+    assert [found.measured_on[name].n for name in found.tasks] == [5, 6]
+
+
+def test_results_of_other_weights_are_set_aside(model, tmp_path):
+    write_shards(generate("test", count=5, seed=0), tmp_path / "data")
+    evaluate(model, "pairs", tmp_path / "data", tmp_path / "out")
+    first = (tmp_path / "out" / "evaluation.json").read_text()
+    torch.manual_seed(1)
+    other = save(create_model("tiny"), tmp_path / "other" / "model")
+    evaluate_model(str(other), EvaluateConfig(size=2, output=tmp_path / "out"))
+    assert not any(name.startswith("retrieval") for name in read_evaluation(tmp_path / "out").tasks)
+    (aside,) = (tmp_path / "out").glob("evaluation-*.json")
+    assert aside.read_text() == first
+
+
+def test_finished_tasks_are_kept_when_a_later_one_breaks(model, tmp_path):
+    for name in ("food101", "cifar10"):
+        colours(tmp_path / name)
+    tar = tmp_path / "cifar10" / "test" / "1.tar"
+    tar.write_bytes(tar.read_bytes().replace(b"\x89PNG", b"gone"))
+    with pytest.raises(PowerclipError, match=r"image of sample s10 in .*1\.tar cannot be read \(corrupt image\)"):
+        evaluate(model, "classification", tmp_path, tmp_path / "out")
+    found = read_evaluation(tmp_path / "out")
+    assert list(found.tasks) == ["food101"]
+    assert found.pending == ["cifar10"]
+    assert (tmp_path / "out" / "evaluation" / "food101.json").is_file()
+
+
+def test_every_score_has_its_row(model, tmp_path):
+    write_shards(generate("test", count=3, seed=0), tmp_path / "data")
+    config = EvaluateConfig(data=tmp_path / "data", scores=("global", "powerset"), output=tmp_path / "out")
+    seen = []
+    found = evaluate_model(str(model), config, progress=seen.append)
+    assert list(found.tasks) == seen == ["retrieval:data", "retrieval:data-powerset"]
+    assert found.averages.keys() == {"retrieval", "retrieval, powerset score"}
+
+
+def test_the_light_suite_is_small_and_shows_no_image_of_the_real_one():
+    light, real = light_suite(image_size=64, size=3), evaluation_tasks(seed=SCENES_SEED, size=3)
+    assert [task.name for task in light] == [task.name for task in real]
+    for a, b in zip(light, real, strict=True):
+        if isinstance(a, Retrieval):
+            assert len(a.images) == 3
+            seen = {image.tobytes() for image in b.images}
+            assert all(image.tobytes() not in seen for image in a.images)
+
+
+def test_other_light_suites_are_those_of_the_evaluation(tmp_path):
+    write_shards(generate("test", count=5, seed=0), tmp_path)
+    tasks = light_suite(["pairs", "scenes"], tmp_path, image_size=64, size=2)
+    assert tasks[0].name == "retrieval"
+    assert len(tasks) == 8
+    with pytest.raises(PowerclipError, match="unknown suite 'zoo'"):
+        light_suite("zoo", image_size=64)
+    with pytest.raises(ValueError, match="size is 0"):
+        light_suite(image_size=64, size=0)
+
+
+def test_a_training_goes_on_as_if_it_had_not_been_watched():
+    colour_model = ColourModel().train()
+    state = torch.get_rng_state()
+    results = evaluate_tasks(colour_model, preprocess, tokenizer, light_suite(image_size=64, size=2), batch_size=2)
+    assert colour_model.training
+    assert torch.equal(torch.get_rng_state(), state)
+    flat = as_metrics(results)
+    assert flat["eval/scenes-object/acc@1"] == results["scenes-object"]["acc@1"]
+    assert len(flat) == sum(map(len, results.values()))

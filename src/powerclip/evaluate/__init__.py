@@ -1,8 +1,8 @@
 """Zero-shot evaluation: tasks, metrics, and their running."""
 
 from powerclip.evaluate.datasets.own_shards import retrieval_from_shards
-from powerclip.evaluate.light import as_metrics, light_suite
-from powerclip.evaluate.run import Evaluation, evaluate_model, read_evaluation, write_evaluation
+from powerclip.evaluate.results import Evaluation, Origin, read_evaluation
+from powerclip.evaluate.run import as_metrics, evaluate_model, light_suite, write_evaluation
 from powerclip.evaluate.score import evaluate_tasks
 from powerclip.evaluate.suites import CLASSIFICATION, SUITES
 
@@ -10,6 +10,7 @@ __all__ = [
     "CLASSIFICATION",
     "SUITES",
     "Evaluation",
+    "Origin",
     "as_metrics",
     "evaluate_model",
     "evaluate_tasks",

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from powerclip.distributed import gather_rows, rank, world_size
-from powerclip.evaluate.datasets.images import open_picture
+from powerclip.evaluate.datasets.images import key_of, open_picture
 from powerclip.tasks import Picture
 
 Item = TypeVar("Item")
 Prepared = TypeVar("Prepared")
+Value = TypeVar("Value")
 Preprocess = Callable[[Image.Image], Tensor]
 Tokenize = Callable[[list[str]], Tensor]
 
@@ -35,12 +36,43 @@ class Model(Protocol):
         """Switch between training and evaluation."""
 
 
+class Memory(Generic[Item, Value]):
+    """Values that are computed once for each item, whatever number of times it is asked for."""
+
+    def __init__(self, key: Callable[[Item], Hashable]) -> None:
+        """Set up an empty memory.
+
+        Args:
+            key: what equal items have in common. An item is held as long as its value, so that the key can be its id.
+        """
+        self._key = key
+        self._known: dict[Hashable, tuple[Item, Value]] = {}
+
+    def get(self, items: Sequence[Item], compute: Callable[[list[Item]], Iterable[Value]]) -> list[Value]:
+        """The items' values; ``compute`` is called with the distinct items that are not known, if there are any."""
+        keys = [self._key(item) for item in items]
+        new = {key: item for key, item in zip(keys, items, strict=True) if key not in self._known}
+        if new:
+            found = zip(new.items(), compute(list(new.values())), strict=True)
+            self._known |= {key: (item, value) for (key, item), value in found}
+        return [self._known[key][1] for key in keys]
+
+    def __iter__(self) -> Iterator[Hashable]:
+        """The keys of the items whose values are known."""
+        return iter(self._known)
+
+    def forget(self, keys: Iterable[Hashable]) -> None:
+        """Drop some items' values, by their keys."""
+        for key in keys:
+            self._known.pop(key, None)
+
+
 class Encoder:
     """A model with its preprocessing: images and texts to unit float32 embeddings on the CPU.
 
-    Only a batch of images is open at a time, and the next one while the model works on it. Under an initialised
-    process group each process encodes its share of the batches, and all get all embeddings: the batches are those of
-    one process, so that the embeddings are the same.
+    An image or text is encoded once, whatever number of items and tasks show it. Only a batch of images is open at a
+    time, and the next one while the model works on it. Under an initialised process group each process encodes its share
+    of the batches, and all get all embeddings: the batches are those of one process, so that the embeddings are the same.
     """
 
     def __init__(
@@ -61,22 +93,33 @@ class Encoder:
             tokenizer: texts to (B, T).
             device: where the model is.
             batch_size: images or texts encoded at once.
-            workers: threads that open and preprocess images beside the model.
+            workers: threads that open and preprocess images while the model works.
         """
         self.model, self.preprocess, self.tokenizer = model, preprocess, tokenizer
         self.device, self.batch_size, self.workers = device, batch_size, workers
-        self._seen: tuple[Sequence[Picture], Tensor] | None = None
+        self.known_images: Memory[Picture, Tensor] = Memory(key_of)
+        self.known_texts: Memory[str, Tensor] = Memory(str)
 
     def images(self, pictures: Sequence[Picture]) -> Tensor:
-        """(I, D) embeddings; asked for the same sequence again, as two tasks on the same images do, it remembers."""
-        if self._seen is None or self._seen[0] is not pictures:
-            encoded = self.encode(pictures, self._open, lambda batch: self.model.encode_image(batch))
-            self._seen = (pictures, encoded)
-        return self._seen[1]
+        """(I, D) embeddings."""
+        return _stacked(
+            self.known_images.get(
+                pictures, lambda new: self.encode(new, self._open, lambda batch: self.model.encode_image(batch))
+            )
+        )
 
     def texts(self, texts: Sequence[str]) -> Tensor:
         """(J, D) embeddings."""
-        return self.encode(texts, self.tokenize, lambda batch: self.model.encode_text(batch))
+        return _stacked(
+            self.known_texts.get(
+                texts, lambda new: self.encode(new, self.tokenize, lambda batch: self.model.encode_text(batch))
+            )
+        )
+
+    def forget(self, pictures: Iterable[Hashable], texts: Iterable[str]) -> None:
+        """Drop the embeddings of some images, by ``key_of``, and of some texts."""
+        self.known_images.forget(pictures)
+        self.known_texts.forget(texts)
 
     def encode(
         self, items: Sequence[Item], prepare: Callable[[Sequence[Item]], Tensor], embed: Callable[[Tensor], Tensor]
@@ -95,8 +138,8 @@ class Encoder:
     ) -> Iterator[tuple[Prepared, bool]]:
         """This process's batches, prepared, and whether it is its own; with workers, one is prepared ahead.
 
-        All processes get equally many: a model sharded over them can only be run by all. Where one has fewer of its
-        own, others' first ones follow, whose embeddings are not wanted.
+        All processes get the same number: a model sharded over them can only be run by all. Where one has fewer of its
+        own, the first ones of others follow, whose embeddings are not used.
         """
         starts = range(0, len(items), self.batch_size)
         per_process = -(-len(starts) // world_size())
@@ -132,3 +175,7 @@ class Encoder:
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """(B, T) token ids."""
         return self.tokenizer(list(texts))
+
+
+def _stacked(rows: Sequence[Tensor]) -> Tensor:
+    return torch.stack(list(rows)) if rows else torch.zeros(0, 1)

@@ -1,214 +1,212 @@
-"""Evaluate a saved model on suites: load, find and read the data sets, run their tasks, write the results."""
+"""Evaluate a saved model on suites: load it, read the data sets, run their tasks, write the results."""
 
 from __future__ import annotations
 
-import json
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from itertools import product
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from powerclip.config import Score, ScoreRegions
+import torch
+from torch import nn
+
+from powerclip.config import EvaluateConfig
 from powerclip.distributed import process_group, rank
 from powerclip.errors import PowerclipError
 from powerclip.evaluate.datasets.own_shards import retrieval_from_shards
-from powerclip.evaluate.score import evaluate_tasks
-from powerclip.evaluate.suites import SUITES, Average, averages
-from powerclip.files import read_json
+from powerclip.evaluate.encode import Encoder
+from powerclip.evaluate.results import FILE, Evaluation, Origin, Results, origin_of, read_evaluation
+from powerclip.evaluate.score import Run, evaluating, jobs_of, result_name
+from powerclip.evaluate.suites import POWERSET, SUITES
+from powerclip.files import write_json
 from powerclip.model import load
 from powerclip.scenes import evaluation_tasks
 from powerclip.tasks import Task
 
-Results = dict[str, dict[str, float]]
-
 SCENES_SEED = 20_000
-"""Seed of the evaluation scenes: the same for every model, apart from the training scenes by their split."""
+"""Seed of the evaluation scenes: the same for every model; the training scenes are of another split."""
+
+LIGHT_SEED = 10_000
+"""Seed of the scenes to watch a training by: other ones than those of the final evaluation, which must not be used to choose
+steps."""
 
 OWN_SUITES = ("scenes", "pairs")
 """Suites that need no public data: generated tasks, and retrieval among the pairs of one's own shards."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """The results of one model on one or more suites."""
-
-    suite: str
-    """Names of the suites, with spaces between."""
-    tasks: Results
-    """Metrics by task and name, each between 0 and 1."""
-    averages: Mapping[str, Average] = field(default_factory=dict)
-    """Averages by label, of the public suites and of the families of other tasks; each says what it is over."""
-    absent: Mapping[str, str] = field(default_factory=dict)
-    """Data sets that were asked for and are not there, and where to get them."""
-
-    def to_json(self) -> dict[str, Any]:
-        """The content of ``evaluation.json``."""
-        return asdict(self)
-
-
-def read_evaluation(folder: Path) -> Evaluation | None:
-    """The results in a folder's ``evaluation.json``; None if there are none or the file has another form.
-
-    Averages that a file of an earlier version lacks, or does not say what they are over, are computed.
-    """
-    try:
-        value = read_json(folder / "evaluation.json")
-        tasks = {
-            task: {name: float(number) for name, number in metrics.items() if number is not None}
-            for task, metrics in value["tasks"].items()
-        }
-        suite, stored = str(value.get("suite", "")), value.get("averages") or {}
-        means = {label: _average(mean) for label, mean in stored.items() if "over" in mean}
-        means = averages(suite.split(), tasks) | means
-        absent = {str(name): str(source) for name, source in (value.get("absent") or {}).items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
-    return Evaluation(suite=suite, tasks=tasks, averages=means, absent=absent) if tasks else None
-
-
-def _average(value: Mapping[str, Any]) -> Average:
-    number = value["value"]
-    return Average(
-        value=None if number is None else float(number),
-        measured=int(value["measured"]),
-        expected=int(value["expected"]),
-        over=tuple((str(task), str(metric)) for task, metric in value["over"]),
-    )
+Read = tuple[list[tuple[Task, Origin]], dict[str, str]]
+"""Tasks with what they measure on, and the missing data sets with where to get them."""
 
 
 def evaluate_model(
-    model: str,
-    *,
-    suite: str | Sequence[str] | None = None,
-    data: Path | None = None,
-    size: int = 400,
-    batch_size: int = 256,
-    workers: int = 0,
-    scores: Sequence[Score] = ("global",),
-    regions: ScoreRegions = "grid",
-    device: str = "auto",
-    output: Path | None = None,
-    progress: Callable[[str], None] | None = None,
+    model: str, config: EvaluateConfig | None = None, *, progress: Callable[[str], None] | None = None
 ) -> Evaluation:
     """Evaluate a run folder, a model folder or a hub id zero-shot.
 
-    Started by torchrun, the processes share the work and get equal results; the first one writes them:
-    ``evaluation/TASK.json`` for each task and ``evaluation.json`` for all.
+    Started by torchrun, the processes share the work and get equal results; the first one writes them, as soon as a task
+    is done: ``evaluation/TASK.json`` for it alone, and ``evaluation.json``, to which results on other data are added.
 
     Args:
         model: what ``powerclip.load`` takes.
-        suite: "scenes" (generated tasks), "pairs" (retrieval among the pairs of the shards ``data``), any of
-            ``SUITES`` (public data sets, each in its folder under ``data``), or several; by default "pairs" where
-            ``data`` is given, else "scenes".
-        data: what the suite needs.
-        size: images per generated task.
-        batch_size: images or captions encoded at once.
-        workers: threads that open and preprocess images beside the model.
-        scores: how images and texts are compared, as ``evaluate_tasks`` has it; both beside each other if both are named.
-        regions: of the powerset score, as ``evaluate_tasks`` has it.
-        device: "auto", "cpu", "cuda", ...
-        output: folder for the results; by default the model's own folder where it is one.
-        progress: told the name of each task before it runs.
+        config: what to evaluate, and how.
+        progress: called with the name of each task before it runs.
+
+    Returns:
+        The results of this call.
 
     Raises:
         PowerclipError: no such model, suite or data; or none of a suite's data sets is there.
     """
-    names = _suites(suite, data)
-    with process_group(device) as place:
+    config = config or EvaluateConfig()
+    names = _suites(config.suite, config.data)
+    with process_group(config.device) as place:
         loaded, preprocess, tokenizer = load(model)
-        tasks, absent = _read(names, data, size=size, image_size=loaded.image_size[0])
-        folder = output or (Path(model) if Path(model).is_dir() else Path())
-        results: Results = {}
-        model_at = loaded.to(place)
-        for task, score in product(tasks, scores):
-            found = evaluate_tasks(
-                model_at,
-                preprocess,
-                tokenizer,
-                [task],
-                device=place,
-                batch_size=batch_size,
-                workers=workers,
-                score=score,
-                regions=regions,
-                progress=progress,
-            )
-            results |= found
-            if rank() == 0:
-                for name, metrics in found.items():
-                    _write(folder / "evaluation" / f"{name}.json", {"task": name, "metrics": metrics})
-        evaluation = Evaluation(suite=" ".join(names), tasks=results, averages=averages(names, results), absent=absent)
-        if rank() == 0:
-            _write(folder / "evaluation.json", evaluation.to_json())
-        return evaluation
+        tasks, absent = _read(names, config.data, size=config.size, image_size=loaded.image_size[0])
+        tasks = [_named_by_data(task, origin) for task, origin in tasks]
+        folder = results_folder(model, config)
+        origins = {id(task): origin for task, origin in tasks}
+        jobs = jobs_of([task for task, _ in tasks], config.scores)
+        done = [result_name(*job) for job in jobs]
+        evaluation = _earlier_results(folder, model, _digest(loaded))
+        asked = {benchmark.name for name in names for benchmark in SUITES.get(name, ())}
+        before = {name: source for name, source in evaluation.absent.items() if name not in asked}
+        evaluation = replace(evaluation, absent=before | absent, pending=done)
+        encoder = Encoder(
+            loaded.to(place),
+            preprocess,
+            tokenizer,
+            device=place,
+            batch_size=config.batch_size,
+            workers=config.workers,
+        )
+        run = Run(encoder, jobs, regions=config.regions)
+        with evaluating(loaded):
+            for number, (name, (task, _)) in enumerate(zip(done, jobs, strict=True)):
+                if progress is not None:
+                    progress(name)
+                metrics, origin = run.metrics(number), origins[id(task)]
+                evaluation = evaluation.with_result(name, metrics, origin)
+                if rank() == 0:
+                    _write(folder, evaluation, name)
+        return replace(evaluation.only(done), absent=absent)
 
 
-def write_evaluation(path: Path, results: Results, *, suite: str) -> Evaluation:
-    """Write results as JSON; the file appears whole."""
-    evaluation = Evaluation(suite=suite, tasks=results, averages=averages(suite.split(), results))
-    _write(path, evaluation.to_json())
+def results_folder(model: str, config: EvaluateConfig) -> Path:
+    """Where the results of a model go: the folder that was asked for, the model's own, or for a hub id the current one."""
+    return config.output or (Path(model) if Path(model).is_dir() else Path())
+
+
+def write_evaluation(folder: Path, results: Results, *, tasks: Sequence[Task], suite: str) -> Evaluation:
+    """Write results of ``evaluate_tasks`` on tasks of one's own as ``evaluation.json``, in the place of what is there."""
+    origins = {task.name: origin_of(task, suite=suite, data=suite) for task in tasks}
+    evaluation = Evaluation(tasks={})
+    for name, metrics in results.items():
+        evaluation = evaluation.with_result(name, metrics, origins[name.removesuffix(POWERSET)])
+    evaluation.write(folder)
     return evaluation
 
 
-def _suites(suite: str | Sequence[str] | None, data: Path | None) -> list[str]:
-    names = [suite] if isinstance(suite, str) else list(suite or ())
-    names = names or ["pairs" if data is not None else "scenes"]
+def light_suite(
+    suite: str | Sequence[str] = "scenes", data: Path | None = None, *, image_size: int, size: int = 64
+) -> Sequence[Task]:
+    """Tasks to watch a training by: make them once, and pass them to ``evaluate_tasks`` from time to time.
+
+    ``evaluate_tasks`` leaves the model's mode and the random generators as they are. On many processes all must call it,
+    at the same step.
+
+    Args:
+        suite: as in ``EvaluateConfig``, or several; the scenes are not those that ``evaluate_model`` shows.
+        data: what the suite needs.
+        image_size: side of the model's images in pixels.
+        size: images of each generated task.
+
+    Raises:
+        PowerclipError: no such suite or data.
+        ValueError: size is not positive.
+    """
+    names = _suites([suite] if isinstance(suite, str) else suite, data)
+    tasks, _ = _read(names, data, size=size, image_size=image_size, seed=LIGHT_SEED)
+    return [task for task, _ in tasks]
+
+
+def as_metrics(results: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Results as one flat line of a log: ``eval/TASK/METRIC``."""
+    return {f"eval/{task}/{name}": value for task, metrics in results.items() for name, value in metrics.items()}
+
+
+def _suites(suite: Sequence[str], data: Path | None) -> list[str]:
+    names = list(dict.fromkeys(suite)) or ["pairs" if data is not None else "scenes"]
     for name in names:
         if name not in (*OWN_SUITES, *SUITES):
             raise PowerclipError(f"unknown suite {name!r}; suites: {', '.join((*OWN_SUITES, *SUITES))}")
         if name != "scenes" and data is None:
             raise PowerclipError(f"the {name} suite needs data; add --data DIR")
-    return list(dict.fromkeys(names))
+    return names
 
 
-def read_tasks(suite: str | Sequence[str], data: Path | None, *, size: int, image_size: int) -> list[Task]:
-    """The tasks of one or more suites; those whose data set is absent are left out.
-
-    Args:
-        suite: as in ``evaluate_model``.
-        data: what the suite needs.
-        size: images per generated task.
-        image_size: side in pixels of generated images.
-
-    Raises:
-        PowerclipError: no such suite or data; or none of a suite's data sets is there.
-    """
-    return _read(_suites(suite, data), data, size=size, image_size=image_size)[0]
-
-
-def _read(names: Sequence[str], data: Path | None, *, size: int, image_size: int) -> tuple[list[Task], dict[str, str]]:
-    """All tasks of the suites, and what is absent with its source. All is read first: an error costs no encoding."""
-    tasks: list[Task] = []
+def _read(names: Sequence[str], data: Path | None, *, size: int, image_size: int, seed: int = SCENES_SEED) -> Read:
+    """All tasks of the suites, and what is absent. Everything is read first: an error costs no encoding."""
+    tasks: list[tuple[Task, Origin]] = []
     absent: dict[str, str] = {}
     for name in names:
         if name == "scenes":
-            tasks += evaluation_tasks(seed=SCENES_SEED, size=size, image_size=image_size)
+            generated = f"generated: seed {seed}, {image_size} pixels"
+            scenes = evaluation_tasks(seed=seed, size=size, image_size=image_size)
+            tasks += [(task, origin_of(task, suite=name, data=generated)) for task in scenes]
             continue
-        assert data is not None  # _suites has seen to it
+        assert data is not None  # _suites has checked it
         if name == "pairs":
-            tasks.append(retrieval_from_shards(data))
+            pairs = retrieval_from_shards(data)
+            tasks.append((pairs, origin_of(pairs, suite=name, data=str(data.resolve()))))
             continue
-        found = {benchmark: benchmark.folder(data) for benchmark in SUITES[name]}
-        absent |= {benchmark.name: benchmark.source for benchmark, folder in found.items() if folder is None}
-        if not any(found.values()):
+        folders = {benchmark: benchmark.folder(data) for benchmark in SUITES[name]}
+        absent |= {benchmark.name: benchmark.source for benchmark, folder in folders.items() if folder is None}
+        if not any(folders.values()):
             wanted = ", ".join(benchmark.name for benchmark in SUITES[name])
-            first = SUITES[name][0]
             raise PowerclipError(
                 f"{data} holds no data set of the {name} suite; expected folders named {wanted} (for example from "
-                f"{first.source})"
+                f"{SUITES[name][0].source})"
             )
-        tasks += [
-            task
-            for benchmark, folder in found.items()
-            if folder is not None
-            for task in benchmark.read(folder, benchmark.name)
-        ]
+        for benchmark, folder in folders.items():
+            if folder is not None:
+                for task in benchmark.read(folder, benchmark.name):
+                    tasks.append((task, origin_of(task, suite=name, data=str(folder.resolve()))))
     return tasks, absent
 
 
-def _write(path: Path, value: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
+def _named_by_data(task: Task, origin: Origin) -> tuple[Task, Origin]:
+    """Pairs of one's own under the name of their data: other data are another row of a table."""
+    if origin.suite == "pairs":
+        task = replace(task, name=f"{task.name}:{Path(origin.data).name}")
+    return task, origin
+
+
+def _digest(model: nn.Module) -> str:
+    """A hash of a model's weights."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _earlier_results(folder: Path, model: str, weights: str) -> Evaluation:
+    """The results of these weights in a folder; those of other weights are moved to ``evaluation-WEIGHTS.json``."""
+    place = str(Path(model).resolve()) if Path(model).exists() else model
+    found = read_evaluation(folder)
+    if found is None and (folder / FILE).exists():
+        raise PowerclipError(
+            f"{folder / FILE} holds no results that can be read; move it away, or name another --output"
+        )
+    if found is not None and found.weights and found.weights != weights:
+        if rank() == 0:
+            (folder / FILE).rename(folder / f"evaluation-{found.weights[:8]}.json")
+        found = None
+    return replace(found or Evaluation(tasks={}), model=place, weights=weights, pending=())
+
+
+def _write(folder: Path, evaluation: Evaluation, name: str) -> None:
+    evaluation.write(folder)
+    origin = vars(evaluation.measured_on[name])
+    path = folder / "evaluation" / f"{name.replace('/', '_')}.json"
+    path.parent.mkdir(exist_ok=True)
+    write_json(path, {"task": name, **origin, "metrics": evaluation.tasks[name]})

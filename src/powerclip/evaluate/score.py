@@ -1,23 +1,32 @@
-"""Run tasks on a model: encode once, then hand features to the metrics."""
+"""Score tasks: embed a task's images and texts, each once, and hand the embeddings to its metrics."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from powerclip.config import Score, ScoreRegions
-from powerclip.evaluate.composition import hard_negative_metrics, quadruple_metrics
+from powerclip.evaluate.datasets.images import key_of
 from powerclip.evaluate.encode import Encoder, Model, Preprocess, Tokenize
+from powerclip.evaluate.metrics import (
+    average_precision_metrics,
+    class_embeddings,
+    classification_metrics,
+    hard_negative_metrics,
+    quadruple_metrics,
+    recall_metrics,
+    same_texts,
+)
 from powerclip.evaluate.powerset_score import PowersetScorer
-from powerclip.evaluate.retrieval import recall_metrics, retrieval_metrics, same_texts
-from powerclip.evaluate.zeroshot import average_precision_metrics, class_embeddings, classification_metrics
-from powerclip.tasks import Classification, HardNegatives, MultiLabel, Quadruples, Retrieval, Task
+from powerclip.evaluate.suites import POWERSET
+from powerclip.tasks import Classification, HardNegatives, Masks, MultiLabel, Picture, Quadruples, Retrieval, Task
 
-POWERSET = "-powerset"
-"""Behind a task's name: its results by the powerset score."""
+Job = tuple[Task, Score]
+Key = TypeVar("Key", bound=Hashable)
 
 
 def evaluate_tasks(
@@ -31,12 +40,11 @@ def evaluate_tasks(
     workers: int = 0,
     score: Score = "global",
     regions: ScoreRegions = "grid",
-    progress: Callable[[str], None] | None = None,
 ) -> dict[str, dict[str, float]]:
     """Evaluate a model on tasks; its mode is restored afterwards.
 
-    Memory holds the embeddings and a batch of images. Under an initialised process group every process passes the same
-    tasks, encodes its share, and gets all results, equal to those of one process.
+    Each image and text is encoded once. Memory holds the embeddings and a batch of images. Under an initialised process
+    group every process passes the same tasks, encodes its share, and gets all results, equal to those of one process.
 
     Args:
         model: anything with open_clip's ``encode_image`` and ``encode_text``.
@@ -45,86 +53,157 @@ def evaluate_tasks(
         tasks: what to evaluate.
         device: where the model is.
         batch_size: images or texts encoded at once.
-        workers: threads that open and preprocess images beside the model.
-        score: of an image and a text: "global", the product of the global embeddings (what the papers report), or
-            "powerset", the powerset similarity of a PowerCLIP model's regions and phrases, for retrieval, hard negatives
-            and quadruples; other tasks are passed over then.
+        workers: threads that open and preprocess images while the model works.
+        score: how an image and a text are scored: "global", the product of the global embeddings (what the papers
+            report), or "powerset", the powerset similarity of a PowerCLIP model's regions and phrases, for retrieval,
+            hard negatives and quadruples; other tasks are skipped then.
         regions: of the powerset score: "grid", boxes of fixed sizes, or "stored", a task's own masks where it has them.
-        progress: told the name of each task before it runs.
 
     Returns:
-        Metrics by task name (with "-powerset" behind it for that score), each between 0 and 1.
+        Metrics by task name (followed by "-powerset" for that score), each between 0 and 1.
 
     Raises:
         ValueError: a task is empty or its parts do not fit together, or the model has no powerset score.
     """
     encoder = Encoder(model, preprocess, tokenizer, device=device, batch_size=batch_size, workers=workers)
-    reading = PowersetScorer(encoder, regions=regions) if score == "powerset" else None
-    results = {}
-    with evaluating(model), torch.inference_mode():
-        for task in tasks:
-            if reading is not None and isinstance(task, Classification | MultiLabel):
-                continue
-            name = task.name if reading is None else f"{task.name}{POWERSET}"
-            if progress is not None:
-                progress(name)
-            results[name] = _evaluate(encoder, task) if reading is None else _evaluate_powerset(reading, task)
-    return results
+    run = Run(encoder, jobs_of(tasks, (score,)), regions=regions)
+    with evaluating(model):
+        return {result_name(*job): run.metrics(number) for number, job in enumerate(run.jobs)}
 
 
-def _evaluate_powerset(reading: PowersetScorer, task: Task) -> dict[str, float]:
+def jobs_of(tasks: Sequence[Task], scores: Sequence[Score]) -> list[Job]:
+    """Every task with every score that it has: the powerset score says nothing about classes."""
+    return [
+        (task, score)
+        for task in tasks
+        for score in scores
+        if score == "global" or not isinstance(task, Classification | MultiLabel)
+    ]
+
+
+def result_name(task: Task, score: Score) -> str:
+    """The name of a task's results."""
+    return task.name if score == "global" else f"{task.name}{POWERSET}"
+
+
+class Run:
+    """The jobs of one evaluation, which share an encoder; an embedding is dropped after the last job that needs it."""
+
+    def __init__(self, encoder: Encoder, jobs: Sequence[Job], *, regions: ScoreRegions = "grid") -> None:
+        """Set up the run.
+
+        Args:
+            encoder: of the model, which must be in evaluation mode while jobs run.
+            jobs: what to evaluate, in this order.
+            regions: as in ``evaluate_tasks``.
+
+        Raises:
+            ValueError: the model has no powerset score, or an argument is out of range.
+        """
+        self.encoder, self.jobs = encoder, jobs
+        self.scorers: dict[Score, Any] = {"global": GlobalScorer(encoder)}
+        if any(score == "powerset" for _, score in jobs):
+            self.scorers["powerset"] = PowersetScorer(encoder, regions=regions)
+        last_image = {key_of(image): i for i, (task, _) in enumerate(jobs) for image in _images(task)}
+        last_text = {text: i for i, (task, _) in enumerate(jobs) for text in _texts(task)}
+        self._last_images, self._last_texts = _by_job(last_image), _by_job(last_text)
+
+    @torch.inference_mode()
+    def metrics(self, number: int) -> dict[str, float]:
+        """The metrics of a job, by its number."""
+        task, score = self.jobs[number]
+        found = _evaluate(self.scorers[score], task)
+        self.encoder.forget(self._last_images.get(number, ()), self._last_texts.get(number, ()))
+        return found
+
+
+def _by_job(last: Mapping[Key, int]) -> dict[int, list[Key]]:
+    """The keys that each job is the last to need."""
+    found: dict[int, list[Key]] = {}
+    for key, job in last.items():
+        found.setdefault(job, []).append(key)
+    return found
+
+
+def _images(task: Task) -> Sequence[Picture]:
+    if isinstance(task, HardNegatives):
+        return [item.image for item in task.items]
+    if isinstance(task, Quadruples):
+        return [image for item in task.items for image in item.images]
+    return task.images
+
+
+def _texts(task: Task) -> list[str]:
+    if isinstance(task, Retrieval):
+        return [caption for captions in task.captions for caption in captions]
+    if isinstance(task, HardNegatives):
+        return [text for item in task.items for text in (item.positive, item.negative, *item.more_negatives)]
+    if isinstance(task, Quadruples):
+        return [caption for item in task.items for caption in item.captions]
+    return [template.format(c=name) for name in task.class_names for template in task.templates]
+
+
+class GlobalScorer:
+    """Scores by the product of the global embeddings; ``PowersetScorer`` has the same methods."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self.encoder = encoder
+
+    def images(self, pictures: Sequence[Picture], masks: Sequence[Masks | None] | None = None) -> Tensor:
+        """(I, D) embeddings."""
+        return self.encoder.images(pictures)
+
+    def texts(self, texts: Sequence[str]) -> Tensor:
+        """(J, D) embeddings."""
+        return self.encoder.texts(texts)
+
+    def score(self, images: Tensor, texts: Tensor) -> Tensor:
+        """(I, J) scores of every image and text."""
+        return images @ texts.T
+
+    def score_pairs(self, images: Tensor, texts: Tensor) -> Tensor:
+        """(P,) scores of image p with text p."""
+        return (images * texts).sum(dim=1)
+
+
+def _evaluate(scorer: Any, task: Task) -> dict[str, float]:
+    if isinstance(task, Classification):
+        classes, labels = _classes(scorer, task), torch.tensor(list(task.labels), dtype=torch.int64)
+        return classification_metrics(scorer.images(task.images), classes, labels)
+    if isinstance(task, MultiLabel):
+        classes, targets = _classes(scorer, task), torch.tensor([list(row) for row in task.targets]).bool()
+        return average_precision_metrics(scorer.images(task.images), classes, targets)
     if isinstance(task, Retrieval):
         texts, owner = retrieval_texts(task)
-        i, t = reading.images(task.images, task.masks), reading.texts(texts)
+        i, t = scorer.images(task.images, task.masks), scorer.texts(texts)
         return recall_metrics(
-            lambda rows: reading.score(i[rows], t),
-            lambda rows: reading.score(i, t[rows]).T,
+            lambda rows: scorer.score(i[rows], t),
+            lambda rows: scorer.score(i, t[rows]).T,
             owner,
             images=len(i),
             same_text=same_texts(texts),
         )
     if isinstance(task, HardNegatives):
-        i = reading.images([item.image for item in task.items])
-        positive = reading.score_pairs(i, reading.texts([item.positive for item in task.items]))
-        wrong, owner = _wrong_texts(task)
-        scores = reading.score_pairs(i[owner], reading.texts(wrong))
-        return hard_negative_metrics(
-            positive, highest_of(scores, owner, count=len(i)), [item.kind for item in task.items]
-        )
-    assert isinstance(task, Quadruples)
-    i = reading.images([image for item in task.items for image in item.images])
-    t = reading.texts([caption for item in task.items for caption in item.captions])
+        wrong = [text for item in task.items for text in (item.negative, *item.more_negatives)]
+        owner = torch.tensor([i for i, item in enumerate(task.items) for _ in (0, *item.more_negatives)]).long()
+        i = scorer.images(_images(task))
+        right = scorer.score_pairs(i, scorer.texts([item.positive for item in task.items]))
+        scores = scorer.score_pairs(i[owner], scorer.texts(wrong))
+        return hard_negative_metrics(right, highest_of(scores, owner, count=len(i)), [x.kind for x in task.items])
+    i, t = scorer.images(_images(task)), scorer.texts(_texts(task))
     first = torch.arange(0, 2 * len(task.items), 2)
-    columns = [reading.score_pairs(i[first + a], t[first + b]) for a in (0, 1) for b in (0, 1)]
+    columns = [scorer.score_pairs(i[first + a], t[first + b]) for a in (0, 1) for b in (0, 1)]  # each (Q,)
     return quadruple_metrics(torch.stack(columns, dim=1).view(-1, 2, 2))
 
 
-def _evaluate(encoder: Encoder, task: Task) -> dict[str, float]:
-    if isinstance(task, Classification):
-        labels = torch.tensor(list(task.labels), dtype=torch.int64)
-        return classification_metrics(encoder.images(task.images), _classes(encoder, task), labels)
-    if isinstance(task, MultiLabel):
-        classes = _classes(encoder, task)
-        targets = torch.tensor([list(row) for row in task.targets]).bool()
-        return average_precision_metrics(encoder.images(task.images), classes, targets)
-    if isinstance(task, Retrieval):
-        texts, owner = retrieval_texts(task)
-        images = encoder.images(task.images)
-        return retrieval_metrics(images, encoder.texts(texts), owner, same_text=same_texts(texts))
-    if isinstance(task, HardNegatives):
-        return _hard_negatives(encoder, task)
-    return _quadruples(encoder, task)
-
-
-def _classes(encoder: Encoder, task: Classification | MultiLabel) -> Tensor:
+def _classes(scorer: GlobalScorer, task: Classification | MultiLabel) -> Tensor:
     """(C, D) class embeddings of a task."""
     if not task.class_names or not task.templates:
         raise ValueError(
             f"task {task.name} has {len(task.class_names)} class names and {len(task.templates)} templates; it "
             "needs at least one of each"
         )
-    prompts = [template.format(c=name) for name in task.class_names for template in task.templates]
-    embedded = encoder.texts(prompts).view(len(task.class_names), len(task.templates), -1)
+    embedded = scorer.texts(_texts(task)).view(len(task.class_names), len(task.templates), -1)
     return class_embeddings(embedded)
 
 
@@ -139,38 +218,14 @@ def retrieval_texts(task: Retrieval) -> tuple[list[str], Tensor]:
             f"task {task.name} has {len(task.images)} images and captions for {len(task.captions)}; give each "
             "image its list of captions"
         )
-    texts = [caption for captions in task.captions for caption in captions]
     owner = torch.tensor([i for i, captions in enumerate(task.captions) for _ in captions], dtype=torch.int64)
-    return texts, owner
-
-
-def _hard_negatives(encoder: Encoder, task: HardNegatives) -> dict[str, float]:
-    images = encoder.images([item.image for item in task.items])
-    positive = (images * encoder.texts([item.positive for item in task.items])).sum(dim=1)
-    wrong, owner = _wrong_texts(task)
-    scores = (images[owner] * encoder.texts(wrong)).sum(dim=1)
-    negative = highest_of(scores, owner, count=len(images))
-    return hard_negative_metrics(positive, negative, [item.kind for item in task.items])
-
-
-def _wrong_texts(task: HardNegatives) -> tuple[list[str], Tensor]:
-    """All wrong texts, and the item each belongs to."""
-    wrong = [text for item in task.items for text in (item.negative, *item.more_negatives)]
-    owner = [i for i, item in enumerate(task.items) for _ in (0, *item.more_negatives)]
-    return wrong, torch.tensor(owner, dtype=torch.int64)
+    return _texts(task), owner
 
 
 def highest_of(scores: Tensor, owner: Tensor, *, count: int) -> Tensor:
-    """(count,) the highest of each owner's scores; no number where one of them is none."""
+    """(count,) the highest of each owner's scores; NaN where one of them is NaN."""
     highest = scores.new_full((count,), -torch.inf)
     return highest.scatter_reduce(0, owner, scores, "amax")
-
-
-def _quadruples(encoder: Encoder, task: Quadruples) -> dict[str, float]:
-    images = encoder.images([image for item in task.items for image in item.images])
-    texts = encoder.texts([caption for item in task.items for caption in item.captions])
-    pairs = images.view(-1, 2, images.shape[1]) @ texts.view(-1, 2, texts.shape[1]).transpose(1, 2)
-    return quadruple_metrics(pairs)
 
 
 @contextmanager

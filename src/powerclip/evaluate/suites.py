@@ -1,4 +1,4 @@
-"""The public benchmarks: which data sets, the metric each is read by, where they lie and where to get them."""
+"""The suites: which public data sets, the metrics each is read by, where to get them, and all averages of results."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from powerclip.evaluate.datasets.releases import (
     read_valse,
     read_winoground,
 )
-from powerclip.evaluate.score import POWERSET
 from powerclip.tasks import Retrieval, Task
 
 Reader = Callable[[Path, str], list[Task]]
@@ -42,7 +41,7 @@ class Benchmark:
     """Further folder names."""
 
     def folder(self, data: Path) -> Path | None:
-        """Where the data set lies under a folder, None where it does not."""
+        """Where the data set is under a folder; None if it is missing."""
         for name in (self.name, *self.also_known_as):
             for form in (name, f"wds_{name}", f"wds_vtab-{name}", f"vtab-{name}", f"vtab/{name}"):
                 if (data / form).is_dir():
@@ -203,7 +202,7 @@ PLACES: dict[str, dict[str, tuple[tuple[str, str], ...]]] = {
     suite: {suite: tuple(place for benchmark in benchmarks for place in benchmark.metrics)}
     for suite, benchmarks in SUITES.items()
 }
-"""Of each suite its averages by name, and the task and metric of all that belongs into them."""
+"""The averages of each suite by name, and the task and metric of everything that belongs to them."""
 PLACES["classification"]["classification, CLIP's metrics"] = tuple(CLIP_METRICS.items())
 
 PUBLIC = {task for of_suite in PLACES.values() for places in of_suite.values() for task, _ in places}
@@ -212,6 +211,9 @@ PUBLIC = {task for of_suite in PLACES.values() for places in of_suite.values() f
 HEADLINES = ("acc@1", "mAP", "i2t_R@1", "t2i_R@1", "macro", "group", "text", "image")
 """Metrics that stand for a task in short tables. A task is judged by the first of these that it has, retrieval by the
 R@1 of both directions."""
+
+POWERSET = "-powerset"
+"""At the end of a task's name: its results by the powerset score."""
 
 FAMILIES = {
     "classification": ("acc@1",),
@@ -254,7 +256,8 @@ def family_averages(results: Mapping[str, Mapping[str, float]]) -> dict[str, Ave
                 for task, metrics in results.items()
                 for metric in metrics
                 if metric in names
-                and task.removesuffix(ALL_CAPTIONS) not in PUBLIC
+                and task not in PUBLIC
+                and not task.removesuffix(POWERSET).endswith(ALL_CAPTIONS)
                 and task.endswith(POWERSET) == by_powerset
             ]
             if len(places) > 1:

@@ -45,7 +45,7 @@ def test_retrieval_has_five_captions_and_beside_it_all(tmp_path):
     model = ColourModel()
     results = evaluate_tasks(model, preprocess, tokenizer, [five, every], batch_size=99)
     assert set(results["coco"].values()) == {1.0}
-    assert model.sizes == [2, 6, 7]  # images once for both, then the texts of each
+    assert model.sizes == [2, 6, 1]  # images once for both, then the five captions each, then the sixth
 
 
 def test_names_and_prompts_that_a_folder_lacks_are_clip_benchmark_s(tmp_path):

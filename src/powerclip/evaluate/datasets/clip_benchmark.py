@@ -12,10 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from powerclip.data.sample import IMAGE_EXTENSIONS
 from powerclip.data.shards import SamplePlace, index_shard
-from powerclip.errors import PowerclipError
-from powerclip.evaluate.datasets.images import member_picture, read_member
+from powerclip.errors import BadSampleError, PowerclipError
+from powerclip.evaluate.datasets.images import ShardImage
 from powerclip.evaluate.datasets.prompts import benchmark_prompts
 from powerclip.tasks import Classification, MultiLabel, Picture, Retrieval, Task
 
@@ -45,7 +44,7 @@ def read_webdataset(folder: Path, name: str) -> list[Task]:
     """
     kind = _lines(folder / "dataset_type.txt", default=["classification"])[0].lower()
     entries = _entries(folder / "test")
-    pictures = [_picture(entry) for entry in entries]
+    pictures: list[Picture] = [ShardImage.of(entry) for entry in entries]
     if kind == "retrieval":
         texts = [_member(entry, "txt").decode("utf-8").splitlines() for entry in entries]
         return retrieval_tasks(name, pictures, [[text for text in of_image if text.strip()] for of_image in texts])
@@ -81,20 +80,18 @@ def _entries(folder: Path) -> list[SamplePlace]:
     return [entry for shard in shards for entry in index_shard(shard)]
 
 
-def _picture(entry: SamplePlace) -> Picture:
-    for extension in IMAGE_EXTENSIONS:
-        if extension in entry.members:
-            return member_picture(entry.shard, *entry.members[extension])
-    raise PowerclipError(f"sample {entry.key} of {entry.shard} has no image under {', '.join(IMAGE_EXTENSIONS)}")
-
-
 def _member(entry: SamplePlace, extension: str) -> bytes:
     if extension not in entry.members:
         found = ", ".join(sorted(entry.members))
         raise PowerclipError(
-            f"sample {entry.key} of {entry.shard} has {found}; expected KEY.{extension} beside the image"
+            f"sample {entry.key} of {entry.shard} has {found}; expected KEY.{extension} next to the image"
         )
-    return read_member(entry.shard, *entry.members[extension])
+    try:
+        return entry.files(only={extension})[extension]
+    except BadSampleError as error:
+        raise PowerclipError(
+            f"KEY.{extension} of sample {entry.key} in {entry.shard} cannot be read ({error}); download the shard again"
+        ) from error
 
 
 def _prompts(folder: Path, name: str) -> tuple[list[str], list[str]]:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from powerclip.errors import PowerclipError
-from powerclip.evaluate.datasets.images import file_picture
+from powerclip.evaluate.datasets.images import FileImage
 from powerclip.evaluate.datasets.prompts import imagenet_classes, imagenet_label_of_synset, imagenet_templates
 from powerclip.tasks import Classification, Task
 
@@ -63,7 +63,7 @@ def _task(name: str, folders: dict[int, Path], class_names: list[str]) -> Classi
         labels += [label] * len(files)
     return Classification(
         name=name,
-        images=[file_picture(path) for path in paths],
+        images=[FileImage(path) for path in paths],
         labels=labels,
         class_names=class_names,
         templates=imagenet_templates(),

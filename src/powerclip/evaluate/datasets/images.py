@@ -1,19 +1,84 @@
-"""Pictures of evaluation data, opened when they are needed; one that cannot be read stops the evaluation."""
+"""Images of evaluation data: where they are, and opening them when they are needed.
+
+An image that cannot be read stops the evaluation. Openers are small values: equal ones open the same image, by which the
+encoder knows an image that it has encoded.
+"""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
-from functools import partial
+import hashlib
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
 from powerclip.data.images import decode_image
+from powerclip.data.sample import IMAGE_EXTENSIONS
+from powerclip.data.shards import SamplePlace
 from powerclip.errors import BadSampleError, PowerclipError
 from powerclip.tasks import Picture
 
 Box = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class FileImage:
+    """The image in a file, or the part of it inside (left, top, right, bottom) pixels."""
+
+    path: Path
+    crop: Box | None = None
+
+    def __call__(self) -> Image.Image:
+        """Open it.
+
+        Raises:
+            PowerclipError: it cannot be read.
+        """
+        try:
+            image = decode_image(self.path.read_bytes())
+        except (BadSampleError, OSError) as error:
+            raise PowerclipError(f"{self.path} cannot be read ({error}); download this file again") from error
+        return image if self.crop is None else image.crop(self.crop)
+
+
+@dataclass(frozen=True)
+class ShardImage:
+    """The image of one sample of a shard."""
+
+    shard: Path
+    key: str
+    extension: str
+    place: tuple[int, int]
+    """Offset and size in bytes."""
+    content: str = ""
+    """A hash of the bytes, where they were read already."""
+
+    @classmethod
+    def of(cls, entry: SamplePlace, *, content: str = "") -> ShardImage:
+        """The image of a sample.
+
+        Raises:
+            PowerclipError: it has none.
+        """
+        for extension in IMAGE_EXTENSIONS:
+            if extension in entry.members:
+                return cls(entry.shard, entry.key, extension, entry.members[extension], content)
+        raise PowerclipError(f"sample {entry.key} of {entry.shard} has no image under {', '.join(IMAGE_EXTENSIONS)}")
+
+    def __call__(self) -> Image.Image:
+        """Open it.
+
+        Raises:
+            PowerclipError: it cannot be read.
+        """
+        entry = SamplePlace(shard=self.shard, key=self.key, members={self.extension: self.place})
+        try:
+            return decode_image(entry.files()[self.extension])
+        except BadSampleError as error:
+            raise PowerclipError(
+                f"the image of sample {self.key} in {self.shard} cannot be read ({error}); download the shard again"
+            ) from error
 
 
 def open_picture(picture: Picture) -> Image.Image:
@@ -21,42 +86,27 @@ def open_picture(picture: Picture) -> Image.Image:
     return picture if isinstance(picture, Image.Image) else picture()
 
 
-def file_picture(path: Path, *, crop: Box | None = None) -> Picture:
-    """The picture in a file, or the part of it inside (left, top, right, bottom) pixels."""
-    return partial(_read_file, path, crop)
+def key_of(picture: Picture) -> Hashable:
+    """What equal images have in common as long as both are held: the opener itself, or the identity of an open image."""
+    return picture if isinstance(picture, Hashable) else id(picture)
 
 
-def member_picture(shard: Path, offset: int, size: int) -> Picture:
-    """The picture that lies in a tar file, ``size`` bytes from ``offset`` on."""
-    return partial(_read_member, shard, offset, size)
-
-
-def read_member(shard: Path, offset: int, size: int) -> bytes:
-    """Bytes of a tar file."""
-    with shard.open("rb", buffering=0) as file:
-        return os.pread(file.fileno(), size, offset)
-
-
-def _read_file(path: Path, crop: Box | None) -> Image.Image:
-    try:
-        image = decode_image(path.read_bytes())
-    except (BadSampleError, OSError) as error:
-        raise PowerclipError(f"{path} cannot be read ({error}); get this file anew") from error
-    return image if crop is None else image.crop(crop)
-
-
-def _read_member(shard: Path, offset: int, size: int) -> Image.Image:
-    try:
-        return decode_image(read_member(shard, offset, size))
-    except (BadSampleError, OSError) as error:
-        raise PowerclipError(f"the image at byte {offset} of {shard} cannot be read ({error}); get it anew") from error
+def identity(picture: Picture) -> str:
+    """What an image is recognised by wherever its data set is stored: its content if that is at hand, else name and size."""
+    if isinstance(picture, Image.Image):
+        return hashlib.sha256(picture.tobytes()).hexdigest()
+    if isinstance(picture, FileImage):
+        return f"{picture.path.name} {picture.crop}"
+    if isinstance(picture, ShardImage):
+        return picture.content or f"{picture.shard.name} {picture.key} {picture.place}"
+    return ""
 
 
 def find_images(root: Path, names: Sequence[str]) -> list[Path]:
-    """Where the named images lie: in a folder itself, or all in one of its sub-folders, at most two levels down.
+    """Where the named images are: in a folder itself, or all in one of its sub-folders, at most two levels down.
 
     Raises:
-        PowerclipError: some are not there.
+        PowerclipError: some are missing.
     """
     if not names:
         return []

@@ -2,49 +2,65 @@
 
 from __future__ import annotations
 
-from functools import partial
+import hashlib
+from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from powerclip.data.images import decode_image
 from powerclip.data.loader import open_data
-from powerclip.data.shards import read_shards
+from powerclip.data.shards import SamplePlace, find_shards, index_shard
 from powerclip.errors import BadSampleError, PowerclipError
-from powerclip.regions import RegionAnnotation
+from powerclip.evaluate.datasets.images import ShardImage
 from powerclip.tasks import Masks, Retrieval
 
 MAX_MASKS = 32
-"""Of an image's stored masks, those of the highest scores that are looked at."""
+"""The stored masks of an image that are looked at are those of the highest scores, at most this many."""
+
+
+@dataclass(frozen=True)
+class ShardMasks:
+    """The stored masks of one sample of a shard."""
+
+    entry: SamplePlace
+
+    def __call__(self) -> NDArray[np.bool_]:
+        """(M, H, W) bool: the masks with the highest scores, at most ``MAX_MASKS``."""
+        regions = self.entry.read().regions
+        assert regions is not None
+        best = sorted(range(len(regions.rles)), key=lambda m: -regions.scores[m])
+        return regions.masks(best[:MAX_MASKS])
 
 
 def retrieval_from_shards(path: Path | str, *, limit: int | None = None) -> Retrieval:
-    """Image-text retrieval among the usable pairs at a path; a sample that cannot be used is passed over.
+    """Image-text retrieval among the usable pairs at a path; a sample that cannot be used is skipped.
+
+    Every image is opened once, alone, to see that it is usable; the task holds where the images are, not the images.
 
     Args:
         path: a folder of shards, one tar, or a pattern.
-        limit: the first so many usable pairs; all by default.
+        limit: take this many usable pairs, the first ones; all by default.
 
     Raises:
         PowerclipError: no shards, or no usable pair.
     """
     open_data(path)
-    pairs = []
-    for sample in read_shards(path):
+    images: list[ShardImage] = []
+    captions: list[tuple[str, ...]] = []
+    masks: list[Masks | None] = []
+    for entry in (entry for shard in find_shards(path) for entry in index_shard(shard)):
         try:
-            pairs.append((decode_image(sample.image), sample.caption, sample.regions))
+            sample = entry.read()
+            decode_image(sample.image)
         except BadSampleError:
             continue
-        if len(pairs) == limit:
+        images.append(ShardImage.of(entry, content=hashlib.sha256(sample.image).hexdigest()))
+        captions.append((sample.caption,))
+        masks.append(None if sample.regions is None else ShardMasks(entry))
+        if len(images) == limit:
             break
-    if not pairs:
+    if not images:
         raise PowerclipError(f"no usable image-caption pair in {path}; see powerclip prepare")
-    return Retrieval(
-        name="retrieval",
-        images=[image for image, _, _ in pairs],
-        captions=[(caption,) for _, caption, _ in pairs],
-        masks=[None if regions is None else _masks(regions) for _, _, regions in pairs],
-    )
-
-
-def _masks(regions: RegionAnnotation) -> Masks:
-    best = sorted(range(len(regions.rles)), key=lambda m: -regions.scores[m])
-    return partial(regions.masks, best[:MAX_MASKS])
+    return Retrieval(name="retrieval", images=images, captions=captions, masks=masks)

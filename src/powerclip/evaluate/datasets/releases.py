@@ -10,7 +10,7 @@ from typing import Any
 
 from powerclip.errors import PowerclipError
 from powerclip.evaluate.datasets.clip_benchmark import retrieval_tasks
-from powerclip.evaluate.datasets.images import file_picture, find_images
+from powerclip.evaluate.datasets.images import FileImage, find_images
 from powerclip.tasks import HardNegative, HardNegatives, Quadruple, Quadruples, Task
 
 SUGARCREPE = ("add_att", "add_obj", "replace_att", "replace_obj", "replace_rel", "swap_att", "swap_obj")
@@ -29,7 +29,7 @@ def read_sugarcrepe(folder: Path, name: str) -> list[Task]:
             paths = find_images(folder, [row["filename"] for row in rows])
             items += [
                 HardNegative(
-                    image=file_picture(path), positive=row["caption"], negative=row["negative_caption"], kind=kind
+                    image=FileImage(path), positive=row["caption"], negative=row["negative_caption"], kind=kind
                 )
                 for row, path in zip(rows, paths, strict=True)
             ]
@@ -42,7 +42,7 @@ def read_winoground(folder: Path, name: str) -> list[Task]:
     with _form(path.name):
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
         names = [_png(row[key]) for row in rows for key in ("image_0", "image_1")]
-        pictures = [file_picture(image) for image in find_images(folder, names)]
+        pictures = [FileImage(image) for image in find_images(folder, names)]
         items = [
             Quadruple(images=(pictures[2 * i], pictures[2 * i + 1]), captions=(row["caption_0"], row["caption_1"]))
             for i, row in enumerate(rows)
@@ -63,7 +63,7 @@ def read_aro(folder: Path, name: str) -> list[Task]:
             images = find_images(folder, [row["image_path"] for row in rows])
             items = [
                 HardNegative(
-                    image=file_picture(image, crop=_box(row)),
+                    image=FileImage(image, crop=_box(row)),
                     positive=row["true_caption"],
                     negative=row["false_caption"],
                     kind=row["relation_name"] if part == "relation" else "_".join(row["attributes"]),
@@ -85,7 +85,7 @@ def read_valse(folder: Path, name: str) -> list[Task]:
             rows = [row for row in _json(path).values() if row["mturk"]["caption"] >= VALSE_AGREEMENT]
             images = find_images(folder, [row["image_file"] for row in rows])
             items += [
-                HardNegative(image=file_picture(image), positive=row["caption"], negative=row["foil"], kind=path.stem)
+                HardNegative(image=FileImage(image), positive=row["caption"], negative=row["foil"], kind=path.stem)
                 for row, image in zip(rows, images, strict=True)
             ]
     return [HardNegatives(name=name, items=items)]
@@ -100,7 +100,7 @@ def read_karpathy(folder: Path, name: str) -> list[Task]:
         rows = [row for row in _json(found[0])["images"] if row["split"] == "test"]
         names = [str(Path(row.get("filepath", ""), row["filename"])) for row in rows]
         captions = [[sentence["raw"] for sentence in row["sentences"]] for row in rows]
-    return retrieval_tasks(name, [file_picture(path) for path in find_images(folder, names)], captions)
+    return retrieval_tasks(name, [FileImage(path) for path in find_images(folder, names)], captions)
 
 
 def _box(row: dict[str, Any]) -> tuple[int, int, int, int]:

@@ -1,0 +1,225 @@
+"""Metrics: zero-shot classification, image-text retrieval and compositionality. A tie with something wrong is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+RECALLS = (1, 5, 10)
+CHUNK_ELEMENTS = 2**20
+"""Scores held at once."""
+
+RightOf = Callable[[Tensor], Tensor]
+
+
+def class_embeddings(prompts: Tensor) -> Tensor:
+    """(C, D) unit class embeddings: the rescaled mean of the (C, P, D) unit embeddings of each class's P prompts."""
+    return torch.nn.functional.normalize(prompts.mean(dim=1), dim=-1)
+
+
+def classification_metrics(images: Tensor, classes: Tensor, labels: Tensor) -> dict[str, float]:
+    """acc@1, acc@5 and the mean of the classes' own accuracies.
+
+    A tie with the right class counts as wrong, and so does a score that is not a number; acc@5 is left out with five
+    classes or fewer. A class without an image is left out of the mean per class.
+
+    Args:
+        images: (I, D) unit image embeddings.
+        classes: (C, D) unit class embeddings.
+        labels: (I,) int64 right classes.
+
+    Raises:
+        ValueError: there is no image, or a label is not among the classes.
+    """
+    if len(images) == 0:
+        raise ValueError("the classification task has no image; nothing can be measured")
+    if len(labels) != len(images) or labels.min() < 0 or labels.max() >= len(classes):
+        raise ValueError(
+            f"the classification task has {len(images)} images, {len(classes)} classes and {len(labels)} labels from "
+            f"{labels.min() if len(labels) else '-'} to {labels.max() if len(labels) else '-'}; expected one label an "
+            "image, from 0 to the number of classes less one"
+        )
+    scores = images @ classes.T
+    own = scores.gather(1, labels[:, None])
+    others = torch.arange(len(classes)) != labels[:, None]
+    rank = (~(scores < own) & others).sum(dim=1).masked_fill(own[:, 0].isnan(), len(classes))
+    right = (rank == 0).float()
+    present = torch.unique(labels)
+    metrics = {
+        "acc@1": right.mean().item(),
+        "mean_per_class": torch.stack([right[labels == label].mean() for label in present]).mean().item(),
+    }
+    if len(classes) > 5:
+        metrics["acc@5"] = (rank < 5).float().mean().item()
+    return metrics
+
+
+def average_precision_metrics(images: Tensor, classes: Tensor, targets: Tensor) -> dict[str, float]:
+    """mAP: the mean over classes of the mean, over a class's images, of the precision at their ranks.
+
+    Images of equal score count as wrong before right. A class without an image is left out of the mean.
+
+    Args:
+        images: (I, D) unit image embeddings.
+        classes: (C, D) unit class embeddings.
+        targets: (I, C) bool, True where the image has the class.
+
+    Raises:
+        ValueError: there is no image or no image with a class, or the targets do not fit.
+    """
+    if targets.shape != (len(images), len(classes)) or not targets.any():
+        raise ValueError(
+            f"the multi-label task has {len(images)} images, {len(classes)} classes and targets of shape "
+            f"{tuple(targets.shape)} with {int(targets.sum())} True; expected (images, classes) and at least one True"
+        )
+    scores = (images @ classes.T).nan_to_num(nan=-torch.inf)
+    precisions = []
+    for c in range(len(classes)):
+        own = targets[:, c]
+        if not own.any():
+            continue
+        # By falling score, and among equal ones the wrong images first.
+        order = own.to(torch.int8).argsort(stable=True)
+        order = order[scores[order, c].argsort(descending=True, stable=True)]
+        right = own[order].double()
+        precision = right.cumsum(dim=0) / torch.arange(1, len(right) + 1)
+        precisions.append((precision * right).sum() / right.sum())
+    return {"mAP": torch.stack(precisions).mean().item()}
+
+
+def retrieval_metrics(
+    images: Tensor, texts: Tensor, image_of_text: Tensor, *, same_text: Tensor | None = None, chunk: int | None = None
+) -> dict[str, float]:
+    """R@1, R@5 and R@10, text to image and image to text, in chunks of the queries.
+
+    A query is answered at K when fewer than K wrong items score at least as high as its best right one: a tie with a
+    wrong item is a miss, and so is a score that is not a number. Every copy of a caption is right for every image
+    that has it. Memory is a few (chunk, I) and (chunk, J) matrices.
+
+    Args:
+        images: (I, D) unit image embeddings.
+        texts: (J, D) unit text embeddings.
+        image_of_text: (J,) int64, the image each text belongs to.
+        same_text: (J,) int64, equal for texts that read the same; all different by default.
+        chunk: queries scored at once; by default as many as fill a few MiB.
+
+    Raises:
+        ValueError: there is no image or no text, or an image has no text.
+    """
+    return recall_metrics(
+        lambda rows: images[rows] @ texts.T,
+        lambda rows: texts[rows] @ images.T,
+        image_of_text,
+        images=len(images),
+        same_text=same_text,
+        chunk=chunk,
+    )
+
+
+def recall_metrics(
+    score_texts: Callable[[Tensor], Tensor],
+    score_images: Callable[[Tensor], Tensor],
+    image_of_text: Tensor,
+    *,
+    images: int,
+    same_text: Tensor | None = None,
+    chunk: int | None = None,
+) -> dict[str, float]:
+    """``retrieval_metrics`` of any score.
+
+    Args:
+        score_texts: (rows,) images to their (rows, J) scores with all texts.
+        score_images: (rows,) texts to their (rows, I) scores with all images.
+        image_of_text: (J,) int64, the image each text belongs to.
+        images: I.
+        same_text: (J,) int64, equal for texts that read the same; all different by default.
+        chunk: queries scored at once; by default as many as fill a few MiB.
+
+    Raises:
+        ValueError: as ``retrieval_metrics``.
+    """
+    texts = len(image_of_text)
+    if images == 0 or texts == 0:
+        raise ValueError(f"the retrieval task has {images} images and {texts} texts; it needs both")
+    without = sorted(set(range(images)) - set(image_of_text.tolist()))
+    if without:
+        raise ValueError(f"image {without[0]} of the retrieval task has no caption; give it one or leave it out")
+    group = torch.arange(texts) if same_text is None else same_text
+
+    def texts_of(rows: Tensor) -> Tensor:
+        """(rows, J) bool: the texts of each image, and every copy of them."""
+        row, text = (rows[:, None] == image_of_text).nonzero(as_tuple=True)
+        has = torch.zeros(len(rows), int(group.max()) + 1, dtype=torch.bool)
+        has[row, group[text]] = True
+        return has[:, group]
+
+    def images_of(rows: Tensor) -> Tensor:
+        """(rows, I) bool: the images that have each text."""
+        row, copy = (group[rows, None] == group).nonzero(as_tuple=True)
+        right = torch.zeros(len(rows), images, dtype=torch.bool)
+        right[row, image_of_text[copy]] = True
+        return right
+
+    ranks = {
+        "i2t": _ranks(score_texts, images, texts_of, chunk or max(1, CHUNK_ELEMENTS // texts)),
+        "t2i": _ranks(score_images, texts, images_of, chunk or max(1, CHUNK_ELEMENTS // images)),
+    }
+    return {f"{name}_R@{k}": (rank < k).float().mean().item() for name, rank in ranks.items() for k in RECALLS}
+
+
+def _ranks(score: Callable[[Tensor], Tensor], queries: int, right_of: RightOf, chunk: int) -> Tensor:
+    """For each query, how many wrong items are not below its best right one; all items where that is no number."""
+    ranks = torch.empty(queries, dtype=torch.int64)  # one block: small ones kept between large ones split the heap
+    for start in range(0, queries, chunk):
+        rows = torch.arange(start, min(start + chunk, queries))
+        scores, right = score(rows), right_of(rows)
+        best = scores.masked_fill(~right, -torch.inf).amax(dim=1, keepdim=True)
+        rank = torch.count_nonzero(~(scores < best) & ~right, dim=1)
+        ranks[rows] = rank.masked_fill(best[:, 0].isnan(), scores.shape[1] + max(RECALLS))
+    return ranks
+
+
+def same_texts(texts: Sequence[str]) -> Tensor:
+    """(J,) int64: equal numbers for equal texts."""
+    numbers: dict[str, int] = {}
+    return torch.tensor([numbers.setdefault(text, len(numbers)) for text in texts])
+
+
+def hard_negative_metrics(positive: Tensor, negative: Tensor, kinds: Sequence[str]) -> dict[str, float]:
+    """Share of images whose right caption scores strictly higher, by kind, with micro and macro averages.
+
+    Args:
+        positive: (I,) scores of the right captions.
+        negative: (I,) scores of the wrong ones, the highest where an image has several.
+        kinds: the kind of each.
+
+    Raises:
+        ValueError: there is no item.
+    """
+    if len(positive) == 0:
+        raise ValueError("the hard-negative task has no item; nothing can be measured")
+    right = (positive > negative).float()
+    metrics = {}
+    for kind in sorted(set(kinds)):
+        metrics[kind] = right[torch.tensor([k == kind for k in kinds])].mean().item()
+    macro = sum(metrics.values()) / len(metrics)
+    return {"micro": right.mean().item(), "macro": macro, **metrics}
+
+
+def quadruple_metrics(scores: Tensor) -> dict[str, float]:
+    """Winoground's text, image and group scores (Thrush et al., 2022).
+
+    Args:
+        scores: (Q, 2, 2) score of image i with caption j of each quadruple.
+
+    Raises:
+        ValueError: there is no quadruple.
+    """
+    if len(scores) == 0:
+        raise ValueError("the quadruple task has no item; nothing can be measured")
+    text = (scores[:, 0, 0] > scores[:, 0, 1]) & (scores[:, 1, 1] > scores[:, 1, 0])
+    image = (scores[:, 0, 0] > scores[:, 1, 0]) & (scores[:, 1, 1] > scores[:, 0, 1])
+    names = {"text": text, "image": image, "group": text & image}
+    return {name: value.float().mean().item() for name, value in names.items()}

@@ -1,0 +1,73 @@
+import io
+import weakref
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from powerclip.data.sample import Sample
+from powerclip.data.shards import write_shards
+from powerclip.errors import PowerclipError
+from powerclip.evaluate import evaluate_tasks, retrieval_from_shards
+from powerclip.evaluate.datasets.own_shards import MAX_MASKS
+from powerclip.regions import RegionAnnotation
+from tests.support.colours import ColourModel, png, preprocess, tokenizer
+
+
+def sample(key, image, **more):
+    return Sample(key=key, image=image, image_extension="png", caption=f"the {key}", **more)
+
+
+def photo(seed):
+    """300 kB of noise."""
+    buffer = io.BytesIO()
+    pixels = np.random.default_rng(seed).integers(0, 255, (320, 320, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(buffer, format="PNG", compress_level=0)
+    return buffer.getvalue()
+
+
+def test_samples_that_cannot_be_used_are_skipped(tmp_path):
+    whole = photo(0)
+    images = {"a": png("red"), "b": b"not an image", "cut": whole[: len(whole) // 2], "d": png("red")}
+    write_shards([sample(key, image) for key, image in images.items()], tmp_path)
+    task = retrieval_from_shards(tmp_path)
+    assert task.captions == [("the a",), ("the d",)]
+    assert [image().getpixel((0, 0)) for image in task.images] == [(255, 0, 0)] * 2
+    assert len(retrieval_from_shards(tmp_path, limit=1).images) == 1
+
+
+def test_no_usable_pair_is_an_error(tmp_path):
+    write_shards([sample("b", b"not an image")], tmp_path)
+    with pytest.raises(PowerclipError, match="no usable image-caption pair"):
+        retrieval_from_shards(tmp_path)
+
+
+def test_only_a_batch_of_images_is_in_memory(tmp_path):
+    """24 photos of 320 x 320: with a batch of 4, no more than those 4 are ever alive."""
+    write_shards([sample(f"p{i}", photo(i)) for i in range(24)], tmp_path, samples_per_shard=10)
+    seen, alive = [], []
+
+    def counting(image):
+        seen.append(weakref.ref(image))
+        alive.append(sum(image() is not None for image in seen))
+        return preprocess(image)
+
+    task = retrieval_from_shards(tmp_path)
+    evaluate_tasks(ColourModel(), counting, tokenizer, [task], batch_size=4)
+    assert len(alive) == 24
+    assert max(alive) <= 4
+
+
+def test_masks_are_read_when_they_are_needed_and_the_best_are_kept(tmp_path):
+    masks = np.zeros((MAX_MASKS + 3, 8, 8), dtype=bool)
+    masks[:, 0] = np.arange(MAX_MASKS + 3)[:, None] % 8 == np.arange(8)
+    scores = tuple(float(i) for i in range(MAX_MASKS + 3))
+    regions = RegionAnnotation.from_masks(masks, scores=scores, proposer="test")
+    write_shards([sample("a", png("red"), regions=regions), sample("b", png("blue"))], tmp_path)
+    task = retrieval_from_shards(tmp_path)
+    first, second = task.masks
+    assert second is None
+    assert np.array_equal(first(), masks[:2:-1])
+    (tmp_path / "shard-000000.tar").unlink()
+    with pytest.raises(ValueError, match="shard cannot be read"):
+        first()

@@ -1,0 +1,105 @@
+"""What is encoded, and how often."""
+
+from collections import Counter
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from powerclip.evaluate import evaluate_tasks
+from powerclip.evaluate.datasets.aro_order import order_task
+from powerclip.evaluate.datasets.clip_benchmark import read_webdataset
+from powerclip.evaluate.encode import Encoder
+from powerclip.evaluate.score import Run, evaluating, jobs_of
+from powerclip.tasks import Classification, HardNegative, HardNegatives, Quadruple, Quadruples, Retrieval
+from tests.support.colours import NAMES, ColourModel, preprocess, square, tokenizer
+from tests.support.layouts import webdataset
+
+OPENED = Counter()
+
+
+@pytest.fixture(autouse=True)
+def nothing_opened():
+    OPENED.clear()
+
+
+@dataclass(frozen=True)
+class Counted:
+    """Opens a square of a colour; equal ones are the same image, as those of the readers are."""
+
+    name: str
+
+    def __call__(self):
+        OPENED[self.name] += 1
+        return square(self.name)
+
+
+def tasks():
+    """Five tasks of seventeen items on the same three images."""
+    images = [Counted(name) for name in NAMES]
+    negatives = [
+        HardNegative(image=Counted(name), positive=name, negative=other, kind="swap")
+        for name in NAMES
+        for other in NAMES
+        if other != name
+    ]
+    return [
+        Classification(name="c", images=images, labels=[0, 1, 2], class_names=NAMES, templates=("a {c}", "{c}")),
+        Retrieval(name="r", images=images, captions=[(name, f"a {name}") for name in NAMES]),
+        HardNegatives(name="h", items=negatives),
+        Retrieval(name="again", images=[Counted(name) for name in NAMES], captions=[(name,) for name in NAMES]),
+        Quadruples(name="q", items=[Quadruple(images=(images[0], images[2]), captions=(NAMES[0], NAMES[2]))] * 2),
+    ]
+
+
+def test_an_image_is_opened_once_and_a_text_encoded_once():
+    model = ColourModel()
+    together = evaluate_tasks(model, preprocess, tokenizer, tasks(), batch_size=2)
+    assert Counter(NAMES) == OPENED
+    assert sum(model.sizes) == 3 + 6  # three images; "red", "a red" and those of the other colours
+    alone = {}
+    for task in tasks():
+        alone |= evaluate_tasks(ColourModel(), preprocess, tokenizer, [task], batch_size=2)
+    assert together == alone
+
+
+def test_images_of_a_shard_are_opened_once_for_five_captions_all_captions_and_their_orders(tmp_path, monkeypatch):
+    texts = "\n".join(f"a {colour} dog and a cat number {i}" for i, colour in enumerate([*NAMES, *NAMES]))
+    samples = [(colour, texts.encode()) for colour in NAMES]
+    folder = webdataset(tmp_path, samples, "txt", kind="retrieval")
+    five, every = read_webdataset(folder, "coco")
+    order = order_task("order", every)
+    assert len(order.items) == 18
+    opened = []
+
+    def counting(image):
+        opened.append(image.getpixel((0, 0)))
+        return preprocess(image)
+
+    evaluate_tasks(ColourModel(), counting, tokenizer, [five, every, order], batch_size=2)
+    assert len(opened) == len(set(opened)) == 3
+
+
+def test_open_images_are_told_apart_by_identity():
+    red, blue = square("red"), square("blue")
+    model = ColourModel()
+    encoder = Encoder(model, preprocess, tokenizer, device="cpu", batch_size=8)
+    with evaluating(model), torch.inference_mode():
+        found = encoder.images([red, blue, red, square("red")])
+    assert found.argmax(dim=1).tolist() == [0, 2, 0, 0]
+    assert model.sizes == [3]
+
+
+def test_embeddings_are_dropped_after_the_last_task_that_needs_them():
+    model = ColourModel()
+    encoder = Encoder(model, preprocess, tokenizer, device="cpu", batch_size=8)
+    first = Retrieval(name="1", images=[Counted("red"), Counted("green")], captions=[("red",), ("green",)])
+    second = Retrieval(name="2", images=[Counted("green"), Counted("blue")], captions=[("green",), ("blue",)])
+    run = Run(encoder, jobs_of([first, second], ("global",)))
+    held = []
+    with evaluating(model):
+        for number in range(2):
+            run.metrics(number)
+            held.append((list(encoder.known_images), list(encoder.known_texts)))
+    assert held == [([Counted("green")], ["green"]), ([], [])]
+    assert OPENED == {"red": 1, "green": 1, "blue": 1}
