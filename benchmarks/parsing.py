@@ -1,9 +1,9 @@
-"""How good are the phrases, and how fast? Precision, recall and F1 of spans on hand-annotated captions, captions a second.
+"""Quality and speed of parsing: precision, recall and F1 of spans on hand-annotated captions, and captions per second.
 
     python benchmarks/parsing.py                     # spaCy's small English pipeline
     python benchmarks/parsing.py --parser spacy:en_core_web_trf --faults
 
-The gold is tests/phrases/phrases_gold.txt. A span counts as found when both its ends agree, up to punctuation and white space.
+The gold list is tests/phrases/phrases_gold.txt. A span counts as found if both ends agree, up to punctuation and white space.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def read_brackets(line: str) -> tuple[str, set[Span]]:
         else:
             caption += piece
     if open_spans:
-        raise ValueError(f"a bracket stays open: {line}")
+        raise ValueError(f"a bracket is not closed: {line}")
     return caption, spans
 
 
@@ -82,7 +82,7 @@ def scores(pairs: list[tuple[set[Span], set[Span]]], *, labelled: bool) -> tuple
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--parser", default="spacy")
-    arguments.add_argument("--faults", action="store_true", help="print every caption that is not all right")
+    arguments.add_argument("--faults", action="store_true", help="print every span that is missing or wrong")
     options = arguments.parse_args()
     parser, gold, console = load_parser(options.parser), read_gold(), Console(width=110, highlight=False)
     trees = list(parser.parse([caption for caption, _, _ in gold]))

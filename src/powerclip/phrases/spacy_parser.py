@@ -1,19 +1,20 @@
-"""Captions to phrases: constituents read off a dependency parse.
+"""Captions to phrases: constituents derived from a dependency parse.
 
 The conventions are the Penn Treebank's (Marcus et al., 1993), by these rules:
 
-* NP: the subtree of a noun, pronoun or number; where it has modifiers behind it, its base up to the noun as well;
-* PP: the subtree of a preposition, with its object; a preposition of several words ("next to", "in front of") is one;
-  so is a subordinate clause without subject behind its conjunction ("while waiting"), as the treebank has it;
-* VP: a verb with what depends on it, without its subject; again from each auxiliary on and behind its negation ("is not
+* NP: the subtree of a noun, pronoun or number; if modifiers follow the noun, its base up to the noun as well;
+* PP: the subtree of a preposition, with its object; a preposition may have several words ("next to", "in front of");
+  a conjunction with a clause without subject ("while waiting") is a PP too, as in the treebank;
+* VP: a verb with its dependants, without its subject; again from each auxiliary on and after its negation ("is not
   riding a horse", "riding a horse");
-* S: a verb with its subject; a relative clause, an imperative and the clause behind a preposition are one too, another
+* S: a verb with its subject; also a relative clause, an imperative, and the clause after a preposition; any other
   participial clause without subject is a VP;
-* an adjective that is a subject or an object is an NP, with all that it is coordinated with ("in black and white");
+* an adjective that is a subject or an object is an NP, with everything that it is coordinated with ("in black and white");
 * a coordination is a phrase, and so is each conjunct;
-* pronouns that ask or relate ("who", "that"), "there is" and signs without a letter or digit are no phrase alone;
-* a fragment without a finite verb is one NP over the whole ("people walking on a beach"); a caption without any phrase is
-  one CAPTION; equal spans count once.
+* interrogative and relative pronouns ("who", "that"), the "there" of "there is", and signs without a letter or digit are
+  not phrases on their own;
+* a fragment without a finite verb is one NP ("people walking on a beach"); a caption without any phrase is one CAPTION;
+  equal spans count once.
 
 Words are leaves, as the parser splits them, but a hyphenated word is one leaf, and so are emoji that touch. Punctuation
 marks and other signs ("|", "+", "$") are not, so no phrase begins or ends with one. Of spans that cross, the first found
@@ -37,14 +38,14 @@ PARTICIPLES = {"VBG", "VBN"}
 SUBJECTS = {"nsubj", "nsubjpass", "csubj", "csubjpass", "expl"}
 AUXILIARIES = {"aux", "auxpass"}
 LIKE_NOUNS = {"nsubj", "nsubjpass", "dobj", "pobj"}
-"""What adjectives are noun phrases as."""
+"""Dependencies as which an adjective is a noun phrase."""
 WITHIN_NOUN_PHRASE = {"compound", "nummod", "nmod", "quantmod", "npadvmod", "amod"}
 NO_PHRASE_TAGS = {"WDT", "WP", "WP$", "EX"}
 OUTSIDE = {"conj", "cc", "punct", "preconj"}
 BEFORE_PREPOSITION = {"next", "close", "adjacent", "due", "because", "ahead", "instead", "outside", "inside"}
-"""Words that make one preposition with the one behind them: "next to", "because of"."""
+"""Words that form one preposition with the one that follows: "next to", "because of"."""
 WITHIN_PREPOSITION = {"front", "top", "back", "spite", "place", "addition"}
-"""Bare nouns within a preposition of three words: "in front of"."""
+"""Nouns inside a preposition of three words: "in front of"."""
 HYPHENS = "-\u2010\u2011"
 
 
@@ -137,7 +138,7 @@ def _sentence_spans(sentence: Any) -> list[Span]:
 
 
 def _no_phrase(token: Any) -> bool:
-    """Whether a nominal is no phrase of its own."""
+    """Whether a nominal is not a phrase of its own."""
     if token.tag_ in NO_PHRASE_TAGS and not token.n_lefts and not token.n_rights:
         return True
     return _within_preposition(token) or (token.dep_ == "poss" and token.pos_ == "PRON")
@@ -176,31 +177,36 @@ def _verb_spans(verb: Any) -> list[Span]:
     shared = [child for child in verb.conjuncts if not any(c.dep_ in SUBJECTS for c in child.children)]
     imperative = verb.dep_ == "ROOT" and verb.tag_ == "VB"
     first, last = _extent(verb, OUTSIDE)
-    behind = [c for c in verb.lefts if c.dep_ in SUBJECTS or c.dep_ in {"mark", *OUTSIDE} or c.tag_ == "WRB"]
-    start = max([first, *(child.right_edge.i + 1 for child in behind)])
+    left_out = [c for c in verb.lefts if c.dep_ in SUBJECTS or c.dep_ in {"mark", *OUTSIDE} or c.tag_ == "WRB"]
+    start = max([first, *(child.right_edge.i + 1 for child in left_out)])
     auxiliaries = [child.i for child in verb.lefts if child.dep_ in AUXILIARIES]
     bare = max([start, *(child.i + 1 for child in verb.lefts if child.dep_ in {*AUXILIARIES, "neg"})])
     if auxiliaries and auxiliaries[0] < start:
-        start = bare  # a question: "is the dog [not [barking]]" has no phrase from "not" on
+        start = bare  # a question: in "is the dog not [barking]", "not barking" is not a phrase
     spans: list[Span] = []
     if subject or imperative or verb.dep_ == "relcl":
         label = "NP" if _fragment(verb) else "S"
         spans += [(label, first, _extent(verb, {"punct"})[1])] if shared else _coordinated(label, verb)
-    elif verb.dep_ == "advcl" and any(child.dep_ == "mark" for child in behind):
+    elif verb.dep_ == "advcl" and any(child.dep_ == "mark" for child in left_out):
         spans += [("PP", first, last), ("S", start, last)]
     elif verb.dep_ == "pcomp":
         spans.append(("S", start, last))
     if shared and verb.dep_ != "conj":
-        whole = max(last, *(child.right_edge.i for child in shared))
-        spans.append(("VP", start, whole))
+        coordination = max(last, *(child.right_edge.i for child in shared))
+        spans.append(("VP", start, coordination))
         if auxiliaries and not any(c.dep_ in AUXILIARIES for child in shared for c in child.lefts):
             # The conjuncts share the auxiliaries: "is [[standing] and [looking]]".
-            return [*spans, *(("VP", i, whole) for i in auxiliaries), ("VP", bare, whole), ("VP", bare, last)]
+            return [
+                *spans,
+                *(("VP", i, coordination) for i in auxiliaries),
+                ("VP", bare, coordination),
+                ("VP", bare, last),
+            ]
     return [*spans, ("VP", start, last), *(("VP", i, last) for i in auxiliaries), ("VP", bare, last)]
 
 
 def _fragment(verb: Any) -> bool:
-    """Whether a verb that has a subject makes no sentence of it: "people walking on a beach"."""
+    """Whether a verb with a subject forms a fragment, not a sentence: "people walking on a beach"."""
     head = verb
     while head.dep_ == "conj":
         head = head.head
@@ -209,7 +215,7 @@ def _fragment(verb: Any) -> bool:
 
 
 def _coordinated(label: str, head: Any) -> list[Span]:
-    """The whole coordination a head opens, where it opens one, and its own conjunct."""
+    """The coordination that a head opens, if any, and its own conjunct."""
     spans: list[Span] = []
     if head.dep_ != "conj" and any(child.dep_ == "conj" for child in head.children):
         spans.append((label, *_extent(head, {"punct"})))
@@ -218,7 +224,7 @@ def _coordinated(label: str, head: Any) -> list[Span]:
 
 
 def _extent(head: Any, without: set[str]) -> tuple[int, int]:
-    """First and last token of a head and its dependants, some kinds of children left out."""
+    """First and last token of a head and its dependants, without some kinds of children."""
     kept = [child for child in head.children if child.dep_ not in without]
     first = min([head.i, *(child.left_edge.i for child in kept)])
     return first, max([head.i, *(child.right_edge.i for child in kept)])

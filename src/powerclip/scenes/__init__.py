@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any, get_args
 
 from powerclip.data.sample import Sample
+from powerclip.errors import one_of
 from powerclip.regions import RegionAnnotation, rle
 from powerclip.scenes.captions import describe
 from powerclip.scenes.render import object_box, object_mask, render
@@ -35,8 +36,7 @@ def generate(split: Split, *, count: int, seed: int, image_size: int = 64) -> It
     Raises:
         ValueError: no such split, a negative count, or images too small.
     """
-    if split not in get_args(Split):
-        raise ValueError(f"split is {split!r}; it must be one of {', '.join(get_args(Split))}")
+    one_of("split", split, get_args(Split))
     if count < 0:
         raise ValueError(f"count is {count}; it must be 0 or more")
     if image_size < SMALLEST_IMAGE:
@@ -73,9 +73,9 @@ def _object(thing: Object, *, image_size: int) -> dict[str, Any]:
 
 
 def _statement(statement: Statement) -> dict[str, Any]:
-    """What a statement says, without what it leaves unsaid."""
-    said = {name: value for name, value in vars(statement).items() if value is not None}
+    """What a statement says, as JSON, without what it leaves open."""
+    stated = {name: value for name, value in vars(statement).items() if value is not None}
     return {
         name: {k: v for k, v in vars(value).items() if v is not None} if isinstance(value, Mention) else value
-        for name, value in said.items()
+        for name, value in stated.items()
     }

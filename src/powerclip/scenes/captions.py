@@ -16,7 +16,7 @@ PLACES = {
     "below": ("below", "under"),
 }
 ACTIVE = {"above": "overlooks", "left": "precedes", "right": "follows"}
-"""Verbs for relations that have one: what overlooks is above; what precedes is to the left, as one reads."""
+"""Verbs for the relations that have one: what overlooks is above; what precedes is to the left, as in reading."""
 PASSIVE = {"below": "overlooked", "right": "preceded", "left": "followed"}
 VERBS = ("sits", "lies", "floats")
 PARTICIPLES = ("placed", "drawn", "painted")
@@ -41,8 +41,8 @@ def np_of(mention: Mention, random: np.random.Generator) -> Node:
         return Node("NP", (_base(before, mention.shape), Node("S", ("that", predicate))))
     if mention.texture in TEXTURE_NOUN and style > 0.75:
         before.remove(mention.texture)
-        behind = Node("PP", ("with", Node("NP", (TEXTURE_NOUN[mention.texture],))))
-        return Node("NP", (_base(before, mention.shape), behind))
+        after = Node("PP", ("with", Node("NP", (TEXTURE_NOUN[mention.texture],))))
+        return Node("NP", (_base(before, mention.shape), after))
     return _base(before, mention.shape)
 
 
@@ -66,7 +66,7 @@ FORMS = ("fragment", *SENTENCES)
 
 
 def clause(statement: Statement, random: np.random.Generator, form: str | None = None) -> Node:
-    """A statement as a clause or a fragment, in one of the ``FORMS``; a form the relation lacks becomes a copula."""
+    """A statement in one of the ``FORMS``; a form that the relation does not have becomes a copula."""
     form = form or pick(random, FORMS)
     subject = np_of(statement.subject, random)
     if statement.object is None or statement.relation is None:
@@ -89,7 +89,7 @@ def clause(statement: Statement, random: np.random.Generator, form: str | None =
 
 
 def _with(phrase: Node, statement: Statement, random: np.random.Generator) -> Node:
-    """The phrase, coordinated with what else the statement names."""
+    """The phrase, coordinated with the further object that the statement names."""
     return phrase if statement.also is None else Node("NP", (phrase, "and", np_of(statement.also, random)))
 
 
@@ -145,7 +145,7 @@ def write(tree: Node, *, sentence: bool = False) -> tuple[str, PhraseTree]:
 
 
 def mention(thing: Object, random: np.random.Generator) -> Mention:
-    """A mention of an object: mostly its colour (always where training never pairs it so), perhaps size and texture."""
+    """A mention of an object, mostly with its colour (always if its pair is held out), perhaps with size and texture."""
     colour, size, texture = random.random(3) < (0.9, 0.3, 0.5)
     colour = colour or (thing.colour, thing.shape) in HELD_OUT
     return Mention(
@@ -159,7 +159,7 @@ def mention(thing: Object, random: np.random.Generator) -> Mention:
 def describe(scene: Scene, random: np.random.Generator) -> tuple[str, PhraseTree, list[Statement]]:
     """A true caption of a scene in up to two clauses, its gold phrases, and what it states.
 
-    An object of a pair that training never shows is always named.
+    An object whose colour-shape pair training never shows is always named.
     """
     order = [scene.objects[i] for i in random.permutation(len(scene.objects))]
     order.sort(key=lambda thing: (thing.colour, thing.shape) not in HELD_OUT)

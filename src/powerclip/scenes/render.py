@@ -43,9 +43,9 @@ def render(scene: Scene, *, image_size: int, random: np.random.Generator) -> Ima
 def object_mask(thing: Object, *, image_size: int) -> NDArray[np.bool_]:
     """The (H, W) bool mask of an object."""
     mask, top, left = _placed(thing, image_size)
-    whole = np.zeros((image_size, image_size), dtype=bool)
-    whole[top : top + mask.shape[0], left : left + mask.shape[1]] = mask > 0.5
-    return whole
+    full = np.zeros((image_size, image_size), dtype=bool)
+    full[top : top + mask.shape[0], left : left + mask.shape[1]] = mask > 0.5
+    return full
 
 
 def object_box(thing: Object, *, image_size: int) -> tuple[int, int, int, int]:

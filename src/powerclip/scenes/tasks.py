@@ -41,7 +41,7 @@ def evaluation_tasks(*, seed: int, size: int, image_size: int = 64) -> list[Task
     """All tasks on scenes.
 
     Args:
-        seed: decides the images; the training splits never draw from these streams.
+        seed: determines the images; the training splits never draw from these streams.
         size: images of each task (pairs of images for the quadruples).
         image_size: side of the images in pixels.
 
@@ -104,7 +104,7 @@ def _retrieval(name: str, split: Split, seed: int, size: int, image_size: int) -
 
 
 def hard_negatives(seed: int, size: int, image_size: int) -> Sequence[HardNegative]:
-    """Images with a true caption and one that differs in a word or two and is false, the seven kinds in turn."""
+    """Images with a true caption and a false one that differs in a word or two; the seven kinds take turns."""
     items = []
     for index in range(size):
         random = generator(seed, "test", index, stream=4)
@@ -117,7 +117,7 @@ def hard_negatives(seed: int, size: int, image_size: int) -> Sequence[HardNegati
 
 
 def contrast(kind: str, random: np.random.Generator) -> tuple[Scene, Statement, Statement]:
-    """A scene, a statement that is true of it, and one that differs as the kind says and is false."""
+    """A scene, a statement that is true of it, and a false one that differs as the kind says."""
     while True:
         scene, statement = _related_pair(random)
         negative = _edit(kind, statement, scene, random)
@@ -128,7 +128,7 @@ def contrast(kind: str, random: np.random.Generator) -> tuple[Scene, Statement, 
 
 
 def _unseen(statement: Statement) -> bool:
-    """Whether it names a pair that training never shows: that alone must not tell a caption as the wrong one."""
+    """Whether it names a held-out pair: that alone must not give a wrong caption away."""
     mentions = (statement.subject, statement.object, statement.also)
     return any(m is not None and (m.colour, m.shape) in HELD_OUT for m in mentions)
 
@@ -176,14 +176,14 @@ def _edit(kind: str, statement: Statement, scene: Scene, random: np.random.Gener
 
 
 def _same_wording(first: Statement, second: Statement, random: np.random.Generator) -> tuple[str, str]:
-    """Two statements worded by the same choices, so that they differ only in what they say."""
+    """Two statements in the same wording, so that they differ only in what they say."""
     seed, form = int(random.integers(2**31)), pick(random, FORMS[:4])
     texts = [write(clause(s, np.random.default_rng(seed), form))[0] for s in (first, second)]
     return texts[0], texts[1]
 
 
 def quadruples(seed: int, size: int, image_size: int) -> Sequence[Quadruple]:
-    """Pairs of scenes and captions of the same words: attributes exchanged, or places exchanged."""
+    """Pairs of scenes and captions of the same words, with attributes or places exchanged."""
     items = []
     for index in range(size):
         random = generator(seed, "test", index, stream=5)

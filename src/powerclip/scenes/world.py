@@ -1,4 +1,4 @@
-"""What a scene can hold: objects, where they lie, and what is true of them."""
+"""What a scene can contain: objects, their places, and what is true of them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Object:
     x: float
     """Centre from the left, as a share of the image's side."""
     y: float
-    """Centre from the top, likewise."""
+    """Centre from the top, as a share of the image's side."""
 
     @property
     def radius(self) -> float:
@@ -59,22 +59,22 @@ class Mention:
 
     def fits(self, thing: Object) -> bool:
         """Whether the object is what the mention says."""
-        said = ("shape", "colour", "size", "texture")
-        return all(getattr(self, name) in (None, getattr(thing, name)) for name in said)
+        attributes = ("shape", "colour", "size", "texture")
+        return all(getattr(self, name) in (None, getattr(thing, name)) for name in attributes)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Statement:
-    """What a clause says: that a subject is there, or stands in a relation to an object, beside something else."""
+    """What a clause says: a subject exists, or is in a relation to an object; it may name a further object."""
 
     subject: Mention
     relation: str | None = None
     object: Mention | None = None
     also: Mention | None = None
-    """A further object that is named without a relation."""
+    """A further object, named without a relation."""
 
     def true_of(self, scene: Scene) -> bool:
-        """Whether the scene has distinct objects for all that is said."""
+        """Whether the scene has distinct objects for everything that is mentioned."""
         things = scene.objects
         for a, first in enumerate(things):
             if not self.subject.fits(first):
@@ -91,7 +91,7 @@ class Statement:
 
 
 def holds(relation: str, a: Object, b: Object) -> bool:
-    """Whether a stands in a relation to b: the direction in which they are clearly further apart."""
+    """Whether a is in a relation to b, which is the direction in which they are clearly further apart."""
     dx, dy = b.x - a.x, b.y - a.y
     if relation in ("left", "right"):
         return abs(dx) > 1.3 * abs(dy) and (dx > 0) == (relation == "left")
@@ -99,7 +99,7 @@ def holds(relation: str, a: Object, b: Object) -> bool:
 
 
 def relation_of(a: Object, b: Object) -> str | None:
-    """The relation of a to b, None where no direction is clear."""
+    """The relation of a to b; None if no direction is clear."""
     return next((relation for relation in RELATIONS if holds(relation, a, b)), None)
 
 
@@ -109,7 +109,7 @@ def pick(random: np.random.Generator, values: tuple[str, ...]) -> str:
 
 
 def random_object(random: np.random.Generator, *, held_out: bool = False) -> Object:
-    """An object at no particular place; its colour-shape pair is one of ``HELD_OUT`` or none of them."""
+    """An object without a place yet; ``held_out`` decides whether its colour-shape pair is one of ``HELD_OUT``."""
     while True:
         colour, shape = pick(random, COLOURS), pick(random, SHAPES)
         if ((colour, shape) in HELD_OUT) == held_out:
@@ -118,7 +118,7 @@ def random_object(random: np.random.Generator, *, held_out: bool = False) -> Obj
 
 
 def place(random: np.random.Generator, objects: list[Object]) -> Scene:
-    """Lay objects out so that no two touch; when it does not succeed, with small ones."""
+    """Place objects so that no two touch; they become small, then fewer, if that does not succeed."""
     for attempt in range(40):
         if attempt == 20:
             objects = [replace(thing, size="small") for thing in objects]
@@ -140,12 +140,12 @@ def pick_count(u: float) -> int:
 
 
 def random_scene(random: np.random.Generator, split: Split, *, objects: int | None = None) -> Scene:
-    """A scene of 1 to 4 objects; in the compositional split the first is of a pair that training never shows."""
+    """A scene of 1 to 4 objects; in the compositional split, training never shows the first one's colour-shape pair."""
     count = objects or pick_count(random.random())
     things = [random_object(random, held_out=split == "compositional" and i == 0) for i in range(count)]
     return place(random, things)
 
 
 def generator(seed: int, split: Split, index: int, stream: int = 0) -> np.random.Generator:
-    """The random numbers of one sample: a function of seed, split and index, so that samples can be drawn anywhere."""
+    """The random numbers of one sample, a function of seed, split and index: any process can generate any sample."""
     return np.random.default_rng((seed, SPLITS.index(split), stream, index))
