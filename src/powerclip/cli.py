@@ -18,7 +18,7 @@ import tyro
 from rich.console import Console
 
 import powerclip
-from powerclip.config import EvaluateConfig, Objective, TrainConfig
+from powerclip.config import EvaluateConfig, Objective, PrepareConfig, TrainConfig
 from powerclip.errors import PowerclipError, RunFailedError, did_you_mean
 from powerclip.recipes import RECIPES, recipe
 
@@ -49,12 +49,11 @@ class Demo:
 
 @dataclass(frozen=True, kw_only=True)
 class Prepare:
-    """Make annotated shards out of images and captions: pack them, parse the captions' phrases, propose regions.
+    """Make annotated shards from images and captions: pack them, parse the captions' phrases, propose regions.
 
-    SOURCE is a folder of images with a .txt caption beside each; a folder of WebDataset tars, or one; a CSV, TSV, JSONL
-    or Parquet table of images (paths, or URLs that were fetched) and captions; a folder saved by Hugging Face's
-    datasets; or scenes:train, scenes:test, scenes:compositional (generated). Interrupted, the same command goes on
-    where it stopped.
+    SOURCE is a folder of images with a .txt caption next to each; a folder of WebDataset tars, or one; a CSV, TSV, JSONL
+    or Parquet table of images and captions; a folder saved by Hugging Face's datasets; or scenes:train, scenes:test,
+    scenes:compositional (generated). If it is interrupted, the same command continues where it stopped.
 
     Example: powerclip prepare photos.csv data/photos --workers 8; then powerclip prepare --check data/photos
     """
@@ -64,50 +63,23 @@ class Prepare:
     output: tyro.conf.Positional[Annotated[Path | None, tyro.conf.arg(metavar="OUTPUT")]] = None
     """Folder for the shards."""
     check: Path | None = None
-    """Instead of making any: validate these shards, print their statistics, write a contact sheet beside them."""
-    image_column: str | None = None
-    """Column of the image in a table; guessed from common names by default."""
-    caption_column: str | None = None
-    """Column of the caption in a table; guessed from common names by default."""
-    caption_key: str | None = None
-    """Where tars hold the caption: an extension (txt), or json:KEY for a key inside the json; found by default."""
-    parser: str = "spacy"
-    """Phrase parser: spacy, spacy:PIPELINE (any installed spaCy pipeline or its path), benepar[:MODEL], or none."""
-    regions: str = "boxes"
-    """boxes (drawn in training, nothing stored), superpixels, sam, or sam:MODEL (hub name or folder of SAM or SAM 2)."""
-    replace_annotations: bool = False
-    """Make phrases and regions anew where tars or scenes bring their own, which are kept otherwise."""
-    device: str = "auto"
-    """Where SAM runs: auto, cpu, cuda, ..."""
-    samples_per_shard: int = 1000
-    """Samples in one tar; of a source of tars, each becomes one."""
-    max_bad_share: float = 0.1
-    """Stop when more than this share of the samples cannot be used."""
-    count: int = 8192
-    """Scenes to generate (scenes: sources only)."""
-    seed: int = 0
-    """Seed of the generated scenes (scenes: sources only)."""
-    workers: int = 1
-    """Processes that make shards side by side."""
-    ray: str | None = None
-    """Run on a Ray cluster: --ray ADDRESS, or --ray alone for the one this machine belongs to."""
-    gpu_share: float = 0.25
-    """Share of a GPU that each of Ray's workers takes for SAM."""
+    """Instead of making shards: validate these, print their statistics, write a contact sheet next to them."""
+    config: Annotated[PrepareConfig, tyro.conf.arg(name="")] = dataclasses.field(default_factory=PrepareConfig)
+    """Settings."""
 
     def run(self) -> None:
         if self.check is not None:
             if self.source is not None:
-                raise PowerclipError("--check FOLDER looks at shards that are there; leave out SOURCE and OUTPUT")
+                raise PowerclipError("--check FOLDER checks existing shards; leave out SOURCE and OUTPUT")
             from powerclip.prepare.check import check
 
-            check(self.check, workers=self.workers, console=Console())
+            check(self.check, workers=self.config.workers, console=Console())
             return
         if self.source is None or self.output is None:
             raise PowerclipError("no source and output given: powerclip prepare SOURCE OUTPUT, or --check FOLDER")
-        from powerclip.prepare import prepare as run
+        from powerclip.prepare import prepare
 
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "check"}
-        run(**values)
+        prepare(self.source, self.output, self.config)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -297,16 +269,6 @@ def _recipe_of(argv: Sequence[str]) -> TrainConfig:
     return config
 
 
-def _with_ray_address(argv: Sequence[str]) -> list[str]:
-    """The arguments with "auto" for the address that ``--ray`` may leave out."""
-    words: list[str] = []
-    for position, word in enumerate(argv):
-        words.append(word)
-        if word == "--ray" and (position + 1 == len(argv) or argv[position + 1].startswith("--")):
-            words.append("auto")
-    return words
-
-
 def parse(name: str, argv: Sequence[str]) -> Any:
     """A command, ready to run, from its name and arguments.
 
@@ -318,8 +280,6 @@ def parse(name: str, argv: Sequence[str]) -> Any:
     if name in ("train", "compare"):
         required = ("data", "output", *(("objectives",) if name == "compare" else ()))
         given["default"] = COMMANDS[name](**dict.fromkeys(required, tyro.MISSING), config=_recipe_of(argv))
-    if name == "prepare":
-        argv = _with_ray_address(argv)
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):

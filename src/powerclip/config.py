@@ -358,6 +358,46 @@ class TrainConfig:
         return dataclasses.replace(self, objective=dataclasses.replace(self.objective, name=name))
 
 
+@dataclass(frozen=True, kw_only=True)
+class PrepareConfig:
+    """How ``powerclip prepare`` reads a source and annotates its pairs."""
+
+    image_column: str | None = None
+    """Column of the image in a table (a path or the bytes); guessed from common names by default."""
+    caption_column: str | None = None
+    """Column of the caption in a table; guessed from common names by default."""
+    caption_key: str | None = None
+    """Where tars hold the caption: an extension (txt), or json:KEY for a key inside the json; found by default."""
+    parser: str = "spacy"
+    """Phrase parser: spacy, spacy:PIPELINE (any installed spaCy pipeline or its path), benepar[:MODEL], or none."""
+    regions: str = "boxes"
+    """boxes (drawn in training, nothing stored), superpixels, sam, or sam:MODEL (hub name or folder of SAM or SAM 2)."""
+    replace_annotations: bool = False
+    """Replace the phrases and regions that tars or scenes bring along; by default they are kept."""
+    device: str = "auto"
+    """Where SAM runs: auto, cpu, cuda, ..."""
+    samples_per_shard: int = 1000
+    """Pairs of the source in one shard; if the source is tars, each of them becomes one shard."""
+    max_bad_share: float = 0.1
+    """Stop if more than this share of the samples cannot be used."""
+    count: int = 8192
+    """Scenes to generate (scenes: sources only)."""
+    seed: int = 0
+    """Seed of the generated scenes (scenes: sources only)."""
+    workers: int = 1
+    """Processes that make shards in parallel."""
+    ray: str | None = None
+    """Run on the Ray cluster at this address instead; auto: the cluster that this machine belongs to. The paths must be
+    the same on every node."""
+    gpu_share: float = 0.25
+    """Share of a GPU that each of Ray's workers takes for SAM."""
+
+    def __post_init__(self) -> None:
+        _require(self.samples_per_shard >= 1, "samples_per_shard", self.samples_per_shard, "at least 1")
+        _require(0 <= self.max_bad_share <= 1, "max_bad_share", self.max_bad_share, "a share, from 0 to 1")
+        _require(self.workers >= 1, "workers", self.workers, "at least 1")
+
+
 def to_yaml(config: object) -> str:
     """A config dataclass as YAML, with every setting."""
     return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)  # type: ignore[call-overload]

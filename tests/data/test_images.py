@@ -11,7 +11,7 @@ from PIL import Image
 
 from powerclip.data.images import decode_image, decode_with_format
 from powerclip.errors import BadSampleError
-from powerclip.prepare.source import make_sample
+from powerclip.prepare.pairs import make_pair
 from tests.support.images import encoded
 
 ORIENTATION = 0x112
@@ -135,7 +135,7 @@ def test_several_pictures_in_a_jpeg_stay_one_jpeg():
     data = encoded(noise(), "MPO", save_all=True, append_images=[noise().rotate(180)])
     image, kind = decode_with_format(data)
     assert kind == "MPO"
-    sample = make_sample("a", data, "a dog")
+    sample, _ = make_pair("a", data, "a dog")
     assert (sample.image, sample.image_extension) == (data, "jpg")
     first = decode_image(encoded(noise(), "JPEG"))
     np.testing.assert_array_equal(np.asarray(image), np.asarray(first))
@@ -144,20 +144,20 @@ def test_several_pictures_in_a_jpeg_stay_one_jpeg():
 @pytest.mark.parametrize(("kind", "extension"), [("JPEG", "jpg"), ("PNG", "png"), ("WEBP", "webp")])
 def test_what_shards_hold_stays_byte_for_byte(kind, extension):
     data = encoded(noise(), kind, exif=turn(6))
-    sample = make_sample("a", data, "a dog")
+    sample, _ = make_pair("a", data, "a dog")
     assert (sample.image, sample.image_extension) == (data, extension)
 
 
-@pytest.mark.parametrize("kind", ["GIF", "BMP", "TIFF", "PPM"])
+@pytest.mark.parametrize("kind", ["GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF"])
 def test_other_formats_become_the_same_picture_as_png(kind):
     data = encoded(noise(), kind)
-    sample = make_sample("a", data, "a dog")
+    sample, decoded = make_pair("a", data, "a dog")
     assert sample.image_extension == "png"
     assert decode_with_format(sample.image)[1] == "PNG"
-    np.testing.assert_array_equal(np.asarray(decode_image(sample.image)), np.asarray(decode_image(data)))
+    np.testing.assert_array_equal(np.asarray(decode_image(sample.image)), np.asarray(decoded))
 
 
-KINDS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "MPO")
+KINDS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "MPO", "JPEG2000", "AVIF")
 MODES = ("RGB", "L", "P", "1", "RGBA", "I;16", "CMYK", "LAB")
 
 

@@ -1,30 +1,28 @@
 """Whatever the bytes, the readers raise what is documented, and a sample that cannot be used is one that is counted."""
 
-import io
 import json
 
 import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
-from rich.console import Console
 
+from powerclip.config import PrepareConfig
 from powerclip.data.shards import index_shard, stream_shard
 from powerclip.errors import BadSampleError, PowerclipError
-from powerclip.prepare import prepare
 from powerclip.prepare.check import check_shard
-from powerclip.prepare.sources import SourceOptions, open_source
-from tests.support.sources import FULL, pairs, picture, write_raw
+from powerclip.prepare.source import open_source
+from tests.support.sources import FULL, pairs, picture, prepared, write_raw
 from tests.support.tars import damaged, header, padded, pax, signed, write_tar
 
 
 def read_all(source, **options):
     """Every item of a source: the samples, and the reasons of the others."""
     samples, reasons = [], []
-    for chunk in open_source(str(source), SourceOptions(**options)).chunks:
+    for chunk in open_source(str(source), PrepareConfig(**options)).chunks():
         for item in chunk.items():
             try:
-                samples.append(item.load())
+                samples.append(item.load()[0])
             except BadSampleError as error:
                 reasons.append(str(error))
     return samples, reasons
@@ -107,8 +105,7 @@ def test_no_annotations_break_the_job(tmp_path_factory, tree, regions, metadata)
     files = {"phrases.json": tree, "regions.json": regions, "json": metadata}
     written = [(f"k.{e}", json.dumps(value).encode()) for e, value in files.items() if value is not None]
     write_tar(folder / "in.tar", [*pairs(1), ("k.jpg", picture()), ("k.txt", b"a dog on a mat"), *written])
-    console = Console(file=io.StringIO())
-    report = prepare(folder / "in.tar", folder / "out", parser="none", max_bad_share=0.9, console=console)
+    report = prepared(folder / "in.tar", folder / "out")
     assert report["samples"] + sum(report["skipped"].values()) == 2
     result = check_shard(folder / "out" / "shard-000000.tar")
     assert not result["bad"]
@@ -122,7 +119,7 @@ def test_no_bytes_break_the_readers_of_parquet(tmp_path_factory, data):
     compression, dictionary = data.draw(st.sampled_from(["none", "snappy", "gzip", "zstd"])), data.draw(st.booleans())
     parquet.write_table(rows, path, row_group_size=2, compression=compression, use_dictionary=dictionary)
     raw = path.read_bytes()
-    # The picture's bytes are most of the file; what is told about them lies behind.
+    # The images are most of the file; what describes them comes after.
     foot = data.draw(st.booleans()) * (len(raw) - 8 - int.from_bytes(raw[-8:-4], "little"))
     path.write_bytes(raw[:foot] + damaged(raw[foot:], data.draw))
     try:

@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
+from powerclip.config import PrepareConfig
 from powerclip.data.shards import BrokenShardError, index_shard, read_shards, stream_shard
 from powerclip.errors import BadSampleError, PowerclipError
 from powerclip.prepare import prepare
-from powerclip.prepare.sources import SourceOptions, open_source
+from powerclip.prepare.source import open_source
 from tests.support.images import one_colour
 from tests.support.sources import picture
 from tests.support.tars import write_tar
@@ -72,18 +73,18 @@ SOURCES = {
 @pytest.mark.parametrize("kind", SOURCES)
 def test_every_source_gives_all_pairs_in_order(kind, tmp_path):
     source, options = SOURCES[kind](tmp_path / "in")
-    report = prepare(source, tmp_path / "out", samples_per_shard=3, parser="none", **options)
+    report = prepare(source, tmp_path / "out", PrepareConfig(samples_per_shard=3, parser="none", **options))
     samples = list(read_shards(tmp_path / "out"))
     assert report["skipped"] == {}
     assert [sample.caption for sample in samples] == CAPTIONS
     assert [sample.image for sample in samples] == [picture(i) for i in range(7)]
     assert len({sample.key for sample in samples}) == 7
-    assert report["source_hash"] == open_source(str(source), SourceOptions(samples_per_shard=3, **options)).fingerprint
+    assert report["source_hash"] == open_source(str(source), PrepareConfig(samples_per_shard=3, **options)).fingerprint
     assert {"powerclip", "spacy", "torch"} <= set(report["versions"])
 
 
 def test_metadata_of_a_tar_stays(tmp_path):
-    prepare(img2dataset(tmp_path / "in"), tmp_path / "out", parser="none")
+    prepare(img2dataset(tmp_path / "in"), tmp_path / "out", PrepareConfig(parser="none"))
     assert all(sample.metadata["status"] == "success" for sample in read_shards(tmp_path / "out"))
 
 
@@ -95,7 +96,7 @@ def test_captions_that_are_not_found_say_what_there_is(tmp_path):
     ):
         prepare(source, tmp_path / "out")
     with pytest.raises(PowerclipError, match="no caption under json:title"):
-        prepare(source, tmp_path / "out", caption_key="json:title")
+        prepare(source, tmp_path / "out", PrepareConfig(caption_key="json:title"))
     write_tar(tmp_path / "text.tar", [("a.txt", b"x")])
     with pytest.raises(PowerclipError, match="no image under jpg.*files seen in .*text.tar: txt"):
         prepare(tmp_path / "text.tar", tmp_path / "out")
@@ -137,7 +138,7 @@ def test_a_hostile_tar_costs_its_bad_members_only(tmp_path):
         ("n\udcffme \n.jpg", picture()), ("n\udcffme \n.txt", b"odd name"),
         ("long.jpg", picture()), ("long.txt", b"word " * 25_000),
     ])  # fmt: skip
-    report = prepare(tmp_path / "in.tar", tmp_path / "out", max_bad_share=0.9)
+    report = prepare(tmp_path / "in.tar", tmp_path / "out", PrepareConfig(max_bad_share=0.9))
     assert report["skipped"] == {
         "name leads out of the tar": 2, "no image": 3, "image too large": 1, "caption holds NUL": 1,
         "caption not UTF-8": 1, "malformed json": 1, "malformed phrases.json": 1, "key occurs twice in its tar": 1,
@@ -154,7 +155,7 @@ def test_a_tar_cut_short_gives_what_is_whole(tmp_path):
     source = img2dataset(tmp_path / "in")
     first = source / "00001.tar"
     first.write_bytes(first.read_bytes()[:5000])
-    report = prepare(source, tmp_path / "out", parser="none", max_bad_share=0.5)
+    report = prepare(source, tmp_path / "out", PrepareConfig(parser="none", max_bad_share=0.5))
     assert report["skipped"]["tar damaged or cut short"] == 1
     assert report["samples"] >= 5
 
@@ -192,7 +193,7 @@ def test_no_bytes_break_the_tar_readers(tmp_path_factory, data):
         pass
     try:
         list(read_shards(path))
-        for chunk in open_source(str(path), SourceOptions()).chunks:
+        for chunk in open_source(str(path), PrepareConfig()).chunks():
             for item in chunk.items():
                 try:
                     item.load()
@@ -212,11 +213,11 @@ def test_no_bytes_break_the_table_readers(tmp_path_factory, raw, suffix):
     )
     path.write_bytes(head + raw)
     try:
-        source = open_source(str(path), SourceOptions(samples_per_shard=2))
+        source = open_source(str(path), PrepareConfig(samples_per_shard=2))
     except PowerclipError:
         return
     names = []
-    for chunk in source.chunks:
+    for chunk in source.chunks():
         for item in chunk.items():
             names.append(item.name)
             with pytest.raises(BadSampleError):  # there is no such image

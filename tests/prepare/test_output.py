@@ -2,16 +2,14 @@
 
 import io
 import json
-from types import SimpleNamespace
 
 import pytest
-from rich.console import Console
 
 from powerclip.data.shards import read_shards
 from powerclip.errors import PowerclipError, RunFailedError
-from powerclip.phrases.tree import PhraseTree
-from powerclip.prepare import annotate, output, prepare
-from tests.support.sources import FULL, WHOLE, picture
+from powerclip.phrases import load_parser
+from powerclip.prepare.output import reserved
+from tests.support.sources import FULL, WHOLE, picture, prepared
 from tests.support.tars import write_tar
 
 
@@ -25,23 +23,17 @@ def photos(tmp_path):
     return place
 
 
-def prepared(source, output, *, parser="none", **options):
-    text = io.StringIO()
-    report = prepare(source, output, parser=parser, console=Console(file=text, width=200), **options)
-    return report, text.getvalue()
-
-
 def test_shards_of_another_source_or_of_other_settings_are_not_touched(photos, tmp_path):
     prepared(photos, tmp_path / "out", samples_per_shard=2)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
     with pytest.raises(
-        PowerclipError, match=r"holds shards made otherwise \(samples_per_shard 2, now 3\); name an empty"
+        PowerclipError, match=r"shards made with other settings \(samples_per_shard was 2, now 3\); name an empty"
     ):
         prepared(photos, tmp_path / "out", samples_per_shard=3)
-    with pytest.raises(PowerclipError, match=r"\(replace_annotations False, now True\)"):
+    with pytest.raises(PowerclipError, match=r"\(replace_annotations was False, now True\)"):
         prepared(photos, tmp_path / "out", samples_per_shard=2, replace_annotations=True)
     (photos / "0.txt").write_text("changed")
-    with pytest.raises(PowerclipError, match="holds shards of another source, or of a changed one"):
+    with pytest.raises(PowerclipError, match="holds shards of another source, or the source has changed"):
         prepared(photos, tmp_path / "out", samples_per_shard=2)
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
 
@@ -50,11 +42,11 @@ def test_an_output_within_the_source_is_refused_before_anything_is_written(photo
     (tmp_path / "link").symlink_to(photos)
     for source in (photos, tmp_path / "link"):
         for inside in (photos, photos / "out", tmp_path / "link" / "a" / "b"):
-            with pytest.raises(PowerclipError, match="output .* lies in the source .*; name a folder outside of it"):
+            with pytest.raises(PowerclipError, match="output .* is inside the source .*; name a folder outside of it"):
                 prepared(source, inside)
     assert len(list(photos.rglob("*"))) == 12
     (photos / "t.csv").write_text("path,caption\n0.jpg,a dog\n")
-    assert prepared(photos / "t.csv", photos / "out")[0]["samples"] == 1  # a table's folder is no source
+    assert prepared(photos / "t.csv", photos / "out")["samples"] == 1  # a table's folder is not a source
 
 
 def test_a_folder_or_file_of_something_else_is_not_touched(photos, tmp_path):
@@ -67,27 +59,27 @@ def test_a_folder_or_file_of_something_else_is_not_touched(photos, tmp_path):
         prepared(photos, tmp_path / "out" / "thesis.txt")
 
 
-def test_what_a_killed_job_left_of_its_own_is_cleared(photos, tmp_path, monkeypatch):
+def test_what_a_killed_job_left_is_removed(photos, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
-    for name in (
-        ".lock",
-        ".source.json.tmp",
-        ".report.json.tmp",
-        ".shard-000000.json.tmp",
+    temporary = [
+        ".source.json.x-1.tmp",
+        ".report.json.x-1.tmp",
+        ".shard-000000.json.x-1.tmp",
         ".shard-000000.tar.x-1.tmp",
-    ):
+    ]
+    for name in (".lock", *temporary):
         (out / name).write_text("half")
     prepared(photos, out, samples_per_shard=2)
     hidden = [f".shard-00000{i}.json" for i in range(3)]
     shown = [f"shard-00000{i}.tar" for i in range(3)]
     assert sorted(path.name for path in out.iterdir()) == [".lock", *hidden, ".source.json", "report.json", *shown]
-    # Another node's worker may leave something while the job goes on.
-    monkeypatch.setattr(
-        annotate, "write_shard", lambda *_, **__: (tmp_path / "late" / ".shard-000000.tar.y-2.tmp").write_text("half")
-    )
-    prepared(photos, tmp_path / "late")
-    assert not list((tmp_path / "late").glob("*.tmp"))
+
+
+def test_what_another_node_leaves_while_the_job_runs_is_removed(tmp_path):
+    with reserved(tmp_path, {"source": "x"}):
+        (tmp_path / ".shard-000000.tar.y-2.tmp").write_text("half")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", ".source.json"]
 
 
 def test_a_plan_that_cannot_be_read_says_so(photos, tmp_path):
@@ -95,35 +87,30 @@ def test_a_plan_that_cannot_be_read_says_so(photos, tmp_path):
     for content in ("", "{", "[1]"):
         (tmp_path / "out" / ".source.json").write_text(content)
         with pytest.raises(
-            PowerclipError, match=r"\.source\.json, which tells .* cannot be read .*; name an empty folder"
+            PowerclipError, match=r"\.source\.json, which says .* cannot be read .*; name an empty folder"
         ):
             prepared(photos, tmp_path / "out")
-
-
-def test_notes_are_synced_before_they_have_their_name(tmp_path, monkeypatch):
-    synced = []
-    monkeypatch.setattr(output.os, "fsync", lambda file: synced.append([path.name for path in tmp_path.iterdir()]))
-    output.write_json(tmp_path / "report.json", {"half": "\ud800"})
-    assert synced == [[".report.json.tmp"]]
-    assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
 
 
 def test_a_job_that_stops_for_bad_samples_leaves_its_report(photos, tmp_path):
     for i in (0, 1, 2):
         (photos / f"{i}.jpg").write_bytes(b"junk")
     with pytest.raises(RunFailedError, match="3 of 6 samples cannot be used: 3 corrupt image"):
-        prepared(photos, tmp_path / "out", samples_per_shard=2)
+        prepared(photos, tmp_path / "out", samples_per_shard=2, max_bad_share=0.1)
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert (report["samples"], report["skipped"], report["unfinished_shards"]) == (3, {"corrupt image": 3}, 0)
-    report, _ = prepared(photos, tmp_path / "out", samples_per_shard=2, max_bad_share=0.5)
+    report = prepared(photos, tmp_path / "out", samples_per_shard=2, max_bad_share=0.5)
     assert report["samples"] == 3
 
 
-def test_a_report_in_the_middle_says_what_is_not_done(photos, tmp_path, monkeypatch):
-    monkeypatch.setattr("powerclip.prepare.job.SURE", 1)
-    (photos / "2.jpg").write_bytes(b"junk")
-    with pytest.raises(RunFailedError, match="1 of 4 samples"):
-        prepared(photos, tmp_path / "out", samples_per_shard=2)
+def test_a_report_in_the_middle_says_what_is_not_done(tmp_path):
+    """The first hundred samples are enough to see that most are bad."""
+    (tmp_path / "photos").mkdir()
+    for i in range(150):
+        (tmp_path / "photos" / f"{i:03d}.jpg").write_bytes(b"junk" if i < 100 else picture())
+        (tmp_path / "photos" / f"{i:03d}.txt").write_text("a dog")
+    with pytest.raises(RunFailedError, match="100 of 100 samples"):
+        prepared(tmp_path / "photos", tmp_path / "out", samples_per_shard=100, max_bad_share=0.9)
     assert json.loads((tmp_path / "out" / "report.json").read_text())["unfinished_shards"] == 1
 
 
@@ -141,76 +128,47 @@ def annotated(tmp_path):
     return source
 
 
-def test_annotations_that_come_along_stay_and_are_told_apart(annotated, tmp_path):
-    report, text = prepared(annotated, tmp_path / "out", parser="spacy", regions="superpixels")
-    spacy = annotate.parser_of("spacy").name
+def test_annotations_of_the_source_stay_and_are_counted_by_maker(annotated, tmp_path):
+    text = io.StringIO()
+    report = prepared(annotated, tmp_path / "out", parser="spacy", regions="superpixels", text=text)
+    spacy = load_parser("spacy").name
     assert report["parser"] == {"hand": 1, "eye": 1, spacy: 1}
     assert report["proposer"] == {"superpixels:felzenszwalb-100-300-1000": 2, "sam:x": 1}
-    assert "; kept as they came: phrases of hand (1), regions of sam:x (1), phrases of eye (1)" in text
+    assert "; kept from the source: phrases of hand (1), regions of sam:x (1), phrases of eye (1)" in text.getvalue()
     assert [sample.tree.parser for sample in read_shards(tmp_path / "out")] == ["hand", "eye", spacy]
 
 
-def test_annotations_that_come_along_are_made_anew_when_asked(annotated, tmp_path):
-    report, text = prepared(annotated, tmp_path / "out", parser="spacy", replace_annotations=True)
-    assert report["parser"] == {annotate.parser_of("spacy").name: 3}
+def test_annotations_of_the_source_are_replaced_when_asked(annotated, tmp_path):
+    text = io.StringIO()
+    report = prepared(annotated, tmp_path / "out", parser="spacy", replace_annotations=True, text=text)
+    assert report["parser"] == {load_parser("spacy").name: 3}
     assert report["proposer"] == {"none": 3}
-    assert "kept" not in text
+    assert "kept" not in text.getvalue()
     write_tar(tmp_path / "bad.tar", [("k.jpg", picture()), ("k.txt", b"a dog"), ("k.phrases.json", b"{")])
-    report, _ = prepared(tmp_path / "bad.tar", tmp_path / "other", replace_annotations=True)
-    assert report["parser"] == {"none": 1}  # what is replaced need not be sound
-    report, _ = prepared("scenes:test", tmp_path / "scenes", count=2, replace_annotations=True)
+    report = prepared(tmp_path / "bad.tar", tmp_path / "other", replace_annotations=True)
+    assert report["parser"] == {"none": 1}  # what is replaced need not be valid
+    report = prepared("scenes:test", tmp_path / "scenes", count=2, replace_annotations=True)
     assert report["parser"] == report["proposer"] == {"none": 2}
 
 
 def test_published_shards_keep_their_caption_when_their_parse_is_replaced(tmp_path):
     njson = json.dumps({"lens": [2], "cat": [1, 2]}).encode()
     write_tar(tmp_path / "in.tar", [("k.jpg", picture()), ("k.txt", b"a dog"), ("k.njson", njson)])
-    assert prepared(tmp_path / "in.tar", tmp_path / "kept")[0]["parser"] == {"njson": 1}
+    assert prepared(tmp_path / "in.tar", tmp_path / "kept")["parser"] == {"njson": 1}
     (sample,) = read_shards(tmp_path / "kept")
     assert (sample.tree.leaves, [(p.first, p.last) for p in sample.tree.phrases]) == (((0, 1), (2, 5)), [(0, 1)])
-    assert prepared(tmp_path / "in.tar", tmp_path / "anew", replace_annotations=True)[0]["parser"] == {"none": 1}
-    (sample,) = read_shards(tmp_path / "anew")
+    assert prepared(tmp_path / "in.tar", tmp_path / "replaced", replace_annotations=True)["parser"] == {"none": 1}
+    (sample,) = read_shards(tmp_path / "replaced")
     assert sample.caption == "a dog"
 
 
-def test_another_version_of_the_parser_is_noticed(photos, tmp_path, monkeypatch):
-    def parse(captions):
-        return (PhraseTree(leaves=((0, 1),), phrases=(), parser="spacy:x-1") for _ in captions)
-
-    for version, expected in (("1", None), ("1", None), ("2", "parser spacy:x-1, now spacy:x-2")):
-        parser = SimpleNamespace(name=f"spacy:x-{version}", parse=parse)
-        monkeypatch.setattr("powerclip.prepare.job.parser_of", lambda name, parser=parser: parser)
-        monkeypatch.setattr(annotate, "parser_of", lambda name, parser=parser: parser)
-        if expected is None:
-            assert prepared(photos, tmp_path / "out", parser="spacy")[0]["parser"] == {"spacy:x-1": 6}
-            continue
-        with pytest.raises(PowerclipError, match=expected):
-            prepared(photos, tmp_path / "out", parser="spacy")
-
-
-def test_an_image_that_the_proposer_refuses_costs_itself(photos, tmp_path, monkeypatch):
-    real = annotate.proposer_of("superpixels", device="cpu")
-
-    def propose(image):
-        if image.width == 7:
-            raise ValueError("Size must contain 'height'")
-        return real.propose(image)
-
-    monkeypatch.setattr(annotate, "proposer_of", lambda *_, **__: SimpleNamespace(name="x", propose=propose))
-    (photos / "3.jpg").write_bytes(picture(size=(7, 500)))
-    report, _ = prepared(photos, tmp_path / "out", regions="superpixels", max_bad_share=0.5)
-    assert report["samples"] == 5
-    assert report["skipped"] == {"image that the regions' proposer refuses": 1}
-
-
-def test_a_batch_is_bounded_by_bytes(photos, tmp_path, monkeypatch):
-    batches = []
-    monkeypatch.setattr(annotate, "_parse", lambda samples, parser: batches.append(len(samples)) or samples)
-    monkeypatch.setattr(annotate, "BATCH", 4)
-    prepared(photos, tmp_path / "many")
-    assert batches == [4, 2]
-    batches.clear()
-    monkeypatch.setattr(annotate, "BATCH_BYTES", 2 * len(picture()))
-    prepared(photos, tmp_path / "large")
-    assert sum(batches) == 6
-    assert max(batches) == 2
+def test_another_version_of_the_parser_is_noticed(photos, tmp_path):
+    """The plan names the parser with its version."""
+    prepared(photos, tmp_path / "out", parser="spacy")
+    plan = json.loads((tmp_path / "out" / ".source.json").read_text())
+    assert plan["parser"] == load_parser("spacy").name
+    with (
+        pytest.raises(PowerclipError, match="parser was spacy:.*, now spacy:x-2"),
+        reserved(tmp_path / "out", {**plan, "parser": "spacy:x-2"}),
+    ):
+        raise AssertionError("reserved for another plan")

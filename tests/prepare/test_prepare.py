@@ -3,9 +3,11 @@ import json
 import pytest
 from PIL import Image
 
+from powerclip.config import PrepareConfig
 from powerclip.data.shards import read_shards
 from powerclip.errors import PowerclipError, RunFailedError
-from powerclip.prepare import annotate, prepare
+from powerclip.prepare import prepare
+from powerclip.prepare.output import reserved
 
 
 @pytest.fixture
@@ -20,7 +22,7 @@ def photos(tmp_path):
 
 
 def test_a_folder_becomes_shards_with_phrases(photos, tmp_path):
-    report = prepare(photos, tmp_path / "out", samples_per_shard=5)
+    report = prepare(photos, tmp_path / "out", PrepareConfig(samples_per_shard=5))
     samples = list(read_shards(tmp_path / "out"))
     assert report["samples"] == len(samples) == 12
     assert len(list((tmp_path / "out").glob("*.tar"))) == 3
@@ -38,17 +40,16 @@ def test_bad_pairs_are_skipped_with_their_reason(photos, tmp_path):
     (photos / "p02.jpg").write_bytes(b"junk")
     (photos / "p04.txt").write_text("  ")
     (photos / "p06.txt").unlink()
-    report = prepare(photos, tmp_path / "out", max_bad_share=0.5)
+    report = prepare(photos, tmp_path / "out", PrepareConfig(max_bad_share=0.5))
     assert report["skipped"] == {"corrupt image": 1, "empty caption": 1, "no caption": 1}
     assert report["examples"]["corrupt image"] == ["p02.jpg"]
     with pytest.raises(RunFailedError, match=r"3 of 12 samples cannot be used: .*e.g. p02.jpg.*--max-bad-share"):
-        prepare(photos, tmp_path / "other", max_bad_share=0.1)
+        prepare(photos, tmp_path / "other", PrepareConfig(max_bad_share=0.1))
 
 
 @pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl"])
 def test_a_table_becomes_shards(suffix, photos, tmp_path):
-    end = " " if suffix == "tsv" else "\n"  # a TSV's cell holds no line break
-    rows = [{"file": f"sub/p{i:02d}.jpg", "Caption": f'the "quoted", dog {i}{end}rides'} for i in (1, 5, 7)]
+    rows = [{"file": f"sub/p{i:02d}.jpg", "Caption": f'the "quoted", dog {i}\nrides'} for i in (1, 5, 7)]
     table = photos / f"table.{suffix}"
     if suffix == "jsonl":
         table.write_text("\n".join(json.dumps(row) for row in rows))
@@ -57,34 +58,30 @@ def test_a_table_becomes_shards(suffix, photos, tmp_path):
         cell = lambda text: '"' + text.replace('"', '""') + '"'  # noqa: E731
         lines = [separator.join(rows[0]), *(separator.join(cell(v) for v in row.values()) for row in rows)]
         table.write_text("\n".join(lines))
-    assert prepare(table, tmp_path / "out", parser="none")["samples"] == 3
+    assert prepare(table, tmp_path / "out", PrepareConfig(parser="none"))["samples"] == 3
     samples = list(read_shards(tmp_path / "out"))
     assert [sample.caption for sample in samples] == [" ".join(row["Caption"].split()) for row in rows]
     assert all(sample.tree is None for sample in samples)
 
 
-def test_a_job_cut_short_goes_on_where_it_was(photos, tmp_path, monkeypatch):
-    whole = prepare(photos, tmp_path / "whole", samples_per_shard=4, parser="none")
-    write = annotate.write_shard
-
-    def dies_at_the_second(samples, path, **options):
-        if path.name == "shard-000001.tar":
-            raise RuntimeError("power cut")
-        write(samples, path, **options)
-
-    monkeypatch.setattr(annotate, "write_shard", dies_at_the_second)
-    with pytest.raises(RuntimeError, match="power cut"):
-        prepare(photos, tmp_path / "cut", samples_per_shard=4, parser="none")
-    monkeypatch.setattr(annotate, "write_shard", write)
+def test_a_job_cut_short_continues_where_it_was(photos, tmp_path):
+    config = PrepareConfig(samples_per_shard=4, parser="none")
+    complete = prepare(photos, tmp_path / "complete", config)
+    obstacle = tmp_path / "cut" / "shard-000001.tar"
+    with reserved(tmp_path / "cut", json.loads((tmp_path / "complete" / ".source.json").read_text())):
+        obstacle.mkdir()
+    with pytest.raises(IsADirectoryError):
+        prepare(photos, tmp_path / "cut", config)
+    obstacle.rmdir()
     first = (tmp_path / "cut" / "shard-000000.tar").stat().st_mtime_ns
-    assert prepare(photos, tmp_path / "cut", samples_per_shard=4, parser="none") == whole
+    assert prepare(photos, tmp_path / "cut", config) == complete
     assert (tmp_path / "cut" / "shard-000000.tar").stat().st_mtime_ns == first
-    for made in (tmp_path / "whole").glob("*.tar"):
+    for made in (tmp_path / "complete").glob("*.tar"):
         assert (tmp_path / "cut" / made.name).read_bytes() == made.read_bytes()
 
 
 def test_scenes_keep_their_gold_phrases(tmp_path):
-    prepare("scenes:test", tmp_path / "out", count=3)
+    prepare("scenes:test", tmp_path / "out", PrepareConfig(count=3))
     assert [sample.tree.parser for sample in read_shards(tmp_path / "out")] == ["gold"] * 3
 
 
@@ -95,21 +92,21 @@ def test_what_cannot_be_prepared_is_one_clear_line(photos, tmp_path):
     (tmp_path / "t.csv").write_text("id,words\n1,hello\n")
     for source, options, message in [
         (tmp_path / "nowhere", {}, "no source at"),
-        (tmp_path / "empty", {}, "no image in .*looked for .bmp"),
-        (tmp_path / "list.xlsx", {}, "no source that can be read"),
+        (tmp_path / "empty", {}, "no image in .*looked for .apng, .*.bmp"),
+        (tmp_path / "list.xlsx", {}, "cannot be read as a source"),
         (tmp_path / "bad.jsonl", {}, "cannot read the table"),
         (tmp_path / "t.csv", {}, r"no column named path, image.*--image-column \(columns: id, words\)"),
         (
             tmp_path / "t.csv",
             {"image_column": "word"},
-            r"no column 'word'; did you mean words\? \(columns: id, words\)",
+            r"no column 'word'; did you mean words\?",
         ),
         ("scenes:night", {}, "unknown scenes 'night'"),
         (photos, {"parser": "yacc"}, "unknown parser 'yacc'"),
-        (photos, {"max_bad_share": 10}, "max_bad_share is 10; it is a share"),
-        (photos, {"workers": 0}, "workers 0; both must be at least 1"),
+        (photos, {"max_bad_share": 10}, "max_bad_share is 10; it must be a share, from 0 to 1"),
+        (photos, {"workers": 0}, "workers is 0; it must be at least 1"),
     ]:
         with pytest.raises((PowerclipError, ValueError), match=message) as caught:
-            prepare(source, tmp_path / "out", **options)
+            prepare(source, tmp_path / "out", PrepareConfig(**options))
         assert "\n" not in str(caught.value)
         assert not (tmp_path / "out").exists()

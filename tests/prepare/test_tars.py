@@ -1,7 +1,6 @@
 """Tars from anywhere: what is damaged or hostile in them costs itself, is counted, and is read in bounded memory."""
 
 import contextlib
-import io
 import json
 import subprocess
 import sys
@@ -9,20 +8,13 @@ import tarfile
 import tracemalloc
 
 import pytest
-from rich.console import Console
 
 from powerclip.data.loader import open_data
 from powerclip.data.shards import BrokenShardError, index_shard, read_shards, stream_shard
 from powerclip.errors import BadSampleError, PowerclipError
-from powerclip.prepare import prepare
 from powerclip.regions import RegionAnnotation
-from tests.support.sources import FULL, WHOLE, pairs, picture, write_raw
+from tests.support.sources import FULL, WHOLE, pairs, picture, prepared, write_raw
 from tests.support.tars import header, padded, pax, signed, write_tar
-
-
-def prepared(source, output, **options):
-    return prepare(source, output, parser="none", max_bad_share=0.95, console=Console(file=io.StringIO()), **options)
-
 
 LARGE = 2**60
 CUT = "tar damaged or cut short"
@@ -152,16 +144,18 @@ def test_only_the_files_that_matter_are_read(tmp_path, monkeypatch):
     assert 7777 not in read
 
 
-def test_what_macos_leaves_behind_is_passed_over(tmp_path):
+def test_what_macos_leaves_behind_is_skipped(tmp_path):
     members = [(f"{folder}{name}", data) for name, data in pairs() for folder in ("", "._")]
     write_tar(tmp_path / "in.tar", members)
     assert prepared(tmp_path / "in.tar", tmp_path / "out")["skipped"] == {}
     assert len(index_shard(tmp_path / "in.tar")) == 20
 
 
-def test_files_that_lie_apart_are_said_so(tmp_path):
+def test_files_that_are_apart_are_reported(tmp_path):
     write_tar(tmp_path / "in.tar", sorted(pairs(), key=lambda member: member[0].rpartition(".")[2]))
-    with pytest.raises(PowerclipError, match="no caption .*files must lie side by side .tar --sort=name"):
+    with pytest.raises(
+        PowerclipError, match="no caption .*the files of a sample must follow one another .tar --sort=name"
+    ):
         prepared(tmp_path / "in.tar", tmp_path / "out")
 
 
@@ -175,7 +169,9 @@ def test_a_first_tar_without_samples_refuses_nothing(first, tmp_path):
     assert report["samples"] == 3
     assert report["skipped"] == ({} if first.startswith(b"\0") else {CUT: 1})
     (tmp_path / "in" / "1.TAR").unlink()
-    with pytest.raises(PowerclipError, match="no sample in .*0.tar" if first.startswith(b"\0") else "is no whole tar"):
+    with pytest.raises(
+        PowerclipError, match="no sample in .*0.tar" if first.startswith(b"\0") else "is truncated or not a tar"
+    ):
         prepared(tmp_path / "in", tmp_path / "other")
 
 
@@ -271,7 +267,7 @@ def test_a_million_tiny_members_are_prepared_in_bounded_memory(tmp_path):
     assert sum(report["skipped"].values()) == 1_000_000
 
 
-def test_annotations_that_are_sound_stay(tmp_path):
+def test_annotations_that_are_valid_stay(tmp_path):
     regions = json.dumps({**WHOLE, "masks": [FULL] * 20, "proposer": "sam:x"}).encode()
     write_tar(tmp_path / "in.tar", [("k.jpg", picture()), ("k.txt", b"a dog"), ("k.regions.json", regions)])
     assert prepared(tmp_path / "in.tar", tmp_path / "out")["regions_per_image"] == 20

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from powerclip.config import PrepareConfig
 from powerclip.data.shards import index_shard, read_shards
 from powerclip.errors import PowerclipError, RunFailedError
 from powerclip.prepare import prepare
@@ -50,8 +51,8 @@ def command(photos, out, *options):
 
 
 def test_workers_change_nothing(photos, tmp_path):
-    alone = prepare(photos, tmp_path / "one", samples_per_shard=5)
-    assert prepare(photos, tmp_path / "two", samples_per_shard=5, workers=2) == alone
+    alone = prepare(photos, tmp_path / "one", PrepareConfig(samples_per_shard=5))
+    assert prepare(photos, tmp_path / "two", PrepareConfig(samples_per_shard=5, workers=2)) == alone
     assert shards(tmp_path / "one") == shards(tmp_path / "two")
     assert not list((tmp_path / "two").glob(".*.tmp"))
 
@@ -69,7 +70,7 @@ def children(pid):
 @pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_job_that_is_killed_goes_on_and_loses_nothing(sign, photos, tmp_path):
     whole, out = tmp_path / "whole", tmp_path / "out"
-    report = prepare(photos, whole, samples_per_shard=2)
+    report = prepare(photos, whole, PrepareConfig(samples_per_shard=2))
     job = subprocess.Popen(
         command(photos, out, "--workers", "2"), stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts
     )
@@ -88,8 +89,8 @@ def test_a_job_that_is_killed_goes_on_and_loses_nothing(sign, photos, tmp_path):
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers), "workers outlive the job"
     if sign == signal.SIGINT:
         assert job.returncode == 130
-        assert "shards are whole; the same command goes on" in errors
-    assert prepare(photos, out, samples_per_shard=2, workers=2) == report
+        assert "shards are complete; the same command continues" in errors
+    assert prepare(photos, out, PrepareConfig(samples_per_shard=2, workers=2)) == report
     assert shards(out) == shards(whole)
     assert not list(out.glob(".*.tmp"))
 
@@ -107,7 +108,7 @@ def test_a_job_that_is_left_ends_its_own_workers_only():
     try:
         begun = time.monotonic()
         with closing(run_local(nap, [0.01, 600, 600, 600], workers=2)) as results:
-            assert next(results) == (0, 0.01)
+            assert next(results) == (0.01, 0.01)
         while set(multiprocessing.active_children()) - before != {other}:
             assert time.monotonic() - begun < 100
             time.sleep(0.05)
@@ -128,9 +129,9 @@ def test_ctrl_c_is_the_first_process_s_alone():
 def test_two_jobs_do_not_write_to_one_folder(photos, tmp_path):
     from filelock import FileLock
 
-    prepare(photos, tmp_path / "out", parser="none")
+    prepare(photos, tmp_path / "out", PrepareConfig(parser="none"))
     with FileLock(tmp_path / "out" / ".lock"), pytest.raises(PowerclipError, match="another powerclip prepare"):
-        prepare(photos, tmp_path / "out", parser="none")
+        prepare(photos, tmp_path / "out", PrepareConfig(parser="none"))
 
 
 @pytest.mark.slow
@@ -139,7 +140,7 @@ def test_a_ray_cluster_that_loses_a_node_loses_nothing(photos, tmp_path):
     import ray
     from ray.cluster_utils import Cluster
 
-    report = prepare(photos, tmp_path / "one", samples_per_shard=1)
+    report = prepare(photos, tmp_path / "one", PrepareConfig(samples_per_shard=1))
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     other = cluster.add_node(num_cpus=1)
     cluster.wait_for_nodes()
@@ -154,7 +155,7 @@ def test_a_ray_cluster_that_loses_a_node_loses_nothing(photos, tmp_path):
     killer = threading.Thread(target=kill, daemon=True)
     killer.start()
     try:
-        made = prepare(photos, tmp_path / "ray", samples_per_shard=1, ray=cluster.address)
+        made = prepare(photos, tmp_path / "ray", PrepareConfig(samples_per_shard=1, ray=cluster.address))
     finally:
         ray.shutdown()
         cluster.shutdown()
@@ -172,8 +173,8 @@ def printed(path, **options):
     return check(path, console=Console(file=text, width=200), **options), text.getvalue()
 
 
-def test_check_tells_what_the_shards_hold(tmp_path):
-    prepare("scenes:train", tmp_path / "out", count=40, samples_per_shard=10)
+def test_check_reports_what_the_shards_hold(tmp_path):
+    prepare("scenes:train", tmp_path / "out", PrepareConfig(count=40, samples_per_shard=10))
     found, text = printed(tmp_path / "out", workers=2)
     samples = list(read_shards(tmp_path / "out"))
     assert found["samples"] == 40 and found["shards"] == 4 and not found["bad"]
@@ -185,8 +186,8 @@ def test_check_tells_what_the_shards_hold(tmp_path):
         assert len(sheet.convert("RGB").getcolors(2**24)) > 100
 
 
-def test_check_finds_what_is_not_sound(tmp_path):
-    prepare("scenes:train", tmp_path / "out", count=20, samples_per_shard=10)
+def test_check_finds_what_is_not_valid(tmp_path):
+    prepare("scenes:train", tmp_path / "out", PrepareConfig(count=20, samples_per_shard=10))
     first, second = sorted((tmp_path / "out").glob("*.tar"))
     first.write_bytes(first.read_bytes().replace(b'"leaves":[[0,', b'"leaves":[[9,', 1))
     second.write_bytes(second.read_bytes()[:3000])

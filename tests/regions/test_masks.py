@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from powerclip.config import PrepareConfig
 from powerclip.data.images import decode_image
 from powerclip.data.masks import transform_with_regions
 from powerclip.data.shards import read_shards
@@ -74,7 +75,7 @@ def test_regions_lie_on_the_upright_picture_wherever_it_is_read(orientation, sho
     (tmp_path / "photos").mkdir()
     Image.fromarray(pixels).save(tmp_path / "photos" / "a.jpg", quality=95, exif=exif)
     (tmp_path / "photos" / "a.txt").write_text("a white box")
-    prepare(tmp_path / "photos", tmp_path / "shards", regions="superpixels", parser="none")
+    prepare(tmp_path / "photos", tmp_path / "shards", PrepareConfig(regions="superpixels", parser="none"))
     (sample,) = read_shards(tmp_path / "shards")
     assert sample.image == (tmp_path / "photos" / "a.jpg").read_bytes()
     assert (sample.regions.height, sample.regions.width) == shown
@@ -103,11 +104,11 @@ def test_prepared_shards_hold_them(tmp_path):
     (tmp_path / "photos").mkdir()
     Image.fromarray(pixels).save(tmp_path / "photos" / "a.png")
     (tmp_path / "photos" / "a.txt").write_text("a red square")
-    report = prepare(tmp_path / "photos", tmp_path / "shards", regions="superpixels")
+    report = prepare(tmp_path / "photos", tmp_path / "shards", PrepareConfig(regions="superpixels"))
     (sample,) = read_shards(tmp_path / "shards")
     annotation = sample.regions
     assert annotation.proposer == "superpixels:felzenszwalb-100-300-1000"
     assert report["proposer"] == {annotation.proposer: 1}
     assert report["regions_per_image"] == len(annotation.rles) >= 2
-    with pytest.raises(PowerclipError, match="made otherwise .proposer superpixels"):
+    with pytest.raises(PowerclipError, match="made with other settings .proposer was superpixels"):
         prepare(tmp_path / "photos", tmp_path / "shards")

@@ -9,6 +9,7 @@ import torch
 import transformers
 from PIL import Image
 
+from powerclip.config import PrepareConfig
 from powerclip.data.images import decode_image
 from powerclip.data.shards import read_shards
 from powerclip.errors import PowerclipError
@@ -169,7 +170,7 @@ def test_prepare_takes_a_local_folder(checkpoint, tmp_path):
     (tmp_path / "photos").mkdir()
     picture().save(tmp_path / "photos" / "a.png")
     (tmp_path / "photos" / "a.txt").write_text("noise")
-    report = prepare(tmp_path / "photos", tmp_path / "shards", regions=f"sam:{checkpoint}", device="cpu")
+    report = prepare(tmp_path / "photos", tmp_path / "shards", PrepareConfig(regions=f"sam:{checkpoint}", device="cpu"))
     (sample,) = read_shards(tmp_path / "shards")
     assert sample.regions.proposer == load_proposer(f"sam:{checkpoint}", device="cpu").name
     assert report["proposer"] == {sample.regions.proposer: 1}

@@ -1,7 +1,12 @@
 """Samples for prepare to read: images, pairs and tars, valid and hostile."""
 
+import io
 import tarfile
 
+from rich.console import Console
+
+from powerclip.config import PrepareConfig
+from powerclip.prepare import prepare
 from tests.support.images import one_colour
 from tests.support.tars import write_tar
 
@@ -13,6 +18,16 @@ FULL = {"rle": "\\3"}
 
 def picture(i=0, kind="JPEG", size=(12, 9)):
     return one_colour((i * 30 % 256, 0, 0), kind, size=size)
+
+
+def prepared(source, output, *, text=None, **settings):
+    """The report of a job without phrases that no share of bad pairs stops, unless the settings say otherwise.
+
+    Args:
+        text: a StringIO for what is printed.
+    """
+    config = PrepareConfig(**{"parser": "none", "max_bad_share": 1.0, **settings})
+    return prepare(source, output, config, console=Console(file=text or io.StringIO(), width=200))
 
 
 def pairs(number=20):

@@ -14,8 +14,14 @@ from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION
 from powerclip.errors import BadSampleError
 from powerclip.regions.annotation import MAX_PIXELS
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-"""Formats whose decoders are tried: all lie within Pillow; EPS, for one, would start Ghostscript."""
+Image.init()
+FORMATS = tuple(
+    kind for kind in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF") if kind in Image.OPEN
+)
+"""Formats whose decoders are tried: those within Pillow; the one for EPS, for example, would start Ghostscript."""
+
+IMAGE_SUFFIXES = tuple(sorted(suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS))
+"""Extensions of the files that are taken for images, wherever they come from: ".avif", ".bmp", ..."""
 
 
 def decode_image(data: bytes) -> Image.Image:
@@ -33,7 +39,7 @@ def decode_image(data: bytes) -> Image.Image:
 
 
 def decode_with_format(data: bytes) -> tuple[Image.Image, str]:
-    """An image as ``decode_image`` gives it, and its format: one of ``FORMATS``, or "MPO" for a JPEG that others follow.
+    """An image as ``decode_image`` gives it, and its format: one of ``FORMATS``, or "MPO" for several JPEGs in a file.
 
     Raises:
         BadSampleError: as for ``decode_image``.

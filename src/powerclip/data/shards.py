@@ -13,6 +13,7 @@ from pathlib import Path
 import webdataset
 from webdataset.shardlists import expand_urls
 
+from powerclip.data.images import IMAGE_SUFFIXES
 from powerclip.data.sample import CAPTION_EXTENSION, IMAGE_EXTENSIONS, MAX_CAPTION_BYTES, Sample
 from powerclip.errors import BadSampleError, PowerclipError
 from powerclip.files import atomic_file
@@ -58,7 +59,7 @@ class SamplePlace:
         for extension, (_, size) in wanted.items():
             if extension == CAPTION_EXTENSION and size > MAX_CAPTION_BYTES:
                 raise BadSampleError("caption too large")
-            if size > (MAX_MEMBER_BYTES if extension in IMAGE_EXTENSIONS else MAX_ANNOTATION_BYTES):
+            if size > (MAX_MEMBER_BYTES if f".{extension}" in IMAGE_SUFFIXES else MAX_ANNOTATION_BYTES):
                 raise BadSampleError("file too large")
         try:
             with self.shard.open("rb", buffering=0) as shard:

@@ -1,46 +1,64 @@
-"""``powerclip prepare --check``: are these shards what training expects, and what is in them?"""
+"""``powerclip prepare --check``: are these shards valid, and what do they hold? With a contact sheet of samples."""
 
 from __future__ import annotations
 
-import json
+import warnings
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import closing
+from itertools import islice
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
+import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
 from powerclip.data.images import decode_image
+from powerclip.data.published import GRID as PUBLISHED_GRID
 from powerclip.data.sample import Sample
 from powerclip.data.shards import SamplePlace, find_shards, index_shard
 from powerclip.data.validate import check_annotations
 from powerclip.errors import BadSampleError, PowerclipError, RunFailedError
-from powerclip.prepare.output import REPORT, write_json
-from powerclip.prepare.sheet import contact_sheet
+from powerclip.files import read_json, write_json
+from powerclip.prepare.annotate import EXAMPLES
+from powerclip.prepare.output import REPORT
+from powerclip.prepare.pairs import Pair
 from powerclip.prepare.workers import run_local
+from powerclip.regions.masks import masks_at_size, shrink_to
 
 SHEET = "contact_sheet.png"
 RESULT = "check.json"
 SHOWN = 16
+"""Samples on the contact sheet."""
 MEASURES = ("words", "phrases", "regions", "width", "height", "kilobytes")
+COLUMNS = 4
+LONGEST_SIDE = 320
+"""Images on the contact sheet have at most this many pixels on their longer side."""
+CHARACTERS, LINES = 44, 5
+"""Characters in a line under an image, and lines."""
+OPACITY = 0.45
 
 
 def check(path: Path, *, workers: int = 1, console: Console | None = None) -> dict[str, Any]:
     """Read every sample of some shards, print what they hold, and draw 16 of them.
 
-    Beside the shards, or the first of them, go ``check.json``, with the statistics, and ``contact_sheet.png``.
+    ``check.json``, with the statistics, and ``contact_sheet.png`` are written next to the (first) shard.
 
     Args:
         path: folder of shards, one tar, or a pattern.
-        workers: processes that read side by side.
-        console: where the table goes; standard output by default.
+        workers: processes that read in parallel.
+        console: where the table is printed; standard output by default.
 
     Returns:
-        "shards", "samples", "bad" (number by reason), "examples" (their names), "broken" (shards that are no whole
-        tars), "missing" (samples that ``report.json`` tells of and that are not there), "phrases" (number by label),
+        "shards", "samples", "bad" (number by reason), "examples" (their names), "broken" (shards that are not complete
+        tars), "missing" (samples that ``report.json`` counts and the shards do not hold), "phrases" (number by label),
         and for each measure its "mean", "median", "min" and "max" over the samples.
 
     Raises:
@@ -51,94 +69,87 @@ def check(path: Path, *, workers: int = 1, console: Console | None = None) -> di
     console = console or Console()
     shards = find_shards(path)
     folder = path if path.is_dir() else shards[0].parent
-    results: dict[int, dict[str, Any]] = {}
     with closing(run_local(check_shard, shards, workers=workers)) as steps:
-        for i, result in track(
-            steps,
-            total=len(shards),
-            description="checking",
-            transient=True,
-            console=console,
+        bar = track(
+            steps, total=len(shards), description="checking", transient=True, console=console,
             disable=not console.is_terminal,
-        ):
-            results[i] = result
-    found = _summary([results[i] for i in range(len(shards))])
-    found["missing"] = _missing(path, found)
-    _print(found, console, title=str(path))
-    _write(folder, found, _shown(shards, found), console)
-    _judge(found, path)
-    return found
-
-
-def _missing(path: Path, found: dict[str, Any]) -> int:
-    """Samples that the report of a folder tells of beyond those that were found in whole shards."""
+        )  # fmt: skip
+        results = dict(bar)
+    result = _summary([results[shard] for shard in shards])
+    result["missing"] = _missing(path, result)
+    _print(result, console, title=str(path))
     try:
-        told = json.loads((path / REPORT).read_text(encoding="utf-8"))["samples"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return 0
-    there = found["samples"] + sum(found["bad"].values())
-    return max(0, told - there) if isinstance(told, int) else 0
-
-
-def _write(folder: Path, found: dict[str, Any], samples: list[Sample], console: Console) -> None:
-    try:
-        write_json(folder / RESULT, found)
-        if samples:
-            contact_sheet(samples).savefig(folder / SHEET, dpi=110)
-            console.print(f"Drew {len(samples)} samples: {folder / SHEET}", highlight=False, soft_wrap=True)
+        write_json(folder / RESULT, result)
+        examples = list(_valid_samples(shards))
+        if examples:
+            contact_sheet(examples).savefig(folder / SHEET, dpi=110)
+            console.print(f"Drew {len(examples)} samples: {folder / SHEET}", highlight=False, soft_wrap=True)
     except OSError as error:
         console.print(f"Nothing written to {folder}: {error}", highlight=False, soft_wrap=True)
+    _raise_if_wrong(result, path)
+    return result
 
 
-def _judge(found: dict[str, Any], path: Path) -> None:
-    """Raise where something is wrong, the worst first."""
-    bad = sum(found["bad"].values())
-    if found["broken"]:
-        raise RunFailedError(f"{len(found['broken'])} of {found['shards']} shards are broken: {found['broken'][0]}")
-    if found["missing"]:
+def _missing(path: Path, result: dict[str, Any]) -> int:
+    """Samples that the report of a folder counts beyond those found in complete shards."""
+    try:
+        reported = read_json(path / REPORT)["samples"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
+    there = result["samples"] + sum(result["bad"].values())
+    return max(0, reported - there) if isinstance(reported, int) else 0
+
+
+def _raise_if_wrong(result: dict[str, Any], path: Path) -> None:
+    """Raise if something is wrong, the worst first."""
+    bad = sum(result["bad"].values())
+    if result["broken"]:
+        raise RunFailedError(f"{len(result['broken'])} of {result['shards']} shards are broken: {result['broken'][0]}")
+    if result["missing"]:
         raise RunFailedError(
-            f"{found['missing']} of the {found['missing'] + found['samples'] + bad} samples that "
-            f"{path / REPORT} tells of are missing; the command that made them makes their shards anew"
+            f"{result['missing']} of the {result['missing'] + result['samples'] + bad} samples that "
+            f"{path / REPORT} counts are missing; the command that made them re-creates their shards"
         )
     if bad:
-        reason, number = max(found["bad"].items(), key=lambda item: item[1])
+        reason, number = max(result["bad"].items(), key=lambda item: item[1])
         raise RunFailedError(
-            f"{bad} of {bad + found['samples']} samples cannot be used; most often: {reason} ({number}, e.g. "
-            f"{found['examples'][reason][0]})"
+            f"{bad} of {bad + result['samples']} samples cannot be used; most often: {reason} ({number}, e.g. "
+            f"{result['examples'][reason][0]})"
         )
 
 
 def check_shard(shard: Path) -> dict[str, Any]:
-    """What one shard holds: the measures of each sound sample, and the others by reason."""
-    result: dict[str, Any] = {"broken": None, "bad": Counter(), "examples": {}, "labels": Counter(), "measures": []}
+    """What one shard holds: the measures of each valid sample, and the others by reason."""
+    bad: Counter[str] = Counter()
+    labels: Counter[str] = Counter()
+    examples: dict[str, list[str]] = {}
+    measures: list[tuple[float, ...]] = []
+    broken: str | None = None
     try:
         entries = index_shard(shard)
     except PowerclipError as error:
-        return {**result, "broken": str(error)}
+        entries, broken = [], str(error)
     for entry in entries:
         try:
-            sample = entry.read()
-            result["measures"].append(_measures(sample, entry))
-            result["labels"].update(phrase.label for phrase in sample.tree.phrases) if sample.tree else None
+            sample, image = _read(entry)
         except BadSampleError as error:
-            result["bad"][str(error)] += 1
-            result["examples"].setdefault(str(error), []).append(f"{shard.name}/{entry.key}")
-    return result
+            bad[str(error)] += 1
+            examples.setdefault(str(error), []).append(f"{shard.name}/{entry.key}")
+            continue
+        words = len(sample.tree.leaves if sample.tree is not None else sample.caption.split())
+        regions = len(sample.regions.rles if sample.regions is not None else sample.patch_regions or ())
+        phrases = sample.tree.phrases if sample.tree is not None else ()
+        kilobytes = sum(size for _, size in entry.members.values()) / 1000
+        labels.update(phrase.label for phrase in phrases)
+        measures.append((words, len(phrases), regions, image.width, image.height, kilobytes))
+    return {"broken": broken, "bad": bad, "examples": examples, "labels": labels, "measures": measures}
 
 
-def _measures(sample: Sample, entry: SamplePlace) -> tuple[float, ...]:
-    """The numbers of ``MEASURES``.
-
-    Raises:
-        BadSampleError: the image, the phrases or the regions are not sound.
-    """
+def _read(entry: SamplePlace) -> Pair:
+    sample = entry.read()
     image = decode_image(sample.image)
     check_annotations(sample, (image.height, image.width))
-    words = len(sample.tree.leaves if sample.tree is not None else sample.caption.split())
-    regions = len(sample.regions.rles if sample.regions is not None else sample.patch_regions or ())
-    phrases = len(sample.tree.phrases) if sample.tree else 0
-    kilobytes = sum(size for _, size in entry.members.values()) / 1000
-    return words, phrases, regions, image.width, image.height, kilobytes
+    return sample, image
 
 
 def _summary(results: list[dict[str, Any]]) -> dict[str, Any]:
@@ -149,10 +160,9 @@ def _summary(results: list[dict[str, Any]]) -> dict[str, Any]:
         bad.update(result["bad"])
         labels.update(result["labels"])
         for reason, names in result["examples"].items():
-            examples[reason] = (examples.get(reason, []) + names)[:5]
-    table = np.array([row for result in results for row in result["measures"]], dtype=np.float64).reshape(
-        -1, len(MEASURES)
-    )
+            examples[reason] = (examples.get(reason, []) + names)[:EXAMPLES]
+    rows = [row for result in results for row in result["measures"]]
+    table = np.array(rows, dtype=np.float64).reshape(-1, len(MEASURES))
     spread = {
         name: {"mean": float(v.mean()), "median": float(np.median(v)), "min": float(v.min()), "max": float(v.max())}
         for name, v in zip(MEASURES, table.T, strict=True)
@@ -171,48 +181,93 @@ def _summary(results: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _print(found: dict[str, Any], console: Console, *, title: str) -> None:
+def _print(result: dict[str, Any], console: Console, *, title: str) -> None:
     console.print(
-        f"{title}: {found['samples']} samples in {found['shards']} shards, {sum(found['bad'].values())} bad, "
-        f"{len(found['broken'])} shards broken, {found['missing']} samples missing; "
-        f"{found['without_phrases']} samples without phrases, {found['without_regions']} without regions",
+        f"{title}: {result['samples']} samples in {result['shards']} shards, {sum(result['bad'].values())} bad, "
+        f"{len(result['broken'])} shards broken, {result['missing']} samples missing; "
+        f"{result['without_phrases']} samples without phrases, {result['without_regions']} without regions",
         highlight=False, soft_wrap=True,
     )  # fmt: skip
     table = Table()
-    for heading in ("a sample", "mean", "median", "min", "max"):
-        table.add_column(heading, justify="left" if heading == "a sample" else "right")
-    for name, spread in found["measures"].items():
-        table.add_row(
-            name, *(f"{spread[key]:.{1 if key == 'mean' else 0}f}" for key in ("mean", "median", "min", "max"))
-        )
+    for heading in ("per sample", "mean", "median", "min", "max"):
+        table.add_column(heading, justify="left" if heading == "per sample" else "right")
+    for name, spread in result["measures"].items():
+        table.add_row(name, f"{spread['mean']:.1f}", *(f"{spread[key]:.0f}" for key in ("median", "min", "max")))
     console.print(table)
-    if found["phrases"]:
-        console.print("phrases: " + ", ".join(f"{n} {label}" for label, n in found["phrases"].items()), highlight=False)
-    for reason, number in found["bad"].items():
-        names = ", ".join(found["examples"][reason])
-        console.print(f"bad: {number} {reason} (e.g. {names})", highlight=False, soft_wrap=True, markup=False)
-    for message in found["broken"]:
-        console.print(f"broken: {message}", highlight=False, soft_wrap=True, markup=False)
+    lines = [f"bad: {n} {reason} (e.g. {', '.join(result['examples'][reason])})" for reason, n in result["bad"].items()]
+    if result["phrases"]:
+        lines.insert(0, "phrases: " + ", ".join(f"{n} {label}" for label, n in result["phrases"].items()))
+    for line in (*lines, *(f"broken: {message}" for message in result["broken"])):
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
-def _shown(shards: list[Path], found: dict[str, Any]) -> list[Sample]:
-    """Sound samples spread over the shards."""
-    samples: list[Sample] = []
-    picked = [shards[i * len(shards) // SHOWN] for i in range(SHOWN)]
-    for shard, number in Counter(picked).items():
+def _valid_samples(shards: Sequence[Path]) -> Iterator[Pair]:
+    """Valid samples spread over the shards, at most ``SHOWN``."""
+    for shard, number in Counter(shards[i * len(shards) // SHOWN] for i in range(SHOWN)).items():
         try:
             entries = index_shard(shard)
         except PowerclipError:
             continue
-        kept = 0
-        for i in sorted(range(len(entries)), key=lambda i: (i * number % len(entries) >= number, i)):
-            if kept == number:
-                break
-            try:
-                sample = entries[i].read()
-                _measures(sample, entries[i])
-            except BadSampleError:
-                continue
-            samples.append(sample)
-            kept += 1
-    return samples
+        spread = sorted(range(len(entries)), key=lambda i: (i * number % len(entries) >= number, i))
+        yield from islice(_valid(entries[i] for i in spread), number)
+
+
+def _valid(entries: Iterator[SamplePlace]) -> Iterator[Pair]:
+    for entry in entries:
+        try:
+            yield _read(entry)
+        except BadSampleError:
+            continue
+
+
+def contact_sheet(pairs: Sequence[Pair]) -> Figure:
+    """Images of some samples: masks in colours, the largest first, and the caption with its phrases in brackets."""
+    rows = -(-len(pairs) // COLUMNS)
+    figure = Figure(figsize=(3.2 * COLUMNS, 3.9 * rows), layout="constrained")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # scripts that the font lacks
+        panels = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
+        for axes in panels:
+            axes.set_axis_off()
+        for axes, (sample, image) in zip(panels, pairs, strict=False):
+            small = shrink_to(image, LONGEST_SIDE)
+            masks = masks_at_size(_masks(sample), small)
+            axes.imshow(_painted(small, masks))
+            text = sample.tree.to_brackets(sample.caption) if sample.tree else sample.caption
+            lines = fill(" ".join(text.split()), width=CHARACTERS).splitlines()
+            shown = "\n".join(lines[:LINES]) + (" …" if len(lines) > LINES else "")
+            axes.set_title(f"{sample.key[:40]}, {len(masks)} regions", fontsize=7, parse_math=False)
+            axes.text(
+                0, -0.02, shown, transform=axes.transAxes, fontsize=6.5, va="top", parse_math=False, family="monospace"
+            )
+        figure.canvas.draw_idle()
+    return figure
+
+
+def _masks(sample: Sample) -> NDArray[np.bool_]:
+    """(M, H, W) in the pixels of the image, or on the grid of published regions."""
+    if sample.regions is not None:
+        return sample.regions.masks()
+    patches = np.zeros((len(sample.patch_regions or ()), PUBLISHED_GRID[0] * PUBLISHED_GRID[1]), dtype=np.bool_)
+    for mask, region in zip(patches, sample.patch_regions or (), strict=True):
+        mask[list(region)] = True
+    return patches.reshape(-1, *PUBLISHED_GRID)
+
+
+def _painted(image: Image.Image, masks: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """(H, W, 3) pixels with (M, H, W) masks, each in its own colour with an opaque edge."""
+    pixels = np.asarray(image, dtype=np.float32)
+    colours = matplotlib.colormaps["hsv"]
+    order = sorted(range(len(masks)), key=lambda m: -int(masks[m].sum()))
+    for position, m in enumerate(order):
+        colour = np.array(colours(position * 0.618 % 1)[:3], dtype=np.float32) * 255
+        edge = masks[m] & ~(_inside(masks[m], 0) & _inside(masks[m], 1))
+        opacity = np.where(edge, 1.0, OPACITY if position else OPACITY / 2)[..., None]
+        pixels = np.where(masks[m][..., None], (1 - opacity) * pixels + opacity * colour, pixels)
+    return pixels.astype(np.uint8)
+
+
+def _inside(mask: NDArray[np.bool_], axis: int) -> NDArray[np.bool_]:
+    """Where both neighbours along an axis are in the mask too."""
+    inside: NDArray[np.bool_] = np.roll(mask, 1, axis) & np.roll(mask, -1, axis)
+    return inside

@@ -1,10 +1,10 @@
-"""The shard job: pairs in, annotated shards out, shard by shard, so that it can stop anywhere and go on."""
+"""The job: pairs in, annotated shards out, shard by shard, so that it can stop anywhere and continue later."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,247 +13,204 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from powerclip.config import PrepareConfig
 from powerclip.errors import PowerclipError, RunFailedError
+from powerclip.files import write_json
 from powerclip.prepare.annotate import EXAMPLES, ShardTask, make_shard, parser_of, proposer_of
-from powerclip.prepare.output import REPORT, counts_of, read_finished, reserved, write_json
-from powerclip.prepare.sources import SourceOptions, open_source
+from powerclip.prepare.output import REPORT, counts_of, read_finished, reserved
+from powerclip.prepare.pairs import Source
+from powerclip.prepare.source import open_source
 from powerclip.prepare.workers import run_local, run_ray
 
-SURE = 100
-"""Samples seen before a share of bad ones can stop the job in the middle."""
+ENOUGH = 100
+"""A share of bad samples stops the job early only after this many samples."""
 NOTE_EVERY_S = 60.0
-"""Between lines of progress where no terminal shows a bar."""
+"""Seconds between lines of progress where there is no terminal to show a bar."""
 STAMPED = ("powerclip", "spacy", "torch", "transformers", "scikit-image", "pillow")
+"""Packages whose versions are in the report."""
 
 
 def prepare(
-    source: str | Path,
-    output: Path,
-    *,
-    image_column: str | None = None,
-    caption_column: str | None = None,
-    caption_key: str | None = None,
-    parser: str = "spacy",
-    regions: str = "boxes",
-    replace_annotations: bool = False,
-    device: str = "auto",
-    samples_per_shard: int = 1000,
-    max_bad_share: float = 0.1,
-    count: int = 8192,
-    seed: int = 0,
-    workers: int = 1,
-    ray: str | None = None,
-    gpu_share: float = 0.25,
-    console: Console | None = None,
+    source: str | Path, output: str | Path, config: PrepareConfig | None = None, *, console: Console | None = None
 ) -> dict[str, Any]:
-    """Make annotated shards out of images and captions.
+    """Make annotated shards from images and captions.
 
-    A shard appears under its name when it is whole; the same call again skips the shards that are there.
+    A shard appears under its name when it is complete; the same call again skips the shards that exist.
 
     Args:
         source: a folder of images with .txt captions; a folder of .tar shards, or one; a .csv, .tsv, .jsonl or
-            .parquet table; a folder that Hugging Face's datasets saved; or "scenes:SPLIT".
+            .parquet table; a folder saved by Hugging Face's datasets; or "scenes:SPLIT".
         output: folder for the shards and ``report.json``.
-        image_column: column of the image (a path relative to the table, a URL whose file was fetched, or the bytes);
-            guessed by default.
-        caption_column: column of the caption; guessed by default.
-        caption_key: where tars hold the caption: an extension, or "json:KEY"; found by default.
-        parser: "spacy", "spacy:PIPELINE", "benepar", "benepar:MODEL", or "none" for no phrases.
-        regions: "boxes" (drawn in training, nothing is stored), "superpixels", "sam" or "sam:MODEL".
-        replace_annotations: make phrases and regions anew where the source brings its own, which are kept by default.
-        device: where SAM runs; "auto" takes a GPU where there is one.
-        samples_per_shard: pairs of the source in one shard; of a source of tars, each becomes one shard.
-        max_bad_share: share of unusable pairs above which the job stops.
-        count: scenes to generate.
-        seed: seed of the scenes.
-        workers: processes that make shards side by side.
-        ray: run on a Ray cluster instead: its address, or "auto". The paths must be the same on every node.
-        gpu_share: share of a GPU that each of Ray's workers takes for SAM.
-        console: where progress goes; standard error by default.
+        config: all settings; the defaults if None.
+        console: where progress is printed; standard error by default.
 
     Returns:
-        What ``report.json`` holds.
+        The content of ``report.json``.
 
     Raises:
-        PowerclipError: the source cannot be read, ``output`` lies in it, or ``output`` was made from another.
-        RunFailedError: too many pairs cannot be used (``report.json`` tells which), or a worker died.
+        PowerclipError: the source cannot be read, ``output`` is inside it, or ``output`` was made from another source.
+        RunFailedError: too many pairs cannot be used (``report.json`` says which), or a worker died.
     """
-    if samples_per_shard < 1 or workers < 1:
-        raise ValueError(f"samples_per_shard is {samples_per_shard} and workers {workers}; both must be at least 1")
-    if not 0 <= max_bad_share <= 1:
-        raise ValueError(f"max_bad_share is {max_bad_share}; it is a share, from 0 to 1")
-    console = console or Console(stderr=True)
-    options = SourceOptions(
-        samples_per_shard=samples_per_shard, image_column=image_column, caption_column=caption_column,
-        caption_key=caption_key, replace_annotations=replace_annotations, count=count, seed=seed,
-    )  # fmt: skip
-    found = open_source(str(source), options)
-    output = output.absolute()
-    _refuse_inside(Path(source), output)
-    # Loaded here too: a wrong name is told before any work begins, and the stamp needs what was loaded.
-    phrases, proposer = parser_of(parser), proposer_of(regions, device=device)
-    makers = {"parser": phrases.name if phrases else "none", "proposer": proposer.name if proposer else "none"}
+    config, console = config or PrepareConfig(), console or Console(stderr=True)
+    pairs = open_source(str(source), config)
+    output = Path(output).absolute()
+    if Path(source).is_dir() and output.resolve().is_relative_to(Path(source).resolve()):
+        raise PowerclipError(f"output {output} is inside the source {source}; name a folder outside of it")
+    # Loaded here too: a wrong name is reported before any work begins, and the plan needs what was loaded.
+    parser, proposer = parser_of(config.parser), proposer_of(config.regions, device=config.device)
+    makers = {"parser": parser.name if parser else "none", "proposer": proposer.name if proposer else "none"}
     plan = {
-        "source": found.fingerprint, "samples_per_shard": samples_per_shard,
-        "replace_annotations": replace_annotations, **makers,
+        "source": pairs.fingerprint, "samples_per_shard": config.samples_per_shard,
+        "replace_annotations": config.replace_annotations, **makers,
     }  # fmt: skip
+    progress = _Progress(shards=pairs.count, max_bad_share=config.max_bad_share)
     with reserved(output, plan):
-        tasks = [
-            ShardTask(
-                number=number, chunk=chunk, path=output / f"shard-{number:06d}.tar", parser=parser, regions=regions,
-                device=device,
-            )
-            for number, chunk in enumerate(found.chunks)
-        ]  # fmt: skip
-        state = _State(max_bad_share=max_bad_share, shards=len(tasks))
-        failed = None
         try:
-            _run(tasks, state, console, workers=workers, ray=ray, gpus=gpu_share if regions.startswith("sam") else 0.0)
-        except RunFailedError as error:
-            failed = error
-        report = state.report(str(source), source_hash=found.fingerprint, versions=_versions())
+            _run(pairs, output, config, progress, console)
+            progress.check()
+        except RunFailedError:
+            write_json(output / REPORT, progress.report(str(source), pairs))
+            raise
+        report = progress.report(str(source), pairs)
         write_json(output / REPORT, report)
-        if failed is not None:
-            raise failed
-    usual = (f"phrases of {makers['parser']}", f"regions of {makers['proposer']}")
-    kept = [f"{what} ({number})" for what, number in state.sum("kept").items() if what not in usual]
-    console.print(_told(report, output, kept), highlight=False, soft_wrap=True)
+    console.print(_summary(report, output, progress.kept(makers)), highlight=False, soft_wrap=True)
     return report
 
 
-def _refuse_inside(source: Path, output: Path) -> None:
-    """Raise where the output would become part of the source."""
-    if source.is_dir() and output.resolve().is_relative_to(source.resolve()):
-        raise PowerclipError(f"output {output} lies in the source {source}; name a folder outside of it")
-
-
-def _run(
-    tasks: Sequence[ShardTask], state: _State, console: Console, *, workers: int, ray: str | None, gpus: float
-) -> None:
-    """Make the shards that are not there."""
-    missing = []
-    for task in tasks:
-        done = read_finished(task.path)
-        if done is None:
-            missing.append(task)
-        else:
-            state.add(task.number, done)
-    if ray is None:
-        results = run_local(make_shard, missing, workers=workers)
+def _run(pairs: Source, output: Path, config: PrepareConfig, progress: _Progress, console: Console) -> None:
+    """Make the shards that do not exist yet."""
+    shards = [output / f"shard-{number:06d}.tar" for number in range(pairs.count)]
+    for number, shard in enumerate(shards):
+        counts = read_finished(shard)
+        if counts is not None:
+            progress.add(number, counts)
+    tasks = (
+        ShardTask(number=number, chunk=chunk, path=shards[number], config=config)
+        for number, chunk in enumerate(pairs.chunks())
+        if number not in progress.finished
+    )
+    if config.ray is None:
+        results = run_local(make_shard, tasks, workers=config.workers)
     else:
-        results = run_ray(make_shard, missing, address=ray, gpus=gpus)
-    with closing(results), _progress(console, state) as tell:
-        for i, counts in results:
-            write_json(counts_of(missing[i].path), counts)
-            state.add(missing[i].number, counts)
-            tell()
-    state.check()
+        gpus = config.gpu_share if config.regions.startswith("sam") else 0.0
+        results = run_ray(make_shard, tasks, address=config.ray, gpus=gpus)
+    with closing(results), _shown(console, progress) as show:
+        for task, counts in results:
+            write_json(counts_of(task.path), counts)
+            progress.add(task.number, counts)
+            show()
 
 
-def _told(report: dict[str, Any], output: Path, kept: list[str]) -> str:
-    """A line on what was made."""
+def _summary(report: dict[str, Any], output: Path, kept: list[str]) -> str:
+    ignored = [f"{number} {kind}" for kind, number in report["ignored"].items()]
     return (
         f"{report['samples']} samples in {output}, {sum(report['skipped'].values())} skipped; "
         f"{report['phrases_per_caption']:.1f} phrases a caption, "
         f"{report['regions_per_image']:.1f} stored regions an image"
-        + (f"; kept as they came: {', '.join(kept)}" if kept else "")
+        + (f"; kept from the source: {', '.join(kept)}" if kept else "")
+        + (f"; other files in the source: {', '.join(ignored)}" if ignored else "")
     )
 
 
-class _State:
-    """What is done; too many bad samples stop the job."""
+class _Progress:
+    """The counts of the finished shards; too many bad samples stop the job."""
 
-    def __init__(self, *, max_bad_share: float, shards: int) -> None:
+    def __init__(self, *, shards: int, max_bad_share: float) -> None:
         self.max_bad_share, self.shards = max_bad_share, shards
-        self.counts: dict[int, dict[str, Any]] = {}
+        self.finished: dict[int, dict[str, Any]] = {}
         self.samples = self.skipped = 0
 
     def add(self, number: int, counts: dict[str, Any]) -> None:
-        self.counts[number] = counts
+        self.finished[number] = counts
         self.samples += counts["samples"]
         self.skipped += sum(counts["skipped"].values())
-        if self.samples + self.skipped >= SURE:
+        if self.samples + self.skipped >= ENOUGH:
             self.check()
 
     def check(self) -> None:
         seen = self.samples + self.skipped
         if self.skipped > self.max_bad_share * seen:
-            skipped, examples = self._skipped()
-            reasons = ", ".join(f"{n} {reason} (e.g. {examples[reason][0]})" for reason, n in skipped.most_common())
+            skipped, examples = self.sum("skipped"), self._examples()
+            reasons = ", ".join(f"{n} {reason} (e.g. {examples[reason][0]})" for reason, n in skipped.items())
             raise RunFailedError(
-                f"{self.skipped} of {seen} samples cannot be used: {reasons}; mend them or raise --max-bad-share"
+                f"{self.skipped} of {seen} samples cannot be used: {reasons}; fix them or raise --max-bad-share"
             )
 
-    def _skipped(self) -> tuple[Counter[str], dict[str, list[str]]]:
-        """Number and first names of the skipped samples by reason, in the order of the shards."""
-        skipped: Counter[str] = Counter()
+    def sum(self, name: str) -> dict[str, int]:
+        """A counter of all shards together, the most frequent first."""
+        total: Counter[str] = Counter()
+        for _, counts in sorted(self.finished.items()):
+            total.update(counts[name])
+        return dict(total.most_common())
+
+    def _examples(self) -> dict[str, list[str]]:
+        """The first names of skipped samples by reason, in the order of the shards."""
         examples: dict[str, list[str]] = {}
-        for _, counts in sorted(self.counts.items()):
-            skipped.update(counts["skipped"])
+        for _, counts in sorted(self.finished.items()):
             for reason, names in counts["examples"].items():
                 examples[reason] = (examples.get(reason, []) + names)[:EXAMPLES]
-        return skipped, examples
+        return examples
 
-    def sum(self, name: str) -> dict[str, int]:
-        """Samples by what annotated them, or by what they came with."""
-        found: Counter[str] = Counter()
-        for _, counts in sorted(self.counts.items()):
-            found.update(counts[name])
-        return dict(found.most_common())
+    def kept(self, makers: dict[str, str]) -> list[str]:
+        """The annotations that came with the source from other makers than the job's own."""
+        usual = (f"phrases of {makers['parser']}", f"regions of {makers['proposer']}")
+        return [f"{what} ({number})" for what, number in self.sum("kept").items() if what not in usual]
 
-    def report(self, source: str, **stamps: Any) -> dict[str, Any]:
-        skipped, examples = self._skipped()
-        total = {name: sum(counts.get(name, 0) for counts in self.counts.values()) for name in ("phrases", "regions")}
+    def report(self, source: str, pairs: Source) -> dict[str, Any]:
+        total = {name: sum(counts.get(name, 0) for counts in self.finished.values()) for name in ("phrases", "regions")}
         return {
             "source": source,
             "samples": self.samples,
-            "unfinished_shards": self.shards - len(self.counts),
-            "skipped": dict(skipped),
-            "examples": examples,
+            "unfinished_shards": self.shards - len(self.finished),
+            "skipped": self.sum("skipped"),
+            "examples": self._examples(),
+            "ignored": dict(pairs.ignored),
             "phrases_per_caption": total["phrases"] / max(1, self.samples),
             "regions_per_image": total["regions"] / max(1, self.samples),
             "parser": self.sum("parsers"),
             "proposer": self.sum("proposers"),
-            **stamps,
+            "source_hash": pairs.fingerprint,
+            "versions": _versions(),
         }
 
 
 @contextmanager
-def _progress(console: Console, state: _State) -> Iterator[Any]:
-    """Shows how far the job is: a bar on a terminal, else a line a minute."""
-    total = state.shards
-    begun, had, last = time.monotonic(), state.samples, time.monotonic()
+def _shown(console: Console, progress: _Progress) -> Iterator[Callable[[], None]]:
+    """Shows the progress: a bar on a terminal, else a line a minute. Yields a function to call after each shard."""
+    total = progress.shards
+    start, samples_at_start, last = time.monotonic(), progress.samples, time.monotonic()
     bar = Progress(
         TextColumn("shards"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(), console=console, disable=not console.is_terminal,
     )  # fmt: skip
-    line = bar.add_task("", total=total, completed=len(state.counts), rate="")
+    line = bar.add_task("", total=total, completed=len(progress.finished), rate="")
 
-    def tell() -> None:
+    def show() -> None:
         nonlocal last
-        rate = f"{(state.samples - had) / max(1e-9, time.monotonic() - begun):.0f} samples/s, {state.skipped} skipped"
-        bar.update(line, completed=len(state.counts), rate=rate)
+        samples_per_s = (progress.samples - samples_at_start) / max(1e-9, time.monotonic() - start)
+        rate = f"{samples_per_s:.0f} samples/s, {progress.skipped} skipped"
+        bar.update(line, completed=len(progress.finished), rate=rate)
         if not console.is_terminal and time.monotonic() - last > NOTE_EVERY_S:
             last = time.monotonic()
-            console.print(f"{len(state.counts)} of {total} shards, {rate}", highlight=False, soft_wrap=True)
+            console.print(f"{len(progress.finished)} of {total} shards, {rate}", highlight=False, soft_wrap=True)
 
     try:
         with bar:
-            yield tell
+            yield show
     except KeyboardInterrupt:
         console.print(
-            f"{len(state.counts)} of {total} shards are whole; the same command goes on from there",
+            f"{len(progress.finished)} of {total} shards are complete; the same command continues from there",
             highlight=False, soft_wrap=True,
         )  # fmt: skip
         raise
 
 
 def _versions() -> dict[str, str]:
-    """Versions of what shapes the annotations."""
-    found = {}
+    """Versions of the packages that shape the annotations."""
+    versions = {}
     for package in STAMPED:
         try:
-            found[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return versions

@@ -1,9 +1,7 @@
-"""The folder that a job writes to: which job it belongs to, which shards are finished, and what a killed one left."""
+"""The folder that a job writes to: which job it belongs to, which shards are finished, and what a killed job left."""
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,24 +10,25 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from powerclip.errors import PowerclipError
+from powerclip.files import read_json, write_json
 
 REPORT = "report.json"
 PLAN = ".source.json"
 LOCK = ".lock"
-TEMPORARY = (".shard-*.tmp", f"{PLAN}.tmp", f".{REPORT}.tmp")
-"""Files of a job while they are written."""
+TEMPORARY = (".shard-*.tmp", f"{PLAN}.*.tmp", f".{REPORT}.*.tmp")
+"""Files of a job while they are being written."""
 
 
 @contextmanager
 def reserved(output: Path, plan: Mapping[str, Any]) -> Iterator[None]:
-    """Keep a folder to one job; what a killed one left half written is cleared before and after.
+    """Reserve a folder for one job; unfinished files of a killed job are removed before and after.
 
     Args:
-        output: made where it is not there.
-        plan: what decides the shards' bytes, as JSON; a job of another plan is refused.
+        output: created if it does not exist.
+        plan: what determines the shards' bytes, as JSON; a job of another plan is refused.
 
     Raises:
-        PowerclipError: the folder holds something else, shards of another plan, or another job is at work.
+        PowerclipError: the folder holds something else, shards of another plan, or another job is running in it.
     """
     if output.exists() and not output.is_dir():
         raise PowerclipError(f"output {output} is a file; name a folder")
@@ -49,7 +48,7 @@ def reserved(output: Path, plan: Mapping[str, Any]) -> Iterator[None]:
 
 
 def _is_ours(output: Path) -> bool:
-    """Whether a folder was made by this command, or is as good as empty."""
+    """Whether a folder was made by this command, or holds nothing but unfinished files of it."""
     if (output / PLAN).exists():
         return True
     left = {path for pattern in (LOCK, *TEMPORARY) for path in output.glob(pattern)}
@@ -63,43 +62,36 @@ def _clear(output: Path) -> None:
 
 
 def _claim(mark: Path, plan: Mapping[str, Any]) -> None:
-    """Note the plan of a new folder, or compare it with that of the shards that are there."""
+    """Write the plan into a new folder, or compare it with that of the shards in it."""
     if not mark.exists():
         write_json(mark, plan)
         return
     try:
-        noted = json.loads(mark.read_text(encoding="utf-8"))
+        noted = read_json(mark)
         changed = [name for name in {**noted, **plan} if noted.get(name) != plan.get(name)]
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise PowerclipError(
-            f"{mark}, which tells what the shards beside it are made of, cannot be read ({error}); name an empty folder"
+            f"{mark}, which says what the shards next to it were made from, cannot be read ({error}); "
+            "name an empty folder"
         ) from error
     if "source" in changed:
-        raise PowerclipError(f"{mark.parent} holds shards of another source, or of a changed one; name an empty folder")
+        raise PowerclipError(
+            f"{mark.parent} holds shards of another source, or the source has changed; name an empty folder"
+        )
     if changed:
-        settings = "; ".join(f"{name} {noted.get(name)}, now {plan.get(name)}" for name in changed)
-        raise PowerclipError(f"{mark.parent} holds shards made otherwise ({settings}); name an empty folder")
+        settings = "; ".join(f"{name} was {noted.get(name)}, now {plan.get(name)}" for name in changed)
+        raise PowerclipError(f"{mark.parent} holds shards made with other settings ({settings}); name an empty folder")
 
 
 def counts_of(shard: Path) -> Path:
-    """Where the counts of a shard stand; written after the shard, they say that it is finished."""
+    """The file with the counts of a shard; it is written after the shard and marks it as finished."""
     return shard.with_name(f".{shard.stem}.json")
 
 
 def read_finished(shard: Path) -> dict[str, Any] | None:
-    """The counts of a shard that is there, or that is known to hold nothing; None where it has to be made."""
+    """The counts of a finished shard, or of one known to be empty; None if it has to be made."""
     try:
-        counts: dict[str, Any] = json.loads(counts_of(shard).read_text(encoding="utf-8"))
+        counts: dict[str, Any] = read_json(counts_of(shard))
         return counts if shard.exists() or counts["samples"] == 0 else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a file that is whole when it is there, after a power cut too."""
-    temporary = path.with_name(f".{path.name.lstrip('.')}.tmp")
-    with temporary.open("w", encoding="utf-8", errors="replace") as file:
-        file.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

@@ -1,139 +1,172 @@
-"""What every source gives: chunks of pairs, each of which becomes one output shard, and what makes a pair usable."""
+"""Opening a source of any kind; folders of images and generated scenes are read here."""
 
 from __future__ import annotations
 
-import hashlib
-import io
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
 
-from PIL import Image
+from powerclip.config import PrepareConfig
+from powerclip.data.images import IMAGE_SUFFIXES, decode_image
+from powerclip.data.sample import MAX_CAPTION_BYTES, Sample
+from powerclip.data.shards import tars_in
+from powerclip.errors import BadSampleError, PowerclipError
+from powerclip.prepare.pairs import (
+    Chunk,
+    Item,
+    Pair,
+    Source,
+    count_kinds,
+    digest,
+    make_key,
+    make_pair,
+    read_image,
+    stamp,
+)  # fmt: skip
+from powerclip.prepare.tables import TABLES, is_dataset, open_dataset, open_parquet, open_text
+from powerclip.prepare.tars import open_tars
+from powerclip.scenes import generate
 
-from powerclip.data.images import decode_with_format
-from powerclip.data.sample import Sample, read_caption
-from powerclip.data.shards import MAX_MEMBER_BYTES
-from powerclip.errors import BadSampleError
-from powerclip.phrases.tree import PhraseTree
-from powerclip.regions.annotation import RegionAnnotation
-
-KEPT = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
-"""Images that stay as they are, by format; others are written anew as PNG. MPO, several pictures in a file as phones
-write them, begins with a whole JPEG."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Item:
-    """A pair that may or may not be usable."""
-
-    name: str
-    """Where it stands in the source, for messages."""
-    load: Callable[[], Sample]
-    """Reads the pair; raises ``BadSampleError`` where it cannot be used."""
-
-
-class Chunk(Protocol):
-    """Some pairs of a source; small, so that it can be sent to another process, where it opens its own files."""
-
-    def items(self) -> Iterator[Item]:
-        """The pairs, in order, in bounded memory."""
+KINDS = (
+    f"a folder of images or of .tar shards, a {', '.join(TABLES)} file, a Hugging Face datasets folder, or scenes:train"
+)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Source:
-    """Pairs in a fixed order."""
-
-    chunks: Sequence[Chunk]
-    """What becomes one shard each."""
-    fingerprint: str
-    """Changes when the source does."""
-
-
-def make_sample(
-    key: str,
-    image: bytes,
-    caption: bytes | str,
-    *,
-    tree: PhraseTree | None = None,
-    metadata: Mapping[str, Any] | None = None,
-    regions: RegionAnnotation | None = None,
-) -> Sample:
-    """A pair that is complete: a corrupt image is found here, not in training. A caption without a tree is cleaned.
+def open_source(source: str, config: PrepareConfig) -> Source:
+    """Find the pairs of a source.
 
     Raises:
-        BadSampleError: it cannot be used.
+        PowerclipError: the source does not exist or holds no pair.
     """
-    if isinstance(caption, str):
-        caption = caption.encode("utf-8", errors="surrogatepass")
-    text, metadata = read_caption(caption, metadata, clean=tree is None)
-    decoded, kind = decode_with_format(image)
-    extension = KEPT.get(kind)  # by content: a suffix may lie
-    if extension is None:
-        image, extension = _as_png(decoded), "png"
-    return Sample(
-        key=key,
-        image=image,
-        image_extension=extension,
-        caption=text,
-        tree=tree,
-        metadata=metadata,
-        regions=regions,
+    if source.startswith("scenes:"):
+        return _scenes(source.removeprefix("scenes:"), config)
+    path = Path(source).absolute()  # a worker may run in another folder
+    suffix = path.suffix.lower()
+    if path.is_dir():
+        if is_dataset(path):
+            return open_dataset(path, config)
+        if tars_in(path):
+            return open_tars(path, config)
+        tables = sorted(table for table in path.glob("*.parquet") if not table.name.startswith("."))
+        # img2dataset's "files" are images in folders, each with a table next to it that says what became of the URLs.
+        if tables and not any(table.with_suffix("").is_dir() for table in tables):
+            return open_parquet(tables, config, ignored=count_kinds(set(path.iterdir()) - set(tables)))
+        return _folder(path, config.samples_per_shard)
+    if suffix == ".tar" and path.is_file():
+        return open_tars(path, config)
+    if not path.exists():
+        raise PowerclipError(f"no source at {source}; give {KINDS}")
+    if suffix not in TABLES:
+        raise PowerclipError(f"{source} cannot be read as a source; give {KINDS}")
+    return open_parquet([path], config) if suffix == ".parquet" else open_text(path, config)
+
+
+@dataclass(frozen=True)
+class _FolderChunk:
+    """Image files, each with a .txt file next to it."""
+
+    folder: Path
+    names: tuple[str, ...]
+    first: int
+
+    def items(self) -> Iterator[Item]:
+        for i, name in enumerate(self.names, start=self.first):
+            yield Item(name=name, load=partial(_with_sidecar, make_key(i, name), self.folder / name))
+
+
+def _with_sidecar(key: str, image: Path) -> Pair:
+    caption = _sidecar(image)
+    if not caption.is_file():
+        raise BadSampleError("no caption")
+    try:
+        if caption.stat().st_size > MAX_CAPTION_BYTES:
+            raise BadSampleError("caption too large")
+        text = caption.read_bytes()
+    except OSError as error:
+        raise BadSampleError("file cannot be read") from error
+    return make_pair(key, read_image(image), text)
+
+
+def _sidecar(image: Path) -> Path:
+    """The caption file of an image: NAME.txt, or NAME.TXT if only that exists."""
+    lower, upper = image.with_suffix(".txt"), image.with_suffix(".TXT")
+    return upper if upper.exists() and not lower.exists() else lower
+
+
+def _folder(folder: Path, samples_per_shard: int) -> Source:
+    """Images with a .txt file next to each, in sub-folders too; other files are counted."""
+    files, ignored = _walk(folder)
+    images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
+    if not images:
+        tar = next(folder.rglob("*.tar"), None)
+        hint = f"; {tar.parent} holds tars: name that folder" if tar else ""
+        raise PowerclipError(f"no image in {folder} or its sub-folders; looked for {', '.join(IMAGE_SUFFIXES)}{hint}")
+    captions = {_sidecar(path) for path in images}
+    others = [path for path in files if path.suffix.lower() not in IMAGE_SUFFIXES and path not in captions]
+    if not captions.intersection(files):
+        raise PowerclipError(
+            f"none of the {len(images)} images in {folder} has a caption; put NAME.txt next to NAME.jpg"
+        )
+    names = [str(path.relative_to(folder)) for path in images]
+    chunks = [
+        _FolderChunk(folder, tuple(names[first : first + samples_per_shard]), first)
+        for first in range(0, len(names), samples_per_shard)
+    ]
+    return Source(
+        chunks=partial(iter, chunks),
+        count=len(chunks),
+        fingerprint=digest(names, (stamp(path) + stamp(_sidecar(path)) for path in images)),
+        ignored={**ignored, **count_kinds(others)},
     )
 
 
-def read_image(path: Path) -> bytes:
-    """The bytes of an image file.
+def _walk(folder: Path) -> tuple[list[Path], Counter[str]]:
+    """The files of a folder and its sub-folders, links followed, sorted; and the number of entries left out, by reason."""
+    files: list[Path] = []
+    ignored: Counter[str] = Counter()
+    top, linked = folder.resolve(), set()
+    for root, folders, names in os.walk(folder, followlinks=True):
+        for name in sorted(folders):
+            path = Path(root, name)
+            real = path.resolve()
+            # A link within the folder, or a second one to the same place, would give the same pairs twice, or for ever.
+            repeated = path.is_symlink() and (real.is_relative_to(top) or top.is_relative_to(real) or real in linked)
+            if name.startswith(".") or repeated:
+                ignored["hidden" if name.startswith(".") else "link to a folder that is read anyway"] += 1
+                folders.remove(name)
+            elif path.is_symlink():
+                linked.add(real)
+        folders.sort()
+        shown = [name for name in names if not name.startswith(".")]
+        ignored["hidden"] += len(names) - len(shown)
+        files += [Path(root, name) for name in shown]
+    return sorted(files), +ignored
 
-    Raises:
-        BadSampleError: it is not there, cannot be read, or is too large.
-    """
+
+@dataclass(frozen=True)
+class _ScenesChunk:
+    samples: tuple[Sample, ...]
+
+    def items(self) -> Iterator[Item]:
+        for sample in self.samples:
+            yield Item(name=sample.key, load=partial(_decoded, sample))
+
+
+def _decoded(sample: Sample) -> Pair:
+    return sample, decode_image(sample.image)
+
+
+def _scenes(split: str, config: PrepareConfig) -> Source:
     try:
-        if not path.is_file():  # a device or a pipe is no image either
-            raise BadSampleError("image file missing")
-        if path.stat().st_size > MAX_MEMBER_BYTES:
-            raise BadSampleError("file too large")
-        return path.read_bytes()
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        if isinstance(error, BadSampleError):
-            raise
-        raise BadSampleError("file cannot be read") from error
-
-
-def bad(name: str, reason: str) -> Item:
-    """An item that cannot be used, and why."""
-
-    def load() -> Sample:
-        raise BadSampleError(reason)
-
-    return Item(name=name, load=load)
-
-
-def make_key(index: int, name: str) -> str:
-    """A key that sorts in the source's order and tells where the sample came from."""
-    return f"{index:08d}-{re.sub('[^A-Za-z0-9_-]', '-', Path(name).stem)[:60]}"
-
-
-def digest(*lists: Iterable[str]) -> str:
-    """A hash of strings."""
-    found = hashlib.sha256()
-    for values in lists:
-        for value in values:
-            found.update(value.encode("utf-8", errors="surrogatepass") + b"\0")
-    return found.hexdigest()
-
-
-def stamp(path: Path) -> str:
-    """Size and time of change of a file, "-" where there is none."""
-    try:
-        status = path.stat()
-    except OSError:
-        return "-"
-    return f"{status.st_size}:{status.st_mtime_ns}"
-
-
-def _as_png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
+        samples = list(generate(split, count=config.count, seed=config.seed))  # type: ignore[arg-type]
+    except ValueError as error:
+        raise PowerclipError(f"unknown scenes {split!r}: {error}") from error
+    if config.replace_annotations:
+        samples = [replace(sample, tree=None, regions=None) for sample in samples]
+    step = config.samples_per_shard
+    chunks: list[Chunk] = [_ScenesChunk(tuple(samples[first : first + step])) for first in range(0, len(samples), step)]
+    fingerprint = digest([split, f"{config.count}", f"{config.seed}"])
+    return Source(chunks=partial(iter, chunks), count=len(chunks), fingerprint=fingerprint)

@@ -11,35 +11,36 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from powerclip.data.images import decode_image
+from powerclip.config import PrepareConfig
+from powerclip.data.images import IMAGE_SUFFIXES
 from powerclip.data.sample import CAPTION_EXTENSION, IMAGE_EXTENSIONS, Sample
 from powerclip.data.shards import MAX_SAMPLES, BrokenShardError, SamplePlace, find_shards, stream_shard
 from powerclip.data.validate import check_annotations
 from powerclip.errors import BadSampleError, PowerclipError
-from powerclip.prepare.source import Item, Source, bad, digest, make_key, make_sample, stamp
+from powerclip.prepare.pairs import Item, Pair, Source, bad, count_kinds, digest, make_key, make_pair, stamp
 from powerclip.prepare.tables import CAPTION_COLUMNS
 
 PROBED = 100
-"""Samples looked at to find where the captions lie."""
+"""The captions are looked for in the first samples, this many."""
+
+READ = (*IMAGE_EXTENSIONS, *(suffix[1:] for suffix in IMAGE_SUFFIXES if suffix[1:] not in IMAGE_EXTENSIONS))
+"""Extensions of images, in the order of preference."""
 
 
-def open_tars(path: Path, caption_key: str | None, *, keep: bool = True) -> Source:
+def open_tars(path: Path, config: PrepareConfig) -> Source:
     """The pairs of the tars in a folder, or of one tar.
 
-    Args:
-        path: folder or file.
-        caption_key: extension of the caption's file, or "json:KEY" for a key inside KEY.json ("json:a.b" for b in a);
-            found by default: ``txt``, else a well-known key of the json.
-        keep: the phrases and regions that are there.
-
     Raises:
-        PowerclipError: the first samples have no images or no captions there.
+        PowerclipError: the first samples have no images, or no captions where they are expected.
     """
     shards = find_shards(path)
-    found = _find_captions(shards, caption_key)
+    caption_key = _find_captions(shards, config.caption_key)
+    chunks = [TarChunk(shard, caption_key, not config.replace_annotations) for shard in shards]
     return Source(
-        chunks=[TarChunk(shard, found, keep) for shard in shards],
-        fingerprint=digest((shard.name for shard in shards), (stamp(shard) for shard in shards), [found]),
+        chunks=partial(iter, chunks),
+        count=len(chunks),
+        fingerprint=digest((shard.name for shard in shards), (stamp(shard) for shard in shards), [caption_key]),
+        ignored=count_kinds(set(path.iterdir()) - set(shards)) if path.is_dir() else {},
     )
 
 
@@ -50,10 +51,10 @@ class TarChunk:
     shard: Path
     caption_key: str
     keep: bool = True
-    """The phrases and regions that are there."""
+    """Keep the phrases and regions that the samples have."""
 
     def items(self) -> Iterator[Item]:
-        """The samples in order; what the tar holds beyond reason or twice is an item that cannot be used."""
+        """The samples in order; repeated keys, and samples beyond the limit, are items that cannot be used."""
         seen: set[int] = set()
         try:
             for i, entry in enumerate(stream_shard(self.shard)):
@@ -71,27 +72,30 @@ class TarChunk:
             yield bad(self.shard.name, "tar damaged or cut short")
 
 
-def _load(index: int, entry: SamplePlace, caption_key: str, keep: bool) -> Sample:
-    files = entry.files(only=_needed(entry, caption_key, keep))
+def _load(index: int, entry: SamplePlace, caption_key: str, keep: bool) -> Pair:
+    image = _image(entry)
+    files = entry.files(only=_needed(entry, image, caption_key, keep))
     if caption_key != CAPTION_EXTENSION:
         caption = _caption(files, caption_key)
         if files.get(CAPTION_EXTENSION) != caption:
-            files.pop("phrases.json", None)  # of another caption, as is the next
+            files.pop("phrases.json", None)  # they belong to another caption
             files.pop("njson", None)
         files[CAPTION_EXTENSION] = caption
+    if image is not None and image not in IMAGE_EXTENSIONS:
+        files[IMAGE_EXTENSIONS[0]] = files.pop(image)  # make_pair converts it
     key = entry.key if re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_/-]{0,199}", entry.key) else make_key(index, entry.key)
-    found = Sample.from_members(key, files)
-    sample = make_sample(
-        key, found.image, found.caption, tree=found.tree, metadata=found.metadata, regions=found.regions
-    )
-    image = decode_image(sample.image)
-    check_annotations(sample, (image.height, image.width))
-    return sample
+    raw = Sample.from_members(key, files)
+    sample, decoded = make_pair(key, raw.image, raw.caption, tree=raw.tree, metadata=raw.metadata, regions=raw.regions)
+    check_annotations(sample, (decoded.height, decoded.width))
+    return sample, decoded
 
 
-def _needed(entry: SamplePlace, caption_key: str, keep: bool) -> set[str]:
-    """The files that are read: a sample may hold others, of any size."""
-    image = next((extension for extension in IMAGE_EXTENSIONS if extension in entry.members), None)
+def _image(entry: SamplePlace) -> str | None:
+    return next((extension for extension in READ if extension in entry.members), None)
+
+
+def _needed(entry: SamplePlace, image: str | None, caption_key: str, keep: bool) -> set[str]:
+    """The files to read: a sample may hold others, of any size."""
     needed = {CAPTION_EXTENSION, "json", *([image] if image else [])}
     if not caption_key.startswith("json:"):
         needed.add(caption_key)
@@ -119,17 +123,17 @@ def _caption(files: dict[str, bytes], caption_key: str) -> bytes:
 
 
 def _find_captions(shards: Sequence[Path], caption_key: str | None) -> str:
-    """Where the captions lie, seen to be there."""
+    """The key of the captions, found in the first samples."""
     shard, entries = _first_samples(shards)
-    with_image = [entry for entry in entries if set(IMAGE_EXTENSIONS) & set(entry.members)]
-    beside = {extension for entry in with_image for extension in entry.members}
+    with_image = [entry for entry in entries if _image(entry)]
+    present = {extension for entry in with_image for extension in entry.members}
     extensions = sorted({extension for entry in entries for extension in entry.members})
     seen = f"files seen in {shard}: {', '.join(extensions[:30])}"
     if len(entries) > 1 and all(len(entry.members) == 1 for entry in entries):
-        seen += "; each stands alone, but a sample's files must lie side by side (tar --sort=name)"
+        seen += "; each is alone, but the files of a sample must follow one another (tar --sort=name)"
     if not with_image:
-        raise PowerclipError(f"no image under {', '.join(IMAGE_EXTENSIONS)}; {seen}")
-    if caption_key is None and CAPTION_EXTENSION in beside:
+        raise PowerclipError(f"no image under {', '.join(READ)}; {seen}")
+    if caption_key is None and CAPTION_EXTENSION in present:
         return CAPTION_EXTENSION
     keys = _json_keys(with_image)
     if caption_key is None:
@@ -139,7 +143,7 @@ def _find_captions(shards: Sequence[Path], caption_key: str | None) -> str:
     elif caption_key.startswith("json:"):
         if caption_key.removeprefix("json:").split(".")[0] in keys:
             return caption_key
-    elif (extension := caption_key.removeprefix(".").lower()) in beside:
+    elif (extension := caption_key.removeprefix(".").lower()) in present:
         return extension
     wanted = f"under {caption_key}" if caption_key else "under txt, nor inside json under a common name"
     inside = f"; keys of the json: {', '.join(keys[:30])}" if keys else ""
@@ -157,7 +161,7 @@ def _first_samples(shards: Sequence[Path]) -> tuple[Path, list[SamplePlace]]:
             for entry in islice(stream_shard(shard), PROBED):
                 entries.append(entry)
         except BrokenShardError as error:
-            broken = broken or f"{shard} is no whole tar file ({error}); make it anew or take it out"
+            broken = broken or f"{shard} is truncated or not a tar file ({error}); re-create or remove it"
         if entries:
             return shard, entries
     among = f"the {len(shards)} tars in {shards[0].parent}" if len(shards) > 1 else f"{shards[0]}"

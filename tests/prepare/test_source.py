@@ -1,0 +1,103 @@
+"""Folders as people have them: every file is used, or counted with a reason."""
+
+import io
+
+import pytest
+from PIL import Image
+
+from powerclip.data.images import IMAGE_SUFFIXES
+from powerclip.data.shards import read_shards
+from powerclip.errors import PowerclipError
+from tests.support.sources import picture, prepared
+from tests.support.tars import write_tar
+
+
+def put(folder, *stems, suffix=".jpg"):
+    folder.mkdir(parents=True, exist_ok=True)
+    for stem in stems:
+        (folder / f"{stem}{suffix}").write_bytes(picture())
+        (folder / f"{stem}.txt").write_text(f"a dog of {folder.name}")
+
+
+def captions(folder):
+    return [sample.caption for sample in read_shards(folder)]
+
+
+def test_linked_folders_are_read_once(tmp_path):
+    put(tmp_path / "photos" / "own", "a")
+    put(tmp_path / "disk", "b", "c")
+    put(tmp_path / "disk" / "deep", "d")
+    (tmp_path / "photos" / "disk").symlink_to(tmp_path / "disk")
+    (tmp_path / "photos" / "disk again").symlink_to(tmp_path / "disk")
+    (tmp_path / "photos" / "self").symlink_to(tmp_path / "photos")
+    (tmp_path / "photos" / "inside").symlink_to(tmp_path / "photos" / "own")
+    (tmp_path / "photos" / "parent").symlink_to(tmp_path)
+    report = prepared(tmp_path / "photos", tmp_path / "out")
+    assert report["samples"] == 4
+    assert sorted(captions(tmp_path / "out")) == ["a dog of deep", "a dog of disk", "a dog of disk", "a dog of own"]
+    assert report["ignored"] == {"link to a folder that is read anyway": 4}
+
+
+def test_captions_in_upper_case(tmp_path):
+    put(tmp_path / "photos", "a")
+    (tmp_path / "photos" / "B.JPG").write_bytes(picture())
+    (tmp_path / "photos" / "B.TXT").write_text("a cat")
+    report = prepared(tmp_path / "photos", tmp_path / "out")
+    assert (report["samples"], report["ignored"]) == (2, {})
+    assert captions(tmp_path / "out") == ["a cat", "a dog of photos"]
+
+
+def test_what_is_not_a_pair_is_counted_and_printed(tmp_path):
+    put(tmp_path / "photos", "a")
+    put(tmp_path / "photos" / ".hidden", "b")
+    for name in ("c.heic", "c.txt", "d.json", "README", "._a.jpg"):
+        (tmp_path / "photos" / name).write_text("x")
+    (tmp_path / "photos" / "e.jpg").symlink_to(tmp_path / "gone.jpg")
+    (tmp_path / "photos" / "e.txt").write_text("a dog")
+    (tmp_path / "photos" / "f.dat").symlink_to(tmp_path / "gone.dat")
+    text = io.StringIO()
+    report = prepared(tmp_path / "photos", tmp_path / "out", text=text)
+    assert report["skipped"] == {"image file missing": 1}
+    assert report["ignored"] == {
+        "hidden": 2, ".heic": 1, "caption without an image": 1, ".json": 1, "no extension": 1, "broken link": 1,
+    }  # fmt: skip
+    assert "1 skipped" in text.getvalue()
+    assert "other files in the source: 2 hidden, " in text.getvalue()
+    assert "1 .heic" in text.getvalue()
+
+
+KINDS = {".jfif": "JPEG", ".jpe": "JPEG", ".pgm": "PPM", ".avif": "AVIF", ".jp2": "JPEG2000", ".apng": "PNG"}
+
+
+@pytest.mark.parametrize("suffix", KINDS)
+def test_folders_tables_and_tars_read_the_same_formats(suffix, tmp_path):
+    assert suffix in IMAGE_SUFFIXES
+    buffer = io.BytesIO()
+    Image.new("L" if suffix == ".pgm" else "RGB", (32, 32), 9).save(buffer, KINDS[suffix])
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / f"a{suffix}").write_bytes(buffer.getvalue())
+    (tmp_path / "photos" / "a.txt").write_text("a dog")
+    (tmp_path / "t.csv").write_text(f"path,caption\nphotos/a{suffix},a dog\n")
+    write_tar(tmp_path / "t.tar", [(f"a{suffix}", buffer.getvalue()), ("a.txt", b"a dog")])
+    images = []
+    for source in ("photos", "t.csv", "t.tar"):
+        report = prepared(tmp_path / source, tmp_path / f"{source}-out")
+        assert (report["samples"], report["skipped"], report["ignored"]) == (1, {}, {})
+        images += [sample.image for sample in read_shards(tmp_path / f"{source}-out")]
+    assert images[0] == images[1] == images[2]
+
+
+def test_files_next_to_tars_are_counted(tmp_path):
+    write_tar(tmp_path / "in" / "0.tar", [("a.jpg", picture()), ("a.txt", b"a dog")])
+    (tmp_path / "in" / "0_stats.json").write_text("{}")
+    (tmp_path / "in" / "0.parquet").write_text("")
+    put(tmp_path / "in" / "more", "b")
+    report = prepared(tmp_path / "in", tmp_path / "out")
+    assert report["ignored"] == {".json": 1, ".parquet": 1, "folder": 1}
+
+
+def test_a_folder_without_captions_says_what_to_do(tmp_path):
+    put(tmp_path / "photos", "a")
+    (tmp_path / "photos" / "a.txt").unlink()
+    with pytest.raises(PowerclipError, match="none of the 1 images in .* has a caption; put NAME.txt next to NAME.jpg"):
+        prepared(tmp_path / "photos", tmp_path / "out")
