@@ -24,6 +24,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from powerclip.config import PrepareConfig
 from powerclip.prepare.annotate import ShardTask, make_shard, parser_of, proposer_of
 from powerclip.prepare.tars import TarChunk
 from powerclip.regions.sam import GPU_POINTS
@@ -128,8 +129,8 @@ def main() -> None:
             if proposer is not None:
                 proposer.propose(Image.new("RGB", (384, 288)))
             task = ShardTask(
-                number=0, chunk=TarChunk(folder / "source.tar", "txt"), path=folder / "out.tar", parser=parser,
-                regions=regions, device=options.device,
+                number=0, chunk=TarChunk(folder / "source.tar", "txt"), path=folder / "out.tar",
+                config=PrepareConfig(parser=parser, regions=regions, device=options.device),
             )  # fmt: skip
             start = time.perf_counter()
             made = make_shard(task)
