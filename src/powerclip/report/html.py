@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +23,6 @@ EXAMPLES = 6
 """Image-caption pairs whose grounding is shown."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Image:
-    """An image on the page."""
-
-    source: str
-    """A data URI."""
-    text: str
-    """What a reader who cannot see it hears."""
-    caption: str = ""
-    """Shown under it."""
-
-
 def write_report(runs: Mapping[str, Path], output: Path) -> Path:
     """Write a page on runs: results, curves, grounding, settings. It says what a run lacks.
 
@@ -50,7 +37,7 @@ def write_report(runs: Mapping[str, Path], output: Path) -> Path:
         if not run.is_dir():
             raise PowerclipError(f"run {name}: there is no folder {run}; train it first, or check the path")
     page = TEMPLATES.get_template("page.html.jinja").render(
-        title=" and ".join(runs),
+        title=", ".join(runs),
         results=_results(runs),
         training=_training(runs),
         grounding=_grounding(runs),
@@ -62,9 +49,8 @@ def write_report(runs: Mapping[str, Path], output: Path) -> Path:
 
 
 def _results(runs: Mapping[str, Path]) -> dict[str, Any]:
-    evaluated = {
-        name: found for name, found in read_evaluations({n: [run] for n, run in runs.items()}).items() if found
-    }
+    found = read_evaluations({name: [run] for name, run in runs.items()})
+    evaluated = {name: seeds for name, seeds in found.items() if seeds}
     return {
         "missing": [name for name in runs if name not in evaluated],
         "table": results_table(evaluated) if evaluated else None,
@@ -146,5 +132,7 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return flat
 
 
-def _image(figure: Figure, text: str, *, caption: str = "") -> Image:
-    return Image(source=f"data:image/png;base64,{base64.b64encode(png(figure)).decode()}", text=text, caption=caption)
+def _image(figure: Figure, text: str, *, caption: str = "") -> dict[str, str]:
+    """An image on the page: a data URI, what a reader who cannot see it hears, and what is shown above it."""
+    source = f"data:image/png;base64,{base64.b64encode(png(figure)).decode()}"
+    return {"source": source, "text": text, "caption": caption}

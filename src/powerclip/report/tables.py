@@ -188,45 +188,35 @@ def printable(text: str) -> str:
 def _rows(results: Mapping[str, Sequence[Evaluation]], *, short: bool = True) -> list[tuple[Cell, ...]]:
     """Task, metric and each model's spread over its seeds; then the averages.
 
-    A metric that a seed of a model lacks is None for that model: a mean over fewer seeds would not be comparable. So is
-    an average that is over other metrics: it gets a row of its own.
+    A metric that a seed of a model lacks is None for that model: a mean over fewer seeds would not be comparable.
+    Averages over different metrics have rows of their own for the same reason.
     """
-    seeds = [seed for of_model in results.values() for seed in of_model]
-    metrics = [_metrics(seed, short=short) for seed in seeds]
-    averages = [_averages(seed) for seed in seeds]
-    rows: list[tuple[Cell, ...]] = []
-    for values in (metrics, averages):
-        for key in dict.fromkeys(key for of_seed in values for key in of_seed):
-            remaining = iter(values)
-            spreads: list[Spread | None] = []
-            for of_model in results.values():
-                found = [next(remaining).get(key) for _ in of_model]
-                known = tuple(value for value in found if value is not None)
-                spreads.append(Spread(values=known) if known and len(known) == len(found) else None)
-            rows.append((key[0], key[1], *spreads))
-    return rows
+    values = {name: [_values(seed, short=short) for seed in seeds] for name, seeds in results.items()}
+    keys = dict.fromkeys(key for seeds in values.values() for seed in seeds for key in seed)
+    return [
+        (key[0], key[1], *(_spread([seed.get(key) for seed in seeds]) for seeds in values.values()))
+        for key in sorted(keys, key=lambda key: bool(key[2]))
+    ]
 
 
-Key = tuple[str, str, tuple[tuple[str, str], ...]]
-"""Task, metric, and what it is an average over."""
-
-
-def _metrics(evaluation: Evaluation, *, short: bool) -> dict[Key, float]:
-    return {
-        (task, metric, ()): value
+def _values(evaluation: Evaluation, *, short: bool) -> dict[tuple[str, str, object], float]:
+    """Each value by its task, its metric, and what it is an average over."""
+    values: dict[tuple[str, str, object], float] = {
+        (task, metric, None): value
         for task, metrics in evaluation.tasks.items()
         for metric, value in metrics.items()
         if not short or metric in HEADLINES
     }
-
-
-def _averages(evaluation: Evaluation) -> dict[Key, float]:
-    found: dict[Key, float] = {}
     for label, average in evaluation.averages.items():
         if average.value is not None:
             of = f" of {average.expected}" if average.measured < average.expected else ""
-            found[label, f"mean of {average.measured}{of}", average.over] = average.value
-    return found
+            values[label, f"mean of {average.measured}{of}", average.over] = average.value
+    return values
+
+
+def _spread(values: Sequence[float | None]) -> Spread | None:
+    known = tuple(value for value in values if value is not None)
+    return Spread(values=known) if known and len(known) == len(values) else None
 
 
 def _title(results: Mapping[str, Sequence[Evaluation]]) -> str:
