@@ -8,8 +8,8 @@ import signal
 import pytest
 from rich.console import Console
 
-from powerclip.compare import EvaluationPlan, compare, finish_runs
-from powerclip.config import ModelConfig, load_config
+from powerclip.compare import compare, finish_runs
+from powerclip.config import EvaluateConfig, ModelConfig, load_config
 from powerclip.data.shards import write_shards
 from powerclip.errors import PowerclipError
 from powerclip.files import write_json
@@ -28,7 +28,7 @@ def case(tmp_path):
     return {"siglip": base.with_objective("siglip"), "all pairs": base}, {
         "data": tmp_path / "data",
         "output": tmp_path / "compare",
-        "evaluation": EvaluationPlan(suite="scenes", size=4),
+        "evaluation": EvaluateConfig(suite=("scenes",), size=4),
         "console": Console(file=io.StringIO(), width=160),
     }
 
@@ -42,11 +42,11 @@ def test_a_comparison_trains_all_evaluates_all_and_skips_what_is_finished(case):
     configs, arguments = case
     table = compare(configs, seeds=2, **arguments)
     output = arguments["output"]
-    runs = {f"{name}-seed-{seed}" for name in ("siglip", "all-pairs") for seed in (3, 4)}
+    runs = {f"{name}-seed-{seed}" for name in ("siglip", "all pairs") for seed in (3, 4)}
     assert {path.name for path in output.iterdir() if path.is_dir()} == runs
     for run in runs:
         found = load_config(output / run / "config.yaml")
-        assert found == dataclasses.replace(configs[run[:-7].replace("-", " ")], seed=int(run[-1]))
+        assert found == dataclasses.replace(configs[run[:-7]], seed=int(run[-1]))
     assert "| task | metric | siglip | all pairs |" in table.read_text()
     assert "2 seeds each, mean ± standard deviation" in table.read_text()
     lines = list(csv.DictReader(io.StringIO((output / "comparison.csv").read_text())))
@@ -60,7 +60,7 @@ def test_a_comparison_trains_all_evaluates_all_and_skips_what_is_finished(case):
     with pytest.raises(PowerclipError, match=r"siglip-seed-3 was trained with other settings \(steps: was 2, now 3\)"):
         compare({"siglip": dataclasses.replace(configs["siglip"], steps=3)}, seeds=1, **arguments)
     with pytest.raises(PowerclipError, match=r"'size': 4.*not on .*'size': 5.*; name another --output"):
-        compare(configs, seeds=1, **{**arguments, "evaluation": EvaluationPlan(suite="scenes", size=5)})
+        compare(configs, seeds=1, **{**arguments, "evaluation": EvaluateConfig(suite=("scenes",), size=5)})
     compare({"siglip": configs["siglip"]}, seeds=3, **arguments)
     after = trained_at(output)
     assert after.keys() - times.keys() == {"siglip-seed-5"}
@@ -81,9 +81,10 @@ def test_a_run_is_evaluated_once_after_each_training(case):
 
     def evaluate(path):
         evaluated.append(path)
-        write_json(path / "evaluation.json", {"tasks": {"t": {"acc@1": len(evaluated)}}})
+        pending = ["u"] if len(evaluated) == 1 else []
+        write_json(path / "evaluation.json", {"tasks": {"t": {"acc@1": 0.5}}, "pending": pending})
 
-    for steps, expected in ((2, [run]), (2, [run]), (3, [run, run])):  # again, then made longer
+    for steps, expected in ((2, [run]), (2, [run] * 2), (2, [run] * 2), (3, [run] * 3)):  # incomplete, again, longer
         config = dataclasses.replace(configs["siglip"], steps=steps)
         assert finish_runs({run: config}, data=arguments["data"], evaluate=evaluate, console=arguments["console"])
         assert evaluated == expected

@@ -106,6 +106,10 @@ def test_the_status_tells_a_finished_run_from_others(run):
     for step, finished in ((3, False), (8, True)):
         run.write_status(step=step, steps=8)
         assert json.loads(run.status_file.read_text()) == {"step": step, "steps": 8, "finished": finished}
+        assert run.is_finished() == finished
+    for damaged in ("", "[]", "{}"):
+        run.status_file.write_text(damaged)
+        assert not run.is_finished()
 
 
 def test_checkpoints_are_in_the_order_of_their_steps(tmp_path):
@@ -123,23 +127,3 @@ def test_damaged_lines_of_metrics_are_left_out(tmp_path):
     )
     assert read_metrics(path) == [{"step": 1, "loss": 2.0}, {"step": 4}]
     assert read_metrics(tmp_path / "missing") == []
-
-
-def test_results_are_empty_where_there_are_none(run):
-    assert run.results() == {}
-    run.evaluation_file.write_text(json.dumps({"tasks": {"t": {"acc@1": 0.5, "mAP": None}}}))
-    assert run.results() == {"t": {"acc@1": 0.5}}
-    run.evaluation_file.write_text(json.dumps({"tasks": ["t"]}))
-    assert run.results() == {}
-
-
-def test_a_run_whose_evaluation_was_interrupted_is_not_evaluated(run):
-    for value, expected in (
-        ({"tasks": {"a": {"acc@1": 0.5}}}, True),  # of an earlier version
-        ({"tasks": {"a": {"acc@1": 0.5}}, "pending": []}, True),
-        ({"tasks": {"a": {"acc@1": 0.5}}, "pending": ["b"]}, False),
-        ({"tasks": {}, "pending": []}, False),
-    ):
-        run.path.mkdir(exist_ok=True)
-        run.evaluation_file.write_text(json.dumps(value))
-        assert run.is_evaluated() is expected

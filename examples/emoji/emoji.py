@@ -34,7 +34,6 @@ from powerclip.files import write_json
 from powerclip.prepare import prepare
 from powerclip.recipes import recipe
 from powerclip.report import read_evaluations, results_table
-from powerclip.runs import RunFolder
 from powerclip.tasks import Task
 
 TRAIN_STYLE = "google"
@@ -83,13 +82,14 @@ def main(options: Options) -> int:
     )
     if not done:
         return 130
-    results = {run.name: RunFolder(run).results() for run in runs}
+    found = read_evaluations({run.name: [run] for run in runs})
+    results = {name: of_seeds[0].tasks for name, of_seeds in found.items()}
     record = {"trained_on": TRAIN_STYLE, "styles": STYLES, "held_out": HELD_OUT, "runs": results}
     write_json(options.output / "evaluation.json", record)
     model, preprocess, tokenizer = powerclip.load(options.output / "powerclip")
     sheet = options.output / "contact_sheet.png"
     write_contact_sheet(sheet, emoji, images, model=model, preprocess=preprocess, tokenizer=tokenizer)
-    console.print(results_table(read_evaluations({run.name: [run] for run in runs})).rich())
+    console.print(results_table(found).rich())
     console.print(
         f"Trained on {TRAIN_STYLE} alone, without {len(HELD_OUT)} profession and skin tone combinations; one seed. "
         f"Images: {sheet}",

@@ -124,7 +124,7 @@ class Compare:
     """Shards to train on."""
     output: Path
     """Folder for the runs and the tables."""
-    suite: str = "scenes"
+    suite: tuple[str, ...] = ("scenes",)
     """What to evaluate, as in powerclip evaluate."""
     suite_data: Path | None = None
     """Data of the suite."""
@@ -134,7 +134,7 @@ class Compare:
     """Settings of every run."""
 
     def run(self) -> None:
-        from powerclip.compare import EvaluationPlan, compare
+        from powerclip.compare import compare
 
         if len(set(self.objectives)) < len(self.objectives):
             raise PowerclipError(f"objectives are {' '.join(self.objectives)}; name each once")
@@ -143,7 +143,7 @@ class Compare:
             seeds=self.seeds,
             data=self.data,
             output=self.output,
-            evaluation=EvaluationPlan(suite=self.suite, data=self.suite_data, size=self.size),
+            evaluation=EvaluateConfig(suite=self.suite, data=self.suite_data, size=self.size),
             console=Console(),
         )
 

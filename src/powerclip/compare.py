@@ -4,35 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from powerclip.config import EvaluateConfig, TrainConfig
 from powerclip.errors import PowerclipError
-from powerclip.evaluate.run import evaluate_model
+from powerclip.evaluate import evaluate_model, read_evaluation
 from powerclip.files import atomic_write, read_json, write_json
 from powerclip.report.plots import comparison_plot, png
 from powerclip.report.tables import read_evaluations, results_table, seeds_table
 from powerclip.runs import RunFolder
 from powerclip.train import train
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluationPlan:
-    """How every run of a comparison is evaluated."""
-
-    suite: str | None = None
-    """As in ``powerclip evaluate``; by default by ``data``."""
-    data: Path | None = None
-    """Data of the suite."""
-    size: int = 400
-    """Images of each generated task."""
-
-    def config(self) -> EvaluateConfig:
-        """The settings of each evaluation."""
-        return EvaluateConfig(suite=() if self.suite is None else (self.suite,), data=self.data, size=self.size)
 
 
 def compare(
@@ -41,7 +25,7 @@ def compare(
     seeds: int,
     data: Path,
     output: Path,
-    evaluation: EvaluationPlan | None = None,
+    evaluation: EvaluateConfig | None = None,
     console: Console,
 ) -> Path | None:
     """Train and evaluate every config with every seed; write and print mean and standard deviation.
@@ -63,32 +47,27 @@ def compare(
     Raises:
         PowerclipError: ``output`` holds runs of other settings, data or evaluation; or there is nothing to compare.
     """
-    plan = evaluation or EvaluationPlan(suite="scenes")
+    evaluation = evaluation or EvaluateConfig(suite=("scenes",))
     if not configs or seeds < 1:
         raise PowerclipError(f"got {len(configs)} configs with {seeds} seeds to compare; name 1 or more of both")
-    of_seed = [
-        {name: dataclasses.replace(config, seed=config.seed + number) for name, config in configs.items()}
-        for number in range(seeds)
-    ]
-    runs = {name: [output / f"{name.replace(' ', '-')}-seed-{c[name].seed}" for c in of_seed] for name in configs}
-    for number, with_seed in enumerate(of_seed):
-        for name, config in with_seed.items():
-            run = runs[name][number]
-            if changed := RunFolder(run).check(config, resume=True):
-                raise PowerclipError(
-                    f"{run} was trained with other settings ({changed}); use those, or name another --output"
-                )
-    _claim(output, data=data, evaluation=plan)
-    for number, with_seed in enumerate(of_seed):  # seed by seed, so that an unfinished comparison is a balanced one
-        done = finish_runs(
-            {runs[name][number]: config for name, config in with_seed.items()},
-            data=data,
-            evaluate=lambda run: evaluate_model(str(run), plan.config()),
-            console=console,
-        )
-        if not done:
-            return None
-    evaluations = read_evaluations(runs)
+    runs = {
+        (name, number): output / f"{name}-seed-{config.seed + number}"
+        for number in range(seeds)  # seed by seed, so that an unfinished comparison is a balanced one
+        for name, config in configs.items()
+    }
+    wanted = {
+        run: dataclasses.replace(configs[name], seed=configs[name].seed + number)
+        for (name, number), run in runs.items()
+    }
+    for run, config in wanted.items():
+        if changed := RunFolder(run).check(config, resume=True):
+            raise PowerclipError(
+                f"{run} was trained with other settings ({changed}); use those, or name another --output"
+            )
+    _claim(output, data=data, evaluation=evaluation)
+    if not finish_runs(wanted, data=data, evaluate=lambda run: evaluate_model(str(run), evaluation), console=console):
+        return None
+    evaluations = read_evaluations({name: [runs[name, number] for number in range(seeds)] for name in configs})
     table = results_table(evaluations)
     console.print(table.rich())
     atomic_write(output / "comparison.csv", seeds_table(evaluations).csv())
@@ -126,14 +105,25 @@ def finish_runs(
         if unfinished and train(config, data=data, output=path, resume=True).interrupted:
             console.print("Run the same command to continue.", highlight=False)
             return False
-        if not run.is_evaluated():
+        if not _is_evaluated(run):
             evaluate(path)
     return True
 
 
-def _claim(output: Path, *, data: Path, evaluation: EvaluationPlan) -> None:
+def _is_evaluated(run: RunFolder) -> bool:
+    """Whether a run has all results that were asked for, and they are newer than its training."""
+    found = read_evaluation(run.path)
+    if found is None or found.pending:
+        return False
+    return run.evaluation_file.stat().st_mtime_ns >= run.status_file.stat().st_mtime_ns
+
+
+def _claim(output: Path, *, data: Path, evaluation: EvaluateConfig) -> None:
     """Record what the folder's runs have in common; refuse a folder made with something else."""
-    plan = {name: str(value) if isinstance(value, Path) else value for name, value in vars(evaluation).items()}
+    suite, shards = " ".join(evaluation.suite), evaluation.data and str(evaluation.data)
+    plan: dict[str, Any] = {"suite": suite, "data": shards, "size": evaluation.size}
+    if evaluation.scores != ("global",):
+        plan |= {"scores": list(evaluation.scores), "regions": evaluation.regions}
     settings = {"data": str(data), "evaluation": plan}
     path = output / "comparison.json"
     if not path.exists():

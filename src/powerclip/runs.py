@@ -156,28 +156,12 @@ class RunFolder:
         """The lines of ``metrics.jsonl``; empty if there is no such file. Damaged lines are left out."""
         return read_metrics(self.metrics_file)
 
-    def results(self) -> dict[str, dict[str, float]]:
-        """Metrics by task and name from ``evaluation.json``; empty if it is missing or damaged."""
-        try:
-            tasks = read_json(self.evaluation_file)["tasks"]
-            return {
-                task: {name: float(value) for name, value in metrics.items() if value is not None}
-                for task, metrics in tasks.items()
-            }
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return {}
-
     def is_finished(self) -> bool:
         """Whether the last step that its config asked for is done."""
         try:
             return bool(read_json(self.status_file)["finished"])
         except (OSError, ValueError, KeyError, TypeError):
             return False
-
-    def is_evaluated(self) -> bool:
-        """Whether it has results, of an evaluation that was not interrupted, and of its latest training."""
-        times = [path.stat().st_mtime_ns for path in (self.status_file, self.evaluation_file) if path.exists()]
-        return bool(self.results()) and times == sorted(times) and not read_json(self.evaluation_file).get("pending")
 
     def latest_checkpoint(self) -> Path | None:
         """The newest checkpoint, None if there is none."""
