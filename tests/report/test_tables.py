@@ -5,7 +5,7 @@ import re
 import pytest
 from rich.console import Console
 
-from powerclip.evaluate import Evaluation
+from powerclip.evaluate import Evaluation, Origin
 from powerclip.evaluate.suites import Average
 from powerclip.report.tables import (
     Spread,
@@ -101,6 +101,24 @@ def test_averages_share_a_row_only_if_they_are_over_the_same():
         "| own | mean of 2 | 60.0 | **70.0** |",
         "| suite | mean of 1 of 17 | 50.0 | - |",
         "| suite | mean of 1 of 17 | - | 40.0 |",
+    ]
+
+
+def test_results_on_different_data_do_not_share_a_row():
+    def on(fingerprint, value):
+        origin = Origin(suite="pairs", data="/data/heldout", fingerprint=fingerprint, n=9)
+        tasks = {"pairs": {"acc@1": value}}
+        return Evaluation(tasks=tasks, averages={"own": mean(value, "pairs")}, measured_on={"pairs": origin})
+
+    old = evaluated({"pairs": {"acc@1": 0.3}})  # of an earlier version, which did not record the data
+    same, other = on("a" * 16, 0.6), on("b" * 16, 0.4)
+    shared = results_table({"x": [on("a" * 16, 0.5)], "y": [same], "old": [old]}).markdown().splitlines()[4:]
+    assert shared == ["| pairs | acc@1 | 50.0 | **60.0** | 30.0 |", "| own | mean of 1 | 50.0 | **60.0** | - |"]
+    assert results_table({"x": [on("a" * 16, 0.5)], "y": [other]}).markdown().splitlines()[4:] == [
+        "| pairs#aaaaaaaa | acc@1 | 50.0 | - |",
+        "| pairs#bbbbbbbb | acc@1 | - | 40.0 |",
+        "| own | mean of 1 | 50.0 | - |",
+        "| own | mean of 1 | - | 40.0 |",
     ]
 
 

@@ -17,6 +17,7 @@ from markupsafe import Markup
 from rich.text import Text
 
 from powerclip.evaluate import Evaluation, read_evaluation
+from powerclip.evaluate.results import EARLIER
 from powerclip.evaluate.suites import HEADLINES
 from powerclip.files import atomic_write
 
@@ -189,20 +190,37 @@ def _rows(results: Mapping[str, Sequence[Evaluation]], *, short: bool = True) ->
     """Task, metric and each model's spread over its seeds; then the averages.
 
     A metric that a seed of a model lacks is None for that model: a mean over fewer seeds would not be comparable.
-    Averages over different metrics have rows of their own for the same reason.
+    Results on different data, and averages over different results, have rows of their own for the same reason.
     """
-    values = {name: [_values(seed, short=short) for seed in seeds] for name, seeds in results.items()}
+    origins = [seed.measured_on for seeds in results.values() for seed in seeds]
+    known = {task: origin.fingerprint for of_seed in reversed(origins) for task, origin in of_seed.items()}
+    values = {name: [_values(seed, known, short=short) for seed in seeds] for name, seeds in results.items()}
     keys = dict.fromkeys(key for seeds in values.values() for seed in seeds for key in seed)
-    return [
-        (key[0], key[1], *(_spread([seed.get(key) for seed in seeds]) for seeds in values.values()))
-        for key in sorted(keys, key=lambda key: bool(key[2]))
-    ]
+    rows: list[tuple[Cell, ...]] = []
+    for key in sorted(keys, key=lambda key: isinstance(key[2], tuple)):
+        task, metric, data = key
+        ambiguous = isinstance(data, str) and any(other[:2] == key[:2] and other != key for other in keys)
+        spreads = (_spread([seed.get(key) for seed in seeds]) for seeds in values.values())
+        rows.append((f"{task}{EARLIER}{data[:8]}" if ambiguous else task, metric, *spreads))
+    return rows
 
 
-def _values(evaluation: Evaluation, *, short: bool) -> dict[tuple[str, str, object], float]:
-    """Each value by its task, its metric, and what it is an average over."""
-    values: dict[tuple[str, str, object], float] = {
-        (task, metric, None): value
+Key = tuple[str, str, str | tuple[tuple[str, str, str], ...]]
+"""Task, metric and fingerprint of the data; or label, coverage, and all that an average is over."""
+
+
+def _values(evaluation: Evaluation, known: Mapping[str, str], *, short: bool) -> dict[Key, float]:
+    """The metrics and averages of one model.
+
+    Args:
+        evaluation: its results.
+        known: the fingerprint of each task's data, for results of earlier versions that do not name them.
+        short: the headline metrics only.
+    """
+    data = {task: known.get(task, "") for task in evaluation.tasks}
+    data |= {task: origin.fingerprint for task, origin in evaluation.measured_on.items()}
+    values: dict[Key, float] = {
+        (task, metric, data[task]): value
         for task, metrics in evaluation.tasks.items()
         for metric, value in metrics.items()
         if not short or metric in HEADLINES
@@ -210,7 +228,8 @@ def _values(evaluation: Evaluation, *, short: bool) -> dict[tuple[str, str, obje
     for label, average in evaluation.averages.items():
         if average.value is not None:
             of = f" of {average.expected}" if average.measured < average.expected else ""
-            values[label, f"mean of {average.measured}{of}", average.over] = average.value
+            over = tuple((task, metric, data.get(task, "")) for task, metric in average.over)
+            values[label, f"mean of {average.measured}{of}", over] = average.value
     return values
 
 
