@@ -224,6 +224,10 @@ class OptimConfig:
         _require(self.warmup_steps >= 0, "warmup_steps", self.warmup_steps, "0 or more")
         norm = self.max_gradient_norm
         _require(norm is None or norm > 0, "max_gradient_norm", norm, "positive, or None")
+        _require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")
+        for name in ("beta1", "beta2"):
+            _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "0 or more and less than 1")
+        _require(self.eps > 0, "eps", self.eps, "positive")
 
 
 @dataclass(frozen=True, kw_only=True)

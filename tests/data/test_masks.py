@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torchvision import tv_tensors
 
-from powerclip.data.masks import transform_with_regions
+from powerclip.data.dataset import transform_with_regions
 from powerclip.data.sample import Sample
 from powerclip.data.shards import read_shards, write_shards
 from powerclip.errors import BadSampleError, PowerclipError

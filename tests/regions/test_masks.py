@@ -3,8 +3,8 @@ import pytest
 from PIL import Image
 
 from powerclip.config import PrepareConfig
+from powerclip.data.dataset import transform_with_regions
 from powerclip.data.images import decode_image
-from powerclip.data.masks import transform_with_regions
 from powerclip.data.shards import read_shards
 from powerclip.errors import PowerclipError
 from powerclip.prepare import prepare

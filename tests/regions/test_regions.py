@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from powerclip.data.masks import transform_with_regions
+from powerclip.data.dataset import transform_with_regions
 from powerclip.data.sample import Sample
 from powerclip.data.validate import check_annotations
 from powerclip.errors import BadSampleError

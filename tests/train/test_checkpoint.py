@@ -53,11 +53,11 @@ def test_what_is_saved_comes_back(saved):
 
 
 DAMAGES = {
-    "metadata cut short": (".metadata", lambda data: data[: len(data) // 2]),
+    "metadata truncated": (".metadata", lambda data: data[: len(data) // 2]),
     "metadata empty": (".metadata", lambda data: b""),
     "metadata scrambled": (".metadata", lambda data: bytes(byte ^ 0x55 for byte in data)),
     "metadata of something else": (".metadata", lambda data: pickle.dumps([1, 2])),
-    "data cut short": ("__0_0.distcp", lambda data: data[: len(data) // 2]),
+    "data truncated": ("__0_0.distcp", lambda data: data[: len(data) // 2]),
     "data scrambled": ("__0_0.distcp", lambda data: bytes(byte ^ 0x55 for byte in data)),
 }
 
@@ -66,7 +66,9 @@ DAMAGES = {
 def test_a_damaged_checkpoint_is_named(damage, saved):
     name, change = DAMAGES[damage]
     (saved / name).write_bytes(change((saved / name).read_bytes()))
-    with pytest.raises(RunFailedError, match=r"step-00000007 is damaged \(.+\); delete it, and --resume auto goes on"):
+    with pytest.raises(
+        RunFailedError, match=r"step-00000007 is damaged \(.+\); delete it, and --resume auto continues"
+    ):
         checkpoint.load(saved, **parts(), extra=extra())
 
 
@@ -95,3 +97,13 @@ def test_no_pickle_of_a_checkpoint_is_run(saved, tmp_path):
     with pytest.raises(RunFailedError, match="is damaged"):
         checkpoint.load(hostile, **parts(), extra=extra())
     assert not mark.exists()
+
+
+def test_the_newest_stay_and_leftovers_go_even_those_of_the_same_step(tmp_path):
+    for step in (1, 2, 3):
+        checkpoint.save(tmp_path, step=step, **parts(), extra=extra(step))
+    for leftover in (".step-00000001.old", ".step-00000004.tmp"):
+        (tmp_path / leftover).mkdir()
+        (tmp_path / leftover / "half").write_text("")
+    checkpoint.prune(tmp_path, keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000002", "step-00000003"]

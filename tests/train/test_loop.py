@@ -294,15 +294,35 @@ def test_a_run_whose_first_steps_were_bad_can_be_resumed(config, shards, tmp_pat
     assert train(config, data=shards, output=tmp_path / "run", resume=True).steps == 8
 
 
-def test_a_run_can_be_mended_and_made_longer_and_says_so(config, shards, tmp_path, capsys):
+def test_a_run_can_be_fixed_and_made_longer_and_says_so(config, shards, tmp_path, capsys):
     stopped(config, shards, tmp_path / "run", at=4)
     other = changed(config, steps=12, optim__learning_rate=1e-4)
     assert train(other, data=shards, output=tmp_path / "run", resume=True).steps == 12
-    said = "Changed since it began: optim.learning_rate: was 0.001, now 0.0001, steps: was 8, now 12"
+    said = "Changed since the run started: optim.learning_rate: was 0.001, now 0.0001, steps: was 8, now 12"
     assert said in capsys.readouterr().err
     lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert [line["step"] for line in lines] == list(range(1, 13))
     assert lines[4]["learning_rate"] < 1.1e-4 < lines[3]["learning_rate"]
+
+
+def test_fewer_steps_than_were_done_are_refused_and_as_many_are_done_already(config, shards, tmp_path):
+    run = train(changed(config, steps=4), data=shards, output=tmp_path / "run").output
+    before = (run / "config.yaml").read_text()
+    with pytest.raises(
+        PowerclipError, match="run has done 4 steps and this asks for 3; ask for more than 4 to continue"
+    ):
+        train(changed(config, steps=3), data=shards, output=run, resume=True)
+    assert (run / "config.yaml").read_text() == before
+    assert train(changed(config, steps=4), data=shards, output=run, resume=True).steps == 4
+
+
+def test_a_damaged_line_of_metrics_costs_no_other_when_a_run_is_resumed(config, shards, tmp_path):
+    stopped(config, shards, tmp_path / "run", at=4)
+    log = tmp_path / "run" / "metrics.jsonl"
+    lines = log.read_text().splitlines(keepends=True)
+    log.write_text(lines[0] + '{"step": 2, "lo\n' + "".join(lines[2:]))
+    train(config, data=shards, output=tmp_path / "run", resume=True)
+    assert [line["step"] for line in read_metrics(log)] == [1, 3, 4, 5, 6, 7, 8]
 
 
 def test_a_run_goes_on_with_its_own_data_only(config, shards, tmp_path):

@@ -101,7 +101,7 @@ def test_a_run_goes_on_with_another_number_of_processes(before, after, name, sha
             run_on_processes(size, train_until, tmp_path, str(tmp_path), str(shards), name, None)
     said = capsys.readouterr().err
     assert "at step 3 of 6" in said
-    assert f"It ran on {before} processes and goes on with {after}" in said
+    assert f"It ran on {before} processes and continues on {after}" in said
     config = dataclasses.replace(small(tmp_path), **SETTINGS[name])
     assert_same(tmp_path / "many", train(config, data=shards, output=tmp_path / "one").output)
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from powerclip.data.limits import MAX_CAPTION_BYTES, MAX_JSON_DEPTH
 from powerclip.data.published import read_patch_regions, read_phrases
 from powerclip.errors import BadSampleError
 from powerclip.phrases.clean import clean_caption
@@ -17,12 +18,6 @@ IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 CAPTION_EXTENSION = "txt"
 REGION_FILES = ("regions.json", "samlens.npy", "samcat.npy")
 """Files that hold regions, in this project's form and in that of the shards published with the paper."""
-
-MAX_CAPTION_BYTES = 2**20
-"""Longer captions are refused; a text tower reads some hundred characters."""
-MAX_JSON_DEPTH = 100
-"""Deeper JSON files are refused: what is read must be written again, and Python's writer does not go as deep as its
-reader."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,24 +14,17 @@ import webdataset
 from webdataset.shardlists import expand_urls
 
 from powerclip.data.images import IMAGE_SUFFIXES
-from powerclip.data.sample import CAPTION_EXTENSION, IMAGE_EXTENSIONS, MAX_CAPTION_BYTES, Sample
+from powerclip.data.limits import (
+    MAX_ANNOTATION_BYTES,
+    MAX_CAPTION_BYTES,
+    MAX_FILES,
+    MAX_HEADER_BYTES,
+    MAX_MEMBER_BYTES,
+    MAX_SAMPLES,
+)
+from powerclip.data.sample import CAPTION_EXTENSION, IMAGE_EXTENSIONS, Sample
 from powerclip.errors import BadSampleError, PowerclipError
 from powerclip.files import atomic_file
-
-MAX_MEMBER_BYTES = 64 * 2**20
-"""A larger image in a shard is not read."""
-
-MAX_ANNOTATION_BYTES = 16 * 2**20
-"""A larger file of another kind is not read: parsed, it takes about twenty times its size."""
-
-MAX_FILES = 64
-"""Files of a sample; any beyond these are skipped."""
-
-MAX_HEADER_BYTES = 2**20
-"""Size limit of a member's headers (long names, pax records, maps of holes): tarfile reads what they claim into memory."""
-
-MAX_SAMPLES = 200_000
-"""Samples of a shard that can be trained on: their places are held in memory. Published shards hold 10,000."""
 
 
 @dataclass(frozen=True, kw_only=True)

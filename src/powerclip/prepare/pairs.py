@@ -14,8 +14,8 @@ from typing import Any, Protocol
 from PIL import Image
 
 from powerclip.data.images import decode_with_format
+from powerclip.data.limits import MAX_MEMBER_BYTES
 from powerclip.data.sample import Sample, read_caption
-from powerclip.data.shards import MAX_MEMBER_BYTES
 from powerclip.errors import BadSampleError
 from powerclip.phrases.tree import PhraseTree
 from powerclip.regions.annotation import RegionAnnotation

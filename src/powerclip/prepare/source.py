@@ -11,7 +11,8 @@ from pathlib import Path
 
 from powerclip.config import PrepareConfig
 from powerclip.data.images import IMAGE_SUFFIXES, decode_image
-from powerclip.data.sample import MAX_CAPTION_BYTES, Sample
+from powerclip.data.limits import MAX_CAPTION_BYTES
+from powerclip.data.sample import Sample
 from powerclip.data.shards import tars_in
 from powerclip.errors import BadSampleError, PowerclipError
 from powerclip.prepare.pairs import (

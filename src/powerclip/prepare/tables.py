@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from powerclip.config import PrepareConfig
-from powerclip.data.shards import MAX_MEMBER_BYTES
+from powerclip.data.limits import MAX_MEMBER_BYTES
 from powerclip.errors import BadSampleError, PowerclipError, did_you_mean
 from powerclip.prepare.pairs import Item, Pair, Source, bad, digest, make_key, make_pair, read_image, stamp
 

@@ -13,8 +13,9 @@ from typing import Any
 
 from powerclip.config import PrepareConfig
 from powerclip.data.images import IMAGE_SUFFIXES
+from powerclip.data.limits import MAX_SAMPLES
 from powerclip.data.sample import CAPTION_EXTENSION, IMAGE_EXTENSIONS, Sample
-from powerclip.data.shards import MAX_SAMPLES, BrokenShardError, SamplePlace, find_shards, stream_shard
+from powerclip.data.shards import BrokenShardError, SamplePlace, find_shards, stream_shard
 from powerclip.data.validate import check_annotations
 from powerclip.errors import BadSampleError, PowerclipError
 from powerclip.prepare.pairs import Item, Pair, Source, bad, count_kinds, digest, make_key, make_pair, stamp

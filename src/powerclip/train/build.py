@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from powerclip.config import TrainConfig
@@ -50,6 +51,12 @@ def build_loss(config: TrainConfig) -> nn.Module:
         return PowerCLIPLoss(weight=0.0)
     powerset = PowersetAlignmentLoss(margin=o.margin, **vars(o.scoring))
     return PowerCLIPLoss(weight=o.powerset_weight, powerset=powerset, equal_captions=o.equal_captions)
+
+
+def autocast(config: TrainConfig, device: torch.device) -> torch.autocast:
+    """The precision in which a config runs its towers, as a context."""
+    bf16 = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16)
 
 
 def build_cache(config: TrainConfig) -> ShardCache:

@@ -1,7 +1,8 @@
-"""Checkpoints: folders that are whole as soon as they exist."""
+"""Checkpoints: folders that appear under their name when they are complete, and are read without running a pickle."""
 
 from __future__ import annotations
 
+import io
 import pickle
 import shutil
 import warnings
@@ -12,7 +13,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.checkpoint import metadata as description
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.planner import LoadPlan, ReadItem
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -27,14 +32,30 @@ from powerclip.errors import PowerclipError, RunFailedError
 from powerclip.files import sync_folder
 from powerclip.model import PowerCLIP, hub
 from powerclip.runs import all_checkpoints, checkpoint_path
-from powerclip.train.reading import MisfitError, PlainPlanner, PlainReader
+
+UNPICKLED = {
+    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
+    ("torch.distributed.checkpoint.filesystem", "_StoragePrefix"),
+    ("torch", "Size"),
+    ("torch.serialization", "_get_layout"),
+    ("pathlib", "Path"),
+    ("pathlib", "PosixPath"),
+    ("collections", "OrderedDict"),
+}
+"""What a checkpoint's description may name besides dtypes and the classes of ``torch.distributed.checkpoint.metadata``."""
 
 
 def save(folder: Path, *, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, extra: dict[str, Any]) -> Path:
     """Write ``folder/step-XXXXXXXX``: everything goes to a temporary folder that is renamed when complete.
 
-    One that is there is whole, and of the same step, and stays. All processes take part. ``extra`` holds numbers, tensors and dicts of them beside the model's and the
-    optimiser's state.
+    If it exists, it is complete and of the same step, and stays. All processes take part.
+
+    Args:
+        folder: of the checkpoints.
+        step: steps done.
+        model: whose state is kept.
+        optimizer: whose state is kept.
+        extra: numbers, tensors and dicts of them to keep with these.
 
     Raises:
         RunFailedError: it could not be written.
@@ -54,8 +75,8 @@ def save(folder: Path, *, step: int, model: nn.Module, optimizer: torch.optim.Op
             save_distributed(state, checkpoint_id=temporary)
     except CheckpointException as error:
         raise RunFailedError(
-            f"checkpoint {target} could not be written: {_reason(error)}; the earlier ones are whole: see to the disk, "
-            "then go on with --resume auto"
+            f"checkpoint {target} could not be written: {_reason(error)}; earlier ones are intact: check the disk, then "
+            "continue with --resume auto"
         ) from error
     wait_for_all()
     if rank() == 0:
@@ -82,25 +103,25 @@ def load(
     """Put a checkpoint's state into a model and its optimiser; return its ``extra``.
 
     Raises:
-        PowerclipError: the checkpoint is not of this model.
-        RunFailedError: a file of it is missing, cut short or not what was written.
+        PowerclipError: the checkpoint is of another model or other settings.
+        RunFailedError: a file of it is missing, truncated or damaged.
     """
     model_state, optimizer_state = get_state_dict(model, optimizer)
     state: dict[str, Any] = {"model": model_state, "optimizer": optimizer_state, "extra": extra}
-    reader = PlainReader(checkpoint)
+    reader = _Reader(checkpoint)
     try:
         reader.read_metadata()  # torch would look for other descriptions, and log a stack trace
         with _without_process_group_warning():
-            load_distributed(state, storage_reader=reader, planner=PlainPlanner())
+            load_distributed(state, storage_reader=reader, planner=_Planner())
     except (CheckpointException, OSError, pickle.UnpicklingError) as error:
-        if isinstance(_cause(error), MisfitError):
+        if isinstance(_cause(error), _MisfitError):
             raise PowerclipError(
                 f"cannot resume from {checkpoint}: it does not fit this config's model ({_reason(error)}); "
                 "train with the run's own recipe and settings, or into another --output"
             ) from error
         raise RunFailedError(
-            f"checkpoint {checkpoint} is damaged ({_reason(error)}); delete it, and --resume auto goes on from the one "
-            "before"
+            f"checkpoint {checkpoint} is damaged ({_reason(error)}); delete it, and --resume auto continues from the "
+            "one before"
         ) from error
     set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
     return dict(state["extra"])
@@ -114,7 +135,7 @@ def _without_process_group_warning() -> Iterator[None]:
 
 
 def _cause(error: BaseException) -> BaseException:
-    """What went wrong on the first process where anything did; torch wraps it."""
+    """The error of the first process that failed; torch wraps it."""
     if isinstance(error, CheckpointException) and error.failures:
         cause: BaseException = error.failures[min(error.failures)][0]
         return cause
@@ -122,7 +143,7 @@ def _cause(error: BaseException) -> BaseException:
 
 
 def _reason(error: BaseException) -> str:
-    """In one line; what the system said comes before what torch made of it."""
+    """One line: the system's error, if there is one behind torch's."""
     cause: BaseException | None = _cause(error)
     first = cause
     while cause is not None and not isinstance(cause, OSError):
@@ -132,8 +153,56 @@ def _reason(error: BaseException) -> str:
 
 
 def prune(folder: Path, *, keep: int) -> None:
-    """Delete all but the newest ``keep`` checkpoints, and unfinished leftovers."""
-    for path in all_checkpoints(folder)[:-keep]:
-        path.rename(path.with_name(f".{path.name}.old"))  # what has its own name is whole, whenever this is cut short
-    for path in folder.glob(".step-*"):
+    """Delete all but the newest ``keep`` checkpoints, and what earlier runs left unfinished."""
+    leftovers = list(folder.glob(".step-*"))
+    for path in leftovers:
         shutil.rmtree(path)
+    for path in all_checkpoints(folder)[:-keep]:
+        old = path.with_name(f".{path.name}.old")
+        path.rename(old)  # a folder with a checkpoint's own name stays complete if this is interrupted
+        shutil.rmtree(old)
+
+
+class _MisfitError(ValueError):
+    """A checkpoint of another model or of other settings."""
+
+
+class _Reader(FileSystemReader):
+    """Reads the description of a checkpoint without unpickling anything but its own classes."""
+
+    def read_metadata(self, *_args: Any, **_options: Any) -> description.Metadata:
+        with (Path(self.path) / ".metadata").open("rb") as file:
+            try:
+                found = _Unpickler(file).load()
+            except (EOFError, ValueError, LookupError, TypeError, AttributeError) as error:
+                raise pickle.UnpicklingError(f"its description is truncated or malformed: {error}") from error
+        if not isinstance(found, description.Metadata):
+            raise pickle.UnpicklingError(f"it holds a {type(found).__name__} in place of its description")
+        found.storage_meta = found.storage_meta or description.StorageMeta()
+        found.storage_meta.load_id = self.load_id
+        return found
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        own = getattr(description, name, None) if module == description.__name__ else None
+        if (isinstance(own, type) and own.__module__ == module) or (module, name) in UNPICKLED:
+            return super().find_class(module, name)
+        if module == "torch" and isinstance(dtype := getattr(torch, name, None), torch.dtype):
+            return dtype
+        raise pickle.UnpicklingError(f"it names {module}.{name}, which no checkpoint does")
+
+
+class _Planner(DefaultLoadPlanner):
+    """Accepts numbers, strings and containers of them besides tensors, and nothing else."""
+
+    def create_local_plan(self) -> LoadPlan:
+        try:
+            return super().create_local_plan()
+        except (RuntimeError, ValueError) as error:
+            raise _MisfitError(str(error)) from error
+
+    def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
+        torch.load(value, weights_only=True)  # refuses what the next line would run
+        value.seek(0)
+        super().load_bytes(read_item, value)

@@ -18,7 +18,7 @@ from powerclip.train.step import Engine
 
 
 class Evaluator:
-    """Evaluates every so many steps and keeps the best model beside the run's."""
+    """Evaluates at intervals and keeps the best model next to the run's last one."""
 
     def __init__(self, config: TrainConfig, engine: Engine) -> None:
         """Read the tasks once, so that a missing data set stops a run before its first step.
@@ -41,7 +41,7 @@ class Evaluator:
     def evaluate(self, step: int) -> dict[str, float]:
         """All metrics as ``eval/TASK/METRIC``, and ``eval/mean``; the best model so far goes to ``model_best``.
 
-        Every process takes part; random numbers of the training are not touched, as every step sets its own.
+        Every process takes part; training is not affected, as every step sets its own random state.
         """
         engine = self.engine
         with engine.ema.applied() if engine.ema is not None else nullcontext():
@@ -52,7 +52,7 @@ class Evaluator:
                 self.tasks,
                 device=engine.device,
             )
-            reshard(engine.model)  # else the next training step would find the average's weights whole, and use them
+            reshard(engine.model)  # else the next training step would use the average's gathered weights
             mean = statistics.fmean(metrics[name] for metrics in found.values() for name in _headlines(metrics))
             best = engine.output / "model_best"
             if any_rank(rank() == 0 and mean > _best_so_far(best))[0]:

@@ -1,4 +1,4 @@
-"""What a run says while it goes: metrics.jsonl, TensorBoard and a progress bar."""
+"""What a run reports: metrics.jsonl, TensorBoard, Weights & Biases and a progress bar."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ from powerclip.files import atomic_write
 from powerclip.runs import read_metrics
 
 SPEED_OVER_S = 1800.0
-"""The remaining time follows the speed of so long: metrics may come minutes apart."""
+"""The remaining time is estimated from the speed over this long: metrics may come minutes apart."""
 
 LINE_EVERY_S = 60.0
-"""Between lines of progress where no terminal shows a bar."""
+"""Time between lines of progress where there is no terminal to show a bar."""
 
 
 class MetricsLog:
     """Appends one JSON object a line to ``metrics.jsonl`` and the same numbers to TensorBoard.
 
-    A resumed run drops the lines its checkpoint does not know, so that every step stands once.
+    A resumed run drops the lines after its checkpoint, so that every step occurs once.
     """
 
     def __init__(self, folder: Path, *, first_step: int = 0, tracker: Any = None) -> None:
@@ -48,9 +48,7 @@ class MetricsLog:
         else:
             self._drop_from(first_step)
         self._file = self.path.open("a", encoding="utf-8")
-        from torch.utils.tensorboard.writer import (
-            SummaryWriter,
-        )  # costs a second to import: only when training
+        from torch.utils.tensorboard.writer import SummaryWriter  # takes a second to import
 
         self._tracker = tracker
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
@@ -61,8 +59,8 @@ class MetricsLog:
 
     def write(self, values: Mapping[str, float]) -> None:
         """Append one line; ``values`` holds "step"."""
-        sound = {name: value if math.isfinite(value) else None for name, value in values.items()}  # JSON has no NaN
-        self._file.write(json.dumps(sound) + "\n")
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}  # JSON has no NaN
+        self._file.write(json.dumps(finite) + "\n")
         self._file.flush()
         for name, value in values.items():
             if name != "step":
@@ -79,7 +77,7 @@ class MetricsLog:
 
 
 def find_tracker(config: TrainConfig) -> Any:
-    """The package of Weights & Biases where a config asks for it; else None.
+    """The package of Weights & Biases if a config asks for it, else None.
 
     Raises:
         PowerclipError: it is asked for and not installed.
@@ -97,7 +95,7 @@ def find_tracker(config: TrainConfig) -> Any:
 
 @contextmanager
 def metrics_log(output: Path, *, first_step: int, config: TrainConfig, tracker: Any = None) -> Iterator[MetricsLog]:
-    """A run's metrics log, closed at the end; with a tracker, in a run of its that goes on when this one does."""
+    """A run's metrics log, closed at the end; a tracker's run is continued when this one is resumed."""
     run = None
     if tracker is not None:
         run = tracker.init(
@@ -121,7 +119,7 @@ def was_evaluated(path: Path, step: int) -> bool:
 
 
 class Reporter(Protocol):
-    """Shows the state of a run as it goes."""
+    """Shows the progress of a run."""
 
     def update(self, step: int, text: str) -> None:
         """Show that ``step`` steps are done, with a short text."""
@@ -129,7 +127,7 @@ class Reporter(Protocol):
 
 @contextmanager
 def progress_bar(title: str, *, steps: int, done: int = 0, console: Console | None = None) -> Iterator[Reporter]:
-    """A progress bar with the remaining time; in a file or a pipe, a line every minute and every tenth of the way."""
+    """A progress bar with the remaining time; in a file or a pipe, a line every minute and every tenth of the steps."""
     console = console or Console(stderr=True)
     if not console.is_terminal:
         yield _Lines(console, title, steps, done)
@@ -157,7 +155,7 @@ class _Bar:
 
 class _Lines:
     def __init__(self, console: Console, title: str, steps: int, done: int) -> None:
-        self.console, self.title, self.steps, self.begun = console, title, steps, done
+        self.console, self.title, self.steps, self.started_at = console, title, steps, done
         self.tenth, self.start = 10 * done // steps, time.monotonic()
         self.last = self.start
 
@@ -166,7 +164,7 @@ class _Lines:
         if tenth == self.tenth and now - self.last < LINE_EVERY_S:
             return
         self.tenth, self.last = tenth, now
-        left = (now - self.start) / max(1, step - self.begun) * (self.steps - step)
+        left = (now - self.start) / max(1, step - self.started_at) * (self.steps - step)
         self.console.print(
             f"{self.title}: {step}/{self.steps} steps, {text}, {timedelta(seconds=round(left))} left",
             highlight=False,

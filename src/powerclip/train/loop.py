@@ -1,4 +1,4 @@
-"""The training loop: batches -> engine -> logs, checkpoints, evaluation; on one process or many."""
+"""The training loop: batches -> steps -> logs, checkpoints, evaluation; on one process or many."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from powerclip.config import TrainConfig
 from powerclip.data.loader import Data, Loader, OpenedData, open_data
 from powerclip.distributed import any_rank, process_group, rank, rank0_first, world_size
 from powerclip.errors import PowerclipError
-from powerclip.runs import RunFolder
+from powerclip.runs import RunFolder, step_of
 from powerclip.train import checkpoint
 from powerclip.train.build import build_cache, build_loader, build_model
+from powerclip.train.estimate import estimate
 from powerclip.train.evaluator import Evaluator
 from powerclip.train.log import MetricsLog, Reporter, find_tracker, metrics_log, progress_bar, was_evaluated
 from powerclip.train.signals import Stop, stop_on_signal
@@ -43,22 +44,23 @@ def train(
 ) -> TrainResult:
     """Train a model on shards and leave a run folder.
 
-    The result is a function of the config and the data: the same seed gives the same weights, and a run
-    resumed from its checkpoint goes on as if it had not stopped. SIGINT, SIGTERM and SIGUSR1 end it after the step
-    in progress, with a checkpoint and a loadable model.
+    The result is a function of the config and the data: the same seed gives the same weights, and a run resumed from
+    its checkpoint continues as if it had not stopped. SIGINT, SIGTERM and SIGUSR1 end it after the step in progress, with
+    a checkpoint and a loadable model.
 
-    Started by torchrun, every process takes its part of each batch, and the run is that of one process up to
-    rounding; so it may be resumed on another number of them.
+    Under torchrun every process takes its part of each batch, and the run equals that of one process up to rounding; it
+    may also be resumed on another number of processes.
 
     Args:
         config: every setting of the run.
         data: a folder of shards, one tar, a pattern or a URL; or several of them.
         output: the run folder to make.
-        resume: go on from the newest checkpoint in ``output``, where there is one.
+        resume: continue from the newest checkpoint in ``output``, if there is one.
         console: where progress goes; standard error by default. Only the first process writes to it.
 
     Raises:
         PowerclipError: the data or the run folder cannot be used; the message says why and what to do.
+        RunFailedError: training started and could not be finished.
     """
     with process_group(config.device) as device, stop_on_signal() as stop:
         console = (console or Console(stderr=True)) if rank() == 0 else Console(quiet=True)
@@ -67,29 +69,35 @@ def train(
         opened = rank0_first(lambda: open_data(data, cache=build_cache(config)))
         opened.check_present()
         torch.manual_seed(config.seed)
-        model = build_model(config)
+        model = build_model(config).to(device)
         loader = build_loader(config, model, opened)
         steps = config.steps or (config.epochs or 0) * loader.batches_per_epoch
+        memory = estimate(config, model) if rank() == 0 else ""  # before the model is spread over processes
         engine = Engine(config, model, device=device, steps=steps, output=output)
         evaluator = Evaluator(config, engine)
         tracker = find_tracker(config)
         start = run.open(config, opened.provenance, resume=resume)  # after all that can be refused
-        console.print(engine.estimate, highlight=False, soft_wrap=True)
-        begun = 0
+        started_at = 0 if start is None else step_of(start)
+        if started_at > steps:
+            raise PowerclipError(
+                f"{output} has done {started_at} steps and this asks for {steps}; ask for more than {started_at} to continue "
+                "it, or name another folder"
+            )
+        console.print(memory, highlight=False, soft_wrap=True)
         if start is not None:
-            begun = _resume(engine, start, opened, console)
+            _resume(engine, start, opened, console)
             run.record(config, opened.provenance)
             if changed:
-                console.print(f"Changed since it began: {changed}", highlight=False, soft_wrap=True)
-        run.write_status(step=begun, steps=steps)
+                console.print(f"Changed since the run started: {changed}", highlight=False, soft_wrap=True)
+        run.write_status(step=started_at, steps=steps)
         logs: AbstractContextManager[MetricsLog | None] = (
-            metrics_log(output, first_step=begun, config=config, tracker=tracker) if rank() == 0 else nullcontext()
+            metrics_log(output, first_step=started_at, config=config, tracker=tracker) if rank() == 0 else nullcontext()
         )
-        with logs as metrics, progress_bar(output.name, steps=steps, done=begun, console=console) as reporter:
+        with logs as metrics, progress_bar(output.name, steps=steps, done=started_at, console=console) as reporter:
             loop = _Loop(
                 engine=engine, data=opened, loader=loader, evaluator=evaluator, metrics=metrics, reporter=reporter
             )
-            step = loop.steps(begun, stop)
+            step = loop.steps(started_at, stop)
         if step:
             _save_model(engine)
         run.write_status(step=step, steps=steps)
@@ -101,18 +109,18 @@ def _say_end(console: Console, loader: Loader, output: Path, *, step: int, steps
     if step < steps:
         holds = f"{output} holds a usable model" if step else "nothing was trained yet"
         console.print(
-            f"Stopped at step {step} of {steps}: {holds}; run the same command with --resume auto to go on.",
+            f"Stopped at step {step} of {steps}: {holds}; run the same command with --resume auto to continue.",
             highlight=False,
             soft_wrap=True,
         )
     if loader.bad:
         reasons = ", ".join(f"{count} {reason}" for reason, count in loader.bad.most_common())
-        console.print(f"Skipped samples that could not be read: {reasons}", highlight=False, soft_wrap=True)
+        console.print(f"Skipped samples that could not be used: {reasons}", highlight=False, soft_wrap=True)
 
 
 @dataclass(kw_only=True)
 class _Loop:
-    """The loop, and what it talks to."""
+    """The loop, and what it uses."""
 
     engine: Engine
     data: OpenedData
@@ -128,11 +136,11 @@ class _Loop:
         batches = self.loader.steps(step, pieces=config.parallel.accumulate)
         saved = time.monotonic()
         minutes = config.checkpoint_every_minutes
-        # Killed after the last checkpoint and before its evaluation was written, the run owes it.
+        # A run that was killed between its last checkpoint and the evaluation due there evaluates first.
         metrics = RunFolder(self.engine.output).metrics_file
-        owed = step > 0 and self.evaluator.due(step) and rank() == 0 and not was_evaluated(metrics, step)
-        stopping, owed = any_rank(stop.requested, owed)
-        if owed:
+        missed = step > 0 and self.evaluator.due(step) and rank() == 0 and not was_evaluated(metrics, step)
+        stopping, missed = any_rank(stop.requested, missed)
+        if missed:
             self._evaluate(step)
         while step < steps and not stopping:
             pieces = window.timed_next(batches)
@@ -169,16 +177,16 @@ class _Loop:
         )
 
 
-def _resume(engine: Engine, start: Path, data: OpenedData, console: Console) -> int:
-    """Take a checkpoint over; return its step."""
+def _resume(engine: Engine, start: Path, data: OpenedData, console: Console) -> None:
+    """Load a checkpoint."""
     state = _state(engine, data, 0)
     here = dict(state["data"])
     loaded = checkpoint.load(start, model=engine.model, optimizer=engine.optimizer, extra=state)
     if loaded["data"] != here:
         raise PowerclipError(
             f"{engine.output} was trained on {loaded['data']['samples']} samples in {loaded['data']['shards']} shards, and "
-            f"these data are {here['samples']} in {here['shards']}, or lie in other places; resume it on the same data, or "
-            "begin another run from its model"
+            f"these data are {here['samples']} in {here['shards']}, or in shards of other names or sizes; resume it on the same "
+            "data, or start another run from its model"
         )
     engine.restore(loaded)
     console.print(
@@ -186,16 +194,15 @@ def _resume(engine: Engine, start: Path, data: OpenedData, console: Console) -> 
     )
     if loaded["processes"] != world_size():
         console.print(
-            f"It ran on {loaded['processes']} processes and goes on with {world_size()}: the same batches and "
-            "schedule; sums are rounded in another order.",
+            f"It ran on {loaded['processes']} processes and continues on {world_size()}: the batches and the schedule are the "
+            "same, but sums are rounded in another order.",
             highlight=False,
             soft_wrap=True,
         )
-    return int(loaded["step"])
 
 
 def _state(engine: Engine, data: OpenedData, step: int) -> dict[str, Any]:
-    """What a checkpoint holds beside the model and its optimiser."""
+    """What a checkpoint holds in addition to the model and its optimiser."""
     return {"step": step, "processes": world_size(), "data": data.identity, **engine.state()}
 
 

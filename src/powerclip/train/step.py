@@ -17,10 +17,9 @@ from powerclip.config import TrainConfig
 from powerclip.distributed import average_ignored_gradients, parallelize, rank, world_size
 from powerclip.errors import PowerclipError, RunFailedError
 from powerclip.model import PowerCLIP
-from powerclip.train.build import build_loss
+from powerclip.train.build import autocast, build_loss
 from powerclip.train.checkpoint import save_model
 from powerclip.train.ema import EMA
-from powerclip.train.estimate import estimate
 from powerclip.train.gradcache import backward
 from powerclip.train.optim import learning_rate, make_optimizer
 from powerclip.types import Batch, Features, LossOutput
@@ -34,7 +33,7 @@ MAX_BAD_STEPS = 10
 
 @dataclass(frozen=True, kw_only=True)
 class StepResult:
-    """What a step says of itself; tensors stay on their device until they are logged."""
+    """What a step reports; tensors stay on their device until they are logged."""
 
     output: LossOutput
     """The loss and its terms, of the batch of all processes."""
@@ -61,17 +60,13 @@ class Engine:
             PowerclipError: there are more pieces than pairs.
         """
         self.config, self.device, self.steps, self.output = config, device, steps, output
-        self.bf16 = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
-        self.pairs = config.batch_size // world_size()
-        """Of a batch, those this process takes."""
-        if config.parallel.accumulate > self.pairs:
+        pairs = config.batch_size // world_size()
+        if config.parallel.accumulate > pairs:
             raise PowerclipError(
-                f"parallel.accumulate is {config.parallel.accumulate} and each process takes {self.pairs} pairs of a batch; "
-                f"make it at most {self.pairs}"
+                f"parallel.accumulate is {config.parallel.accumulate} and each process takes {pairs} pairs of a batch; "
+                f"make it at most {pairs}"
             )
         self.model = model.to(device)
-        self.estimate = self._estimate()
-        """How much memory a step will take, in words; the first process's alone."""
         self.parallel = parallelize(
             self.model,
             blocks=model.blocks(),
@@ -88,7 +83,8 @@ class Engine:
     def step(self, pieces: Sequence[Batch], step: int) -> StepResult:
         """One optimiser step on the pieces of a batch; a non-finite loss or gradient changes nothing and is counted.
 
-        The gradient is that of the whole batch, over all processes; only the piece at hand is on the device. All that is random in it is a function of the seed and the step, so a resumed run repeats it.
+        The gradient is that of the complete batch, over all processes; only the current piece is on the device. All that
+        is random in a step is a function of the seed and its number, so a resumed run repeats it.
 
         Raises:
             RunFailedError: ``MAX_BAD_STEPS`` steps in a row were not finite.
@@ -112,9 +108,8 @@ class Engine:
         self.counters["samples_seen"] += self.config.batch_size
         result = StepResult(output=output, gradient_norm=norm.detach())
         if not torch.isfinite(norm + output.total.detach()):
-            self.optimizer.zero_grad(
-                set_to_none=True
-            )  # a checkpoint makes up an optimiser's state where no gradient is
+            # Without gradients, saving a checkpoint initialises the optimiser's state where it is still missing.
+            self.optimizer.zero_grad(set_to_none=True)
             self._count_bad_step(pieces, step)
             return result
         self.bad_in_a_row = 0
@@ -133,31 +128,22 @@ class Engine:
         save_model(self.model, folder)
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint holds beside the model and its optimiser; loading writes into it."""
+        """What a checkpoint holds in addition to the model and its optimiser; loading writes into it."""
         state: dict[str, Any] = {"loss": self.loss.state_dict(), "counters": dict(self.counters)}
         if self.ema is not None:
             state["ema"] = self.ema.state_dict()
         return state
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take a loaded state over."""
+        """Continue from a loaded state."""
         self.loss.load_state_dict(state["loss"])
         self.counters = {name: int(state["counters"][name]) for name in self.counters}
 
     def forward(self, model: nn.Module, batch: Batch) -> Features:
         """A model's features, under autocast where the config asks for it."""
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
+        with autocast(self.config, self.device):
             features: Features = model(batch.to(self.device, non_blocking=True))
         return features
-
-    def _estimate(self) -> str:
-        if rank() != 0:
-            return ""
-        pairs = -(-self.pairs // self.config.parallel.accumulate)
-        shards = world_size() if self.config.parallel.sharding == "fsdp" else 1
-        return estimate(
-            self.model, pairs=pairs, forward=self.forward, shards=shards, averaged=self.config.ema_decay is not None
-        )
 
     def _seed(self, step: int, piece: int) -> None:
         state = np.random.SeedSequence((self.config.seed, step, rank(), piece)).generate_state(1, np.uint64)

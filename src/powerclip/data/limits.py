@@ -1,0 +1,25 @@
+"""How much of a file that others have made is read: what exceeds a limit is a bad sample or a broken shard, not a crash.
+
+The limit of an image's pixels is that of its masks: ``powerclip.regions.annotation.MAX_PIXELS``.
+"""
+
+MAX_MEMBER_BYTES = 64 * 2**20
+"""A larger image in a shard is not read."""
+
+MAX_CAPTION_BYTES = 2**20
+"""A larger caption is not read; a text tower reads some hundred characters."""
+
+MAX_ANNOTATION_BYTES = 16 * 2**20
+"""A larger file of another kind is not read: parsed, it takes about twenty times its size."""
+
+MAX_JSON_DEPTH = 100
+"""Deeper JSON is refused: what is read must be written again, and Python's writer does not go as deep as its reader."""
+
+MAX_FILES = 64
+"""Files of a sample; any beyond these are skipped."""
+
+MAX_HEADER_BYTES = 2**20
+"""Size limit of a member's headers (long names, pax records, maps of holes): tarfile reads what they claim into memory."""
+
+MAX_SAMPLES = 200_000
+"""Samples of a shard that can be trained on: their places are held in memory. Published shards hold 10,000."""
