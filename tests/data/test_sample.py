@@ -11,7 +11,7 @@ from powerclip.data.sample import Sample
 from powerclip.data.shards import read_shards, write_shards
 from powerclip.errors import BadSampleError
 from powerclip.phrases import encode_caption, load_parser
-from powerclip.prepare.source import make_sample
+from powerclip.prepare.pairs import make_pair
 from tests.support.images import one_colour
 from tests.support.tars import write_tar
 
@@ -32,7 +32,7 @@ OLD_WORDS = ["Fish", "&amp;", "CHIPS", "at", "the", "caf\u00c3\u00a9", "it", "\u
 )
 def test_a_caption_without_a_tree_is_cleaned(text, caption, original, tmp_path):
     read = Sample.from_members("k", {"png": one_colour(), "txt": text.encode()})
-    made = make_sample("k", one_colour(), text)
+    made, _ = make_pair("k", one_colour(), text)
     write_shards([made], tmp_path)
     (again,) = read_shards(tmp_path)
     for sample in (read, made, again):
@@ -42,14 +42,14 @@ def test_a_caption_without_a_tree_is_cleaned(text, caption, original, tmp_path):
 
 def test_the_first_original_is_kept_among_the_metadata():
     metadata = {"url": "x", "caption_original": "&amp;amp;"}
-    sample = make_sample("k", one_colour(), "salt  &amp; pepper", metadata=metadata)
+    sample, _ = make_pair("k", one_colour(), "salt  &amp; pepper", metadata=metadata)
     assert sample.metadata == metadata
 
 
 @pytest.mark.parametrize("text", ["", " \n", "\ufeff", "&nbsp;\u3000", "&#1;"])
 def test_nothing_left_of_a_caption_is_an_empty_one(text):
     with pytest.raises(BadSampleError, match="empty caption"):
-        make_sample("k", one_colour(), text)
+        make_pair("k", one_colour(), text)
     with pytest.raises(BadSampleError, match="empty caption"):
         Sample.from_members("k", {"png": one_colour(), "txt": text.encode()})
 
@@ -59,7 +59,7 @@ def test_nothing_left_of_a_caption_is_an_empty_one(text):
 )
 def test_captions_that_cannot_be_used(text, reason):
     with pytest.raises(BadSampleError, match=reason):
-        make_sample("k", one_colour(), text)
+        make_pair("k", one_colour(), text)
 
 
 def test_a_shard_made_before_keeps_its_caption_and_every_word_finds_its_tokens(tmp_path):
