@@ -115,6 +115,7 @@ def published(tmp_path, lens, cat, *, name="shard.tar"):
         "txt": b"a dog",
         "samlens.npy": lens,
         "samcat.npy": cat,
+        "njson": b'{"lengths": [2, 1], "indices": [1, 2, 2]}',
     }
     write_tar(tmp_path / name, [(f"000.{extension}", data) for extension, data in files.items()])
 
@@ -125,6 +126,8 @@ def test_published_shards_are_read_on_their_own_grid(tmp_path):
     (batch,) = loader_of(tmp_path, tower, batch_size=1, regions=4, crop="none").epoch(0)
     found = {tuple(region.nonzero().flatten().tolist()) for region in batch.region_masks[0]}
     assert found == {(0, 1), (14, 15, 195), ()}
+    assert batch.leaf_of_token[0, :4].tolist() == [-1, 0, 1, -1]
+    assert batch.phrase_spans.tolist() == [[[0, 1], [1, 1]]]
 
 
 def test_the_limits_of_the_published_form_are_enforced(tmp_path):

@@ -144,6 +144,15 @@ def test_only_the_files_that_matter_are_read(tmp_path, monkeypatch):
     assert 7777 not in read
 
 
+def test_a_tars_caption_is_cleaned_and_the_original_kept_with_its_metadata(tmp_path):
+    members = [("k.jpg", picture()), ("k.txt", b"\xef\xbb\xbfSalt &amp;  pepper\n"), ("k.json", b'{"url": "x"}')]
+    write_tar(tmp_path / "in.tar", members)
+    prepared(tmp_path / "in.tar", tmp_path / "out")
+    (sample,) = read_shards(tmp_path / "out")
+    assert sample.caption == "Salt & pepper"
+    assert sample.metadata == {"caption_original": "\ufeffSalt &amp;  pepper\n", "url": "x"}
+
+
 def test_what_macos_leaves_behind_is_skipped(tmp_path):
     members = [(f"{folder}{name}", data) for name, data in pairs() for folder in ("", "._")]
     write_tar(tmp_path / "in.tar", members)

@@ -1,8 +1,9 @@
-"""Phrases of a caption: its constituency parse, and their spans over a tokenizer's pieces."""
+"""Phrases of a caption: cleaning, constituency parsing, and their spans over a tokenizer's pieces."""
 
 from __future__ import annotations
 
 from powerclip.errors import PowerclipError
+from powerclip.phrases.clean import clean_caption
 from powerclip.phrases.tokens import EncodedCaption, encode_caption
 from powerclip.phrases.tree import Parser, Phrase, PhraseTree, whole_caption_tree
 
@@ -11,6 +12,7 @@ __all__ = [
     "Parser",
     "Phrase",
     "PhraseTree",
+    "clean_caption",
     "encode_caption",
     "load_parser",
     "whole_caption_tree",
