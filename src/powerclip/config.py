@@ -78,6 +78,20 @@ def _require(condition: bool, name: str, value: object, rule: str) -> None:
         raise ValueError(f"{name} is {value!r}; it must be {rule}")
 
 
+def _require_at_least(config: object, low: int, *names: str) -> None:
+    """Check numeric settings, or those that are not None."""
+    for name in names:
+        value = getattr(config, name)
+        _require(value is None or value >= low, name, value, f"at least {low}" if low else "0 or more")
+
+
+def _require_positive(config: object, *names: str) -> None:
+    """Check numeric settings, or those that are not None."""
+    for name in names:
+        value = getattr(config, name)
+        _require(value is None or value > 0, name, value, "positive")
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """Which towers, and how their dense outputs become vectors."""
@@ -118,8 +132,8 @@ class ScoringConfig:
     """Divide the similarity by the number of regions, so that the margin means the same at every M."""
 
     def __post_init__(self) -> None:
-        _require(self.tau >= 0, "tau", self.tau, "0 or more")
-        _require(self.samples >= 4, "samples", self.samples, "at least 4")
+        _require_at_least(self, 0, "tau")
+        _require_at_least(self, 4, "samples")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,10 +161,8 @@ class ObjectiveConfig(ScoringConfig):
         super().__post_init__()
         rule = "positive; choose the objective clip to train without the powerset loss"
         _require(self.powerset_weight > 0, "powerset_weight", self.powerset_weight, rule)
-        _require(self.margin >= 0, "margin", self.margin, "0 or more")
-        _require(self.regions >= 1, "regions", self.regions, "at least 1")
-        for name in ("sparc_global_weight", "sparc_local_weight"):
-            _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        _require_at_least(self, 0, "margin", "sparc_global_weight", "sparc_local_weight")
+        _require_at_least(self, 1, "regions")
 
     @property
     def uses_regions(self) -> bool:
@@ -187,9 +199,9 @@ class DataConfig:
     """Stop when more than this share of the samples cannot be read."""
 
     def __post_init__(self) -> None:
-        _require(self.workers >= 0, "workers", self.workers, "0 or more")
+        _require_at_least(self, 0, "workers")
+        _require_positive(self, "cache_gib")
         _require(0 <= self.flip <= 1, "flip", self.flip, "between 0 and 1")
-        _require(self.cache_gib > 0, "cache_gib", self.cache_gib, "positive")
         positive = self.weights is None or (len(self.weights) > 0 and all(0 < w < math.inf for w in self.weights))
         _require(positive, "weights", self.weights, "positive numbers, one for each source")
         _require(0 <= self.max_bad_share <= 1, "max_bad_share", self.max_bad_share, "between 0 and 1")
@@ -220,14 +232,10 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         _require(0 < self.layer_decay <= 1, "layer_decay", self.layer_decay, "above 0 and at most 1")
-        _require(self.learning_rate > 0, "learning_rate", self.learning_rate, "positive")
-        _require(self.warmup_steps >= 0, "warmup_steps", self.warmup_steps, "0 or more")
-        norm = self.max_gradient_norm
-        _require(norm is None or norm > 0, "max_gradient_norm", norm, "positive, or None")
-        _require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")
         for name in ("beta1", "beta2"):
             _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "0 or more and less than 1")
-        _require(self.eps > 0, "eps", self.eps, "positive")
+        _require_positive(self, "learning_rate", "eps", "max_gradient_norm")
+        _require_at_least(self, 0, "warmup_steps", "weight_decay")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,11 +252,11 @@ class ParallelConfig:
     """Compile the towers' blocks with torch.compile."""
 
     def __post_init__(self) -> None:
-        _require(self.accumulate >= 1, "accumulate", self.accumulate, "at least 1")
+        _require_at_least(self, 1, "accumulate")
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationConfig:
+class PeriodicEvaluationConfig:
     """Zero-shot evaluation during training, on all processes."""
 
     every_steps: int | None = None
@@ -261,7 +269,7 @@ class EvaluationConfig:
     """Images of each generated task."""
 
     def __post_init__(self) -> None:
-        _require(self.every_steps is None or self.every_steps >= 1, "every_steps", self.every_steps, "at least 1")
+        _require_at_least(self, 1, "every_steps", "size")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -290,9 +298,8 @@ class EvaluateConfig:
     """Folder for the results; default: the run folder."""
 
     def __post_init__(self) -> None:
-        _require(self.size >= 1, "size", self.size, "at least 1")
-        _require(self.batch_size >= 1, "batch_size", self.batch_size, "at least 1")
-        _require(self.workers >= 0, "workers", self.workers, "0 or more")
+        _require_at_least(self, 1, "size", "batch_size")
+        _require_at_least(self, 0, "workers")
         _require(len(self.scores) >= 1, "scores", self.scores, "at least one of global and powerset")
 
 
@@ -312,7 +319,7 @@ class TrainConfig:
     """The optimiser and its schedule."""
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     """How a step is laid out over memory and processes."""
-    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    evaluation: PeriodicEvaluationConfig = field(default_factory=PeriodicEvaluationConfig)
     """Zero-shot evaluation during training."""
     batch_size: int = 128
     """Image-caption pairs in a step, over all processes."""
@@ -343,19 +350,10 @@ class TrainConfig:
         _require(self.batch_size >= 2, "batch_size", self.batch_size, "at least 2 (a pair needs a negative)")
         if (self.steps is None) == (self.epochs is None):
             raise ValueError(f"give either steps or epochs; got steps={self.steps}, epochs={self.epochs}")
-        _require((self.steps or self.epochs or 0) >= 1, "steps or epochs", self.steps or self.epochs, "at least 1")
+        _require_at_least(self, 1, "steps", "epochs", "log_every_steps", "checkpoint_every_steps", "keep_checkpoints")
+        _require_positive(self, "checkpoint_every_minutes")
         _require(0 <= self.seed < 2**31, "seed", self.seed, "0 or more and less than 2^31")
-        _require(self.log_every_steps >= 1, "log_every_steps", self.log_every_steps, "at least 1")
-        _require(
-            self.checkpoint_every_steps >= 1,
-            "checkpoint_every_steps",
-            self.checkpoint_every_steps,
-            "at least 1",
-        )
-        minutes = self.checkpoint_every_minutes
-        _require(minutes is None or minutes > 0, "checkpoint_every_minutes", minutes, "positive")
         _require(self.ema_decay is None or 0 < self.ema_decay < 1, "ema_decay", self.ema_decay, "between 0 and 1")
-        _require(self.keep_checkpoints >= 1, "keep_checkpoints", self.keep_checkpoints, "at least 1")
 
     def with_objective(self, name: Objective) -> TrainConfig:
         """The same config with another loss."""
@@ -397,9 +395,8 @@ class PrepareConfig:
     """Share of a GPU that each of Ray's workers takes for SAM."""
 
     def __post_init__(self) -> None:
-        _require(self.samples_per_shard >= 1, "samples_per_shard", self.samples_per_shard, "at least 1")
+        _require_at_least(self, 1, "samples_per_shard", "workers")
         _require(0 <= self.max_bad_share <= 1, "max_bad_share", self.max_bad_share, "a share, from 0 to 1")
-        _require(self.workers >= 1, "workers", self.workers, "at least 1")
 
 
 def to_yaml(config: object) -> str:

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import powerclip
-from powerclip.config import EvaluationConfig, ModelConfig, ObjectiveConfig, ParallelConfig, load_config
+from powerclip.config import ModelConfig, ObjectiveConfig, ParallelConfig, PeriodicEvaluationConfig, load_config
 from powerclip.data.shards import write_shards
 from powerclip.errors import PowerclipError, RunFailedError
 from powerclip.loss import PowerCLIPLoss
@@ -362,7 +362,7 @@ def test_a_failing_evaluation_costs_no_training(config, shards, tmp_path, monkey
         raise RuntimeError("out of memory")
 
     monkeypatch.setattr(Evaluator, "evaluate", fails)
-    config = dataclasses.replace(config, evaluation=EvaluationConfig(every_steps=8, size=4))
+    config = dataclasses.replace(config, evaluation=PeriodicEvaluationConfig(every_steps=8, size=4))
     with pytest.raises(RuntimeError, match="out of memory"):
         train(config, data=shards, output=tmp_path / "run")
     assert RunFolder(tmp_path / "run").latest_checkpoint().name == "step-00000008"
@@ -414,7 +414,7 @@ def test_more_pieces_than_pairs_are_refused(config, shards, tmp_path):
     "wrong",
     [
         {"wandb_project": "x"},
-        {"evaluation": EvaluationConfig(every_steps=4, suite="quiz")},
+        {"evaluation": PeriodicEvaluationConfig(every_steps=4, suite="quiz")},
         {"parallel": ParallelConfig(accumulate=9)},
         {"batch_size": 41},
         {"device": "cuda:99"},
@@ -548,7 +548,7 @@ def test_a_frozen_tower_stays_and_the_other_moves(config, shards, tmp_path):
 
 def test_evaluation_while_training_keeps_the_best_and_changes_nothing(config, shards, tmp_path):
     plain = train(config, data=shards, output=tmp_path / "plain").output
-    evaluation = EvaluationConfig(every_steps=4, size=8)
+    evaluation = PeriodicEvaluationConfig(every_steps=4, size=8)
     run = train(dataclasses.replace(config, evaluation=evaluation), data=shards, output=tmp_path / "run").output
     lines = read_metrics(run / "metrics.jsonl")
     evaluated = [line for line in lines if "eval/mean" in line]
@@ -561,7 +561,7 @@ def test_evaluation_while_training_keeps_the_best_and_changes_nothing(config, sh
         assert torch.equal(weights(run)[name], value), name
     with pytest.raises(PowerclipError, match="unknown suite 'quiz'"):
         train(
-            dataclasses.replace(config, evaluation=EvaluationConfig(every_steps=4, suite="quiz")),
+            dataclasses.replace(config, evaluation=PeriodicEvaluationConfig(every_steps=4, suite="quiz")),
             data=shards,
             output=tmp_path / "other",
         )

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import powerclip
-from powerclip.config import EvaluationConfig, ParallelConfig, to_yaml
+from powerclip.config import ParallelConfig, PeriodicEvaluationConfig, to_yaml
 from powerclip.data.shards import write_shards
 from powerclip.errors import PowerclipError
 from powerclip.runs import read_metrics
@@ -42,9 +42,9 @@ SETTINGS = {
     "ddp": {},
     "pieces": {"parallel": ParallelConfig(accumulate=2)},
     "fsdp": {"parallel": ParallelConfig(sharding="fsdp", accumulate=2), "ema_decay": 0.5},
-    "evaluated": {"evaluation": EvaluationConfig(every_steps=3, size=6)},
+    "evaluated": {"evaluation": PeriodicEvaluationConfig(every_steps=3, size=6)},
     "fsdp, evaluated": {
-        "parallel": ParallelConfig(sharding="fsdp"), "ema_decay": 0.5, "evaluation": EvaluationConfig(every_steps=3, size=6)
+        "parallel": ParallelConfig(sharding="fsdp"), "ema_decay": 0.5, "evaluation": PeriodicEvaluationConfig(every_steps=3, size=6)
     },
 }  # fmt: skip
 
