@@ -15,7 +15,7 @@ MAY_IMPORT = {
     "files": set(),
     "types": set(),
     "tasks": set(),
-    "config": set(),
+    "config": {"errors"},
     "recipes": {"config", "errors"},
     "distributed": {"config", "errors", "files"},
     "runs": {*LEAVES, "distributed"},

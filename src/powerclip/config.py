@@ -13,6 +13,8 @@ from typing import Annotated, Any, Literal, TypeVar
 import tyro
 import yaml
 
+from powerclip.errors import one_of
+
 T = TypeVar("T")
 
 MAX_YAML_BYTES = 1 << 20
@@ -132,8 +134,19 @@ class ScoringConfig:
     """Divide the similarity by the number of regions, so that the margin means the same at every M."""
 
     def __post_init__(self) -> None:
+        for name, kind in (
+            ("method", Method),
+            ("direction", Direction),
+            ("subsets", Subsets),
+            ("t1_activation", T1Activation),
+            ("t2_activation", T2Activation),
+        ):
+            one_of(name, getattr(self, name), typing.get_args(kind))
         _require_at_least(self, 0, "tau")
         _require_at_least(self, 4, "samples")
+        _require(
+            not isinstance(self.zeta, str) or self.zeta == "calibrated", "zeta", self.zeta, "a number or 'calibrated'"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

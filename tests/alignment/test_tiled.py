@@ -63,7 +63,7 @@ def test_more_regions_than_one_product_can_hold():
 
 def test_zeta_may_be_a_tensor():
     inputs = problem(3, 4, 5, 6)
-    found = in_tiles(inputs, Scoring(tau=0.1, zeta=torch.tensor(0.3, dtype=torch.float64)), 2**14)[1]
+    found = in_tiles(inputs, Scoring(tau=0.1, fitted_zeta=torch.tensor(0.3, dtype=torch.float64)), 2**14)[1]
     assert torch.equal(found, in_tiles(inputs, Scoring(tau=0.1, zeta=0.3), 2**14)[1])
 
 

@@ -26,9 +26,6 @@ EXACT_UP_TO = 12
 HIGHEST = 4.0
 """Zeta is looked for in [0, 4]: T2(0) lies at R2T or below as tau -> 0, T2(1) of log cosh above."""
 
-UNCALIBRATED_ZETA = 0.75
-"""Stands in for an estimate while there is none."""
-
 STEPS = 30
 """Bisections: zeta is found to 4 / 2^30."""
 

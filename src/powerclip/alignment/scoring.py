@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import get_args
 
 import torch
 from torch import Tensor
@@ -11,52 +10,38 @@ from torch import Tensor
 from powerclip.alignment import reference
 from powerclip.alignment.aggregators import aggregate, best_single_region
 from powerclip.alignment.subsets import score_over_subsets
-from powerclip.config import Direction, Method, Subsets, T1Activation, T2Activation
-from powerclip.errors import one_of
+from powerclip.config import ScoringConfig
 
 TILE_BYTES = {"cpu": 4 * 2**20, "cuda": 256 * 2**20}
 """What the working memory of one tile may take by default: about a CPU's second-level cache, and on a GPU enough to
 keep it busy."""
 
 
+UNCALIBRATED_ZETA = 0.75
+"""Stands in for a calibrated zeta while there is no estimate."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class Scoring:
-    """All that turns s into T2R and R2T; checked when it is made.
+class Scoring(ScoringConfig):
+    """All that turns s into T2R and R2T: the settings, and what is drawn or fitted for some images and captions.
 
     Raises:
         ValueError: a setting is out of range; the message names it.
     """
 
-    method: Method = "nla"
-    """The aggregators (linear in M), enumeration of all subsets (M <= 16), or a random sample of them."""
-    tau: float = 1e-3
-    """Temperature of the aggregators; 0 is their hard limit."""
-    zeta: float | Tensor = 0.75
-    """Weight of log cosh in NLA-T2."""
-    t1_activation: T1Activation = "softplus"
-    """Activation of NLA-T1."""
-    t2_activation: T2Activation = "tanh"
-    """Derivative of the even part of NLA-T2."""
-    subsets: Subsets = "all"
-    """"single" is the paper's ablation: only subsets of one region."""
-    direction: Direction = "both"
-    """T2R + R2T, or one of the two alone."""
     normalise_by_regions: bool = False
-    """Divide by each image's number of regions."""
+    """Divide the score by each image's number of regions."""
+    fitted_zeta: Tensor | None = None
+    """() what replaces a calibrated zeta."""
     sample: Tensor | None = None
     """(A, M) the subsets of the method "sampled"."""
 
-    def __post_init__(self) -> None:
-        for name, kind in (
-            ("method", Method),
-            ("t1_activation", T1Activation),
-            ("t2_activation", T2Activation),
-            ("subsets", Subsets),
-            ("direction", Direction),
-        ):
-            one_of(name, getattr(self, name), get_args(kind))
-        if not self.tau >= 0:
-            raise ValueError(f"tau is {self.tau!r}; it must be 0 or more")
+    @property
+    def even_weight(self) -> float | Tensor:
+        """Zeta as a number: the weight of the even part in NLA-T2."""
+        if self.fitted_zeta is not None:
+            return self.fitted_zeta
+        return UNCALIBRATED_ZETA if isinstance(self.zeta, str) else self.zeta
 
     @property
     def fused(self) -> bool:
@@ -90,7 +75,7 @@ class Scoring:
                 region_mask,
                 phrase_mask,
                 tau=self.tau,
-                zeta=self.zeta,
+                zeta=self.even_weight,
                 t1_activation=self.t1_activation,
                 t2_activation=self.t2_activation,
             )

@@ -71,39 +71,25 @@ def similarity(
     scoring = Scoring(
         method=method,
         tau=tau,
-        zeta=check_zeta(zeta),
+        zeta=zeta,
         t1_activation=t1_activation,
         t2_activation=t2_activation,
         subsets=subsets,
+        samples=samples,
     )
     check_backend(backend)
     scoring.check_regions(regions.shape[1])
     budget = tile_bytes_or_default(tile_bytes, regions.device)
     with torch.autocast(regions.device.type, enabled=False):
         if zeta == "calibrated":
-            scoring = replace(scoring, zeta=_calibrated_zeta(r, p, scoring=scoring, tile_bytes=budget))
+            scoring = replace(scoring, fitted_zeta=_calibrated_zeta(r, p, scoring=scoring, tile_bytes=budget))
         if method == "sampled":
-            scoring = replace(
-                scoring, sample=draw_subsets(check_samples(samples), regions.shape[1], generator=generator)
-            )
+            scoring = replace(scoring, sample=draw_subsets(samples, regions.shape[1], generator=generator))
         t2r, r2t = _all_pairs(r, p, scoring=scoring, tile_bytes=budget)
         error = None
         if method == "sampled" and subsets == "all":
             error = _standard_errors(r, p, scoring=scoring, tile_bytes=budget)
         return Similarity(t2r=t2r, r2t=r2t, r2t_standard_error=error)
-
-
-def check_zeta(zeta: float | str) -> float:
-    """Zeta as a number; 0 where it is still to be calibrated.
-
-    Raises:
-        ValueError: it is neither a number nor "calibrated".
-    """
-    if zeta == "calibrated":
-        return 0.0
-    if isinstance(zeta, str):
-        raise ValueError(f"zeta is {zeta!r}; it must be a number or 'calibrated'")
-    return zeta
 
 
 def check_backend(backend: str) -> None:
@@ -115,17 +101,6 @@ def check_backend(backend: str) -> None:
     if backend == "triton":
         raise ValueError("backend 'triton' is not in this version; use 'auto' or 'torch', which run on a GPU as well")
     one_of("backend", backend, get_args(Backend))
-
-
-def check_samples(samples: int) -> int:
-    """The number of sampled subsets.
-
-    Raises:
-        ValueError: too few for a standard error.
-    """
-    if samples < 4:
-        raise ValueError(f"samples is {samples}; it must be at least 4, two complementary pairs")
-    return samples
 
 
 def _all_pairs(

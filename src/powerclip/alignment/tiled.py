@@ -225,7 +225,7 @@ class _FusedBlock:
     """A block of images beside NLA-T1 with softplus and NLA-T2 with log cosh: region after region, in place."""
 
     def __init__(self, regions: MaskedVectors, *, scoring: Scoring) -> None:
-        self.tau, self.zeta = scoring.tau, scoring.zeta
+        self.tau, self.zeta = scoring.tau, scoring.even_weight
         self.unit = self.tau * math.log(2) or 1.0  # y = s / unit
         masked = regions.values * regions.mask[..., None] / self.unit
         self.by_region = masked.transpose(0, 1).contiguous()  # (M, i, D)

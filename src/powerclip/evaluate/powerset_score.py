@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import get_args
 
@@ -11,13 +12,12 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torchvision.tv_tensors import Mask
 
-from powerclip.alignment.calibration import UNCALIBRATED_ZETA
 from powerclip.alignment.reference import MAX_REGIONS
 from powerclip.alignment.scoring import Scoring, tile_bytes_or_default
 from powerclip.alignment.subsets import draw_subsets
 from powerclip.alignment.tiled import score_pairs, score_rows
 from powerclip.alignment.vectors import MaskedVectors
-from powerclip.config import Method, ScoreRegions
+from powerclip.config import ScoreRegions
 from powerclip.distributed import gather_rows
 from powerclip.errors import one_of
 from powerclip.evaluate.datasets.images import open_picture
@@ -128,22 +128,14 @@ class PowersetScorer:
         Enumeration goes up to 16 regions; beyond, and for a model trained on sampled subsets, the subsets are a random
         sample that depends on M alone, so that all scores compare.
         """
-        model, M = self.model.scoring, images.values.shape[1]
-        method: Method = "sampled" if model.method == "exact" and M > MAX_REGIONS else model.method
-        sample = None
-        if method == "sampled":
-            sample = draw_subsets(model.samples, M, generator=torch.Generator().manual_seed(0))
-        return Scoring(
-            method=method,
-            tau=model.tau,
-            zeta=UNCALIBRATED_ZETA if isinstance(model.zeta, str) else model.zeta,  # "calibrated": without an estimate
-            t1_activation=model.t1_activation,
-            t2_activation=model.t2_activation,
-            subsets=model.subsets,
-            direction=model.direction,
-            normalise_by_regions=model.normalise_by_regions,
-            sample=sample,
-        )
+        M = images.mask.shape[1]
+        scoring = Scoring(**vars(self.model.scoring))
+        if scoring.method == "exact" and M > MAX_REGIONS:
+            scoring = replace(scoring, method="sampled")
+        if scoring.method == "sampled":
+            generator = torch.Generator().manual_seed(0)
+            scoring = replace(scoring, sample=draw_subsets(scoring.samples, M, generator=generator))
+        return scoring
 
     def _gathered(
         self,

@@ -11,14 +11,13 @@ from torch import Tensor, nn
 from powerclip.alignment.aggregators import ABSENT
 from powerclip.alignment.calibration import (
     PAIRS,
-    UNCALIBRATED_ZETA,
     CalibrationPairs,
     choose_pairs,
     fit_zeta,
     measure_pairs,
 )
-from powerclip.alignment.scoring import Scoring, tile_bytes_or_default
-from powerclip.alignment.similarity import check_backend, check_samples, check_zeta, validate
+from powerclip.alignment.scoring import UNCALIBRATED_ZETA, Scoring, tile_bytes_or_default
+from powerclip.alignment.similarity import check_backend, validate
 from powerclip.alignment.subsets import draw_subsets
 from powerclip.alignment.tiled import hardest_negatives, score_pairs
 from powerclip.alignment.vectors import MaskedVectors
@@ -95,15 +94,15 @@ class PowersetAlignmentLoss(nn.Module):
         self.scoring = Scoring(
             method=method,
             tau=tau,
-            zeta=check_zeta(zeta),
+            zeta=zeta,
             t1_activation=t1_activation,
             t2_activation=t2_activation,
             subsets=subsets,
             direction=direction,
             normalise_by_regions=normalise_by_regions,
+            samples=samples,
         )
-        self.margin, self.zeta, self.backend = margin, zeta, backend
-        self.samples, self.zeta_momentum = check_samples(samples), zeta_momentum
+        self.margin, self.backend, self.zeta_momentum = margin, backend, zeta_momentum
         self.tile_bytes, self.distributed = tile_bytes, distributed
         self.register_buffer("zeta_estimate", torch.full((), torch.nan))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
@@ -232,13 +231,13 @@ class PowersetAlignmentLoss(nn.Module):
         if scoring.method == "sampled":
             generator = torch.Generator().manual_seed(self._steps)  # so that all processes and a resumed run agree
             scoring = replace(
-                scoring, sample=draw_subsets(self.samples, batch.regions.mask.shape[1], generator=generator)
+                scoring, sample=draw_subsets(scoring.samples, batch.regions.mask.shape[1], generator=generator)
             )
-        elif self.zeta == "calibrated" and scoring.method == "nla":
+        elif scoring.zeta == "calibrated" and scoring.method == "nla":
             if self.training or self._steps == 0:
                 self._calibrate(batch, scoring)
             zeta = self.zeta_estimate.to(batch.device, batch.regions.values.dtype)
-            scoring = replace(scoring, zeta=zeta.nan_to_num(UNCALIBRATED_ZETA))
+            scoring = replace(scoring, fitted_zeta=zeta.nan_to_num(UNCALIBRATED_ZETA))
         return scoring
 
     @torch.no_grad()
@@ -270,7 +269,7 @@ class PowersetAlignmentLoss(nn.Module):
     def extra_repr(self) -> str:
         """The settings, for print."""
         return (
-            f"margin={self.margin}, tau={self.scoring.tau}, zeta={self.zeta!r}, method={self.scoring.method!r}, "
+            f"margin={self.margin}, tau={self.scoring.tau}, zeta={self.scoring.zeta!r}, method={self.scoring.method!r}, "
             f"direction={self.scoring.direction!r}, subsets={self.scoring.subsets!r}, "
             f"normalise_by_regions={self.scoring.normalise_by_regions}"
         )
