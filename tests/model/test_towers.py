@@ -1,3 +1,4 @@
+import copy
 import json
 
 import open_clip
@@ -193,6 +194,26 @@ def test_an_open_clip_model_gets_dense_outputs_that_share_its_weights(tmp_path):
     assert {id(p) for p in dense.parameters()} == {id(p) for p in theirs.parameters()}
     with pytest.raises(ValueError, match="has no config to build it again; save its open_clip model"):
         save(dense, tmp_path / "model")
+
+
+@pytest.mark.parametrize("text_pool", ["avg", "argmax"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, "autocast"])
+def test_half_precision_gives_one_dtype(dtype, text_pool, tmp_path):
+    torch.manual_seed(0)
+    full = powerclip.create_model(config_file(tmp_path, SMALL), text_pool=text_pool).eval()
+    tokens, images = make_tokenizer(full)(CAPTIONS), torch.randn(3, 3, 32, 32)
+    expected = full.encode_image(images, normalize=True), full.encode_text(tokens, normalize=True)
+    half = torch.bfloat16 if dtype == "autocast" else dtype
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == "autocast"), torch.no_grad():
+        model = full if dtype == "autocast" else copy.deepcopy(full).to(dtype)
+        for normalize in (True, False):
+            image = model.encode_image(images if dtype == "autocast" else images.to(dtype), normalize=normalize)
+            text = model.encode_text(tokens, normalize=normalize)
+            assert image.dtype == text.dtype == half
+            assert (image @ text.T).shape == (3, 3)
+            if normalize:  # some tens of roundings of 2^-9 through two layers
+                torch.testing.assert_close(image.float(), expected[0], rtol=0, atol=0.1)
+                torch.testing.assert_close(text.float(), expected[1], rtol=0, atol=0.1)
 
 
 def test_equal_captions_have_equal_ids_and_others_do_not():

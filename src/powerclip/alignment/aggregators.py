@@ -21,11 +21,11 @@ from torch import Tensor
 from powerclip.config import T1Activation, T2Activation
 
 ABSENT = -1e30
-"""Stands for minus infinity among phrases: finite, so that its gradient is 0 and never NaN."""
+"""Used as minus infinity in maxima over phrases: finite, so that its gradient is 0 and never NaN."""
 
 
 def _softplus(x: Tensor) -> Tensor:
-    # torch's own is linear beyond a threshold; this one is exact in float64 as well.
+    # torch's softplus is linear beyond a threshold; this one is also exact in float64.
     return x.clamp(min=0) + torch.log1p(torch.exp(-x.abs()))
 
 

@@ -1,7 +1,7 @@
 """Calibrated zeta: the weight of log cosh at which NLA-T2 is unbiased on the data at hand.
 
-At a fixed zeta, T2 lies above or below R2T for all pairs alike. T2 rises with zeta, so a few pairs, for which R2T is
-computed over subsets, tell the zeta at which the two agree on average.
+At a fixed zeta, T2 is too high or too low by a similar amount for all pairs. T2 increases with zeta, so R2T of a few
+pairs, computed over subsets, determines the zeta at which the two agree on average.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from powerclip.alignment.subsets import draw_subsets, score_over_subsets
 from powerclip.alignment.vectors import MaskedVectors
 
 PAIRS = 256
-"""Pairs that zeta is fitted to."""
+"""Number of pairs that zeta is fitted to."""
 
 EXACT_UP_TO = 12
-"""Regions up to which the fit enumerates all subsets; it samples 2^12 beyond."""
+"""The fit enumerates all subsets of up to this many regions, and samples 2^12 subsets of more."""
 
 HIGHEST = 4.0
-"""Zeta is looked for in [0, 4]: T2(0) lies at R2T or below as tau -> 0, T2(1) of log cosh above."""
+"""Zeta is searched for in [0, 4]: as tau -> 0, T2 at zeta = 0 is at most R2T, and at zeta = 1 (log cosh) above it."""
 
 STEPS = 30
-"""Bisections: zeta is found to 4 / 2^30."""
+"""Number of bisections; zeta is found to within 4 / 2^30."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationPairs:
-    """What a fit needs to know of some pairs; rows of different processes can be joined."""
+    """What a fit needs to know about some pairs; rows from different processes can be concatenated."""
 
     linear: Tensor
     """(P, K) sum of s / 2 over regions."""
@@ -47,15 +47,15 @@ class CalibrationPairs:
 
 
 def choose_pairs(images: int, captions: int, *, shift: int, count: int = PAIRS) -> tuple[Tensor, Tensor]:
-    """Image and caption indices of the pairs to fit: images evenly spread, beside captions that a shift moves on.
+    """Image and caption indices of the pairs to fit: evenly spread images, with captions that depend on the shift.
 
-    A function of its arguments alone, so that all processes and a resumed run choose the same.
+    A function of its arguments alone, so that all processes and a resumed run choose the same pairs.
 
     Args:
         images: I, at least 1.
         captions: J, at least 1.
         shift: any number; successive ones give different pairs.
-        count: P, how many pairs.
+        count: P, the number of pairs.
     """
     number = torch.arange(count)
     image = number * images // count if count <= images else number % images
@@ -86,9 +86,9 @@ def measure_pairs(
 
 @torch.no_grad()
 def fit_zeta(pairs: CalibrationPairs, *, tau: float) -> Tensor:
-    """The zeta at which the mean of T2 over the pairs is that of R2T; () and nearest where none is in [0, 4].
+    """() the zeta in [0, 4] at which the mean of T2 over the pairs is that of R2T, or comes closest to it.
 
-    NaN where no pair can be scored, or where one is not finite.
+    NaN if no pair can be scored, or if one is not finite.
     """
     low = torch.zeros((), dtype=pairs.linear.dtype, device=pairs.linear.device)
     high = torch.full_like(low, HIGHEST)
@@ -98,5 +98,5 @@ def fit_zeta(pairs: CalibrationPairs, *, tau: float) -> Tensor:
         value = soft_max_over_phrases(pairs.linear + zeta * pairs.even, pairs.phrase_mask, tau=tau)
         above = (value * pairs.scored).sum() > target
         low, high = torch.where(above, low, zeta), torch.where(above, zeta, high)
-    sound = pairs.scored.any() & target.isfinite() & pairs.linear.isfinite().all() & pairs.even.isfinite().all()
-    return torch.where(sound, (low + high) / 2, torch.nan)
+    valid = pairs.scored.any() & target.isfinite() & pairs.linear.isfinite().all() & pairs.even.isfinite().all()
+    return torch.where(valid, (low + high) / 2, torch.nan)

@@ -46,7 +46,7 @@ def grounding(
             phrase, whatever the sign of its similarity.
 
     Raises:
-        ValueError: an argument is out of range, or shapes, dtypes or devices do not fit; the message names the argument.
+        ValueError: an argument is out of range, or shapes, dtypes or devices do not fit; the message names it.
     """
     for name, value, letters in (("regions", regions, "(M, D)"), ("phrases", phrases, "(K, D)")):
         if value.ndim != 2:

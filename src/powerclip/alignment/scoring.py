@@ -13,8 +13,7 @@ from powerclip.alignment.subsets import score_over_subsets
 from powerclip.config import ScoringConfig
 
 TILE_BYTES = {"cpu": 4 * 2**20, "cuda": 256 * 2**20}
-"""What the working memory of one tile may take by default: about a CPU's second-level cache, and on a GPU enough to
-keep it busy."""
+"""Default working memory of one tile: about the size of a CPU's second-level cache, and enough to keep a GPU busy."""
 
 
 UNCALIBRATED_ZETA = 0.75
@@ -45,7 +44,7 @@ class Scoring(ScoringConfig):
 
     @property
     def fused(self) -> bool:
-        """Whether the tiles of ``powerclip.alignment.tiled`` know these aggregators in their fused form."""
+        """Whether ``powerclip.alignment.tiled`` has a fused form of these aggregators."""
         return (
             self.method == "nla"
             and self.subsets == "all"
@@ -82,7 +81,7 @@ class Scoring(ScoringConfig):
         return score_over_subsets(s, region_mask, phrase_mask, self._subsets(s), tile_bytes=tile_bytes)
 
     def total(self, t2r: Tensor, r2t: Tensor, region_mask: Tensor) -> Tensor:
-        """The one score that is compared: T2R and R2T (I, ...) of images with regions (I, M), put together."""
+        """The score that is compared, from T2R and R2T (I, ...) of images with region masks (I, M)."""
         total = {"both": t2r + r2t, "t2r": t2r, "r2t": r2t}[self.direction]
         if not self.normalise_by_regions:
             return total
@@ -90,10 +89,10 @@ class Scoring(ScoringConfig):
         return total / counts.view(-1, *[1] * (total.ndim - 1))
 
     def bytes_per_pair(self, regions: int, phrases: int) -> int:
-        """About what ``score`` holds for one pair, in float32."""
+        """About how much memory ``score`` takes for one pair, in float32."""
         table = regions * phrases
         if self.method != "nla" and self.subsets == "all":
-            # One subset's row of the table is the least that a piece can hold; at least 64 keep the products busy.
+            # A piece holds at least one subset's row of the table; 64 rows make the matrix products efficient.
             table = max(table, 64 * phrases)
         return 4 * 6 * table
 

@@ -1,4 +1,4 @@
-"""The one door to powerset similarity: validates, then dispatches."""
+"""Powerset similarity: the entry point, which validates and then dispatches."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ def similarity(
     """Powerset similarity of every image and every caption.
 
     Plain equivalent: ``powerclip.alignment.reference.enumerate_similarity``. Regions and phrases are scored as
-    given (the paper: unit regions, phrases the sums of unit leaves). An absent region or phrase takes part in
-    nothing; a pair without any region or without any phrase scores 0. Scores are float32 (float64 for float64
-    input), also under autocast. Only a tile of the (I, J, M, K) region-phrase similarities exists at a time, in the
-    backward pass too.
+    given (the paper: unit regions; phrases that are sums of unit leaves). An absent region or phrase has no influence
+    on any value or gradient, even if it is NaN; a pair without any region or without any phrase scores 0. Scores are
+    float32 (float64 for float64 input), also under autocast. Only a tile of the (I, J, M, K) region-phrase similarities
+    exists at a time, in the backward pass too.
 
     Args:
         regions: (I, M, D) region vectors.
@@ -53,13 +53,13 @@ def similarity(
             R2T over a random sample of subsets, unbiased, with its standard error (T2R is exact).
         tau: temperature of the aggregators; 0 is their hard limit.
         zeta: weight of log cosh in NLA-T2; "calibrated" fits it to R2T over subsets on a few of the pairs.
-        backend: "torch" runs everywhere; "auto" chooses.
+        backend: "torch" runs on every device; "auto" chooses, today always torch. "triton" is refused until it exists.
         t1_activation: activation of NLA-T1.
         t2_activation: derivative of the even part of NLA-T2.
         subsets: "all" the regions' subsets, or "single" regions only (the paper's ablation; exact by any method).
         samples: subsets that the method "sampled" draws, at least 4.
-        generator: draws them; on the CPU, torch's own by default.
-        tile_bytes: working memory of a tile; a sensible size for the device by default.
+        generator: a CPU generator that draws them; torch's global one by default.
+        tile_bytes: working memory of a tile; a suitable size for the device by default.
 
     Returns:
         ``t2r``, ``r2t`` and ``total``, each (I, J).
@@ -93,10 +93,10 @@ def similarity(
 
 
 def check_backend(backend: str) -> None:
-    """Refuse a backend that is not there.
+    """Refuse a backend that does not exist.
 
     Raises:
-        ValueError: naming those there are.
+        ValueError: the message names those that do.
     """
     if backend == "triton":
         raise ValueError("backend 'triton' is not in this version; use 'auto' or 'torch', which run on a GPU as well")
@@ -149,8 +149,8 @@ def validate(
     """Check region and phrase vectors.
 
     Returns:
-        Them and their masks, in one dtype of at least float32; all are present where no mask was given. What is absent
-        is 0, whatever it was (NaN and infinities included), and gets no gradient.
+        Both with their masks, in one dtype, at least float32; without a mask, all are present. What is absent is set to
+        0, whatever it was (NaN and infinities included), and gets no gradient.
 
     Raises:
         ValueError: as ``similarity``.
@@ -167,7 +167,7 @@ def validate(
             raise ValueError(f"{name} has dtype {value.dtype}; expected a floating-point dtype")
     if regions.shape[2] != phrases.shape[2]:
         raise ValueError(
-            f"regions have D = {regions.shape[2]} and phrases D = {phrases.shape[2]}; both must lie in one space"
+            f"regions have D = {regions.shape[2]} and phrases D = {phrases.shape[2]}; both must be in the same space"
         )
     if regions.device != phrases.device:
         raise ValueError(f"regions are on {regions.device}, phrases on {phrases.device}; move one of them")

@@ -1,9 +1,9 @@
 """Sums over subsets of regions, all of them or a random sample, for many pairs at once.
 
 R2T = mean over A of max over k of Q[A, k] is piecewise linear in s: with k(A) the best phrase of subset A, it equals
-<s, W> with W[m, k] = share of the subsets that hold m and are best described by k. W is found without gradient, in
+<s, W> with W[m, k] = share of the subsets that contain m and are best described by k. W is found without gradient, in
 pieces; <s, W> then has the exact value and the exact gradient, and no table of 2^M subsets is kept for the backward
-pass. T2R needs no subsets at all: max over A of Q[A, k] = sum_m relu(s[m, k]).
+pass. T2R needs no subsets: max over A of Q[A, k] = sum_m relu(s[m, k]).
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from powerclip.alignment.aggregators import ABSENT, zero_where_unscored
 def draw_subsets(count: int, regions: int, *, generator: torch.Generator | None = None) -> Tensor:
     """A random sample of subsets of M regions, in complementary pairs.
 
-    Every subset is equally likely, so a mean over the sample is unbiased. What a subset scores too high, its
-    complement tends to score too low: pairs make the error smaller at no cost.
+    Every subset is equally likely, so a mean over the sample is unbiased. If a subset scores too high, its complement
+    tends to score too low, so complementary pairs reduce the error at no cost.
 
     Args:
-        count: subsets wanted; rounded up to an even number.
+        count: A, the number of subsets; rounded up to an even number.
         regions: M.
         generator: on the CPU; torch's own by default.
 
     Returns:
-        (count, M) bool; rows i and i + count / 2 are complements.
+        (A, M) bool; rows i and i + A / 2 are complements.
     """
     half = torch.rand((count + 1) // 2, regions, generator=generator) < 0.5
     return torch.cat([half, ~half])
@@ -41,18 +41,18 @@ def score_over_subsets(
         s: (..., M, K) region-phrase similarities.
         region_mask: broadcastable to (..., M) bool, True = present.
         phrase_mask: broadcastable to (..., K) bool, True = present.
-        subsets: (A, M) bool or 0 / 1. An absent region belongs to none; each subset of the present ones then counts
-            equally often.
-        tile_bytes: about what the largest intermediate may take.
+        subsets: (A, M) bool or 0 / 1. Absent regions are ignored; each subset of those present still counts equally
+            often.
+        tile_bytes: approximate limit of the largest intermediate.
 
     Returns:
         T2R and R2T, each (...); 0 where a pair has no region or no phrase.
     """
-    s = s.masked_fill(~region_mask[..., :, None], 0.0)
+    s = s.masked_fill(~region_mask[..., :, None], 0.0)  # (..., M, K)
     phrases = phrase_mask.sum(dim=-1, dtype=s.dtype)
     t2r = (s.relu().sum(dim=-2) * phrase_mask).sum(dim=-1) / phrases.clamp(min=1)
     weights = _weights(s.detach(), phrase_mask, subsets, tile_bytes)
-    r2t = (s * weights).sum(dim=(-2, -1))
+    r2t = (s * weights).sum(dim=(-2, -1))  # <s, W>
     return zero_where_unscored((t2r, r2t), region_mask, phrase_mask)
 
 
@@ -64,7 +64,7 @@ def standard_error(s: Tensor, region_mask: Tensor, phrase_mask: Tensor, subsets:
         region_mask: broadcastable to (..., M) bool, True = present.
         phrase_mask: broadcastable to (..., K) bool, True = present.
         subsets: (A, M), as ``draw_subsets`` makes them, A at least 4.
-        tile_bytes: about what the largest intermediate may take.
+        tile_bytes: approximate limit of the largest intermediate.
 
     Returns:
         (...) standard errors.
@@ -90,19 +90,19 @@ def standard_error(s: Tensor, region_mask: Tensor, phrase_mask: Tensor, subsets:
 
 @torch.no_grad()
 def _weights(s: Tensor, phrase_mask: Tensor, subsets: Tensor, tile_bytes: int) -> Tensor:
-    """(..., M, K): the share of the subsets that hold region m and are best described by phrase k."""
+    """(..., M, K): the share of the subsets that contain region m and are best described by phrase k."""
     weights = torch.zeros_like(s)
     for piece in _pieces(subsets, s, tile_bytes):
-        best = _best(s, piece, phrase_mask)[1]
-        chosen = torch.zeros(*best.shape, s.shape[-1], dtype=s.dtype, device=s.device)
+        best = _best(s, piece, phrase_mask)[1]  # (..., a)
+        chosen = torch.zeros(*best.shape, s.shape[-1], dtype=s.dtype, device=s.device)  # (..., a, K)
         chosen.scatter_(-1, best[..., None], 1.0)
-        weights += piece.T @ chosen
+        weights += piece.T @ chosen  # (M, a) @ (..., a, K)
     return weights / len(subsets)
 
 
 def _best(s: Tensor, subsets: Tensor, phrase_mask: Tensor) -> tuple[Tensor, Tensor]:
     """The score of each subset's best phrase, and which one it is: (..., a) each."""
-    q = subsets @ s
+    q = subsets @ s  # (a, M) @ (..., M, K) = (..., a, K)
     best = q.masked_fill_(~phrase_mask[..., None, :], ABSENT).max(dim=-1)
     return best.values, best.indices
 

@@ -1,12 +1,12 @@
-"""Scores of every image and caption, tile by tile, without ever holding more of s than a tile.
+"""Scores of every image and caption, computed tile by tile, so that only a tile of s exists at a time.
 
 Two passes over the pairs, as the gradient of the triplet loss is sparse: ``hardest_negatives`` looks at all of them
 without gradient, ``score_pairs`` computes the few that matter with it.
 
-The fused tile of the default aggregators keeps three numbers a phrase while it goes through the regions one by one:
+The fused tile of the default aggregators keeps three numbers per phrase while it goes through the regions one by one:
 with y = s / (tau log 2), sum y, sum |y| and prod (1 + 2^-|y|), from which T1 and T2 both follow, since
 tau softplus(s / tau) = (s + |s|) / 2 + tau log(1 + 2^-|y|) and tau log cosh(s / (2 tau)) = |s| / 2
-+ tau log(1 + 2^-|y|) - tau log 2. Every factor lies in (1, 2], so one logarithm a phrase serves all its regions; and
++ tau log(1 + 2^-|y|) - tau log 2. Every factor is in (1, 2], so one logarithm per phrase serves all regions; and
 powers of 2 because torch computes them several times faster than exp on a CPU.
 """
 
@@ -25,10 +25,10 @@ from powerclip.alignment.scoring import Scoring
 from powerclip.alignment.vectors import MaskedVectors
 
 IMAGES_PER_TILE = 128
-"""Of the fused tile: fewer make its matrix products slow."""
+"""Images in a fused tile; with fewer, its matrix products become slow."""
 
 REGIONS_PER_LOGARITHM = 100
-"""A product of factors up to 2 stays well within float32's 2^127."""
+"""The product of the factors, each up to 2, of this many regions stays well below float32's maximum of 2^127."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,11 +38,11 @@ class HardestNegatives:
     caption: Tensor
     """(I,) int64 index of each image's hardest caption."""
     caption_score: Tensor
-    """(I,) its score; ``ABSENT`` where the image has no negative."""
+    """(I,) its score; ``ABSENT`` if the image has no negative."""
     image: Tensor
     """(J,) int64 index of each caption's hardest image."""
     image_score: Tensor
-    """(J,) its score; ``ABSENT`` where the caption has no negative."""
+    """(J,) its score; ``ABSENT`` if the caption has no negative."""
 
 
 @torch.no_grad()
@@ -61,7 +61,7 @@ def hardest_negatives(
         phrases: (J, K, D) phrase vectors.
         negative: the images' slice to (images, J) bool, True where the pair counts as a negative.
         scoring: how s becomes the score that is compared.
-        tile_bytes: budget of a tile.
+        tile_bytes: memory limit of a tile.
     """
     I, J = len(regions), len(phrases)
     caption = torch.zeros(I, dtype=torch.int64, device=regions.values.device)
@@ -86,7 +86,7 @@ def score_pairs(
     scoring: Scoring,
     tile_bytes: int,
 ) -> tuple[Tensor, Tensor]:
-    """T2R and R2T, each (P,), of regions (P, M, D) and phrases (P, K, D) of P images and their captions; differentiable."""
+    """T2R and R2T, each (P,), of the regions (P, M, D) and phrases (P, K, D) of P pairs; differentiable."""
     s_PMK = torch.bmm(regions.values, phrases.values.transpose(1, 2))
     return scoring.score(s_PMK, regions.mask, phrases.mask, tile_bytes=tile_bytes)
 
@@ -101,13 +101,13 @@ def score_rows(
 ) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """T2R and R2T of a few images at a time with all captions, without gradient.
 
-    Captions are taken in the order of their number of phrases, so that those of one tile need little padding.
+    Captions are sorted by their number of phrases, so that those of one tile need little padding.
 
     Args:
         regions: (I, M, D) region vectors.
         phrases: (J, K, D) phrase vectors.
         scoring: how s becomes T2R and R2T.
-        tile_bytes: budget of a tile.
+        tile_bytes: memory limit of a tile.
 
     Yields:
         The images' slice, and T2R and R2T, each (images, J).
@@ -188,18 +188,18 @@ class _CaptionTile:
 
 def _caption_tiles(phrases: MaskedVectors, *, columns: int) -> Iterator[_CaptionTile]:
     """Pack captions into tiles of at most ``columns`` phrase slots (or of one caption), present phrases first."""
-    counts, captions = phrases.mask.sum(dim=1).sort(stable=True)
+    counts, captions = phrases.mask.sum(dim=1).sort(stable=True)  # (J,) each
     slots = phrases.mask.to(torch.uint8).argsort(dim=1, descending=True, stable=True)
-    sizes = counts.clamp(min=1).tolist()  # the one wait for the device: tiles need their sizes
+    sizes = counts.clamp(min=1).tolist()  # the only wait for the device: tiles need their sizes
     start = 0
     while start < len(sizes):
         stop = start + 1
         while stop < len(sizes) and (stop + 1 - start) * sizes[stop] <= columns:
             stop += 1
         width = sizes[stop - 1]
-        index = captions[start:stop]
+        index = captions[start:stop]  # (j,)
         order = slots.index_select(0, index)[:, :width]
-        mask = phrases.mask.index_select(0, index).gather(1, order)
+        mask = phrases.mask.index_select(0, index).gather(1, order)  # (j, k)
         flat = index[:, None] * phrases.mask.shape[1] + order
         packed = phrases.values.flatten(0, 1).index_select(0, flat.flatten())
         yield _CaptionTile(captions=index, phrases=packed.mul_(mask.flatten()[:, None]), mask=mask)
@@ -207,7 +207,7 @@ def _caption_tiles(phrases: MaskedVectors, *, columns: int) -> Iterator[_Caption
 
 
 class _PlainBlock:
-    """A block of images beside any scoring: s of the whole tile at once."""
+    """A block of images with any scoring: all of s of a tile at once."""
 
     def __init__(self, regions: MaskedVectors, *, scoring: Scoring, tile_bytes: int) -> None:
         self.regions = regions
@@ -216,31 +216,31 @@ class _PlainBlock:
     def __call__(self, tile: _CaptionTile) -> tuple[Tensor, Tensor]:
         i, M, D = self.regions.values.shape
         j, k = tile.mask.shape
-        s = self.regions.values.reshape(i * M, D) @ tile.phrases.T
-        s = s.view(i, M, j, k).transpose(1, 2)
+        s = self.regions.values.reshape(i * M, D) @ tile.phrases.T  # (i M, j k)
+        s = s.view(i, M, j, k).transpose(1, 2)  # (i, j, M, k)
         return self.scoring.score(s, self.regions.mask[:, None], tile.mask[None], tile_bytes=self.tile_bytes)
 
 
 class _FusedBlock:
-    """A block of images beside NLA-T1 with softplus and NLA-T2 with log cosh: region after region, in place."""
+    """A block of images with NLA-T1 of softplus and NLA-T2 of log cosh: region after region, in place."""
 
     def __init__(self, regions: MaskedVectors, *, scoring: Scoring) -> None:
         self.tau, self.zeta = scoring.tau, scoring.even_weight
         self.unit = self.tau * math.log(2) or 1.0  # y = s / unit
         masked = regions.values * regions.mask[..., None] / self.unit
         self.by_region = masked.transpose(0, 1).contiguous()  # (M, i, D)
-        self.all_regions = masked.sum(dim=1)
-        self.present = regions.some
+        self.all_regions = masked.sum(dim=1)  # (i, D)
+        self.present = regions.some  # (i,)
         self.absent = (~regions.mask).sum(dim=1, dtype=masked.dtype)
 
     def __call__(self, tile: _CaptionTile) -> tuple[Tensor, Tensor]:
-        columns = tile.phrases.T
+        columns = tile.phrases.T  # (D, j k)
         j, k = tile.mask.shape
-        linear = self.all_regions @ columns  # sum of y, from here on (i, j k)
-        absolute = torch.zeros_like(linear)
-        product = torch.ones_like(linear) if self.tau else None
-        logarithm: Tensor | float = 0.0
-        buffer = torch.empty_like(linear)
+        linear = self.all_regions @ columns  # (i, j k) sum of y over the regions
+        absolute = torch.zeros_like(linear)  # (i, j k) sum of |y|
+        product = torch.ones_like(linear) if self.tau else None  # (i, j k) product of 1 + 2^-|y|
+        logarithm: Tensor | float = 0.0  # (i, j k) log2 of the products so far
+        buffer = torch.empty_like(linear)  # (i, j k) y of one region
         for m, region in enumerate(self.by_region):
             torch.mm(region, columns, out=buffer)
             if product is None:
@@ -253,19 +253,19 @@ class _FusedBlock:
         if product is not None:
             logarithm = product.log2_() + logarithm
         M = len(self.by_region)
-        counts = tile.mask.sum(dim=1, dtype=linear.dtype).clamp(min=1)
-        weights = (tile.mask / counts[:, None]).to(linear.dtype)  # each phrase's part in its caption's mean
+        counts = tile.mask.sum(dim=1, dtype=linear.dtype).clamp(min=1)  # (j,)
+        weights = (tile.mask / counts[:, None]).to(linear.dtype)  # (j, k) each phrase's part in its caption's mean
         linear, absolute = linear.div_(2), absolute.div_(2)
-        softplus = (linear + absolute).add_(logarithm).view(-1, j, k)
-        t1 = self.unit * (softplus * weights).sum(dim=-1)
-        even = absolute
+        softplus = (linear + absolute).add_(logarithm).view(-1, j, k)  # (i, j, k) sum of softplus, in units
+        t1 = self.unit * (softplus * weights).sum(dim=-1)  # (i, j)
+        even = absolute  # (i, j k) at tau = 0; else completed below to the sum of log cosh, in units
         if self.tau:
-            # An absent region has y = 0 and so a factor 2: it added 1 to softplus, and nothing to log cosh.
+            # An absent region has y = 0, so a factor of 2: it added 1 to softplus, and nothing to log cosh.
             t1 -= self.unit * self.absent[:, None]
             even = absolute.add_(logarithm).sub_(M)
-        exponent = linear.add_(even * self.zeta).mul_(self.unit).view(-1, j, k)
-        t2 = soft_max_over_phrases(exponent, tile.mask, tau=self.tau)
-        unscored = ~(self.present[:, None] & tile.mask.any(dim=1))
+        exponent = linear.add_(even * self.zeta).mul_(self.unit).view(-1, j, k)  # (i, j, k)
+        t2 = soft_max_over_phrases(exponent, tile.mask, tau=self.tau)  # (i, j)
+        unscored = ~(self.present[:, None] & tile.mask.any(dim=1))  # (i, j)
         return t1.masked_fill_(unscored, 0.0), t2.masked_fill_(unscored, 0.0)
 
 

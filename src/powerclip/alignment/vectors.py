@@ -1,4 +1,4 @@
-"""The regions of several images, or the phrases of several captions, of which each has its own number."""
+"""Vectors with a mask: the regions of several images or the phrases of several captions, in different numbers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class MaskedVectors:
-    """Vectors and which of them are present; written here for regions (I, M), the same for phrases (J, K)."""
+    """Vectors and which of them are present. The shapes given are those of regions; phrases have (J, K, D), (J, K)."""
 
     values: Tensor
     """(I, M, D) vectors, 0 where absent."""
@@ -21,7 +21,7 @@ class MaskedVectors:
         return len(self.values)
 
     def __getitem__(self, rows: slice | Tensor) -> MaskedVectors:
-        """Those of some images: a slice, or (P,) int64 indices, each image as often as it is named."""
+        """The vectors of some images: a slice, or (P,) int64 indices, which may repeat."""
         if isinstance(rows, slice):
             return MaskedVectors(values=self.values[rows], mask=self.mask[rows])
         return MaskedVectors(values=self.values.index_select(0, rows), mask=self.mask.index_select(0, rows))
@@ -32,5 +32,5 @@ class MaskedVectors:
 
     @property
     def some(self) -> Tensor:
-        """(I,) bool: whether an image has any region."""
+        """(I,) bool: whether an image has at least one region."""
         return self.mask.any(dim=1)

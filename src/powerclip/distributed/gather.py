@@ -1,9 +1,9 @@
 """Collectives that are the identity on one process.
 
-The convention of every loss here: a process computes the share of the global loss that belongs to its rows, and the
-backward pass of ``gather_rows`` sums over processes. So the gradient that arrives at a process's own rows is that of
-the global loss. DistributedDataParallel averages the gradients of parameters, where the sum is wanted: multiply the
-loss by the number of processes before ``backward``.
+The convention of every loss here: a process computes its rows' share of the global loss, and the backward pass of
+``gather_rows`` sums over processes. So a process's own rows get the gradient of the global loss.
+DistributedDataParallel averages the gradients of parameters, but their sum is needed: multiply the loss by the number
+of processes before ``backward``.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from torch import Tensor
 
 
 def world_size() -> int:
-    """Number of processes of the default group; 1 where none is initialised."""
+    """Number of processes in the default group; 1 if none is initialised."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """This process's number; 0 where no group is initialised."""
+    """This process's rank; 0 if no group is initialised."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
@@ -51,16 +51,16 @@ def with_value(share: Tensor, value: Tensor) -> Tensor:
 
 
 def gather_rows(x: Tensor) -> tuple[Tensor, int]:
-    """The rows of all processes, in the order of their ranks; the gradient of a process's rows is summed over all.
+    """The rows of all processes, in rank order; the gradient of a process's rows is summed over all processes.
 
-    Processes may hold different numbers of rows. A second dimension that differs (phrases a caption) is padded with
-    zeros to the largest; all further ones must agree.
+    Processes may have different numbers of rows. A second dimension that differs (phrases per caption) is padded with
+    zeros to the largest; all further dimensions must be equal.
 
     Args:
         x: (B, ...) this process's rows.
 
     Returns:
-        (sum of B, ...) all rows, and the position of this process's first row in them.
+        (sum of B, ...) all rows, and the index of this process's first row among them.
     """
     if world_size() == 1:
         return x, 0

@@ -54,7 +54,7 @@ def process_group(device: str = "auto") -> Iterator[torch.device]:
 
 
 def any_rank(*flags: bool) -> tuple[bool, ...]:
-    """Each flag, True where any process has it; all processes ask at the same point. Runs on the CPU, without a GPU wait."""
+    """Each flag, True if any process has it; all processes call this. Runs on the CPU, without waiting for a GPU."""
     if world_size() == 1:
         return flags
     votes = torch.tensor(flags, dtype=torch.uint8)

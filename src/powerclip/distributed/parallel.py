@@ -26,12 +26,12 @@ def parallelize(
 ) -> nn.Module:
     """The model to call in place of ``model``; the two share parameters.
 
-    Activation checkpointing comes before (``PowerCLIP.set_grad_checkpointing``): what is compiled must hold it. Then
-    every block is compiled by itself, which takes seconds where the whole takes minutes. Then the gradients' reduction is
-    added, around what is compiled.
+    The order matters. Activation checkpointing comes first (``PowerCLIP.set_grad_checkpointing``), so that it is compiled
+    too. Then each block is compiled by itself: seconds, where compiling the model as one takes minutes.
+    Last comes the reduction of gradients, outside of what is compiled.
 
     Args:
-        model: on its device.
+        model: the model, already on its device.
         blocks: the transformer blocks of its towers: the units of compilation and of sharding.
         device: where the model is.
         sharding: "ddp" replicates, "fsdp" (FSDP2) shards parameters, gradients and optimiser state.
@@ -47,21 +47,21 @@ def parallelize(
         return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
     for block in blocks:
         fully_shard(block)
-    fully_shard(model, ignored_params=_scalars(model))  # a number cannot be cut into shards
+    fully_shard(model, ignored_params=_scalars(model))  # a scalar cannot be sharded
     for method in ("encode_image", "encode_text", "encode_regions", "encode_phrases"):
-        # Within these, as within forward, all of a parameter is on each process.
+        # Within these, as within forward, every process has the complete parameters.
         register_fsdp_forward_method(model, method)
     return model
 
 
 def reshard(model: nn.Module) -> None:
-    """Let go of whole parameters that a forward pass without a backward pass has left; only FSDP keeps any."""
+    """Free the gathered parameters that FSDP keeps after a forward pass without a backward pass."""
     if isinstance(model, FSDPModule):
         model.reshard()
 
 
 def average_ignored_gradients(model: nn.Module) -> None:
-    """Average over processes the gradients that FSDP leaves alone; nothing to do for any other model."""
+    """Average over processes the gradients that FSDP ignores; does nothing for any other model."""
     if isinstance(model, FSDPModule):
         for parameter in _scalars(model):
             if parameter.grad is not None:
@@ -71,7 +71,7 @@ def average_ignored_gradients(model: nn.Module) -> None:
 
 @contextmanager
 def no_sync_unless_last(model: nn.Module, *, last: bool) -> Iterator[None]:
-    """Backward passes within leave the gradients of a parallel model unreduced, unless it is the last of a step."""
+    """Within, backward passes do not reduce the gradients of a parallel model, unless ``last`` (of a step)."""
     if isinstance(model, DistributedDataParallel) and not last:
         with model.no_sync():
             yield

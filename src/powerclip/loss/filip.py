@@ -1,7 +1,6 @@
-"""FILIP's token-wise contrastive loss (Yao et al., "FILIP: Fine-grained Interactive Language-Image Pre-Training", 2022).
+"""FILIP's token-wise loss (Yao et al., "FILIP: Fine-grained Interactive Language-Image Pre-Training", 2022).
 
-The paper's cuts for speed (fewer dimensions, half precision, a quarter of the tokens) are left out: this is its
-equation as it stands.
+This is the paper's equation, without its shortcuts for speed: fewer dimensions, half precision, a quarter of the tokens.
 """
 
 from __future__ import annotations
@@ -15,13 +14,13 @@ from powerclip.distributed import gather_rows, sum_over_processes, with_value, w
 from powerclip.types import Features, LossOutput
 
 TILE_ELEMENTS = 2**25
-"""Token-token similarities held at a time (128 MiB in float32)."""
+"""Maximum number of token-token similarities in memory at a time (128 MiB in float32)."""
 
 
 def late_interaction(patches: Tensor, tokens: Tensor, token_mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Similarities of every image and text by both of FILIP's readings (its equations 4 and 5).
+    """Both late-interaction similarities of every image and text (FILIP's equations 4 and 5).
 
-    Tiles of images are scored one after another, and again in the backward pass.
+    Tiles of images are scored one after another, and recomputed in the backward pass.
 
     Args:
         patches: (I, N, D) unit vectors.
@@ -68,7 +67,7 @@ def filip_loss(patches: Tensor, tokens: Tensor, token_mask: Tensor, logit_scale:
     with torch.autocast(patches.device.type, enabled=False):
         dtype = torch.promote_types(patches.dtype, torch.float32)
         patches, tokens = F.normalize(patches.to(dtype), dim=-1), F.normalize(tokens.to(dtype), dim=-1)
-        used_T = token_mask.any(dim=0)  # columns that are padding in every caption cost as much as words
+        used_T = token_mask.any(dim=0)  # padding in every caption would cost as much as words
         tokens, token_mask = tokens[:, used_T], token_mask[:, used_T]
         (all_patches, start), (all_tokens, _) = gather_rows(patches), gather_rows(tokens)
         all_token_mask, _ = gather_rows(token_mask)

@@ -32,13 +32,13 @@ class PowersetAlignmentLoss(nn.Module):
     (dense form: ``triplet_loss``). The vectors are scored as given. A pair whose image has no region or whose caption
     has no phrase takes no part.
 
-    Only the pairs themselves and each row's and column's hardest negative get a gradient. So a pass without gradient
-    finds these negatives tile by tile, and the at most 3 C pairs are scored again with gradient: the result is that
-    of the dense computation, at O(C) memory and backward cost.
+    Only the C pairs and the hardest negative of each row and column receive a gradient. A pass without gradient finds
+    these negatives tile by tile; at most 3 C pairs are then scored again with gradient. The result is that of the dense
+    computation, with O(C) memory and backward cost.
 
     Under an initialised process group every process passes its own pairs; the loss is that of the global batch, with
-    its gradient on the process's own rows. Phrases travel, regions and scores do not. DistributedDataParallel
-    averages gradients of parameters where their sum is wanted: multiply the loss by the number of processes.
+    its gradient on the process's own rows. Only phrase vectors are communicated. DistributedDataParallel averages
+    gradients of parameters, but their sum is needed: multiply the loss by the number of processes.
     """
 
     zeta_estimate: Tensor
@@ -70,17 +70,17 @@ class PowersetAlignmentLoss(nn.Module):
             zeta: weight of log cosh in NLA-T2; "calibrated" fits it at every training step, on 256 pairs, so that T2
                 is unbiased, and smooths it over steps. Its state is saved with the module.
             method: "nla" (linear in M), "exact" (enumeration, M <= 16) or "sampled" (random subsets for R2T).
-            backend: "torch" runs everywhere; "auto" chooses.
+            backend: as in ``powerclip.alignment.similarity``.
             normalise_by_regions: divide S by each image's number of regions, so that a margin means the same
                 at every M.
             direction: S = T2R + R2T, or one of the two alone (the paper's ablations).
             subsets: "all" the regions' subsets, or "single" regions only (the paper's ablation).
             t1_activation: activation of NLA-T1 (paper: softplus).
             t2_activation: derivative of the even part of NLA-T2 (paper: tanh).
-            samples: subsets that the method "sampled" draws anew at every training step.
-            zeta_momentum: share of the old value when a calibrated zeta moves on.
-            tile_bytes: working memory of the search; a sensible size for the device by default.
-            distributed: take the batch of all processes; False keeps to this process's.
+            samples: number of subsets that the method "sampled" draws at every training step.
+            zeta_momentum: weight of the old estimate when a calibrated zeta is updated.
+            tile_bytes: working memory of the search; a suitable size for the device by default.
+            distributed: use the batch of all processes; False uses this process's alone.
 
         Raises:
             ValueError: a setting is out of range; the message names it.
@@ -120,11 +120,11 @@ class PowersetAlignmentLoss(nn.Module):
         """The sum of both triplet directions, unweighted.
 
         Args:
-            regions: (C, M, D) region vectors, image i beside caption i.
+            regions: (C, M, D) region vectors; image i belongs to caption i.
             phrases: (C, K, D) phrase vectors.
             region_mask: (C, M) bool, True = present.
             phrase_mask: (C, K) bool, True = present.
-            caption_ids: (C,) int64; captions of one id (the same text, say) are no negatives of each other's images.
+            caption_ids: (C,) int64; captions of one id (the same text, say) are not negatives of each other's images.
 
         Returns:
             () loss, float32 also under autocast.
@@ -181,34 +181,38 @@ class PowersetAlignmentLoss(nn.Module):
             r, p = batch.regions[images], batch.phrases[captions]
             return scoring.total(*score_pairs(r, p, scoring=scoring, tile_bytes=budget), r.mask)
 
+        # First pass, without gradient: this process's B images against the C captions of all processes.
         found = hardest_negatives(
             batch.regions, batch.phrases, negative=batch.negatives, scoring=scoring, tile_bytes=budget
         )
         B, C = len(batch.regions), len(batch.phrases)
         local = torch.arange(B, device=batch.device)
-        own = local + batch.start
-        image, has_image = self._hardest_images(found.image + batch.start, found.image_score)
-        here = ((image >= batch.start) & (image < batch.start + B) & has_image).nonzero()[:, 0]  # captions
+        own = local + batch.start  # (B,) the captions of these images
+        image, has_image = self._hardest_images(found.image + batch.start, found.image_score)  # (C,) each
+        # (P,) the captions whose hardest image is on this process
+        here = ((image >= batch.start) & (image < batch.start + B) & has_image).nonzero()[:, 0]
 
-        positive = score(local, own)
-        caption_negative = score(local, found.caption)
-        image_negative = score(image[here] - batch.start, here)
+        # Second pass, with gradient.
+        positive = score(local, own)  # (B,)
+        caption_negative = score(local, found.caption)  # (B,)
+        image_negative = score(image[here] - batch.start, here)  # (P,)
 
-        # What each process knows of the three scores of all C pairs, put together; no gradient runs through it.
+        # The scores of all C pairs, from what each process knows: positive, hardest caption, hardest image, and whether
+        # there is a hardest caption. No gradient goes through them.
         known = positive.new_zeros(4, C)
         known[0, own], known[1, own] = positive.detach(), caption_negative.detach()
         known[2, here] = image_negative.detach()
         known[3, own] = (found.caption_score > ABSENT).to(known.dtype)
         if self.distributed:
             known = sum_over_processes(known)
-        caption_violation = (self.margin + known[1] - known[0]) * known[3]
-        image_violation = (self.margin + known[2] - known[0]) * has_image
+        caption_violation = (self.margin + known[1] - known[0]) * known[3]  # (C,)
+        image_violation = (self.margin + known[2] - known[0]) * has_image  # (C,)
         pairs = batch.caption_valid.sum().clamp(min=1)
         value = ((caption_violation.relu() + image_violation.relu()) * batch.caption_valid).sum() / pairs
 
-        # The hinges that are open, each linear in its two scores: this process's terms of the sum.
-        by_caption = ((caption_violation > 0) & batch.caption_valid).to(known.dtype)
-        by_image = ((image_violation > 0) & batch.caption_valid).to(known.dtype)
+        # Each positive hinge is linear in its two scores: this process's terms of the sum.
+        by_caption = ((caption_violation > 0) & batch.caption_valid).to(known.dtype)  # (C,)
+        by_image = ((image_violation > 0) & batch.caption_valid).to(known.dtype)  # (C,)
         share = (
             (by_caption[own] * (caption_negative - positive)).sum()
             - (by_image[own] * positive).sum()
@@ -217,7 +221,7 @@ class PowersetAlignmentLoss(nn.Module):
         return with_value(share, value)
 
     def _hardest_images(self, image: Tensor, score: Tensor) -> tuple[Tensor, Tensor]:
-        """The hardest image of every caption over all processes, the lowest index among equals; and if there is one."""
+        """(C,) the hardest image of every caption over all processes (the first of equals), (C,) whether there is one."""
         if not self.distributed:
             return image, score > ABSENT
         highest = max_over_processes(score)
@@ -242,7 +246,7 @@ class PowersetAlignmentLoss(nn.Module):
 
     @torch.no_grad()
     def _calibrate(self, batch: _GlobalBatch, scoring: Scoring) -> None:
-        """Fit zeta to some pairs of the global batch and move the estimate towards it."""
+        """Fit zeta to some pairs of the global batch and update the estimate."""
         C = len(batch.phrases)
         if C == 0:
             return
@@ -269,7 +273,8 @@ class PowersetAlignmentLoss(nn.Module):
     def extra_repr(self) -> str:
         """The settings, for print."""
         return (
-            f"margin={self.margin}, tau={self.scoring.tau}, zeta={self.scoring.zeta!r}, method={self.scoring.method!r}, "
+            f"margin={self.margin}, tau={self.scoring.tau}, zeta={self.scoring.zeta!r}, "
+            f"method={self.scoring.method!r}, "
             f"direction={self.scoring.direction!r}, subsets={self.scoring.subsets!r}, "
             f"normalise_by_regions={self.scoring.normalise_by_regions}"
         )
@@ -277,7 +282,7 @@ class PowersetAlignmentLoss(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class _GlobalBatch:
-    """This process's images beside the captions of all processes."""
+    """This process's images and the captions of all processes."""
 
     regions: MaskedVectors
     """(B, M, D)"""
@@ -290,7 +295,7 @@ class _GlobalBatch:
     caption_ids: Tensor | None
     """(C,) int64"""
     start: int
-    """Caption of this process's first image."""
+    """Index of the caption of this process's first image."""
 
     @property
     def device(self) -> torch.device:
@@ -298,7 +303,7 @@ class _GlobalBatch:
         return self.regions.mask.device
 
     def negatives(self, images: slice) -> Tensor:
-        """(images, C) bool: the two are no pair, have no equal captions, and both can be scored."""
+        """(images, C) bool: the two are not a pair, do not have equal captions, and both can be scored."""
         own = torch.arange(images.start, images.stop, device=self.device) + self.start
         negative = own[:, None] != torch.arange(len(self.phrases), device=self.device)
         if self.caption_ids is not None:

@@ -12,10 +12,10 @@ from powerclip.distributed import gather_rows, sum_over_processes, with_value
 from powerclip.types import Features, LossOutput
 
 INIT_LOGIT_SCALE = math.log(10)
-"""log of the inverse temperature that training starts with (section 3.2: t' = log 10)."""
+"""Initial log of the inverse temperature (section 3.2: t' = log 10)."""
 
 INIT_LOGIT_BIAS = -10.0
-"""The bias that training starts with: at first nearly every pair is a negative, as nearly every pair is (section 3.2)."""
+"""Initial bias: nearly all pairs are negatives, and so the model predicts at the start (section 3.2)."""
 
 
 def siglip_loss(image: Tensor, text: Tensor, logit_scale: Tensor, logit_bias: Tensor) -> Tensor:

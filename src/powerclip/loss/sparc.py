@@ -1,4 +1,4 @@
-"""SPARC's sparse fine-grained loss (Bica et al., "Improving fine-grained understanding in image-text pre-training", 2024)."""
+"""SPARC's sparse loss (Bica et al., "Improving fine-grained understanding in image-text pre-training", 2024)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def group_patches(patches: Tensor, tokens: Tensor) -> Tensor:
         tokens: (B, T, D) token embeddings.
 
     Returns:
-        (B, T, D) unit vectors; zero where all patches are alike to a token.
+        (B, T, D) unit vectors; zero for a token to which all patches are equally similar.
     """
     s_BTN = torch.bmm(tokens, patches.transpose(1, 2))
     low, high = s_BTN.amin(dim=-1, keepdim=True), s_BTN.amax(dim=-1, keepdim=True)
@@ -62,7 +62,7 @@ def sparc_loss(patches: Tensor, tokens: Tensor, token_mask: Tensor, logit_scale:
 
 def _own(logits_BTT: Tensor, token_mask: Tensor) -> Tensor:
     """(B, T) cross-entropy of each row with its own column, among the columns that are present."""
-    # A padded row may have any finite value: it is weighted by 0. So its own column stays.
+    # A padded row may have any finite value, because its weight is 0; so its own column stays.
     T = logits_BTT.shape[1]
     own = torch.eye(T, dtype=torch.bool, device=logits_BTT.device)
     logits_BTT = logits_BTT.masked_fill(~(token_mask[:, None] | own), -torch.inf)

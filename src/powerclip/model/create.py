@@ -34,17 +34,17 @@ def create_model(
     """Build a model from scratch, or from the weights of an open_clip checkpoint.
 
     Args:
-        name: a ViT that open_clip knows, "tiny", or the path of a JSON config of open_clip's form.
+        name: a ViT that open_clip knows, "tiny", or the path of a JSON config in open_clip's form.
         pretrained: an open_clip tag or a checkpoint file.
         text_pool: "avg" over valid tokens (the paper), or "argmax", open_clip's own pooling.
-        phrase_norm: a phrase from its leaves: "sum", "mean" or "unit".
+        phrase_norm: how a phrase's vector is made from its leaves: "sum", "mean" or "unit" (the direction of the sum).
         phrase_unit: what is aligned with the regions: "phrase" of the parse tree, or "token" (the paper's ablation).
-        scoring: how region and phrase vectors become a score, for evaluation; the defaults if None.
-        **overrides: ``image_size``, ``context_length``, ``init_logit_scale`` (log of the inverse temperature to start
-            from) and ``init_logit_bias``, in place of the config's.
+        scoring: how region and phrase vectors become a score in evaluation; the defaults if None.
+        **overrides: ``image_size``, ``context_length``, ``init_logit_scale`` (initial log of the inverse temperature)
+            and ``init_logit_bias``, in place of the config's values.
 
     Raises:
-        PowerclipError: no such model or checkpoint, or towers without dense outputs.
+        PowerclipError: there is no such model or checkpoint, or a tower has no dense outputs.
         ValueError: an argument is unknown or out of range.
     """
     kept = _kept(text_pool, phrase_norm, phrase_unit, scoring)
@@ -72,7 +72,7 @@ def from_open_clip(
     phrase_unit: PhraseUnit = "phrase",
     scoring: ScoringConfig | None = None,
 ) -> PowerCLIP:
-    """Dense outputs for a model that open_clip has built; its parameters are shared, so training one trains the other.
+    """Add dense outputs to a model that open_clip has built. Parameters are shared: training one trains the other.
 
     Args:
         backbone: what ``open_clip.create_model`` returns, with ViT towers.
@@ -83,6 +83,7 @@ def from_open_clip(
 
     Raises:
         PowerclipError: a tower has no dense outputs in the joint space.
+        ValueError: an argument is out of range.
     """
     return PowerCLIP(backbone, config=_kept(text_pool, phrase_norm, phrase_unit, scoring))
 
@@ -103,7 +104,7 @@ def _kept(
 
 
 def build(config: dict[str, Any]) -> PowerCLIP:
-    """The model of a ``PowerCLIP.config``, with fresh weights.
+    """The model that a ``PowerCLIP.config`` describes, with random weights.
 
     Raises:
         PowerclipError: open_clip cannot build it.
@@ -126,7 +127,7 @@ def build(config: dict[str, Any]) -> PowerCLIP:
 
 
 def read_config(name: str) -> dict[str, Any]:
-    """A model config by name, ours or open_clip's, or from a JSON file.
+    """The config of a model by name (ours or open_clip's), or from a JSON file.
 
     Raises:
         PowerclipError: there is no model of that name, or the file is not a config.

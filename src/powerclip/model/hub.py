@@ -59,7 +59,7 @@ def load(path_or_hub_id: str | Path, *, device: str | torch.device = "cpu") -> t
         device: where the weights go.
 
     Returns:
-        The model in evaluation mode, the transform of a PIL image to (3, H, W), and the tokenizer of captions to (B, T).
+        The model in evaluation mode, the transform of a PIL image to (3, H, W), and the tokenizer.
 
     Raises:
         PowerclipError: there is no model there, or it is damaged.

@@ -1,4 +1,4 @@
-"""Dense outputs of the towers become region, leaf and phrase vectors; all in float32, also under autocast.
+"""From the dense outputs of the towers to region, leaf and phrase vectors; always in float32, also under autocast.
 
 Symbols as in Kawamura et al., CVPR 2026: phi_m = normalise(sum of the patches of region m), psi_l = normalise(sum of
 the tokens of leaf l), p_B = sum of the leaves of phrase B.
@@ -12,7 +12,8 @@ from torch import Tensor
 from powerclip.config import PhraseNorm
 
 
-def _float(x: Tensor) -> Tensor:
+def at_least_float32(x: Tensor) -> Tensor:
+    """float32 for half precision; float32 and float64 stay."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
@@ -40,16 +41,16 @@ def pool_regions(patches: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
             f"N = {patches.shape[1]} patches"
         )
     with torch.autocast(patches.device.type, enabled=False):
-        patches = _float(patches)
+        patches = at_least_float32(patches)
         return normalise(torch.bmm(masks.to(patches.dtype), patches)), masks.any(dim=-1)
 
 
 def mean_of_valid(tokens: Tensor, valid: Tensor) -> Tensor:
     """(B, D) mean over the valid tokens of (B, T, D); ``valid`` is (B, T) bool."""
     with torch.autocast(tokens.device.type, enabled=False):
-        weights = valid.to(_float(tokens).dtype)
+        weights = valid.to(at_least_float32(tokens).dtype)
         weights = weights / weights.sum(dim=1, keepdim=True).clamp(min=1)
-        return torch.einsum("btd,bt->bd", _float(tokens), weights)
+        return torch.einsum("btd,bt->bd", at_least_float32(tokens), weights)
 
 
 def pool_leaves(tokens: Tensor, leaf_of_token: Tensor, *, leaves: int) -> tuple[Tensor, Tensor]:
@@ -64,7 +65,7 @@ def pool_leaves(tokens: Tensor, leaf_of_token: Tensor, *, leaves: int) -> tuple[
         (B, L, D) unit vectors, zero for a leaf without tokens, and (B, L) bool, True = present.
     """
     with torch.autocast(tokens.device.type, enabled=False):
-        tokens = _float(tokens)
+        tokens = at_least_float32(tokens)
         member_BLT = leaf_of_token[:, None] == torch.arange(leaves, device=tokens.device)[None, :, None]
         return normalise(torch.bmm(member_BLT.to(tokens.dtype), tokens)), member_BLT.any(dim=-1)
 
@@ -81,13 +82,13 @@ def pool_tokens(tokens: Tensor, leaf_of_token: Tensor) -> tuple[Tensor, Tensor]:
     """
     with torch.autocast(tokens.device.type, enabled=False):
         present_BT = leaf_of_token >= 0
-        return normalise(_float(tokens).masked_fill(~present_BT[..., None], 0.0)), present_BT
+        return normalise(at_least_float32(tokens).masked_fill(~present_BT[..., None], 0.0)), present_BT
 
 
 def pool_phrases(
     leaves: Tensor, leaf_mask: Tensor, phrase_spans: Tensor, *, norm: PhraseNorm = "sum"
 ) -> tuple[Tensor, Tensor]:
-    """Phrase vectors out of the leaves they span.
+    """Phrase vectors from the leaves that they span.
 
     Args:
         leaves: (B, L, D) leaf vectors, zero where absent.
@@ -112,9 +113,9 @@ def pool_phrases(
 
 
 def caption_ids(tokens: Tensor) -> Tensor:
-    """(B,) int64 numbers of (B, T) token ids: equal captions have equal ones, on every process.
+    """(B,) int64 ids of captions (B, T) of token ids; equal captions have equal ids, on every process.
 
-    A polynomial hash modulo 2^64; that any two of 2^15 different captions share a number has odds of about 2^-35.
+    A polynomial hash modulo 2^64: the probability that any two of 2^15 different captions share an id is about 2^-35.
     """
     weight, weights = 1, []
     for _ in range(tokens.shape[1]):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from powerclip.config import PhraseNorm, PhraseUnit, ScoringConfig, TextPool, Tower, from_dict
 from powerclip.errors import PowerclipError
 from powerclip.model.pooling import (
+    at_least_float32,
     caption_ids,
     mean_of_valid,
     normalise,
@@ -36,14 +37,16 @@ class PowerCLIP(nn.Module):
     """
 
     def __init__(self, backbone: Any, *, config: dict[str, Any]):
-        """Wrap an open_clip model; ``create_model`` does it from a name.
+        """Wrap an open_clip model; ``create_model`` builds one by name.
 
         Args:
             backbone: open_clip's model.
-            config: how to build it again, ``text_pool``, ``phrase_norm``, ``phrase_unit`` and ``scoring``.
+            config: what is saved with the weights: ``text_pool``, ``phrase_norm`` and optionally ``phrase_unit`` and
+                ``scoring``; for models that can be saved also ``model``, open_clip's config.
 
         Raises:
             PowerclipError: a tower has no dense outputs in the joint space.
+            ValueError: the scoring is not valid.
         """
         super().__init__()
         _check_towers(backbone)
@@ -68,7 +71,7 @@ class PowerCLIP(nn.Module):
 
     @property
     def logit_bias(self) -> nn.Parameter | None:
-        """() bias of the similarities (SigLIP's), None where the model has none."""
+        """() bias of the similarities (SigLIP's); None if the model has none."""
         return self.backbone.logit_bias  # type: ignore[no-any-return]
 
     def encode_patches(self, images: Tensor) -> Tensor:
@@ -89,7 +92,7 @@ class PowerCLIP(nn.Module):
         """(B, T) token ids to (B, T, D) token embeddings in the joint space; T at most ``context_length``."""
         text: Any = _text_tower(self.backbone)
         T = tokens.shape[1]
-        # open_clip's towers take their full context only; causal attention never looks at the padding behind a token.
+        # open_clip's text towers take exactly their context length; the tokenizer pads in the same way.
         padded = F.pad(tokens, (0, self.context_length - T), value=getattr(text, "pad_id", 0))
         x: Tensor = self.backbone.forward_intermediates(
             text=padded, text_indices=1, normalize_intermediates=True, intermediates_only=True, text_output_fmt="NLC"
@@ -129,17 +132,17 @@ class PowerCLIP(nn.Module):
         return self.phrases_of(self.encode_tokens(tokens), leaf_of_token, spans)
 
     def phrases_of(self, dense: Tensor, leaf_of_token: Tensor, spans: Tensor) -> tuple[Tensor, Tensor]:
-        """``encode_phrases`` of (B, T, D) token embeddings that are already there."""
+        """``encode_phrases``, from token embeddings (B, T, D) that are already computed."""
         if self.phrase_unit == "token":
             return pool_tokens(dense, leaf_of_token)
         leaves, leaf_mask = pool_leaves(dense, leaf_of_token, leaves=dense.shape[1])  # (B, L, D), (B, L) with L = T
         return pool_phrases(leaves, leaf_mask, spans, norm=self.phrase_norm)
 
     def valid_tokens(self, tokens: Tensor) -> Tensor:
-        """(B, T) bool: True up to the end-of-text token, False for the padding behind it."""
+        """(B, T) bool: True up to the end-of-text token, False for the padding after it."""
         text: Any = _text_tower(self.backbone)
         pool, eos = _pool_type(text)
-        if pool == "argmax":  # end of text is the highest id, and padding (0) is a word's id as well
+        if pool == "argmax":  # the end of text has the highest id; the padding has 0, which is also the id of a word
             end = tokens.argmax(dim=1)
         elif pool == "eos":
             end = torch.eq(tokens, -1 if eos is None else eos).int().argmax(dim=1)
@@ -155,24 +158,24 @@ class PowerCLIP(nn.Module):
         return text_global_pool(dense, tokens, pool, eos_token_id=eos)  # type: ignore[no-any-return]
 
     def encode_image(self, images: Tensor, normalize: bool = False) -> Tensor:
-        """(B, 3, H, W) images to (B, D): the mean of their patch embeddings."""
-        x = self.encode_patches(images).mean(dim=1)
-        return normalise(x) if normalize else x
+        """(B, 3, H, W) images to (B, D): the mean of their patch embeddings, in the dtype of those."""
+        patches = self.encode_patches(images)
+        return _embedding(at_least_float32(patches).mean(dim=1), normalize, patches.dtype)
 
     def encode_text(self, tokens: Tensor, normalize: bool = False) -> Tensor:
-        """(B, T) token ids to (B, D): the mean of the valid tokens' embeddings, or open_clip's own pooling."""
-        x = self.pool_text(self.encode_tokens(tokens), tokens)
-        return normalise(x) if normalize else x
+        """(B, T) token ids to (B, D): the mean of the valid tokens, or open_clip's own pooling; in the tokens' dtype."""
+        dense = self.encode_tokens(tokens)
+        return _embedding(self.pool_text(dense, tokens), normalize, dense.dtype)
 
     def forward(self, batch: Batch) -> Features:
-        """Everything the losses need: one image pass serves all regions, one text pass all phrases."""
+        """Everything the losses need, from one pass over the images and one over the captions."""
         patches = self.encode_patches(batch.images)  # (B, N, D)
         dense = self.encode_tokens(batch.tokens)  # (B, T, D)
         regions, region_mask = pool_regions(patches, batch.region_masks)  # (B, M, D), (B, M)
         phrases, phrase_mask = self.phrases_of(dense, batch.leaf_of_token, batch.phrase_spans)  # (B, K, D), (B, K)
         return Features(
-            image=normalise(patches.float().mean(dim=1)),
-            text=normalise(self.pool_text(dense, batch.tokens).float()),
+            image=normalise(at_least_float32(patches).mean(dim=1)),
+            text=normalise(at_least_float32(self.pool_text(dense, batch.tokens))),
             regions=regions,
             region_mask=region_mask,
             phrases=phrases,
@@ -190,7 +193,7 @@ class PowerCLIP(nn.Module):
         return [block for stack in self._stacks() for block in stack]
 
     def depth_of(self, name: str) -> int:
-        """How many layers lie between a parameter and its tower's output: 0 for the head, one more a block."""
+        """How many layers are between a parameter and its tower's output: 0 for the head, one more for each block."""
         for stack, prefix in zip(self._stacks(), self._stack_names(), strict=True):
             if name.startswith(prefix):
                 return len(stack) - int(name.removeprefix(prefix).split(".")[0])
@@ -226,8 +229,13 @@ class PowerCLIP(nn.Module):
         self.backbone.set_grad_checkpointing(enable)
 
 
+def _embedding(x: Tensor, normalize: bool, dtype: torch.dtype) -> Tensor:
+    """Normalised in float32, also of a model in half precision."""
+    return (normalise(at_least_float32(x)) if normalize else x).to(dtype)
+
+
 def _text_tower(backbone: Any) -> Any:
-    """open_clip keeps the text tower in ``text``, or (its older form) spread over the model itself."""
+    """The module that has the text tower's parts: ``text``, or in open_clip's older form the model itself."""
     return backbone.text if isinstance(backbone, open_clip.CustomTextCLIP) else backbone
 
 
