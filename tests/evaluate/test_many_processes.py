@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from powerclip import create_model
+from powerclip.cli import main
 from powerclip.evaluate import evaluate_tasks
 from powerclip.evaluate.encode import Encoder
 from powerclip.model import make_tokenizer, make_transforms, save
@@ -62,16 +63,14 @@ def test_every_process_gets_the_results_of_one(size, batch_size, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_command_under_torchrun_writes_what_one_process_writes(tmp_path):
+def test_the_command_under_torchrun_writes_what_one_process_writes(tmp_path, capsys):
     save(tiny(), tmp_path / "model")
     command = ["evaluate", str(tmp_path / "model"), "--size", "6", "--batch-size", "4", "--output"]
     environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
-    one = [sys.executable, "-m", "powerclip.cli", *command, str(tmp_path / "one")]
+    assert main([*command, str(tmp_path / "one")]) == 0
     two = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
-    tables = [
-        subprocess.run(line, check=True, capture_output=True, text=True, env=environment).stdout
-        for line in (one, [*two, "powerclip.cli", *command, str(tmp_path / "two")])
-    ]
-    assert tables[0] == tables[1]
+    two += ["powerclip.cli", *command, str(tmp_path / "two")]
+    table = subprocess.run(two, check=True, capture_output=True, text=True, env=environment).stdout
+    assert capsys.readouterr().out == table
     written = [json.loads(Path(tmp_path / name / "evaluation.json").read_text()) for name in ("one", "two")]
     assert written[0] == written[1]

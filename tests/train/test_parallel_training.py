@@ -5,7 +5,6 @@ import dataclasses
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,7 +14,8 @@ import pytest
 import torch
 
 import powerclip
-from powerclip.config import ParallelConfig, PeriodicEvaluationConfig, to_yaml
+from powerclip.cli import main
+from powerclip.config import ParallelConfig, PeriodicEvaluationConfig
 from powerclip.data.shards import write_shards
 from powerclip.errors import PowerclipError
 from powerclip.runs import read_metrics
@@ -137,11 +137,8 @@ def test_processes_that_do_not_share_the_run_folder_are_told(shards, tmp_path):
         assert "is not the same folder on all nodes; name one on a disk that they share" in said
 
 
-def torchrun(processes, arguments, folder, **options):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    launcher = ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", f"--master-port={port}"]
+def torchrun(processes, arguments):
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     launched = launcher if processes > 1 else []
     return subprocess.Popen(
         [sys.executable, *launched, "-m", "powerclip.cli", "train", *arguments],
@@ -150,12 +147,17 @@ def torchrun(processes, arguments, folder, **options):
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         start_new_session=True,
-        **options,
     )
 
 
+def wait_for_steps(process, run, steps):
+    log = run / "metrics.jsonl"
+    while not log.exists() or len(read_metrics(log)) < steps:
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.002)
+
+
 def arguments_of(folder, shards, output, *more):
-    (Path(folder) / "config.yaml").write_text(to_yaml(small(folder)))
     return [
         *("--recipe", "scenes_tiny", "--data", str(shards), "--output", str(output), "--device", "cpu"),
         *("--model.name", write_tiny(folder), "--optim.warmup-steps", "2", "--batch-size", "12"),
@@ -163,25 +165,24 @@ def arguments_of(folder, shards, output, *more):
     ]
 
 
+def command(process, size, arguments):
+    assert main(["train", *arguments]) == 0
+    return torch.zeros(())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("processes", "workers"), [(1, 2), (2, 1)])
 def test_a_run_killed_at_any_moment_and_resumed_is_the_uninterrupted_one(processes, workers, shards, tmp_path):
-    small(tmp_path)
     more = ("--data.workers", str(workers))
-    whole = torchrun(processes, arguments_of(tmp_path, shards, tmp_path / "whole", *more), tmp_path)
-    output = whole.communicate(timeout=300)[0]
-    assert whole.returncode == 0, output
+    run_on_processes(processes, command, tmp_path, arguments_of(tmp_path, shards, tmp_path / "whole", *more))
     cut = arguments_of(tmp_path, shards, tmp_path / "cut", "--resume", "auto", *more)
     at = random.Random().randrange(3, 21)
     print(f"killed after step {at}, wherever it is by then")
-    process = torchrun(processes, cut, tmp_path)
-    log = tmp_path / "cut" / "metrics.jsonl"
-    while not log.exists() or len(read_metrics(log)) < at:
-        assert process.poll() is None, process.stdout.read()
-        time.sleep(0.002)
+    process = torchrun(processes, cut)
+    wait_for_steps(process, tmp_path / "cut", at)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
-    again = torchrun(processes, cut, tmp_path)
+    again = torchrun(processes, cut)
     output = again.communicate(timeout=300)[0]
     assert again.returncode == 0, output
     assert "Resuming" in output
@@ -193,12 +194,8 @@ def test_a_run_killed_at_any_moment_and_resumed_is_the_uninterrupted_one(process
 
 def started(folder, shards, *more):
     """A run of one process some steps on."""
-    small(folder)
-    process = torchrun(1, arguments_of(folder, shards, folder / "run", "--steps", "100000", *more), folder)
-    log = folder / "run" / "metrics.jsonl"
-    while not log.exists() or len(read_metrics(log)) < 3:
-        assert process.poll() is None, process.stdout.read()
-        time.sleep(0.05)
+    process = torchrun(1, arguments_of(folder, shards, folder / "run", "--steps", "100000", *more))
+    wait_for_steps(process, folder / "run", 3)
     return process
 
 
@@ -236,18 +233,14 @@ def test_a_decoding_process_that_dies_is_named(shards, tmp_path):
     assert process.returncode == 1, output
     said = [line for line in output.splitlines() if line.startswith("powerclip: ")]
     assert len(said) == 1, output
-    assert "a decoding process ended: DataLoader worker" in said[0]
+    assert "a decoding process died: DataLoader worker" in said[0]
     assert "Killed" in said[0]
 
 
 @pytest.mark.slow
 def test_a_process_that_dies_ends_the_job_with_a_message_within_a_minute(shards, tmp_path):
-    small(tmp_path)
-    process = torchrun(2, arguments_of(tmp_path, shards, tmp_path / "run", "--steps", "100000"), tmp_path)
-    log = tmp_path / "run" / "metrics.jsonl"
-    while not log.exists() or len(read_metrics(log)) < 3:
-        assert process.poll() is None, process.stdout.read()
-        time.sleep(0.05)
+    process = torchrun(2, arguments_of(tmp_path, shards, tmp_path / "run", "--steps", "100000"))
+    wait_for_steps(process, tmp_path / "run", 3)
     os.kill(children_of(process)[-1], signal.SIGKILL)
     start = time.monotonic()
     output = process.communicate(timeout=120)[0]
@@ -258,8 +251,7 @@ def test_a_process_that_dies_ends_the_job_with_a_message_within_a_minute(shards,
 
 @pytest.mark.slow
 def test_a_batch_that_cannot_be_shared_is_named(shards, tmp_path):
-    small(tmp_path)
-    process = torchrun(2, arguments_of(tmp_path, shards, tmp_path / "run", "--batch-size", "13"), tmp_path)
+    process = torchrun(2, arguments_of(tmp_path, shards, tmp_path / "run", "--batch-size", "13"))
     output = process.communicate(timeout=120)[0]
     assert process.returncode != 0
     assert "powerclip [process 0]: batch_size is 13 and there are 2 processes; make it a multiple of 2" in output
