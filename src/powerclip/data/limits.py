@@ -23,3 +23,6 @@ MAX_HEADER_BYTES = 2**20
 
 MAX_SAMPLES = 200_000
 """Samples of a shard that can be trained on: their places are held in memory. Published shards hold 10,000."""
+
+MAX_PUBLISHED_REGIONS = 10_000
+"""An image of the published shards may have this many regions; SAM finds some hundred."""

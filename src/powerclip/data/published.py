@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from powerclip.data.limits import MAX_PUBLISHED_REGIONS
 from powerclip.errors import BadSampleError
 from powerclip.phrases.tokens import clip_pieces
 from powerclip.phrases.tree import PhraseTree, Span
@@ -28,8 +29,6 @@ GRID = (14, 14)
 """Rows and columns of the patch grid that the regions are given on."""
 CONTEXT = 77
 """Tokens of a caption, start-of-text and end-of-text included."""
-MAX_REGIONS = 10_000
-"""An image may have this many regions; SAM finds some hundred."""
 
 log = logging.getLogger(__name__)
 _logged: set[str] = set()
@@ -49,8 +48,8 @@ def read_patch_regions(files: Mapping[str, bytes]) -> tuple[tuple[int, ...], ...
     if "samcat.npy" not in files:
         raise BadSampleError("samlens.npy without samcat.npy")
     lengths, patches = (_integers(files, name) for name in ("samlens.npy", "samcat.npy"))
-    if len(lengths) > MAX_REGIONS:
-        raise BadSampleError(f"more than {MAX_REGIONS} regions")
+    if len(lengths) > MAX_PUBLISHED_REGIONS:
+        raise BadSampleError(f"more than {MAX_PUBLISHED_REGIONS} regions")
     inside = (patches >= 0) & (patches < GRID[0] * GRID[1])
     possible = (lengths >= 0) & (lengths <= len(patches))
     if not possible.all() or lengths.sum() != len(patches) or not inside.all():
