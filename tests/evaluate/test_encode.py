@@ -6,11 +6,13 @@ from dataclasses import dataclass
 import pytest
 import torch
 
+from powerclip import create_model
 from powerclip.evaluate import evaluate_tasks
 from powerclip.evaluate.datasets.aro_order import order_task
 from powerclip.evaluate.datasets.clip_benchmark import read_webdataset
 from powerclip.evaluate.encode import Encoder
-from powerclip.evaluate.score import Run, evaluating, jobs_of
+from powerclip.evaluate.score import Run, evaluating, jobs_of, result_name
+from powerclip.model import make_tokenizer, make_transforms
 from powerclip.tasks import Classification, HardNegative, HardNegatives, Quadruple, Quadruples, Retrieval
 from tests.support.colours import NAMES, ColourModel, preprocess, square, tokenizer
 from tests.support.layouts import webdataset
@@ -32,6 +34,12 @@ class Counted:
     def __call__(self):
         OPENED[self.name] += 1
         return square(self.name)
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return create_model("tiny", image_size=32)
 
 
 def tasks():
@@ -78,6 +86,40 @@ def test_images_of_a_shard_are_opened_once_for_five_captions_all_captions_and_th
 
     evaluate_tasks(ColourModel(), counting, tokenizer, [five, every, order], batch_size=2)
     assert len(opened) == len(set(opened)) == 3
+
+
+def test_both_scores_share_an_image_s_pass(model):
+    shown = [task for task in tasks() if task.name != "again"]
+    passes = []
+    encode_patches = model.encode_patches
+
+    class Counting(type(model)):
+        def encode_patches(self, images):
+            passes.append(len(images))
+            return encode_patches(images)
+
+    model.__class__ = Counting
+    arguments = (model, make_transforms(model)[1], make_tokenizer(model))
+    encoder = Encoder(*arguments, device="cpu", batch_size=2)
+    run = Run(encoder, jobs_of(shown, ("global", "powerset")))
+    with evaluating(model):
+        both = {result_name(*job): run.metrics(number) for number, job in enumerate(run.jobs)}
+    # The first task has no powerset score: its three images are encoded for the global one, and again with regions.
+    assert dict.fromkeys(NAMES, 2) == OPENED
+    assert sum(passes) == 6
+    assert not list(encoder.known_images) + list(encoder.known_texts)
+    assert not list(run.scorers["powerset"].known_images) + list(run.scorers["powerset"].known_texts)
+    apart = evaluate_tasks(*arguments, shown) | evaluate_tasks(*arguments, shown, score="powerset")
+    assert both == apart
+
+
+def test_with_a_retrieval_task_first_both_scores_open_an_image_once(model):
+    encoder = Encoder(model, make_transforms(model)[1], make_tokenizer(model), device="cpu", batch_size=2)
+    run = Run(encoder, jobs_of(tasks()[1:], ("global", "powerset")))
+    with evaluating(model):
+        for number in range(len(run.jobs)):
+            run.metrics(number)
+    assert Counter(NAMES) == OPENED
 
 
 def test_open_images_are_told_apart_by_identity():

@@ -57,6 +57,11 @@ class Memory(Generic[Item, Value]):
             self._known |= {key: (item, value) for (key, item), value in found}
         return [self._known[key][1] for key in keys]
 
+    def add(self, items: Iterable[Item], values: Iterable[Value]) -> None:
+        """Values that were computed elsewhere; those that are known already stay."""
+        for item, value in zip(items, values, strict=True):
+            self._known.setdefault(self._key(item), (item, value))
+
     def __iter__(self) -> Iterator[Hashable]:
         """The keys of the items whose values are known."""
         return iter(self._known)
@@ -115,11 +120,6 @@ class Encoder:
                 texts, lambda new: self.encode(new, self.tokenize, lambda batch: self.model.encode_text(batch))
             )
         )
-
-    def forget(self, pictures: Iterable[Hashable], texts: Iterable[str]) -> None:
-        """Drop the embeddings of some images, by ``key_of``, and of some texts."""
-        self.known_images.forget(pictures)
-        self.known_texts.forget(texts)
 
     def encode(
         self, items: Sequence[Item], prepare: Callable[[Sequence[Item]], Tensor], embed: Callable[[Tensor], Tensor]

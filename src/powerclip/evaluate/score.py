@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -103,7 +103,8 @@ class Run:
         self.encoder, self.jobs = encoder, jobs
         self.scorers: dict[Score, Any] = {"global": GlobalScorer(encoder)}
         if any(score == "powerset" for _, score in jobs):
-            self.scorers["powerset"] = PowersetScorer(encoder, regions=regions)
+            both = any(score == "global" for _, score in jobs)
+            self.scorers["powerset"] = PowersetScorer(encoder, regions=regions, with_global=both)
         last_image = {key_of(image): i for i, (task, _) in enumerate(jobs) for image in _images(task)}
         last_text = {text: i for i, (task, _) in enumerate(jobs) for text in _texts(task)}
         self._last_images, self._last_texts = _by_job(last_image), _by_job(last_text)
@@ -112,16 +113,20 @@ class Run:
     def metrics(self, number: int) -> dict[str, float]:
         """The metrics of a job, by its number."""
         task, score = self.jobs[number]
+        following = self.jobs[number + 1 : number + 2]
+        if score == "global" and following and following[0][0] is task:
+            self.scorers["powerset"].images(_images(task), getattr(task, "masks", None))  # one pass for both scores
         found = _evaluate(self.scorers[score], task)
-        self.encoder.forget(self._last_images.get(number, ()), self._last_texts.get(number, ()))
+        for scorer in self.scorers.values():
+            scorer.forget(self._last_images.get(number, set()), self._last_texts.get(number, set()))
         return found
 
 
-def _by_job(last: Mapping[Key, int]) -> dict[int, list[Key]]:
+def _by_job(last: Mapping[Key, int]) -> dict[int, set[Key]]:
     """The keys that each job is the last to need."""
-    found: dict[int, list[Key]] = {}
+    found: dict[int, set[Key]] = {}
     for key, job in last.items():
-        found.setdefault(job, []).append(key)
+        found.setdefault(job, set()).add(key)
     return found
 
 
@@ -161,9 +166,14 @@ class GlobalScorer:
         """(I, J) scores of every image and text."""
         return images @ texts.T
 
-    def score_pairs(self, images: Tensor, texts: Tensor) -> Tensor:
-        """(P,) scores of image p with text p."""
-        return (images * texts).sum(dim=1)
+    def score_pairs(self, images: Tensor, texts: Tensor, owner: Tensor | None = None) -> Tensor:
+        """(P,) scores of each of P texts with its image: the p-th, or the one that (P,) ``owner`` names."""
+        return ((images if owner is None else images[owner]) * texts).sum(dim=1)
+
+    def forget(self, pictures: Iterable[Hashable], texts: Iterable[str]) -> None:
+        """Drop the embeddings of some images, by ``key_of``, and of some texts."""
+        self.encoder.known_images.forget(pictures)
+        self.encoder.known_texts.forget(texts)
 
 
 def _evaluate(scorer: Any, task: Task) -> dict[str, float]:
@@ -188,7 +198,7 @@ def _evaluate(scorer: Any, task: Task) -> dict[str, float]:
         owner = torch.tensor([i for i, item in enumerate(task.items) for _ in (0, *item.more_negatives)]).long()
         i = scorer.images(_images(task))
         right = scorer.score_pairs(i, scorer.texts([item.positive for item in task.items]))
-        scores = scorer.score_pairs(i[owner], scorer.texts(wrong))
+        scores = scorer.score_pairs(i, scorer.texts(wrong), owner)
         return hard_negative_metrics(right, highest_of(scores, owner, count=len(i)), [x.kind for x in task.items])
     i, t = scorer.images(_images(task)), scorer.texts(_texts(task))
     first = torch.arange(0, 2 * len(task.items), 2)

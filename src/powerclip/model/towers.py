@@ -118,6 +118,11 @@ class PowerCLIP(nn.Module):
         """
         return pool_regions(self.encode_patches(images), masks)
 
+    def encode_image_and_regions(self, images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """``encode_regions`` with ``encode_image`` behind it, in one pass: (B, M, D), (B, M) bool and (B, D)."""
+        patches = self.encode_patches(images)
+        return (*pool_regions(patches, masks), patches.mean(dim=1))
+
     def encode_phrases(self, tokens: Tensor, leaf_of_token: Tensor, spans: Tensor) -> tuple[Tensor, Tensor]:
         """Phrase vectors of captions, or, for a model with ``phrase_unit`` "token", those of single tokens.
 
