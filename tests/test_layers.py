@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "scenes": {*LEAVES, "phrases", "regions", "data"},
     "prepare": {*LEAVES, "phrases", "regions", "data", "scenes"},
     "loss": {*LEAVES, "alignment", "distributed"},
-    "evaluate": {*LEAVES, "distributed", "model", "data", "scenes", "phrases", "regions", "alignment"},
+    "evaluate": {*LEAVES, "distributed", "model", "data", "scenes", "phrases", "regions", "alignment", "runs"},
     "train": {*LEAVES, "distributed", "model", "loss", "data", "evaluate", "runs"},
     "report": {*LEAVES, "model", "data", "scenes", "regions", "phrases", "alignment", "evaluate", "runs"},
 }

@@ -190,6 +190,27 @@ def test_finished_tasks_are_kept_when_a_later_one_breaks(model, tmp_path):
     assert (tmp_path / "out" / "evaluation" / "food101.json").is_file()
 
 
+def test_pairs_without_data_are_those_of_the_run(tmp_path):
+    for name, seed in (("first", 0), ("second", 1)):
+        write_shards(generate("test", count=4, seed=seed), tmp_path / name)
+    run, sources = tmp_path / "run", tuple(str(tmp_path / name) for name in ("first", "second"))
+    torch.manual_seed(0)
+    save(create_model("tiny"), run / "model")
+    with pytest.raises(
+        PowerclipError, match=r"does not say which data it was trained on \(no data\.json\); add --data"
+    ):
+        evaluate(run, "pairs", None)
+    provenance = {"samples": 8, "shards": 2, "digest": "x"}
+    write_json(run / "data.json", {"sources": sources, **provenance})
+    found = evaluate(run, "pairs", None)
+    assert list(found.tasks) == ["retrieval:first", "retrieval:second"]
+    assert [origin.data for origin in found.measured_on.values()] == list(sources)
+    assert found.tasks["retrieval:first"] == evaluate(run, "pairs", tmp_path / "first").tasks["retrieval:first"]
+    write_json(run / "data.json", {"sources": ["https://x.org/a.tar"], **provenance})
+    with pytest.raises(PowerclipError, match=r"trained on https://x\.org/a\.tar, which is remote; add --data"):
+        evaluate(run, "pairs", None)
+
+
 def test_every_score_has_its_row(model, tmp_path):
     write_shards(generate("test", count=3, seed=0), tmp_path / "data")
     config = EvaluateConfig(data=tmp_path / "data", scores=("global", "powerset"), output=tmp_path / "out")

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from powerclip.config import EvaluateConfig
+from powerclip.data.remote import is_remote
 from powerclip.distributed import process_group, rank
 from powerclip.errors import PowerclipError
 from powerclip.evaluate.datasets.own_shards import retrieval_from_shards
@@ -20,6 +21,7 @@ from powerclip.evaluate.score import Run, evaluating, jobs_of, result_name
 from powerclip.evaluate.suites import POWERSET, SUITES
 from powerclip.files import write_json
 from powerclip.model import load
+from powerclip.runs import RunFolder
 from powerclip.scenes import evaluation_tasks
 from powerclip.tasks import Task
 
@@ -58,9 +60,10 @@ def evaluate_model(
     """
     config = config or EvaluateConfig()
     names = _suites(config.suite, config.data)
+    pairs = [str(config.data)] if config.data else _training_data(model) if "pairs" in names else []
     with process_group(config.device) as place:
         loaded, preprocess, tokenizer = load(model)
-        tasks, absent = _read(names, config.data, size=config.size, image_size=loaded.image_size[0])
+        tasks, absent = _read(names, config.data, pairs, size=config.size, image_size=loaded.image_size[0])
         tasks = [_named_by_data(task, origin) for task, origin in tasks]
         folder = results_folder(model, config)
         origins = {id(task): origin for task, origin in tasks}
@@ -124,7 +127,9 @@ def light_suite(
         ValueError: size is not positive.
     """
     names = _suites([suite] if isinstance(suite, str) else suite, data)
-    tasks, _ = _read(names, data, size=size, image_size=image_size, seed=LIGHT_SEED)
+    if "pairs" in names and data is None:
+        raise PowerclipError("the pairs suite needs data; name a folder of shards")
+    tasks, _ = _read(names, data, [str(data)], size=size, image_size=image_size, seed=LIGHT_SEED)
     return [task for task, _ in tasks]
 
 
@@ -138,12 +143,31 @@ def _suites(suite: Sequence[str], data: Path | None) -> list[str]:
     for name in names:
         if name not in (*OWN_SUITES, *SUITES):
             raise PowerclipError(f"unknown suite {name!r}; suites: {', '.join((*OWN_SUITES, *SUITES))}")
-        if name != "scenes" and data is None:
+        if name in SUITES and data is None:
             raise PowerclipError(f"the {name} suite needs data; add --data DIR")
     return names
 
 
-def _read(names: Sequence[str], data: Path | None, *, size: int, image_size: int, seed: int = SCENES_SEED) -> Read:
+def _training_data(model: str) -> list[str]:
+    """The sources that a run was trained on."""
+    data = RunFolder(model).data()
+    if data is None:
+        raise PowerclipError(f"{model} does not say which data it was trained on (no data.json); add --data DIR")
+    remote = next((source for source in data.sources if is_remote(source)), None)
+    if remote is not None:
+        raise PowerclipError(f"{model} was trained on {remote}, which is remote; add --data DIR with a copy")
+    return list(data.sources)
+
+
+def _read(
+    names: Sequence[str],
+    data: Path | None,
+    pairs: Sequence[str],
+    *,
+    size: int,
+    image_size: int,
+    seed: int = SCENES_SEED,
+) -> Read:
     """All tasks of the suites, and what is absent. Everything is read first: an error costs no encoding."""
     tasks: list[tuple[Task, Origin]] = []
     absent: dict[str, str] = {}
@@ -153,11 +177,12 @@ def _read(names: Sequence[str], data: Path | None, *, size: int, image_size: int
             scenes = evaluation_tasks(seed=seed, size=size, image_size=image_size)
             tasks += [(task, origin_of(task, suite=name, data=generated)) for task in scenes]
             continue
-        assert data is not None  # _suites has checked it
         if name == "pairs":
-            pairs = retrieval_from_shards(data)
-            tasks.append((pairs, origin_of(pairs, suite=name, data=str(data.resolve()))))
+            for source in pairs:
+                own = retrieval_from_shards(source)
+                tasks.append((own, origin_of(own, suite=name, data=str(Path(source).resolve()))))
             continue
+        assert data is not None  # _suites has checked it
         folders = {benchmark: benchmark.folder(data) for benchmark in SUITES[name]}
         absent |= {benchmark.name: benchmark.source for benchmark, folder in folders.items() if folder is None}
         if not any(folders.values()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from powerclip.data.images import decode_image
+from powerclip.data.index import ShardIndex, open_index
 from powerclip.data.loader import open_data
-from powerclip.data.shards import SamplePlace, find_shards, index_shard
+from powerclip.data.shards import SamplePlace
 from powerclip.errors import BadSampleError, PowerclipError
 from powerclip.evaluate.datasets.images import ShardImage
 from powerclip.tasks import Masks, Retrieval
@@ -46,11 +48,11 @@ def retrieval_from_shards(path: Path | str, *, limit: int | None = None) -> Retr
     Raises:
         PowerclipError: no shards, or no usable pair.
     """
-    open_data(path)
+    shards = [shard for source in open_data(path).sources for shard in source.shards]
     images: list[ShardImage] = []
     captions: list[tuple[str, ...]] = []
     masks: list[Masks | None] = []
-    for entry in (entry for shard in find_shards(path) for entry in index_shard(shard)):
+    for entry in (place for shard in shards for place in _places(open_index(shard))):
         try:
             sample = entry.read()
             decode_image(sample.image)
@@ -64,3 +66,7 @@ def retrieval_from_shards(path: Path | str, *, limit: int | None = None) -> Retr
     if not images:
         raise PowerclipError(f"no usable image-caption pair in {path}; see powerclip prepare")
     return Retrieval(name="retrieval", images=images, captions=captions, masks=masks)
+
+
+def _places(index: ShardIndex) -> Iterator[SamplePlace]:
+    return (index[sample] for sample in range(len(index)))
