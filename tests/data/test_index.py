@@ -1,4 +1,3 @@
-import io
 import json
 import os
 import tarfile
@@ -58,11 +57,8 @@ def test_an_index_says_what_the_headers_say(shards):
 
 
 def test_odd_names_and_empty_shards_are_kept_too(tmp_path):
-    with tarfile.open(tmp_path / "odd.tar", "w") as tar:
-        for name in ("caf\u00e9.jpg", "n\udcffme.txt", "deep/er.a.b.JPG", ""):
-            info = tarfile.TarInfo(name)
-            info.size = 3
-            tar.addfile(info, io.BytesIO(b"abc"))
+    names = ("caf\u00e9.jpg", "n\udcffme.txt", "deep/er.a.b.JPG", "")
+    write_tar(tmp_path / "odd.tar", [(name, b"abc") for name in names])
     write_tar(tmp_path / "empty.tar", [])
     for name in ("odd.tar", "empty.tar"):
         for _ in range(2):

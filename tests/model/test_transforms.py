@@ -33,17 +33,17 @@ RESIZING = {
 
 
 @pytest.fixture(scope="module")
-def tower():
+def model():
     return powerclip.create_model("tiny")
 
 
 @pytest.mark.parametrize("config", RESIZING.values(), ids=RESIZING.keys())
 @pytest.mark.parametrize("size", [(50, 31), (31, 50), (24, 24), (13, 9)])
 @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA"])
-def test_the_evaluation_transform_is_open_clip_s_and_moves_masks(tower, config, size, mode):
+def test_the_evaluation_transform_is_open_clip_s_and_moves_masks(model, config, size, mode):
     theirs = image_transform_v2(PreprocessCfg(**config), is_train=False)
-    tower.backbone.visual.preprocess_cfg = dataclasses.asdict(PreprocessCfg(**config))
-    ours = make_transforms(tower)[1]
+    model.backbone.visual.preprocess_cfg = dataclasses.asdict(PreprocessCfg(**config))
+    ours = make_transforms(model)[1]
     image = Image.effect_noise(size, 90).convert(mode)
     torch.testing.assert_close(ours(image), theirs(image), rtol=1e-6, atol=1e-6)
     white = Image.new("RGB", size, "white")

@@ -3,11 +3,11 @@
 import io
 
 import pytest
-from PIL import Image
 
 from powerclip.data.images import IMAGE_SUFFIXES
 from powerclip.data.shards import read_shards
 from powerclip.errors import PowerclipError
+from tests.support.images import one_colour
 from tests.support.sources import picture, prepared
 from tests.support.tars import write_tar
 
@@ -72,13 +72,12 @@ KINDS = {".jfif": "JPEG", ".jpe": "JPEG", ".pgm": "PPM", ".avif": "AVIF", ".jp2"
 @pytest.mark.parametrize("suffix", KINDS)
 def test_folders_tables_and_tars_read_the_same_formats(suffix, tmp_path):
     assert suffix in IMAGE_SUFFIXES
-    buffer = io.BytesIO()
-    Image.new("L" if suffix == ".pgm" else "RGB", (32, 32), 9).save(buffer, KINDS[suffix])
+    image = one_colour(9, KINDS[suffix], size=(32, 32), mode="L" if suffix == ".pgm" else "RGB")
     (tmp_path / "photos").mkdir()
-    (tmp_path / "photos" / f"a{suffix}").write_bytes(buffer.getvalue())
+    (tmp_path / "photos" / f"a{suffix}").write_bytes(image)
     (tmp_path / "photos" / "a.txt").write_text("a dog")
     (tmp_path / "t.csv").write_text(f"path,caption\nphotos/a{suffix},a dog\n")
-    write_tar(tmp_path / "t.tar", [(f"a{suffix}", buffer.getvalue()), ("a.txt", b"a dog")])
+    write_tar(tmp_path / "t.tar", [(f"a{suffix}", image), ("a.txt", b"a dog")])
     images = []
     for source in ("photos", "t.csv", "t.tar"):
         report = prepared(tmp_path / source, tmp_path / f"{source}-out")

@@ -1,4 +1,3 @@
-import io
 import weakref
 
 import numpy as np
@@ -12,6 +11,7 @@ from powerclip.evaluate import evaluate_tasks, retrieval_from_shards
 from powerclip.evaluate.datasets.own_shards import MAX_MASKS
 from powerclip.regions import RegionAnnotation
 from tests.support.colours import ColourModel, png, preprocess, tokenizer
+from tests.support.images import encoded
 
 
 def sample(key, image, **more):
@@ -20,10 +20,8 @@ def sample(key, image, **more):
 
 def photo(seed):
     """300 kB of noise."""
-    buffer = io.BytesIO()
     pixels = np.random.default_rng(seed).integers(0, 255, (320, 320, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(buffer, format="PNG", compress_level=0)
-    return buffer.getvalue()
+    return encoded(Image.fromarray(pixels), compress_level=0)
 
 
 def test_samples_that_cannot_be_used_are_skipped(tmp_path):
