@@ -16,6 +16,7 @@ import io
 import tarfile
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from rich.table import Table
 
 from powerclip.config import PrepareConfig
 from powerclip.prepare.annotate import ShardTask, make_shard, parser_of, proposer_of
-from powerclip.prepare.tars import TarChunk
+from powerclip.prepare.tars import tar_items
 from powerclip.regions.sam import GPU_POINTS
 
 CC12M_PAIRS = 12_423_374
@@ -129,7 +130,7 @@ def main() -> None:
             if proposer is not None:
                 proposer.propose(Image.new("RGB", (384, 288)))
             task = ShardTask(
-                number=0, chunk=TarChunk(folder / "source.tar", "txt"), path=folder / "out.tar",
+                number=0, chunk=partial(tar_items, folder / "source.tar", "txt"), path=folder / "out.tar",
                 config=PrepareConfig(parser=parser, regions=regions, device=options.device),
             )  # fmt: skip
             start = time.perf_counter()

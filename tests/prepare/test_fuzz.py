@@ -20,7 +20,7 @@ def read_all(source, **options):
     """Every item of a source: the samples, and the reasons of the others."""
     samples, reasons = [], []
     for chunk in open_source(str(source), PrepareConfig(**options)).chunks():
-        for item in chunk.items():
+        for item in chunk():
             try:
                 samples.append(item.load()[0])
             except BadSampleError as error:

@@ -156,7 +156,7 @@ def test_a_tar_cut_short_gives_what_is_whole(tmp_path):
     first = source / "00001.tar"
     first.write_bytes(first.read_bytes()[:5000])
     report = prepare(source, tmp_path / "out", PrepareConfig(parser="none", max_bad_share=0.5))
-    assert report["skipped"]["tar damaged or cut short"] == 1
+    assert report["skipped"]["tar damaged or truncated"] == 1
     assert report["samples"] >= 5
 
 
@@ -194,7 +194,7 @@ def test_no_bytes_break_the_tar_readers(tmp_path_factory, data):
     try:
         list(read_shards(path))
         for chunk in open_source(str(path), PrepareConfig()).chunks():
-            for item in chunk.items():
+            for item in chunk():
                 try:
                     item.load()
                 except BadSampleError:
@@ -218,7 +218,7 @@ def test_no_bytes_break_the_table_readers(tmp_path_factory, raw, suffix):
         return
     names = []
     for chunk in source.chunks():
-        for item in chunk.items():
+        for item in chunk():
             names.append(item.name)
             with pytest.raises(BadSampleError):  # there is no such image
                 item.load()

@@ -61,7 +61,7 @@ def test_a_stray_quote_costs_its_row_of_a_csv(step, photos, tmp_path):
 def rows_of(source, step=1000):
     """The rows of a table, read in chunks."""
     chunks = open_source(str(source), PrepareConfig(samples_per_shard=step)).chunks()
-    return [row for chunk in chunks for row in chunk.rows()]
+    return [row for chunk in chunks for row in chunk.args[0]()]
 
 
 def test_a_quote_that_is_never_closed_costs_its_row(photos, tmp_path):
@@ -212,7 +212,7 @@ def test_a_parquet_file_that_is_cut_after_it_was_opened(tmp_path):
     (chunk,) = open_source(str(path), PrepareConfig()).chunks()
     path.write_bytes(path.read_bytes()[:-20])
     reasons = []
-    for item in chunk.items():
+    for item in chunk():
         with pytest.raises(BadSampleError) as caught:
             item.load()
         reasons.append(str(caught.value))

@@ -17,7 +17,7 @@ from tests.support.sources import FULL, WHOLE, pairs, picture, prepared, write_r
 from tests.support.tars import header, padded, pax, signed, write_tar
 
 LARGE = 2**60
-CUT = "tar damaged or cut short"
+CUT = "tar damaged or truncated"
 BLOCKS = {
     "pax records of 2^60 bytes": (header(kind=tarfile.XHDTYPE, size=LARGE), CUT),
     "a long name of 2^60 bytes": (header(kind=tarfile.GNUTYPE_LONGNAME, size=LARGE), CUT),

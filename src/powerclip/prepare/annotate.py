@@ -63,7 +63,7 @@ def make_shard(task: ShardTask) -> dict[str, Any]:
     """
     counts = Counts()
     parser, proposer = parser_of(task.config.parser), proposer_of(task.config.regions, device=task.config.device)
-    samples = annotated(task.chunk.items(), parser, proposer, counts)
+    samples = annotated(task.chunk(), parser, proposer, counts)
     first = next(samples, None)
     if first is None:
         task.path.unlink(missing_ok=True)

@@ -6,10 +6,10 @@ import hashlib
 import io
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from PIL import Image
 
@@ -38,18 +38,16 @@ class Item:
     """Reads the pair; raises ``BadSampleError`` if it cannot be used."""
 
 
-class Chunk(Protocol):
-    """Some pairs of a source; small, so that it can be sent to another process, which opens the files itself."""
-
-    def items(self) -> Iterator[Item]:
-        """The pairs, in order, in bounded memory."""
+Chunk = Callable[[], Iterator[Item]]
+"""Reads some pairs of a source, in order and in bounded memory. It is pickled for another process, which opens the files
+itself, so it is small: a ``functools.partial`` of a function of a module."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
     """Pairs in a fixed order."""
 
-    chunks: Callable[[], Iterator[Chunk]]
+    chunks: Callable[[], Iterable[Chunk]]
     """Lists the chunks; each becomes one shard."""
     count: int
     """Number of chunks."""
@@ -120,6 +118,11 @@ def bad(name: str, reason: str) -> Item:
 def make_key(index: int, name: str) -> str:
     """A key that sorts in the source's order and shows where the sample came from."""
     return f"{index:08d}-{re.sub('[^A-Za-z0-9_-]', '-', Path(name).stem)[:60]}"
+
+
+def source_of(chunks: Sequence[Chunk], *, fingerprint: str, ignored: Mapping[str, int] | None = None) -> Source:
+    """A source whose chunks are few enough to be held in a list."""
+    return Source(chunks=lambda: chunks, count=len(chunks), fingerprint=fingerprint, ignored=ignored or {})
 
 
 def digest(*lists: Iterable[str]) -> str:

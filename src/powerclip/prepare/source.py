@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +16,6 @@ from powerclip.data.sample import Sample
 from powerclip.data.shards import tars_in
 from powerclip.errors import BadSampleError, PowerclipError
 from powerclip.prepare.pairs import (
-    Chunk,
     Item,
     Pair,
     Source,
@@ -25,8 +24,9 @@ from powerclip.prepare.pairs import (
     make_key,
     make_pair,
     read_image,
+    source_of,
     stamp,
-)  # fmt: skip
+)
 from powerclip.prepare.tables import TABLES, is_dataset, open_dataset, open_parquet, open_text
 from powerclip.prepare.tars import open_tars
 from powerclip.scenes import generate
@@ -65,17 +65,10 @@ def open_source(source: str, config: PrepareConfig) -> Source:
     return open_parquet([path], config) if suffix == ".parquet" else open_text(path, config)
 
 
-@dataclass(frozen=True)
-class _FolderChunk:
+def _images(folder: Path, names: Sequence[str], first: int) -> Iterator[Item]:
     """Image files, each with a .txt file next to it."""
-
-    folder: Path
-    names: tuple[str, ...]
-    first: int
-
-    def items(self) -> Iterator[Item]:
-        for i, name in enumerate(self.names, start=self.first):
-            yield Item(name=name, load=partial(_with_sidecar, make_key(i, name), self.folder / name))
+    for i, name in enumerate(names, start=first):
+        yield Item(name=name, load=partial(_with_sidecar, make_key(i, name), folder / name))
 
 
 def _with_sidecar(key: str, image: Path) -> Pair:
@@ -113,12 +106,11 @@ def _folder(folder: Path, samples_per_shard: int) -> Source:
         )
     names = [str(path.relative_to(folder)) for path in images]
     chunks = [
-        _FolderChunk(folder, tuple(names[first : first + samples_per_shard]), first)
+        partial(_images, folder, tuple(names[first : first + samples_per_shard]), first)
         for first in range(0, len(names), samples_per_shard)
     ]
-    return Source(
-        chunks=partial(iter, chunks),
-        count=len(chunks),
+    return source_of(
+        chunks,
         fingerprint=digest(names, (stamp(path) + stamp(_sidecar(path)) for path in images)),
         ignored={**ignored, **count_kinds(others)},
     )
@@ -147,19 +139,6 @@ def _walk(folder: Path) -> tuple[list[Path], Counter[str]]:
     return sorted(files), +ignored
 
 
-@dataclass(frozen=True)
-class _ScenesChunk:
-    samples: tuple[Sample, ...]
-
-    def items(self) -> Iterator[Item]:
-        for sample in self.samples:
-            yield Item(name=sample.key, load=partial(_decoded, sample))
-
-
-def _decoded(sample: Sample) -> Pair:
-    return sample, decode_image(sample.image)
-
-
 def _scenes(split: str, config: PrepareConfig) -> Source:
     try:
         samples = list(generate(split, count=config.count, seed=config.seed))  # type: ignore[arg-type]
@@ -168,6 +147,14 @@ def _scenes(split: str, config: PrepareConfig) -> Source:
     if config.replace_annotations:
         samples = [replace(sample, tree=None, regions=None) for sample in samples]
     step = config.samples_per_shard
-    chunks: list[Chunk] = [_ScenesChunk(tuple(samples[first : first + step])) for first in range(0, len(samples), step)]
-    fingerprint = digest([split, f"{config.count}", f"{config.seed}"])
-    return Source(chunks=partial(iter, chunks), count=len(chunks), fingerprint=fingerprint)
+    chunks = [partial(_generated, tuple(samples[first : first + step])) for first in range(0, len(samples), step)]
+    return source_of(chunks, fingerprint=digest([split, f"{config.count}", f"{config.seed}"]))
+
+
+def _generated(samples: Sequence[Sample]) -> Iterator[Item]:
+    for sample in samples:
+        yield Item(name=sample.key, load=partial(_decoded, sample))
+
+
+def _decoded(sample: Sample) -> Pair:
+    return sample, decode_image(sample.image)

@@ -7,9 +7,8 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from itertools import accumulate, islice, repeat
+from itertools import accumulate, chain, islice, repeat
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -17,7 +16,19 @@ from urllib.parse import unquote, urlsplit
 from powerclip.config import PrepareConfig
 from powerclip.data.limits import MAX_MEMBER_BYTES
 from powerclip.errors import BadSampleError, PowerclipError, did_you_mean
-from powerclip.prepare.pairs import Item, Pair, Source, bad, digest, make_key, make_pair, read_image, stamp
+from powerclip.prepare.pairs import (
+    Chunk,
+    Item,
+    Pair,
+    Source,
+    bad,
+    digest,
+    make_key,
+    make_pair,
+    read_image,
+    source_of,
+    stamp,
+)  # fmt: skip
 
 TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
 
@@ -47,26 +58,22 @@ Row = tuple[Any, Any] | str
 """Image and caption as a table holds them; or why the row is not usable."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class TableChunk:
-    """Some rows of a table."""
+def table_items(rows: Callable[[], Iterable[Row]], first: int, folder: Path) -> Iterator[Item]:
+    """The pairs of some rows.
 
-    rows: Callable[[], Iterable[Row]]
-    first: int
-    """Number of the first row in the table."""
-    folder: Path
-    """Relative paths start here."""
-
-    def items(self) -> Iterator[Item]:
-        """The pairs of the rows."""
-        for i, row in enumerate(self.rows(), start=self.first):
-            if isinstance(row, str):
-                yield bad(f"row {i + 1}", row)
-                continue
-            path = row[0].get("path") if isinstance(row[0], Mapping) else row[0]
-            name = path if isinstance(path, str) else ""
-            place = f"row {i + 1} ({name[:200]})" if name else f"row {i + 1}"
-            yield Item(name=place, load=partial(load_row, make_key(i, name), *row, folder=self.folder))
+    Args:
+        rows: reads them.
+        first: number of the first row in the table.
+        folder: relative paths start here.
+    """
+    for i, row in enumerate(rows(), start=first):
+        if isinstance(row, str):
+            yield bad(f"row {i + 1}", row)
+            continue
+        path = row[0].get("path") if isinstance(row[0], Mapping) else row[0]
+        name = path if isinstance(path, str) else ""
+        place = f"row {i + 1} ({name[:200]})" if name else f"row {i + 1}"
+        yield Item(name=place, load=partial(load_row, make_key(i, name), *row, folder=folder))
 
 
 def load_row(key: str, image: Any, caption: Any, *, folder: Path) -> Pair:
@@ -149,8 +156,7 @@ def open_text(path: Path, config: PrepareConfig) -> Source:
         PowerclipError: it cannot be read, has no row, or its columns cannot be determined.
     """
     try:
-        header, rows = _text_rows(path)
-        columns = _json_keys(path) if header is None else header
+        columns, rows = _text_rows(path)
         count = sum(1 for _ in rows)
         with path.open("rb") as file:
             content = hashlib.file_digest(file, "sha256").hexdigest()
@@ -161,28 +167,28 @@ def open_text(path: Path, config: PrepareConfig) -> Source:
     names = find_columns(path, columns, config)
     step = config.samples_per_shard
 
-    def chunks() -> Iterator[TableChunk]:
-        rows = (_cells(row, names) for row in _text_rows(path)[1])
+    def chunks() -> Iterator[Chunk]:
+        rows = (row if isinstance(row, str) else (row.get(names[0]), row.get(names[1])) for row in _text_rows(path)[1])
         for first in range(0, count, step):
-            yield TableChunk(rows=partial(iter, tuple(islice(rows, step))), first=first, folder=path.parent)
+            yield partial(table_items, partial(iter, tuple(islice(rows, step))), first, path.parent)
 
     return Source(chunks=chunks, count=-(-count // step), fingerprint=digest([content, *names]))
 
 
-def _cells(row: Mapping[str, Any] | str, columns: tuple[str, str]) -> Row:
-    return row if isinstance(row, str) else (row.get(columns[0]), row.get(columns[1]))
-
-
-def _text_rows(path: Path) -> tuple[list[str] | None, Iterator[Mapping[str, Any] | str]]:
-    """The header of a text file, None for JSONL, and its rows; for a row that cannot be read, the reason."""
+def _text_rows(path: Path) -> tuple[list[str], Iterator[Mapping[str, Any] | str]]:
+    """The columns of a text file, and its rows; for a row that cannot be read, the reason."""
     with path.open("rb") as file:
         if file.read(2) in (b"\xff\xfe", b"\xfe\xff"):
             raise ValueError("it is UTF-16; save it as UTF-8")
-    lines = Lines(_read_lines(path))
     suffix = path.suffix.lower()
     if suffix == ".jsonl":
-        return None, (_json_row(line) for line in lines if line.strip())
-    cells = separated_rows(lines, "," if suffix == ".csv" else "\t")
+        rows = (_json_row(line) for line in _read_lines(path) if line.strip())
+        first = list(islice(rows, PROBED))
+        keys = dict.fromkeys(key for row in first if not isinstance(row, str) for key in row)
+        if first and not keys:
+            raise ValueError(f"none of its first {len(first)} lines is a JSON object")
+        return list(keys), chain(first, rows)
+    cells = separated_rows(Lines(_read_lines(path)), "," if suffix == ".csv" else "\t")
     header = next(cells, [])
     if isinstance(header, str):
         raise ValueError(f"its first line should name the columns, but: {header}")
@@ -262,14 +268,6 @@ def _json_row(line: str) -> Mapping[str, Any] | str:
     return row if isinstance(row, dict) else "line is not a JSON object"
 
 
-def _json_keys(path: Path) -> list[str]:
-    rows = list(islice(_text_rows(path)[1], PROBED))
-    keys = dict.fromkeys(key for row in rows if not isinstance(row, str) for key in row)
-    if rows and not keys:
-        raise ValueError(f"none of its first {len(rows)} lines is a JSON object")
-    return list(keys)
-
-
 def open_parquet(paths: Sequence[Path], config: PrepareConfig, *, ignored: Mapping[str, int] | None = None) -> Source:
     """The pairs of the Parquet files of a folder, one after the other.
 
@@ -294,37 +292,32 @@ def open_parquet(paths: Sequence[Path], config: PrepareConfig, *, ignored: Mappi
         names = find_columns(path, columns, config)
         parts.append((partial(_parquet_rows, path, names), rows))
     fingerprint = digest((path.name for path in paths), (stamp(path) for path in paths), names)
-    return replace(
-        _source(parts, config, paths[0], folder=paths[0].parent, fingerprint=fingerprint), ignored=ignored or {}
-    )
+    return _source(paths[0], parts, config, fingerprint=fingerprint, ignored=ignored)
+
+
+Part = tuple[Callable[[int, int], Iterable[Row]], int]
+"""Reads the rows of a file from one number to another; and the number of its rows."""
 
 
 def _source(
-    parts: Sequence[tuple[Callable[[int, int], Iterable[Row]], int]],
-    config: PrepareConfig,
     path: Path,
+    parts: Sequence[Part],
+    config: PrepareConfig,
     *,
-    folder: Path,
     fingerprint: str,
+    ignored: Mapping[str, int] | None = None,
 ) -> Source:
-    """A source of chunks that read their own rows.
-
-    Args:
-        parts: functions that read the rows from one number to another, each with its number of rows.
-        config: how many rows a chunk has.
-        path: the table, for the message where it is empty.
-        folder: relative paths start here.
-        fingerprint: of the source.
-    """
-    chunks, first, step = [], 0, config.samples_per_shard
+    """A source whose chunks read their own rows."""
+    chunks: list[Chunk] = []
+    first, step = 0, config.samples_per_shard
     for read, rows in parts:
         for start in range(0, rows, step):
             part = partial(read, start, min(start + step, rows))
-            chunks.append(TableChunk(rows=part, first=first + start, folder=folder))
+            chunks.append(partial(table_items, part, first + start, path if path.is_dir() else path.parent))
         first += rows
     if not chunks:
         raise PowerclipError(f"{path} has no row")
-    return Source(chunks=partial(iter, chunks), count=len(chunks), fingerprint=fingerprint)
+    return source_of(chunks, fingerprint=fingerprint, ignored=ignored)
 
 
 def _parquet_rows(path: Path, columns: tuple[str, str], start: int, end: int) -> Iterator[Row]:
@@ -377,8 +370,7 @@ def open_dataset(folder: Path, config: PrepareConfig) -> Source:
     names = find_columns(folder, table.column_names, config)
     files = sorted(path for path in folder.iterdir() if path.is_file())
     fingerprint = digest((path.name for path in files), (stamp(path) for path in files), names)
-    parts = [(partial(_dataset_rows, folder, names), len(table))]
-    return _source(parts, config, folder, folder=folder, fingerprint=fingerprint)
+    return _source(folder, [(partial(_dataset_rows, folder, names), len(table))], config, fingerprint=fingerprint)
 
 
 @lru_cache(maxsize=4)

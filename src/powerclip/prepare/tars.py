@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -18,7 +17,7 @@ from powerclip.data.sample import CAPTION_EXTENSION, IMAGE_EXTENSIONS, Sample
 from powerclip.data.shards import BrokenShardError, SamplePlace, find_shards, stream_shard
 from powerclip.data.validate import check_annotations
 from powerclip.errors import BadSampleError, PowerclipError
-from powerclip.prepare.pairs import Item, Pair, Source, bad, count_kinds, digest, make_key, make_pair, stamp
+from powerclip.prepare.pairs import Item, Pair, Source, bad, count_kinds, digest, make_key, make_pair, source_of, stamp
 from powerclip.prepare.tables import CAPTION_COLUMNS
 
 PROBED = 100
@@ -36,41 +35,36 @@ def open_tars(path: Path, config: PrepareConfig) -> Source:
     """
     shards = find_shards(path)
     caption_key = _find_captions(shards, config.caption_key)
-    chunks = [TarChunk(shard, caption_key, not config.replace_annotations) for shard in shards]
-    return Source(
-        chunks=partial(iter, chunks),
-        count=len(chunks),
+    return source_of(
+        [partial(tar_items, shard, caption_key, keep=not config.replace_annotations) for shard in shards],
         fingerprint=digest((shard.name for shard in shards), (stamp(shard) for shard in shards), [caption_key]),
         ignored=count_kinds(set(path.iterdir()) - set(shards)) if path.is_dir() else {},
     )
 
 
-@dataclass(frozen=True)
-class TarChunk:
-    """The samples of one tar."""
+def tar_items(shard: Path, caption_key: str, *, keep: bool = True) -> Iterator[Item]:
+    """The samples of a tar in order; repeated keys, and samples beyond the limit, are items that cannot be used.
 
-    shard: Path
-    caption_key: str
-    keep: bool = True
-    """Keep the phrases and regions that the samples have."""
-
-    def items(self) -> Iterator[Item]:
-        """The samples in order; repeated keys, and samples beyond the limit, are items that cannot be used."""
-        seen: set[int] = set()
-        try:
-            for i, entry in enumerate(stream_shard(self.shard)):
-                name = f"{self.shard.name}/{entry.key[:200]}"
-                if i >= MAX_SAMPLES:
-                    yield bad(name, f"beyond the first {MAX_SAMPLES} samples of its tar")
-                elif entry.key.startswith("/") or ".." in entry.key.split("/"):
-                    yield bad(name, "name leads out of the tar")
-                elif hash(entry.key) in seen:
-                    yield bad(name, "key occurs twice in its tar")
-                else:
-                    seen.add(hash(entry.key))
-                    yield Item(name=name, load=partial(_load, i, entry, self.caption_key, self.keep))
-        except BrokenShardError:
-            yield bad(self.shard.name, "tar damaged or cut short")
+    Args:
+        shard: the tar.
+        caption_key: where the captions are: an extension, or "json:KEY" ("json:a.b" for b in a).
+        keep: the phrases and regions that the samples have.
+    """
+    seen: set[int] = set()
+    try:
+        for i, entry in enumerate(stream_shard(shard)):
+            name = f"{shard.name}/{entry.key[:200]}"
+            if i >= MAX_SAMPLES:
+                yield bad(name, f"beyond the first {MAX_SAMPLES} samples of its tar")
+            elif entry.key.startswith("/") or ".." in entry.key.split("/"):
+                yield bad(name, "name leads out of the tar")
+            elif hash(entry.key) in seen:
+                yield bad(name, "key occurs twice in its tar")
+            else:
+                seen.add(hash(entry.key))
+                yield Item(name=name, load=partial(_load, i, entry, caption_key, keep))
+    except BrokenShardError:
+        yield bad(shard.name, "tar damaged or truncated")
 
 
 def _load(index: int, entry: SamplePlace, caption_key: str, keep: bool) -> Pair:
