@@ -71,6 +71,9 @@ def test_a_model_trained_on_tokens_or_single_regions_is_drawn_by_them():
     scores = torch.tensor([phrase.score for phrase in found.phrases])
     torch.testing.assert_close(scores, s.amax(dim=1), rtol=0, atol=1e-5)
     assert all(phrase.regions == 1 for phrase in found.phrases)
+    covered = masks.float().sum(dim=0).clamp(min=1)
+    for phrase, best, score in zip(found.phrases, s.argmax(dim=1), s.amax(dim=1), strict=True):
+        torch.testing.assert_close(phrase.heat.flatten(), score.clamp(min=0) * masks[best] / covered, rtol=0, atol=1e-5)
     highest = sorted(found.phrases, key=lambda phrase: -phrase.score)[:MAX_PHRASES]
     assert {phrase.text for phrase in shown_phrases(found.phrases)} == {phrase.text for phrase in highest}
 

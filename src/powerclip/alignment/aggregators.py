@@ -92,12 +92,12 @@ def aggregate(
     Returns:
         T1 and T2, each (...); 0 where a pair has no region or no phrase.
     """
-    s = s.masked_fill(~region_mask[..., :, None], 0.0)
+    s = s.masked_fill(~region_mask[..., :, None], 0.0)  # (..., M, K)
     activation = T1_ACTIVATIONS[t1_activation]
     positive = (s.relu() if tau == 0 else tau * activation(s / tau)).masked_fill(~region_mask[..., :, None], 0.0)
     phrases = phrase_mask.sum(dim=-1, dtype=s.dtype)
-    t1 = (positive.sum(dim=-2) * phrase_mask).sum(dim=-1) / phrases.clamp(min=1)
-    linear, even = linear_and_even(s, tau=tau, activation=t2_activation)
+    t1 = (positive.sum(dim=-2) * phrase_mask).sum(dim=-1) / phrases.clamp(min=1)  # over M, then over K: (...)
+    linear, even = linear_and_even(s, tau=tau, activation=t2_activation)  # (..., K) each
     t2 = soft_max_over_phrases(linear + zeta * even, phrase_mask, tau=tau)
     return zero_where_unscored((t1, t2), region_mask, phrase_mask)
 
@@ -139,8 +139,8 @@ def best_single_region(s: Tensor, region_mask: Tensor, phrase_mask: Tensor) -> t
     """
     regions = region_mask.sum(dim=-1, dtype=s.dtype).clamp(min=1)
     phrases = phrase_mask.sum(dim=-1, dtype=s.dtype).clamp(min=1)
-    by_phrase = s.masked_fill(~region_mask[..., :, None], ABSENT).amax(dim=-2)
-    by_region = s.masked_fill(~phrase_mask[..., None, :], ABSENT).amax(dim=-1)
+    by_phrase = s.masked_fill(~region_mask[..., :, None], ABSENT).amax(dim=-2)  # (..., K)
+    by_region = s.masked_fill(~phrase_mask[..., None, :], ABSENT).amax(dim=-1)  # (..., M)
     t2r = by_phrase.masked_fill(~phrase_mask, 0.0).sum(dim=-1) / phrases
     r2t = by_region.masked_fill(~region_mask, 0.0).sum(dim=-1) / regions
     return zero_where_unscored((t2r, r2t), region_mask, phrase_mask)

@@ -30,6 +30,7 @@ from powerclip.regions import fixed_boxes, masks_to_grid
 from powerclip.tasks import Masks, Picture
 
 PAIRS_AT_ONCE = 1024
+"""Pairs of an image and a caption that are scored together."""
 
 Rows = tuple[Tensor, Tensor]
 """(M, D) vectors of one image or caption, and (M,) bool, which of them are present."""
@@ -202,7 +203,7 @@ class PowersetScorer:
         if open_masks is None:
             return self.boxes
         masks = torch.from_numpy(open_masks()).to(torch.uint8)  # (M, h, w)
-        grids = (
-            masks_to_grid(self.transform(Mask(masks)).bool(), self.model.grid_size) if len(masks) else self.boxes[:0]
-        )
+        if not len(masks):
+            return self.boxes
+        grids = masks_to_grid(self.transform(Mask(masks)).bool(), self.model.grid_size)  # (M, N)
         return grids if grids.any() else self.boxes

@@ -39,9 +39,9 @@ class PhraseGrounding:
     """(rows, columns) on the patch grid: the summed similarity of the grounding regions over a patch, divided by the
     number of regions that cover it."""
     score: float
-    """max over subsets of Q: the sum of the positive similarities."""
+    """max over subsets of Q: the sum of the positive similarities; of single regions, the highest."""
     regions: int
-    """Size of the grounding subset {m : s > 0}."""
+    """Size of the grounding subset: {m : s > 0}, or 1 of single regions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +84,7 @@ def ground(
             PhraseGrounding(
                 label=label,
                 text=text,
-                heat=((s.clamp(min=0) @ masks.float()) / covered).view(model.grid_size),
+                heat=(((s.clamp(min=0) * subset) @ masks.float()) / covered).view(model.grid_size),
                 score=score.item(),
                 regions=int(subset.sum()),
             )
