@@ -27,21 +27,19 @@ def rank() -> int:
 
 def sum_over_processes(value: Tensor) -> Tensor:
     """The sum of a tensor over processes, without gradient."""
-    value = value.detach()
-    if world_size() == 1:
-        return value
-    value = value.clone()
-    dist.all_reduce(value)
-    return value
+    return _reduced(value, dist.ReduceOp.SUM)
 
 
 def max_over_processes(value: Tensor) -> Tensor:
     """The elementwise maximum of a tensor over processes, without gradient."""
+    return _reduced(value, dist.ReduceOp.MAX)
+
+
+def _reduced(value: Tensor, op: Any) -> Tensor:
     value = value.detach()
-    if world_size() == 1:
-        return value
-    value = value.clone()
-    dist.all_reduce(value, op=dist.ReduceOp.MAX)
+    if world_size() > 1:
+        value = value.clone()
+        dist.all_reduce(value, op=op)
     return value
 
 

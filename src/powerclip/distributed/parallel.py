@@ -48,7 +48,7 @@ def parallelize(
     for block in blocks:
         fully_shard(block)
     fully_shard(model, ignored_params=_scalars(model))  # a scalar cannot be sharded
-    for method in ("encode_image", "encode_text", "encode_regions", "encode_phrases"):
+    for method in ("encode_image", "encode_text", "encode_regions", "encode_image_and_regions", "encode_phrases"):
         # Within these, as within forward, every process has the complete parameters.
         register_fsdp_forward_method(model, method)
     return model

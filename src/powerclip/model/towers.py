@@ -119,9 +119,9 @@ class PowerCLIP(nn.Module):
         return pool_regions(self.encode_patches(images), masks)
 
     def encode_image_and_regions(self, images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """``encode_regions`` with ``encode_image`` behind it, in one pass: (B, M, D), (B, M) bool and (B, D)."""
+        """``encode_regions`` and ``encode_image`` in one pass: (B, M, D), (B, M) bool and (B, D)."""
         patches = self.encode_patches(images)
-        return (*pool_regions(patches, masks), patches.mean(dim=1))
+        return (*pool_regions(patches, masks), _embedding(at_least_float32(patches).mean(dim=1), False, patches.dtype))
 
     def encode_phrases(self, tokens: Tensor, leaf_of_token: Tensor, spans: Tensor) -> tuple[Tensor, Tensor]:
         """Phrase vectors of captions, or, for a model with ``phrase_unit`` "token", those of single tokens.
@@ -251,18 +251,15 @@ def _pool_type(text: Any) -> tuple[str, int | None]:
 
 
 def _check_towers(backbone: Any) -> None:
-    visual = backbone.visual
-    if isinstance(visual, TimmModel):
-        trunk = visual.trunk
-        dense = hasattr(trunk, "num_prefix_tokens") and hasattr(trunk, "fc_norm") and hasattr(trunk, "patch_embed")
-        if not dense or getattr(trunk, "attn_pool", None) is not None:
-            raise PowerclipError(
-                f"the image tower {type(trunk).__name__} has no patch tokens in the joint space; use a ViT without "
-                "attention pooling"
-            )
-    elif not isinstance(visual, VisionTransformer) or visual.attn_pool is not None:
+    tower = backbone.visual
+    if isinstance(tower, TimmModel):
+        tower = tower.trunk
+        dense = all(hasattr(tower, name) for name in ("num_prefix_tokens", "fc_norm", "patch_embed"))
+    else:
+        dense = isinstance(tower, VisionTransformer)
+    if not dense or getattr(tower, "attn_pool", None) is not None:
         raise PowerclipError(
-            f"the image tower {type(visual).__name__} has no patch tokens in the joint space; use a ViT without "
+            f"the image tower {type(tower).__name__} has no patch tokens in the joint space; use a ViT without "
             "attention pooling"
         )
     text = _text_tower(backbone)
