@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from matplotlib.figure import Figure
 
+from powerclip.config import read_yaml
 from powerclip.errors import PowerclipError
 from powerclip.files import atomic_write
 from powerclip.model import PowerCLIP, load
@@ -116,8 +116,8 @@ def _settings(runs: Mapping[str, Path]) -> dict[str, Any]:
 def _read_settings(path: Path) -> dict[str, str]:
     """A run's settings by dotted name; empty if the file is missing or not a mapping."""
     try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError, RecursionError):
+        value = read_yaml(path)
+    except ValueError:
         return {}
     return _flat(value) if isinstance(value, dict) else {}
 
