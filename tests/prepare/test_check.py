@@ -40,12 +40,12 @@ def test_a_finished_shard_that_is_gone_is_a_failure(out):
 
 
 @pytest.mark.parametrize("report", ["", "[]", "{}", '{"samples": "many"}'])
-def test_a_report_that_tells_nothing_is_compared_with_nothing(report, out):
+def test_a_report_without_a_count_is_compared_with_nothing(report, out):
     (out / "report.json").write_text(report)
     assert printed(out)[0]["missing"] == 0
 
 
-def test_results_of_a_pattern_lie_beside_its_first_shard(tmp_path):
+def test_results_of_a_pattern_are_written_next_to_its_first_shard(tmp_path):
     for name in ("a", "b", "c"):
         (tmp_path / name).mkdir()
         write_tar(tmp_path / name / "x.tar", pairs(2))

@@ -251,8 +251,8 @@ def test_img2dataset_s_files_are_a_folder_of_images(tmp_path):
         (part / f"{i:09d}.txt").write_text(f"dog {i}")
         (part / f"{i:09d}.json").write_text("{}")
         (part / f"._{i:09d}.jpg").write_bytes(b"junk")
-    told = {"url": ["http://x"] * 3, "caption": ["a dog"] * 3, "key": ["0"] * 3, "status": ["success"] * 3}
-    parquet.write_table(pa.table(told), tmp_path / "in" / "00000.parquet")
+    outcomes = {"url": ["http://x"] * 3, "caption": ["a dog"] * 3, "key": ["0"] * 3, "status": ["success"] * 3}
+    parquet.write_table(pa.table(outcomes), tmp_path / "in" / "00000.parquet")
     (tmp_path / "in" / "00000_stats.json").write_text("{}")
     report = prepared(tmp_path / "in", tmp_path / "out")
     assert report["skipped"] == {}

@@ -69,8 +69,8 @@ def children(pid):
 @pytest.mark.slow
 @pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_job_that_is_killed_goes_on_and_loses_nothing(sign, photos, tmp_path):
-    whole, out = tmp_path / "whole", tmp_path / "out"
-    report = prepare(photos, whole, PrepareConfig(samples_per_shard=2))
+    complete, out = tmp_path / "complete", tmp_path / "out"
+    report = prepare(photos, complete, PrepareConfig(samples_per_shard=2))
     job = subprocess.Popen(
         command(photos, out, "--workers", "2"), stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts
     )
@@ -91,7 +91,7 @@ def test_a_job_that_is_killed_goes_on_and_loses_nothing(sign, photos, tmp_path):
         assert job.returncode == 130
         assert "shards are complete; the same command continues" in errors
     assert prepare(photos, out, PrepareConfig(samples_per_shard=2, workers=2)) == report
-    assert shards(out) == shards(whole)
+    assert shards(out) == shards(complete)
     assert not list(out.glob(".*.tmp"))
 
 

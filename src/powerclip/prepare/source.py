@@ -65,15 +65,42 @@ def open_source(source: str, config: PrepareConfig) -> Source:
     return open_parquet([path], config) if suffix == ".parquet" else open_text(path, config)
 
 
-def _images(folder: Path, names: Sequence[str], first: int) -> Iterator[Item]:
-    """Image files, each with a .txt file next to it."""
-    for i, name in enumerate(names, start=first):
-        yield Item(name=name, load=partial(_with_sidecar, make_key(i, name), folder / name))
+def _folder(folder: Path, samples_per_shard: int) -> Source:
+    """Images with a .txt or .TXT file next to each, in sub-folders too; other files are counted."""
+    files, ignored = _walk(folder)
+    images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
+    if not images:
+        tar = next(folder.rglob("*.tar"), None)
+        hint = f"; {tar.parent} holds tars: name that folder" if tar else ""
+        raise PowerclipError(f"no image in {folder} or its sub-folders; looked for {', '.join(IMAGE_SUFFIXES)}{hint}")
+    known = set(files)
+    sidecars = ((path.with_suffix(".txt"), path.with_suffix(".TXT")) for path in images)
+    captions = [next(filter(known.__contains__, names), None) for names in sidecars]
+    if not any(captions):
+        raise PowerclipError(
+            f"none of the {len(images)} images in {folder} has a caption; put NAME.txt next to NAME.jpg"
+        )
+    pairs = list(zip(images, captions, strict=True))
+    chunks = [
+        partial(_images, folder, tuple(pairs[first : first + samples_per_shard]), first)
+        for first in range(0, len(pairs), samples_per_shard)
+    ]
+    names = (str(path.relative_to(folder)) for path in images)
+    stamps = (stamp(image) + (stamp(caption) if caption else "-") for image, caption in pairs)
+    used = {*images, *captions}
+    others = count_kinds(path for path in files if path not in used)
+    return source_of(chunks, fingerprint=digest(names, stamps), ignored={**ignored, **others})
 
 
-def _with_sidecar(key: str, image: Path) -> Pair:
-    caption = _sidecar(image)
-    if not caption.is_file():
+def _images(folder: Path, pairs: Sequence[tuple[Path, Path | None]], first: int) -> Iterator[Item]:
+    """Image files, each with the file of its caption."""
+    for i, (image, caption) in enumerate(pairs, start=first):
+        name = str(image.relative_to(folder))
+        yield Item(name=name, load=partial(_read_pair, make_key(i, name), image, caption))
+
+
+def _read_pair(key: str, image: Path, caption: Path | None) -> Pair:
+    if caption is None or not caption.is_file():
         raise BadSampleError("no caption")
     try:
         if caption.stat().st_size > MAX_CAPTION_BYTES:
@@ -82,38 +109,6 @@ def _with_sidecar(key: str, image: Path) -> Pair:
     except OSError as error:
         raise BadSampleError("file cannot be read") from error
     return make_pair(key, read_image(image), text)
-
-
-def _sidecar(image: Path) -> Path:
-    """The caption file of an image: NAME.txt, or NAME.TXT if only that exists."""
-    lower, upper = image.with_suffix(".txt"), image.with_suffix(".TXT")
-    return upper if upper.exists() and not lower.exists() else lower
-
-
-def _folder(folder: Path, samples_per_shard: int) -> Source:
-    """Images with a .txt file next to each, in sub-folders too; other files are counted."""
-    files, ignored = _walk(folder)
-    images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
-    if not images:
-        tar = next(folder.rglob("*.tar"), None)
-        hint = f"; {tar.parent} holds tars: name that folder" if tar else ""
-        raise PowerclipError(f"no image in {folder} or its sub-folders; looked for {', '.join(IMAGE_SUFFIXES)}{hint}")
-    captions = {_sidecar(path) for path in images}
-    others = [path for path in files if path.suffix.lower() not in IMAGE_SUFFIXES and path not in captions]
-    if not captions.intersection(files):
-        raise PowerclipError(
-            f"none of the {len(images)} images in {folder} has a caption; put NAME.txt next to NAME.jpg"
-        )
-    names = [str(path.relative_to(folder)) for path in images]
-    chunks = [
-        partial(_images, folder, tuple(names[first : first + samples_per_shard]), first)
-        for first in range(0, len(names), samples_per_shard)
-    ]
-    return source_of(
-        chunks,
-        fingerprint=digest(names, (stamp(path) + stamp(_sidecar(path)) for path in images)),
-        ignored={**ignored, **count_kinds(others)},
-    )
 
 
 def _walk(folder: Path) -> tuple[list[Path], Counter[str]]:

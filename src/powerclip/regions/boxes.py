@@ -9,7 +9,7 @@ from torch import Tensor
 def random_boxes(images: int, *, regions: int, grid: tuple[int, int], generator: torch.Generator) -> Tensor:
     """M random boxes an image: centre, width and height uniform over the grid (Kawamura et al., CVPR 2026).
 
-    A box is cut at the border and always holds the patch its centre lies in.
+    A box is clipped at the border and always holds the patch of its centre.
 
     Args:
         images: B.
@@ -35,7 +35,7 @@ def _random_interval(shape: tuple[int, int], size: int, generator: torch.Generat
 
 
 def fixed_boxes(grid: tuple[int, int], *, sizes: tuple[float, ...] = (0.5, 0.25)) -> Tensor:
-    """Boxes of fixed sizes, half overlapping, that tile the grid: for pictures and evaluation.
+    """Boxes of fixed sizes, half overlapping, that tile the grid: for figures and evaluation.
 
     Args:
         grid: rows and columns of the patch grid.
