@@ -57,7 +57,7 @@ def test_an_index_says_what_the_headers_say(shards):
 
 
 def test_odd_names_and_empty_shards_are_kept_too(tmp_path):
-    names = ("caf\u00e9.jpg", "n\udcffme.txt", "deep/er.a.b.JPG", "")
+    names = ("caf\u00e9.jpg", "n\udcffme.txt", "deep/er.a.b.JPG", "x.\udcff", "")
     write_tar(tmp_path / "odd.tar", [(name, b"abc") for name in names])
     write_tar(tmp_path / "empty.tar", [])
     for name in ("odd.tar", "empty.tar"):

@@ -1,4 +1,4 @@
-"""Image bytes become pixels, safely."""
+"""Image bytes to pixels, safely."""
 
 from __future__ import annotations
 
@@ -25,15 +25,14 @@ IMAGE_SUFFIXES = tuple(sorted(suffix for suffix, kind in Image.registered_extens
 
 
 def decode_image(data: bytes) -> Image.Image:
-    """An upright RGB image from bytes, the first where they hold several.
+    """An upright RGB image from bytes; the first if they hold several.
 
-    The orientation in its metadata is applied, and the metadata left behind, so that nobody applies it again: height
-    and width are those of the upright picture, everywhere. Transparency is laid over white. Of 16 bits the upper 8
-    are kept.
+    The orientation in its metadata is applied and the metadata dropped, so that nobody applies it again: height and
+    width are those of the upright image, everywhere. Transparency becomes white. The upper 8 of 16 bits are kept.
 
     Raises:
-        BadSampleError: the bytes are no whole image, one of more than ``MAX_PIXELS``, or one of numbers without a
-            defined range, which could be shown as anything (floats, 32-bit integers).
+        BadSampleError: the bytes are not a complete image, it has more than ``MAX_PIXELS``, or its numbers have no
+            defined range, so that it could be shown as anything (floats, 32-bit integers).
     """
     return decode_with_format(data)[0]
 
@@ -46,7 +45,7 @@ def decode_with_format(data: bytes) -> tuple[Image.Image, str]:
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of large images, and of oddities in metadata
+            warnings.simplefilter("ignore")  # Pillow warns about large images and odd metadata
             image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
             if image.width * image.height > MAX_PIXELS:
                 raise BadSampleError("image too large")
@@ -77,7 +76,7 @@ def _rgb(opened: Image.Image) -> Image.Image:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """A copy turned as its metadata say; where they are malformed, as it is."""
+    """A copy turned as its metadata say; unchanged if they are malformed."""
     try:
         return ImageOps.exif_transpose(image)
     except Exception:  # many kinds, as above
@@ -88,7 +87,7 @@ def _eight_bits(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
     """Grey of 16 bits, or 12 in a TIFF, as its upper 8, which is how Pillow reads colours of 16."""
     values = np.asarray(image)
     (bits,) = tags.get(BITSPERSAMPLE, (16,))
-    if tags.get(PHOTOMETRIC_INTERPRETATION) == 0:  # zero is white, which Pillow turns for 8 bits only
+    if tags.get(PHOTOMETRIC_INTERPRETATION) == 0:  # zero is white, which Pillow inverts for 8 bits only
         values = ~values
     grey = (values >> (bits - 8)).astype(np.uint8)
     if "transparency" in image.info:

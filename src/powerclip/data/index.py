@@ -7,13 +7,12 @@ import json
 import multiprocessing
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from io import BytesIO
-from itertools import accumulate
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -46,8 +45,14 @@ FETCHES = 8
 ATTEMPTS = 3
 """How often a copy is fetched again that another process has removed to make room."""
 
+ARRAYS = ("extensions", "keys", "key_ends", "member_ends", "members")
+"""Of an index, as stored with its shard's stamp and summary."""
+
 Stamp = tuple[int, int]
 """Size, and modification time in nanoseconds: a shard whose stamp differs is indexed again."""
+
+
+Array = np.ndarray[Any, np.dtype[Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,16 +69,16 @@ class ShardIndex:
     """The samples of a shard in order, in about 100 bytes each; a list of ``SamplePlace`` takes ten times as much."""
 
     shard: Path
-    extensions: tuple[str, ...]
-    """Those that occur in the shard."""
-    keys: bytes
-    """All keys, one after the other, in UTF-8."""
-    key_ends: np.ndarray[Any, np.dtype[np.int64]]
-    """(samples + 1,) where each key ends; the first is 0."""
-    member_ends: np.ndarray[Any, np.dtype[np.int64]]
-    """(samples + 1,) where each sample's members end; the first is 0."""
-    members: np.ndarray[Any, np.dtype[np.int64]]
-    """(members, 3): extension, offset and size in bytes."""
+    extensions: Array
+    """(extensions,) str: those that occur in the shard."""
+    keys: Array
+    """(bytes,) uint8: all keys, one after the other, in UTF-8."""
+    key_ends: Array
+    """(samples + 1,) int64: where each key ends; the first is 0."""
+    member_ends: Array
+    """(samples + 1,) int64: where each sample's members end; the first is 0."""
+    members: Array
+    """(members, 3) int64: extension, offset and size in bytes."""
 
     def __len__(self) -> int:
         return len(self.key_ends) - 1
@@ -81,19 +86,19 @@ class ShardIndex:
     def __getitem__(self, sample: int) -> SamplePlace:
         if not 0 <= sample < len(self):
             raise IndexError(sample)
-        key = self.keys[self.key_ends[sample] : self.key_ends[sample + 1]].decode("utf-8", "surrogateescape")
+        key = self.keys[self.key_ends[sample] : self.key_ends[sample + 1]].tobytes().decode("utf-8", "surrogateescape")
         rows = self.members[self.member_ends[sample] : self.member_ends[sample + 1]].tolist()
-        return SamplePlace(
-            shard=self.shard,
-            key=key,
-            members={self.extensions[extension]: (offset, size) for extension, offset, size in rows},
-        )
+        members = {str(self.extensions[extension]): (offset, size) for extension, offset, size in rows}
+        return SamplePlace(shard=self.shard, key=key, members=members)
+
+    def arrays(self) -> dict[str, Array]:
+        """The index without the shard's path, as it is stored."""
+        return {name: value for name, value in vars(self).items() if name != "shard"}
 
     def summary(self) -> ShardSummary:
         """Number of samples and digest."""
-        parts = (repr(self.extensions).encode(), self.keys, self.key_ends, self.member_ends, self.members)
-        digest = hashlib.blake2b(b"".join(bytes(part) for part in parts), digest_size=16)
-        return ShardSummary(samples=len(self), digest=digest.hexdigest())
+        content = b"".join(array.tobytes() for array in self.arrays().values())
+        return ShardSummary(samples=len(self), digest=hashlib.blake2b(content, digest_size=16).hexdigest())
 
 
 def open_index(shard: Shard) -> ShardIndex:
@@ -124,16 +129,15 @@ def read_index(shard: Path, *, fallback: Path = FALLBACK) -> ShardIndex:
         OSError: there is no such file.
         PowerclipError: it is not a tar, is truncated, or holds too many samples.
     """
-    stored = _stored(shard, fallback, partial(_unpacked, shard))
+    stored = _stored(shard, fallback, lambda arrays: ShardIndex(shard=shard, **{name: arrays[name] for name in ARRAYS}))
     if stored is not None:
         return stored
-    stamp = _stamp(shard)
-    index = _made(shard)
-    content = _packed(index, stamp)
+    stamp, index, buffer = _stamp(shard), _made(shard), BytesIO()
+    np.savez(buffer, stamp=stamp, **asdict(index.summary()), **index.arrays())  # type: ignore[arg-type]
     for file in _files(shard, fallback):
         with suppress(OSError):
             file.parent.mkdir(parents=True, exist_ok=True)
-            atomic_write(file, content)
+            atomic_write(file, buffer.getvalue())
             break
     return index
 
@@ -155,18 +159,14 @@ def summarize(shards: Sequence[Shard], *, fallback: Path = FALLBACK) -> list[Sha
 
 
 def _summaries_here(shards: Sequence[Path], fallback: Path) -> dict[str, ShardSummary]:
-    summaries: dict[Path, ShardSummary] = {}
-    for shard in shards:
-        stored = _stored(shard, fallback, _unpacked_summary)
-        if stored is not None:
-            summaries[shard] = stored
-    new = [shard for shard in shards if shard not in summaries]
-    summaries.update(zip(new, _indexed(new, fallback), strict=True))
+    stored = {shard: _stored_summary(shard, fallback) for shard in shards}
+    new = [shard for shard, summary in stored.items() if summary is None]
+    made = dict(zip(new, _indexed(new, fallback), strict=True))
     for folder in {shard.parent for shard in new}:
-        known = {tar.name: _stored(tar, fallback, _unpacked_summary) for tar in tars_in(folder)}
+        known = {tar.name: asdict(s) for tar in tars_in(folder) if (s := _stored_summary(tar, fallback)) is not None}
         with suppress(OSError):  # of a folder that cannot be written to
-            write_json(folder / SUMMARY, {"shards": {name: asdict(s) for name, s in known.items() if s is not None}})
-    return {str(shard): summary for shard, summary in summaries.items()}
+            write_json(folder / SUMMARY, {"shards": known})
+    return {str(shard): summary or made[shard] for shard, summary in stored.items()}
 
 
 def _indexed(shards: Sequence[Path], fallback: Path) -> Iterator[ShardSummary]:
@@ -174,9 +174,8 @@ def _indexed(shards: Sequence[Path], fallback: Path) -> Iterator[ShardSummary]:
     if len(shards) < MANY_SHARDS:
         yield from map(work, shards)
         return
-    with ProcessPoolExecutor(
-        mp_context=multiprocessing.get_context("spawn"), initializer=outlast_first_signal, initargs=(0,)
-    ) as pool:
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(mp_context=spawn, initializer=outlast_first_signal, initargs=(0,)) as pool:
         yield from track(pool.map(work, shards), total=len(shards), description="Indexing shards, once")
 
 
@@ -244,50 +243,23 @@ def _files(shard: Path, fallback: Path) -> tuple[Path, Path]:
     return shard.parent / INDEX_FOLDER / f"{shard.name}.npz", fallback / folder / f"{shard.name}.npz"
 
 
-def _stored(shard: Path, fallback: Path, read: Callable[[Any, Any], T]) -> T | None:
-    """What ``read`` makes of the arrays and head of a shard's index on disk; None if it is outdated or damaged."""
-    stamp = _stamp(shard)
+def _stored_summary(shard: Path, fallback: Path) -> ShardSummary | None:
+    return _stored(
+        shard, fallback, lambda arrays: ShardSummary(samples=int(arrays["samples"]), digest=str(arrays["digest"]))
+    )
+
+
+def _stored(shard: Path, fallback: Path, read: Callable[[Mapping[str, Array]], T]) -> T | None:
+    """What ``read`` makes of a shard's index on disk; None if there is none, or it is outdated, old or damaged."""
+    stamp = list(_stamp(shard))
     for file in _files(shard, fallback):
         try:
             with file.open("rb") as content, np.load(content, allow_pickle=False) as arrays:
-                head = json.loads(arrays["head"].tobytes())
-                if tuple(head["stamp"]) == stamp:
-                    return read(arrays, head)
+                if arrays["stamp"].tolist() == stamp:
+                    return read(arrays)
         except (ValueError, KeyError, TypeError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error):
             continue
     return None
-
-
-def _unpacked_summary(_arrays: Any, head: Any) -> ShardSummary:
-    return ShardSummary(samples=int(head["samples"]), digest=str(head["digest"]))
-
-
-def _unpacked(shard: Path, arrays: Any, head: Any) -> ShardIndex:
-    index = ShardIndex(
-        shard=shard,
-        extensions=tuple(head["extensions"]),
-        keys=arrays["keys"].tobytes(),
-        key_ends=arrays["key_ends"],
-        member_ends=arrays["member_ends"],
-        members=arrays["members"],
-    )
-    if len(index) != head["samples"]:
-        raise ValueError("an index of another version")
-    return index
-
-
-def _packed(index: ShardIndex, stamp: Stamp) -> bytes:
-    head = json.dumps({"stamp": stamp, "extensions": index.extensions, **asdict(index.summary())})
-    buffer = BytesIO()
-    np.savez(
-        buffer,
-        head=np.frombuffer(head.encode(), dtype=np.uint8),
-        keys=np.frombuffer(index.keys, dtype=np.uint8),
-        key_ends=index.key_ends,
-        member_ends=index.member_ends,
-        members=index.members,
-    )
-    return buffer.getvalue()
 
 
 def _made(shard: Path) -> ShardIndex:
@@ -298,9 +270,9 @@ def _made(shard: Path) -> ShardIndex:
     members = [(number[extension], *where) for place in places for extension, where in place.members.items()]
     return ShardIndex(
         shard=shard,
-        extensions=tuple(extensions),
-        keys=b"".join(keys),
-        key_ends=np.fromiter(accumulate(map(len, keys), initial=0), dtype=np.int64),
-        member_ends=np.fromiter(accumulate((len(place.members) for place in places), initial=0), dtype=np.int64),
+        extensions=np.array(extensions, dtype=np.str_),
+        keys=np.frombuffer(b"".join(keys), dtype=np.uint8),
+        key_ends=np.cumsum([0, *map(len, keys)]),
+        member_ends=np.cumsum([0, *(len(place.members) for place in places)]),
         members=np.array(members, dtype=np.int64).reshape(-1, 3),
     )

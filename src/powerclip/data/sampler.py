@@ -1,4 +1,4 @@
-"""Which samples an epoch shows, and when: a function of the seed and the epoch alone, so that a cursor is arithmetic."""
+"""Which samples an epoch shows, and when: a function of the seed and the epoch alone, so that resuming is arithmetic."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from numpy.random import Generator
 from powerclip.errors import PowerclipError
 
 SHUFFLE_SHARDS = 16
-"""Samples are shuffled among so many shards at a time: reads stay near each other on disk."""
+"""Samples are shuffled among this many shards at a time, so that reads stay near each other on disk."""
 
 Positions = np.ndarray[Any, np.dtype[np.int64]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """The order of the samples of one or more sources, whose shards stand one after the other."""
+    """The order of the samples of one or more sources; positions count through their shards, one after the other."""
 
     sources: Sequence[Sequence[int]]
     """Sample counts of the shards of each source."""
     weights: Sequence[float] | None = None
-    """Share of each source in an epoch; None takes all sources as one."""
+    """Share of each source in an epoch; None treats all sources as one."""
     shuffle: bool = True
     """False keeps the shards' order."""
     resample: bool = False
@@ -35,14 +35,14 @@ class Order:
     def __post_init__(self) -> None:
         if self.weights is not None and len(self.weights) != len(self.sources):
             raise PowerclipError(
-                f"{len(self.weights)} weights for {len(self.sources)} sources; give one weight a source, in order"
+                f"{len(self.weights)} weights for {len(self.sources)} sources; give one weight per source, in their order"
             )
 
     def epoch(self, epoch: int) -> Positions:
         """Sample positions of an epoch, counted over the shards of all sources; as many as there are samples.
 
-        Without weights and replacement every sample stands in it once. With weights each source has its share of
-        the places and runs through its own samples pass after pass, across epochs, each once a pass.
+        Without weights and replacement every sample occurs once. With weights each source has its share of the places
+        and goes through its own samples pass after pass, across epochs, each once per pass.
         """
         if self.weights is None:
             shards = [count for source in self.sources for count in source]
@@ -66,7 +66,7 @@ class Order:
         return order
 
     def _stream(self, shards: Sequence[int], offset: int, name: tuple[int, ...], first: int, count: int) -> Positions:
-        """``count`` positions of a source's endless stream of passes, from the ``first`` on."""
+        """``count`` positions of a source's endless passes, from number ``first`` on."""
         size, parts = sum(shards), [np.empty(0, dtype=np.int64)]
         while count > 0:
             number, begin = divmod(first, size)

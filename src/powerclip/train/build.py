@@ -1,7 +1,8 @@
-"""What a config describes: model, loss, loader and evaluation tasks."""
+"""What a config describes: model, loss, precision and loader."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ from powerclip.model import PowerCLIP, create_model, make_tokenizer, make_transf
 
 
 def build_model(config: TrainConfig) -> PowerCLIP:
-    """The model a config describes, with a tower frozen where it says so."""
+    """The model a config describes, with a tower frozen if it says so."""
     m, start = config.model, {}
     if config.objective.name == "siglip":
         start = {"init_logit_scale": INIT_LOGIT_SCALE, "init_logit_bias": INIT_LOGIT_BIAS}
@@ -61,12 +62,8 @@ def autocast(config: TrainConfig, device: torch.device) -> torch.autocast:
 
 def build_cache(config: TrainConfig) -> ShardCache:
     """Where a config keeps copies of shards behind URLs."""
-    size = int(config.data.cache_gib * 2**30)
-    return (
-        ShardCache(max_bytes=size)
-        if config.data.cache is None
-        else ShardCache(folder=Path(config.data.cache), max_bytes=size)
-    )
+    cache = ShardCache(max_bytes=int(config.data.cache_gib * 2**30))
+    return cache if config.data.cache is None else replace(cache, folder=Path(config.data.cache))
 
 
 def build_loader(config: TrainConfig, model: PowerCLIP, data: OpenedData) -> Loader:

@@ -1,9 +1,9 @@
 """The gradient of one large batch in pieces that fit into memory (GradCache: Gao et al., RepL4NLP 2021).
 
-A contrastive loss compares all pairs of a batch, so gradients of small batches do not add up to that of the large one.
-But the loss needs the features alone: they are computed piece by piece without a graph, the loss of all of them gives
-every feature's gradient, and each piece is run again, from the same random numbers, to carry its part into the weights.
-The result is the large batch's gradient, to rounding, for a second forward pass.
+A contrastive loss compares all pairs of a batch, so the gradients of small batches do not add up to that of the large one.
+But the loss only needs the features: they are computed piece by piece without a graph, the loss of all of them gives
+every feature's gradient, and each piece is run again, from the same random state, to carry its part into the weights.
+The result is the large batch's gradient, up to rounding, at the price of a second forward pass.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from powerclip.distributed import no_sync_unless_last, world_size
 from powerclip.types import Batch, Features, LossOutput
 
 SHARED = ("logit_scale", "logit_bias")
-"""Features that belong to the model and not to rows of the batch."""
+"""Features of the model rather than of the batch's rows."""
 
 
 def backward(
@@ -32,17 +32,17 @@ def backward(
     """Put the gradient of the loss of all pieces into the parameters.
 
     Under a process group the loss is that of all processes' pieces, and what a parallel model averages is multiplied
-    by their number, as ``powerclip.distributed.gather`` asks.
+    by their number, as ``powerclip.distributed.gather`` requires.
 
     Args:
         model: what is called for the features; gradients are added to its parameters.
         loss: ``Features`` to ``LossOutput``; called once.
         pieces: the batch, cut along its rows.
-        forward: runs the model on a piece, under autocast where that is wanted.
-        seed: sets the random numbers of a piece; called before each of its two passes.
+        forward: runs the model on a piece, under autocast if the run uses it.
+        seed: sets the random state of a piece; called before each of its two passes.
 
     Returns:
-        The loss of the whole batch, without graph where there are several pieces.
+        The loss of the complete batch, without a graph if there are several pieces.
     """
     if len(pieces) == 1:
         seed(0)

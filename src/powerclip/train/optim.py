@@ -13,10 +13,10 @@ from powerclip.config import OptimConfig
 
 
 def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW with no decay on norms, biases, the temperature and what the towers exempt themselves.
+    """AdamW without weight decay for parameters of fewer than two dimensions and those that the towers exempt.
 
-    A parameter with fewer than two dimensions (a norm's, a bias, a temperature) is never decayed. A group's "lr_scale"
-    is what its learning rate is multiplied by: the layer decay, to the power of the layers above it.
+    A parameter with fewer than two dimensions is a norm's, a bias or the temperature. A group's "lr_scale" multiplies its
+    learning rate: the layer decay, to the power of the number of layers above it.
     """
     exempt = set(getattr(model, "no_weight_decay", set)())
     depth_of: Callable[[str], int] = getattr(model, "depth_of", lambda name: 0)

@@ -1,4 +1,4 @@
-"""Signals become requests that the loop looks at between steps."""
+"""Signals become requests that the loop checks between steps."""
 
 from __future__ import annotations
 
@@ -11,23 +11,22 @@ from types import FrameType
 from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-"""An interrupt by hand, by a cluster that wants its node back, and by one that warns before it does."""
-
+"""Sent by hand, by a cluster that takes its node back, and by one that warns before it does."""
 
 ECHO_S = 2.0
-"""A second signal within this time is the first one's echo: clusters send to whole groups, and launchers pass it on."""
+"""A second signal within this time is an echo: clusters signal a process group, and launchers pass it on."""
 
 
 @dataclass
 class Stop:
-    """Set by a signal; the loop looks at it between steps."""
+    """Set by a signal; the loop checks it between steps."""
 
     requested: bool = False
 
 
 @contextmanager
 def stop_on_signal() -> Iterator[Stop]:
-    """Turn the first SIGINT, SIGTERM or SIGUSR1 into a request to stop; one that comes later acts as usual."""
+    """Turn the first SIGINT, SIGTERM or SIGUSR1 into a request to stop; a later one acts as usual."""
     stop, first = Stop(), 0.0
     old: dict[int, Any] = {}
 
