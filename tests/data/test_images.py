@@ -12,7 +12,7 @@ from PIL import Image
 from powerclip.data.images import decode_image, decode_with_format
 from powerclip.errors import BadSampleError
 from powerclip.prepare.pairs import make_pair
-from tests.support.images import encoded
+from tests.support.images import encoded, one_colour
 
 ORIENTATION = 0x112
 TURNED = {
@@ -185,3 +185,25 @@ def test_no_bytes_break_the_decoder(data):
     assert min(image.size) > 0
     assert image.info == {}
     image.getpixel((image.width - 1, image.height - 1))
+
+
+def test_transparency_is_laid_over_white():
+    assert decode_image(one_colour((255, 0, 0, 0), mode="RGBA")).getpixel((0, 0)) == (255, 255, 255)
+    assert decode_image(one_colour((255, 0, 0, 255), mode="RGBA")).getpixel((0, 0)) == (255, 0, 0)
+    assert decode_image(one_colour(7, mode="L")).getpixel((0, 0)) == (7, 7, 7)
+
+
+def test_a_decompression_bomb_is_refused_before_it_is_decompressed():
+    bomb = one_colour(0, size=(30_000, 30_000), mode="1")
+    with pytest.raises(BadSampleError, match="image too large"):
+        decode_image(bomb)
+
+
+def test_only_decoders_within_pillow_are_tried(monkeypatch):
+    from PIL import EpsImagePlugin
+
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *args, **options: pytest.fail("Ghostscript was called"))
+    with pytest.raises(BadSampleError, match="corrupt image"):
+        decode_image(one_colour(kind="EPS"))
+    for image_format in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM"):
+        assert decode_image(one_colour(kind=image_format)).size == (8, 8)

@@ -89,3 +89,19 @@ def test_another_trainers_captions_are_cleaned_before_they_are_parsed():
     for name in ("tokens", "leaf_of_token", "phrase_spans"):
         assert torch.equal(getattr(raw, name), getattr(clean, name)), name
     assert (raw.phrase_spans[0] >= 0).all(dim=1).sum() == 3  # both nouns, and the two together
+
+
+@pytest.mark.parametrize(
+    ("files", "reason"),
+    [
+        ({"txt": b"a dog"}, "no image"),
+        ({"png": one_colour()}, "no caption"),
+        ({"png": one_colour(), "txt": b" \n"}, "empty caption"),
+        ({"png": one_colour(), "txt": b"\xff"}, "caption not UTF-8"),
+        ({"png": one_colour(), "txt": b"a dog", "phrases.json": b"{}"}, "malformed phrases.json"),
+        ({"png": one_colour(), "txt": b"a dog", "json": b"{"}, "malformed json"),
+    ],
+)
+def test_a_sample_that_cannot_be_used_has_a_reason(files, reason):
+    with pytest.raises(BadSampleError, match=reason):
+        Sample.from_members("x", files)

@@ -53,5 +53,5 @@ def test_resampling_draws_every_sample_equally_often():
 
 
 def test_weights_must_fit_the_sources():
-    with pytest.raises(PowerclipError, match="1 weights for 2 sources; give one weight a source"):
+    with pytest.raises(PowerclipError, match="1 weights for 2 sources; give one weight per source"):
         Order(sources=[[1], [1]], weights=[1])

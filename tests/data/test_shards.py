@@ -3,12 +3,13 @@ from pathlib import Path
 
 import pytest
 
-from powerclip.data.images import decode_image
 from powerclip.data.sample import Sample
 from powerclip.data.shards import find_shards, index_shard, read_shards, write_shards
 from powerclip.errors import BadSampleError, PowerclipError
 from powerclip.phrases import whole_caption_tree
+from powerclip.scenes import generate
 from tests.support.images import one_colour
+from tests.support.tars import write_tar
 
 
 def sample(**changes):
@@ -86,11 +87,39 @@ def test_what_would_not_be_read_back_is_not_written(changes, message, tmp_path):
     assert not list(tmp_path.glob("*.tar"))
 
 
-def test_only_decoders_within_pillow_are_tried(monkeypatch):
-    from PIL import EpsImagePlugin
+def test_samples_survive_their_shard(scenes):
+    written, read = list(generate("train", count=50, seed=0)), list(read_shards(scenes))
+    assert [path.name for path in find_shards(scenes)] == [f"shard-{i:06d}.tar" for i in range(3)]
+    assert read == written
 
-    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *args, **options: pytest.fail("Ghostscript was called"))
-    with pytest.raises(BadSampleError, match="corrupt image"):
-        decode_image(one_colour(kind="EPS"))
-    for image_format in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM"):
-        assert decode_image(one_colour(kind=image_format)).size == (8, 8)
+
+def test_shards_are_a_function_of_their_samples(scenes, tmp_path):
+    write_shards(generate("train", count=50, seed=0), tmp_path, samples_per_shard=20)
+    for shard in find_shards(scenes):
+        assert (tmp_path / shard.name).read_bytes() == shard.read_bytes()
+    with pytest.raises(PowerclipError, match="exists already; write into an empty folder"):
+        write_shards(generate("train", count=1, seed=0), tmp_path)
+
+
+def test_a_writer_that_dies_leaves_no_shard(tmp_path):
+    def dying():
+        yield from generate("train", count=3, seed=0)
+        raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        write_shards(dying(), tmp_path, samples_per_shard=2)
+    assert [path.name for path in tmp_path.glob("*.tar")] == ["shard-000000.tar"]
+
+
+def test_a_truncated_tar_is_named(scenes, tmp_path):
+    whole = find_shards(scenes)[0].read_bytes()
+    (tmp_path / "cut.tar").write_bytes(whole[: len(whole) // 2 + 100])
+    with pytest.raises(PowerclipError, match=r"cut.tar is truncated or not a tar file .*re-create it"):
+        index_shard(tmp_path / "cut.tar")
+
+
+def test_links_and_devices_in_a_shard_are_skipped(tmp_path):
+    link = tarfile.TarInfo("x.jpg")
+    link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+    write_tar(tmp_path / "a.tar", [link])
+    assert index_shard(tmp_path / "a.tar") == []

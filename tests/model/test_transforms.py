@@ -10,6 +10,7 @@ from torchvision.tv_tensors import Mask
 
 import powerclip
 from powerclip.model import make_transforms
+from tests.support.models import tiny_model
 
 
 def test_transforms_keep_an_image_of_the_right_size():
@@ -59,3 +60,15 @@ def test_the_evaluation_transform_is_open_clip_s_and_moves_masks(model, config, 
     columns = inside.any(dim=0).nonzero()
     middle = (columns[0] + columns[-1] + 1) / 2 / masks.shape[2]
     assert abs(edge - middle).item() < 2 / masks.shape[2] + 1 / size[0]
+
+
+def test_the_training_transform_is_open_clip_s():
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 120, 3), np.uint8))
+    config = PreprocessCfg(**tiny_model().backbone.visual.preprocess_cfg)
+    torch.manual_seed(3)
+    theirs = image_transform_v2(config, is_train=True)(image)
+    torch.manual_seed(3)
+    ours = make_transforms(tiny_model())[0](image)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+    assert type(ours) is torch.Tensor
+    assert ours.shape == (3, 64, 64)

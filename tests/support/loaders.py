@@ -18,3 +18,8 @@ def loader_of(data, towers=None, *, batch_size=8, seed=3, cache=DEFAULT_CACHE, p
         region_source=source,
         part=part,
     )
+
+
+def batches_of(data, towers=None, epoch=0, **options):
+    """The batches of an epoch, as a list."""
+    return list(loader_of(data, towers, **options).epoch(epoch))

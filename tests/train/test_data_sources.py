@@ -42,7 +42,7 @@ def test_the_command_takes_sources_with_weights(sources, tmp_path, capsys):
     assert load_config(tmp_path / "run" / "config.yaml").data.weights == (3.0, 1.0)
     arguments[-1] = str(tmp_path / "other")
     assert main([*arguments, "--data.weights", "3"]) == 2
-    assert "1 weights for 2 sources; give one weight a source" in capsys.readouterr().err
+    assert "1 weights for 2 sources; give one weight per source" in capsys.readouterr().err
     assert main([*arguments, "--data.weights", "3", "-1"]) == 2
     assert not (tmp_path / "other").exists()
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torchvision import tv_tensors
 
 from powerclip.data.dataset import transform_with_regions
 from powerclip.data.sample import Sample
@@ -15,8 +14,8 @@ from powerclip.errors import BadSampleError, PowerclipError
 from powerclip.regions import RegionAnnotation
 from powerclip.scenes import generate
 from tests.support.images import encoded
-from tests.support.loaders import loader_of
-from tests.support.models import tiny_model, tiny_tower
+from tests.support.loaders import batches_of, loader_of
+from tests.support.models import tiny_tower
 from tests.support.tars import npy, write_tar
 
 
@@ -138,16 +137,30 @@ def test_the_limits_of_the_published_form_are_enforced(tmp_path):
         loader_of(tmp_path, replace(tiny_tower(), grid=(14, 14)), batch_size=1, regions=4)
 
 
-def test_the_training_transform_is_open_clips(tmp_path):
-    from open_clip.transform import PreprocessCfg, image_transform_v2
+@pytest.mark.parametrize("workers", [0, 2])
+def test_boxes_are_a_function_of_the_seed_the_epoch_and_the_sample(workers, scenes, tower):
+    def boxes(epoch=0, **options):
+        return {
+            k: m
+            for b in batches_of(scenes, tower, epoch, **options)
+            for k, m in zip(b.keys, b.region_masks, strict=True)
+        }
 
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 120, 3), np.uint8))
-    config = PreprocessCfg(**tiny_model().backbone.visual.preprocess_cfg)
-    torch.manual_seed(3)
-    theirs = image_transform_v2(config, is_train=True)(image)
-    torch.manual_seed(3)
-    ours = tiny_tower().transform(image)
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
-    assert type(ours) is torch.Tensor
-    assert not isinstance(ours, tv_tensors.TVTensor)
-    assert json.dumps(ours.shape) == "[3, 64, 64]"
+    found = boxes(regions=5, boxes=True)
+    assert all(masks.shape == (5, 64) and masks.any(dim=1).all() for masks in found.values())
+    assert len({masks.numpy().tobytes() for masks in found.values()}) == len(found)  # no image shares another's boxes
+    for key, masks in boxes(regions=5, boxes=True, workers=workers, batch_size=6, shuffle=False).items():
+        assert key not in found or torch.equal(masks, found[key]), key
+    for options in ({"epoch": 1}, {"seed": 4}):
+        other = boxes(regions=5, boxes=True, **options)
+        assert not any(torch.equal(masks, other[key]) for key, masks in found.items() if key in other)
+
+
+def test_phrases_arrive_over_the_tokens(scenes, tower):
+    samples = {sample.key: sample for sample in read_shards(scenes)}
+    batch = batches_of(scenes, tower)[0]
+    for key, leaves, spans in zip(batch.keys, batch.leaf_of_token, batch.phrase_spans, strict=True):
+        tree = samples[key].tree
+        assert set(leaves.tolist()) - {-1} == set(range(len(tree.leaves)))
+        found = {tuple(span) for span in spans.tolist()} - {(-1, -1)}
+        assert found == {(p.first, p.last) for p in tree.phrases}
