@@ -15,6 +15,10 @@ Masks = Callable[[], Any]
 """What opens the region masks of an image when they are needed: (M, H, W) bool array in the image's pixels."""
 
 
+PLACE = "{c}"
+"""Where the class name goes in a prompt."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Classification:
     """A zero-shot classification task: single-label images and the class names to choose from."""

@@ -63,6 +63,10 @@ def test_the_mode_is_restored_after_an_error() -> None:
         (Classification(name="c", images=[], labels=[], class_names=(), templates=("{c}",)), "0 class names"),
         (Classification(name="c", images=[], labels=[], class_names=("a",), templates=()), "0 templates"),
         (Classification(name="c", images=[], labels=[], class_names=("a",), templates=("{c}",)), "no image"),
+        (
+            Classification(name="c", images=[], labels=[], class_names=("a",), templates=("a",)),
+            "'a' of task c has no {c}",
+        ),
         (Retrieval(name="r", images=[square("red")], captions=[]), "1 images and captions for 0"),
         (Retrieval(name="r", images=[], captions=[]), "0 images"),
         (Quadruples(name="q", items=[]), "no item"),

@@ -23,7 +23,17 @@ from powerclip.evaluate.metrics import (
 )
 from powerclip.evaluate.powerset_score import PowersetScorer
 from powerclip.evaluate.suites import POWERSET
-from powerclip.tasks import Classification, HardNegatives, Masks, MultiLabel, Picture, Quadruples, Retrieval, Task
+from powerclip.tasks import (
+    PLACE,
+    Classification,
+    HardNegatives,
+    Masks,
+    MultiLabel,
+    Picture,
+    Quadruples,
+    Retrieval,
+    Task,
+)
 
 Job = tuple[Task, Score]
 Key = TypeVar("Key", bound=Hashable)
@@ -145,7 +155,7 @@ def _texts(task: Task) -> list[str]:
         return [text for item in task.items for text in (item.positive, item.negative, *item.more_negatives)]
     if isinstance(task, Quadruples):
         return [caption for item in task.items for caption in item.captions]
-    return [template.format(c=name) for name in task.class_names for template in task.templates]
+    return [template.replace(PLACE, name) for name in task.class_names for template in task.templates]
 
 
 class GlobalScorer:
@@ -213,6 +223,9 @@ def _classes(scorer: GlobalScorer, task: Classification | MultiLabel) -> Tensor:
             f"task {task.name} has {len(task.class_names)} class names and {len(task.templates)} templates; it "
             "needs at least one of each"
         )
+    for template in task.templates:
+        if PLACE not in template:
+            raise ValueError(f"template {template!r} of task {task.name} has no {PLACE} for the class name; add it")
     embedded = scorer.texts(_texts(task)).view(len(task.class_names), len(task.templates), -1)
     return class_embeddings(embedded)
 

@@ -11,6 +11,10 @@ from tests.support.layouts import webdataset
 from tests.support.tars import npy
 
 
+def templates_of(folder):
+    return folder / "zeroshot_classification_templates.txt"
+
+
 def run(tasks):
     return evaluate_tasks(ColourModel(), preprocess, tokenizer, tasks, batch_size=2)
 
@@ -24,6 +28,22 @@ def test_classification_is_read_from_all_shards_in_order(tmp_path):
     assert (task.labels, task.class_names, task.templates) == ([0, 1, 1], list(NAMES), ["a {c}", "some {c} thing"])
     assert [open_picture(p).getpixel((0, 0)).index(255) for p in task.images] == [0, 1, 2]
     assert run([task])["colours"] == pytest.approx({"acc@1": 2 / 3, "mean_per_class": 3 / 4})
+
+
+@pytest.mark.parametrize("label", [b"-1", b"1.0", b"red", b"\xff", b""])
+def test_labels_that_are_not_class_numbers_are_named(label, tmp_path):
+    folder = webdataset(tmp_path, [("red", b"0"), ("green", label)], "cls")
+    with pytest.raises(
+        PowerclipError, match=r"KEY\.cls of sample s01 in .*0\.tar is .*; expected a number from 0 to 2"
+    ):
+        read_webdataset(folder, "colours")
+
+
+def test_prompts_in_the_notation_of_clip_and_with_other_braces(tmp_path):
+    folder = webdataset(tmp_path, [("red", b"0"), ("green", b"1")], "cls", templates=("a {}.", "{ {c} } {x}"))
+    (task,) = read_webdataset(folder, "colours")
+    assert task.templates == ["a {c}.", "{ {c} } {x}"]
+    assert run([task])["colours"]["acc@1"] == 1
 
 
 def test_multilabel_targets_are_arrays(tmp_path):
@@ -56,7 +76,7 @@ def test_names_and_prompts_that_a_folder_lacks_are_clip_benchmark_s(tmp_path):
     classes, templates = benchmark_prompts("pets")
     assert (task.class_names, task.templates) == (classes, templates)
     assert len(classes) == 37
-    with pytest.raises(PowerclipError, match=r"lacks classnames\.txt, and clip_benchmark does not tell"):
+    with pytest.raises(PowerclipError, match=r"lacks classnames\.txt, and clip_benchmark does not know no-such-set"):
         read_webdataset(folder, "no-such-set")
 
 
@@ -68,6 +88,11 @@ def test_names_and_prompts_that_a_folder_lacks_are_clip_benchmark_s(tmp_path):
         (lambda f: (f / "test" / "nshards.txt").write_text(""), "is empty"),
         (lambda f: (f / "dataset_type.txt").write_text("video"), "says 'video'; expected classification"),
         (lambda f: (f / "dataset_type.txt").write_text("retrieval"), "has cls, png; expected KEY.txt"),
+        (lambda f: templates_of(f).write_text("a photo."), "has the prompt 'a photo.' without a place for the class"),
+        (
+            lambda f: (f / "classnames.txt").write_text("red\ngreen"),
+            "is '2'; expected a number from 0 to 1, as there are 2",
+        ),
     ],
 )
 def test_a_folder_of_another_form_says_what_is_wrong(change, message, tmp_path):

@@ -16,7 +16,7 @@ from powerclip.data.shards import SamplePlace, index_shard
 from powerclip.errors import BadSampleError, PowerclipError
 from powerclip.evaluate.datasets.images import ShardImage
 from powerclip.evaluate.datasets.prompts import benchmark_prompts
-from powerclip.tasks import Classification, MultiLabel, Picture, Retrieval, Task
+from powerclip.tasks import PLACE, Classification, MultiLabel, Picture, Retrieval, Task
 
 ALL_CAPTIONS = "-all-captions"
 """Behind a task's name: the protocol that takes all captions of an image."""
@@ -56,7 +56,7 @@ def read_webdataset(folder: Path, name: str) -> list[Task]:
         raise PowerclipError(
             f"{folder / 'dataset_type.txt'} says {kind!r}; expected classification, multilabel, retrieval"
         )
-    labels = [int(_member(entry, "cls")) for entry in entries]
+    labels = [_label(entry, classes=len(classes)) for entry in entries]
     return [Classification(name=name, images=pictures, labels=labels, class_names=classes, templates=templates)]
 
 
@@ -94,6 +94,16 @@ def _member(entry: SamplePlace, extension: str) -> bytes:
         ) from error
 
 
+def _label(entry: SamplePlace, *, classes: int) -> int:
+    text = _member(entry, "cls").decode("utf-8", "replace").strip()
+    if not text.isdecimal() or int(text) >= classes:
+        raise PowerclipError(
+            f"KEY.cls of sample {entry.key} in {entry.shard} is {text!r}; expected a number from 0 to {classes - 1}, as "
+            f"there are {classes} class names"
+        )
+    return int(text)
+
+
 def _prompts(folder: Path, name: str) -> tuple[list[str], list[str]]:
     """The folder's own class names and templates; what it lacks comes from clip_benchmark."""
     classes = _lines(folder / "classnames.txt", default=[])
@@ -104,9 +114,17 @@ def _prompts(folder: Path, name: str) -> tuple[list[str], list[str]]:
     for what, values in (("classnames.txt", classes), ("zeroshot_classification_templates.txt", templates)):
         if not values:
             raise PowerclipError(
-                f"{folder} lacks {what}, and clip_benchmark does not tell; add the file, or pip install clip-benchmark"
+                f"{folder} lacks {what}, and clip_benchmark does not know {name}; add the file, or pip install clip-benchmark"
             )
-    return classes, templates
+    return classes, [_template(folder / "zeroshot_classification_templates.txt", template) for template in templates]
+
+
+def _template(path: Path, text: str) -> str:
+    """A prompt with ``PLACE`` where the class name goes; ``{}``, the notation of CLIP and open_clip, is read too."""
+    template = text.replace("{}", PLACE)
+    if PLACE not in template:
+        raise PowerclipError(f"{path} has the prompt {text!r} without a place for the class name; write {PLACE} there")
+    return template
 
 
 def _lines(path: Path, default: list[str] | None = None) -> list[str]:
