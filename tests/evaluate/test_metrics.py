@@ -88,7 +88,7 @@ def test_classification_equals_loops(data: st.DataObject) -> None:
     images, weights = data.draw(matrix(count, 2)), data.draw(matrix(classes, 2))
     labels = data.draw(st.lists(st.integers(0, classes - 1), min_size=count, max_size=count))
     ranks = [
-        sum(dot(image, weights[c]) >= dot(image, weights[label]) for c in range(classes) if c != label)
+        sum((-dot(image, weights[c]), c) < (-dot(image, weights[label]), label) for c in range(classes))
         for image, label in zip(images, labels, strict=True)
     ]
     own = [[rank == 0 for rank, label in zip(ranks, labels, strict=True) if label == c] for c in set(labels)]

@@ -1,4 +1,8 @@
-"""Metrics: zero-shot classification, image-text retrieval and compositionality. A tie with something wrong is wrong."""
+"""Metrics: zero-shot classification, image-text retrieval and compositionality.
+
+In retrieval and compositionality a tie with something wrong is wrong; in classification the first of the classes that tie
+is chosen.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +26,9 @@ def class_embeddings(prompts: Tensor) -> Tensor:
 def classification_metrics(images: Tensor, classes: Tensor, labels: Tensor) -> dict[str, float]:
     """acc@1, acc@5 and the mean of the classes' own accuracies.
 
-    A tie with the right class counts as wrong, and so does a score that is not a number; acc@5 is left out with five
-    classes or fewer. A class without an image is left out of the mean per class.
+    Of classes that tie, the first is chosen, as argmax does and clip_benchmark reports: ImageNet has two names twice
+    ("missile", "sunglasses"). A score that is not a number is wrong; acc@5 is left out with five classes or fewer. A class
+    without an image is left out of the mean per class.
 
     Args:
         images: (I, D) unit image embeddings.
@@ -43,8 +48,9 @@ def classification_metrics(images: Tensor, classes: Tensor, labels: Tensor) -> d
         )
     scores = images @ classes.T
     own = scores.gather(1, labels[:, None])
-    others = torch.arange(len(classes)) != labels[:, None]
-    rank = (~(scores < own) & others).sum(dim=1).masked_fill(own[:, 0].isnan(), len(classes))
+    number = torch.arange(len(classes))  # (C,)
+    ahead = ~(scores <= own) | ((scores == own) & (number < labels[:, None]))  # (I, C)
+    rank = ahead.sum(dim=1).masked_fill(own[:, 0].isnan(), len(classes))
     right = (rank == 0).float()
     present = torch.unique(labels)
     metrics = {
