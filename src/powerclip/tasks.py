@@ -61,7 +61,8 @@ class HardNegative:
 
     image: Picture
     positive: str
-    negative: str
+    negative: str | None
+    """The wrong caption; None where none could be made, which counts as right."""
     kind: str
     """What the captions differ in: replace_obj, swap_att, ...; each data set has its own."""
     more_negatives: tuple[str, ...] = ()
@@ -74,6 +75,8 @@ class HardNegatives:
 
     name: str
     items: Sequence[HardNegative]
+    macro_kinds: frozenset[str] | None = None
+    """The kinds that the release's macro average is over; None for all."""
 
 
 @dataclass(frozen=True, kw_only=True)

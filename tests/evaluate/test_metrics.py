@@ -128,6 +128,16 @@ def test_hard_negatives_equal_loops(items: list[tuple[float, float, str]]) -> No
     assert found == pytest.approx(expected, abs=CLOSE)
 
 
+def test_a_release_s_macro_is_over_some_kinds() -> None:
+    positive, negative = torch.tensor([1.0, 0.0, 1.0]), torch.tensor([0.0, 1.0, 0.0])
+    kinds = ["on", "near", "under"]
+    some = hard_negative_metrics(positive, negative, kinds, frozenset({"on", "under", "behind"}))
+    assert (some["macro"], some["macro-all-kinds"]) == (1, pytest.approx(2 / 3))
+    none = hard_negative_metrics(positive, negative, kinds, frozenset())
+    assert "macro" not in none
+    assert none["macro-all-kinds"] == pytest.approx(2 / 3)
+
+
 @given(st.lists(st.tuples(EXACT, EXACT, EXACT, EXACT), min_size=1, max_size=16))
 def test_quadruples_equal_loops(items: list[tuple[float, float, float, float]]) -> None:
     text = [a > b and d > c for a, b, c, d in items]  # s(I0,C0), s(I0,C1), s(I1,C0), s(I1,C1)

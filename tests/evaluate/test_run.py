@@ -99,10 +99,11 @@ def test_several_suites_in_one_call(model, tmp_path):
 
 
 def test_an_order_task_is_made_of_a_retrieval_set(model, tmp_path):
-    captions = b"a red dog and a blue cat\na big red square"
+    captions = "\n".join(f"a red dog and {number} blue cats" for number in range(7)).encode()
     webdataset(tmp_path / "flickr30k", [("red", captions), ("blue", b"a blue one")], "txt", kind="retrieval")
     found = evaluate(model, "compositionality", tmp_path, tmp_path / "out")
     assert set(found.tasks) == {"aro-flickr30k-order"}
+    assert found.measured_on["aro-flickr30k-order"].n == 8  # all captions, not five of an image
     assert "aro-coco-order" in found.absent
 
 

@@ -108,6 +108,16 @@ def test_the_right_caption_must_beat_every_wrong_one(positive: str, wrong: tuple
     assert evaluate_tasks(ColourModel(), preprocess, tokenizer, [task])["h"]["micro"] == pytest.approx((2 + right) / 3)
 
 
+def test_an_item_without_a_wrong_caption_is_right() -> None:
+    items = [
+        HardNegative(image=square("red"), positive="blue", negative=None, kind="order"),
+        HardNegative(image=square("red"), positive="blue", negative="red", kind="order"),
+    ]
+    for shown, expected in ((items, 0.5), (items[:1], 1.0)):
+        found = evaluate_tasks(ColourModel(), preprocess, tokenizer, [HardNegatives(name="h", items=shown)])
+        assert found["h"]["micro"] == expected
+
+
 def test_a_wrong_caption_whose_score_is_no_number_is_no_win() -> None:
     highest = highest_of(torch.tensor([0.1, torch.nan, 0.3]), torch.tensor([0, 0, 1]), count=2)
     assert torch.isnan(highest[0])

@@ -193,13 +193,17 @@ def same_texts(texts: Sequence[str]) -> Tensor:
     return torch.tensor([numbers.setdefault(text, len(numbers)) for text in texts])
 
 
-def hard_negative_metrics(positive: Tensor, negative: Tensor, kinds: Sequence[str]) -> dict[str, float]:
+def hard_negative_metrics(
+    positive: Tensor, negative: Tensor, kinds: Sequence[str], macro_kinds: frozenset[str] | None = None
+) -> dict[str, float]:
     """Share of images whose right caption scores strictly higher, by kind, with micro and macro averages.
 
     Args:
         positive: (I,) scores of the right captions.
         negative: (I,) scores of the wrong ones, the highest where an image has several.
         kinds: the kind of each.
+        macro_kinds: the kinds that "macro" is over, which is left out if there is none of them; "macro-all-kinds" is then
+            over all. By default "macro" is over all.
 
     Raises:
         ValueError: there is no item.
@@ -207,11 +211,14 @@ def hard_negative_metrics(positive: Tensor, negative: Tensor, kinds: Sequence[st
     if len(positive) == 0:
         raise ValueError("the hard-negative task has no item; nothing can be measured")
     right = (positive > negative).float()
-    metrics = {}
-    for kind in sorted(set(kinds)):
-        metrics[kind] = right[torch.tensor([k == kind for k in kinds])].mean().item()
-    macro = sum(metrics.values()) / len(metrics)
-    return {"micro": right.mean().item(), "macro": macro, **metrics}
+    by_kind = {kind: right[torch.tensor([k == kind for k in kinds])].mean().item() for kind in sorted(set(kinds))}
+    metrics = {"micro": right.mean().item()}
+    macro = [value for kind, value in by_kind.items() if macro_kinds is None or kind in macro_kinds]
+    if macro:
+        metrics["macro"] = sum(macro) / len(macro)
+    if macro_kinds is not None:
+        metrics["macro-all-kinds"] = sum(by_kind.values()) / len(by_kind)
+    return metrics | by_kind
 
 
 def quadruple_metrics(scores: Tensor) -> dict[str, float]:

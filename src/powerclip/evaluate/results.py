@@ -170,7 +170,7 @@ def _content(task: Task) -> Iterator[bytes]:
     if isinstance(task, Retrieval):
         yield from _rows(task.images, task.captions)
     elif isinstance(task, HardNegatives):
-        texts = [(item.kind, item.positive, item.negative, *item.more_negatives) for item in task.items]
+        texts = [(item.kind, item.positive, item.negative or "", *item.more_negatives) for item in task.items]
         yield from _rows([item.image for item in task.items], texts)
     elif isinstance(task, Quadruples):
         yield from _rows([image for item in task.items for image in item.images], [i.captions for i in task.items])

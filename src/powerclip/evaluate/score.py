@@ -26,6 +26,7 @@ from powerclip.evaluate.suites import POWERSET
 from powerclip.tasks import (
     PLACE,
     Classification,
+    HardNegative,
     HardNegatives,
     Masks,
     MultiLabel,
@@ -152,10 +153,14 @@ def _texts(task: Task) -> list[str]:
     if isinstance(task, Retrieval):
         return [caption for captions in task.captions for caption in captions]
     if isinstance(task, HardNegatives):
-        return [text for item in task.items for text in (item.positive, item.negative, *item.more_negatives)]
+        return [text for item in task.items for text in (item.positive, *_wrong(item))]
     if isinstance(task, Quadruples):
         return [caption for item in task.items for caption in item.captions]
     return [template.replace(PLACE, name) for name in task.class_names for template in task.templates]
+
+
+def _wrong(item: HardNegative) -> list[str]:
+    return [*([] if item.negative is None else [item.negative]), *item.more_negatives]
 
 
 class GlobalScorer:
@@ -204,12 +209,13 @@ def _evaluate(scorer: Any, task: Task) -> dict[str, float]:
             same_text=same_texts(texts),
         )
     if isinstance(task, HardNegatives):
-        wrong = [text for item in task.items for text in (item.negative, *item.more_negatives)]
-        owner = torch.tensor([i for i, item in enumerate(task.items) for _ in (0, *item.more_negatives)]).long()
+        wrong = [text for item in task.items for text in _wrong(item)]
+        owner = torch.tensor([i for i, item in enumerate(task.items) for _ in _wrong(item)]).long()
         i = scorer.images(_images(task))
         right = scorer.score_pairs(i, scorer.texts([item.positive for item in task.items]))
         scores = scorer.score_pairs(i, scorer.texts(wrong), owner)
-        return hard_negative_metrics(right, highest_of(scores, owner, count=len(i)), [x.kind for x in task.items])
+        highest = highest_of(scores, owner, count=len(i))
+        return hard_negative_metrics(right, highest, [item.kind for item in task.items], task.macro_kinds)
     i, t = scorer.images(_images(task)), scorer.texts(_texts(task))
     first = torch.arange(0, 2 * len(task.items), 2)
     columns = [scorer.score_pairs(i[first + a], t[first + b]) for a in (0, 1) for b in (0, 1)]  # each (Q,)

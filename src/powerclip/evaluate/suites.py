@@ -64,7 +64,7 @@ def _webdataset(folder: Path, name: str) -> list[Task]:
 
 
 def _order(folder: Path, name: str) -> list[Task]:
-    captions = _either(folder, name, release=read_karpathy)[0]
+    captions = _either(folder, name, release=read_karpathy)[-1]  # all captions, where an image has more than five
     if not isinstance(captions, Retrieval):
         raise PowerclipError(f"{folder} holds no captions; expected a data set of the retrieval suite")
     return [order_task(name, captions)]

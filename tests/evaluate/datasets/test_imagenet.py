@@ -29,11 +29,46 @@ def test_class_folders_are_the_mask(tmp_path):
     for label in (999, 6, 207):
         picture(tmp_path / synsets[label] / "a.png", "red")
     (tmp_path / "README.txt").write_text("notes")
+    (tmp_path / synsets[6] / "._a.png").write_bytes(b"macOS")
+    (tmp_path / "__MACOSX").mkdir()
     (task,) = read_imagenet(tmp_path, "imagenet-a", classes=3)
     assert list(task.class_names) == [imagenet_classes()[label] for label in (6, 207, 999)]
     assert list(task.labels) == [0, 1, 2]
     with pytest.raises(PowerclipError, match="has 3 class folders; the release has 200"):
         read_imagenet(tmp_path, "imagenet-a", classes=200)
+
+
+V2 = (
+    "imagenetv2-matched-frequency-format-val",
+    "imagenetv2-threshold0.7-format-val",
+    "imagenetv2-top-images-format-val",
+)
+
+
+@pytest.mark.parametrize(
+    ("folders", "expected"),
+    [
+        (V2, V2[0]),
+        (("train", "val"), "val"),
+        (("__MACOSX", "photos"), "photos"),
+        (
+            V2[1:],
+            "has classes in imagenetv2-threshold0.7-format-val, imagenetv2-top-images-format-val; expected one folder",
+        ),
+        (V2[2:], "has classes in imagenetv2-top-images-format-val; expected one folder"),
+        (("a", "b"), "has classes in a, b; expected one folder, or val"),
+    ],
+)
+def test_one_of_several_releases_is_evaluated_or_none(folders, expected, tmp_path):
+    for folder in folders:
+        for label in range(3):
+            picture(tmp_path / folder / str(label) / "x.png", "red")
+    if expected in folders:
+        (task,) = read_imagenet(tmp_path, "imagenet", classes=3)
+        assert {image.path.parents[1].name for image in task.images} == {expected}
+        return
+    with pytest.raises(PowerclipError, match=expected):
+        read_imagenet(tmp_path, "imagenet", classes=3)
 
 
 def test_a_folder_without_classes_says_so(tmp_path):
@@ -44,6 +79,7 @@ def test_a_folder_without_classes_says_so(tmp_path):
 
 def test_objectnet_keeps_the_classes_that_imagenet_has(tmp_path):
     root = tmp_path / "objectnet-1.0"
+    (tmp_path / "__MACOSX" / "objectnet-1.0" / "images").mkdir(parents=True)
     for folder, colour in (("air_freshener", "red"), ("alarm_clock", "green"), ("backpack", "blue")):
         picture(root / "images" / folder / "1.png", colour)
     labels = {"air_freshener": "Air freshener", "alarm_clock": "Alarm clock", "backpack": "Backpack"}

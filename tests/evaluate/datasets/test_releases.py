@@ -37,7 +37,9 @@ def test_winoground_s_lines_name_images_without_a_suffix(tmp_path):
     (tmp_path / "examples.jsonl").write_text(json.dumps(line) + "\n\n")
     assert run(releases.read_winoground(tmp_path, "w"))["w"] == {"text": 1.0, "image": 1.0, "group": 1.0}
     (tmp_path / "examples.jsonl").write_text('{"image_0": "ex_0_img_0"}\n')
-    with pytest.raises(PowerclipError, match=r"examples\.jsonl is not of its release's form \(KeyError: 'image_1'\)"):
+    with pytest.raises(
+        PowerclipError, match=r"examples\.jsonl does not have its release's format \(KeyError: 'image_1'\)"
+    ):
         releases.read_winoground(tmp_path, "w")
 
 
@@ -49,16 +51,38 @@ def test_aro_cuts_images_to_the_box_and_averages_over_kinds(tmp_path):
     box = {"image_path": "1.png", "bbox_x": 4, "bbox_y": 0, "bbox_w": 4, "bbox_h": 4}
     relations = [
         {**box, "true_caption": right, "false_caption": wrong, "relation_name": kind}
-        for right, wrong, kind in [("blue", "red", "on"), ("blue", "red", "on"), ("red", "blue", "behind")]
+        for right, wrong, kind in [
+            ("blue", "red", "on"),
+            ("blue", "red", "on"),
+            ("red", "blue", "behind"),
+            ("red", "blue", "next to"),
+        ]
     ]
     write_json(tmp_path / "visual_genome_relation.json", relations)
-    attributes = [{**box, "true_caption": "blue", "false_caption": "red", "attributes": ["big", "old"]}]
+    attributes = [
+        {**box, "true_caption": right, "false_caption": wrong, "attributes": pair}
+        for right, wrong, pair, count in (("blue", "red", ["big", "old"], 25), ("red", "blue", ["red", "wet"], 24))
+        for _ in range(count)
+    ]
     write_json(tmp_path / "visual_genome_attribution.json", attributes)
     tasks = releases.read_aro(tmp_path, "aro")
     assert open_picture(tasks[0].items[0].image).size == (4, 4)
     found = run(tasks)
-    assert found["aro-relation"] == pytest.approx({"micro": 2 / 3, "macro": 1 / 2, "on": 1, "behind": 0})
-    assert found["aro-attribution"] == {"micro": 1, "macro": 1, "big_old": 1}
+    relations = {"on": 1, "behind": 0, "next to": 0}
+    # "next to" is symmetric
+    assert found["aro-relation"] == pytest.approx(
+        {"micro": 1 / 2, "macro": 1 / 2, "macro-all-kinds": 1 / 3, **relations}
+    )
+    # 24 items are too few
+    assert found["aro-attribution"] == pytest.approx(
+        {"micro": 25 / 49, "macro": 1, "macro-all-kinds": 1 / 2, "big_old": 1, "red_wet": 0}
+    )
+
+
+def test_the_symmetric_relations_are_those_of_the_release():
+    assert len(releases.SYMMETRIC_RELATIONS) == 157
+    kept = {"above", "behind", "in front of", "on top of", "to the left of", "under", "holding", "riding", "wearing"}
+    assert not kept & releases.SYMMETRIC_RELATIONS
 
 
 def test_valse_keeps_the_pairs_that_annotators_understood(tmp_path):
@@ -68,6 +92,9 @@ def test_valse_keeps_the_pairs_that_annotators_understood(tmp_path):
         for votes, foil in ((1, "red"), (2, "blue"), (3, "green"))
     }
     write_json(tmp_path / "data" / "existence.json", rows)
+    (tmp_path / "data" / "._existence.json").write_bytes(b"macOS")
+    (tmp_path / "__MACOSX" / "data").mkdir(parents=True)
+    (tmp_path / "__MACOSX" / "data" / "existence.json").write_bytes(b"macOS")
     found = run(releases.read_valse(tmp_path, "valse"))["valse"]
     assert found == {"micro": 1, "macro": 1, "existence": 1}
 

@@ -6,9 +6,12 @@ import json
 from pathlib import Path
 
 from powerclip.errors import PowerclipError
-from powerclip.evaluate.datasets.images import FileImage
+from powerclip.evaluate.datasets.images import FileImage, children, find_files
 from powerclip.evaluate.datasets.prompts import imagenet_classes, imagenet_label_of_synset, imagenet_templates
 from powerclip.tasks import Classification, Task
+
+OTHER_V2 = ("threshold0.7", "threshold-0.7", "top-images")
+"""In the names of ImageNet-V2's other two releases, which are easier than the one that is reported."""
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 
@@ -41,13 +44,13 @@ def read_objectnet(folder: Path, name: str) -> list[Task]:
     Raises:
         PowerclipError: the mappings or the images are not there.
     """
-    mappings = next((path.parent for path in sorted(folder.rglob("folder_to_objectnet_label.json"))), None)
+    mappings = next((path.parent for path in find_files(folder, "folder_to_objectnet_label.json")), None)
     if mappings is None:
         raise PowerclipError(f"{folder} lacks mappings/folder_to_objectnet_label.json of the ObjectNet release")
     label_of_folder: dict[str, str] = _json(mappings / "folder_to_objectnet_label.json")
     in_imagenet: dict[str, str] = _json(mappings / "objectnet_to_imagenet_1k.json")
     kept = sorted(name for name, label in label_of_folder.items() if label in in_imagenet)
-    images = next((path for path in sorted(folder.rglob("images")) if path.is_dir()), folder)
+    images = next((path for path in find_files(folder, "images") if path.is_dir()), folder)
     missing = [one for one in kept if not (images / one).is_dir()]
     if missing or not kept:
         raise PowerclipError(f"{images} lacks {len(missing)} of {len(kept)} class folders: {', '.join(missing[:3])}")
@@ -58,7 +61,7 @@ def read_objectnet(folder: Path, name: str) -> list[Task]:
 def _task(name: str, folders: dict[int, Path], class_names: list[str]) -> Classification:
     paths, labels = [], []
     for label in sorted(folders):
-        files = sorted(path for path in folders[label].iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+        files = [path for path in children(folders[label]) if path.suffix.lower() in IMAGE_SUFFIXES]
         paths += files
         labels += [label] * len(files)
     return Classification(
@@ -71,15 +74,32 @@ def _task(name: str, folders: dict[int, Path], class_names: list[str]) -> Classi
 
 
 def _class_folders(folder: Path) -> dict[int, Path]:
-    """The class folders by ImageNet label, at the first level that has any."""
+    """The class folders by ImageNet label: those of one folder, at the first level that has any."""
     level = [folder]
     for _depth in range(3):
-        children = sorted(child for parent in level for child in parent.iterdir() if child.is_dir())
-        found = {label: child for child in children if (label := _label(child.name)) is not None}
-        if found:
-            return found
-        level = children
+        below = {parent: [child for child in children(parent) if child.is_dir()] for parent in level}
+        found = {
+            parent: {label: child for child in folders if (label := _label(child.name)) is not None}
+            for parent, folders in below.items()
+        }
+        holders = [parent for parent, labels in found.items() if labels]
+        if holders:
+            return found[_meant(holders)]
+        level = [child for folders in below.values() for child in folders]
     raise PowerclipError(f"{folder} has no class folders named by WordNet ids (n01440764) or numbers (0 to 999)")
+
+
+def _meant(holders: list[Path]) -> Path:
+    """The one of several folders with classes that is evaluated: ImageNet's val, ImageNet-V2's matched-frequency."""
+    named = [path for path in holders if path.name == "val" or "matched-frequency" in path.name]
+    found = named if len(holders) > 1 else holders
+    if len(found) != 1 or any(other in found[0].name for other in OTHER_V2):
+        names = ", ".join(path.name for path in holders)
+        raise PowerclipError(
+            f"{holders[0].parent} has classes in {names}; expected one folder, or val (ImageNet) or matched-frequency "
+            "(ImageNet-V2) among them"
+        )
+    return found[0]
 
 
 def _label(name: str) -> int | None:

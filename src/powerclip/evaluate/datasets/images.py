@@ -102,6 +102,21 @@ def identity(picture: Picture) -> str:
     return ""
 
 
+def children(folder: Path) -> list[Path]:
+    """The files and folders in a folder, by name, without hidden ones and those that macOS leaves in archives."""
+    return sorted(path for path in folder.iterdir() if not _is_hidden(path.name))
+
+
+def find_files(folder: Path, pattern: str) -> list[Path]:
+    """The files and folders below a folder whose names match, as ``children`` sees them."""
+    found = (path for path in folder.rglob(pattern) if not any(map(_is_hidden, path.relative_to(folder).parts)))
+    return sorted(found)
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"
+
+
 def find_images(root: Path, names: Sequence[str]) -> list[Path]:
     """Where the named images are: in a folder itself, or all in one of its sub-folders, at most two levels down.
 
@@ -115,7 +130,7 @@ def find_images(root: Path, names: Sequence[str]) -> list[Path]:
         for folder in level:
             if (folder / names[0]).is_file():
                 return _all_in(folder, names)
-        level = sorted(child for folder in level for child in folder.iterdir() if child.is_dir())
+        level = [child for folder in level for child in children(folder) if child.is_dir()]
     raise PowerclipError(
         f"{names[0]} is not under {root}; put the images of the data set there, in a folder of any name"
     )
