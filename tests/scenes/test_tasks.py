@@ -32,7 +32,7 @@ def digest(image):
 
 
 def is_true(caption, scene):
-    objects = [vars(thing) for thing in scene.objects]
+    objects = [vars(thing) for thing in scene]
     return all(true_of_objects(statement, objects) for statement in read_caption(caption))
 
 
@@ -126,7 +126,7 @@ def test_caption_i_is_true_of_image_i_only(attributes):
         assert sorted(captions[0].split()) == sorted(captions[1].split())
         truth = [[is_true(caption, scene) for caption in captions] for scene in scenes]
         assert truth == [[True, False], [False, True]], (seed, captions)
-        assert not any((o.colour, o.shape) in HELD_OUT for scene in scenes for o in scene.objects)
+        assert not any((o.colour, o.shape) in HELD_OUT for scene in scenes for o in scene)
 
 
 def test_bad_size():

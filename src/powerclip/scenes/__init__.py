@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any, get_args
 
 from powerclip.data.sample import Sample
@@ -16,7 +17,7 @@ from powerclip.regions import RegionAnnotation, rle
 from powerclip.scenes.captions import describe
 from powerclip.scenes.render import object_box, object_mask, render
 from powerclip.scenes.tasks import evaluation_tasks
-from powerclip.scenes.world import Mention, Object, Split, Statement, generator, random_scene
+from powerclip.scenes.world import Split, generator, random_scene
 
 SMALLEST_IMAGE = 32
 """Side in pixels below which textures are no longer visible."""
@@ -25,13 +26,7 @@ __all__ = ["Split", "evaluation_tasks", "generate", "sample"]
 
 
 def generate(split: Split, *, count: int, seed: int, image_size: int = 64) -> Iterator[Sample]:
-    """The first samples of a split.
-
-    Args:
-        split: which scenes.
-        count: how many samples.
-        seed: decides them all; 0 or more.
-        image_size: side of the images in pixels, at least 32.
+    """The first ``count`` samples of a split, with images of ``image_size`` by ``image_size`` pixels (at least 32).
 
     Raises:
         ValueError: no such split, a negative count, or images too small.
@@ -51,31 +46,20 @@ def sample(split: Split, index: int, *, seed: int, image_size: int = 64) -> Samp
     caption, tree, statements = describe(scene, random)
     image = io.BytesIO()
     render(scene, image_size=image_size, random=random).save(image, "PNG", compress_level=1)
-    masks = tuple(rle.encode(object_mask(thing, image_size=image_size)) for thing in scene.objects)
+    masks = tuple(rle.encode(object_mask(thing, image_size=image_size)) for thing in scene)
+    objects = [{**vars(thing), "box": list(object_box(thing, image_size=image_size))} for thing in scene]
     return Sample(
         key=f"{split}-{index:08d}",
         image=image.getvalue(),
         image_extension="png",
         caption=caption,
         tree=tree,
-        metadata={
-            "objects": [_object(thing, image_size=image_size) for thing in scene.objects],
-            "statements": [_statement(statement) for statement in statements],
-        },
+        metadata={"objects": objects, "statements": [asdict(s, dict_factory=_stated) for s in statements]},
         regions=RegionAnnotation(
             height=image_size, width=image_size, rles=masks, scores=(1.0,) * len(masks), proposer="gold"
         ),
     )
 
 
-def _object(thing: Object, *, image_size: int) -> dict[str, Any]:
-    return {**vars(thing), "box": list(object_box(thing, image_size=image_size))}
-
-
-def _statement(statement: Statement) -> dict[str, Any]:
-    """What a statement says, as JSON, without what it leaves open."""
-    stated = {name: value for name, value in vars(statement).items() if value is not None}
-    return {
-        name: {k: v for k, v in vars(value).items() if v is not None} if isinstance(value, Mention) else value
-        for name, value in stated.items()
-    }
+def _stated(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {name: value for name, value in fields if value is not None}

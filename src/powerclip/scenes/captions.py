@@ -33,22 +33,18 @@ class Node:
 
 def np_of(mention: Mention, random: np.random.Generator) -> Node:
     """A mention as a noun phrase, its attributes before or after the noun."""
-    before: list[str] = [word for word in (mention.size, mention.texture, mention.colour) if word and word != "plain"]
+    words: list[str] = [word for word in (mention.size, mention.texture, mention.colour) if word]
     style = random.random()
+    after = None
     if mention.colour and style < 0.2:
-        before.remove(mention.colour)
-        predicate = Node("VP", ("is", mention.colour))
-        return Node("NP", (_base(before, mention.shape), Node("S", ("that", predicate))))
-    if mention.texture in TEXTURE_NOUN and style > 0.75:
-        before.remove(mention.texture)
+        words.remove(mention.colour)
+        after = Node("S", ("that", Node("VP", ("is", mention.colour))))
+    elif mention.texture and style > 0.75:
+        words.remove(mention.texture)
         after = Node("PP", ("with", Node("NP", (TEXTURE_NOUN[mention.texture],))))
-        return Node("NP", (_base(before, mention.shape), after))
-    return _base(before, mention.shape)
-
-
-def _base(before: list[str], noun: str) -> Node:
-    words = [*before, noun]
-    return Node("NP", ("an" if words[0][0] in "aeiou" else "a", *words))
+    words.append(mention.shape)
+    base = Node("NP", ("an" if words[0][0] in "aeiou" else "a", *words))
+    return Node("NP", (base, after)) if after else base
 
 
 def pp_of(place: str, target: Node) -> Node:
@@ -56,18 +52,17 @@ def pp_of(place: str, target: Node) -> Node:
     words = place.split()
     if words[0] == "to":
         return Node("PP", ("to", Node("NP", (Node("NP", ("the", words[2])), Node("PP", ("of", target))))))
-    if len(words) == 2:
-        return Node("PP", (words[0], Node("PP", (words[1], target))))
-    return Node("PP", (words[0], target))
+    for word in reversed(words):
+        target = Node("PP", (word, target))
+    return target
 
 
 SENTENCES = ("copula", "active verb", "passive participle", "transitive", "passive")
 FORMS = ("fragment", *SENTENCES)
 
 
-def clause(statement: Statement, random: np.random.Generator, form: str | None = None) -> Node:
+def clause(statement: Statement, random: np.random.Generator, form: str) -> Node:
     """A statement in one of the ``FORMS``; a form that the relation does not have becomes a copula."""
-    form = form or pick(random, FORMS)
     subject = np_of(statement.subject, random)
     if statement.object is None or statement.relation is None:
         return _existence(_with(subject, statement, random), random, form)
@@ -77,15 +72,13 @@ def clause(statement: Statement, random: np.random.Generator, form: str | None =
     if form == "passive" and relation in PASSIVE:
         agent = Node("PP", ("by", _with(target, statement, random)))
         return Node("S", (subject, Node("VP", ("is", Node("VP", (PASSIVE[relation], agent))))))
-    verb, participle, place = pick(random, VERBS), pick(random, PARTICIPLES), pick(random, PLACES[relation])
+    verb, participle, place = (pick(random, words) for words in (VERBS, PARTICIPLES, PLACES[relation]))
     where = pp_of(place, _with(target, statement, random))
     if form == "fragment":
         return Node("NP", (subject, where))
-    if form == "active verb":
-        return Node("S", (subject, Node("VP", (verb, where))))
     if form == "passive participle":
-        return Node("S", (subject, Node("VP", ("is", Node("VP", (participle, where))))))
-    return Node("S", (subject, Node("VP", ("is", where))))
+        where = Node("VP", (participle, where))
+    return Node("S", (subject, Node("VP", (verb if form == "active verb" else "is", where))))
 
 
 def _with(phrase: Node, statement: Statement, random: np.random.Generator) -> Node:
@@ -106,17 +99,10 @@ def _existence(phrase: Node, random: np.random.Generator, form: str) -> Node:
     return Node("S", ("there", Node("VP", ("is", phrase))))
 
 
-def both(first: Node, second: Node) -> Node:
-    """Two clauses, or two fragments, coordinated."""
-    return Node(first.label, (first, ", and", second))
-
-
 def write(tree: Node, *, sentence: bool = False) -> tuple[str, PhraseTree]:
     """A tree as text, and its gold words and phrases in character offsets.
 
-    Args:
-        tree: what to write.
-        sentence: begin with a capital and end with a full stop, which belongs to no phrase.
+    A sentence begins with a capital and ends with a full stop, which belongs to no phrase.
     """
     text = ""
     leaves: list[tuple[int, int]] = []
@@ -161,7 +147,7 @@ def describe(scene: Scene, random: np.random.Generator) -> tuple[str, PhraseTree
 
     An object whose colour-shape pair training never shows is always named.
     """
-    order = [scene.objects[i] for i in random.permutation(len(scene.objects))]
+    order = [scene[i] for i in random.permutation(len(scene))]
     order.sort(key=lambda thing: (thing.colour, thing.shape) not in HELD_OUT)
     statements = [_statement(order[:2], random)]
     if len(order) > 2 and random.random() < 0.7:
@@ -169,7 +155,8 @@ def describe(scene: Scene, random: np.random.Generator) -> tuple[str, PhraseTree
     form = pick(random, FORMS)
     tree = clause(statements[0], random, form)
     if len(statements) == 2:
-        tree = both(tree, clause(statements[1], random, form if form == "fragment" else pick(random, SENTENCES)))
+        second = clause(statements[1], random, form if form == "fragment" else pick(random, SENTENCES))
+        tree = Node(tree.label, (tree, ", and", second))
     text, gold = write(tree, sentence=tree.label == "S" and random.random() < 0.5)
     return text, gold, statements
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -21,6 +23,19 @@ RGB = {
     "black": (25, 25, 25),
     "pink": (250, 130, 190),
 }
+A, B = 0.33, 0.67
+OUTLINES: dict[str, Sequence[tuple[float, float]]] = {
+    "cube": ((0.04, 0.04), (0.96, 0.04), (0.96, 0.96), (0.04, 0.96)),
+    "cone": ((0.5, 0.0), (1.0, 1.0), (0.0, 1.0)),
+    "diamond": ((0.5, 0.0), (0.9, 0.5), (0.5, 1.0), (0.1, 0.5)),
+    "star": [
+        (0.5 + radius * math.cos(math.pi * angle), 0.53 + radius * math.sin(math.pi * angle))
+        for radius, angle in zip([0.53, 0.22] * 5, (np.arange(10) / 5 - 0.5).tolist(), strict=True)
+    ],
+    "cross": ((A, 0), (B, 0), (B, A), (1, A), (1, B), (B, B), (B, 1), (A, 1), (A, B), (0, B), (0, A), (A, A)),
+    "heart": ((0.05, 0.44), (0.95, 0.44), (0.5, 1.0)),
+}
+"""Corners (x, y) of the shapes' polygons, as shares of their box; a heart also has two round lobes."""
 Floats = NDArray[np.float32]
 
 
@@ -29,14 +44,13 @@ def render(scene: Scene, *, image_size: int, random: np.random.Generator) -> Ima
     low, high = random.uniform(215, 250, (2, 3))
     ramp = np.linspace(0, 1, image_size, dtype=np.float32)[:, None]
     canvas = np.repeat((low + (high - low) * ramp)[:, None, :], image_size, axis=1).astype(np.float32)
-    for thing in scene.objects:
+    for thing in scene:
         mask, top, left = _placed(thing, image_size)
         side = mask.shape[0]
         view = canvas[top : top + side, left : left + side]
         pattern = _pattern(thing.texture, side)[..., None]
         colour = np.asarray(RGB[thing.colour], dtype=np.float32)
-        paint = colour + (255 - colour) * 0.62 * pattern
-        view += (paint - view) * mask[..., None]
+        view += (colour + (255 - colour) * 0.62 * pattern - view) * mask[..., None]
     return Image.fromarray(canvas.round().astype(np.uint8))
 
 
@@ -67,33 +81,17 @@ def _coverage(shape: str, side: int) -> Floats:
     large = side * SUPERSAMPLING
     image = Image.new("L", (large, large))
     draw = ImageDraw.Draw(image)
-    if shape in ("ball", "ring"):
+    if shape in OUTLINES:
+        draw.polygon([(large * x, large * y) for x, y in OUTLINES[shape]], fill=255)
+    else:
         draw.ellipse((0, 0, large - 1, large - 1), fill=255)
-        if shape == "ring":
-            draw.ellipse(tuple(large * v for v in (0.28, 0.28, 0.72, 0.72)), fill=0)
-    elif shape == "heart":
+    if shape == "ring":
+        draw.ellipse(tuple(large * v for v in (0.28, 0.28, 0.72, 0.72)), fill=0)
+    if shape == "heart":
         draw.ellipse(tuple(large * v for v in (0.0, 0.05, 0.54, 0.58)), fill=255)
         draw.ellipse(tuple(large * v for v in (0.46, 0.05, 1.0, 0.58)), fill=255)
-        draw.polygon([(large * x, large * y) for x, y in ((0.05, 0.44), (0.95, 0.44), (0.5, 1.0))], fill=255)
-    else:
-        draw.polygon([(large * x, large * y) for x, y in _outline(shape)], fill=255)
     small = image.resize((side, side), Image.Resampling.BOX)
     return np.asarray(small, dtype=np.float32) / np.float32(255)
-
-
-def _outline(shape: str) -> list[tuple[float, float]]:
-    if shape == "cube":
-        return [(0.04, 0.04), (0.96, 0.04), (0.96, 0.96), (0.04, 0.96)]
-    if shape == "cone":
-        return [(0.5, 0.0), (1.0, 1.0), (0.0, 1.0)]
-    if shape == "diamond":
-        return [(0.5, 0.0), (0.9, 0.5), (0.5, 1.0), (0.1, 0.5)]
-    if shape == "cross":
-        a, b = 0.33, 0.67
-        return [(a, 0), (b, 0), (b, a), (1, a), (1, b), (b, b), (b, 1), (a, 1), (a, b), (0, b), (0, a), (a, a)]
-    angles = np.pi * (np.arange(10) / 5 - 0.5)  # star
-    radii = np.where(np.arange(10) % 2 == 0, 0.53, 0.22)
-    return [(0.5 + float(r * np.cos(t)), 0.53 + float(r * np.sin(t))) for r, t in zip(radii, angles, strict=True)]
 
 
 @lru_cache(maxsize=1024)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import product
 
 import numpy as np
-from PIL import Image
 
 from powerclip.scenes.captions import FORMS, clause, describe, write
 from powerclip.scenes.render import render
@@ -19,16 +17,13 @@ from powerclip.scenes.world import (
     SIZES,
     TEXTURES,
     Mention,
-    Object,
     Scene,
     Split,
     Statement,
     generator,
     pick,
-    place,
-    random_object,
     random_scene,
-    relation_of,
+    related_pair,
 )
 from powerclip.tasks import Classification, HardNegative, HardNegatives, Quadruple, Quadruples, Retrieval, Task
 
@@ -38,22 +33,20 @@ KINDS = ("replace_obj", "replace_att", "replace_rel", "swap_obj", "swap_att", "a
 
 
 def evaluation_tasks(*, seed: int, size: int, image_size: int = 64) -> list[Task]:
-    """All tasks on scenes.
+    """All tasks on scenes, of ``size`` images each (the quadruples: pairs of images) with sides of ``image_size`` pixels.
 
-    Args:
-        seed: determines the images; the training splits never draw from these streams.
-        size: images of each task (pairs of images for the quadruples).
-        image_size: side of the images in pixels.
+    The seed determines the images; the training splits never draw from these streams.
 
     Raises:
         ValueError: size is not positive.
     """
     if size < 1:
         raise ValueError(f"size is {size}; it must be at least 1")
+    classes = tuple(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES)
     return [
-        _objects(seed, size, image_size),
-        _colour_objects("scenes-colour-object", "test", seed, size, image_size),
-        _colour_objects("scenes-colour-object-unseen", "compositional", seed, size, image_size),
+        _objects("scenes-object", "test", SHAPES, seed, size, image_size),
+        _objects("scenes-colour-object", "test", classes, seed, size, image_size),
+        _objects("scenes-colour-object-unseen", "compositional", classes, seed, size, image_size),
         _retrieval("scenes-retrieval", "test", seed, size, image_size),
         _retrieval("scenes-retrieval-unseen", "compositional", seed, size, image_size),
         HardNegatives(name="scenes-hard-negatives", items=hard_negatives(seed, size, image_size)),
@@ -61,33 +54,17 @@ def evaluation_tasks(*, seed: int, size: int, image_size: int = 64) -> list[Task
     ]
 
 
-def _single(seed: int, split: Split, index: int, image_size: int, stream: int) -> tuple[Object, Image.Image]:
-    random = generator(seed, split, index, stream)
-    scene = random_scene(random, split, objects=1)
-    return scene.objects[0], render(scene, image_size=image_size, random=random)
-
-
-def _objects(seed: int, size: int, image_size: int) -> Classification:
-    pairs = [_single(seed, "test", i, image_size, stream=1) for i in range(size)]
-    return Classification(
-        name="scenes-object",
-        images=[image for _, image in pairs],
-        labels=[SHAPES.index(thing.shape) for thing, _ in pairs],
-        class_names=SHAPES,
-        templates=TEMPLATES,
-    )
-
-
-def _colour_objects(name: str, split: Split, seed: int, size: int, image_size: int) -> Classification:
-    classes = list(product(COLOURS, SHAPES))
-    pairs = [_single(seed, split, i, image_size, stream=2) for i in range(size)]
-    return Classification(
-        name=name,
-        images=[image for _, image in pairs],
-        labels=[classes.index((thing.colour, thing.shape)) for thing, _ in pairs],
-        class_names=[" ".join(pair) for pair in classes],
-        templates=TEMPLATES,
-    )
+def _objects(
+    name: str, split: Split, classes: tuple[str, ...], seed: int, size: int, image_size: int
+) -> Classification:
+    """Images of one object, to be classified by shape, or by colour and shape."""
+    images, labels = [], []
+    for index in range(size):
+        random = generator(seed, split, index, stream=1 if classes == SHAPES else 2)
+        (thing,) = scene = random_scene(random, split, objects=1)
+        images.append(render(scene, image_size=image_size, random=random))
+        labels.append(classes.index(thing.shape if classes == SHAPES else f"{thing.colour} {thing.shape}"))
+    return Classification(name=name, images=images, labels=labels, class_names=classes, templates=TEMPLATES)
 
 
 def _retrieval(name: str, split: Split, seed: int, size: int, image_size: int) -> Retrieval:
@@ -119,7 +96,7 @@ def hard_negatives(seed: int, size: int, image_size: int) -> Sequence[HardNegati
 def contrast(kind: str, random: np.random.Generator) -> tuple[Scene, Statement, Statement]:
     """A scene, a statement that is true of it, and a false one that differs as the kind says."""
     while True:
-        scene, statement = _related_pair(random)
+        scene, statement = related_pair(random)
         negative = _edit(kind, statement, scene, random)
         if kind == "swap_obj":
             statement = replace(statement, subject=negative.object, object=negative.subject)  # type: ignore[arg-type]
@@ -131,19 +108,6 @@ def _unseen(statement: Statement) -> bool:
     """Whether it names a held-out pair: that alone must not give a wrong caption away."""
     mentions = (statement.subject, statement.object, statement.also)
     return any(m is not None and (m.colour, m.shape) in HELD_OUT for m in mentions)
-
-
-def _related_pair(random: np.random.Generator) -> tuple[Scene, Statement]:
-    """A scene of two objects that differ in shape and colour, and the statement of their relation."""
-    while True:
-        scene = place(random, [random_object(random), random_object(random)])
-        if len(scene.objects) < 2:
-            continue
-        a, b = scene.objects
-        relation = relation_of(a, b)
-        if relation is not None and a.shape != b.shape and a.colour != b.colour:
-            subject, target = (Mention(shape=t.shape, colour=t.colour) for t in (a, b))
-            return scene, Statement(subject=subject, relation=relation, object=target)
 
 
 def _other(random: np.random.Generator, values: tuple[str, ...], but: set[str | None]) -> str:
@@ -165,11 +129,9 @@ def _edit(kind: str, statement: Statement, scene: Scene, random: np.random.Gener
     if kind == "swap_att":
         return replace(statement, subject=replace(a, colour=b.colour), object=replace(b, colour=a.colour))
     if kind == "add_obj":
-        extra = Mention(
-            shape=_other(random, SHAPES, {a.shape, b.shape}), colour=_other(random, COLOURS, {a.colour, b.colour})
-        )
-        return replace(statement, also=extra)
-    thing = scene.objects[0]
+        shape, colour = _other(random, SHAPES, {a.shape, b.shape}), _other(random, COLOURS, {a.colour, b.colour})
+        return replace(statement, also=Mention(shape=shape, colour=colour))
+    thing = scene[0]
     if random.random() < 0.5:
         return replace(statement, subject=replace(a, size=_other(random, SIZES, {thing.size})))
     return replace(statement, subject=replace(a, texture=_other(random, TEXTURES[1:], {thing.texture})))
@@ -199,15 +161,15 @@ def exchange(random: np.random.Generator, *, attributes: bool) -> tuple[tuple[Sc
     The second scene is the first with the two objects' colours, or else their places, exchanged.
     """
     while True:
-        scene, statement = _related_pair(random)
-        a, b = scene.objects
+        scene, statement = related_pair(random)
+        a, b = scene
         if attributes:
             swapped = (replace(a, colour=b.colour), replace(b, colour=a.colour))
             other = _edit("swap_att", statement, scene, random)
         else:
             swapped = (replace(a, x=b.x, y=b.y, size=b.size), replace(b, x=a.x, y=a.y, size=a.size))
             other = replace(statement, subject=statement.object, object=statement.subject)  # type: ignore[arg-type]
-        scenes = (scene, Scene(objects=swapped))
+        scenes = (scene, swapped)
         captions = _same_wording(statement, other, random)
         same_words = sorted(captions[0].split()) == sorted(captions[1].split())
         truth = [[s.true_of(which) for s in (statement, other)] for which in scenes]

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from itertools import permutations
+from typing import Literal, get_args
 
 import numpy as np
 
 Split = Literal["train", "test", "compositional"]
-SPLITS: tuple[Split, ...] = ("train", "test", "compositional")
 SHAPES = ("cube", "ball", "cone", "diamond", "star", "cross", "ring", "heart")
 COLOURS = ("red", "green", "blue", "yellow", "purple", "orange", "black", "pink")
 SIZES = ("small", "big")
 TEXTURES = ("plain", "striped", "dotted", "checkered")
-RELATIONS = ("left", "right", "above", "below")
 INVERSE = {"left": "right", "right": "left", "above": "below", "below": "above"}
+"""The relations, and how each is said from the other object's side."""
+OBJECT_COUNTS = (0.2, 0.6, 0.85)
+"""Cumulative shares of scenes of 1, 2 and 3 objects; the others have 4."""
 RADIUS = {"small": 0.11, "big": 0.19}
 """Half the side of an object's box, as a share of the image's side."""
 
@@ -41,11 +43,8 @@ class Object:
         return RADIUS[self.size]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Scene:
-    """Objects that do not touch."""
-
-    objects: tuple[Object, ...]
+Scene = tuple[Object, ...]
+"""Objects that do not touch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +58,7 @@ class Mention:
 
     def fits(self, thing: Object) -> bool:
         """Whether the object is what the mention says."""
-        attributes = ("shape", "colour", "size", "texture")
-        return all(getattr(self, name) in (None, getattr(thing, name)) for name in attributes)
+        return all(said in (None, getattr(thing, name)) for name, said in vars(self).items())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,19 +73,12 @@ class Statement:
 
     def true_of(self, scene: Scene) -> bool:
         """Whether the scene has distinct objects for everything that is mentioned."""
-        things = scene.objects
-        for a, first in enumerate(things):
-            if not self.subject.fits(first):
-                continue
-            for b, second in enumerate(things):
-                if self.object is not None and (
-                    a == b or not self.object.fits(second) or not holds(self.relation or "", first, second)
-                ):
-                    continue
-                used = {a} if self.object is None else {a, b}
-                if self.also is None or any(self.also.fits(t) for c, t in enumerate(things) if c not in used):
-                    return True
-        return False
+        mentions = [mention for mention in (self.subject, self.object, self.also) if mention is not None]
+        return any(
+            all(mention.fits(thing) for mention, thing in zip(mentions, things, strict=True))
+            and (self.relation is None or holds(self.relation, things[0], things[1]))
+            for things in permutations(scene, len(mentions))
+        )
 
 
 def holds(relation: str, a: Object, b: Object) -> bool:
@@ -100,7 +91,7 @@ def holds(relation: str, a: Object, b: Object) -> bool:
 
 def relation_of(a: Object, b: Object) -> str | None:
     """The relation of a to b; None if no direction is clear."""
-    return next((relation for relation in RELATIONS if holds(relation, a, b)), None)
+    return next((relation for relation in INVERSE if holds(relation, a, b)), None)
 
 
 def pick(random: np.random.Generator, values: tuple[str, ...]) -> str:
@@ -122,30 +113,38 @@ def place(random: np.random.Generator, objects: list[Object]) -> Scene:
     for attempt in range(40):
         if attempt == 20:
             objects = [replace(thing, size="small") for thing in objects]
-        placed: list[tuple[float, float, float]] = []
+        placed: list[Object] = []
         for thing, (u, v) in zip(objects, random.random((len(objects), 2)).tolist(), strict=True):
             low, span = thing.radius + 0.02, 0.96 - 2 * thing.radius
-            x, y, radius = low + span * u, low + span * v, thing.radius
-            if any(max(abs(x - p), abs(y - q)) < radius + r + 0.03 for p, q, r in placed):
+            moved = replace(thing, x=low + span * u, y=low + span * v)
+            if any(max(abs(moved.x - o.x), abs(moved.y - o.y)) < moved.radius + o.radius + 0.03 for o in placed):
                 break
-            placed.append((x, y, radius))
+            placed.append(moved)
         else:
-            return Scene(objects=tuple(replace(o, x=x, y=y) for o, (x, y, _) in zip(objects, placed, strict=True)))
+            return tuple(placed)
     return place(random, objects[:-1])
-
-
-def pick_count(u: float) -> int:
-    """The number of objects for a uniform draw: 1 to 4 with shares 0.2, 0.4, 0.25, 0.15."""
-    return 1 + (u >= 0.2) + (u >= 0.6) + (u >= 0.85)
 
 
 def random_scene(random: np.random.Generator, split: Split, *, objects: int | None = None) -> Scene:
     """A scene of 1 to 4 objects; in the compositional split, training never shows the first one's colour-shape pair."""
-    count = objects or pick_count(random.random())
+    count = objects or 1 + int(np.digitize(random.random(), OBJECT_COUNTS))
     things = [random_object(random, held_out=split == "compositional" and i == 0) for i in range(count)]
     return place(random, things)
 
 
+def related_pair(random: np.random.Generator) -> tuple[Scene, Statement]:
+    """A scene of two objects that differ in shape and colour, and the statement of their relation."""
+    while True:
+        scene = place(random, [random_object(random), random_object(random)])
+        if len(scene) < 2:
+            continue
+        a, b = scene
+        relation = relation_of(a, b)
+        if relation is not None and a.shape != b.shape and a.colour != b.colour:
+            subject, target = (Mention(shape=t.shape, colour=t.colour) for t in (a, b))
+            return scene, Statement(subject=subject, relation=relation, object=target)
+
+
 def generator(seed: int, split: Split, index: int, stream: int = 0) -> np.random.Generator:
     """The random numbers of one sample, a function of seed, split and index: any process can generate any sample."""
-    return np.random.default_rng((seed, SPLITS.index(split), stream, index))
+    return np.random.default_rng((seed, get_args(Split).index(split), stream, index))
