@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
@@ -16,9 +16,9 @@ from torchvision.transforms.functional import to_pil_image
 from powerclip.alignment import grounding
 from powerclip.model import PowerCLIP, make_tokenizer, make_transforms
 from powerclip.phrases import encode_caption
-from powerclip.phrases.tokens import EncodedCaption
 from powerclip.phrases.tree import PhraseTree
 from powerclip.regions import fixed_boxes
+from powerclip.report.plots import STYLE
 from powerclip.report.tables import printable
 
 MAX_PHRASES = 6
@@ -32,7 +32,6 @@ class PhraseGrounding:
     """Where a model sees one phrase."""
 
     text: str
-    """The words of the phrase."""
     label: str
     """Its label in the tree."""
     heat: Tensor
@@ -66,7 +65,7 @@ def ground(
         tree: its phrases.
         masks: (M, N) bool regions on the patch grid; boxes of fixed sizes by default.
     """
-    tokenizer = make_tokenizer(model)
+    tokenizer: Any = make_tokenizer(model)
     encoded = encode_caption(caption, tree, tokenizer, context_length=model.context_length)
     masks = fixed_boxes(model.grid_size) if masks is None else masks
     with torch.inference_mode():
@@ -76,41 +75,29 @@ def ground(
             encoded.tokens[None], encoded.leaf_of_token[None], encoded.phrase_spans[None]
         )
         found = grounding(regions[0], phrases[0], region_mask[0], phrase_mask[0], subsets=model.scoring.subsets)
-    named = _tokens(encoded, tokenizer) if model.phrase_unit == "token" else _phrases(encoded, caption, tree)
-    covered = masks.float().sum(dim=0).clamp(min=1)
-    return Grounding(
-        image=_seen(model, pixels),
-        phrases=tuple(
-            PhraseGrounding(
-                label=label,
-                text=text,
-                heat=(((s.clamp(min=0) * subset) @ masks.float()) / covered).view(model.grid_size),
-                score=score.item(),
-                regions=int(subset.sum()),
-            )
-            for (label, text), s, score, subset, present in zip(
-                named, found.similarities, found.scores, found.subsets, phrase_mask[0], strict=True
-            )
-            if present
-        ),
-    )
-
-
-def _phrases(encoded: EncodedCaption, caption: str, tree: PhraseTree) -> list[tuple[str, str]]:
-    """Label and words of each of the K phrases."""
-    labels = {(phrase.first, phrase.last): phrase.label for phrase in tree.phrases}
-    return [
-        (labels.get((first, last), "cut"), caption[tree.leaves[first][0] : tree.leaves[last][1]])
-        for first, last in encoded.phrase_spans.tolist()
+    if model.phrase_unit == "token":
+        decode = getattr(tokenizer, "tokenizer", tokenizer).decode  # open_clip wraps Hugging Face's
+        named = [(TOKEN, decode([token]).strip()) for token in encoded.tokens.tolist()]
+    else:
+        labels = {(phrase.first, phrase.last): phrase.label for phrase in tree.phrases}
+        named = [
+            (labels.get((first, last), "cut"), caption[tree.leaves[first][0] : tree.leaves[last][1]])
+            for first, last in encoded.phrase_spans.tolist()
+        ]
+    s_KM = found.similarities.clamp(min=0) * found.subsets
+    heat_KN = s_KM @ masks.float() / masks.float().sum(dim=0).clamp(min=1)
+    parts = zip(named, heat_KN, found.scores, found.subsets, phrase_mask[0], strict=True)
+    grounded = [
+        PhraseGrounding(
+            text=text, label=label, heat=heat_N.view(model.grid_size), score=score.item(), regions=int(subset.sum())
+        )
+        for (label, text), heat_N, score, subset, present in parts
+        if present
     ]
+    return Grounding(image=_seen(model, pixels), phrases=tuple(grounded))
 
 
-def _tokens(encoded: EncodedCaption, tokenizer: Any) -> list[tuple[str, str]]:
-    """Label and text of each of the T tokens."""
-    decode = getattr(tokenizer, "tokenizer", tokenizer).decode  # open_clip wraps Hugging Face's
-    return [(TOKEN, decode([token]).strip()) for token in encoded.tokens.tolist()]
-
-
+@rc_context(STYLE)
 def picture(groundings: Mapping[str, Grounding]) -> Figure:
     """One row per model, one panel per phrase: the image, and over it the regions that ground the phrase.
 
@@ -122,19 +109,16 @@ def picture(groundings: Mapping[str, Grounding]) -> Figure:
     figure = Figure(figsize=(1.75 * columns, 2.15 * len(groundings)), layout="constrained")
     panels = figure.subplots(len(groundings), columns, squeeze=False)
     for row, (name, found) in zip(panels, groundings.items(), strict=True):
-        image = found.image
-        extent = (-0.5, image.width - 0.5, image.height - 0.5, -0.5)
         for axes in row:
             axes.set_axis_off()
-        row[0].imshow(image)
-        row[0].set_title(_cut(name), fontsize=9, fontweight="bold", parse_math=False)
+        row[0].imshow(found.image)
+        row[0].set_title(_cut(name), fontsize=9, fontweight="bold")
         for axes, phrase in zip(row[1:], shown[name], strict=False):
-            axes.imshow(image)
+            extent = axes.imshow(found.image).get_extent()
             heat = phrase.heat.numpy()
-            alpha = 0.8 * np.clip(heat / max(float(heat.max()), 1e-6), 0, 1)
+            alpha = 0.8 * heat / max(heat.max(), 1e-6)
             axes.imshow(heat, extent=extent, cmap="inferno", alpha=alpha, interpolation="bilinear")
-            title = f"{_cut(phrase.text)}\n{phrase.regions} regions, {phrase.score:.2f}"
-            axes.set_title(title, fontsize=7, parse_math=False)
+            axes.set_title(f"{_cut(phrase.text)}\n{phrase.regions} regions, {phrase.score:.2f}", fontsize=7)
     return figure
 
 
@@ -150,8 +134,8 @@ def _seen(model: PowerCLIP, pixels: Tensor) -> Image.Image:
     """The image that became (3, H, W) normalised pixels."""
     config = model.backbone.visual.preprocess_cfg
     mean, std = (torch.tensor(config[name])[:, None, None] for name in ("mean", "std"))
-    seen: Image.Image = to_pil_image((255 * (pixels * std + mean)).round().clamp(0, 255).byte())
-    return seen
+    image: Image.Image = to_pil_image((255 * (pixels * std + mean)).round().clamp(0, 255).byte())
+    return image
 
 
 def _cut(text: str) -> str:
