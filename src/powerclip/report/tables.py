@@ -7,7 +7,8 @@ import io
 import re
 import statistics
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,13 +23,8 @@ from powerclip.evaluate.suites import HEADLINES
 from powerclip.files import atomic_write
 
 TEMPLATES = Environment(
-    loader=FileSystemLoader(Path(__file__).parent),
-    autoescape=True,
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
+    loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
 )
-"""The templates of this folder; whatever they are given is escaped."""
 
 BIDI_CONTROLS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 """Characters that reorder the text around them."""
@@ -56,9 +52,7 @@ class Spread:
 
     def __str__(self) -> str:
         """In percent: "17.3 ± 0.8"."""
-        if self.deviation is None:
-            return f"{100 * self.mean:.1f}"
-        return f"{100 * self.mean:.1f} ± {100 * self.deviation:.1f}"
+        return f"{100 * self.mean:.1f}" + ("" if self.deviation is None else f" ± {100 * self.deviation:.1f}")
 
 
 Cell = str | float | Spread | None
@@ -73,33 +67,31 @@ class Table:
     """
 
     columns: tuple[str, ...]
-    """Names of the columns."""
     rows: tuple[tuple[Cell, ...], ...]
     """As many cells each as there are columns."""
     title: str = ""
-    """Shown above the table."""
+    """Shown above the table, except in CSV and HTML."""
 
     def rich(self) -> rich.table.Table:
         """For the terminal."""
         table = rich.table.Table(title=Text(printable(self.title)) if self.title else None)
-        for column, is_number in zip(self.columns, self._numeric(), strict=True):
-            table.add_column(Text(printable(column)), justify="right" if is_number else "left")
+        for name, is_number in self._header():
+            table.add_column(Text(name), justify="right" if is_number else "left")
         for row in self.rows:
-            table.add_row(*(Text(_shown(cell), style="bold" if is_best else "") for cell, is_best in _marked(row)))
+            table.add_row(*(Text(text, style="bold" if is_best else "") for text, is_best in _shown(row)))
         return table
 
     def markdown(self) -> str:
-        """As a GitHub-flavoured Markdown table, under the title."""
-        lines = [f"{_markdown(self.title)}.", ""] if self.title else []
-        lines.append(f"| {' | '.join(map(_markdown, self.columns))} |")
-        lines.append(f"| {' | '.join('---:' if is_number else '---' for is_number in self._numeric())} |")
+        """As a GitHub-flavoured Markdown table."""
+        title = f"{_escaped(printable(self.title))}.\n\n" if self.title else ""
+        rows = [[_escaped(name) for name, _ in self._header()]]
+        rows.append(["---:" if is_number else "---" for _, is_number in self._header()])
         for row in self.rows:
-            cells = [f"**{_markdown(cell)}**" if is_best else _markdown(cell) for cell, is_best in _marked(row)]
-            lines.append(f"| {' | '.join(cells)} |")
-        return "\n".join(lines) + "\n"
+            rows.append([f"**{_escaped(text)}**" if is_best else _escaped(text) for text, is_best in _shown(row)])
+        return title + "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
     def csv(self) -> str:
-        """As CSV, without the title: numbers unrounded and not in percent, a mean for several seeds.
+        """As CSV: numbers unrounded and not in percent, a mean for several seeds.
 
         Text that a spreadsheet would read as a formula gets an apostrophe in front.
         """
@@ -109,15 +101,14 @@ class Table:
         return text.getvalue()
 
     def html(self) -> Markup:
-        """As a ``<table>`` element, without the title."""
+        """As a ``<table>`` element."""
         template = TEMPLATES.get_template("table.html.jinja")
-        rows = [[(_shown(cell), is_best) for cell, is_best in _marked(row)] for row in self.rows]
-        columns = [*zip(map(printable, self.columns), self._numeric(), strict=True)]
-        return Markup(template.render(columns=columns, rows=rows))
+        return Markup(template.render(columns=self._header(), rows=map(_shown, self.rows)))
 
-    def _numeric(self) -> list[bool]:
-        """Of each column, whether it holds numbers, or nothing, in all rows."""
-        return [all(not isinstance(row[i], str) for row in self.rows) for i in range(len(self.columns))]
+    def _header(self) -> list[tuple[str, bool]]:
+        """Each column's name, and whether it holds numbers, or nothing, in all rows."""
+        numeric = [all(not isinstance(row[i], str) for row in self.rows) for i in range(len(self.columns))]
+        return [*zip(map(printable, self.columns), numeric, strict=True)]
 
 
 def read_evaluations(runs: Mapping[str, Sequence[Path]]) -> dict[str, list[Evaluation]]:
@@ -126,23 +117,20 @@ def read_evaluations(runs: Mapping[str, Sequence[Path]]) -> dict[str, list[Evalu
 
 
 def results_table(results: Mapping[str, Sequence[Evaluation]]) -> Table:
-    """The headline metrics and the averages of several models, as mean and standard deviation over their seeds.
-
-    Args:
-        results: the evaluation of each seed, by model.
-    """
-    return Table(columns=("task", "metric", *results), rows=tuple(_rows(results)), title=_title(results))
+    """The headline metrics and the averages as mean and standard deviation over seeds; takes each seed's, by model."""
+    counts = sorted({len(seeds) for seeds in results.values()})
+    title = "zero-shot, %"
+    if counts[-1:] > [1]:
+        seeds = counts[0] if len(counts) == 1 else f"{counts[0]}-{counts[-1]}"
+        title += f", {seeds} seeds each, mean ± standard deviation"
+    return Table(columns=("task", "metric", *results), rows=tuple(_rows(results, HEADLINES)), title=title)
 
 
 def seeds_table(results: Mapping[str, Sequence[Evaluation]]) -> Table:
-    """Every metric, with one row per task, metric and model: the mean, the deviation and each seed. Made for CSV.
-
-    Args:
-        results: the evaluation of each seed, by model.
-    """
+    """Every metric, with one row per task, metric and model: the mean, the deviation and each seed. Made for CSV."""
     seeds = max(map(len, results.values()))
     rows: list[tuple[Cell, ...]] = []
-    for task, metric, *spreads in _rows(results, short=False):
+    for task, metric, *spreads in _rows(results):
         for name, spread in zip(results, spreads, strict=True):
             if isinstance(spread, Spread):
                 missing = (None,) * (seeds - len(spread.values))
@@ -153,13 +141,9 @@ def seeds_table(results: Mapping[str, Sequence[Evaluation]]) -> Table:
 
 def metrics_table(evaluation: Evaluation) -> Table:
     """Every metric and average of one model, and what is absent. Made for CSV."""
-    rows: list[tuple[Cell, ...]] = [
-        (task, metric, value) for task, metrics in evaluation.tasks.items() for metric, value in metrics.items()
-    ]
-    rows += [
-        (label, f"mean of {average.measured} of {average.expected}", average.value)
-        for label, average in evaluation.averages.items()
-    ]
+    tasks, averages = evaluation.tasks.items(), evaluation.averages.items()
+    rows: list[tuple[Cell, ...]] = [(task, *metric) for task, metrics in tasks for metric in metrics.items()]
+    rows += [(label, f"mean of {mean.measured} of {mean.expected}", mean.value) for label, mean in averages]
     rows += [(name, "absent", None) for name in evaluation.absent]
     return Table(columns=("task", "metric", "value"), rows=tuple(rows))
 
@@ -169,13 +153,12 @@ def absent_note(evaluation: Evaluation) -> str:
     return "".join(f"absent: {printable(name)}: {printable(url)}\n" for name, url in evaluation.absent.items())
 
 
-def write_tables(folder: Path, name: str, evaluation: Evaluation) -> Table:
-    """Write ``evaluation.md``, the table that is returned, and ``evaluation.csv``, every metric unrounded."""
-    table = results_table({name: [evaluation]})
+def write_tables(folder: Path, name: str, evaluation: Evaluation) -> None:
+    """Write ``evaluation.md``, the headline metrics, and ``evaluation.csv``, every metric unrounded."""
     note = absent_note(evaluation).replace("absent:", "- absent:")
-    atomic_write(folder / "evaluation.md", table.markdown() + (f"\n{note}" if note else ""))
+    markdown = results_table({name: [evaluation]}).markdown()
+    atomic_write(folder / "evaluation.md", markdown + (f"\n{note}" if note else ""))
     atomic_write(folder / "evaluation.csv", metrics_table(evaluation).csv())
-    return table
 
 
 def printable(text: str) -> str:
@@ -186,22 +169,28 @@ def printable(text: str) -> str:
     )
 
 
-def _rows(results: Mapping[str, Sequence[Evaluation]], *, short: bool = True) -> list[tuple[Cell, ...]]:
-    """Task, metric and each model's spread over its seeds; then the averages.
+def _rows(results: Mapping[str, Sequence[Evaluation]], metrics: Collection[str] = ()) -> list[tuple[Cell, ...]]:
+    """Task, metric (all of them by default) and each model's spread over its seeds; then the averages.
 
     A metric that a seed of a model lacks is None for that model: a mean over fewer seeds would not be comparable.
     Results on different data, and averages over different results, have rows of their own for the same reason.
     """
     origins = [seed.measured_on for seeds in results.values() for seed in seeds]
     known = {task: origin.fingerprint for of_seed in reversed(origins) for task, origin in of_seed.items()}
-    values = {name: [_values(seed, known, short=short) for seed in seeds] for name, seeds in results.items()}
-    keys = dict.fromkeys(key for seeds in values.values() for seed in seeds for key in seed)
+    found: dict[Key, dict[str, list[float]]] = {}
+    for name, seeds in results.items():
+        for seed in seeds:
+            for key, value in _values(seed, known, metrics):
+                found.setdefault(key, {}).setdefault(name, []).append(value)
+    data_sets = Counter(key[:2] for key in found if isinstance(key[2], str))
     rows: list[tuple[Cell, ...]] = []
-    for key in sorted(keys, key=lambda key: isinstance(key[2], tuple)):
+    for key in sorted(found, key=lambda key: isinstance(key[2], tuple)):
         task, metric, data = key
-        ambiguous = isinstance(data, str) and any(other[:2] == key[:2] and other != key for other in keys)
-        spreads = (_spread([seed.get(key) for seed in seeds]) for seeds in values.values())
-        rows.append((f"{task}{EARLIER}{data[:8]}" if ambiguous else task, metric, *spreads))
+        if isinstance(data, str) and data_sets[task, metric] > 1:
+            task = f"{task}{EARLIER}{data[:8]}"
+        complete = {name: values for name, values in found[key].items() if len(values) == len(results[name])}
+        spreads = (Spread(values=tuple(complete[name])) if name in complete else None for name in results)
+        rows.append((task, metric, *spreads))
     return rows
 
 
@@ -209,67 +198,43 @@ Key = tuple[str, str, str | tuple[tuple[str, str, str], ...]]
 """Task, metric and fingerprint of the data; or label, coverage, and all that an average is over."""
 
 
-def _values(evaluation: Evaluation, known: Mapping[str, str], *, short: bool) -> dict[Key, float]:
-    """The metrics and averages of one model.
+def _values(evaluation: Evaluation, known: Mapping[str, str], metrics: Collection[str]) -> Iterator[tuple[Key, float]]:
+    """The metrics, all of them if none is named, and the averages of one model.
 
-    Args:
-        evaluation: its results.
-        known: the fingerprint of each task's data, for results of earlier versions that do not name them.
-        short: the headline metrics only.
+    ``known`` has the fingerprint of each task's data, for results of earlier versions, which lack it.
     """
     data = {task: known.get(task, "") for task in evaluation.tasks}
     data |= {task: origin.fingerprint for task, origin in evaluation.measured_on.items()}
-    values: dict[Key, float] = {
-        (task, metric, data[task]): value
-        for task, metrics in evaluation.tasks.items()
-        for metric, value in metrics.items()
-        if not short or metric in HEADLINES
-    }
+    for task, of_task in evaluation.tasks.items():
+        yield from (((task, name, data[task]), of_task[name]) for name in of_task if not metrics or name in metrics)
     for label, average in evaluation.averages.items():
         if average.value is not None:
             of = f" of {average.expected}" if average.measured < average.expected else ""
             over = tuple((task, metric, data.get(task, "")) for task, metric in average.over)
-            values[label, f"mean of {average.measured}{of}", over] = average.value
-    return values
+            yield (label, f"mean of {average.measured}{of}", over), average.value
 
 
-def _spread(values: Sequence[float | None]) -> Spread | None:
-    known = tuple(value for value in values if value is not None)
-    return Spread(values=known) if known and len(known) == len(values) else None
-
-
-def _title(results: Mapping[str, Sequence[Evaluation]]) -> str:
-    counts = sorted({len(seeds) for seeds in results.values()})
-    if counts[-1:] <= [1]:
-        return "zero-shot, %"
-    seeds = str(counts[0]) if len(counts) == 1 else f"{counts[0]}-{counts[-1]}"
-    return f"zero-shot, %, {seeds} seeds each, mean ± standard deviation"
-
-
-def _marked(row: Sequence[Cell]) -> list[tuple[Cell, bool]]:
-    """Each cell of a row, and whether it is the highest of numbers that differ."""
+def _shown(row: Sequence[Cell]) -> list[tuple[str, bool]]:
+    """Each cell of a row as text, and whether it is the highest of numbers that differ."""
     values = [cell.mean if isinstance(cell, Spread) else cell for cell in row]
     numbers = {value for value in values if isinstance(value, int | float)}
-    top = max(numbers) if len(numbers) > 1 else None
-    return [(cell, top is not None and value == top) for cell, value in zip(row, values, strict=True)]
+    return [(_text(cell), len(numbers) > 1 and value == max(numbers)) for cell, value in zip(row, values, strict=True)]
 
 
-def _shown(cell: Cell) -> str:
+def _text(cell: Cell) -> str:
     if cell is None:
         return "-"
-    if isinstance(cell, int | float):
-        return f"{100 * cell:.1f}"
-    return printable(cell) if isinstance(cell, str) else str(cell)
+    return f"{100 * cell:.1f}" if isinstance(cell, int | float) else printable(str(cell))
 
 
-def _markdown(cell: Cell) -> str:
-    return re.sub(r"([\\|<`*\[])", r"\\\1", _shown(cell))
+def _escaped(text: str) -> str:
+    return re.sub(r"([\\|<`*\[])", r"\\\1", text)
 
 
-def _csv(cell: Cell) -> str | float:
-    if isinstance(cell, str):
-        text = printable(cell)
-        return f"'{text}" if text.lstrip().startswith(FORMULA_STARTS) else text
+def _csv(cell: Cell) -> str | float | None:
     if isinstance(cell, Spread):
         return cell.mean
-    return "" if cell is None else cell
+    if not isinstance(cell, str):
+        return cell
+    text = printable(cell)
+    return f"'{text}" if text.lstrip().startswith(FORMULA_STARTS) else text
