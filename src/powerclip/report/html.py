@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +37,10 @@ def write_report(runs: Mapping[str, Path], output: Path) -> Path:
     for name, run in runs.items():
         if not run.is_dir():
             raise PowerclipError(f"run {name}: there is no folder {run}; train it first, or check the path")
+    evaluations = read_evaluations({name: [run] for name, run in runs.items()})
     page = TEMPLATES.get_template("page.html.jinja").render(
-        title=", ".join(runs),
-        results=_results(runs),
+        runs=list(runs),
+        results=results_table({name: found for name, found in evaluations.items() if found}),
         training=_training(runs),
         grounding=_grounding(runs),
         settings=_settings(runs),
@@ -48,15 +50,6 @@ def write_report(runs: Mapping[str, Path], output: Path) -> Path:
     return output
 
 
-def _results(runs: Mapping[str, Path]) -> dict[str, Any]:
-    found = read_evaluations({name: [run] for name, run in runs.items()})
-    evaluated = {name: seeds for name, seeds in found.items() if seeds}
-    return {
-        "missing": [name for name in runs if name not in evaluated],
-        "table": results_table(evaluated) if evaluated else None,
-    }
-
-
 def _training(runs: Mapping[str, Path]) -> dict[str, Any]:
     metrics = {name: lines for name, run in runs.items() if (lines := RunFolder(run).metrics())}
     ends = []
@@ -64,20 +57,14 @@ def _training(runs: Mapping[str, Path]) -> dict[str, Any]:
         loss = next((line["loss"] for line in reversed(lines) if is_number(line.get("loss"))), None)
         ends.append({"name": name, "step": lines[-1]["step"], "samples": lines[-1].get("samples_seen"), "loss": loss})
     text = f"Curves of {', '.join(PANELS.values())} over the training steps of {', '.join(metrics)}"
-    return {
-        "missing": [name for name in runs if name not in metrics],
-        "curves": _image(curves(metrics), text) if metrics else None,
-        "ends": ends,
-    }
+    return {"found": metrics, "curves": _image(curves(metrics), text) if metrics else None, "ends": ends}
 
 
 def _grounding(runs: Mapping[str, Path]) -> dict[str, Any]:
     models: dict[str, PowerCLIP] = {}
     for name, run in runs.items():
-        try:
+        with suppress(PowerclipError):
             models[name] = load(run)[0]
-        except PowerclipError:
-            continue
     pairs, notes = own_pairs({name: runs[name] for name in models}, count=EXAMPLES)
     are_own = bool(pairs)
     if models and not are_own:
@@ -86,8 +73,7 @@ def _grounding(runs: Mapping[str, Path]) -> dict[str, Any]:
     for pair in pairs:
         found = {name: ground(model, pair.image, pair.caption, pair.tree) for name, model in models.items()}
         images.append(_image(picture(found), _described(found), caption=pair.caption))
-    missing = [name for name in runs if name not in models]
-    return {"missing": missing, "images": images, "are_own": are_own, "notes": notes}
+    return {"found": models, "images": images, "are_own": are_own, "notes": notes}
 
 
 def _described(groundings: Mapping[str, Grounding]) -> str:
@@ -105,34 +91,29 @@ def _settings(runs: Mapping[str, Path]) -> dict[str, Any]:
     names = dict.fromkeys(name for values in settings.values() for name in values)
     rows = [(name, *(values.get(name, "-") for values in settings.values())) for name in names]
     differing = [row for row in rows if len(set(row[1:])) > 1]
-    equal = [row for row in rows if len(set(row[1:])) == 1]
-    parts: list[tuple[str, Sequence[tuple[str, ...]]]] = [("Different", differing), ("The same in all runs", equal)]
-    if len(runs) == 1:
-        parts = [("All", equal)]
-    tables = [(title, Table(columns=("setting", *runs), rows=tuple(part))) for title, part in parts if part]
-    return {"missing": [name for name, values in settings.items() if not values], "tables": tables}
+    equal = [row for row in rows if row not in differing]
+    parts = {"Different": differing, "The same in all runs" if len(runs) > 1 else "All": equal}
+    tables = {title: Table(columns=("setting", *runs), rows=tuple(part)) for title, part in parts.items() if part}
+    return {"found": [name for name, values in settings.items() if values], "tables": tables}
 
 
 def _read_settings(path: Path) -> dict[str, str]:
     """A run's settings by dotted name; empty if the file is missing or not a mapping."""
-    try:
-        value = read_yaml(path)
-    except ValueError:
-        return {}
-    return _flat(value) if isinstance(value, dict) else {}
+    with suppress(ValueError):
+        if isinstance(value := read_yaml(path), dict):
+            return _flat(value)
+    return {}
 
 
-def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     flat: dict[str, str] = {}
-    for name, inner in value.items():
-        if isinstance(inner, dict) and inner:
-            flat |= _flat(inner, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = str(inner)
+    for name, value in values.items():
+        is_group = isinstance(value, dict) and value
+        flat |= _flat(value, f"{prefix}{name}.") if is_group else {f"{prefix}{name}": str(value)}
     return flat
 
 
 def _image(figure: Figure, text: str, *, caption: str = "") -> dict[str, str]:
-    """An image on the page: a data URI, what a reader who cannot see it hears, and what is shown above it."""
+    """An image on the page: a data URI, its description for readers who cannot see it, and what is shown above it."""
     source = f"data:image/png;base64,{base64.b64encode(png(figure)).decode()}"
     return {"source": source, "text": text, "caption": caption}

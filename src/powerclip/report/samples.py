@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 from PIL import Image
 
 from powerclip.data.images import decode_image
 from powerclip.data.sample import Sample
 from powerclip.data.shards import read_shards
-from powerclip.errors import BadSampleError, PowerclipError
+from powerclip.errors import PowerclipError
 from powerclip.phrases import whole_caption_tree
 from powerclip.phrases.tree import PhraseTree
 from powerclip.runs import RunFolder
@@ -24,23 +25,16 @@ CANDIDATES = 60
 SCENES_SEED = 7
 
 
-@dataclass(frozen=True, kw_only=True)
-class Pair:
-    """An image and its caption."""
+class Pair(NamedTuple):
+    """An image (RGB), its caption, and the caption's phrases: the complete caption as one if it was not parsed."""
 
     image: Image.Image
-    """RGB."""
     caption: str
     tree: PhraseTree
-    """The caption's phrases; the whole caption as one if it was not parsed."""
 
 
 def own_pairs(runs: Mapping[str, Path], *, count: int) -> tuple[list[Pair], list[str]]:
-    """Pairs of the data that runs were trained on, an equal share of each source.
-
-    Args:
-        runs: run folders by the name to show.
-        count: pairs to find.
+    """Up to ``count`` pairs of the data that runs were trained on, an equal share of each source.
 
     Returns:
         The pairs, and for everything that could not be used a sentence that says why.
@@ -48,10 +42,9 @@ def own_pairs(runs: Mapping[str, Path], *, count: int) -> tuple[list[Pair], list
     sources: dict[str, None] = {}
     notes = []
     for name, run in runs.items():
-        try:
+        data = None
+        with suppress(OSError, ValueError):
             data = RunFolder(run).data()
-        except (OSError, ValueError):
-            data = None
         if data is None:
             notes.append(f"{name} does not say which data it was trained on.")
         else:
@@ -65,24 +58,22 @@ def own_pairs(runs: Mapping[str, Path], *, count: int) -> tuple[list[Pair], list
             samples = list(islice(read_shards(source), CANDIDATES))
         except (PowerclipError, OSError) as error:
             notes.append(f"The data at {source} cannot be read: {error}.")
-            continue
-        found.append(_pairs(samples[:: max(1, len(samples) // count)]))
+        else:
+            found.append(_pairs(samples[:: max(1, len(samples) // count)]))
     share = -(-count // max(1, len(found)))
     return [pair for pairs in found for pair in pairs[:share]][:count], notes
 
 
 def scene_pairs(*, count: int, image_size: int) -> list[Pair]:
     """Generated test scenes of (image_size, image_size) pixels, the same every time."""
-    return _pairs(list(generate("test", count=count, seed=SCENES_SEED, image_size=image_size)))
+    return _pairs(generate("test", count=count, seed=SCENES_SEED, image_size=image_size))
 
 
-def _pairs(samples: Sequence[Sample]) -> list[Pair]:
+def _pairs(samples: Iterable[Sample]) -> list[Pair]:
     """Those of the samples whose images can be decoded."""
     pairs = []
     for sample in samples:
-        try:
+        with suppress(ValueError):  # which BadSampleError is
             tree = sample.tree or whole_caption_tree(sample.caption)
-            pairs.append(Pair(image=decode_image(sample.image), caption=sample.caption, tree=tree))
-        except (BadSampleError, ValueError):
-            continue
+            pairs.append(Pair(decode_image(sample.image), sample.caption, tree))
     return pairs
