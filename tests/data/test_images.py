@@ -25,7 +25,7 @@ TURNED = {
     7: lambda p: p.transpose(1, 0, 2)[::-1, ::-1],
     8: lambda p: np.rot90(p),
 }
-"""How a picture that is stored so is seen (EXIF 2.32, 4.6.4)."""
+"""How an image that is stored so is seen (EXIF 2.32, 4.6.4)."""
 
 
 def noise(height=9, width=14):
@@ -163,7 +163,7 @@ MODES = ("RGB", "L", "P", "1", "RGBA", "I;16", "CMYK", "LAB")
 
 @st.composite
 def damaged(draw):
-    """A small picture of any kind, some of its bytes changed, cut or not."""
+    """A small image of any kind, some of its bytes changed, truncated or not."""
     kind, mode = draw(st.sampled_from(KINDS)), draw(st.sampled_from(MODES))
     image = Image.new("LAB", (14, 9)) if mode == "LAB" else noise().convert("L" if mode == "I;16" else "RGB")
     try:

@@ -17,7 +17,7 @@ from tests.support.models import tiny_tower
 
 @pytest.fixture
 def workers():
-    """Asks for the processes that are there beside those that other tests may have left."""
+    """Returns the processes that are there in addition to those that other tests may have left."""
     before = set(multiprocessing.active_children())
     return lambda: set(multiprocessing.active_children()) - before
 

@@ -1,10 +1,20 @@
+import pytest
+
 from powerclip.distributed import any_rank, broadcast, is_shared, rank0_first, wait_for_all
+from powerclip.errors import PowerclipError
 from tests.support.processes import run_on_processes
+
+
+def refuse(process):
+    raise PowerclipError(f"refused by {process}")
 
 
 def ask(process, size, folder):
     done = []
     rank0_first(lambda: done.append(process))
+    assert rank0_first(lambda: {"from": process}) == {"from": 0}
+    with pytest.raises(PowerclipError, match="refused by 0"):
+        rank0_first(lambda: refuse(process))
     wait_for_all()
     own = folder / str(process)
     own.mkdir()

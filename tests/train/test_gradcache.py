@@ -1,4 +1,4 @@
-"""The gradient in pieces against that of the whole batch."""
+"""The gradient in pieces against that of the complete batch."""
 
 from itertools import pairwise
 

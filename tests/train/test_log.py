@@ -86,7 +86,7 @@ def test_tensorboard_has_every_step_of_a_resumed_run(tmp_path):
 
 
 class FakeWandb:
-    """Stands for the package: notes what a run of it is told."""
+    """Stands for the package: notes what is logged to a run of it."""
 
     def __init__(self):
         self.init_arguments, self.lines, self.finished = [], [], 0

@@ -367,7 +367,7 @@ def test_a_failing_evaluation_costs_no_training(config, shards, tmp_path, monkey
         train(config, data=shards, output=tmp_path / "run")
     assert RunFolder(tmp_path / "run").latest_checkpoint().name == "step-00000008"
     monkeypatch.undo()
-    train(config, data=shards, output=tmp_path / "run", resume=True)  # what is owed is done, once
+    train(config, data=shards, output=tmp_path / "run", resume=True)  # what was missed is done, once
     train(config, data=shards, output=tmp_path / "run", resume=True)
     lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert [line["step"] for line in lines if "eval/mean" in line] == [8]

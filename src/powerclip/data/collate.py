@@ -27,7 +27,7 @@ class EncodedSample:
     regions: Tensor | None = None
     """(m, N) bool, or None without regions."""
     has_phrases: bool = True
-    """False where its whole caption stands in for phrases."""
+    """False if its caption stands in for phrases."""
 
 
 def collate(samples: Sequence[EncodedSample], *, patches: int, regions: int = 0) -> Batch:

@@ -1,4 +1,4 @@
-"""Where the samples of each shard are stored, and how many there are: found from its headers once, then kept on disk."""
+"""How many samples each shard holds, and where: found from its headers once, then kept on disk."""
 
 from __future__ import annotations
 
@@ -210,7 +210,7 @@ def _summaries_remote(shards: Sequence[Shard]) -> dict[str, ShardSummary]:
 def _read_notes(path: Path) -> dict[str, ShardSummary]:
     notes = {}
     for line in path.read_bytes().splitlines() if path.exists() else ():
-        with suppress(ValueError, TypeError):  # of a line that was cut short
+        with suppress(ValueError, TypeError):  # of a truncated line
             location, samples, digest = json.loads(line)
             notes[str(location)] = ShardSummary(samples=int(samples), digest=str(digest))
     return notes

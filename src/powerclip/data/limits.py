@@ -1,4 +1,4 @@
-"""How much of a file that others have made is read: what exceeds a limit is a bad sample or a broken shard, not a crash.
+"""How much is read of files that others have made: what exceeds a limit is a bad sample or a broken shard, no crash.
 
 The limit of an image's pixels is that of its masks: ``powerclip.regions.annotation.MAX_PIXELS``.
 """
@@ -19,7 +19,7 @@ MAX_FILES = 64
 """Files of a sample; any beyond these are skipped."""
 
 MAX_HEADER_BYTES = 2**20
-"""Size limit of a member's headers (long names, pax records, maps of holes): tarfile reads what they claim into memory."""
+"""Limit of a member's headers (long names, pax records, maps of holes), which tarfile reads into memory."""
 
 MAX_SAMPLES = 200_000
 """Samples of a shard that can be trained on: their places are held in memory. Published shards hold 10,000."""

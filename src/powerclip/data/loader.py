@@ -1,4 +1,4 @@
-"""Shards to batches: the data are opened once, then read in an order that is a function of the seed and the epoch alone."""
+"""Shards to batches: data are opened once, then read in an order that is a function of seed and epoch alone."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ class _Requests:
 
     def __iter__(self) -> Iterator[Request]:
         first = self.start_batch
-        # Where a sample may come more than once an epoch, its place tells the times apart.
+        # If a sample may come several times in an epoch, its place distinguishes them.
         repeats = self.order.resample or self.order.weights is not None
         for epoch in self.epochs:
             order = self.order.epoch(epoch)
@@ -212,7 +212,7 @@ class Loader:
         self.bad: Counter[str] = Counter()
         """Samples that could not be used, by reason."""
         self.without_phrases = 0
-        """Samples shown so far that came without phrases: the whole caption stood in."""
+        """Samples shown so far that came without phrases: their caption stood in."""
         self._part = part
         self._bad_places: set[int] = set()
         self._seen = 0
@@ -311,7 +311,7 @@ def make_loader(
     """A loader of opened data.
 
     The batches are a function of the data, the seed and the epoch; the number of workers and processes is irrelevant. A
-    sample without phrases has one, its whole caption, and ``Loader.without_phrases`` counts it.
+    sample without phrases has one, its caption, and ``Loader.without_phrases`` counts it.
 
     Args:
         data: what ``open_data`` returns.
@@ -319,7 +319,7 @@ def make_loader(
         settings: order, workers, the limit of bad samples; None takes the defaults.
         batch_size: B, over all processes.
         seed: decides order, augmentation and boxes.
-        regions: M: regions of a sample, or at most so many where fewer are stored; 0 gives batches without regions.
+        regions: M: regions of a sample, fewer if fewer are stored; 0 gives batches without regions.
         region_source: random boxes, or a random choice of the stored masks.
         part: this process's number and how many processes share each batch.
 

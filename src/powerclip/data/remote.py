@@ -1,4 +1,4 @@
-"""Where the file of a shard comes from: this machine, or a URL whose files are copied to a bounded folder, with retries."""
+"""Where a shard's file comes from: this machine, or a URL that is copied to a bounded folder, with retries."""
 
 from __future__ import annotations
 
@@ -189,8 +189,8 @@ def fetch(url: str, path: Path, *, retry: RetryPolicy) -> None:
         failures = 1 if path.stat().st_size > had else failures + 1
         if failures >= retry.attempts:
             raise RunFailedError(
-                f"{url} could not be read in {failures} attempts in a row, over {time.monotonic() - started:.0f} s (the last "
-                f"one: {reason}); check the store, then continue with --resume auto"
+                f"{url} could not be read in {failures} attempts in a row, over {time.monotonic() - started:.0f} s "
+                f"(the last one: {reason}); check the store, then continue with --resume auto"
             )
         wait = min(retry.first_wait_s * 2 ** (failures - 1), retry.longest_wait_s) * random.uniform(0.75, 1.25)
         log.warning("%s: %s; trying again in %.1f s (failure %d)", url, reason, wait, failures)

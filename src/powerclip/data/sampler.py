@@ -1,4 +1,4 @@
-"""Which samples an epoch shows, and when: a function of the seed and the epoch alone, so that resuming is arithmetic."""
+"""Which samples an epoch shows, and when: a function of seed and epoch alone, so that resuming is arithmetic."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Order:
     def __post_init__(self) -> None:
         if self.weights is not None and len(self.weights) != len(self.sources):
             raise PowerclipError(
-                f"{len(self.weights)} weights for {len(self.sources)} sources; give one weight per source, in their order"
+                f"{len(self.weights)} weights for {len(self.sources)} sources; give one weight per source, in order"
             )
 
     def epoch(self, epoch: int) -> Positions:
@@ -106,7 +106,7 @@ def _resampled(starts: Positions, random: Generator) -> Positions:
 
 
 def _quotas(weights: Sequence[float], size: int) -> list[int]:
-    """``size`` places shared by weight, whole numbers, the largest remainders rounded up."""
+    """``size`` places shared by weight, in integers, the largest remainders rounded up."""
     exact = np.array(weights, dtype=np.float64) / sum(weights) * size
     quotas = np.floor(exact).astype(np.int64)
     quotas[np.argsort(quotas - exact, kind="stable")[: size - int(quotas.sum())]] += 1

@@ -73,7 +73,7 @@ class SamplePlace:
 
 
 def write_shards(samples: Iterable[Sample], folder: Path, *, samples_per_shard: int = 1000, first: int = 0) -> int:
-    """Write samples as ``shard-000000.tar``, ``shard-000001.tar``, ...; each appears under its name when it is complete.
+    """Write samples as ``shard-000000.tar``, ``shard-000001.tar``, ...; each appears when it is complete.
 
     The bytes are a function of the samples.
 

@@ -13,7 +13,7 @@ from powerclip.errors import RunFailedError
 
 
 def outlast_first_signal(_worker: int) -> None:
-    """Set up a decoding process to ignore the first signal: one to the process group is for the trainer, which still needs it."""
+    """Let a decoding process ignore its first signal: the trainer gets it too, and needs it for the last step."""
 
     def ignore_once(number: int, _frame: object) -> None:
         signal.signal(number, signal.SIG_DFL)

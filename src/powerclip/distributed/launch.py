@@ -77,15 +77,26 @@ def broadcast(value: T) -> T:
 
 
 def rank0_first(work: Callable[[], T]) -> T:
-    """What some work of the first process returns, on every process; the others wait, however long it takes."""
+    """What some work of the first process returns, on every process; the others wait, however long it takes.
+
+    Raises:
+        PowerclipError: the work raised it; every process does.
+    """
     if world_size() == 1:
         return work()
     group: Any = dist.new_group(backend="gloo", timeout=RANK0_TIMEOUT)
-    result: list[Any] = [work() if rank() == 0 else None]
-    dist.broadcast_object_list(result, src=0, group=group)
+    outcome: list[Any] = [None, None]
+    if rank() == 0:
+        try:
+            outcome[0] = work()
+        except PowerclipError as error:
+            outcome[1] = error
+    dist.broadcast_object_list(outcome, src=0, group=group)
     dist.destroy_process_group(group)
-    value: T = result[0]
-    return value
+    value, failure = outcome
+    if failure is not None:
+        raise failure
+    return value  # type: ignore[no-any-return]
 
 
 def is_shared(folder: Path) -> bool:

@@ -42,7 +42,7 @@ UNPICKLED = {
     ("pathlib", "PosixPath"),
     ("collections", "OrderedDict"),
 }
-"""What a checkpoint's description may name besides dtypes and the classes of ``torch.distributed.checkpoint.metadata``."""
+"""What a checkpoint's description may name besides dtypes and the classes of torch's module of descriptions."""
 
 
 def save(folder: Path, *, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, extra: dict[str, Any]) -> Path:
@@ -75,8 +75,8 @@ def save(folder: Path, *, step: int, model: nn.Module, optimizer: torch.optim.Op
             save_distributed(state, checkpoint_id=temporary)
     except CheckpointException as error:
         raise RunFailedError(
-            f"checkpoint {target} could not be written: {_reason(error)}; earlier ones are intact: check the disk, then "
-            "continue with --resume auto"
+            f"checkpoint {target} could not be written: {_reason(error)}; earlier ones are intact: check the disk, "
+            "then continue with --resume auto"
         ) from error
     wait_for_all()
     if rank() == 0:

@@ -35,9 +35,10 @@ def estimate(config: TrainConfig, model: PowerCLIP) -> str:
     pairs = -(-config.batch_size // world_size() // config.parallel.accumulate)
     pair_bytes = _kept_bytes(config, model) + 4 * 3 * math.prod(model.image_size)
     return (
-        f"{parameters / 1e6:.1f} M parameters, {sum(p.numel() for p in trained) / 1e6:.1f} M of them trained; {pairs} pairs "
-        f"at a time on each process; about {state_bytes / shards / 2**30:.2f} GiB for weights, gradients and "
-        f"optimiser{', average included,' * averaged} and {pair_bytes * pairs / 2**30:.2f} GiB for pairs and activations"
+        f"{parameters / 1e6:.1f} M parameters, {sum(p.numel() for p in trained) / 1e6:.1f} M of them trained; {pairs} "
+        f"pairs at a time on each process; about {state_bytes / shards / 2**30:.2f} GiB for weights, gradients and "
+        f"optimiser{', average included,' * averaged} and {pair_bytes * pairs / 2**30:.2f} GiB for pairs and "
+        "activations"
     )
 
 

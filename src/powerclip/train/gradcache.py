@@ -1,9 +1,9 @@
 """The gradient of one large batch in pieces that fit into memory (GradCache: Gao et al., RepL4NLP 2021).
 
-A contrastive loss compares all pairs of a batch, so the gradients of small batches do not add up to that of the large one.
-But the loss only needs the features: they are computed piece by piece without a graph, the loss of all of them gives
-every feature's gradient, and each piece is run again, from the same random state, to carry its part into the weights.
-The result is the large batch's gradient, up to rounding, at the price of a second forward pass.
+A contrastive loss compares all pairs of a batch, so the gradients of small batches do not add up to that of the large
+one. But the loss only needs the features: they are computed piece by piece without a graph, the loss of all of them
+gives every feature's gradient, and each piece is run again, from the same random state, to carry its part into the
+weights. The result is the large batch's gradient, up to rounding, at the price of a second forward pass.
 """
 
 from __future__ import annotations
@@ -56,11 +56,11 @@ def backward(
             seed(number)
             features = forward(model, piece)
             found.append(features if keep_dense else replace(features, patches=None, tokens=None, token_mask=None))
-    whole = join(found)
+    features = join(found)
     leaves = {
-        name: value.detach().requires_grad_() for name, value in _tensors(whole).items() if value.is_floating_point()
+        name: value.detach().requires_grad_() for name, value in _tensors(features).items() if value.is_floating_point()
     }
-    output = loss(replace(whole, **leaves))
+    output = loss(replace(features, **leaves))
     (output.total * world_size()).backward()  # type: ignore[no-untyped-call]
     gradients = {name: value.grad for name, value in leaves.items() if value.grad is not None}
     start = 0

@@ -45,8 +45,8 @@ def train(
     """Train a model on shards and leave a run folder.
 
     The result is a function of the config and the data: the same seed gives the same weights, and a run resumed from
-    its checkpoint continues as if it had not stopped. SIGINT, SIGTERM and SIGUSR1 end it after the step in progress, with
-    a checkpoint and a loadable model.
+    its checkpoint continues as if it had not stopped. SIGINT, SIGTERM and SIGUSR1 end it after the step in progress,
+    with a checkpoint and a loadable model.
 
     Under torchrun every process takes its part of each batch, and the run equals that of one process up to rounding; it
     may also be resumed on another number of processes.
@@ -80,8 +80,8 @@ def train(
         started_at = 0 if start is None else step_of(start)
         if started_at > steps:
             raise PowerclipError(
-                f"{output} has done {started_at} steps and this asks for {steps}; ask for more than {started_at} to continue "
-                "it, or name another folder"
+                f"{output} has done {started_at} steps and this asks for {steps}; ask for more than {started_at} to "
+                "continue it, or name another folder"
             )
         console.print(memory, highlight=False, soft_wrap=True)
         if start is not None:
@@ -184,9 +184,9 @@ def _resume(engine: Engine, start: Path, data: OpenedData, console: Console) -> 
     loaded = checkpoint.load(start, model=engine.model, optimizer=engine.optimizer, extra=state)
     if loaded["data"] != here:
         raise PowerclipError(
-            f"{engine.output} was trained on {loaded['data']['samples']} samples in {loaded['data']['shards']} shards, and "
-            f"these data are {here['samples']} in {here['shards']}, or in shards of other names or sizes; resume it on the same "
-            "data, or start another run from its model"
+            f"{engine.output} was trained on {loaded['data']['samples']} samples in {loaded['data']['shards']} shards, "
+            f"and these data are {here['samples']} in {here['shards']}, or in shards of other names or sizes; resume "
+            "it on the same data, or start another run from its model"
         )
     engine.restore(loaded)
     console.print(
@@ -194,8 +194,8 @@ def _resume(engine: Engine, start: Path, data: OpenedData, console: Console) -> 
     )
     if loaded["processes"] != world_size():
         console.print(
-            f"It ran on {loaded['processes']} processes and continues on {world_size()}: the batches and the schedule are the "
-            "same, but sums are rounded in another order.",
+            f"It ran on {loaded['processes']} processes and continues on {world_size()}: the batches and the schedule "
+            "are the same, but sums are rounded in another order.",
             highlight=False,
             soft_wrap=True,
         )

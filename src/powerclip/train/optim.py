@@ -15,8 +15,8 @@ from powerclip.config import OptimConfig
 def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     """AdamW without weight decay for parameters of fewer than two dimensions and those that the towers exempt.
 
-    A parameter with fewer than two dimensions is a norm's, a bias or the temperature. A group's "lr_scale" multiplies its
-    learning rate: the layer decay, to the power of the number of layers above it.
+    A parameter with fewer than two dimensions is a norm's, a bias or the temperature. A group's "lr_scale" multiplies
+    its learning rate: the layer decay, to the power of the number of layers above it.
     """
     exempt = set(getattr(model, "no_weight_decay", set)())
     depth_of: Callable[[str], int] = getattr(model, "depth_of", lambda name: 0)

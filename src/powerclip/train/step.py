@@ -83,8 +83,8 @@ class Engine:
     def step(self, pieces: Sequence[Batch], step: int) -> StepResult:
         """One optimiser step on the pieces of a batch; a non-finite loss or gradient changes nothing and is counted.
 
-        The gradient is that of the complete batch, over all processes; only the current piece is on the device. All that
-        is random in a step is a function of the seed and its number, so a resumed run repeats it.
+        The gradient is that of the complete batch, over all processes; only the current piece is on the device. All
+        that is random in a step is a function of the seed and its number, so a resumed run repeats it.
 
         Raises:
             RunFailedError: ``MAX_BAD_STEPS`` steps in a row were not finite.
