@@ -122,9 +122,15 @@ def test_no_flipped_bit_of_an_index_does_harm(shards):
 def test_an_index_of_an_earlier_version_is_replaced(shards, content):
     (shards[0].parent / ".index").mkdir()
     (shards[0].parent / ".index" / "shard-000000.tar.npz").write_text(content)
+    assert counts(shards) == [3, 3, 1]
+    assert len(places(shards[0])) == 3
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"shardlist": [{"url": "a.tar"}]}'])
+def test_another_programs_index_stays(shards, content):
     (shards[0].parent / "index.json").write_text(content)
     assert counts(shards) == [3, 3, 1]
-    assert len(json.loads((shards[0].parent / "index.json").read_text())["shards"]) == 3
+    assert (shards[0].parent / "index.json").read_text() == content
 
 
 def test_where_the_folder_cannot_be_written_to_the_indexes_go_to_the_fallback(shards, headers_read, tmp_path):

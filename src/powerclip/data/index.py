@@ -23,7 +23,7 @@ from powerclip.data.remote import INDEX_FOLDER, Shard
 from powerclip.data.shards import SamplePlace, index_shard, tars_in
 from powerclip.data.worker import outlast_first_signal
 from powerclip.errors import PowerclipError
-from powerclip.files import atomic_write, write_json
+from powerclip.files import atomic_write, read_json, write_json
 
 T = TypeVar("T")
 
@@ -162,10 +162,11 @@ def _summaries_here(shards: Sequence[Path], fallback: Path) -> dict[str, ShardSu
     stored = {shard: _stored_summary(shard, fallback) for shard in shards}
     new = [shard for shard, summary in stored.items() if summary is None]
     made = dict(zip(new, _indexed(new, fallback), strict=True))
-    for folder in {shard.parent for shard in new}:
-        known = {tar.name: asdict(s) for tar in tars_in(folder) if (s := _stored_summary(tar, fallback)) is not None}
-        with suppress(OSError):  # of a folder that cannot be written to
-            write_json(folder / SUMMARY, {"shards": known})
+    for file in {shard.parent / SUMMARY for shard in new}:
+        with suppress(OSError, ValueError):  # where it cannot be written to, or is not JSON
+            if not file.exists() or _published(read_json(file)):  # another program's file of that name stays
+                known = {tar.name: s for tar in tars_in(file.parent) if (s := _stored_summary(tar, fallback))}
+                write_json(file, {"shards": {name: asdict(summary) for name, summary in known.items()}})
     return {str(shard): summary or made[shard] for shard, summary in stored.items()}
 
 
