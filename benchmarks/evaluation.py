@@ -1,9 +1,9 @@
-"""What retrieval metrics hold in memory, beside the matrix of all scores that they never make.
+"""How much memory the retrieval metrics take, compared with the matrix of all scores, which they avoid.
 
     python benchmarks/evaluation.py                 # COCO's test split in size: 5000 images, 25000 captions, 512 dimensions
     python benchmarks/evaluation.py --images 1000
 
-Prints one table: the peak of the process above its features, and the size of the full matrix, from one run.
+Prints one table from one run: the peak of the process above its features, and the size of the full matrix.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def main() -> None:
     texts = options.images * options.captions_per_image
     generator = torch.Generator().manual_seed(0)
     features = [torch.randn(rows, options.dimensions, generator=generator) for rows in (options.images, texts)]
-    for rows in features:  # in place: a freed copy would hide what the metrics take
+    for rows in features:  # in place: the memory of a freed copy would hide what the metrics take
         rows /= rows.norm(dim=-1, keepdim=True)
     owner = torch.arange(options.images).repeat_interleave(options.captions_per_image)
     before, start = peak_bytes(), time.perf_counter()
@@ -44,7 +44,7 @@ def main() -> None:
     print("| --- | ---: |")
     print(f"| features | {sum(f.numel() * 4 for f in features) / 2**20:.0f} |")
     print(f"| peak above the features | {extra / 2**20:.0f} |")
-    print(f"| matrix of all scores, not made | {full / 2**20:.0f} |")
+    print(f"| matrix of all scores, avoided | {full / 2**20:.0f} |")
     print(f"\nBoth directions: {elapsed_s:.1f} s on {torch.get_num_threads()} thread(s).")
 
 

@@ -9,11 +9,11 @@ from typing import Any
 from PIL import Image
 
 Picture = Image.Image | Callable[[], Image.Image]
-"""An image, or what opens it when it is needed: evaluation holds only a batch of images at a time."""
+"""An image, or a function that opens it when it is needed: evaluation holds only a batch of images at a time. Functions that are
+equal (frozen dataclasses, say) open the same image, which is then encoded once."""
 
 Masks = Callable[[], Any]
-"""What opens the region masks of an image when they are needed: (M, H, W) bool array in the image's pixels."""
-
+"""A function that opens the region masks of an image when they are needed: (M, H, W) bool array in the image's pixels."""
 
 PLACE = "{c}"
 """Where the class name goes in a prompt."""
@@ -38,7 +38,7 @@ class MultiLabel:
     name: str
     images: Sequence[Picture]
     targets: Sequence[Sequence[int]]
-    """For each image, 1 for a class that it has and 0 for one that it has not."""
+    """For each image and class, 1 if the image has the class, otherwise 0."""
     class_names: Sequence[str]
     templates: Sequence[str]
     """Prompts with one ``{c}`` where the class name goes."""

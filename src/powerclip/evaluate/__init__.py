@@ -1,4 +1,4 @@
-"""Zero-shot evaluation: tasks, metrics, and their running."""
+"""Zero-shot evaluation: suites of tasks, their metrics, and running them on a model."""
 
 from powerclip.evaluate.datasets.own_shards import retrieval_from_shards
 from powerclip.evaluate.results import Evaluation, Origin, read_evaluation

@@ -13,7 +13,7 @@ from torch import Tensor
 
 RECALLS = (1, 5, 10)
 CHUNK_ELEMENTS = 2**20
-"""Scores held at once."""
+"""Scores that are held in memory at once."""
 
 RightOf = Callable[[Tensor], Tensor]
 
@@ -108,7 +108,7 @@ def retrieval_metrics(
         images: (I, D) unit image embeddings.
         texts: (J, D) unit text embeddings.
         image_of_text: (J,) int64, the image each text belongs to.
-        same_text: (J,) int64, equal for texts that read the same; all different by default.
+        same_text: (J,) int64, equal for equal texts; all different by default.
         chunk: queries scored at once; by default as many as fill a few MiB.
 
     Raises:
@@ -140,7 +140,7 @@ def recall_metrics(
         score_images: (rows,) texts to their (rows, I) scores with all images.
         image_of_text: (J,) int64, the image each text belongs to.
         images: I.
-        same_text: (J,) int64, equal for texts that read the same; all different by default.
+        same_text: (J,) int64, equal for equal texts; all different by default.
         chunk: queries scored at once; by default as many as fill a few MiB.
 
     Raises:
@@ -176,7 +176,7 @@ def recall_metrics(
 
 
 def _ranks(score: Callable[[Tensor], Tensor], queries: int, right_of: RightOf, chunk: int) -> Tensor:
-    """For each query, how many wrong items are not below its best right one; all items where that is no number."""
+    """For each query, how many wrong items are not below its best right one; all items where that is NaN."""
     ranks = torch.empty(queries, dtype=torch.int64)  # one block: small ones kept between large ones split the heap
     for start in range(0, queries, chunk):
         rows = torch.arange(start, min(start + chunk, queries))
@@ -202,8 +202,8 @@ def hard_negative_metrics(
         positive: (I,) scores of the right captions.
         negative: (I,) scores of the wrong ones, the highest where an image has several.
         kinds: the kind of each.
-        macro_kinds: the kinds that "macro" is over, which is left out if there is none of them; "macro-all-kinds" is then
-            over all. By default "macro" is over all.
+        macro_kinds: the kinds that "macro" averages; it is left out if none of them occurs, and "macro-all-kinds" averages
+            all. By default "macro" averages all kinds.
 
     Raises:
         ValueError: there is no item.

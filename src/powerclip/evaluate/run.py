@@ -29,14 +29,13 @@ SCENES_SEED = 20_000
 """Seed of the evaluation scenes: the same for every model; the training scenes are of another split."""
 
 LIGHT_SEED = 10_000
-"""Seed of the scenes to watch a training by: other ones than those of the final evaluation, which must not be used to choose
-steps."""
+"""Seed of the scenes to watch a training by; those of the final evaluation must not influence when a training ends."""
 
 OWN_SUITES = ("scenes", "pairs")
 """Suites that need no public data: generated tasks, and retrieval among the pairs of one's own shards."""
 
 Read = tuple[list[tuple[Task, Origin]], dict[str, str]]
-"""Tasks with what they measure on, and the missing data sets with where to get them."""
+"""Tasks with the data they are measured on, and the missing data sets with where to get them."""
 
 
 def evaluate_model(
@@ -111,7 +110,7 @@ def write_evaluation(folder: Path, results: Results, *, tasks: Sequence[Task], s
 def light_suite(
     suite: str | Sequence[str] = "scenes", data: Path | None = None, *, image_size: int, size: int = 64
 ) -> Sequence[Task]:
-    """Tasks to watch a training by: make them once, and pass them to ``evaluate_tasks`` from time to time.
+    """Tasks to watch a training by: create them once, and pass them to ``evaluate_tasks`` at intervals.
 
     ``evaluate_tasks`` leaves the model's mode and the random generators as they are. On many processes all must call it,
     at the same step.

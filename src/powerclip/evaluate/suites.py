@@ -30,15 +30,15 @@ class Benchmark:
     """One data set of a suite."""
 
     name: str
-    """Its name, and that of its task."""
+    """The name of the data set and of its task."""
     metrics: tuple[tuple[str, str], ...]
-    """Task and metric of what is averaged over the suite."""
+    """Task and name of each metric that is averaged over the suite."""
     source: str
     """Where to get it."""
     read: Reader
-    """Its tasks, from its folder and its name; PowerclipError where they cannot be read."""
+    """Reads its tasks, given its folder and name; raises PowerclipError if it cannot."""
     also_known_as: tuple[str, ...] = ()
-    """Further folder names."""
+    """Other names of its folder."""
 
     def folder(self, data: Path) -> Path | None:
         """Where the data set is under a folder; None if it is missing."""
@@ -50,7 +50,7 @@ class Benchmark:
 
 
 def _either(folder: Path, name: str, *, release: Reader) -> list[Task]:
-    """Tasks in clip_benchmark's layout where the folder has it, else in the release's."""
+    """Tasks in clip_benchmark's layout if the folder has it, otherwise in the release's."""
     return read_webdataset(folder, name) if is_webdataset(folder) else release(folder, name)
 
 
@@ -96,10 +96,10 @@ _CLASSIFICATION = (
 )
 
 CLASSIFICATION = tuple(benchmark for benchmark, _ in _CLASSIFICATION)
-"""The 17 data sets of the paper's family (the task list of CLIP-PGS, Pei et al., CVPR 2025), by top-1 as reported there."""
+"""The 17 data sets of the paper's family (the task list of CLIP-PGS, Pei et al., CVPR 2025), by top-1 accuracy as reported there."""
 
 CLIP_METRICS = {benchmark.name: metric for benchmark, metric in _CLASSIFICATION}
-"""The metric that Radford et al. (2021) read each of the 17 by: mean per class for four of them."""
+"""The metric that Radford et al. (2021) report for each of the 17: mean per class for four of them."""
 
 
 def _imagenet(name: str, source: str, classes: int, *names: str) -> Benchmark:
@@ -143,7 +143,7 @@ def _retrieval(name: str, *names: str) -> Benchmark:
 
 
 RETRIEVAL = (_retrieval("mscoco_captions", "coco", "mscoco"), _retrieval("flickr30k"), _retrieval("flickr8k"))
-"""Both directions of each: the paper's six settings, on Karpathy's test splits with five captions an image."""
+"""Both directions of each: the paper's six settings, on Karpathy's test splits with five captions per image."""
 
 COMPOSITIONALITY = (
     Benchmark(
@@ -168,14 +168,14 @@ COMPOSITIONALITY = (
     Benchmark(
         name="aro-coco-order",
         metrics=(("aro-coco-order", "micro"),),
-        source="COCO as for the retrieval suite: the wrong orders are made here",
+        source="COCO as for the retrieval suite: the wrong orders are generated",
         also_known_as=("mscoco_captions", "coco", "mscoco"),
         read=_order,
     ),
     Benchmark(
         name="aro-flickr30k-order",
         metrics=(("aro-flickr30k-order", "micro"),),
-        source="Flickr30k as for the retrieval suite: the wrong orders are made here",
+        source="Flickr30k as for the retrieval suite: the wrong orders are generated",
         also_known_as=("flickr30k",),
         read=_order,
     ),
@@ -187,7 +187,7 @@ COMPOSITIONALITY = (
         read=read_valse,
     ),
 )
-"""Right captions among minimally wrong ones."""
+"""Correct captions among minimally wrong ones."""
 
 SUITES: dict[str, tuple[Benchmark, ...]] = {
     "classification": CLASSIFICATION,

@@ -1,8 +1,8 @@
 """Data sets in clip_benchmark's WebDataset layout.
 
 ``FOLDER/test/nshards.txt`` and ``FOLDER/test/0.tar, 1.tar, ...`` of ``KEY.jpg|jpeg|png|webp`` with ``KEY.cls`` (a class
-number), ``KEY.npy`` (one 0 or 1 a class) or ``KEY.txt`` (one caption a line); beside ``test``, ``classnames.txt``,
-``zeroshot_classification_templates.txt`` and ``dataset_type.txt`` (classification where absent, multilabel, retrieval).
+number), ``KEY.npy`` (0 or 1 for each class) or ``KEY.txt`` (one caption per line); next to ``test``, ``classnames.txt``,
+``zeroshot_classification_templates.txt`` and ``dataset_type.txt`` (multilabel or retrieval; classification if it is missing).
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ from powerclip.evaluate.datasets.prompts import benchmark_prompts
 from powerclip.tasks import PLACE, Classification, MultiLabel, Picture, Retrieval, Task
 
 ALL_CAPTIONS = "-all-captions"
-"""Behind a task's name: the protocol that takes all captions of an image."""
+"""At the end of a task's name: the protocol that takes all captions of an image."""
 
 CAPTIONS_PER_IMAGE = 5
-"""Captions of an image that the usual protocol takes; COCO has six or seven for a few."""
+"""The usual protocol takes this many captions of an image; a few images of COCO have six or seven."""
 
 
 def is_webdataset(folder: Path) -> bool:
-    """Whether a folder has that layout."""
+    """Whether a folder has this layout."""
     return (folder / "test" / "nshards.txt").is_file()
 
 
 def read_webdataset(folder: Path, name: str) -> list[Task]:
-    """The task in a folder; for retrieval with more than five captions to an image, both protocols.
+    """The task in a folder; both protocols for retrieval with more than five captions of an image.
 
-    Images stay where they are until they are needed.
+    Images are opened when they are needed.
 
     Args:
         folder: the data set.
         name: of the task.
 
     Raises:
-        PowerclipError: a file is missing or not of that form.
+        PowerclipError: a file is missing or has another format.
     """
     kind = _lines(folder / "dataset_type.txt", default=["classification"])[0].lower()
     entries = _entries(folder / "test")
@@ -61,7 +61,7 @@ def read_webdataset(folder: Path, name: str) -> list[Task]:
 
 
 def retrieval_tasks(name: str, images: list[Picture], captions: list[list[str]]) -> list[Task]:
-    """The five-captions protocol under the data set's name and, where an image has more, all captions beside it."""
+    """The five-captions protocol under the data set's name and, where an image has more, all captions as a second task."""
     five = [of_image[:CAPTIONS_PER_IMAGE] for of_image in captions]
     tasks: list[Task] = [Retrieval(name=name, images=images, captions=five)]
     if five != captions:

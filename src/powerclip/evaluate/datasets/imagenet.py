@@ -1,4 +1,4 @@
-"""ImageNet and its variants in the form of their releases: a folder of images for every class."""
+"""ImageNet and its variants as they are released: a folder of images for every class."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from powerclip.evaluate.datasets.prompts import imagenet_classes, imagenet_label
 from powerclip.tasks import Classification, Task
 
 OTHER_V2 = ("threshold0.7", "threshold-0.7", "top-images")
-"""In the names of ImageNet-V2's other two releases, which are easier than the one that is reported."""
+"""Parts of the names of ImageNet-V2's other two releases, which are easier than the one that papers report."""
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 
 
 def read_imagenet(folder: Path, name: str, *, classes: int) -> list[Task]:
-    """A variant whose class folders are WordNet ids, or numbers from 0 to 999 (ImageNet-V2, whose folder 10 is not 2).
+    """A variant whose class folders are WordNet ids, or numbers from 0 to 999 (ImageNet-V2; folder 10 is class 10).
 
     The model chooses among the classes that have a folder (the variant's class mask).
 
     Args:
-        folder: the release, unpacked; the class folders lie in it or in a sub-folder.
+        folder: the unpacked release; the class folders are in it or in a sub-folder.
         name: of the task.
-        classes: class folders that the release has: a copy with fewer would be an easier task.
+        classes: the number of class folders in the release: a copy with fewer would be an easier task.
 
     Raises:
-        PowerclipError: the folders are not those.
+        PowerclipError: there are other folders, or fewer.
     """
     found = _class_folders(folder)
     if len(found) != classes:
-        raise PowerclipError(f"{folder} has {len(found)} class folders; the release has {classes}: get the rest")
+        raise PowerclipError(f"{folder} has {len(found)} class folders; the release has {classes}; download the rest")
     kept = sorted(found)
     place = {label: position for position, label in enumerate(kept)}
     names = imagenet_classes()
@@ -39,21 +39,23 @@ def read_imagenet(folder: Path, name: str, *, classes: int) -> list[Task]:
 
 
 def read_objectnet(folder: Path, name: str) -> list[Task]:
-    """ObjectNet: the 113 of its classes that ImageNet has as well, by the release's own ``mappings``.
+    """ObjectNet: the 113 of its classes that ImageNet has too, according to the release's own ``mappings``.
 
     Raises:
-        PowerclipError: the mappings or the images are not there.
+        PowerclipError: the mappings or some images are missing.
     """
     mappings = next((path.parent for path in find_files(folder, "folder_to_objectnet_label.json")), None)
     if mappings is None:
-        raise PowerclipError(f"{folder} lacks mappings/folder_to_objectnet_label.json of the ObjectNet release")
+        raise PowerclipError(f"{folder} lacks mappings/folder_to_objectnet_label.json of the ObjectNet release; add it")
     label_of_folder: dict[str, str] = _json(mappings / "folder_to_objectnet_label.json")
     in_imagenet: dict[str, str] = _json(mappings / "objectnet_to_imagenet_1k.json")
     kept = sorted(name for name, label in label_of_folder.items() if label in in_imagenet)
     images = next((path for path in find_files(folder, "images") if path.is_dir()), folder)
     missing = [one for one in kept if not (images / one).is_dir()]
     if missing or not kept:
-        raise PowerclipError(f"{images} lacks {len(missing)} of {len(kept)} class folders: {', '.join(missing[:3])}")
+        raise PowerclipError(
+            f"{images} lacks {len(missing)} of {len(kept)} class folders: {', '.join(missing[:3])}; add them"
+        )
     folders = {position: images / one for position, one in enumerate(kept)}
     return [_task(name, folders, [label_of_folder[one].lower() for one in kept])]
 

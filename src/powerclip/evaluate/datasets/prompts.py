@@ -1,4 +1,4 @@
-"""Class names and prompts as others published them: open_clip's for ImageNet, clip_benchmark's for the rest."""
+"""Published class names and prompts: open_clip's for ImageNet, clip_benchmark's for everything else."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from importlib.resources import files
 from open_clip import IMAGENET_CLASSNAMES, OPENAI_IMAGENET_TEMPLATES
 from timm.data import ImageNetInfo
 
+from powerclip.tasks import PLACE
+
 
 def imagenet_classes() -> list[str]:
     """The 1000 class names, in the order of the labels."""
@@ -17,7 +19,7 @@ def imagenet_classes() -> list[str]:
 
 def imagenet_templates() -> list[str]:
     """The 80 prompts of Radford et al. (2021), with ``{c}`` where the class name goes."""
-    return [template("{c}") for template in OPENAI_IMAGENET_TEMPLATES]
+    return [template(PLACE) for template in OPENAI_IMAGENET_TEMPLATES]
 
 
 @cache
@@ -27,7 +29,7 @@ def imagenet_label_of_synset() -> dict[str, int]:
 
 
 def benchmark_prompts(name: str) -> tuple[list[str] | None, list[str] | None]:
-    """clip_benchmark's class names and templates of a data set; None for what it has not, or is not installed."""
+    """clip_benchmark's class names and templates of a data set; None for what it does not have, or if it is not installed."""
     try:
         folder = files("clip_benchmark") / "datasets"
     except ModuleNotFoundError:

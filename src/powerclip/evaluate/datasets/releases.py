@@ -110,9 +110,9 @@ def read_aro(folder: Path, name: str) -> list[Task]:
 
 
 def read_valse(folder: Path, name: str) -> list[Task]:
-    """VALSE (Parcalabescu et al., 2022): every ``*.json`` of pairs of caption and foil, one kind a file.
+    """VALSE (Parcalabescu et al., 2022): every ``*.json`` with pairs of caption and foil; each file is a kind.
 
-    Pairs that fewer than two of three annotators understood are left out, as by its authors.
+    Like its authors, this leaves out pairs that fewer than two of three annotators understood.
     """
     items = []
     for path in find_files(folder, "*.json"):
@@ -163,7 +163,7 @@ def _json(path: Path) -> Any:
 
 @contextmanager
 def _form(name: str) -> Iterator[None]:
-    """Turn what is missing in a file into a message that names the file."""
+    """Turn an error about missing content into a message that names the file."""
     try:
         yield
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
