@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 from powerclip.errors import PowerclipError
+from powerclip.phrases.benepar_parser import BeneparParser
 from powerclip.phrases.clean import clean_caption
-from powerclip.phrases.tokens import EncodedCaption, encode_caption
+from powerclip.phrases.english import english_model
+from powerclip.phrases.spacy_parser import SpacyParser
+from powerclip.phrases.tokens import encode_caption
 from powerclip.phrases.tree import Parser, Phrase, PhraseTree, whole_caption_tree
 
-__all__ = [
-    "EncodedCaption",
-    "Parser",
-    "Phrase",
-    "PhraseTree",
-    "clean_caption",
-    "encode_caption",
-    "load_parser",
-    "whole_caption_tree",
-]
+__all__ = ["Parser", "Phrase", "PhraseTree", "clean_caption", "encode_caption", "load_parser", "whole_caption_tree"]
 
 
 def load_parser(name: str = "spacy") -> Parser:
@@ -25,13 +19,8 @@ def load_parser(name: str = "spacy") -> Parser:
     Raises:
         PowerclipError: the name or its pipeline is unknown.
     """
-    from powerclip.phrases.english import english_model
-    from powerclip.phrases.spacy_parser import SpacyParser
-
     kind, _, pipeline = name.partition(":")
     if kind == "benepar":
-        from powerclip.phrases.benepar_parser import BeneparParser
-
         return BeneparParser(pipeline or "benepar_en3", spacy_pipeline=english_model())
     if kind != "spacy":
         raise PowerclipError(f"unknown parser {name!r}; use spacy, spacy:PIPELINE for any spaCy pipeline, or benepar")

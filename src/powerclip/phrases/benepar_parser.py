@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from itertools import tee
 from typing import Any
 
 from powerclip.errors import PowerclipError
-from powerclip.phrases.clean import parser_text
-from powerclip.phrases.spacy_parser import tree_of
-from powerclip.phrases.tree import PhraseTree, Span
+from powerclip.phrases.spacy_parser import SpacyParser
+from powerclip.phrases.tree import Span
 
 LABELS = {
     "NP": "NP", "NX": "NP", "WHNP": "NP", "NML": "NP", "VP": "VP", "PP": "PP", "WHPP": "PP",
@@ -18,28 +15,24 @@ LABELS = {
 """The treebank's labels that are phrases here; other constituents (ADJP, ...) are left out, what they hold is kept."""
 
 
-class BeneparParser:
-    """The constituents that a benepar model finds."""
+class BeneparParser(SpacyParser):
+    """The constituents that a benepar model finds; spaCy splits captions into sentences and words."""
+
+    batch_size = 64
 
     def __init__(self, model: str, *, spacy_pipeline: str) -> None:
-        """Load a model by name (fetched beforehand with ``benepar.download``) or from a folder.
-
-        Args:
-            model: benepar's name ("benepar_en3") or a folder.
-            spacy_pipeline: splits captions into sentences and words.
+        """Load a model by name ("benepar_en3", fetched beforehand with ``benepar.download``) or from a folder.
 
         Raises:
-            PowerclipError: benepar or the model is not installed.
+            PowerclipError: benepar or the model is not installed, or spaCy has no such pipeline.
         """
-        import spacy
-
         try:
             import benepar  # noqa: F401 (it registers its component with spaCy)
         except ImportError as error:
             raise PowerclipError(
                 "the parser benepar is not installed; pip install 'powerclip[benepar]', or use --parser spacy"
             ) from error
-        self._nlp = spacy.load(spacy_pipeline, exclude=["ner", "lemmatizer"])
+        super().__init__(spacy_pipeline)
         try:
             self._nlp.add_pipe("benepar", config={"model": model})
         except (LookupError, OSError, ValueError) as error:
@@ -48,15 +41,7 @@ class BeneparParser:
             ) from error
         self.name = f"benepar:{model}"
 
-    def parse(self, captions: Iterable[str]) -> Iterator[PhraseTree]:
-        """One tree for each caption, in order; captions go through spaCy in batches."""
-        kept, given = tee(captions)
-        documents = self._nlp.pipe(map(parser_text, given), batch_size=64)
-        for document, caption in zip(documents, kept, strict=True):
-            yield tree_of(document, caption, _sentence_spans, parser=self.name)
-
-
-def _sentence_spans(sentence: Any) -> list[Span]:
-    """The constituents of a sentence, in token indices, the outer before the inner; one may carry several labels."""
-    labelled = ((label.split("-")[0], part) for part in sentence._.constituents for label in part._.labels)
-    return [(LABELS[label], part.start, part.end - 1) for label, part in labelled if label in LABELS]
+    def spans_of(self, sentence: Any) -> list[Span]:
+        """The constituents of a sentence, in token indices, the outer before the inner; one may carry several labels."""
+        labelled = ((label.split("-")[0], part) for part in sentence._.constituents for label in part._.labels)
+        return [(LABELS[label], part.start, part.end - 1) for label, part in labelled if label in LABELS]

@@ -23,7 +23,7 @@ is kept.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import tee
 from typing import Any
@@ -52,6 +52,9 @@ HYPHENS = "-\u2010\u2011"
 class SpacyParser:
     """Phrases from a spaCy pipeline's dependency parse."""
 
+    batch_size = 256
+    """Captions that spaCy parses at once."""
+
     def __init__(self, pipeline: str) -> None:
         """Load an installed pipeline by name, or one from a folder.
 
@@ -73,28 +76,39 @@ class SpacyParser:
     def parse(self, captions: Iterable[str]) -> Iterator[PhraseTree]:
         """One tree for each caption, in order; captions go through spaCy in batches."""
         kept, given = tee(captions)
-        documents = self._nlp.pipe(map(parser_text, given), batch_size=256)
+        documents = self._nlp.pipe(map(parser_text, given), batch_size=self.batch_size)
         for document, caption in zip(documents, kept, strict=True):
-            yield tree_of(document, caption, _sentence_spans, parser=self.name)
+            yield self._tree(document, caption)
 
+    def _tree(self, document: Any, caption: str) -> PhraseTree:
+        """The phrases of a parsed caption, without the punctuation at their ends."""
+        words = [token for token in document if is_word(token.text)]
+        if not words:
+            return replace(whole_caption_tree(caption), parser=self.name)
+        leaves, leaf_of = _leaves(words, caption)
+        found = (span for sentence in document.sents for span in self.spans_of(sentence))
+        inside = ((label, [leaf_of[i] for i in range(first, last + 1) if i in leaf_of]) for label, first, last in found)
+        return PhraseTree.from_spans(
+            leaves, ((label, own[0], own[-1]) for label, own in inside if own), parser=self.name
+        )
 
-def tree_of(document: Any, caption: str, find: Callable[[Any], Iterable[Span]], *, parser: str) -> PhraseTree:
-    """The phrases of a parsed caption, without the punctuation at their ends.
-
-    Args:
-        document: spaCy's, of the caption.
-        caption: the text.
-        find: gives the phrases of a sentence, with token indices in place of leaves.
-        parser: what made the tree.
-    """
-    words = [token for token in document if is_word(token.text)]
-    if not words:
-        return replace(whole_caption_tree(caption), parser=parser)
-    leaves, leaf_of = _leaves(words, caption)
-    found = (span for sentence in document.sents for span in find(sentence))
-    inside = ((label, [leaf_of[i] for i in range(first, last + 1) if i in leaf_of]) for label, first, last in found)
-    spans = ((label, own[0], own[-1]) for label, own in inside if own)
-    return PhraseTree.from_spans(leaves, spans, parser=parser)
+    def spans_of(self, sentence: Any) -> list[Span]:
+        """The phrases of a sentence, in token indices, those of the larger rule first."""
+        found: list[Span] = []
+        tokens = [token for token in sentence if is_word(token.text)]
+        if len(tokens) > 1 and not any(token.pos_ in VERBAL for token in tokens):
+            found.append(("NP", tokens[0].i, tokens[-1].i))
+        for token in sentence:
+            if token.pos_ in VERBAL and token.dep_ not in AUXILIARIES and token.dep_ not in {"amod", "compound"}:
+                found += _verb_spans(token)
+            elif token.pos_ in NOMINAL and token.dep_ not in WITHIN_NOUN_PHRASE and not _no_phrase(token):
+                found += _noun_spans(token)
+            elif token.pos_ == "ADJ" and token.dep_ in LIKE_NOUNS:
+                found.append(("NP", *_extent(token, {"punct"})))
+            elif token.dep_ in {"prep", "agent", "dative"} and token.pos_ in {"ADP", "SCONJ"} and token.n_rights:
+                found += _preposition_spans(token)
+        lettered = {token.i for token in tokens if any(c.isalnum() for c in token.text)}
+        return [span for span in found if any(span[1] <= i <= span[2] for i in lettered)]
 
 
 def _leaves(words: Iterable[Any], caption: str) -> tuple[list[tuple[int, int]], dict[int, int]]:
@@ -116,25 +130,6 @@ def _leaves(words: Iterable[Any], caption: str) -> tuple[list[tuple[int, int]], 
             leaves.append((start, end))
         leaf_of[word.i] = len(leaves) - 1
     return leaves, leaf_of
-
-
-def _sentence_spans(sentence: Any) -> list[Span]:
-    """The phrases of a sentence, in token indices, those of the larger rule first."""
-    found: list[Span] = []
-    tokens = [token for token in sentence if is_word(token.text)]
-    if len(tokens) > 1 and not any(token.pos_ in VERBAL for token in tokens):
-        found.append(("NP", tokens[0].i, tokens[-1].i))
-    for token in sentence:
-        if token.pos_ in VERBAL and token.dep_ not in AUXILIARIES and token.dep_ not in {"amod", "compound"}:
-            found += _verb_spans(token)
-        elif token.pos_ in NOMINAL and token.dep_ not in WITHIN_NOUN_PHRASE and not _no_phrase(token):
-            found += _noun_spans(token)
-        elif token.pos_ == "ADJ" and token.dep_ in LIKE_NOUNS:
-            found.append(("NP", *_extent(token, {"punct"})))
-        elif token.dep_ in {"prep", "agent", "dative"} and token.pos_ in {"ADP", "SCONJ"} and token.n_rights:
-            found += _preposition_spans(token)
-    lettered = {token.i for token in tokens if any(c.isalnum() for c in token.text)}
-    return [span for span in found if any(span[1] <= i <= span[2] for i in lettered)]
 
 
 def _no_phrase(token: Any) -> bool:
@@ -165,8 +160,7 @@ def _preposition_spans(preposition: Any) -> list[Span]:
 
 def _noun_spans(noun: Any) -> list[Span]:
     spans = _coordinated("NP", noun)
-    own_right = [child for child in noun.rights if child.dep_ not in {*OUTSIDE, "case"}]
-    if own_right:
+    if any(child.dep_ not in {*OUTSIDE, "case"} for child in noun.rights):
         first = min([noun.i, *(child.left_edge.i for child in noun.lefts if child.dep_ not in OUTSIDE)])
         spans.append(("NP", first, noun.i))
     return spans
@@ -216,11 +210,10 @@ def _fragment(verb: Any) -> bool:
 
 def _coordinated(label: str, head: Any) -> list[Span]:
     """The coordination that a head opens, if any, and its own conjunct."""
-    spans: list[Span] = []
+    own = (label, *_extent(head, OUTSIDE))
     if head.dep_ != "conj" and any(child.dep_ == "conj" for child in head.children):
-        spans.append((label, *_extent(head, {"punct"})))
-    spans.append((label, *_extent(head, OUTSIDE)))
-    return spans
+        return [(label, *_extent(head, {"punct"})), own]
+    return [own]
 
 
 def _extent(head: Any, without: set[str]) -> tuple[int, int]:

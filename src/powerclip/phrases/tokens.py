@@ -23,9 +23,6 @@ ALIGNED_PER_TOKEN = 16
 CHARACTER = re.compile(r"&(?:amp;)*#?\w{1,32};|.", re.DOTALL)
 """A character of an uncleaned caption, which may be written as an HTML entity, escaped once or more."""
 
-Origins = Sequence[int | None]
-"""For each of some characters that a tokenizer reads, the character of the caption it came from."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedCaption:
@@ -49,7 +46,7 @@ def encode_caption(caption: str, tree: PhraseTree, tokenizer: Any, *, context_le
     Args:
         caption: the text, cleaned (``powerclip.phrases.clean``) unless it came with its tree; then the tokenizer's own
             cleaning is followed approximately.
-        tree: its words and phrases, in character offsets.
+        tree: its words and phrases.
         tokenizer: open_clip's ``SimpleTokenizer`` or ``HFTokenizer``, or a fast tokenizer of Hugging Face.
         context_length: T.
 
@@ -62,13 +59,14 @@ def encode_caption(caption: str, tree: PhraseTree, tokenizer: Any, *, context_le
             "parse this very caption"
         )
     encode = _encode_bpe if hasattr(tokenizer, "byte_encoder") else _encode_hf
-    tokens, origins = encode(caption, tokenizer, context_length)
+    tokens, cleaned, pieces = encode(caption, tokenizer, context_length)
+    origin = _origins(caption, cleaned, limit=context_length * ALIGNED_PER_TOKEN)
     leaf_of_character = [-1] * len(caption)
     for leaf, (start, end) in enumerate(tree.leaves):
         leaf_of_character[start:end] = [leaf] * (end - start)
     leaf_of_token = [
-        next((leaf for i in characters if i is not None and (leaf := leaf_of_character[i]) >= 0), -1)
-        for characters in origins
+        next((leaf for i in origin[start:end] if i is not None and (leaf := leaf_of_character[i]) >= 0), -1)
+        for start, end in pieces
     ]
     leaf_of_token += [-1] * (context_length - len(leaf_of_token))
     spans = _surviving(tree, sorted({leaf for leaf in leaf_of_token if leaf >= 0}))
@@ -108,21 +106,18 @@ def _surviving(tree: PhraseTree, present: list[int]) -> list[tuple[int, int]]:
     return list(spans)
 
 
-def _encode_bpe(caption: str, tokenizer: Any, context_length: int) -> tuple[Tensor, list[Origins]]:
-    """Tokens (T,) of open_clip's BPE, and for each the characters of the caption that it came from.
+def _encode_bpe(caption: str, tokenizer: Any, context_length: int) -> tuple[Tensor, str, list[tuple[int, int]]]:
+    """Tokens (T,) of open_clip's BPE, the cleaned caption, and the span of its characters that each token covers.
 
     The tokenizer's ``encode`` is followed step by step, because it does not give offsets.
     """
     if getattr(tokenizer, "reduction_fn", None) is not None:
         raise ValueError("the tokenizer drops tokens at random (reduction_mask); phrases need one that keeps them")
     cleaned = tokenizer.clean_fn(caption)
-    origin = _origins(caption, cleaned, limit=context_length * ALIGNED_PER_TOKEN)
     pieces = list(islice(_pieces(cleaned, tokenizer), max(0, context_length - 2)))
     ids = [tokenizer.sot_token_id, *(piece for piece, _, _ in pieces), tokenizer.eot_token_id]
-    return (
-        torch.tensor(ids + [0] * (context_length - len(ids))),
-        [(), *(origin[start:end] for _, start, end in pieces)],
-    )
+    tokens = torch.tensor(ids + [0] * (context_length - len(ids)))
+    return tokens, cleaned, [(0, 0), *((start, end) for _, start, end in pieces)]
 
 
 def _pieces(cleaned: str, tokenizer: Any) -> Iterator[tuple[int, int, int]]:
@@ -140,8 +135,8 @@ def _pieces(cleaned: str, tokenizer: Any) -> Iterator[tuple[int, int, int]]:
             yield tokenizer.encoder[piece], character_of_byte[first], character_of_byte[position - 1] + 1
 
 
-def _encode_hf(caption: str, tokenizer: Any, context_length: int) -> tuple[Tensor, list[Origins]]:
-    """Tokens (T,) of a Hugging Face tokenizer or open_clip's wrapper of one, and the characters they came from."""
+def _encode_hf(caption: str, tokenizer: Any, context_length: int) -> tuple[Tensor, str, list[tuple[int, int]]]:
+    """The same of a Hugging Face tokenizer, or of open_clip's wrapper of one."""
     wrapped = hasattr(tokenizer, "clean_fn")
     fast = tokenizer.tokenizer if wrapped else tokenizer
     if not getattr(fast, "is_fast", False):
@@ -159,12 +154,11 @@ def _encode_hf(caption: str, tokenizer: Any, context_length: int) -> tuple[Tenso
     tokens: Tensor = tokenizer([caption], context_length=context_length)[0] if wrapped else torch.tensor(ids)
     if any(a != b and not s for a, b, s in zip(tokens.tolist(), ids, special, strict=True)):
         raise ValueError(f"{type(fast).__name__} gives other tokens with offsets than without; phrases need equal ones")
-    origin = _origins(caption, cleaned, limit=context_length * ALIGNED_PER_TOKEN)
-    places = zip(encoding["offset_mapping"], special, strict=True)
-    return tokens, [() if is_special else origin[start:end] for (start, end), is_special in places]
+    spans = [(0, 0) if s else span for span, s in zip(encoding["offset_mapping"], special, strict=True)]
+    return tokens, cleaned, spans
 
 
-def _origins(caption: str, cleaned: str, *, limit: int) -> Origins:
+def _origins(caption: str, cleaned: str, *, limit: int) -> Sequence[int | None]:
     """For each character that the tokenizer reads, the character of the caption it came from.
 
     A clean caption differs in case only ("İ" becomes two characters). Other texts (a caption that was stored uncleaned
