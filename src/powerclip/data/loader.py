@@ -170,37 +170,6 @@ def _find_here(path: Path) -> list[Shard]:
     return [Shard(location=str(shard)) for shard in find_shards(path)]
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Requests:
-    """What is read from one batch on, made as it is asked for: this process's part of each batch, in pieces."""
-
-    order: Order
-    batches_per_epoch: int
-    epochs: Iterable[int]
-    start_batch: int
-    """Of the first of the epochs."""
-    pieces: Sequence[slice]
-    """Places in a batch."""
-    batch_size: int
-
-    def __iter__(self) -> Iterator[Request]:
-        first = self.start_batch
-        # If a sample may come several times in an epoch, its place distinguishes them.
-        repeats = self.order.resample or self.order.weights is not None
-        for epoch in self.epochs:
-            order = self.order.epoch(epoch)
-            for batch in range(first, self.batches_per_epoch):
-                for piece in self.pieces:
-                    places = range(batch * self.batch_size, (batch + 1) * self.batch_size)[piece]
-                    positions = order[places.start : places.stop].tolist()
-                    seeds: list[tuple[int, ...]] = [
-                        (epoch, position, place) if repeats else (epoch, position)
-                        for position, place in zip(positions, places, strict=True)
-                    ]
-                    yield Request(positions=positions, seeds=seeds)
-            first = 0
-
-
 class Loader:
     """Batches of image-caption pairs, epoch after epoch; ``make_loader`` builds one."""
 
@@ -242,20 +211,9 @@ class Loader:
             yield equally_wide(list(islice(batches, pieces)))
 
     def _read(self, epochs: Iterable[int], *, start_batch: int, pieces: int) -> Iterator[Batch]:
-        number, parts = self._part
-        first, size = number * self.batch_size // parts, self.batch_size // parts
-        bounds = [first + round(piece * size / pieces) for piece in range(pieces + 1)]
-        requests = _Requests(
-            order=self.order,
-            batches_per_epoch=self.batches_per_epoch,
-            epochs=epochs,
-            start_batch=start_batch,
-            pieces=[slice(start, stop) for start, stop in pairwise(bounds)],
-            batch_size=self.batch_size,
-        )
         loader = DataLoader(
             self.dataset,
-            sampler=requests,
+            sampler=self._requests(epochs, start_batch, pieces),
             batch_size=None,
             num_workers=self.settings.workers,
             generator=torch.Generator(),  # the main process's own random numbers stay untouched
@@ -278,6 +236,27 @@ class Loader:
         finally:
             if self.settings.workers:  # now: the traceback of an error would keep them
                 batches._shutdown_workers()
+
+    def _requests(self, epochs: Iterable[int], start_batch: int, pieces: int) -> Iterator[Request]:
+        """What is read from a batch of the first epoch on: this process's part of each batch, in pieces."""
+        number, parts = self._part
+        first, size = number * self.batch_size // parts, self.batch_size // parts
+        bounds = [first + round(piece * size / pieces) for piece in range(pieces + 1)]
+        # If a sample may come several times in an epoch, its place distinguishes them.
+        repeats = self.order.resample or self.order.weights is not None
+        for epoch in epochs:
+            order = self.order.epoch(epoch)
+            for start in range(
+                start_batch * self.batch_size, self.batches_per_epoch * self.batch_size, self.batch_size
+            ):
+                for places in (range(start + low, start + high) for low, high in pairwise(bounds)):
+                    positions = order[places.start : places.stop].tolist()
+                    seeds: list[tuple[int, ...]] = [
+                        (epoch, position, place) if repeats else (epoch, position)
+                        for position, place in zip(positions, places, strict=True)
+                    ]
+                    yield Request(positions=positions, seeds=seeds)
+            start_batch = 0
 
     def _count(self, loaded: LoadedBatch) -> None:
         self._seen += len(loaded.batch or ()) + len(loaded.bad)
