@@ -30,17 +30,11 @@ __all__ = [
     "load",
 ]
 
-_HOME = {
-    "PowerCLIP": "powerclip.model",
-    "create_model": "powerclip.model",
-    "load": "powerclip.model",
-    "PowerCLIPLoss": "powerclip.loss",
-    "PowersetAlignmentLoss": "powerclip.loss",
-    "Batch": "powerclip.types",
-    "Features": "powerclip.types",
-    "LossOutput": "powerclip.types",
-    "PowerclipError": "powerclip.errors",
-    "Similarity": "powerclip.types",
+_NAMES = {
+    "powerclip.errors": ("PowerclipError",),
+    "powerclip.loss": ("PowerCLIPLoss", "PowersetAlignmentLoss"),
+    "powerclip.model": ("PowerCLIP", "create_model", "load"),
+    "powerclip.types": ("Batch", "Features", "LossOutput", "Similarity"),
 }
 
 
@@ -48,6 +42,7 @@ def __getattr__(name: str) -> Any:
     """Import a public name when it is first used: ``import powerclip`` alone does not load torch."""
     if name == "alignment":
         return importlib.import_module("powerclip.alignment")
-    if name in _HOME:
-        return getattr(importlib.import_module(_HOME[name]), name)
+    for module, names in _NAMES.items():
+        if name in names:
+            return getattr(importlib.import_module(module), name)
     raise AttributeError(f"module 'powerclip' has no attribute {name!r}")

@@ -51,9 +51,9 @@ class Demo:
 class Prepare:
     """Make annotated shards from images and captions: pack them, parse the captions' phrases, propose regions.
 
-    SOURCE is a folder of images with a .txt caption next to each; a folder of WebDataset tars, or one; a CSV, TSV, JSONL
-    or Parquet table of images and captions; a folder saved by Hugging Face's datasets; or scenes:train, scenes:test,
-    scenes:compositional (generated). If it is interrupted, the same command continues where it stopped.
+    SOURCE is a folder of images with a .txt caption next to each; a folder of WebDataset tars, or one; a CSV, TSV,
+    JSONL or Parquet table of images and captions; a folder saved by Hugging Face's datasets; or scenes:train,
+    scenes:test, scenes:compositional (generated). If it is interrupted, the same command continues where it stopped.
 
     Example: powerclip prepare photos.csv data/photos --workers 8; then powerclip prepare --check data/photos
     """
@@ -65,7 +65,6 @@ class Prepare:
     check: Path | None = None
     """Instead of making shards: validate these, print their statistics, write a contact sheet next to them."""
     config: Annotated[PrepareConfig, tyro.conf.arg(name="")] = dataclasses.field(default_factory=PrepareConfig)
-    """Settings."""
 
     def run(self) -> None:
         if self.check is not None:
@@ -96,7 +95,6 @@ class Train:
     resume: Literal["never", "auto"] = "never"
     """auto: continue from the newest checkpoint in the run folder, if there is one."""
     config: Annotated[TrainConfig, tyro.conf.arg(name="")]
-    """Settings."""
 
     def run(self) -> None:
         from powerclip.train import train as run
@@ -131,7 +129,6 @@ class Compare:
     size: int = 400
     """Images per generated task."""
     config: Annotated[TrainConfig, tyro.conf.arg(name="")]
-    """Settings of every run."""
 
     def run(self) -> None:
         from powerclip.compare import compare
@@ -150,7 +147,7 @@ class Compare:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate:
-    """Evaluate a run or a model zero-shot, print the table, write evaluation.json, .md, .csv and a JSON file for each task.
+    """Evaluate a run or a model zero-shot, print the table, write evaluation.json, .md, .csv and a JSON file per task.
 
     Results on other data are added to those that are there.
 
@@ -160,7 +157,6 @@ class Evaluate:
     model: tyro.conf.Positional[str]
     """Run folder, model folder or hub id."""
     config: Annotated[EvaluateConfig, tyro.conf.arg(name="")] = dataclasses.field(default_factory=EvaluateConfig)
-    """Settings."""
 
     def run(self) -> None:
         from powerclip.evaluate import read_evaluation
@@ -201,12 +197,7 @@ class Report:
 
 
 COMMANDS: dict[str, type[Any]] = {
-    "demo": Demo,
-    "prepare": Prepare,
-    "train": Train,
-    "compare": Compare,
-    "evaluate": Evaluate,
-    "report": Report,
+    command.__name__.lower(): command for command in (Demo, Prepare, Train, Compare, Evaluate, Report)
 }
 
 
@@ -245,10 +236,8 @@ def _fail(error: Exception, status: int) -> int:
 
 
 def _overview() -> str:
-    lines = [f"  {name:10}{(command.__doc__ or '').splitlines()[0]}" for name, command in COMMANDS.items()]
-    return (
-        "usage: powerclip COMMAND [options]\n\n" + "\n".join(lines) + "\n\npowerclip COMMAND --help shows its options."
-    )
+    lines = "\n".join(f"  {name:10}{(command.__doc__ or '').splitlines()[0]}" for name, command in COMMANDS.items())
+    return f"usage: powerclip COMMAND [options]\n\n{lines}\n\npowerclip COMMAND --help shows its options."
 
 
 def _recipe_of(argv: Sequence[str]) -> TrainConfig:
@@ -277,8 +266,7 @@ def parse(name: str, argv: Sequence[str]) -> Any:
         SystemExit: they ask for help, which is printed.
     """
     given: dict[str, Any] = {}
-    if name in ("train", "compare"):
-        required = ("data", "output", *(("objectives",) if name == "compare" else ()))
+    if required := {"train": ("data", "output"), "compare": ("data", "output", "objectives")}.get(name):
         given["default"] = COMMANDS[name](**dict.fromkeys(required, tyro.MISSING), config=_recipe_of(argv))
     errors = io.StringIO()
     try:
@@ -287,8 +275,7 @@ def parse(name: str, argv: Sequence[str]) -> Any:
     except SystemExit as exit_:
         if not exit_.code:
             raise
-        words = re.sub(r"[\u2500-\u257f]+", " ", errors.getvalue()).split()
-        raise PowerclipError(" ".join(words)) from None
+        raise PowerclipError(re.sub(r"[\s\u2500-\u257f]+", " ", errors.getvalue()).strip()) from None
 
 
 if __name__ == "__main__":

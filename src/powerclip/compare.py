@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +30,12 @@ def compare(
 ) -> Path | None:
     """Train and evaluate every config with every seed; write and print mean and standard deviation.
 
-    The runs are stored in ``output/NAME-seed-N``, next to ``comparison.md``, ``.csv`` and ``.png``. Run again on the same
-    folder, finished runs are skipped and an interrupted one continues.
+    The runs are stored in ``output/NAME-seed-N``, next to ``comparison.md``, ``.csv`` and ``.png``. A second call on
+    the same folder skips finished runs and continues an interrupted one.
 
     Args:
         configs: settings of the runs by name.
-        seeds: seeds of each, counted from the config's own.
+        seeds: runs of each; their seeds count from the config's own.
         data: shards to train on.
         output: folder of the comparison.
         evaluation: how to evaluate; by default on the generated scenes.
@@ -55,17 +55,14 @@ def compare(
         for number in range(seeds)  # seed by seed, so that an unfinished comparison is a balanced one
         for name, config in configs.items()
     }
-    wanted = {
-        run: dataclasses.replace(configs[name], seed=configs[name].seed + number)
-        for (name, number), run in runs.items()
-    }
-    for run, config in wanted.items():
+    seeded = {run: replace(configs[name], seed=configs[name].seed + number) for (name, number), run in runs.items()}
+    for run, config in seeded.items():
         if changed := RunFolder(run).check(config, resume=True):
             raise PowerclipError(
                 f"{run} was trained with other settings ({changed}); use those, or name another --output"
             )
     _claim(output, data=data, evaluation=evaluation)
-    if not finish_runs(wanted, data=data, evaluate=lambda run: evaluate_model(str(run), evaluation), console=console):
+    if not finish_runs(seeded, data=data, evaluate=lambda run: evaluate_model(str(run), evaluation), console=console):
         return None
     evaluations = read_evaluations({name: [runs[name, number] for number in range(seeds)] for name in configs})
     table = results_table(evaluations)

@@ -6,6 +6,7 @@ import dataclasses
 import math
 import types
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -20,78 +21,39 @@ T = TypeVar("T")
 MAX_YAML_BYTES = 1 << 20
 """Size up to which a YAML file is read; a config has some 3,000 bytes."""
 
+# The values that settings may have; the docstrings of the settings say what they mean.
 Objective = Literal["clip", "siglip", "filip", "sparc", "powerclip"]
-"""The losses that one trainer can train with."""
-
 TextPool = Literal["avg", "argmax"]
-"""The global text embedding: mean of the valid tokens, or open_clip's own pooling."""
-
 PhraseNorm = Literal["sum", "mean", "unit"]
-"""A phrase's vector from its leaves."""
-
 PhraseUnit = Literal["phrase", "token"]
-"""What is aligned with the regions."""
-
 Method = Literal["nla", "exact", "sampled"]
-"""Linear-time aggregators, enumeration of all subsets of the regions, or a random sample of subsets."""
-
 Zeta = float | Literal["calibrated"]
-"""The weight of the even part of NLA-T2: a number, or fitted to the data."""
-
 Direction = Literal["both", "t2r", "r2t"]
-"""Tree to regions, regions to tree, or their sum."""
-
 Subsets = Literal["all", "single"]
-"""All subsets of the regions, or those of one region."""
-
 T1Activation = Literal["softplus", "relu", "gelu", "silu", "elu"]
-"""The activation of NLA-T1."""
-
 T2Activation = Literal["tanh", "sign", "erf", "softsign", "arctan", "sigmoid"]
-"""The derivative of the even part of NLA-T2."""
+EqualCaptions = Literal["negatives", "ignored"]
+RegionSource = Literal["boxes", "stored"]
+Score = Literal["global", "powerset"]
+ScoreRegions = Literal["grid", "stored"]
+Crop = Literal["random", "none"]
+Tower = Literal["image", "text"]
+Sharding = Literal["ddp", "fsdp"]
 
 Backend = Literal["auto", "torch", "triton"]
 """What computes the powerset similarity: "torch" runs everywhere, "triton" is not available yet, "auto" chooses."""
 
-EqualCaptions = Literal["negatives", "ignored"]
-"""What two pairs with the same caption are to each other in the powerset loss."""
 
-RegionSource = Literal["boxes", "stored"]
-"""The regions of training: random boxes, or the masks stored with the data."""
-
-Score = Literal["global", "powerset"]
-"""How evaluation scores an image and a text: by their global embeddings, or by the powerset similarity."""
-
-ScoreRegions = Literal["grid", "stored"]
-"""The regions of the powerset score: boxes of fixed sizes, or the masks stored with the data."""
-
-Crop = Literal["random", "none"]
-"""What training shows of an image."""
-
-Tower = Literal["image", "text"]
-"""One of the two towers."""
-
-Sharding = Literal["ddp", "fsdp"]
-"""How many processes share a model: each has all of it, or a shard."""
-
-
-def _require(condition: bool, name: str, value: object, rule: str) -> None:
-    if not condition:
-        raise ValueError(f"{name} is {value!r}; it must be {rule}")
+def _require(config: object, valid: Callable[[Any], object], rule: str, *names: str) -> None:
+    """Check settings, or those that are not None."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not valid(value):
+            raise ValueError(f"{name} is {value!r}; it must be {rule}")
 
 
 def _require_at_least(config: object, low: int, *names: str) -> None:
-    """Check numeric settings, or those that are not None."""
-    for name in names:
-        value = getattr(config, name)
-        _require(value is None or value >= low, name, value, f"at least {low}" if low else "0 or more")
-
-
-def _require_positive(config: object, *names: str) -> None:
-    """Check numeric settings, or those that are not None."""
-    for name in names:
-        value = getattr(config, name)
-        _require(value is None or value > 0, name, value, "positive")
+    _require(config, lambda value: value >= low, f"at least {low}" if low else "0 or more", *names)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,19 +96,12 @@ class ScoringConfig:
     """Divide the similarity by the number of regions, so that the margin means the same at every M."""
 
     def __post_init__(self) -> None:
-        for name, kind in (
-            ("method", Method),
-            ("direction", Direction),
-            ("subsets", Subsets),
-            ("t1_activation", T1Activation),
-            ("t2_activation", T2Activation),
-        ):
-            one_of(name, getattr(self, name), typing.get_args(kind))
+        hints = typing.get_type_hints(type(self))
+        for name in ("method", "direction", "subsets", "t1_activation", "t2_activation"):
+            one_of(name, getattr(self, name), typing.get_args(hints[name]))
         _require_at_least(self, 0, "tau")
         _require_at_least(self, 4, "samples")
-        _require(
-            not isinstance(self.zeta, str) or self.zeta == "calibrated", "zeta", self.zeta, "a number or 'calibrated'"
-        )
+        _require(self, lambda z: z == "calibrated" or not isinstance(z, str), "a number or 'calibrated'", "zeta")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +128,7 @@ class ObjectiveConfig(ScoringConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         rule = "positive; choose the objective clip to train without the powerset loss"
-        _require(self.powerset_weight > 0, "powerset_weight", self.powerset_weight, rule)
+        _require(self, lambda weight: weight > 0, rule, "powerset_weight")
         _require_at_least(self, 0, "margin", "sparc_global_weight", "sparc_local_weight")
         _require_at_least(self, 1, "regions")
 
@@ -213,11 +168,10 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         _require_at_least(self, 0, "workers")
-        _require_positive(self, "cache_gib")
-        _require(0 <= self.flip <= 1, "flip", self.flip, "between 0 and 1")
-        positive = self.weights is None or (len(self.weights) > 0 and all(0 < w < math.inf for w in self.weights))
-        _require(positive, "weights", self.weights, "positive numbers, one for each source")
-        _require(0 <= self.max_bad_share <= 1, "max_bad_share", self.max_bad_share, "between 0 and 1")
+        _require(self, lambda size: size > 0, "positive", "cache_gib")
+        _require(self, lambda share: 0 <= share <= 1, "between 0 and 1", "flip", "max_bad_share")
+        rule = "positive numbers, one for each source"
+        _require(self, lambda weights: weights and all(0 < w < math.inf for w in weights), rule, "weights")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,15 +193,14 @@ class OptimConfig:
     max_gradient_norm: float | None = 1.0
     """Gradients are scaled down to this global norm; None leaves them as they are."""
     layer_decay: float = 1.0
-    """A block's learning rate as a fraction of the next block's; below 1, the early layers of a pretrained tower move less."""
+    """A block's learning rate as a fraction of the next block's; below 1, a pretrained tower's early layers move less."""
     freeze: Tower | Literal["none"] = "none"
     """A tower whose weights are not trained; "image" is locked-image tuning."""
 
     def __post_init__(self) -> None:
-        _require(0 < self.layer_decay <= 1, "layer_decay", self.layer_decay, "above 0 and at most 1")
-        for name in ("beta1", "beta2"):
-            _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "0 or more and less than 1")
-        _require_positive(self, "learning_rate", "eps", "max_gradient_norm")
+        _require(self, lambda decay: 0 < decay <= 1, "above 0 and at most 1", "layer_decay")
+        _require(self, lambda beta: 0 <= beta < 1, "0 or more and less than 1", "beta1", "beta2")
+        _require(self, lambda value: value > 0, "positive", "learning_rate", "eps", "max_gradient_norm")
         _require_at_least(self, 0, "warmup_steps", "weight_decay")
 
 
@@ -290,9 +243,9 @@ class EvaluateConfig:
     """What a model is evaluated on, and how: the settings of ``powerclip evaluate``."""
 
     suite: tuple[str, ...] = ()
-    """One or more of: scenes (generated tasks); pairs (retrieval among the pairs of the shards --data, or of the run's own
-    training data without --data); and, with their data sets in folders under --data: classification, robustness, imagenet,
-    retrieval, compositionality. Default: pairs with --data, else scenes."""
+    """One or more of: scenes (generated tasks); pairs (retrieval among the pairs of the shards --data, or of the run's
+    own training data without --data); and, with their data sets in folders under --data: classification, robustness,
+    imagenet, retrieval, compositionality. Default: pairs with --data, else scenes."""
     data: Path | None = None
     """Shards, or the folder of public data sets (docs/evaluation.md describes its layout)."""
     size: int = 400
@@ -302,7 +255,7 @@ class EvaluateConfig:
     workers: int = 0
     """Threads that open images while the model works."""
     scores: tuple[Score, ...] = ("global",)
-    """How images and captions are scored: by global embeddings (what papers report), the powerset similarity, or both."""
+    """How to score images and captions: by global embeddings (what papers report), the powerset similarity, or both."""
     regions: ScoreRegions = "grid"
     """Regions of the powerset score: boxes on a fixed grid, or the masks stored with one's own shards."""
     device: str = "auto"
@@ -313,7 +266,7 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         _require_at_least(self, 1, "size", "batch_size")
         _require_at_least(self, 0, "workers")
-        _require(len(self.scores) >= 1, "scores", self.scores, "at least one of global and powerset")
+        _require(self, bool, "at least one of global and powerset", "scores")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -360,13 +313,13 @@ class TrainConfig:
     """Log to Weights & Biases as well (needs the extra powerclip[wandb])."""
 
     def __post_init__(self) -> None:
-        _require(self.batch_size >= 2, "batch_size", self.batch_size, "at least 2 (a pair needs a negative)")
+        _require(self, lambda size: size >= 2, "at least 2 (a pair needs a negative)", "batch_size")
         if (self.steps is None) == (self.epochs is None):
             raise ValueError(f"give either steps or epochs; got steps={self.steps}, epochs={self.epochs}")
         _require_at_least(self, 1, "steps", "epochs", "log_every_steps", "checkpoint_every_steps", "keep_checkpoints")
-        _require_positive(self, "checkpoint_every_minutes")
-        _require(0 <= self.seed < 2**31, "seed", self.seed, "0 or more and less than 2^31")
-        _require(self.ema_decay is None or 0 < self.ema_decay < 1, "ema_decay", self.ema_decay, "between 0 and 1")
+        _require(self, lambda minutes: minutes > 0, "positive", "checkpoint_every_minutes")
+        _require(self, lambda seed: 0 <= seed < 2**31, "0 or more and less than 2^31", "seed")
+        _require(self, lambda decay: 0 < decay < 1, "between 0 and 1", "ema_decay")
 
     def with_objective(self, name: Objective) -> TrainConfig:
         """The same config with another loss."""
@@ -386,7 +339,7 @@ class PrepareConfig:
     parser: str = "spacy"
     """Phrase parser: spacy, spacy:PIPELINE (any installed spaCy pipeline or its path), benepar[:MODEL], or none."""
     regions: str = "boxes"
-    """boxes (drawn in training, nothing stored), superpixels, sam, or sam:MODEL (hub name or folder of SAM or SAM 2)."""
+    """boxes (drawn in training, not stored), superpixels, sam, or sam:MODEL (hub name or folder of SAM or SAM 2)."""
     replace_annotations: bool = False
     """Replace the phrases and regions that tars or scenes bring along; by default they are kept."""
     device: str = "auto"
@@ -409,7 +362,7 @@ class PrepareConfig:
 
     def __post_init__(self) -> None:
         _require_at_least(self, 1, "samples_per_shard", "workers")
-        _require(0 <= self.max_bad_share <= 1, "max_bad_share", self.max_bad_share, "a share, from 0 to 1")
+        _require(self, lambda share: 0 <= share <= 1, "between 0 and 1", "max_bad_share")
 
 
 def to_yaml(config: object) -> str:
@@ -421,18 +374,16 @@ def from_dict(cls: type[T], values: object, *, where: str = "config") -> T:
     """Build a config dataclass from nested dicts.
 
     Raises:
-        ValueError: a key the class does not have or that is missing, or a value it refuses; the message names the place.
+        ValueError: a key is unknown or missing, or a value is refused; the message names the place.
     """
     if not isinstance(values, dict):
         raise ValueError(f"{where} holds {type(values).__name__}; expected a mapping of settings")
     hints = typing.get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    unknown = sorted(map(str, values.keys() - fields.keys()))
-    if unknown:
+    if unknown := sorted(map(str, values.keys() - fields.keys())):
         raise ValueError(f"{where} has unknown settings {', '.join(unknown)}; known: {', '.join(fields)}")
     required = [f.name for f in fields.values() if f.default is f.default_factory is dataclasses.MISSING]
-    missing = [name for name in required if name not in values]
-    if missing:
+    if missing := [name for name in required if name not in values]:
         raise ValueError(f"{where} lacks the settings {', '.join(missing)}")
     arguments = {}
     for name, value in values.items():

@@ -18,20 +18,9 @@ from powerclip.recipes import scenes_tiny
 from powerclip.report import read_evaluations, results_table, write_report
 from powerclip.scenes import generate
 
-TRAINING_SCENES = 16384
-"""Scenes to train on."""
-
-EVALUATION_IMAGES = 400
-"""Images of each evaluation task."""
-
 
 def demo_configs(*, steps: int | None = None, seed: int = 0) -> dict[str, TrainConfig]:
-    """The two runs of the demo: they differ in the objective and in nothing else.
-
-    Args:
-        steps: training steps of each; the recipe's own by default.
-        seed: decides initial weights, data order and boxes.
-    """
+    """The two runs of the demo, which differ only in the objective; None trains for the recipe's own steps."""
     base = scenes_tiny()
     base = dataclasses.replace(base, seed=seed, steps=steps or base.steps)
     return {"clip": base.with_objective("clip"), "powerclip": base}
@@ -42,8 +31,8 @@ def run_demo(
     configs: Mapping[str, TrainConfig],
     *,
     console: Console,
-    scenes: int = TRAINING_SCENES,
-    images: int = EVALUATION_IMAGES,
+    scenes: int = 16384,
+    images: int = 400,
 ) -> Path | None:
     """Train the models, evaluate them, print the table and write ``output/report.html``.
 

@@ -1,4 +1,4 @@
-"""Writing files so that a reader, or a restart after a power cut, finds the old content or the new and nothing between."""
+"""Writing files so that a reader, or a restart after a power cut, finds either the old content or the new."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def atomic_write(path: Path, data: bytes | str) -> None:
-    """Replace a file's content by bytes, or by a text in UTF-8 ("?" for what UTF-8 cannot hold), as ``atomic_file`` does.
+    """Replace a file's content by bytes, or by a text in UTF-8 ("?" for what it cannot hold), as ``atomic_file`` does.
 
     Raises:
         OSError: it cannot be written; what was there stays.
@@ -52,9 +52,8 @@ def atomic_write(path: Path, data: bytes | str) -> None:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """A new folder to fill, which takes the place of ``path`` when the block ends; an error in the block removes it.
 
-    The files in it are synced to the disk. A folder that has the name already is moved aside, then deleted. There may be
-    one writer at a time: the temporary folder is always ``.NAME.tmp``, so that the next writer clears what a killed one
-    left.
+    The files in it are synced to the disk. A folder that has the name already is moved aside, then deleted. Only one
+    writer at a time: the temporary folder is always ``.NAME.tmp``, so that the next writer clears what a killed one left.
 
     Raises:
         OSError: it cannot be written.

@@ -29,13 +29,7 @@ def emoji_tiny() -> TrainConfig:
 
     ``powerclip train --recipe emoji_tiny --data SHARDS --output runs/emoji``
     """
-    return TrainConfig(
-        recipe="emoji_tiny",
-        model=ModelConfig(name="tiny"),
-        optim=OptimConfig(learning_rate=1e-3, warmup_steps=50, weight_decay=0.1),
-        batch_size=64,
-        steps=700,
-    )
+    return dataclasses.replace(scenes_tiny(), recipe="emoji_tiny", steps=700)
 
 
 def cc12m_vit_b16() -> TrainConfig:
@@ -59,8 +53,8 @@ def cc12m_vit_b16() -> TrainConfig:
 def cc12m_vit_b16_sam() -> TrainConfig:
     """PowerCLIP-S: the same with regions that SAM proposed; each step draws at most ten of an image's masks.
 
-    ``powerclip prepare cc12m/ data/cc12m_sam --regions sam:facebook/sam-vit-huge && powerclip train --recipe cc12m_vit_b16_sam
-    --data data/cc12m_sam --output runs/cc12m_vit_b16_sam``
+    ``powerclip prepare cc12m/ data/cc12m_sam --regions sam:facebook/sam-vit-huge && powerclip train
+    --recipe cc12m_vit_b16_sam --data data/cc12m_sam --output runs/cc12m_vit_b16_sam``
     """
     paper = cc12m_vit_b16()
     objective = dataclasses.replace(paper.objective, region_source="stored")
@@ -72,20 +66,12 @@ def cc3m_vit_s16() -> TrainConfig:
 
     ``torchrun --nproc-per-node 8 -m powerclip.cli train --recipe cc3m_vit_s16 --data data/cc3m --output runs/cc3m``
     """
-    return TrainConfig(
-        recipe="cc3m_vit_s16",
-        model=ModelConfig(name="ViT-S-16"),
-        data=DataConfig(workers=8),
-        optim=OptimConfig(learning_rate=5e-4, warmup_steps=1000, weight_decay=0.2),
-        batch_size=1024,
-        epochs=32,
-        log_every_steps=50,
-        checkpoint_every_steps=1000,
-    )
+    model, optim = ModelConfig(name="ViT-S-16"), OptimConfig(learning_rate=5e-4, warmup_steps=1000, weight_decay=0.2)
+    return dataclasses.replace(cc12m_vit_b16(), recipe="cc3m_vit_s16", model=model, optim=optim, batch_size=1024)
 
 
 def finetune_open_clip() -> TrainConfig:
-    """Fine-tune OpenAI's ViT-B/16 with powerset alignment: its own text pooling, and low learning rates that decay by layer.
+    """Fine-tune OpenAI's ViT-B/16 with powerset alignment: its own text pooling, low learning rates that decay by layer.
 
     ``powerclip train --recipe finetune_open_clip --data data/mine --output runs/finetuned``; for other weights add
     ``--model.name`` and ``--model.pretrained`` (a tag of open_clip, or a checkpoint file).

@@ -31,7 +31,7 @@ FREE = frozenset(
         "data.cache_gib",
     }
 )
-"""Settings that may change when a run is resumed: they do not decide what is learnt."""
+"""Settings, or groups of them, that may change when a run is resumed: they do not decide what is learnt."""
 
 REPORTED = frozenset({"steps", "epochs", "optim.learning_rate", "optim.warmup_steps", "optim.max_gradient_norm"})
 """Settings that may change too, since a run may have to be fixed or made longer; the change is reported."""
@@ -67,8 +67,7 @@ class RunFolder:
         """Check that a run can start here, or continue; nothing is written.
 
         Returns:
-            The settings that decide what is learnt and differ from those the run started with, in words; empty if none
-            do.
+            In words, the settings that decide what is learnt and have changed since the run started; empty if none have.
 
         Raises:
             PowerclipError: the path is a file, or a folder that holds something else or a run with other settings.
@@ -89,10 +88,9 @@ class RunFolder:
         changes = {
             name: f"{name}: was {old!r}, now {new!r}"
             for name, old, new in _changes(self.config(), config)
-            if not _is_within(name, FREE)
+            if not FREE & {name, name.split(".")[0]}
         }
-        refused = [text for name, text in changes.items() if not _is_within(name, REPORTED)]
-        if refused:
+        if refused := [text for name, text in changes.items() if name not in REPORTED]:
             raise PowerclipError(
                 f"{output} was trained with other settings ({', '.join(refused)}); resume it with those, or name another "
                 "folder"
@@ -117,9 +115,7 @@ class RunFolder:
             self.record(config, data)
         wait_for_all()
         if not is_shared(self.path):
-            raise PowerclipError(
-                f"output {self.path} is not the same folder on all nodes; name one on a disk that they share"
-            )
+            raise PowerclipError(f"output {self.path} is not the same folder on all nodes; name one that they share")
         step = broadcast(-1 if found is None else step_of(found))
         return None if step < 0 else checkpoint_path(self.checkpoints, step)
 
@@ -152,10 +148,6 @@ class RunFolder:
             return None
         return from_dict(DataProvenance, read_json(self.data_file), where=str(self.data_file))
 
-    def metrics(self) -> list[dict[str, Any]]:
-        """The lines of ``metrics.jsonl``; empty if there is no such file. Damaged lines are left out."""
-        return read_metrics(self.metrics_file)
-
     def is_finished(self) -> bool:
         """Whether the last step that its config asked for is done."""
         try:
@@ -165,8 +157,7 @@ class RunFolder:
 
     def latest_checkpoint(self) -> Path | None:
         """The newest checkpoint, None if there is none."""
-        found = all_checkpoints(self.checkpoints)
-        return found[-1] if found else None
+        return next(reversed(all_checkpoints(self.checkpoints)), None)
 
     def _check_data(self, data: DataProvenance) -> None:
         before = self.data()
@@ -203,9 +194,7 @@ def step_of(checkpoint: Path) -> int:
 
 def all_checkpoints(checkpoints: Path) -> list[Path]:
     """The checkpoints in a folder, oldest first."""
-    if not checkpoints.is_dir():
-        return []
-    return sorted((path for path in checkpoints.iterdir() if re.fullmatch(r"step-\d{8,}", path.name)), key=step_of)
+    return sorted((path for path in checkpoints.glob("*") if re.fullmatch(r"step-\d{8,}", path.name)), key=step_of)
 
 
 def _changes(old: Any, new: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
@@ -216,8 +205,3 @@ def _changes(old: Any, new: Any, prefix: str = "") -> Iterator[tuple[str, Any, A
             yield from _changes(before, after, f"{prefix}{field.name}.")
         elif before != after:
             yield f"{prefix}{field.name}", before, after
-
-
-def _is_within(name: str, names: frozenset[str]) -> bool:
-    """Whether a dotted setting is one of some names, or belongs to one."""
-    return any(f"{name}.".startswith(f"{allowed}.") for allowed in names)

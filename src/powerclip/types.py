@@ -8,7 +8,7 @@ loss), A subsets of an image's regions, P pairs picked out of the I x J, Q queri
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -37,7 +37,7 @@ class Batch:
 
     def rows(self, which: slice) -> Batch:
         """Some of the pairs."""
-        return replace(self, **{f.name: getattr(self, f.name)[which] for f in fields(self)})
+        return replace(self, **{name: value[which] for name, value in vars(self).items()})
 
     def pin_memory(self) -> Batch:
         """The same batch in page-locked memory."""
@@ -48,8 +48,7 @@ class Batch:
         return self._each(lambda x: x.to(device, non_blocking=non_blocking))
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        names = ("images", "tokens", "leaf_of_token", "phrase_spans", "region_masks")
-        changed: dict[str, Any] = {name: change(getattr(self, name)) for name in names}
+        changed: dict[str, Any] = {name: change(value) for name, value in vars(self).items() if name != "keys"}
         return replace(self, **changed)
 
 

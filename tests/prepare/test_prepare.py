@@ -103,7 +103,7 @@ def test_what_cannot_be_prepared_is_one_clear_line(photos, tmp_path):
         ),
         ("scenes:night", {}, "unknown scenes 'night'"),
         (photos, {"parser": "yacc"}, "unknown parser 'yacc'"),
-        (photos, {"max_bad_share": 10}, "max_bad_share is 10; it must be a share, from 0 to 1"),
+        (photos, {"max_bad_share": 10}, "max_bad_share is 10; it must be between 0 and 1"),
         (photos, {"workers": 0}, "workers is 0; it must be at least 1"),
     ]:
         with pytest.raises((PowerclipError, ValueError), match=message) as caught:

@@ -134,7 +134,7 @@ def in_own_folder(process, size, folder, data):
 @pytest.mark.slow
 def test_processes_that_do_not_share_the_run_folder_are_told(shards, tmp_path):
     for said in run_on_processes(2, in_own_folder, tmp_path, str(tmp_path), str(shards)):
-        assert "is not the same folder on all nodes; name one on a disk that they share" in said
+        assert "is not the same folder on all nodes; name one that they share" in said
 
 
 def torchrun(processes, arguments):

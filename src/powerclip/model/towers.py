@@ -78,11 +78,7 @@ class PowerCLIP(nn.Module):
         """(B, 3, H, W) images to (B, N, D) patch embeddings in the joint space, row-major over the grid."""
         visual: Any = self.backbone.visual
         x: Tensor = self.backbone.forward_intermediates(
-            image=images,
-            image_indices=1,
-            normalize_intermediates=True,
-            intermediates_only=True,
-            image_output_fmt="NLC",
+            image=images, image_indices=1, normalize_intermediates=True, intermediates_only=True, image_output_fmt="NLC"
         )["image_intermediates"][0]  # (B, N, width), without class tokens, after the last norm
         if isinstance(visual, TimmModel):
             return visual.head(visual.trunk.fc_norm(x))  # type: ignore[no-any-return]

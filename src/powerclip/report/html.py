@@ -18,7 +18,7 @@ from powerclip.report.pictures import Grounding, ground, picture, shown_phrases
 from powerclip.report.plots import PANELS, curves, is_number, png
 from powerclip.report.samples import own_pairs, scene_pairs
 from powerclip.report.tables import TEMPLATES, Table, read_evaluations, results_table
-from powerclip.runs import RunFolder
+from powerclip.runs import RunFolder, read_metrics
 
 EXAMPLES = 6
 """Image-caption pairs whose grounding is shown."""
@@ -51,7 +51,7 @@ def write_report(runs: Mapping[str, Path], output: Path) -> Path:
 
 
 def _training(runs: Mapping[str, Path]) -> dict[str, Any]:
-    metrics = {name: lines for name, run in runs.items() if (lines := RunFolder(run).metrics())}
+    metrics = {name: lines for name, run in runs.items() if (lines := read_metrics(RunFolder(run).metrics_file))}
     ends = []
     for name, lines in metrics.items():
         loss = next((line["loss"] for line in reversed(lines) if is_number(line.get("loss"))), None)
