@@ -193,7 +193,7 @@ class OptimConfig:
     max_gradient_norm: float | None = 1.0
     """Gradients are scaled down to this global norm; None leaves them as they are."""
     layer_decay: float = 1.0
-    """A block's learning rate as a fraction of the next block's; below 1, a pretrained tower's early layers move less."""
+    """A block's learning rate as a fraction of the next block's; below 1, early layers move less."""
     freeze: Tower | Literal["none"] = "none"
     """A tower whose weights are not trained; "image" is locked-image tuning."""
 

@@ -53,7 +53,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """A new folder to fill, which takes the place of ``path`` when the block ends; an error in the block removes it.
 
     The files in it are synced to the disk. A folder that has the name already is moved aside, then deleted. Only one
-    writer at a time: the temporary folder is always ``.NAME.tmp``, so that the next writer clears what a killed one left.
+    writer at a time: the temporary folder is always ``.NAME.tmp``; the next writer clears what a killed one left.
 
     Raises:
         OSError: it cannot be written.

@@ -71,7 +71,7 @@ def cc3m_vit_s16() -> TrainConfig:
 
 
 def finetune_open_clip() -> TrainConfig:
-    """Fine-tune OpenAI's ViT-B/16 with powerset alignment: its own text pooling, low learning rates that decay by layer.
+    """Fine-tune OpenAI's ViT-B/16 with powerset alignment: its own text pooling, low rates that decay by layer.
 
     ``powerclip train --recipe finetune_open_clip --data data/mine --output runs/finetuned``; for other weights add
     ``--model.name`` and ``--model.pretrained`` (a tag of open_clip, or a checkpoint file).

@@ -67,7 +67,7 @@ class RunFolder:
         """Check that a run can start here, or continue; nothing is written.
 
         Returns:
-            In words, the settings that decide what is learnt and have changed since the run started; empty if none have.
+            The settings that decide what is learnt and have changed since the run started, in words; else empty.
 
         Raises:
             PowerclipError: the path is a file, or a folder that holds something else or a run with other settings.

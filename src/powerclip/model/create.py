@@ -6,7 +6,6 @@ import copy
 import dataclasses
 import json
 import pickle
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, get_args
 
@@ -49,15 +48,10 @@ def create_model(
     """
     kept = _kept(text_pool, phrase_norm, phrase_unit, scoring)
     model_config = read_config(name)
-    places = {
-        "image_size": model_config["vision_cfg"],
-        "context_length": model_config["text_cfg"],
-        "init_logit_scale": model_config,
-        "init_logit_bias": model_config,
-    }
+    groups = {"image_size": "vision_cfg", "context_length": "text_cfg"}
     for key, value in overrides.items():
-        one_of("override", key, tuple(places))
-        places[key][key] = value
+        one_of("override", key, (*groups, "init_logit_scale", "init_logit_bias"))
+        (model_config[groups[key]] if key in groups else model_config)[key] = value
     model = build({"model": model_config, **kept})
     if pretrained is not None:
         load_open_clip_weights(model, name, pretrained)
@@ -74,12 +68,7 @@ def from_open_clip(
 ) -> PowerCLIP:
     """Add dense outputs to a model that open_clip has built. Parameters are shared: training one trains the other.
 
-    Args:
-        backbone: what ``open_clip.create_model`` returns, with ViT towers.
-        text_pool: "argmax" is open_clip's own pooling; "avg" the mean of the valid tokens (the paper).
-        phrase_norm: as in ``create_model``.
-        phrase_unit: as in ``create_model``.
-        scoring: as in ``create_model``.
+    The arguments are those of ``create_model``; ``backbone`` is what ``open_clip.create_model`` returns, with ViT towers.
 
     Raises:
         PowerclipError: a tower has no dense outputs in the joint space.
@@ -95,12 +84,8 @@ def _kept(
     one_of("text_pool", text_pool, get_args(TextPool))
     one_of("phrase_norm", phrase_norm, get_args(PhraseNorm))
     one_of("phrase_unit", phrase_unit, get_args(PhraseUnit))
-    return {
-        "text_pool": text_pool,
-        "phrase_norm": phrase_norm,
-        "phrase_unit": phrase_unit,
-        "scoring": dataclasses.asdict(scoring or ScoringConfig()),
-    }
+    pooling = {"text_pool": text_pool, "phrase_norm": phrase_norm, "phrase_unit": phrase_unit}
+    return {**pooling, "scoring": dataclasses.asdict(scoring or ScoringConfig())}
 
 
 def build(config: dict[str, Any]) -> PowerCLIP:
@@ -119,10 +104,8 @@ def build(config: dict[str, Any]) -> PowerCLIP:
         backbone = (open_clip.CustomTextCLIP if custom_text else open_clip.CLIP)(**arguments)
     except (TypeError, KeyError, AssertionError, RuntimeError, ValueError) as error:
         raise PowerclipError(f"open_clip cannot build the model config: {type(error).__name__}: {error}") from error
-    size = backbone.visual.image_size
-    set_model_preprocess_cfg(
-        backbone, dataclasses.asdict(PreprocessCfg(**{**config.get("preprocess", {}), "size": size}))
-    )
+    preprocess = PreprocessCfg(**{**config.get("preprocess", {}), "size": backbone.visual.image_size})
+    set_model_preprocess_cfg(backbone, dataclasses.asdict(preprocess))
     return PowerCLIP(backbone, config=config)
 
 
@@ -132,29 +115,22 @@ def read_config(name: str) -> dict[str, Any]:
     Raises:
         PowerclipError: there is no model of that name, or the file is not a config.
     """
-    ours = files("powerclip.model") / "configs"
-    names = {Path(entry.name).stem for entry in ours.iterdir() if entry.name.endswith(".json")}
-    if name in names:
-        return json.loads((ours / f"{name}.json").read_text(encoding="utf-8"))  # type: ignore[no-any-return]
-    if name.endswith(".json"):
-        return _read_config_file(Path(name))
-    config = open_clip.get_model_config(name)
-    if config is None:
-        known = [*names, *open_clip.list_models()]
-        hint = did_you_mean(name, known, otherwise="name a ViT of open_clip, tiny, or a JSON file")
-        raise PowerclipError(f"unknown model {name!r}; {hint}")
-    return copy.deepcopy(config)
-
-
-def _read_config_file(path: Path) -> dict[str, Any]:
+    ours = {path.stem: path for path in (Path(__file__).parent / "configs").glob("*.json")}
+    if name not in ours and not name.endswith(".json"):
+        config = open_clip.get_model_config(name)  # a copy
+        if config is None:
+            known = [*ours, *open_clip.list_models()]
+            hint = did_you_mean(name, known, otherwise="name a ViT of open_clip, tiny, or a JSON file")
+            raise PowerclipError(f"unknown model {name!r}; {hint}")
+        return dict(config)
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(ours.get(name, Path(name)).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise PowerclipError(f"cannot read the model config {path}: {error}") from error
+        raise PowerclipError(f"cannot read the model config {name}: {error}") from error
     missing = {"embed_dim", "vision_cfg", "text_cfg"} - set(config if isinstance(config, dict) else ())
     if missing:
-        raise PowerclipError(f"{path} is not a model config in open_clip's form: it lacks {', '.join(sorted(missing))}")
-    return config  # type: ignore[no-any-return]
+        raise PowerclipError(f"{name} is not a model config in open_clip's form: it lacks {', '.join(sorted(missing))}")
+    return dict(config)
 
 
 def load_open_clip_weights(model: PowerCLIP, name: str, pretrained: str) -> None:
@@ -182,9 +158,7 @@ def load_open_clip_weights(model: PowerCLIP, name: str, pretrained: str) -> None
 def make_tokenizer(model: PowerCLIP) -> Tokenizer:
     """open_clip's tokenizer for a model: captions to (B, T) int64 ids with T = ``context_length``."""
     text = model.config["model"]["text_cfg"]
-    options = text.get("tokenizer_kwargs", {})
+    options = {"context_length": model.context_length, **text.get("tokenizer_kwargs", {})}
     if "hf_tokenizer_name" in text:
-        return open_clip.HFTokenizer(  # type: ignore[no-any-return]
-            text["hf_tokenizer_name"], context_length=model.context_length, **options
-        )
-    return open_clip.SimpleTokenizer(context_length=model.context_length, **options)  # type: ignore[no-any-return]
+        return open_clip.HFTokenizer(text["hf_tokenizer_name"], **options)  # type: ignore[no-any-return]
+    return open_clip.SimpleTokenizer(**options)  # type: ignore[no-any-return]

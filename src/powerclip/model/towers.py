@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -159,12 +160,12 @@ class PowerCLIP(nn.Module):
         return text_global_pool(dense, tokens, pool, eos_token_id=eos)  # type: ignore[no-any-return]
 
     def encode_image(self, images: Tensor, normalize: bool = False) -> Tensor:
-        """(B, 3, H, W) images to (B, D): the mean of their patch embeddings, in the dtype of those."""
+        """(B, 3, H, W) images to (B, D): the mean of their patch embeddings, in their dtype."""
         patches = self.encode_patches(images)
         return _embedding(at_least_float32(patches).mean(dim=1), normalize, patches.dtype)
 
     def encode_text(self, tokens: Tensor, normalize: bool = False) -> Tensor:
-        """(B, T) token ids to (B, D): the mean of the valid tokens, or open_clip's own pooling; in the tokens' dtype."""
+        """(B, T) token ids to (B, D): the mean of the valid tokens, or open_clip's own pooling."""
         dense = self.encode_tokens(tokens)
         return _embedding(self.pool_text(dense, tokens), normalize, dense.dtype)
 
@@ -195,31 +196,22 @@ class PowerCLIP(nn.Module):
 
     def depth_of(self, name: str) -> int:
         """How many layers are between a parameter and its tower's output: 0 for the head, one more for each block."""
-        for stack, prefix in zip(self._stacks(), self._stack_names(), strict=True):
-            if name.startswith(prefix):
-                return len(stack) - int(name.removeprefix(prefix).split(".")[0])
+        layers = len(self._stacks()[0 if name.startswith("backbone.visual.") else 1])
+        if block := re.search(r"\.(?:res)?blocks\.(\d+)\.", name):
+            return layers - int(block[1])
         early = ("embed", "class_emb", "conv1", "ln_pre", "pos_", "positional", "cls_token", "norm_pre")
-        if not any(part in name for part in early):
-            return 0
-        return 1 + len(self._stacks()[0 if name.startswith("backbone.visual") else 1])
+        return 1 + layers if any(part in name for part in early) else 0
 
     def tower_parameters(self, tower: Tower) -> list[nn.Parameter]:
         """The parameters of one tower, its projection included."""
-        visual = [p for name, p in self.named_parameters() if name.startswith("backbone.visual.")]
-        if tower == "image":
-            return visual
-        shared = {id(p) for p in [*visual, self.logit_scale, self.logit_bias]}
-        return [p for p in self.parameters() if id(p) not in shared]
+        shared = ("backbone.logit_scale", "backbone.logit_bias")
+        parameters = [(name, p) for name, p in self.named_parameters() if name not in shared]
+        return [p for name, p in parameters if name.startswith("backbone.visual.") == (tower == "image")]
 
     def _stacks(self) -> list[nn.ModuleList]:
         visual: Any = self.backbone.visual
         image = visual.trunk.blocks if isinstance(visual, TimmModel) else visual.transformer.resblocks
         return [image, _text_tower(self.backbone).transformer.resblocks]
-
-    def _stack_names(self) -> list[str]:
-        wanted = {id(stack): position for position, stack in enumerate(self._stacks())}
-        found = {wanted[id(m)]: f"{name}." for name, m in self.named_modules() if id(m) in wanted}
-        return [found[position] for position in range(len(wanted))]
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that take no weight decay."""

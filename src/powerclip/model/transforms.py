@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from operator import methodcaller
 from typing import Any
 
 import torch
@@ -42,13 +43,10 @@ def make_transforms(model: PowerCLIP, *, crop: Crop = "random", flip: float = 0.
         v2.Normalize(mean=config.mean, std=config.std),
         v2.ToPureTensor(),
     ]
-    augmentation = [
-        v2.RandomResizedCrop(size, scale=CROP_SCALE, interpolation=bicubic)
-        if crop == "random"
-        else v2.Resize(size, interpolation=bicubic),
-        *([v2.RandomHorizontalFlip(flip)] if flip else []),
-    ]
-    to_rgb = v2.Lambda(_to_rgb, Image.Image)
+    squeezed = v2.Resize(size, interpolation=bicubic)
+    view = v2.RandomResizedCrop(size, scale=CROP_SCALE, interpolation=bicubic) if crop == "random" else squeezed
+    augmentation = [view, *([v2.RandomHorizontalFlip(flip)] if flip else [])]
+    to_rgb = v2.Lambda(methodcaller("convert", "RGB"), Image.Image)
     return v2.Compose([*augmentation, *pixels]), v2.Compose([*_resizing(config, size), to_rgb, *pixels])
 
 
@@ -73,7 +71,3 @@ def _fit(x: Any, *, size: tuple[int, int], longest: bool, mode: InterpolationMod
     padding = [columns // 2, rows // 2, columns - columns // 2, rows - rows // 2]
     x = v2.functional.pad(x, padding, fill=0 if isinstance(x, Mask) else fill)
     return v2.functional.center_crop(x, list(size))
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    return image.convert("RGB")
