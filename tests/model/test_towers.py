@@ -240,7 +240,9 @@ def test_a_saved_model_loads_as_the_same(model, tmp_path):
 
 
 def test_what_cannot_be_built_is_one_line(tmp_path):
+    (tmp_path / "half.json").write_text('{"embed_dim": 8, "text_cfg": {}}')
     for name, message in [
+        (str(tmp_path / "half.json"), "half.json is not a model config in open_clip's form: it lacks vision_cfg"),
         ("ViT-B-33", "unknown model 'ViT-B-33'; did you mean ViT-B-32"),
         ("RN50", "ModifiedResNet has no patch tokens"),
         ("coca_ViT-B-32", "CoCa|no patch tokens|attention pooling|cannot build"),
