@@ -45,8 +45,9 @@ def test_the_latest_data_have_the_name_and_none_is_lost():
 
 def test_results_on_earlier_data_are_in_no_average():
     evaluation = Evaluation(tasks={})
-    for name, data in (("a", "1"), ("b", "1"), ("a", "2")):
+    for name, data in (("a", "1"), ("C#", "1"), ("a", "2")):
         evaluation = evaluation.with_result(name, {"acc@1": float(data) / 4}, origin(data, "scenes"))
+    assert list(evaluation.tasks) == ["C#", "a#1", "a"]
     assert evaluation.averages["classification"].value == (0.5 + 0.25) / 2
 
 

@@ -89,16 +89,15 @@ class Evaluation:
         if name in tasks:
             earlier = tasks.pop(name)
             if before is None or before.fingerprint != origin.fingerprint:
-                aside = f"{name}{EARLIER}{before.fingerprint[:8] if before else 'earlier'}"
+                aside = f"{name}{_mark(before)}"
                 tasks[aside] = earlier
                 if before is not None:
                     origins[aside] = before
-        again = f"{name}{EARLIER}{origin.fingerprint[:8]}"
-        tasks.pop(again, None)
-        origins.pop(again, None)
+        tasks.pop(f"{name}{_mark(origin)}", None)
+        origins.pop(f"{name}{_mark(origin)}", None)
         tasks[name], origins[name] = metrics, origin
         suites = list(dict.fromkeys([*self.suite.split(), origin.suite]))
-        latest = {task: values for task, values in tasks.items() if EARLIER not in task}
+        latest = {task: values for task, values in tasks.items() if not task.endswith(_mark(origins.get(task)))}
         return replace(
             self,
             suite=" ".join(suites),
@@ -140,6 +139,11 @@ def read_evaluation(folder: Path) -> Evaluation | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return found if tasks else None
+
+
+def _mark(origin: Origin | None) -> str:
+    """The end of the name of a result that is not the latest of its task."""
+    return f"{EARLIER}{origin.fingerprint[:8] if origin else 'earlier'}"
 
 
 def _average(value: Mapping[str, Any]) -> Average:
