@@ -28,17 +28,21 @@ def clip_loss(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:
         ValueError: the embeddings are not two matrices of one shape.
     """
     if image.ndim != 2 or image.shape != text.shape:
-        raise ValueError(
-            f"image and text have shapes {tuple(image.shape)} and {tuple(text.shape)}; expected both (B, D)"
-        )
+        raise ValueError(f"image and text are {tuple(image.shape)} and {tuple(text.shape)}; expected both (B, D)")
     with torch.autocast(image.device.type, enabled=False):
         dtype = torch.promote_types(image.dtype, torch.float32)
         image, text, scale = image.to(dtype), text.to(dtype), logit_scale.to(dtype)
         both, start = gather_rows(torch.stack([image, text], dim=1))
         images, texts = both.unbind(dim=1)
-        labels = torch.arange(start, start + len(image), device=image.device)
-        share = (
-            F.cross_entropy(scale * image @ texts.T, labels, reduction="sum")
-            + F.cross_entropy(scale * text @ images.T, labels, reduction="sum")
-        ) / (2 * len(images))
-        return with_value(share, sum_over_processes(share))
+        return contrast(scale * image @ texts.T, scale * text @ images.T, start=start)
+
+
+def contrast(i2t_BC: Tensor, t2i_BC: Tensor, *, start: int) -> Tensor:
+    """() mean of both cross-entropies over the C pairs of all processes.
+
+    Row i of this process's (B, C) logits, of images to texts and of texts to images, belongs to pair ``start + i``.
+    """
+    labels_B = torch.arange(start, start + len(i2t_BC), device=i2t_BC.device)
+    i2t, t2i = (F.cross_entropy(logits, labels_B, reduction="sum") for logits in (i2t_BC, t2i_BC))
+    share = (i2t + t2i) / (2 * i2t_BC.shape[1])
+    return with_value(share, sum_over_processes(share))

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from powerclip.distributed import gather_rows, sum_over_processes, with_value, world_size
+from powerclip.distributed import gather_rows, world_size
+from powerclip.loss.clip import contrast
 from powerclip.types import Features, LossOutput
 
 TILE_ELEMENTS = 2**25
@@ -71,16 +72,11 @@ def filip_loss(patches: Tensor, tokens: Tensor, token_mask: Tensor, logit_scale:
         tokens, token_mask = tokens[:, used_T], token_mask[:, used_T]
         (all_patches, start), (all_tokens, _) = gather_rows(patches), gather_rows(tokens)
         all_token_mask, _ = gather_rows(token_mask)
-        labels = torch.arange(start, start + len(patches), device=patches.device)
         i2t_BC, t2i_CB = late_interaction(patches, all_tokens, all_token_mask)
         if world_size() > 1:  # this process's images with all texts, and all images with this process's texts
             t2i_CB = late_interaction(all_patches, tokens, token_mask)[1]
         scale = logit_scale.to(dtype)
-        share = (
-            F.cross_entropy(scale * i2t_BC, labels, reduction="sum")
-            + F.cross_entropy(scale * t2i_CB.T, labels, reduction="sum")
-        ) / (2 * len(all_patches))
-        return with_value(share, sum_over_processes(share))
+        return contrast(scale * i2t_BC, scale * t2i_CB.T, start=start)
 
 
 class FILIPLoss(nn.Module):

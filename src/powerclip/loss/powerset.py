@@ -9,13 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from powerclip.alignment.aggregators import ABSENT
-from powerclip.alignment.calibration import (
-    PAIRS,
-    CalibrationPairs,
-    choose_pairs,
-    fit_zeta,
-    measure_pairs,
-)
+from powerclip.alignment.calibration import CalibrationPairs, choose_pairs, fit_zeta, measure_pairs
 from powerclip.alignment.scoring import UNCALIBRATED_ZETA, Scoring, tile_bytes_or_default
 from powerclip.alignment.similarity import check_backend, validate
 from powerclip.alignment.subsets import draw_subsets
@@ -66,18 +60,11 @@ class PowersetAlignmentLoss(nn.Module):
 
         Args:
             margin: delta of the triplet loss.
-            tau: temperature of the aggregators; 0 is their hard limit.
+            tau, method, direction, subsets, t1_activation, t2_activation, samples, normalise_by_regions: as in
+                ``powerclip.config.ScoringConfig``.
             zeta: weight of log cosh in NLA-T2; "calibrated" fits it at every training step, on 256 pairs, so that T2
                 is unbiased, and smooths it over steps. Its state is saved with the module.
-            method: "nla" (linear in M), "exact" (enumeration, M <= 16) or "sampled" (random subsets for R2T).
             backend: as in ``powerclip.alignment.similarity``.
-            normalise_by_regions: divide S by each image's number of regions, so that a margin means the same
-                at every M.
-            direction: S = T2R + R2T, or one of the two alone (the paper's ablations).
-            subsets: "all" the regions' subsets, or "single" regions only (the paper's ablation).
-            t1_activation: activation of NLA-T1 (paper: softplus).
-            t2_activation: derivative of the even part of NLA-T2 (paper: tanh).
-            samples: number of subsets that the method "sampled" draws at every training step.
             zeta_momentum: weight of the old estimate when a calibrated zeta is updated.
             tile_bytes: working memory of the search; a suitable size for the device by default.
             distributed: use the batch of all processes; False uses this process's alone.
@@ -133,10 +120,8 @@ class PowersetAlignmentLoss(nn.Module):
             ValueError: the vectors do not fit each other; the message names the argument.
         """
         if regions.shape[:1] != phrases.shape[:1]:
-            raise ValueError(
-                f"regions hold {regions.shape[0]} images and phrases {phrases.shape[0]} captions; "
-                "the loss takes them in pairs"
-            )
+            sizes = f"regions hold {regions.shape[0]} images and phrases {phrases.shape[0]} captions"
+            raise ValueError(f"{sizes}; the loss takes them in pairs")
         r, p = validate(regions, phrases, region_mask, phrase_mask)
         if caption_ids is not None and (caption_ids.shape != regions.shape[:1] or caption_ids.is_floating_point()):
             raise ValueError(
@@ -153,25 +138,17 @@ class PowersetAlignmentLoss(nn.Module):
             return self._loss(batch, scoring)
 
     def _gather(self, regions: MaskedVectors, phrases: MaskedVectors, caption_ids: Tensor | None) -> _GlobalBatch:
-        valid = regions.some & phrases.some
-        if not self.distributed:
-            return _GlobalBatch(
-                regions=regions,
-                image_valid=valid,
-                phrases=phrases,
-                caption_valid=valid,
-                caption_ids=caption_ids,
-                start=0,
-            )
-        values, start = gather_rows(phrases.values)
+        values, start = gather_rows(phrases.values) if self.distributed else (phrases.values, 0)
         return _GlobalBatch(
             regions=regions,
-            image_valid=valid,
-            phrases=MaskedVectors(values=values, mask=gather_rows(phrases.mask)[0]),
-            caption_valid=gather_rows(valid)[0],
-            caption_ids=None if caption_ids is None else gather_rows(caption_ids)[0],
+            phrases=MaskedVectors(values=values, mask=self._all_rows(phrases.mask)),
+            valid=self._all_rows(regions.some & phrases.some),
+            caption_ids=None if caption_ids is None else self._all_rows(caption_ids),
             start=start,
         )
+
+    def _all_rows(self, x: Tensor) -> Tensor:
+        return gather_rows(x)[0] if self.distributed else x
 
     def _loss(self, batch: _GlobalBatch, scoring: Scoring) -> Tensor:
         """The loss; its gradient comes from the pairs whose image this process holds."""
@@ -207,12 +184,12 @@ class PowersetAlignmentLoss(nn.Module):
             known = sum_over_processes(known)
         caption_violation = (self.margin + known[1] - known[0]) * known[3]  # (C,)
         image_violation = (self.margin + known[2] - known[0]) * has_image  # (C,)
-        pairs = batch.caption_valid.sum().clamp(min=1)
-        value = ((caption_violation.relu() + image_violation.relu()) * batch.caption_valid).sum() / pairs
+        pairs = batch.valid.sum().clamp(min=1)
+        value = ((caption_violation.relu() + image_violation.relu()) * batch.valid).sum() / pairs
 
         # Each positive hinge is linear in its two scores: this process's terms of the sum.
-        by_caption = ((caption_violation > 0) & batch.caption_valid).to(known.dtype)  # (C,)
-        by_image = ((image_violation > 0) & batch.caption_valid).to(known.dtype)  # (C,)
+        by_caption = ((caption_violation > 0) & batch.valid).to(known.dtype)  # (C,)
+        by_image = ((image_violation > 0) & batch.valid).to(known.dtype)  # (C,)
         share = (
             (by_caption[own] * (caption_negative - positive)).sum()
             - (by_image[own] * positive).sum()
@@ -250,7 +227,7 @@ class PowersetAlignmentLoss(nn.Module):
         C = len(batch.phrases)
         if C == 0:
             return
-        image, caption = choose_pairs(C, C, shift=self._steps, count=PAIRS)
+        image, caption = choose_pairs(C, C, shift=self._steps)
         here = (image >= batch.start) & (image < batch.start + len(batch.regions))
         i, j = (image[here] - batch.start).to(batch.device), caption[here].to(batch.device)
         pairs = measure_pairs(
@@ -259,8 +236,7 @@ class PowersetAlignmentLoss(nn.Module):
             scoring=scoring,
             tile_bytes=tile_bytes_or_default(self.tile_bytes, batch.device),
         )
-        if self.distributed:
-            pairs = CalibrationPairs(**{name: gather_rows(value)[0] for name, value in vars(pairs).items()})
+        pairs = CalibrationPairs(**{name: self._all_rows(value) for name, value in vars(pairs).items()})
         fitted = fit_zeta(pairs, tau=scoring.tau).to(self.zeta_estimate.dtype)
         old = torch.where(self.zeta_estimate.isnan(), fitted, self.zeta_estimate)
         moved = self.zeta_momentum * old + (1 - self.zeta_momentum) * fitted
@@ -272,12 +248,7 @@ class PowersetAlignmentLoss(nn.Module):
 
     def extra_repr(self) -> str:
         """The settings, for print."""
-        return (
-            f"margin={self.margin}, tau={self.scoring.tau}, zeta={self.scoring.zeta!r}, "
-            f"method={self.scoring.method!r}, "
-            f"direction={self.scoring.direction!r}, subsets={self.scoring.subsets!r}, "
-            f"normalise_by_regions={self.scoring.normalise_by_regions}"
-        )
+        return f"margin={self.margin}, {self.scoring}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -286,11 +257,9 @@ class _GlobalBatch:
 
     regions: MaskedVectors
     """(B, M, D)"""
-    image_valid: Tensor
-    """(B,) bool: the pair can be scored."""
     phrases: MaskedVectors
     """(C, K, D), with the gradient of all processes."""
-    caption_valid: Tensor
+    valid: Tensor
     """(C,) bool: the pair can be scored."""
     caption_ids: Tensor | None
     """(C,) int64"""
@@ -308,4 +277,4 @@ class _GlobalBatch:
         negative = own[:, None] != torch.arange(len(self.phrases), device=self.device)
         if self.caption_ids is not None:
             negative &= self.caption_ids[own][:, None] != self.caption_ids
-        return negative & self.image_valid[images][:, None] & self.caption_valid
+        return negative & self.valid[own][:, None] & self.valid

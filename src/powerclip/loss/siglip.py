@@ -36,9 +36,7 @@ def siglip_loss(image: Tensor, text: Tensor, logit_scale: Tensor, logit_bias: Te
         ValueError: the embeddings are not two matrices of one shape.
     """
     if image.ndim != 2 or image.shape != text.shape:
-        raise ValueError(
-            f"image and text have shapes {tuple(image.shape)} and {tuple(text.shape)}; expected both (B, D)"
-        )
+        raise ValueError(f"image and text are {tuple(image.shape)} and {tuple(text.shape)}; expected both (B, D)")
     with torch.autocast(image.device.type, enabled=False):
         dtype = torch.promote_types(image.dtype, torch.float32)
         texts, start = gather_rows(text.to(dtype))
