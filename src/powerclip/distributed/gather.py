@@ -62,23 +62,14 @@ def gather_rows(x: Tensor) -> tuple[Tensor, int]:
     """
     if world_size() == 1:
         return x, 0
-    widths = tuple(x.shape[:2])
-    shapes = _shapes(widths, x.device)
-    rows = [shape[0] for shape in shapes]
-    if x.ndim > 1:
-        widest = max(shape[1] for shape in shapes)
-        if widest > x.shape[1]:
-            x = torch.cat([x, x.new_zeros(x.shape[0], widest - x.shape[1], *x.shape[2:])], dim=1)
-    start = sum(rows[: rank()])
+    shape = torch.tensor(x.shape[:2], device=x.device)
+    shapes = [torch.empty_like(shape) for _ in range(world_size())]
+    dist.all_gather(shapes, shape)
+    rows, *widths = torch.stack(shapes, dim=1).tolist()
+    if widths and max(widths[0]) > x.shape[1]:
+        x = torch.cat([x, x.new_zeros(x.shape[0], max(widths[0]) - x.shape[1], *x.shape[2:])], dim=1)
     gathered: Tensor = _GatherRows.apply(x, rows)
-    return gathered, start
-
-
-def _shapes(shape: tuple[int, ...], device: torch.device) -> list[list[int]]:
-    mine = torch.tensor(shape, dtype=torch.int64, device=device)
-    everyone = [torch.empty_like(mine) for _ in range(world_size())]
-    dist.all_gather(everyone, mine)
-    return [value.tolist() for value in everyone]
+    return gathered, sum(rows[: rank()])
 
 
 class _GatherRows(torch.autograd.Function):
@@ -87,9 +78,8 @@ class _GatherRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, rows: list[int]) -> Tensor:
         ctx.rows = rows
-        widest = max(rows)
         boolean = x.dtype == torch.bool
-        mine = x.new_zeros(widest, *x.shape[1:], dtype=torch.uint8 if boolean else x.dtype)
+        mine = x.new_zeros(max(rows), *x.shape[1:], dtype=torch.uint8 if boolean else x.dtype)
         mine[: len(x)] = x
         everyone = [torch.empty_like(mine) for _ in rows]
         dist.all_gather(everyone, mine)

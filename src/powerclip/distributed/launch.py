@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -41,11 +41,10 @@ def process_group(device: str = "auto") -> Iterator[torch.device]:
     own = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized()
     if place.type == "cuda":
         torch.cuda.set_device(place)
-    if own:
-        if place.type == "cuda":
-            dist.init_process_group("cuda:nccl,cpu:gloo", timeout=TIMEOUT, device_id=place)
-        else:
-            dist.init_process_group("gloo", timeout=TIMEOUT)
+    if own and place.type == "cuda":
+        dist.init_process_group("cuda:nccl,cpu:gloo", timeout=TIMEOUT, device_id=place)
+    elif own:
+        dist.init_process_group("gloo", timeout=TIMEOUT)
     try:
         yield place
     finally:
@@ -67,12 +66,12 @@ def wait_for_all() -> None:
     any_rank(False)
 
 
-def broadcast(value: T) -> T:
-    """The first process's value, on all processes; anything that can be pickled."""
+def broadcast(value: T, *, group: dist.ProcessGroup | None = None) -> T:
+    """The first process's value, on all processes (of a group of all); anything that can be pickled."""
     if world_size() == 1:
         return value
     values = [value]
-    dist.broadcast_object_list(values, src=0)
+    dist.broadcast_object_list(values, src=0, group=group)
     return values[0]
 
 
@@ -85,18 +84,17 @@ def rank0_first(work: Callable[[], T]) -> T:
     if world_size() == 1:
         return work()
     group: Any = dist.new_group(backend="gloo", timeout=RANK0_TIMEOUT)
-    outcome: list[Any] = [None, None]
+    outcome: Any = None
     if rank() == 0:
         try:
-            outcome[0] = work()
+            outcome = work()
         except PowerclipError as error:
-            outcome[1] = error
-    dist.broadcast_object_list(outcome, src=0, group=group)
+            outcome = error
+    outcome = broadcast(outcome, group=group)
     dist.destroy_process_group(group)
-    value, failure = outcome
-    if failure is not None:
-        raise failure
-    return value  # type: ignore[no-any-return]
+    if isinstance(outcome, PowerclipError):
+        raise outcome
+    return cast(T, outcome)
 
 
 def is_shared(folder: Path) -> bool:
