@@ -10,15 +10,9 @@ from powerclip.regions.masks import Proposer
 
 __all__ = ["Proposer", "RegionAnnotation", "fixed_boxes", "load_proposer", "masks_to_grid", "random_boxes"]
 
-DEFAULT_SAM = "facebook/sam-vit-base"
-
 
 def load_proposer(name: str, *, device: str = "auto") -> Proposer | None:
-    """A proposer by name; None for "boxes", which training draws itself.
-
-    Args:
-        name: "boxes", "superpixels", "sam" or "sam:MODEL" (a hub name or a local folder of a SAM or SAM 2 model).
-        device: where a model runs; "auto" takes a GPU where there is one.
+    """A proposer by its name in ``PrepareConfig.regions``; None for "boxes", which training draws itself.
 
     Raises:
         PowerclipError: the name is unknown, the model cannot be loaded, or a package is missing.
@@ -33,5 +27,5 @@ def load_proposer(name: str, *, device: str = "auto") -> Proposer | None:
     if kind == "sam":
         from powerclip.regions.sam import SAM
 
-        return SAM(model or DEFAULT_SAM, device=device)
+        return SAM(model or "facebook/sam-vit-base", device=device)
     raise PowerclipError(f"unknown regions {name!r}; use boxes, superpixels, sam or sam:MODEL")

@@ -44,22 +44,12 @@ class RegionAnnotation:
         """
         if masks.ndim != 3 or len(scores) != len(masks):
             raise ValueError(f"masks must be (M, H, W) with M scores, but are {masks.shape} with {len(scores)} scores")
-        return cls(
-            height=masks.shape[1],
-            width=masks.shape[2],
-            rles=tuple(rle.encode(mask) for mask in masks),
-            scores=tuple(map(float, scores)),
-            proposer=proposer,
-        )
+        _, height, width = masks.shape
+        rles = tuple(map(rle.encode, masks))
+        return cls(height=height, width=width, rles=rles, scores=tuple(map(float, scores)), proposer=proposer)
 
     def masks(self, indices: Sequence[int] | None = None) -> NDArray[np.bool_]:
-        """Decode the masks, or some of them.
-
-        Args:
-            indices: which masks, in this order; all by default.
-
-        Returns:
-            (M, H, W) bool in the pixels of the image.
+        """Decode the masks, or those at some indices, in their order: (M, H, W) bool in the pixels of the image.
 
         Raises:
             ValueError: a string is not a mask of this size; this is found before memory is allocated.
@@ -67,7 +57,7 @@ class RegionAnnotation:
         runs = [self._runs(m) for m in (range(len(self.rles)) if indices is None else indices)]
         masks = np.zeros((len(runs), self.height, self.width), dtype=np.bool_)
         for mask, lengths in zip(masks, runs, strict=True):
-            mask[:] = rle.fill(lengths, self.height, self.width)
+            mask[:] = rle.decode(lengths, self.height, self.width)
         return masks
 
     def validate(self) -> None:
@@ -96,8 +86,11 @@ class RegionAnnotation:
         """
         try:
             height, width = operator.index(value["height"]), operator.index(value["width"])
-            entries = [(_text(entry["rle"]), _number(entry.get("score", 1.0))) for entry in value["masks"]]
-            proposer = _text(value.get("proposer", "unknown"))
+            rles = tuple(_checked(entry["rle"], str, "a string") for entry in value["masks"])
+            scores = tuple(
+                float(_checked(entry.get("score", 1.0), int | float, "a number")) for entry in value["masks"]
+            )
+            proposer = _checked(value.get("proposer", "unknown"), str, "a string")
         except (KeyError, TypeError, AttributeError, OverflowError) as error:
             raise ValueError(
                 "regions.json must hold height, width and masks [{rle, score}, ...], but reading failed with "
@@ -105,26 +98,14 @@ class RegionAnnotation:
             ) from error
         if height < 1 or width < 1:
             raise ValueError(f"regions.json gives a size of {height} x {width} pixels; both must be positive")
-        if height * width > MAX_PIXELS or len(entries) * height * width > MAX_MASK_PIXELS:
-            raise ValueError(f"regions.json holds {len(entries)} masks of {height} x {width} pixels, too many to read")
-        if not all(math.isfinite(score) for _, score in entries):
+        if height * width > MAX_PIXELS or len(rles) * height * width > MAX_MASK_PIXELS:
+            raise ValueError(f"regions.json holds {len(rles)} masks of {height} x {width} pixels, too many to read")
+        if not all(map(math.isfinite, scores)):
             raise ValueError("regions.json holds a score that is not a finite number")
-        return cls(
-            height=height,
-            width=width,
-            rles=tuple(text for text, _ in entries),
-            scores=tuple(score for _, score in entries),
-            proposer=proposer,
-        )
+        return cls(height=height, width=width, rles=rles, scores=scores, proposer=proposer)
 
 
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"expected a string, not {type(value).__name__}")
+def _checked(value: Any, kind: Any, expected: str) -> Any:
+    if not isinstance(value, kind):
+        raise TypeError(f"expected {expected}, not {type(value).__name__}")
     return value
-
-
-def _number(value: Any) -> float:
-    if not isinstance(value, int | float):
-        raise TypeError(f"expected a number, not {type(value).__name__}")
-    return float(value)

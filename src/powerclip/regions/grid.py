@@ -31,8 +31,6 @@ def masks_to_grid(masks: Tensor, grid: tuple[int, int]) -> Tensor:
     masks = masks[:, : patch[0] * grid[0], : patch[1] * grid[1]]
     # Sums of zeros and ones: exact.
     covered = F.avg_pool2d(masks[:, None].float(), patch, divisor_override=1).flatten(1)  # (M, N) pixels
-    if len(masks) == 0:
-        return covered.bool()
     best = F.one_hot(covered.argmax(dim=1), covered.shape[1]).bool()
     large = covered * 2 >= patch[0] * patch[1]
     return torch.where(large.any(dim=1, keepdim=True), large, best & (covered > 0))

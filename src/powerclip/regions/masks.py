@@ -36,14 +36,10 @@ class Proposer(Protocol):
 
 
 def deduplicate_masks(masks: NDArray[np.bool_], scores: Sequence[float]) -> list[int]:
-    """Choose masks, best first: no tiny ones, no duplicates, at most ``MAX_PROPOSALS``.
-
-    Args:
-        masks: (M, H, W) bool.
-        scores: M; masks with scores that are not finite are dropped.
+    """Choose among (M, H, W) bool masks with M scores: no tiny ones, no duplicates, at most ``MAX_PROPOSALS``.
 
     Returns:
-        The indices of the masks that stay.
+        The indices of the masks that stay, best first; those with scores that are not finite are dropped.
     """
     areas = masks.sum(axis=(1, 2), dtype=np.int64)
     kept: list[int] = []
@@ -66,9 +62,8 @@ def annotate(
 ) -> RegionAnnotation:
     """The annotation of an image from (M, h, w) masks of a smaller copy, deduplicated, best first."""
     kept = deduplicate_masks(masks, scores)
-    return RegionAnnotation.from_masks(
-        masks_at_size(masks[kept], image), scores=[scores[i] for i in kept], proposer=proposer
-    )
+    resized = masks_at_size(masks[kept], image)
+    return RegionAnnotation.from_masks(resized, scores=[scores[i] for i in kept], proposer=proposer)
 
 
 def shrink_to(image: Image.Image, longest: int) -> Image.Image:

@@ -15,17 +15,8 @@ def encode(mask: NDArray[np.bool_]) -> str:
     return coco.encode(np.asfortranarray(mask, dtype=np.uint8))["counts"].decode("ascii")  # type: ignore[no-any-return]
 
 
-def decode(rle: str, height: int, width: int) -> NDArray[np.bool_]:
-    """The (H, W) bool mask of a COCO run-length string.
-
-    Raises:
-        ValueError: the string does not describe a mask of that size.
-    """
-    return fill(read_runs(rle, height, width), height, width)
-
-
 def read_runs(rle: str, height: int, width: int) -> list[int]:
-    """Lengths of the runs of a mask, alternately off and on, column by column.
+    """Lengths of the runs of a COCO run-length string, alternately off and on, column by column.
 
     Raises:
         ValueError: the string does not describe a mask of that size.
@@ -41,7 +32,7 @@ def read_runs(rle: str, height: int, width: int) -> list[int]:
     return runs
 
 
-def fill(runs: list[int], height: int, width: int) -> NDArray[np.bool_]:
+def decode(runs: list[int], height: int, width: int) -> NDArray[np.bool_]:
     """The (H, W) bool mask of runs that ``read_runs`` returned for that size."""
     return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height).T
 

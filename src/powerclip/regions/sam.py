@@ -42,7 +42,7 @@ class SAM:
             device: "auto", "cpu", "cuda", ...
             dtype: of weights and arithmetic; bfloat16 on a GPU and float32 elsewhere by default.
             points_per_batch: points per call of the mask decoder; ``GPU_POINTS`` or ``POINTS`` by default.
-            longest_side: an image is reduced to at most this many pixels on its longer side.
+            longest_side: as ``LONGEST_SIDE``.
             settings: of the pipeline: ``pred_iou_thresh``, ``stability_score_thresh``, ``crops_n_layers``, ...
 
         Raises:

@@ -23,11 +23,6 @@ class Superpixels:
     name = f"superpixels:felzenszwalb-{'-'.join(map(str, SCALES))}"
 
     def __init__(self) -> None:
-        """Import scikit-image.
-
-        Raises:
-            PowerclipError: it is not installed.
-        """
         try:
             from skimage.segmentation import felzenszwalb
         except ImportError as error:
