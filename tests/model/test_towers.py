@@ -183,6 +183,9 @@ def test_a_model_keeps_how_it_is_scored(tmp_path):
     path.write_text(json.dumps({**config, "scoring": {"tau": -1.0}}))
     with pytest.raises(PowerclipError, match="tau is -1.0; it must be 0 or more"):
         powerclip.load(tmp_path / "model")
+    path.write_text(json.dumps({**config, "text_pool": "max"}))
+    with pytest.raises(PowerclipError, match="not a valid powerclip model.*text_pool is 'max'; it must be one of avg"):
+        powerclip.load(tmp_path / "model")
 
 
 def test_an_open_clip_model_gets_dense_outputs_that_share_its_weights(tmp_path):
@@ -192,7 +195,7 @@ def test_an_open_clip_model_gets_dense_outputs_that_share_its_weights(tmp_path):
     tokens = open_clip.SimpleTokenizer(context_length=16)(CAPTIONS)
     torch.testing.assert_close(dense.encode_text(tokens), theirs.encode_text(tokens))
     assert {id(p) for p in dense.parameters()} == {id(p) for p in theirs.parameters()}
-    with pytest.raises(ValueError, match="has no config to build it again; save its open_clip model"):
+    with pytest.raises(ValueError, match="has no config to build it from; save its open_clip model"):
         save(dense, tmp_path / "model")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import open_clip
 import torch
@@ -14,7 +14,7 @@ from open_clip.transformer import TextTransformer, VisionTransformer, text_globa
 from torch import Tensor, nn
 
 from powerclip.config import PhraseNorm, PhraseUnit, ScoringConfig, TextPool, Tower, from_dict
-from powerclip.errors import PowerclipError
+from powerclip.errors import PowerclipError, one_of
 from powerclip.model.pooling import (
     at_least_float32,
     caption_ids,
@@ -47,7 +47,7 @@ class PowerCLIP(nn.Module):
 
         Raises:
             PowerclipError: a tower has no dense outputs in the joint space.
-            ValueError: the scoring is not valid.
+            ValueError: a value in the config is not valid.
         """
         super().__init__()
         _check_towers(backbone)
@@ -56,6 +56,8 @@ class PowerCLIP(nn.Module):
         self.text_pool: TextPool = config["text_pool"]
         self.phrase_norm: PhraseNorm = config["phrase_norm"]
         self.phrase_unit: PhraseUnit = config.get("phrase_unit", "phrase")
+        for name, kind in (("text_pool", TextPool), ("phrase_norm", PhraseNorm), ("phrase_unit", PhraseUnit)):
+            one_of(name, getattr(self, name), get_args(kind))
         self.scoring = from_dict(ScoringConfig, config.get("scoring", {}), where="scoring")
         visual = backbone.visual
         timm = isinstance(visual, TimmModel)
