@@ -82,16 +82,13 @@ def finish_runs(
     evaluate: Callable[[Path], object],
     console: Console,
 ) -> bool:
-    """Bring runs to their evaluation, from wherever each stands; what is finished is skipped.
+    """Train and evaluate what is unfinished of the runs; return whether all are finished, False when interrupted.
 
     Args:
         configs: settings of each run by its folder.
         data: shards to train on.
         evaluate: evaluates a run folder and leaves ``evaluation.json`` in it.
         console: gets a line that says how to continue after an interruption.
-
-    Returns:
-        Whether all are finished; False when interrupted.
 
     Raises:
         PowerclipError: a folder holds a run with other settings.

@@ -34,9 +34,7 @@ def run_demo(
     scenes: int = 16384,
     images: int = 400,
 ) -> Path | None:
-    """Train the models, evaluate them, print the table and write ``output/report.html``.
-
-    Run again on the same folder, it continues where it was interrupted.
+    """Train the models, evaluate them, print the table and write ``output/report.html``; continue an interrupted demo.
 
     Args:
         output: folder for the data, a run of each config by its name, and the report.
@@ -54,13 +52,11 @@ def run_demo(
     seed = next(iter(configs.values())).seed
     data = training_scenes(output / "scenes" / f"train-{scenes}-seed-{seed}", count=scenes, seed=seed)
     runs = {name: output / name for name in configs}
-    done = finish_runs(
-        {runs[name]: config for name, config in configs.items()},
-        data=data,
-        evaluate=lambda run: evaluate_model(str(run), EvaluateConfig(suite=("scenes",), size=images)),
-        console=console,
-    )
-    if not done:
+    run_configs = {runs[name]: config for name, config in configs.items()}
+    evaluation = EvaluateConfig(suite=("scenes",), size=images)
+    if not finish_runs(
+        run_configs, data=data, evaluate=lambda run: evaluate_model(str(run), evaluation), console=console
+    ):
         return None
     console.print(results_table(read_evaluations({name: [run] for name, run in runs.items()})).rich())
     report = write_report(runs, output / "report.html")

@@ -39,11 +39,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def atomic_write(path: Path, data: bytes | str) -> None:
-    """Replace a file's content by bytes, or by a text in UTF-8 ("?" for what it cannot hold), as ``atomic_file`` does.
-
-    Raises:
-        OSError: it cannot be written; what was there stays.
-    """
+    """Replace a file's content by bytes, or by a text in UTF-8 ("?" for what it cannot hold), as ``atomic_file`` does."""
     with atomic_file(path) as file:
         file.write(data.encode("utf-8", errors="replace") if isinstance(data, str) else data)
 
@@ -84,8 +80,7 @@ def write_json(path: Path, value: Any) -> None:
     """Write a value as indented JSON, atomically; paths become strings, and NaN and infinities, which JSON lacks, null.
 
     Raises:
-        OSError: it cannot be written; what was there stays.
-        TypeError: the value holds something that JSON cannot.
+        TypeError: the value holds something that JSON cannot; as with an OSError, what was there stays.
     """
     atomic_write(path, json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
@@ -94,7 +89,6 @@ def read_json(path: Path) -> Any:
     """The value in a JSON file.
 
     Raises:
-        OSError: the file cannot be read.
         ValueError: it is not JSON in UTF-8; the message names the file.
     """
     try:

@@ -27,21 +27,16 @@ CONFIG = "config.json"
 
 
 def save(model: PowerCLIP, folder: Path | str, *, state: Mapping[str, Tensor] | None = None) -> Path:
-    """Write a model folder; an existing one is replaced when the new one is complete.
+    """Write a model folder, with ``state`` in place of the model's own weights if given (of a sharded model, say).
 
-    Args:
-        model: the model.
-        folder: the folder to write.
-        state: weights by name, in place of the model's own (of a sharded model, say).
+    An existing folder is replaced when the new one is complete.
 
     Raises:
         ValueError: the model comes from ``from_open_clip``, so its open_clip config is not known.
         OSError: the folder cannot be written; what was there stays.
     """
     if "model" not in model.config:
-        raise ValueError(
-            "a model from from_open_clip has no config to build it again; save its open_clip model instead"
-        )
+        raise ValueError("a model from from_open_clip has no config to build it from; save its open_clip model instead")
     folder = Path(folder)
     config = {"powerclip": version("powerclip"), **model.config, "scoring": asdict(model.scoring)}
     weights = model.state_dict() if state is None else state
