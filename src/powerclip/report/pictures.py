@@ -61,7 +61,7 @@ def ground(
     Args:
         model: in evaluation mode.
         image: of any size; it goes through the model's own transform.
-        caption: the text.
+        caption: the text that ``tree`` refers to.
         tree: its phrases.
         masks: (M, N) bool regions on the patch grid; boxes of fixed sizes by default.
     """
@@ -99,11 +99,7 @@ def ground(
 
 @rc_context(STYLE)
 def picture(groundings: Mapping[str, Grounding]) -> Figure:
-    """One row per model, one panel per phrase: the image, and over it the regions that ground the phrase.
-
-    Args:
-        groundings: of the same caption, by the name of the model.
-    """
+    """A row per model of a caption's groundings, a panel per phrase: the image, and over it the phrase's regions."""
     shown = {name: shown_phrases(found.phrases) for name, found in groundings.items()}
     columns = 1 + max(map(len, shown.values()))
     figure = Figure(figsize=(1.75 * columns, 2.15 * len(groundings)), layout="constrained")

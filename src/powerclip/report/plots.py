@@ -35,10 +35,9 @@ STYLE = {
 
 @rc_context(STYLE)
 def curves(metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
-    """One panel per metric, one smoothed line per run over the values themselves, which are drawn faintly.
+    """One panel per metric, with a smoothed line for each run's ``metrics.jsonl`` over the values, which are faint.
 
-    Args:
-        metrics: the lines of each run's ``metrics.jsonl``, by run; what is not a number is left out.
+    What is not a number is left out.
     """
     figure = Figure(figsize=(11, 2.9), layout="constrained")
     panels = figure.subplots(1, len(PANELS))

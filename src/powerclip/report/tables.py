@@ -6,7 +6,6 @@ import csv
 import io
 import re
 import statistics
-import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,8 +25,8 @@ TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
 )
 
-BIDI_CONTROLS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-"""Characters that reorder the text around them."""
+CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
+"""Control characters, halves of surrogate pairs, and characters that reorder the text around them."""
 
 FORMULA_STARTS = tuple("=+-@\uff0b\uff0d\uff1d\uff20")
 """Characters that make spreadsheets read a cell as a formula; the last four are the full-width forms."""
@@ -163,10 +162,7 @@ def write_tables(folder: Path, name: str, evaluation: Evaluation) -> None:
 
 def printable(text: str) -> str:
     """A text without line breaks and control characters, which could act on a terminal or reorder what is shown."""
-    return "".join(
-        " " if c.isspace() else "\ufffd" if unicodedata.category(c) in ("Cc", "Cs") or c in BIDI_CONTROLS else c
-        for c in text
-    )
+    return CONTROLS.sub("\ufffd", re.sub(r"\s", " ", text))
 
 
 def _rows(results: Mapping[str, Sequence[Evaluation]], metrics: Collection[str] = ()) -> list[tuple[Cell, ...]]:
