@@ -53,10 +53,7 @@ T2_ACTIVATIONS: dict[T2Activation, Callable[[Tensor], Tensor]] = {
 """F, with F(0) = 0, by the name of its derivative."""
 
 T2_LIMITS: dict[T2Activation, Callable[[Tensor], Tensor]] = {
-    "tanh": torch.abs,
-    "sign": torch.abs,
-    "erf": torch.abs,
-    "softsign": torch.abs,
+    **dict.fromkeys(get_args(T2Activation), torch.abs),
     "arctan": lambda x: x.abs() * (math.pi / 2),
     "sigmoid": F.relu,
 }
@@ -105,13 +102,7 @@ def aggregate(
 def linear_and_even(s: Tensor, *, tau: float, activation: T2Activation = "tanh") -> tuple[Tensor, Tensor]:
     """The two sums over regions that T2 is made of, in units of s: sum_m s / 2 and sum_m tau F(s / (2 tau)).
 
-    Args:
-        s: (..., M, K) similarities, 0 for absent regions, which then add nothing.
-        tau: temperature, 0 or more.
-        activation: F' by name.
-
-    Returns:
-        Each (..., K).
+    (..., M, K) similarities, 0 for absent regions, which then add nothing, become two sums (..., K).
     """
     half = s / 2
     even = T2_LIMITS[activation](half) if tau == 0 else tau * T2_ACTIVATIONS[activation](half / tau)
@@ -127,15 +118,7 @@ def soft_max_over_phrases(value: Tensor, phrase_mask: Tensor, *, tau: float) -> 
 def best_single_region(s: Tensor, region_mask: Tensor, phrase_mask: Tensor) -> tuple[Tensor, Tensor]:
     """The paper's ablation "single regions instead of subsets": only the subsets of one region count.
 
-    T2R = mean_k max_m s[m, k] and R2T = mean_m max_k s[m, k], exactly.
-
-    Args:
-        s: (..., M, K) region-phrase similarities.
-        region_mask: broadcastable to (..., M) bool, True = present.
-        phrase_mask: broadcastable to (..., K) bool, True = present.
-
-    Returns:
-        T2R and R2T, each (...); 0 where a pair has no region or no phrase.
+    T2R = mean_k max_m s[m, k] and R2T = mean_m max_k s[m, k], exactly; shapes and masks as in ``aggregate``.
     """
     regions = region_mask.sum(dim=-1, dtype=s.dtype).clamp(min=1)
     phrases = phrase_mask.sum(dim=-1, dtype=s.dtype).clamp(min=1)

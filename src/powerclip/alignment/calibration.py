@@ -46,19 +46,14 @@ class CalibrationPairs:
     """(P,) bool: the image has a region and the caption a phrase."""
 
 
-def choose_pairs(images: int, captions: int, *, shift: int, count: int = PAIRS) -> tuple[Tensor, Tensor]:
-    """Image and caption indices of the pairs to fit: evenly spread images, with captions that depend on the shift.
+def choose_pairs(images: int, captions: int, *, shift: int) -> tuple[Tensor, Tensor]:
+    """(P,) image and (P,) caption indices of the pairs to fit, of I images and J captions, both at least 1.
 
-    A function of its arguments alone, so that all processes and a resumed run choose the same pairs.
-
-    Args:
-        images: I, at least 1.
-        captions: J, at least 1.
-        shift: any number; successive ones give different pairs.
-        count: P, the number of pairs.
+    The images are evenly spread, their captions depend on the shift. A function of its arguments alone, so that all
+    processes and a resumed run choose the same pairs.
     """
-    number = torch.arange(count)
-    image = number * images // count if count <= images else number % images
+    number = torch.arange(PAIRS)
+    image = number * images // PAIRS if images >= PAIRS else number % images
     # Steps of the golden ratio spread any number of successive shifts evenly over the captions.
     moved = torch.tensor((shift * 0.6180339887498949) % 1.0, dtype=torch.float64)
     offset = (number.double() * 0.7548776662466927 + moved) % 1.0
@@ -70,9 +65,8 @@ def measure_pairs(
     regions: MaskedVectors, phrases: MaskedVectors, *, scoring: Scoring, tile_bytes: int
 ) -> CalibrationPairs:
     """What a fit needs to know of regions (P, M, D) and phrases (P, K, D) of P images and as many captions."""
-    s = torch.bmm(regions.values, phrases.values.transpose(1, 2)).masked_fill(
-        ~regions.mask[..., None], 0.0
-    )  # (P, M, K)
+    s = torch.bmm(regions.values, phrases.values.transpose(1, 2))  # (P, M, K)
+    s = s.masked_fill(~regions.mask[..., None], 0.0)
     M = s.shape[1]
     if M <= EXACT_UP_TO:
         subsets = reference.all_subsets(M, device=s.device, dtype=s.dtype)

@@ -41,22 +41,9 @@ def enumerate_pair(s_MK: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def enumerate_similarity(regions: Tensor, phrases: Tensor, region_mask: Tensor, phrase_mask: Tensor) -> Similarity:
-    """Similarity of every image and caption, pair after pair.
-
-    Args:
-        regions: (I, M, D) region vectors.
-        phrases: (J, K, D) phrase vectors.
-        region_mask: (I, M) bool, True = present.
-        phrase_mask: (J, K) bool, True = present.
-    """
-    t2r, r2t = [], []
-    for image, present_M in zip(regions, region_mask, strict=True):
-        for caption, present_K in zip(phrases, phrase_mask, strict=True):
-            pair = enumerate_pair(image[present_M] @ caption[present_K].T)
-            t2r.append(pair[0])
-            r2t.append(pair[1])
-    shape = (regions.shape[0], phrases.shape[0])
-    if not t2r:
-        empty = regions.new_zeros(shape)
-        return Similarity(t2r=empty, r2t=empty)
-    return Similarity(t2r=torch.stack(t2r).view(shape), r2t=torch.stack(r2t).view(shape))
+    """Similarity of every image and caption, pair after pair; vectors and masks as ``similarity`` takes them."""
+    t2r, r2t = (regions.new_zeros(len(regions), len(phrases)) for _ in range(2))
+    for i, present_M in enumerate(region_mask):
+        for j, present_K in enumerate(phrase_mask):
+            t2r[i, j], r2t[i, j] = enumerate_pair(regions[i][present_M] @ phrases[j][present_K].T)
+    return Similarity(t2r=t2r, r2t=r2t)

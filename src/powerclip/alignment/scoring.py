@@ -10,11 +10,11 @@ from torch import Tensor
 from powerclip.alignment import reference
 from powerclip.alignment.aggregators import aggregate, best_single_region
 from powerclip.alignment.subsets import score_over_subsets
+from powerclip.alignment.vectors import MaskedVectors
 from powerclip.config import ScoringConfig
 
 TILE_BYTES = {"cpu": 4 * 2**20, "cuda": 256 * 2**20}
 """Default working memory of one tile: about the size of a CPU's second-level cache, and enough to keep a GPU busy."""
-
 
 UNCALIBRATED_ZETA = 0.75
 """Stands in for a calibrated zeta while there is no estimate."""
@@ -45,12 +45,8 @@ class Scoring(ScoringConfig):
     @property
     def fused(self) -> bool:
         """Whether ``powerclip.alignment.tiled`` has a fused form of these aggregators."""
-        return (
-            self.method == "nla"
-            and self.subsets == "all"
-            and self.t1_activation == "softplus"
-            and self.t2_activation == "tanh"
-        )
+        names = (self.method, self.subsets, self.t1_activation, self.t2_activation)
+        return names == ("nla", "all", "softplus", "tanh")
 
     def check_regions(self, regions: int) -> None:
         """Refuse to enumerate the subsets of too many regions.
@@ -78,7 +74,12 @@ class Scoring(ScoringConfig):
                 t1_activation=self.t1_activation,
                 t2_activation=self.t2_activation,
             )
-        return score_over_subsets(s, region_mask, phrase_mask, self._subsets(s), tile_bytes=tile_bytes)
+        subsets = self.sample
+        if self.method == "exact":
+            subsets = reference.all_subsets(s.shape[-2], device=s.device, dtype=s.dtype)
+        if subsets is None:
+            raise ValueError("method 'sampled' needs its subsets; draw them with draw_subsets")
+        return score_over_subsets(s, region_mask, phrase_mask, subsets, tile_bytes=tile_bytes)
 
     def total(self, t2r: Tensor, r2t: Tensor, region_mask: Tensor) -> Tensor:
         """The score that is compared, from T2R and R2T (I, ...) of images with region masks (I, M)."""
@@ -88,20 +89,12 @@ class Scoring(ScoringConfig):
         counts = region_mask.sum(dim=1, dtype=total.dtype).clamp(min=1)
         return total / counts.view(-1, *[1] * (total.ndim - 1))
 
-    def bytes_per_pair(self, regions: int, phrases: int) -> int:
-        """About how much memory ``score`` takes for one pair, in float32."""
-        table = regions * phrases
-        if self.method != "nla" and self.subsets == "all":
-            # A piece holds at least one subset's row of the table; 64 rows make the matrix products efficient.
-            table = max(table, 64 * phrases)
-        return 4 * 6 * table
-
-    def _subsets(self, s: Tensor) -> Tensor:
-        if self.method == "sampled":
-            if self.sample is None:
-                raise ValueError("method 'sampled' needs its subsets; draw them with draw_subsets")
-            return self.sample
-        return reference.all_subsets(s.shape[-2], device=s.device, dtype=s.dtype)
+    def pairs_per_tile(self, regions: MaskedVectors, phrases: MaskedVectors, *, tile_bytes: int) -> int:
+        """About how many pairs, at least one, ``score`` can take at once within the memory limit, in float32."""
+        M, K = regions.mask.shape[1], phrases.mask.shape[1]
+        # A piece of subsets holds at least one row of their table; 64 rows make the matrix products efficient.
+        rows = M if self.method == "nla" or self.subsets == "single" else max(M, 64)
+        return max(1, tile_bytes // (4 * 6 * rows * K))
 
 
 def tile_bytes_or_default(tile_bytes: int | None, device: torch.device) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import get_args
 
 import torch
@@ -108,12 +109,8 @@ def _all_pairs(
 ) -> tuple[Tensor, Tensor]:
     """T2R and R2T, each (I, J)."""
     if torch.is_grad_enabled() and (regions.values.requires_grad or phrases.values.requires_grad):
-        t2r, r2t = over_tiles(
-            lambda s, r, p: scoring.score(s, r, p, tile_bytes=tile_bytes),
-            regions,
-            phrases,
-            pairs=max(1, tile_bytes // scoring.bytes_per_pair(regions.mask.shape[1], phrases.mask.shape[1])),
-        )
+        score = partial(scoring.score, tile_bytes=tile_bytes)
+        t2r, r2t = over_tiles(score, regions, phrases, scoring=scoring, tile_bytes=tile_bytes)
         return t2r, r2t
     t2r, r2t = (regions.values.new_empty(len(regions), len(phrases)) for _ in range(2))
     for images, *scores in score_rows(regions, phrases, scoring=scoring, tile_bytes=tile_bytes):
@@ -123,15 +120,9 @@ def _all_pairs(
 
 @torch.no_grad()
 def _standard_errors(regions: MaskedVectors, phrases: MaskedVectors, *, scoring: Scoring, tile_bytes: int) -> Tensor:
-    sample = scoring.sample
-    assert sample is not None
-    (error,) = over_tiles(
-        lambda s, r, p: (standard_error(s, r, p, sample, tile_bytes=tile_bytes),),
-        regions,
-        phrases,
-        pairs=max(1, tile_bytes // scoring.bytes_per_pair(regions.mask.shape[1], phrases.mask.shape[1])),
-    )
-    return error
+    assert scoring.sample is not None
+    error_of = partial(standard_error, subsets=scoring.sample, tile_bytes=tile_bytes)
+    return over_tiles(lambda *s: (error_of(*s),), regions, phrases, scoring=scoring, tile_bytes=tile_bytes)[0]
 
 
 @torch.no_grad()
@@ -172,17 +163,14 @@ def validate(
     if regions.device != phrases.device:
         raise ValueError(f"regions are on {regions.device}, phrases on {phrases.device}; move one of them")
     dtype = torch.promote_types(torch.promote_types(regions.dtype, phrases.dtype), torch.float32)
-    return (
-        _masked("region_mask", region_mask, regions.to(dtype)),
-        _masked("phrase_mask", phrase_mask, phrases.to(dtype)),
-    )
+    r = _masked("region_mask", region_mask, regions.to(dtype))
+    return r, _masked("phrase_mask", phrase_mask, phrases.to(dtype))
 
 
 def _masked(name: str, mask: Tensor | None, vectors: Tensor) -> MaskedVectors:
     if mask is None:
-        return MaskedVectors(
-            values=vectors, mask=torch.ones(vectors.shape[:2], dtype=torch.bool, device=vectors.device)
-        )
+        present = torch.ones(vectors.shape[:2], dtype=torch.bool, device=vectors.device)
+        return MaskedVectors(values=vectors, mask=present)
     if mask.shape != vectors.shape[:2] or mask.dtype != torch.bool:
         raise ValueError(
             f"{name} has shape {tuple(mask.shape)} and dtype {mask.dtype}; expected {tuple(vectors.shape[:2])} bool "

@@ -15,18 +15,11 @@ from powerclip.alignment.aggregators import ABSENT, zero_where_unscored
 
 
 def draw_subsets(count: int, regions: int, *, generator: torch.Generator | None = None) -> Tensor:
-    """A random sample of subsets of M regions, in complementary pairs.
+    """(A, M) bool, a random sample of subsets of M regions, in complementary pairs: rows i and i + A / 2.
 
     Every subset is equally likely, so a mean over the sample is unbiased. If a subset scores too high, its complement
-    tends to score too low, so complementary pairs reduce the error at no cost.
-
-    Args:
-        count: A, the number of subsets; rounded up to an even number.
-        regions: M.
-        generator: on the CPU; torch's own by default.
-
-    Returns:
-        (A, M) bool; rows i and i + A / 2 are complements.
+    tends to score too low, so complementary pairs reduce the error at no cost. A is ``count``, rounded up to an even
+    number; the generator is one on the CPU, torch's own by default.
     """
     half = torch.rand((count + 1) // 2, regions, generator=generator) < 0.5
     return torch.cat([half, ~half])
@@ -35,7 +28,7 @@ def draw_subsets(count: int, regions: int, *, generator: torch.Generator | None 
 def score_over_subsets(
     s: Tensor, region_mask: Tensor, phrase_mask: Tensor, subsets: Tensor, *, tile_bytes: int
 ) -> tuple[Tensor, Tensor]:
-    """T2R, exact, and R2T over the given subsets: exact if they are all.
+    """T2R, exact, and R2T over the given subsets, exact if they are all; each (...), 0 without a region or a phrase.
 
     Args:
         s: (..., M, K) region-phrase similarities.
@@ -44,9 +37,6 @@ def score_over_subsets(
         subsets: (A, M) bool or 0 / 1. Absent regions are ignored; each subset of those present still counts equally
             often.
         tile_bytes: approximate limit of the largest intermediate.
-
-    Returns:
-        T2R and R2T, each (...); 0 where a pair has no region or no phrase.
     """
     s = s.masked_fill(~region_mask[..., :, None], 0.0)  # (..., M, K)
     phrases = phrase_mask.sum(dim=-1, dtype=s.dtype)
@@ -57,26 +47,15 @@ def score_over_subsets(
 
 
 def standard_error(s: Tensor, region_mask: Tensor, phrase_mask: Tensor, subsets: Tensor, *, tile_bytes: int) -> Tensor:
-    """The standard error of a sampled R2T: the spread of its complementary pairs, over the root of their number.
+    """(...) the standard error of a sampled R2T: the spread of its complementary pairs, over the root of their number.
 
-    Args:
-        s: (..., M, K) region-phrase similarities.
-        region_mask: broadcastable to (..., M) bool, True = present.
-        phrase_mask: broadcastable to (..., K) bool, True = present.
-        subsets: (A, M), as ``draw_subsets`` makes them, A at least 4.
-        tile_bytes: approximate limit of the largest intermediate.
-
-    Returns:
-        (...) standard errors.
+    Arguments as in ``score_over_subsets``; the subsets (A, M) as ``draw_subsets`` makes them, A at least 4.
     """
     s = s.detach().masked_fill(~region_mask[..., :, None], 0.0)
     half = len(subsets) // 2
-    count = 0
-    mean = s.new_zeros(s.shape[:-2])
-    squares = s.new_zeros(s.shape[:-2])
-    for first, second in zip(
-        _pieces(subsets[:half], s, tile_bytes), _pieces(subsets[half:], s, tile_bytes), strict=True
-    ):
+    count, mean, squares = 0, s.new_zeros(s.shape[:-2]), s.new_zeros(s.shape[:-2])
+    halves = (_pieces(part, s, tile_bytes) for part in (subsets[:half], subsets[half:]))
+    for first, second in zip(*halves, strict=True):
         pairs = (_best(s, first, phrase_mask)[0] + _best(s, second, phrase_mask)[0]) / 2  # (..., a)
         # Chan et al.: mean and sum of squares of two samples joined, without cancellation.
         delta = pairs.mean(dim=-1) - mean

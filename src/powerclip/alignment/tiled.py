@@ -54,14 +54,9 @@ def hardest_negatives(
     scoring: Scoring,
     tile_bytes: int,
 ) -> HardestNegatives:
-    """The hardest negative of every row and column; ties go to the lowest index.
+    """The hardest negative of every row and column of I images and J captions; ties go to the lowest index.
 
-    Args:
-        regions: (I, M, D) region vectors.
-        phrases: (J, K, D) phrase vectors.
-        negative: the images' slice to (images, J) bool, True where the pair counts as a negative.
-        scoring: how s becomes the score that is compared.
-        tile_bytes: memory limit of a tile.
+    ``negative`` maps the images' slice to (images, J) bool, True where the pair counts as a negative.
     """
     I, J = len(regions), len(phrases)
     caption = torch.zeros(I, dtype=torch.int64, device=regions.values.device)
@@ -80,11 +75,7 @@ def hardest_negatives(
 
 
 def score_pairs(
-    regions: MaskedVectors,
-    phrases: MaskedVectors,
-    *,
-    scoring: Scoring,
-    tile_bytes: int,
+    regions: MaskedVectors, phrases: MaskedVectors, *, scoring: Scoring, tile_bytes: int
 ) -> tuple[Tensor, Tensor]:
     """T2R and R2T, each (P,), of the regions (P, M, D) and phrases (P, K, D) of P pairs; differentiable."""
     s_PMK = torch.bmm(regions.values, phrases.values.transpose(1, 2))
@@ -93,45 +84,32 @@ def score_pairs(
 
 @torch.no_grad()
 def score_rows(
-    regions: MaskedVectors,
-    phrases: MaskedVectors,
-    *,
-    scoring: Scoring,
-    tile_bytes: int,
+    regions: MaskedVectors, phrases: MaskedVectors, *, scoring: Scoring, tile_bytes: int
 ) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """T2R and R2T of a few images at a time with all captions, without gradient.
 
     Captions are sorted by their number of phrases, so that those of one tile need little padding.
 
-    Args:
-        regions: (I, M, D) region vectors.
-        phrases: (J, K, D) phrase vectors.
-        scoring: how s becomes T2R and R2T.
-        tile_bytes: memory limit of a tile.
-
     Yields:
         The images' slice, and T2R and R2T, each (images, J).
     """
-    I, M, _ = regions.values.shape
-    J, K, _ = phrases.values.shape
+    I, J = len(regions), len(phrases)
     if scoring.fused:
         step = min(max(I, 1), IMAGES_PER_TILE)
         columns = max(1, tile_bytes // (4 * regions.values.element_size() * step))
-        tiles = list(_caption_tiles(phrases, columns=columns))
-        blocks: Iterator[Callable[[_CaptionTile], tuple[Tensor, Tensor]]] = (
-            _FusedBlock(regions[i : i + step], scoring=scoring) for i in range(0, I, step)
-        )
     else:
-        pairs = max(1, tile_bytes // scoring.bytes_per_pair(M, K))
+        pairs = scoring.pairs_per_tile(regions, phrases, tile_bytes=tile_bytes)
         step = max(1, min(I, math.isqrt(pairs)))
-        tiles = list(_caption_tiles(phrases, columns=max(1, pairs // step) * K))
-        blocks = (_PlainBlock(regions[i : i + step], scoring=scoring, tile_bytes=tile_bytes) for i in range(0, I, step))
-    for i, block in zip(range(0, I, step), blocks, strict=True):
+        columns = max(1, pairs // step) * phrases.mask.shape[1]
+    tiles = list(_caption_tiles(phrases, columns=columns))
+    for i in range(0, I, step):
         images = slice(i, min(i + step, I))
-        t2r = regions.values.new_empty(images.stop - i, J)
-        r2t = torch.empty_like(t2r)
+        rows = regions[images]
+        block = _FusedBlock(rows, scoring=scoring) if scoring.fused else None
+        t2r, r2t = (rows.values.new_empty(len(rows), J) for _ in range(2))
         for tile in tiles:
-            t2r[:, tile.captions], r2t[:, tile.captions] = block(tile)
+            scores = block(tile) if block else _plain(rows, tile, scoring=scoring, tile_bytes=tile_bytes)
+            t2r[:, tile.captions], r2t[:, tile.captions] = scores
         yield images, t2r, r2t
 
 
@@ -140,35 +118,28 @@ def over_tiles(
     regions: MaskedVectors,
     phrases: MaskedVectors,
     *,
-    pairs: int,
+    scoring: Scoring,
+    tile_bytes: int,
 ) -> tuple[Tensor, ...]:
-    """A function of s (i, j, M, K) and masks, each value (i, j), of all images and captions; differentiable.
+    """A function of s (i, j, M, K) and masks (i, 1, M) and (1, j, K) to values (i, j), of all images and captions.
 
-    The backward pass computes each tile of s again instead of keeping it.
-
-    Args:
-        function: of s and the masks (i, 1, M) and (1, j, K).
-        regions: (I, M, D) region vectors.
-        phrases: (J, K, D) phrase vectors.
-        pairs: image-caption pairs a tile may hold.
-
-    Returns:
-        Each (I, J).
+    Each of the values is then (I, J), and differentiable: the backward pass computes each tile of s again instead of
+    keeping it.
     """
 
     def tile(*inputs: Tensor) -> tuple[Tensor, ...]:
         r, p, r_mask, p_mask = inputs
         return function(torch.einsum("imd,jkd->ijmk", r, p), r_mask[:, None], p_mask[None])
 
-    images, captions = max(1, min(len(regions), math.isqrt(pairs))), max(1, min(len(phrases), math.isqrt(pairs)))
-    if images >= len(regions) and captions >= len(phrases):
+    side = math.isqrt(scoring.pairs_per_tile(regions, phrases, tile_bytes=tile_bytes))
+    if side >= max(len(regions), len(phrases)):
         return tile(regions.values, phrases.values, regions.mask, phrases.mask)
     rows = []
-    for i in range(0, len(regions), images):
-        r = regions[i : i + images]
+    for i in range(0, len(regions), side):
+        r = regions[i : i + side]
         parts: list[tuple[Tensor, ...]] = []
-        for j in range(0, len(phrases), captions):
-            p = phrases[j : j + captions]
+        for j in range(0, len(phrases), side):
+            p = phrases[j : j + side]
             parts.append(checkpoint(tile, r.values, p.values, r.mask, p.mask, use_reentrant=False))
         rows.append([torch.cat(values, dim=1) for values in zip(*parts, strict=True)])
     return tuple(torch.cat(values) for values in zip(*rows, strict=True))
@@ -206,19 +177,13 @@ def _caption_tiles(phrases: MaskedVectors, *, columns: int) -> Iterator[_Caption
         start = stop
 
 
-class _PlainBlock:
-    """A block of images with any scoring: all of s of a tile at once."""
-
-    def __init__(self, regions: MaskedVectors, *, scoring: Scoring, tile_bytes: int) -> None:
-        self.regions = regions
-        self.scoring, self.tile_bytes = scoring, tile_bytes
-
-    def __call__(self, tile: _CaptionTile) -> tuple[Tensor, Tensor]:
-        i, M, D = self.regions.values.shape
-        j, k = tile.mask.shape
-        s = self.regions.values.reshape(i * M, D) @ tile.phrases.T  # (i M, j k)
-        s = s.view(i, M, j, k).transpose(1, 2)  # (i, j, M, k)
-        return self.scoring.score(s, self.regions.mask[:, None], tile.mask[None], tile_bytes=self.tile_bytes)
+def _plain(regions: MaskedVectors, tile: _CaptionTile, *, scoring: Scoring, tile_bytes: int) -> tuple[Tensor, Tensor]:
+    """T2R and R2T, each (i, j), with any scoring: all of s of a tile at once."""
+    i, M, D = regions.values.shape
+    j, k = tile.mask.shape
+    s = regions.values.reshape(i * M, D) @ tile.phrases.T  # (i M, j k)
+    s = s.view(i, M, j, k).transpose(1, 2)  # (i, j, M, k)
+    return scoring.score(s, regions.mask[:, None], tile.mask[None], tile_bytes=tile_bytes)
 
 
 class _FusedBlock:
@@ -243,10 +208,9 @@ class _FusedBlock:
         buffer = torch.empty_like(linear)  # (i, j k) y of one region
         for m, region in enumerate(self.by_region):
             torch.mm(region, columns, out=buffer)
-            if product is None:
-                absolute += buffer.abs_()
-            else:
-                _accumulate(buffer, absolute, product)
+            absolute += buffer.abs_()
+            if product is not None:
+                product.addcmul_(product, buffer.neg_().exp2_())
                 if (m + 1) % REGIONS_PER_LOGARITHM == 0:
                     logarithm = logarithm + product.log2()
                     product.fill_(1.0)
@@ -267,10 +231,3 @@ class _FusedBlock:
         t2 = soft_max_over_phrases(exponent, tile.mask, tau=self.tau)  # (i, j)
         unscored = ~(self.present[:, None] & tile.mask.any(dim=1))  # (i, j)
         return t1.masked_fill_(unscored, 0.0), t2.masked_fill_(unscored, 0.0)
-
-
-def _accumulate(buffer: Tensor, absolute: Tensor, product: Tensor) -> None:
-    """absolute += |y| and product *= 1 + 2^-|y|, where the buffer holds y; it is overwritten."""
-    absolute += buffer.abs_()
-    buffer.neg_().exp2_()
-    product.addcmul_(product, buffer)
