@@ -263,3 +263,11 @@ def test_grounding_leaves_out_what_is_absent():
     assert found.scores[1] == 0
     with pytest.raises(ValueError, match=r"expected \(M, D\): one image"):
         grounding(regions, phrases)
+
+
+@pytest.mark.parametrize("subsets", ["all", "single"])
+@pytest.mark.parametrize(("M", "K"), [(0, 3), (3, 0), (0, 0)])
+def test_grounding_without_regions_or_phrases_is_empty(M, K, subsets):
+    found = grounding(torch.ones(M, 4), torch.ones(K, 4), subsets=subsets)
+    assert found.subsets.shape == found.similarities.shape == (K, M)
+    assert found.scores.tolist() == [0] * K

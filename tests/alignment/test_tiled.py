@@ -1,5 +1,3 @@
-import itertools
-
 import pytest
 import torch
 
@@ -128,7 +126,20 @@ def test_ties_go_to_the_lowest_index_and_nothing_is_absent(monkeypatch):
     assert (nothing.image_score == ABSENT).all()
 
 
-@pytest.mark.parametrize(("I", "J"), list(itertools.product((0, 3), (0, 3))))
-def test_nothing_to_score_is_an_empty_matrix(I, J):
-    found = similarity(torch.zeros(I, 2, 4), torch.zeros(J, 3, 4))
-    assert found.total.shape == (I, J)
+@pytest.mark.parametrize("method", ["nla", "exact", "sampled"])
+@pytest.mark.parametrize("subsets", ["all", "single"])
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize(
+    ("I", "J", "M", "K"), [(0, 0, 2, 3), (0, 9, 2, 3), (9, 0, 2, 3), (9, 8, 0, 3), (9, 8, 2, 0), (9, 8, 0, 0)]
+)
+def test_nothing_to_score_is_an_empty_matrix_or_one_of_zeros(I, J, M, K, method, subsets, grad):
+    regions, phrases = torch.ones(I, M, 4, requires_grad=grad), torch.ones(J, K, 4, requires_grad=grad)
+    for zeta in (0.75, "calibrated"):
+        found = similarity(regions, phrases, method=method, subsets=subsets, zeta=zeta, tile_bytes=1024)
+        assert found.total.shape == (I, J)
+        assert not found.total.any()
+        if grad:
+            found.total.sum().backward()
+    if method == "sampled" and subsets == "all":
+        assert found.r2t_standard_error.shape == (I, J)
+        assert not found.r2t_standard_error.any()

@@ -124,6 +124,18 @@ def test_nothing_that_can_be_scored_is_no_loss():
     assert all((x == 0).all() for x in found)
 
 
+@pytest.mark.parametrize("method", ["nla", "exact", "sampled"])
+@pytest.mark.parametrize("options", [{}, {"subsets": "single"}, {"zeta": "calibrated"}], ids=str)
+@pytest.mark.parametrize(("M", "K"), [(0, 3), (3, 0), (0, 0)])
+def test_a_batch_without_any_region_or_phrase_is_no_loss(M, K, options, method):
+    regions, phrases = torch.ones(4, M, 5, requires_grad=True), torch.ones(4, K, 5, requires_grad=True)
+    loss = PowersetAlignmentLoss(method=method, **options)(regions, phrases)
+    loss.backward()
+    assert loss == 0
+    assert not regions.grad.any()
+    assert not phrases.grad.any()
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_vectors_are_scored_in_float32(dtype):
     regions, phrases, *masks = batch(dtype=torch.float32)

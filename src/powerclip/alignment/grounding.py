@@ -60,8 +60,11 @@ def grounding(
     one_of("subsets", subsets, get_args(Subsets))
     present_KM = p.mask[0][:, None] & r.mask[0]
     s_KM = p.values[0] @ r.values[0].T
-    if subsets == "single" and len(regions):
+    if subsets == "single":
         best_K1 = s_KM.masked_fill(~present_KM, ABSENT).argmax(dim=1, keepdim=True)
         chosen_KM = torch.zeros_like(present_KM).scatter_(1, best_K1, True) & present_KM
-        return Grounding(subsets=chosen_KM, scores=s_KM.gather(1, best_K1)[:, 0], similarities=s_KM)
-    return Grounding(subsets=s_KM > 0, scores=s_KM.clamp(min=0).sum(dim=1), similarities=s_KM)
+        scores_K = s_KM.gather(1, best_K1)[:, 0]
+    else:
+        chosen_KM, scores_K = s_KM > 0, s_KM.clamp(min=0).sum(dim=1)
+    K, M = len(phrases), len(regions)
+    return Grounding(subsets=chosen_KM[:K, :M], scores=scores_K[:K], similarities=s_KM[:K, :M])

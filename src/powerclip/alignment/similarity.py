@@ -9,6 +9,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+from torch.nn.functional import pad
 
 from powerclip.alignment.calibration import choose_pairs, fit_zeta, measure_pairs
 from powerclip.alignment.scoring import Scoring, tile_bytes_or_default
@@ -85,7 +86,7 @@ def similarity(
         if zeta == "calibrated":
             scoring = replace(scoring, fitted_zeta=_calibrated_zeta(r, p, scoring=scoring, tile_bytes=budget))
         if method == "sampled":
-            scoring = replace(scoring, sample=draw_subsets(samples, regions.shape[1], generator=generator))
+            scoring = replace(scoring, sample=draw_subsets(samples, r.mask.shape[1], generator=generator))
         t2r, r2t = _all_pairs(r, p, scoring=scoring, tile_bytes=budget)
         error = None
         if method == "sampled" and subsets == "all":
@@ -121,6 +122,8 @@ def _all_pairs(
 @torch.no_grad()
 def _standard_errors(regions: MaskedVectors, phrases: MaskedVectors, *, scoring: Scoring, tile_bytes: int) -> Tensor:
     assert scoring.sample is not None
+    if not len(regions) or not len(phrases):
+        return regions.values.new_zeros(len(regions), len(phrases))
     error_of = partial(standard_error, subsets=scoring.sample, tile_bytes=tile_bytes)
     return over_tiles(lambda *s: (error_of(*s),), regions, phrases, scoring=scoring, tile_bytes=tile_bytes)[0]
 
@@ -141,7 +144,8 @@ def validate(
 
     Returns:
         Both with their masks, in one dtype, at least float32; without a mask, all are present. What is absent is set to
-        0, whatever it was (NaN and infinities included), and gets no gradient.
+        0, whatever it was (NaN and infinities included), and gets no gradient. M and K are at least 1: an absent vector
+        stands for none.
 
     Raises:
         ValueError: as ``similarity``.
@@ -170,7 +174,7 @@ def validate(
 def _masked(name: str, mask: Tensor | None, vectors: Tensor) -> MaskedVectors:
     if mask is None:
         present = torch.ones(vectors.shape[:2], dtype=torch.bool, device=vectors.device)
-        return MaskedVectors(values=vectors, mask=present)
+        return _never_empty(vectors, present)
     if mask.shape != vectors.shape[:2] or mask.dtype != torch.bool:
         raise ValueError(
             f"{name} has shape {tuple(mask.shape)} and dtype {mask.dtype}; expected {tuple(vectors.shape[:2])} bool "
@@ -178,4 +182,11 @@ def _masked(name: str, mask: Tensor | None, vectors: Tensor) -> MaskedVectors:
         )
     if mask.device != vectors.device:
         raise ValueError(f"{name} is on {mask.device}, its vectors on {vectors.device}; move one of them")
-    return MaskedVectors(values=vectors.masked_fill(~mask[..., None], 0.0), mask=mask)
+    return _never_empty(vectors.masked_fill(~mask[..., None], 0.0), mask)
+
+
+def _never_empty(values: Tensor, mask: Tensor) -> MaskedVectors:
+    """The vectors, with an absent one where there are none at all, so that no maximum is over nothing."""
+    if not values.shape[1]:
+        values, mask = pad(values, (0, 0, 0, 1)), pad(mask, (0, 1))
+    return MaskedVectors(values=values, mask=mask)

@@ -132,7 +132,7 @@ def over_tiles(
         return function(torch.einsum("imd,jkd->ijmk", r, p), r_mask[:, None], p_mask[None])
 
     side = math.isqrt(scoring.pairs_per_tile(regions, phrases, tile_bytes=tile_bytes))
-    if side >= max(len(regions), len(phrases)):
+    if side >= max(len(regions), len(phrases)) or not len(regions) or not len(phrases):
         return tile(regions.values, phrases.values, regions.mask, phrases.mask)
     rows = []
     for i in range(0, len(regions), side):
