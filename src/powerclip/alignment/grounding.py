@@ -51,12 +51,8 @@ def grounding(
     for name, value, letters in (("regions", regions, "(M, D)"), ("phrases", phrases, "(K, D)")):
         if value.ndim != 2:
             raise ValueError(f"{name} has shape {tuple(value.shape)}; expected {letters}: one image, one caption")
-    r, p = validate(
-        regions[None],
-        phrases[None],
-        None if region_mask is None else region_mask[None],
-        None if phrase_mask is None else phrase_mask[None],
-    )
+    masks = (None if mask is None else mask[None] for mask in (region_mask, phrase_mask))
+    r, p = validate(regions[None], phrases[None], *masks)
     one_of("subsets", subsets, get_args(Subsets))
     present_KM = p.mask[0][:, None] & r.mask[0]
     s_KM = p.values[0] @ r.values[0].T

@@ -44,11 +44,6 @@ class PhraseTree:
         """A tree of labelled spans in any order: larger phrases first, or one CAPTION over all leaves without any span.
 
         Of equal spans, and of spans that cross, the one given first is kept.
-
-        Args:
-            leaves: character span of each word.
-            spans: label, first and last leaf of each phrase.
-            parser: what made the tree.
         """
         leaves = tuple(leaves)
         kept: dict[tuple[int, int], str] = {}
