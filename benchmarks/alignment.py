@@ -2,7 +2,7 @@
 
     python benchmarks/alignment.py                       # growth with C, then with M and K; about ten minutes
     python benchmarks/alignment.py --pairs 128 512       # these batch sizes only
-    python benchmarks/alignment.py --plot docs/alignment.png   # exact 2^M against nla M, as a picture
+    python benchmarks/alignment.py --plot docs/alignment.png   # exact 2^M against nla M, as a plot
 
 Times are medians of interleaved repetitions in one process. Memory is the highest resident size of a process of its
 own while it computes, less what it held before, so the inputs are not in it. "dense" is the loss as one would write it
@@ -173,7 +173,7 @@ def product_seconds(inputs: tuple[Tensor, Tensor]) -> float:
 
 
 def plot(path: Path, console: Console) -> None:
-    """Time of the two methods over the number of regions, measured here, as a picture and a table."""
+    """Time of the two methods over the number of regions, measured here, as a plot and a table."""
     import matplotlib
 
     matplotlib.use("Agg")

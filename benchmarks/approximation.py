@@ -3,7 +3,7 @@
     python benchmarks/approximation.py --model runs/demo/powerclip --plot docs/approximation.png
 
 "random" are random unit regions (M = 10, D = 512) and phrases (K = 8); "trained" are the features of a trained
-model on generated test scenes: ten random boxes an image, the phrases of the captions' parse trees. Every figure is over
+model on generated test scenes: ten random boxes per image, the phrases of the captions' parse trees. Every figure is over
 all pairs of 96 images and 96 captions, in float64, beside ``powerclip.alignment.similarity(method="exact")``.
 """
 

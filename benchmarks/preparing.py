@@ -5,7 +5,7 @@
     python benchmarks/preparing.py --sam facebook/sam2-hiera-small --device cuda
     python benchmarks/preparing.py --floor             # the arithmetic that SAM needs, and the least time for it on 8 GPUs
 
-The pictures are noise of a photograph's spectrum (amplitude 1/f), about 75 kB at 384 x 288; the captions are the gold list's.
+The images are noise with a photograph's spectrum (amplitude 1/f), about 75 kB at 384 x 288; the captions are the gold list's.
 The rows are measured in one run, by the same job that `powerclip prepare` runs; what it loads first is not counted.
 """
 
@@ -35,7 +35,7 @@ CORES, GPUS = 32, 8
 GPU_FLOP_PER_S = 790e12
 """What an H200 reached in large bf16 matrix products."""
 POINTS = 32 * 32
-"""That SAM's mask generation asks for in a picture; a call of the decoder takes ``GPU_POINTS`` of them."""
+"""Points that SAM's mask generation prompts per image; a call of the decoder takes ``GPU_POINTS`` of them."""
 
 
 def write_source(path: Path, images: int) -> None:
@@ -72,14 +72,14 @@ def random_sam(folder: Path) -> str:
 
 
 def floor(console: Console) -> None:
-    """Floating-point operations of a picture, counted on models without weights; the rest of the pipeline comes on top."""
+    """Floating-point operations per image, counted on models without weights; the rest of the pipeline is not included."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
     from transformers import SamConfig, SamModel
 
     huge = {"hidden_size": 1280, "num_hidden_layers": 32, "num_attention_heads": 16, "mlp_dim": 5120}
     sizes = {"SAM ViT-B": {}, "SAM ViT-H": {**huge, "global_attn_indexes": [7, 15, 23, 31]}}
-    table = Table(title=f"{POINTS} points a picture; all {GPUS} GPUs at {GPU_FLOP_PER_S / 1e12:.0f} TFLOP/s")
+    table = Table(title=f"{POINTS} points per image; all {GPUS} GPUs at {GPU_FLOP_PER_S / 1e12:.0f} TFLOP/s")
     for heading in ("model", "encoder", "decoder", f"CC12M on {GPUS} GPUs, at least"):
         table.add_column(heading, justify="left" if heading == "model" else "right")
     for name, vision in sizes.items():
@@ -120,7 +120,7 @@ def main() -> None:
             jobs = [(f"SAM ({options.sam}) on {options.device}", "none", f"sam:{model}")]
         unit, count = ("GPUs", GPUS) if options.device != "cpu" else ("cores", CORES)
         table = Table(title=f"{options.images} pairs of {size:.0f} kB")
-        for heading in ("work", "pairs/s", "ms a pair", f"CC12M on {count} {unit}"):
+        for heading in ("work", "pairs/s", "ms per pair", f"CC12M on {count} {unit}"):
             table.add_column(heading, justify="left" if heading == "work" else "right")
         for work, parser, regions in jobs:
             loaded = parser_of(parser)

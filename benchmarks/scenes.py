@@ -1,4 +1,4 @@
-"""Does drawing scenes cost less than the training step it feeds? Milliseconds an image and a sample, one thread.
+"""Does drawing scenes cost less than the training step it feeds? Milliseconds per image and per sample, one thread.
 
 python benchmarks/scenes.py
 """
@@ -73,7 +73,7 @@ def main() -> None:
     images = 1000
     draw_ms = best_ms(lambda: list(generate("train", count=images, seed=0)), per=images)
     step_ms = best_ms(step, per=config.batch_size)
-    table = Table("work", "ms an image", "share of the step", title="one thread, 64-pixel scenes")
+    table = Table("work", "ms per image", "share of the step", title="one thread, 64-pixel scenes")
     table.add_row("draw, caption, masks, PNG", f"{draw_ms:.2f}", f"{draw_ms / step_ms:.0%}")
     table.add_row(f"training step, {config.recipe}, batch {config.batch_size}", f"{step_ms:.2f}", "100%")
     Console().print(table)

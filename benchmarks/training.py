@@ -43,7 +43,7 @@ class Options:
     model: str = "tiny"
     """Towers."""
     batch_size: int = 64
-    """Pairs a step."""
+    """Pairs per step."""
     regions: int = 10
     """M."""
     workers: int = 0
@@ -79,7 +79,7 @@ def main(options: Options) -> None:
     parts = {name: statistics.median(values[3:]) for name, values in seconds.items()}
     total = sum(parts.values())
     table = Table(title=f"{options.model}, {options.batch_size} pairs, M = {options.regions}, {options.device}")
-    for name in ("part", "ms a step", "share"):
+    for name in ("part", "ms per step", "share"):
         table.add_column(name, justify="left" if name == "part" else "right")
     for name in PARTS:
         table.add_row(name, f"{1e3 * parts[name]:.1f}", f"{parts[name] / total:.1%}")

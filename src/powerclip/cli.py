@@ -243,7 +243,7 @@ def _overview() -> str:
 def _recipe_of(argv: Sequence[str]) -> TrainConfig:
     """The config of the recipe named in the arguments, found before they are parsed: it is the default of the rest.
 
-    A length given in steps replaces the recipe's in epochs, and the other way round.
+    A length given in steps replaces the recipe's in epochs, and vice versa.
     """
     scan = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in ("recipe", "steps", "epochs"):

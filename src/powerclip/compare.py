@@ -49,7 +49,7 @@ def compare(
     """
     evaluation = evaluation or EvaluateConfig(suite=("scenes",))
     if not configs or seeds < 1:
-        raise PowerclipError(f"got {len(configs)} configs with {seeds} seeds to compare; name 1 or more of both")
+        raise PowerclipError(f"got {len(configs)} configs with {seeds} seeds to compare; name at least one of each")
     runs = {
         (name, number): output / f"{name}-seed-{config.seed + number}"
         for number in range(seeds)  # seed by seed, so that an unfinished comparison is a balanced one

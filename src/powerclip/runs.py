@@ -49,7 +49,7 @@ class RunFolder:
         self.status_file = self.path / "status.json"
         """How far it has come, for scripts that restart it: ``{"step": 3, "steps": 9, "finished": false}``."""
         self.metrics_file = self.path / "metrics.jsonl"
-        """One JSON object a line, with "step"."""
+        """One JSON object per line, with "step"."""
         self.bad_batches_file = self.path / "bad_batches.jsonl"
         """The keys of the samples in steps that were skipped."""
         self.checkpoints = self.path / "checkpoints"

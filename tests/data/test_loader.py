@@ -80,7 +80,7 @@ def test_samples_without_phrases_are_counted_and_warned_of_once(workers, plain, 
         batches = [*loader.epoch(0), *loader.epoch(1)]
     assert loader.without_phrases == 16
     assert [record.message for record in caplog.records if "without phrases" in record.message] == [
-        "samples without phrases: the whole caption is their one phrase; powerclip prepare adds them"
+        "samples without phrases: the caption is their only phrase; powerclip prepare adds phrases"
     ]
     assert all(torch.equal(b.phrase_spans, torch.tensor([[[0, 1]]]).expand(4, 1, 2)) for b in batches)
 

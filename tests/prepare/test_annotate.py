@@ -50,8 +50,8 @@ def test_an_image_that_the_proposer_refuses_costs_itself():
     proposer = SimpleNamespace(name="x", propose=propose)
     samples = annotated(items(picture(), picture(size=(7, 500)), picture()), None, proposer, counts)
     assert [sample.key for sample in samples] == ["0", "2"]
-    assert counts.skipped == {"image that the regions' proposer refuses": 1}
-    assert counts.examples == {"image that the regions' proposer refuses": ["item 1"]}
+    assert counts.skipped == {"image refused by the region proposer": 1}
+    assert counts.examples == {"image refused by the region proposer": ["item 1"]}
     assert counts.samples == 2
 
 

@@ -76,7 +76,7 @@ def test_annotations_are_held_to_what_prepare_holds_them_to(tmp_path):
         printed(tmp_path / "x.tar")
     found = json.loads((tmp_path / "check.json").read_text())
     assert set(found["bad"]) == {
-        "malformed regions.json", "regions of another size than the image", "phrases reach beyond the caption",
+        "malformed regions.json", "regions and image differ in size", "phrases reach beyond the caption",
         "samlens.npy without samcat.npy",
     }  # fmt: skip
     assert found["measures"]["regions"]["max"] == 1

@@ -140,7 +140,7 @@ def test_a_hostile_tar_costs_its_bad_members_only(tmp_path):
     ])  # fmt: skip
     report = prepare(tmp_path / "in.tar", tmp_path / "out", PrepareConfig(max_bad_share=0.9))
     assert report["skipped"] == {
-        "name leads out of the tar": 2, "no image": 3, "image too large": 1, "caption holds NUL": 1,
+        "path leads outside the tar": 2, "no image": 3, "image too large": 1, "caption contains NUL": 1,
         "caption not UTF-8": 1, "malformed json": 1, "malformed phrases.json": 1, "key occurs twice in its tar": 1,
     }  # fmt: skip
     assert report["samples"] == 22

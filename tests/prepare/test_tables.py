@@ -141,9 +141,15 @@ def test_line_ends_and_byte_order_marks_of_any_system(end, mark, photos, tmp_pat
 @pytest.mark.parametrize(
     ("header", "message"),
     [
-        ("path,caption,caption", "2 columns 'caption' and 'caption'; rename them, or choose with --caption-column"),
-        ("path,Caption,caption", "2 columns 'Caption' and 'caption'; rename them, or choose with --caption-column"),
-        ("path,path,caption", "2 columns 'path' and 'path'; rename them, or choose with --image-column"),
+        (
+            "path,caption,caption",
+            "2 columns 'caption' and 'caption'; rename one, or choose another with --caption-column",
+        ),
+        (
+            "path,Caption,caption",
+            "2 columns 'Caption' and 'caption'; rename one, or choose another with --caption-column",
+        ),
+        ("path,path,caption", "2 columns 'path' and 'path'; rename one, or choose another with --image-column"),
     ],
 )
 def test_of_two_columns_neither_is_chosen(header, message, photos, tmp_path):

@@ -87,7 +87,7 @@ ANNOTATIONS = {
         ("regions.json", b'{"height": 9, "width": 12, "masks": [[]]}'),
         ("regions.json", b'{"height": 1e999, "width": 12, "masks": []}'),
     ],
-    "regions of another size than the image": [
+    "regions and image differ in size": [
         ("regions.json", json.dumps({**WHOLE, "height": 12, "width": 9}).encode()),
     ],
     "phrases reach beyond the caption": [("phrases.json", b'{"leaves":[[0,999]],"phrases":[]}')],

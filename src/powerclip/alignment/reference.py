@@ -17,7 +17,7 @@ from torch import Tensor
 from powerclip.types import Similarity
 
 MAX_REGIONS = 16
-"""Enumeration is refused beyond this: 2^16 subsets a pair."""
+"""Enumeration is refused beyond this: 2^16 subsets per pair."""
 
 
 def all_subsets(count: int, *, device: torch.device, dtype: torch.dtype) -> Tensor:

@@ -265,7 +265,7 @@ class Loader:
                 self._bad_places.add(place)
                 self.bad[reason] += 1
         if loaded.without_phrases and not self.without_phrases:
-            log.warning("samples without phrases: the whole caption is their one phrase; powerclip prepare adds them")
+            log.warning("samples without phrases: the caption is their only phrase; powerclip prepare adds phrases")
         self.without_phrases += loaded.without_phrases
         seen = min(self._seen, len(self.dataset))
         judged = seen >= min(MIN_SEEN, len(self.dataset))

@@ -104,7 +104,7 @@ def read_caption(
         clean: False leaves the caption as it is, for one that came with offsets into it.
 
     Raises:
-        BadSampleError: it is too large, empty, not UTF-8, or holds NUL.
+        BadSampleError: it is too large, empty, not UTF-8, or contains NUL.
     """
     metadata = metadata or {}
     if len(text) > MAX_CAPTION_BYTES:
@@ -114,7 +114,7 @@ def read_caption(
     except UnicodeDecodeError as error:
         raise BadSampleError("caption not UTF-8") from error
     if "\0" in original:
-        raise BadSampleError("caption holds NUL")
+        raise BadSampleError("caption contains NUL")
     caption = clean_caption(original) if clean else original
     if not caption.strip():
         raise BadSampleError("empty caption")

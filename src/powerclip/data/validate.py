@@ -56,7 +56,7 @@ def stored_masks(regions: RegionAnnotation, size: tuple[int, int], indices: Sequ
 
 def _check_size(regions: RegionAnnotation, size: tuple[int, int]) -> None:
     if (regions.height, regions.width) != size:
-        raise BadSampleError("regions of another size than the image")
+        raise BadSampleError("regions and image differ in size")
 
 
 def _check_tree(tree: PhraseTree, caption: str) -> None:

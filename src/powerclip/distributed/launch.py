@@ -32,7 +32,7 @@ def process_group(device: str = "auto") -> Iterator[torch.device]:
     An existing group is used and left alone.
 
     Args:
-        device: "auto" takes this process's GPU where there are any; "cuda" the same; or "cpu", "cuda:1", ...
+        device: "auto" takes this process's GPU if there is one; "cuda" the same; or "cpu", "cuda:1", ...
 
     Raises:
         PowerclipError: the device does not exist here.

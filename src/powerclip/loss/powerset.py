@@ -126,7 +126,7 @@ class PowersetAlignmentLoss(nn.Module):
         if caption_ids is not None and (caption_ids.shape != regions.shape[:1] or caption_ids.is_floating_point()):
             raise ValueError(
                 f"caption_ids has shape {tuple(caption_ids.shape)} and dtype {caption_ids.dtype}; expected "
-                f"({len(regions)},) integers, one a caption"
+                f"({len(regions)},) integers, one per caption"
             )
         self.scoring.check_regions(regions.shape[1])
         with torch.autocast(regions.device.type, enabled=False):

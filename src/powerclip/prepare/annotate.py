@@ -106,7 +106,7 @@ def annotated(
             try:
                 sample = replace(sample, regions=proposer.propose(image))
             except ValueError:
-                counts.skip("image that the regions' proposer refuses", item.name)
+                counts.skip("image refused by the region proposer", item.name)
                 continue
         counts.keep(came_with)
         batch.append(sample)

@@ -25,7 +25,7 @@ from powerclip.prepare.workers import run_local, run_ray
 ENOUGH = 100
 """A share of bad samples stops the job early only after this many samples."""
 NOTE_EVERY_S = 60.0
-"""Seconds between lines of progress where there is no terminal to show a bar."""
+"""Seconds between lines of progress if there is no terminal to show a bar."""
 STAMPED = ("powerclip", "spacy", "torch", "transformers", "scikit-image", "pillow")
 """Packages whose versions are in the report."""
 
@@ -105,8 +105,8 @@ def _summary(report: dict[str, Any], output: Path, kept: list[str]) -> str:
     ignored = [f"{number} {kind}" for kind, number in report["ignored"].items()]
     return (
         f"{report['samples']} samples in {output}, {sum(report['skipped'].values())} skipped; "
-        f"{report['phrases_per_caption']:.1f} phrases a caption, "
-        f"{report['regions_per_image']:.1f} stored regions an image"
+        f"{report['phrases_per_caption']:.1f} phrases per caption, "
+        f"{report['regions_per_image']:.1f} stored regions per image"
         + (f"; kept from the source: {', '.join(kept)}" if kept else "")
         + (f"; other files in the source: {', '.join(ignored)}" if ignored else "")
     )
@@ -176,7 +176,7 @@ class _Progress:
 
 @contextmanager
 def _shown(console: Console, progress: _Progress) -> Iterator[Callable[[], None]]:
-    """Shows the progress: a bar on a terminal, else a line a minute. Yields a function to call after each shard."""
+    """Shows the progress: a bar on a terminal, otherwise a line per minute. Yields a function to call after each shard."""
     total = progress.shards
     start, samples_at_start, last = time.monotonic(), progress.samples, time.monotonic()
     bar = Progress(

@@ -142,7 +142,7 @@ def _column(path: Path, columns: Sequence[str], given: str | None, known: tuple[
             )
     if len(matches) > 1:
         raise PowerclipError(
-            f"{path} has {len(matches)} columns {' and '.join(map(repr, matches))}; rename them, or choose with --{option}"
+            f"{path} has {len(matches)} columns {' and '.join(map(repr, matches))}; rename one, or choose another with --{option}"
         )
     return matches[0]
 

@@ -57,7 +57,7 @@ def tar_items(shard: Path, caption_key: str, *, keep: bool = True) -> Iterator[I
             if i >= MAX_SAMPLES:
                 yield bad(name, f"beyond the first {MAX_SAMPLES} samples of its tar")
             elif entry.key.startswith("/") or ".." in entry.key.split("/"):
-                yield bad(name, "name leads out of the tar")
+                yield bad(name, "path leads outside the tar")
             elif hash(entry.key) in seen:
                 yield bad(name, "key occurs twice in its tar")
             else:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def random_boxes(images: int, *, regions: int, grid: tuple[int, int], generator: torch.Generator) -> Tensor:
-    """M random boxes an image: centre, width and height uniform over the grid (Kawamura et al., CVPR 2026).
+    """M random boxes per image: centre, width and height uniform over the grid (Kawamura et al., CVPR 2026).
 
     A box is clipped at the border and always holds the patch of its centre.
 

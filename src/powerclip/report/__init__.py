@@ -1,4 +1,4 @@
-"""Tables, curves, grounding pictures, and the page that holds them."""
+"""Tables, curves, figures of grounded phrases, and the page that shows them."""
 
 from powerclip.report.html import write_report
 from powerclip.report.tables import Table, read_evaluations, results_table

@@ -77,7 +77,7 @@ def _grounding(runs: Mapping[str, Path]) -> dict[str, Any]:
 
 
 def _described(groundings: Mapping[str, Grounding]) -> str:
-    """The phrases in the picture with the numbers under them, as text."""
+    """The phrases that are shown and the numbers below them, as text."""
     models = []
     for name, found in groundings.items():
         phrases = [f"{p.text} ({p.regions} regions, {p.score:.2f})" for p in shown_phrases(found.phrases)]

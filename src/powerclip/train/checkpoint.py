@@ -42,7 +42,7 @@ UNPICKLED = {
     ("pathlib", "PosixPath"),
     ("collections", "OrderedDict"),
 }
-"""What a checkpoint's description may name besides dtypes and the classes of torch's module of descriptions."""
+"""What a checkpoint's description may name in addition to dtypes and the classes of torch's module of descriptions."""
 
 
 def save(folder: Path, *, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, extra: dict[str, Any]) -> Path:
@@ -194,7 +194,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 class _Planner(DefaultLoadPlanner):
-    """Accepts numbers, strings and containers of them besides tensors, and nothing else."""
+    """Accepts numbers, strings, containers of them and tensors, and nothing else."""
 
     def create_local_plan(self) -> LoadPlan:
         try:

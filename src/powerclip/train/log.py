@@ -32,11 +32,11 @@ SPEED_OVER_S = 1800.0
 """The remaining time is estimated from the speed over this long: metrics may come minutes apart."""
 
 LINE_EVERY_S = 60.0
-"""Time between lines of progress where there is no terminal to show a bar."""
+"""Time between lines of progress if there is no terminal to show a bar."""
 
 
 class MetricsLog:
-    """Appends one JSON object a line to ``metrics.jsonl`` and the same numbers to TensorBoard.
+    """Appends one JSON object per line to ``metrics.jsonl`` and the same numbers to TensorBoard.
 
     A resumed run drops the lines after its checkpoint, so that every step occurs once.
     """
