@@ -61,7 +61,7 @@ class ModelConfig:
     """Which towers, and how their dense outputs become vectors."""
 
     name: str = "ViT-B-16"
-    """A ViT that open_clip knows, "tiny", or the path of a JSON config of open_clip's form."""
+    """A ViT that open_clip knows, "tiny", or the path of a JSON config in open_clip's format."""
     pretrained: str | None = None
     """An open_clip tag or a checkpoint file to start from; None starts from scratch."""
     text_pool: TextPool = "avg"
@@ -109,7 +109,7 @@ class ObjectiveConfig(ScoringConfig):
     """The loss: PowerCLIP's (CLIP's, plus ``powerset_weight`` times the powerset alignment loss), or a baseline's."""
 
     name: Annotated[Objective, tyro.conf.arg(aliases=("--objective",))] = "powerclip"
-    """Which loss; the other settings are powerclip's, unless they say otherwise."""
+    """Which loss; the other settings apply to powerclip, unless they name another loss."""
     powerset_weight: float = 0.2
     """lambda, the weight of the powerset alignment loss; the objective clip trains without that loss."""
     margin: float = 0.2
@@ -119,7 +119,7 @@ class ObjectiveConfig(ScoringConfig):
     region_source: RegionSource = "boxes"
     """Random boxes drawn at every step (PowerCLIP-R), or the masks stored with the data (PowerCLIP-S)."""
     regions: int = 10
-    """M: regions of an image and step; where more masks are stored, this many are drawn each time."""
+    """M: regions per image and step; if more masks are stored, this many are drawn each time."""
     sparc_global_weight: float = 0.5
     """sparc only: weight of CLIP's loss."""
     sparc_local_weight: float = 1.0
@@ -154,7 +154,7 @@ class DataConfig:
     weights: tuple[float, ...] | None = None
     """Share of each of several sources given as data, in their order; None shows all samples equally often."""
     resample: bool = False
-    """Draw samples with replacement, instead of each once an epoch."""
+    """Draw samples with replacement, instead of each once per epoch."""
     crop: Crop = "random"
     """A random crop of at least 90 % of the area, or the complete image squeezed to the tower's size."""
     flip: float = 0.0
@@ -162,7 +162,7 @@ class DataConfig:
     cache: str | None = None
     """Folder for local copies of shards behind URLs; None is ~/.cache/powerclip/shards."""
     cache_gib: float = 32.0
-    """Size above which the least recently used copies are deleted; a shuffle reads from 16 shards at a time."""
+    """Size in GiB above which the least recently used copies are deleted; a shuffle reads from 16 shards at a time."""
     max_bad_share: float = 0.1
     """Stop when more than this share of the samples cannot be read."""
 
@@ -243,9 +243,9 @@ class EvaluateConfig:
     """What a model is evaluated on, and how: the settings of ``powerclip evaluate``."""
 
     suite: tuple[str, ...] = ()
-    """One or more of: scenes (generated tasks); pairs (retrieval among the pairs of the shards --data, or of the run's
-    own training data without --data); and, with their data sets in folders under --data: classification, robustness,
-    imagenet, retrieval, compositionality. Default: pairs with --data, else scenes."""
+    """One or more of: scenes (generated tasks); pairs (retrieval among the pairs in the shards --data, or without
+    --data in the run's training data); and, with their data sets in folders under --data: classification, robustness,
+    imagenet, retrieval, compositionality. Default: pairs with --data, otherwise scenes."""
     data: Path | None = None
     """Shards, or the folder of public data sets (docs/evaluation.md describes its layout)."""
     size: int = 400
@@ -257,7 +257,7 @@ class EvaluateConfig:
     scores: tuple[Score, ...] = ("global",)
     """How to score images and captions: by global embeddings (what papers report), the powerset similarity, or both."""
     regions: ScoreRegions = "grid"
-    """Regions of the powerset score: boxes on a fixed grid, or the masks stored with one's own shards."""
+    """Regions of the powerset score: boxes on a fixed grid, or the masks stored in your own shards."""
     device: str = "auto"
     """auto, cpu, cuda, ..."""
     output: Path | None = None

@@ -43,7 +43,7 @@ def classification_metrics(images: Tensor, classes: Tensor, labels: Tensor) -> d
     if len(labels) != len(images) or labels.min() < 0 or labels.max() >= len(classes):
         raise ValueError(
             f"the classification task has {len(images)} images, {len(classes)} classes and {len(labels)} labels from "
-            f"{labels.min() if len(labels) else '-'} to {labels.max() if len(labels) else '-'}; expected one label an "
+            f"{labels.min() if len(labels) else '-'} to {labels.max() if len(labels) else '-'}; expected one label per "
             "image, from 0 to the number of classes less one"
         )
     scores = images @ classes.T

@@ -32,7 +32,7 @@ LIGHT_SEED = 10_000
 """Seed of the scenes to watch a training by; those of the final evaluation must not influence when a training ends."""
 
 OWN_SUITES = ("scenes", "pairs")
-"""Suites that need no public data: generated tasks, and retrieval among the pairs of one's own shards."""
+"""Suites that need no public data: generated tasks, and retrieval among the pairs of your own shards."""
 
 Read = tuple[list[tuple[Task, Origin]], dict[str, str]]
 """Tasks with the data they are measured on, and the missing data sets with where to get them."""
@@ -98,7 +98,7 @@ def results_folder(model: str, config: EvaluateConfig) -> Path:
 
 
 def write_evaluation(folder: Path, results: Results, *, tasks: Sequence[Task], suite: str) -> Evaluation:
-    """Write results of ``evaluate_tasks`` on tasks of one's own as ``evaluation.json``, in the place of what is there."""
+    """Write results of ``evaluate_tasks`` on your own tasks as ``evaluation.json``, replacing an existing file."""
     origins = {task.name: origin_of(task, suite=suite, data=suite) for task in tasks}
     evaluation = Evaluation(tasks={})
     for name, metrics in results.items():
@@ -198,7 +198,7 @@ def _read(
 
 
 def _named_by_data(task: Task, origin: Origin) -> tuple[Task, Origin]:
-    """Pairs of one's own under the name of their data: other data are another row of a table."""
+    """Name your own pairs after their data, so that other data get another row in tables."""
     if origin.suite == "pairs":
         task = replace(task, name=f"{task.name}:{Path(origin.data).name}")
     return task, origin

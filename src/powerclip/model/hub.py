@@ -85,5 +85,6 @@ def _find(path_or_hub_id: str | Path) -> Path:
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise PowerclipError(
-            f"{path_or_hub_id} is not a local folder, and the hub did not deliver it ({type(error).__name__}: {reason})"
+            f"{path_or_hub_id} is not a local folder and could not be downloaded from the hub "
+            f"({type(error).__name__}: {reason})"
         ) from error

@@ -56,7 +56,7 @@ def encode_caption(caption: str, tree: PhraseTree, tokenizer: Any, *, context_le
     if tree.leaves and tree.leaves[-1][1] > len(caption):
         raise ValueError(
             f"the tree's words reach to character {tree.leaves[-1][1]}, the caption has {len(caption)}: "
-            "parse this very caption"
+            "parse this caption"
         )
     encode = _encode_bpe if hasattr(tokenizer, "byte_encoder") else _encode_hf
     tokens, cleaned, pieces = encode(caption, tokenizer, context_length)

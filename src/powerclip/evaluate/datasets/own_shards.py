@@ -1,4 +1,4 @@
-"""Evaluation on one's own shards."""
+"""Evaluation on your own shards."""
 
 from __future__ import annotations
 
