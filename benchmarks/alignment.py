@@ -1,12 +1,12 @@
-"""Time and memory of the powerset alignment loss, forward and backward, beside the obvious implementation.
+"""Time and memory of the powerset alignment loss, forward and backward, compared with the obvious implementation.
 
     python benchmarks/alignment.py                       # growth with C, then with M and K; about ten minutes
     python benchmarks/alignment.py --pairs 128 512       # these batch sizes only
     python benchmarks/alignment.py --plot docs/alignment.png   # exact 2^M against nla M, as a plot
 
-Times are medians of interleaved repetitions in one process. Memory is the highest resident size of a process of its
-own while it computes, less what it held before, so the inputs are not in it. "dense" is the loss as one would write it
-down: s of all pairs as one (C, C, M, K) tensor, under autograd.
+Times are medians of interleaved repetitions in one process. Memory is the highest resident size of a separate
+process while it computes, less what it held before, so it does not include the inputs. "dense" is the straightforward
+implementation: s of all pairs as one (C, C, M, K) tensor, under autograd.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ DENSE_UP_TO = 1024
 
 
 def dense_loss(regions: Tensor, phrases: Tensor) -> Tensor:
-    """The loss as one would write it down."""
+    """The straightforward implementation of the loss."""
     s = torch.einsum("imd,jkd->ijmk", regions, phrases)
     t1 = (TAU * F.softplus(s / TAU)).sum(dim=2).mean(dim=2)
     x = s / (2 * TAU)
@@ -98,7 +98,7 @@ def times(ways: list[str], inputs: tuple[Tensor, Tensor], repetitions: int) -> d
 
 
 def peak_bytes(way: str, shape: tuple[int, int, int, int]) -> int:
-    """Highest resident bytes beyond the inputs, in a process of its own."""
+    """Highest resident bytes beyond the inputs, in a separate process."""
     command = [sys.executable, __file__, "--measure", way, *map(str, shape)]
     answer = subprocess.run(command, capture_output=True, text=True, check=True)
     return int(json.loads(answer.stdout.splitlines()[-1]))

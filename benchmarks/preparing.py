@@ -1,4 +1,4 @@
-"""How fast is preparing, a core? Pairs a second with one process, by what is done, and what CC12M would take.
+"""How fast is preparing per core? Pairs per second with one process, by what is done, and the time for CC12M.
 
     python benchmarks/preparing.py                             # packing, parsing, superpixels
     python benchmarks/preparing.py --sam random --images 4     # SAM ViT-B of random weights: its cost, not its masks

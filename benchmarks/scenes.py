@@ -1,4 +1,4 @@
-"""Does drawing scenes cost less than the training step it feeds? Milliseconds per image and per sample, one thread.
+"""Is drawing scenes faster than the training step that uses them? Milliseconds per image and per sample, one thread.
 
 python benchmarks/scenes.py
 """

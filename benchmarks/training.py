@@ -88,7 +88,7 @@ def main(options: Options) -> None:
 
 
 def timed_steps(engine: Engine, batches) -> dict[str, list[float]]:
-    """Seconds of each part, step by step; the step is the engine's own, taken apart at the features."""
+    """Seconds of each part, step by step; the engine's own step, split at the features."""
     loss, model = engine.loss, engine.model
     assert isinstance(loss, PowerCLIPLoss)
     seconds: dict[str, list[float]] = defaultdict(list)

@@ -33,7 +33,7 @@ WORDS = {
     "mans": "men's",
     "aubergine": "eggplant",
 }
-"""Words written otherwise in a caption."""
+"""Words that are written differently in a caption."""
 
 CAPITALS = {
     word.lower(): word
@@ -52,7 +52,7 @@ COUNTRY_NAMES = {
     "U.S. Outlying Islands": "United States Outlying Islands",
     "U.S. Virgin Islands": "United States Virgin Islands",
 }
-"""Names of countries said otherwise in a caption."""
+"""Countries that have another name in a caption."""
 
 THE_COUNTRIES = {
     "Bahamas", "Caribbean Netherlands", "Comoros", "Gambia", "Isle of Man", "Maldives", "Netherlands",

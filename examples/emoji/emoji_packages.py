@@ -22,7 +22,7 @@ STYLES = ("google", "twitter")
 """Noto and Twemoji; the package of a style is emoji-datasource-STYLE."""
 
 MAX_MEMBER_BYTES = 8_000_000
-"""No file that is wanted comes near; a larger one is not extracted."""
+"""A larger file is not extracted; none of the needed ones comes near this size."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""The contact sheet: held-out emoji of both styles, with what the model takes them for."""
+"""The contact sheet: held-out emoji of both styles, with the caption that the model ranks first."""
 
 from __future__ import annotations
 
