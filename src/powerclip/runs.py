@@ -92,8 +92,8 @@ class RunFolder:
         }
         if refused := [text for name, text in changes.items() if name not in REPORTED]:
             raise PowerclipError(
-                f"{output} was trained with other settings ({', '.join(refused)}); resume it with those, or name another "
-                "folder"
+                f"{output} was trained with other settings ({', '.join(refused)}); resume it with those, or name "
+                "another folder"
             )
         return ", ".join(changes.values())
 
@@ -106,8 +106,13 @@ class RunFolder:
             PowerclipError: the processes do not share the folder, or its run was trained on other data.
         """
         found = self.latest_checkpoint() if resume else None
-        if found is not None:
-            self._check_data(data)
+        before = self.data() if found is not None else None
+        if before is not None and before.digest != data.digest:
+            raise PowerclipError(
+                f"{self.path} was trained on {before.samples} samples in {before.shards} shards, and these data are "
+                f"{data.samples} in {data.shards} with other names or content; resume it on {', '.join(before.sources)}, "
+                "or start another run from its model"
+            )
         wait_for_all()  # all have looked before one writes
         if rank() == 0:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -158,15 +163,6 @@ class RunFolder:
     def latest_checkpoint(self) -> Path | None:
         """The newest checkpoint, None if there is none."""
         return next(reversed(all_checkpoints(self.checkpoints)), None)
-
-    def _check_data(self, data: DataProvenance) -> None:
-        before = self.data()
-        if before is not None and before.digest != data.digest:
-            raise PowerclipError(
-                f"{self.path} was trained on {before.samples} samples in {before.shards} shards, and these data are "
-                f"{data.samples} in {data.shards} with other names or content; resume it on {', '.join(before.sources)}, or "
-                "start another run from its model"
-            )
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

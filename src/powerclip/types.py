@@ -35,10 +35,6 @@ class Batch:
     def __len__(self) -> int:
         return int(self.images.shape[0])
 
-    def rows(self, which: slice) -> Batch:
-        """Some of the pairs."""
-        return replace(self, **{name: value[which] for name, value in vars(self).items()})
-
     def pin_memory(self) -> Batch:
         """The same batch in page-locked memory."""
         return self._each(Tensor.pin_memory)

@@ -86,11 +86,7 @@ def _kept(
 
 
 def build(config: dict[str, Any]) -> PowerCLIP:
-    """The model that a ``PowerCLIP.config`` describes, with random weights.
-
-    Raises:
-        PowerclipError: open_clip cannot build it.
-    """
+    """The model that a ``PowerCLIP.config`` describes, with random weights; a PowerclipError if open_clip cannot."""
     arguments = copy.deepcopy(config["model"])
     custom_text = arguments.pop("custom_text", False)
     text = arguments.get("text_cfg", {})
@@ -107,11 +103,7 @@ def build(config: dict[str, Any]) -> PowerCLIP:
 
 
 def read_config(name: str) -> dict[str, Any]:
-    """The config of a model by name (ours or open_clip's), or from a JSON file.
-
-    Raises:
-        PowerclipError: there is no model of that name, or the file is not a config.
-    """
+    """The config of a model by name (ours or open_clip's), or from a JSON file; a PowerclipError if it is neither."""
     ours = {path.stem: path for path in (Path(__file__).parent / "configs").glob("*.json")}
     if name not in ours and not name.endswith(".json"):
         config = open_clip.get_model_config(name)  # a copy
