@@ -215,17 +215,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             known = f"commands: {', '.join(COMMANDS)}"
             raise PowerclipError(f"unknown command {argv[0]!r}; {did_you_mean(argv[0], COMMANDS, otherwise=known)}")
         parse(argv[0], argv[1:]).run()
-    except RunFailedError as error:
-        return _fail(error, 1)
-    except (PowerclipError, ValueError) as error:
-        return _fail(error, 2)
     except KeyboardInterrupt:
         print("powerclip: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
         return 0
-    except OSError as error:
+    except (RunFailedError, OSError) as error:
         return _fail(error, 1)
+    except (PowerclipError, ValueError) as error:
+        return _fail(error, 2)
     return 0
 
 
