@@ -9,11 +9,11 @@ from typing import Any
 from PIL import Image
 
 Picture = Image.Image | Callable[[], Image.Image]
-"""An image, or a function that opens it when it is needed: evaluation holds only a batch of images at a time. Functions that are
-equal (frozen dataclasses, say) open the same image, which is then encoded once."""
+"""An image, or a function that opens it when it is needed: evaluation holds only a batch of images at a time. Functions
+that are equal (frozen dataclasses, say) open the same image, which is then encoded once."""
 
 Masks = Callable[[], Any]
-"""A function that opens the region masks of an image when they are needed: (M, H, W) bool array in the image's pixels."""
+"""A function that opens the region masks of an image when needed: (M, H, W) bool array in the image's pixels."""
 
 PLACE = "{c}"
 """Where the class name goes in a prompt."""
