@@ -67,9 +67,11 @@ def test_a_folder_takes_the_place_of_another_when_it_is_complete(tmp_path):
     assert names(tmp_path) == ["model"]
 
 
-def test_an_error_while_a_folder_is_filled_leaves_the_old_one(tmp_path):
+@pytest.mark.parametrize("old", ["model", ".model.old"])  # the second: a writer was killed between its two renames
+def test_an_error_while_a_folder_is_filled_leaves_the_old_one(old, tmp_path):
     target = tmp_path / "model"
-    target.mkdir()
+    (tmp_path / old).mkdir()
+    (tmp_path / old / "weights").write_text("old")
 
     def fail():
         with atomic_folder(target) as folder:
@@ -79,7 +81,7 @@ def test_an_error_while_a_folder_is_filled_leaves_the_old_one(tmp_path):
     with pytest.raises(OSError, match="disk full"):
         fail()
     assert names(tmp_path) == ["model"]
-    assert names(target) == []
+    assert (target / "weights").read_text() == "old"
 
 
 def test_json_is_valid_whatever_the_numbers_are(tmp_path):

@@ -49,13 +49,16 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """A new folder to fill, which takes the place of ``path`` when the block ends; an error in the block removes it.
 
     The files in it are synced to the disk. A folder that has the name already is moved aside, then deleted. Only one
-    writer at a time: the temporary folder is always ``.NAME.tmp``; the next writer clears what a killed one left.
+    writer at a time: the temporary folder is always ``.NAME.tmp``; the next writer clears what a killed one left, and
+    puts ``.NAME.old`` back if that one was killed between the two renames.
 
     Raises:
         OSError: it cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary, old = path.with_name(f".{path.name}.tmp"), path.with_name(f".{path.name}.old")
+    if old.exists() and not path.exists():
+        old.rename(path)
     for leftover in (temporary, old):
         shutil.rmtree(leftover, ignore_errors=True)
     temporary.mkdir()
