@@ -23,18 +23,7 @@ def normalise(x: Tensor) -> Tensor:
 
 
 def pool_regions(patches: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-    """Unit region vectors: the direction of the sum of a region's patches.
-
-    Args:
-        patches: (B, N, D) patch embeddings in the joint space.
-        masks: (B, M, N) bool regions on the patch grid; an all-False region is absent.
-
-    Returns:
-        (B, M, D) unit vectors, zero where absent, and (B, M) bool, True = present.
-
-    Raises:
-        ValueError: the masks are not on the patches' grid.
-    """
+    """``PowerCLIP.encode_regions``, from (B, N, D) patch embeddings: the direction of the sum of a region's patches."""
     if masks.ndim != 3 or masks.shape[0] != patches.shape[0] or masks.shape[2] != patches.shape[1]:
         raise ValueError(
             f"masks have shape {tuple(masks.shape)}; expected (B, M, N) with B = {patches.shape[0]} images and "
@@ -73,9 +62,7 @@ def pool_leaves(tokens: Tensor, leaf_of_token: Tensor, *, leaves: int) -> tuple[
 def pool_tokens(tokens: Tensor, leaf_of_token: Tensor) -> tuple[Tensor, Tensor]:
     """Unit vectors of the single tokens that belong to a word, in place of phrases (the paper's ablation).
 
-    Args:
-        tokens: (B, T, D) token embeddings in the joint space.
-        leaf_of_token: (B, T) int64, the leaf each token belongs to, -1 for none.
+    The arguments are those of ``pool_leaves``.
 
     Returns:
         (B, T, D) unit vectors, zero where a token belongs to no leaf, and (B, T) bool, True = present.

@@ -69,12 +69,7 @@ class SAM:
         self._longest_side, self._settings = longest_side, settings
 
     def propose(self, image: Image.Image) -> RegionAnnotation:
-        """The masks of an image, the best first.
-
-        Raises:
-            PowerclipError: the weights cannot be loaded.
-            ValueError: the model's own preprocessing refuses the image.
-        """
+        """As ``Proposer.propose``; a PowerclipError if the weights cannot be loaded."""
         copy = shrink_to(image, self._longest_side)
         result = self._generate(copy, points_per_batch=self.points_per_batch, **self._settings)
         masks = [np.asarray(mask, dtype=np.bool_) for mask in result["masks"]]
