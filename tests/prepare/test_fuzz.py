@@ -19,7 +19,7 @@ from tests.support.tars import damaged, header, padded, pax, signed, write_tar
 def read_all(source, **options):
     """Every item of a source: the samples, and the reasons of the others."""
     samples, reasons = [], []
-    for chunk in open_source(str(source), PrepareConfig(**options)).chunks():
+    for chunk in open_source(str(source), PrepareConfig(**options)).chunks:
         for item in chunk():
             try:
                 samples.append(item.load()[0])

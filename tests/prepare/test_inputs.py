@@ -193,7 +193,7 @@ def test_no_bytes_break_the_tar_readers(tmp_path_factory, data):
         pass
     try:
         list(read_shards(path))
-        for chunk in open_source(str(path), PrepareConfig()).chunks():
+        for chunk in open_source(str(path), PrepareConfig()).chunks:
             for item in chunk():
                 try:
                     item.load()
@@ -217,7 +217,7 @@ def test_no_bytes_break_the_table_readers(tmp_path_factory, raw, suffix):
     except PowerclipError:
         return
     names = []
-    for chunk in source.chunks():
+    for chunk in source.chunks:
         for item in chunk():
             names.append(item.name)
             with pytest.raises(BadSampleError):  # there is no such image

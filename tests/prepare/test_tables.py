@@ -15,7 +15,7 @@ from powerclip.config import PrepareConfig
 from powerclip.data.shards import read_shards
 from powerclip.errors import BadSampleError, PowerclipError, RunFailedError
 from powerclip.prepare.source import open_source
-from powerclip.prepare.tables import MAX_MEMBER_BYTES, Lines, load_row, separated_rows
+from powerclip.prepare.tables import MAX_MEMBER_BYTES, load_row, separated_rows
 from tests.support.sources import picture, prepared
 
 
@@ -60,8 +60,8 @@ def test_a_stray_quote_costs_its_row_of_a_csv(step, photos, tmp_path):
 
 def rows_of(source, step=1000):
     """The rows of a table, read in chunks."""
-    chunks = open_source(str(source), PrepareConfig(samples_per_shard=step)).chunks()
-    return [row for chunk in chunks for row in chunk.args[0]()]
+    chunks = open_source(str(source), PrepareConfig(samples_per_shard=step)).chunks
+    return [row for chunk in chunks for row in chunk.args[0]]
 
 
 def test_a_quote_that_is_never_closed_costs_its_row(photos, tmp_path):
@@ -99,7 +99,7 @@ def test_tsv_cells_written_by_the_csv_module_are_read_back(rows, quoted):
     csv.writer(
         file, delimiter="\t", quoting=csv.QUOTE_ALL if quoted else csv.QUOTE_MINIMAL, lineterminator="\n"
     ).writerows(rows)
-    read = list(separated_rows(Lines(io.StringIO(file.getvalue(), newline="")), "\t"))
+    read = list(separated_rows(io.StringIO(file.getvalue(), newline=""), "\t"))
     assert read == [list(row) for row in rows]
 
 
@@ -215,7 +215,7 @@ def test_a_damaged_page_costs_its_row_group_and_the_rest_of_the_chunk(tmp_path):
 def test_a_parquet_file_that_is_cut_after_it_was_opened(tmp_path):
     path = tmp_path / "t.parquet"
     parquet.write_table(pa.table({"image": [picture()] * 5, "caption": ["a dog"] * 5}), path)
-    (chunk,) = open_source(str(path), PrepareConfig()).chunks()
+    (chunk,) = open_source(str(path), PrepareConfig()).chunks
     path.write_bytes(path.read_bytes()[:-20])
     reasons = []
     for item in chunk():
@@ -247,6 +247,26 @@ def test_other_columns_of_a_datasets_folder_are_not_looked_at(tmp_path):
     datasets.Dataset.from_dict(rows, features=datasets.Features(columns)).save_to_disk(str(tmp_path / "in"))
     assert prepared(tmp_path / "in", tmp_path / "out")["skipped"] == {"empty caption": 1}
     assert captions(tmp_path / "out") == ["a dog", "a cat", "a bird"]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("step", [1, 3, 1000])
+def test_a_datasets_folder_of_several_files_is_read_in_order(step, photos, tmp_path):
+    rows = {"image": [str(photos / f"{i}.jpg") for i in range(10)], "caption": [f"dog {i}" for i in range(10)]}
+    features = datasets.Features({"image": datasets.Image(), "caption": datasets.Value("string")})
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk(str(tmp_path / "in"), num_shards=3)
+    (tmp_path / "in" / "cache-0123.arrow").write_bytes(b"left by datasets")
+    assert prepared(tmp_path / "in", tmp_path / "out", samples_per_shard=step)["skipped"] == {}
+    assert captions(tmp_path / "out") == rows["caption"]
+    assert len(list((tmp_path / "out").glob("*.tar"))) == -(-10 // step)  # shards do not end where the files do
+
+
+@pytest.mark.parametrize("state", ["{", "[]", '{"_data_files": []}', '{"_data_files": [{"filename": "x.arrow"}]}'])
+def test_a_datasets_folder_that_is_damaged_is_one_line(state, tmp_path):
+    (tmp_path / "state.json").write_text(state)
+    (tmp_path / "x.arrow").write_bytes(b"junk")
+    with pytest.raises(PowerclipError, match="cannot read the table "):
+        open_source(str(tmp_path), PrepareConfig())
 
 
 def test_img2dataset_s_files_are_a_folder_of_images(tmp_path):

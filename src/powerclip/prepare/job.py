@@ -86,7 +86,7 @@ def _run(pairs: Source, output: Path, config: PrepareConfig, progress: _Progress
             progress.add(number, counts)
     tasks = (
         ShardTask(number=number, chunk=chunk, path=shards[number], config=config)
-        for number, chunk in enumerate(pairs.chunks())
+        for number, chunk in enumerate(pairs.chunks)
         if number not in progress.finished
     )
     if config.ray is None:

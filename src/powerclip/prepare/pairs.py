@@ -7,18 +7,20 @@ import io
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple, TypeVar
 
 from PIL import Image
 
 from powerclip.data.images import decode_with_format
-from powerclip.data.limits import MAX_MEMBER_BYTES
+from powerclip.data.limits import MAX_CAPTION_BYTES, MAX_MEMBER_BYTES
 from powerclip.data.sample import Sample, read_caption
 from powerclip.errors import BadSampleError
-from powerclip.phrases.tree import PhraseTree
-from powerclip.regions.annotation import RegionAnnotation
+
+T = TypeVar("T")
 
 KEPT = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
 """Extension in the shard of the formats that are copied byte for byte; other formats are converted to PNG. An MPO file,
@@ -28,8 +30,7 @@ Pair = tuple[Sample, Image.Image]
 """A usable sample, and its decoded image: upright RGB."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Item:
+class Item(NamedTuple):
     """A pair that may or may not be usable."""
 
     name: str
@@ -47,8 +48,8 @@ itself, so it is small: a ``functools.partial`` of a function of a module."""
 class Source:
     """Pairs in a fixed order."""
 
-    chunks: Callable[[], Iterable[Chunk]]
-    """Lists the chunks; each becomes one shard."""
+    chunks: Iterable[Chunk]
+    """Each becomes one shard; to be iterated over once."""
     count: int
     """Number of chunks."""
     fingerprint: str
@@ -57,53 +58,69 @@ class Source:
     """Number of files in the source that are not pairs, by kind: an extension, "hidden", ..."""
 
 
-def make_pair(
-    key: str,
-    image: bytes,
-    caption: bytes | str,
-    *,
-    tree: PhraseTree | None = None,
-    metadata: Mapping[str, Any] | None = None,
-    regions: RegionAnnotation | None = None,
-) -> Pair:
-    """A complete pair; the image is decoded here, once, so that a corrupt one is found now and not in training.
+def in_chunks(read: Callable[[Sequence[T], int], Iterator[Item]], rows: Iterable[T], size: int) -> Iterator[Chunk]:
+    """Chunks that carry their rows, ``size`` each; ``read`` takes the rows and the number of the first."""
+    rows, first = iter(rows), 0
+    while part := tuple(islice(rows, size)):
+        yield partial(read, part, first)
+        first += size
 
-    A caption without a tree is cleaned.
+
+def decoded(sample: Sample) -> Pair:
+    """A sample and its image, which is decoded here, once, so that a corrupt one is found now and not in training.
+
+    An image that is not of a ``KEPT`` format is stored as PNG.
+
+    Raises:
+        BadSampleError: it cannot be used.
+    """
+    image, kind = decode_with_format(sample.image)
+    if kind in KEPT:  # by content: a file's own extension may be wrong
+        return replace(sample, image_extension=KEPT[kind]), image
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return replace(sample, image=buffer.getvalue(), image_extension="png"), image
+
+
+def make_pair(key: str, image: bytes, caption: bytes | str) -> Pair:
+    """A pair without annotations, its caption cleaned.
 
     Raises:
         BadSampleError: it cannot be used.
     """
     if isinstance(caption, str):
         caption = caption.encode("utf-8", errors="surrogatepass")
-    text, metadata = read_caption(caption, metadata, clean=tree is None)
-    decoded, kind = decode_with_format(image)
-    extension = KEPT.get(kind)  # by content: a file's own extension may be wrong
-    if extension is None:
-        buffer = io.BytesIO()
-        decoded.save(buffer, "PNG")
-        image, extension = buffer.getvalue(), "png"
-    sample = Sample(
-        key=key, image=image, image_extension=extension, caption=text, tree=tree, metadata=metadata, regions=regions
-    )
-    return sample, decoded
+    if len(image) > MAX_MEMBER_BYTES:
+        raise BadSampleError("file too large")
+    text, metadata = read_caption(caption)
+    return decoded(Sample(key=key, image=image, image_extension="", caption=text, metadata=metadata))
 
 
-def read_image(path: Path) -> bytes:
-    """The bytes of an image file.
+def load_files(key: str, image: Path, caption: Path | None) -> Pair:
+    """A pair of two files.
 
     Raises:
-        BadSampleError: it is missing, cannot be read, or is too large.
+        BadSampleError: it cannot be used.
+    """
+    if caption is None:
+        raise BadSampleError("no caption")
+    text = read_file(caption, MAX_CAPTION_BYTES, missing="no caption")
+    return make_pair(key, read_file(image, MAX_MEMBER_BYTES, missing="image file missing"), text)
+
+
+def read_file(path: Path, limit: int, *, missing: str) -> bytes:
+    """The bytes of a file; of one with more than ``limit``, which ``make_pair`` refuses, only the first ``limit + 1``.
+
+    Raises:
+        BadSampleError: it cannot be read, or there is none, for the reason ``missing``.
     """
     try:
-        if not path.is_file():  # nor is a device or a pipe an image
-            raise BadSampleError("image file missing")
-        if path.stat().st_size > MAX_MEMBER_BYTES:
-            raise BadSampleError("file too large")
-        return path.read_bytes()
-    except BadSampleError:
-        raise
+        if path.is_file():  # a device or a pipe is not
+            with path.open("rb") as file:
+                return file.read(limit + 1)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise BadSampleError("file cannot be read") from error
+    raise BadSampleError(missing)
 
 
 def bad(name: str, reason: str) -> Item:
@@ -112,17 +129,12 @@ def bad(name: str, reason: str) -> Item:
     def load() -> Pair:
         raise BadSampleError(reason)
 
-    return Item(name=name, load=load)
+    return Item(name, load)
 
 
 def make_key(index: int, name: str) -> str:
     """A key that sorts in the source's order and shows where the sample came from."""
     return f"{index:08d}-{re.sub('[^A-Za-z0-9_-]', '-', Path(name).stem)[:60]}"
-
-
-def source_of(chunks: Sequence[Chunk], *, fingerprint: str, ignored: Mapping[str, int] | None = None) -> Source:
-    """A source whose chunks are few enough to be held in a list."""
-    return Source(chunks=lambda: chunks, count=len(chunks), fingerprint=fingerprint, ignored=ignored or {})
 
 
 def digest(*lists: Iterable[str]) -> str:
@@ -145,14 +157,14 @@ def stamp(path: Path) -> str:
 
 def count_kinds(paths: Iterable[Path]) -> Counter[str]:
     """Number of files by kind, for ``Source.ignored``."""
-    return Counter(_kind(path) for path in paths)
 
+    def kind(path: Path) -> str:
+        if path.name.startswith("."):
+            return "hidden"
+        if path.is_symlink() and not path.exists():
+            return "broken link"
+        if path.suffix.lower() == ".txt":
+            return "caption without an image"
+        return "folder" if path.is_dir() else path.suffix.lower()[:20] or "no extension"
 
-def _kind(path: Path) -> str:
-    if path.name.startswith("."):
-        return "hidden"
-    if path.is_symlink() and not path.exists():
-        return "broken link"
-    if path.suffix.lower() == ".txt":
-        return "caption without an image"
-    return "folder" if path.is_dir() else path.suffix.lower()[:20] or "no extension"
+    return Counter(map(kind, sorted(paths)))

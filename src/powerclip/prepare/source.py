@@ -3,31 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from powerclip.config import PrepareConfig
-from powerclip.data.images import IMAGE_SUFFIXES, decode_image
-from powerclip.data.limits import MAX_CAPTION_BYTES
+from powerclip.data.images import IMAGE_SUFFIXES
 from powerclip.data.sample import Sample
 from powerclip.data.shards import tars_in
-from powerclip.errors import BadSampleError, PowerclipError
-from powerclip.prepare.pairs import (
-    Item,
-    Pair,
-    Source,
-    count_kinds,
-    digest,
-    make_key,
-    make_pair,
-    read_image,
-    source_of,
-    stamp,
-)
-from powerclip.prepare.tables import TABLES, is_dataset, open_dataset, open_parquet, open_text
+from powerclip.errors import PowerclipError
+from powerclip.prepare.pairs import Item, Source, count_kinds, decoded, digest, in_chunks, load_files, make_key, stamp
+from powerclip.prepare.tables import TABLES, is_dataset, open_arrow, open_dataset, open_text
 from powerclip.prepare.tars import open_tars
 from powerclip.scenes import generate
 
@@ -54,7 +41,7 @@ def open_source(source: str, config: PrepareConfig) -> Source:
         tables = sorted(table for table in path.glob("*.parquet") if not table.name.startswith("."))
         # img2dataset's "files" are images in folders, each with a table next to it that says what became of the URLs.
         if tables and not any(table.with_suffix("").is_dir() for table in tables):
-            return open_parquet(tables, config, ignored=count_kinds(set(path.iterdir()) - set(tables)))
+            return open_arrow(tables, config, ignored=count_kinds(set(path.iterdir()) - set(tables)))
         return _folder(path, config.samples_per_shard)
     if suffix == ".tar" and path.is_file():
         return open_tars(path, config)
@@ -62,13 +49,13 @@ def open_source(source: str, config: PrepareConfig) -> Source:
         raise PowerclipError(f"no source at {source}; give {KINDS}")
     if suffix not in TABLES:
         raise PowerclipError(f"{source} cannot be read as a source; give {KINDS}")
-    return open_parquet([path], config) if suffix == ".parquet" else open_text(path, config)
+    return open_arrow([path], config) if suffix == ".parquet" else open_text(path, config)
 
 
 def _folder(folder: Path, samples_per_shard: int) -> Source:
     """Images with a .txt or .TXT file next to each, in sub-folders too; other files are counted."""
-    files, ignored = _walk(folder)
-    images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
+    files, links = _walk(folder)
+    images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")]
     if not images:
         tar = next(folder.rglob("*.tar"), None)
         hint = f"; {tar.parent} holds tars: name that folder" if tar else ""
@@ -81,75 +68,61 @@ def _folder(folder: Path, samples_per_shard: int) -> Source:
             f"none of the {len(images)} images in {folder} has a caption; put NAME.txt next to NAME.jpg"
         )
     pairs = list(zip(images, captions, strict=True))
-    chunks = [
-        partial(_images, folder, tuple(pairs[first : first + samples_per_shard]), first)
-        for first in range(0, len(pairs), samples_per_shard)
-    ]
     names = (str(path.relative_to(folder)) for path in images)
     stamps = (stamp(image) + (stamp(caption) if caption else "-") for image, caption in pairs)
-    used = {*images, *captions}
-    others = count_kinds(path for path in files if path not in used)
-    return source_of(chunks, fingerprint=digest(names, stamps), ignored={**ignored, **others})
+    linked = {"link to a folder that is read anyway": links} if links else {}
+    return Source(
+        chunks=in_chunks(partial(_images, folder=folder), pairs, samples_per_shard),
+        count=-(-len(pairs) // samples_per_shard),
+        fingerprint=digest(names, stamps),
+        ignored={**linked, **count_kinds(set(files) - {*images, *captions})},
+    )
 
 
-def _images(folder: Path, pairs: Sequence[tuple[Path, Path | None]], first: int) -> Iterator[Item]:
+def _images(pairs: Sequence[tuple[Path, Path | None]], first: int, *, folder: Path) -> Iterator[Item]:
     """Image files, each with the file of its caption."""
     for i, (image, caption) in enumerate(pairs, start=first):
         name = str(image.relative_to(folder))
-        yield Item(name=name, load=partial(_read_pair, make_key(i, name), image, caption))
+        yield Item(name, partial(load_files, make_key(i, name), image, caption))
 
 
-def _read_pair(key: str, image: Path, caption: Path | None) -> Pair:
-    if caption is None or not caption.is_file():
-        raise BadSampleError("no caption")
-    try:
-        if caption.stat().st_size > MAX_CAPTION_BYTES:
-            raise BadSampleError("caption too large")
-        text = caption.read_bytes()
-    except OSError as error:
-        raise BadSampleError("file cannot be read") from error
-    return make_pair(key, read_image(image), text)
-
-
-def _walk(folder: Path) -> tuple[list[Path], Counter[str]]:
-    """The files of a folder and its sub-folders, links followed, sorted; and the number of entries left out, by reason."""
-    files: list[Path] = []
-    ignored: Counter[str] = Counter()
+def _walk(folder: Path) -> tuple[list[Path], int]:
+    """The files and the hidden folders in a folder, links followed, sorted; and the number of links not followed."""
+    found: list[Path] = []
+    links = 0
     top, linked = folder.resolve(), set()
     for root, folders, names in os.walk(folder, followlinks=True):
         for name in sorted(folders):
             path = Path(root, name)
             real = path.resolve()
+            if name.startswith("."):
+                names.append(name)
+                folders.remove(name)
             # A link within the folder, or a second one to the same place, would give the same pairs twice, or for ever.
-            repeated = path.is_symlink() and (real.is_relative_to(top) or top.is_relative_to(real) or real in linked)
-            if name.startswith(".") or repeated:
-                ignored["hidden" if name.startswith(".") else "link to a folder that is read anyway"] += 1
+            elif path.is_symlink() and (real.is_relative_to(top) or top.is_relative_to(real) or real in linked):
+                links += 1
                 folders.remove(name)
             elif path.is_symlink():
                 linked.add(real)
         folders.sort()
-        shown = [name for name in names if not name.startswith(".")]
-        ignored["hidden"] += len(names) - len(shown)
-        files += [Path(root, name) for name in shown]
-    return sorted(files), +ignored
+        found += [Path(root, name) for name in names]
+    return sorted(found), links
 
 
 def _scenes(split: str, config: PrepareConfig) -> Source:
     try:
-        samples = list(generate(split, count=config.count, seed=config.seed))  # type: ignore[arg-type]
+        samples = generate(split, count=config.count, seed=config.seed)  # type: ignore[arg-type]
     except ValueError as error:
         raise PowerclipError(f"unknown scenes {split!r}: {error}") from error
     if config.replace_annotations:
-        samples = [replace(sample, tree=None, regions=None) for sample in samples]
-    step = config.samples_per_shard
-    chunks = [partial(_generated, tuple(samples[first : first + step])) for first in range(0, len(samples), step)]
-    return source_of(chunks, fingerprint=digest([split, f"{config.count}", f"{config.seed}"]))
+        samples = (replace(sample, tree=None, regions=None) for sample in samples)
+    return Source(
+        chunks=in_chunks(_generated, samples, config.samples_per_shard),
+        count=-(-config.count // config.samples_per_shard),
+        fingerprint=digest([split, f"{config.count}", f"{config.seed}"]),
+    )
 
 
-def _generated(samples: Sequence[Sample]) -> Iterator[Item]:
+def _generated(samples: Sequence[Sample], first: int) -> Iterator[Item]:
     for sample in samples:
-        yield Item(name=sample.key, load=partial(_decoded, sample))
-
-
-def _decoded(sample: Sample) -> Pair:
-    return sample, decode_image(sample.image)
+        yield Item(sample.key, partial(decoded, sample))

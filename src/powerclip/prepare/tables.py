@@ -6,7 +6,8 @@ import csv
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from itertools import accumulate, chain, islice, repeat
 from pathlib import Path
@@ -16,19 +17,8 @@ from urllib.parse import unquote, urlsplit
 from powerclip.config import PrepareConfig
 from powerclip.data.limits import MAX_MEMBER_BYTES
 from powerclip.errors import BadSampleError, PowerclipError, did_you_mean
-from powerclip.prepare.pairs import (
-    Chunk,
-    Item,
-    Pair,
-    Source,
-    bad,
-    digest,
-    make_key,
-    make_pair,
-    read_image,
-    source_of,
-    stamp,
-)  # fmt: skip
+from powerclip.files import read_json
+from powerclip.prepare.pairs import Item, Pair, Source, bad, digest, in_chunks, make_key, make_pair, read_file, stamp
 
 TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
 
@@ -46,11 +36,8 @@ MAX_CELL = 2**20
 PROBED = 100
 """The columns of a JSONL file are the keys of its first lines, this many."""
 
-PARQUET_ROWS = 32
+BATCH_ROWS = 32
 """Rows of a Parquet file held in memory at once."""
-
-PARQUET_BUFFER_BYTES = 2**20
-"""A column of a Parquet file is read in pieces of this size, instead of as one."""
 
 UNREADABLE = "row cannot be read"
 
@@ -58,32 +45,21 @@ Row = tuple[Any, Any] | str
 """Image and caption as a table holds them; or why the row is not usable."""
 
 
-def table_items(rows: Callable[[], Iterable[Row]], first: int, folder: Path) -> Iterator[Item]:
-    """The pairs of some rows.
-
-    Args:
-        rows: reads them.
-        first: number of the first row in the table.
-        folder: relative paths start here.
-    """
-    for i, row in enumerate(rows(), start=first):
+def table_items(rows: Iterable[Row], first: int, folder: Path) -> Iterator[Item]:
+    """The pairs of some rows; the first of them has the number ``first``, and relative paths start at the folder."""
+    for i, row in enumerate(rows, start=first):
         if isinstance(row, str):
             yield bad(f"row {i + 1}", row)
             continue
         path = row[0].get("path") if isinstance(row[0], Mapping) else row[0]
         name = path if isinstance(path, str) else ""
         place = f"row {i + 1} ({name[:200]})" if name else f"row {i + 1}"
-        yield Item(name=place, load=partial(load_row, make_key(i, name), *row, folder=folder))
+        yield Item(place, partial(load_row, make_key(i, name), *row, folder=folder))
 
 
 def load_row(key: str, image: Any, caption: Any, *, folder: Path) -> Pair:
-    """The pair of a row.
-
-    Args:
-        key: of the sample.
-        image: a path, a file:// URL, the image's bytes, or a mapping with "bytes" or "path".
-        caption: a text, or several, of which the first is used.
-        folder: relative paths start here.
+    """The pair of a row: a path, a file:// URL, the image's bytes or a mapping with "bytes" or "path"; and a caption, or
+    several, of which the first is used. Relative paths start at the folder.
 
     Raises:
         BadSampleError: it cannot be used.
@@ -92,14 +68,12 @@ def load_row(key: str, image: Any, caption: Any, *, folder: Path) -> Pair:
         image = image.get("bytes") or image.get("path")
     if isinstance(caption, list | tuple):
         caption = caption[0] if caption else None
-    if caption is None or not isinstance(caption, str | bytes):
+    if not isinstance(caption, str | bytes):
         raise BadSampleError("empty caption" if caption is None else "caption is not text")
     if isinstance(image, str) and image:
-        image = read_image(_find_image(image, folder))
+        image = read_file(_find_image(image, folder), MAX_MEMBER_BYTES, missing="image file missing")
     if not isinstance(image, bytes) or not image:
         raise BadSampleError("no image")
-    if len(image) > MAX_MEMBER_BYTES:
-        raise BadSampleError("file too large")
     return make_pair(key, image, caption)
 
 
@@ -128,23 +102,22 @@ def find_columns(path: Path, columns: Sequence[str], config: PrepareConfig) -> t
 
 
 def _column(path: Path, columns: Sequence[str], given: str | None, known: tuple[str, ...], option: str) -> str:
-    seen = "columns: " + ", ".join(column[:40] for column in columns[:40])
     if given is not None:
         matches = [name for name in columns if name == given]
-        if not matches:
-            raise PowerclipError(f"{path} has no column {given!r}; {did_you_mean(given, columns, otherwise=seen)}")
     else:
         candidates = ([name for name in columns if name.strip().lower() == word] for word in known)
         matches = next(filter(None, candidates), [])
-        if not matches:
-            raise PowerclipError(
-                f"{path} has no column named {', '.join(known[:4])} or the like; name it with --{option} ({seen})"
-            )
-    if len(matches) > 1:
-        raise PowerclipError(
-            f"{path} has {len(matches)} columns {' and '.join(map(repr, matches))}; rename one, or choose another with --{option}"
-        )
-    return matches[0]
+    if len(matches) == 1:
+        return matches[0]
+    seen = "columns: " + ", ".join(column[:40] for column in columns[:40])
+    if matches:
+        same = " and ".join(map(repr, matches))
+        why = f"has {len(matches)} columns {same}; rename one, or choose another with --{option}"
+    elif given is not None:
+        why = f"has no column {given!r}; {did_you_mean(given, columns, otherwise=seen)}"
+    else:
+        why = f"has no column named {', '.join(known[:4])} or the like; name it with --{option} ({seen})"
+    raise PowerclipError(f"{path} {why}")
 
 
 def open_text(path: Path, config: PrepareConfig) -> Source:
@@ -164,15 +137,13 @@ def open_text(path: Path, config: PrepareConfig) -> Source:
         raise PowerclipError(f"cannot read the table {path}: {error}") from error
     if not count:
         raise PowerclipError(f"{path} has no row")
-    names = find_columns(path, columns, config)
-    step = config.samples_per_shard
-
-    def chunks() -> Iterator[Chunk]:
-        rows = (row if isinstance(row, str) else (row.get(names[0]), row.get(names[1])) for row in _text_rows(path)[1])
-        for first in range(0, count, step):
-            yield partial(table_items, partial(iter, tuple(islice(rows, step))), first, path.parent)
-
-    return Source(chunks=chunks, count=-(-count // step), fingerprint=digest([content, *names]))
+    image, caption = find_columns(path, columns, config)
+    cells = (row if isinstance(row, str) else (row.get(image), row.get(caption)) for row in _text_rows(path)[1])
+    return Source(
+        chunks=in_chunks(partial(table_items, folder=path.parent), islice(cells, count), config.samples_per_shard),
+        count=-(-count // config.samples_per_shard),
+        fingerprint=digest([content, image, caption]),
+    )
 
 
 def _text_rows(path: Path) -> tuple[list[str], Iterator[Mapping[str, Any] | str]]:
@@ -188,7 +159,7 @@ def _text_rows(path: Path) -> tuple[list[str], Iterator[Mapping[str, Any] | str]
         if first and not keys:
             raise ValueError(f"none of its first {len(first)} lines is a JSON object")
         return list(keys), chain(first, rows)
-    cells = separated_rows(Lines(_read_lines(path)), "," if suffix == ".csv" else "\t")
+    cells = separated_rows(_read_lines(path), "," if suffix == ".csv" else "\t")
     header = next(cells, [])
     if isinstance(header, str):
         raise ValueError(f"its first line should name the columns, but: {header}")
@@ -203,51 +174,41 @@ def _read_lines(path: Path) -> Iterator[str]:
         yield from iter(partial(file.readline, MAX_LINE), "")
 
 
-class Lines:
-    """Lines that can be read again: those since ``mark`` was last emptied."""
-
-    def __init__(self, lines: Iterable[str]) -> None:
-        self.lines = iter(lines)
-        self.mark: list[str] = []
-        self.again: list[str] = []
-
-    def __iter__(self) -> Iterator[str]:
-        return self
-
-    def __next__(self) -> str:
-        line = self.again.pop() if self.again else next(self.lines)
-        self.mark.append(line)
-        return line
-
-
-def separated_rows(lines: Lines, separator: str) -> Iterator[list[str] | str]:
+def separated_rows(lines: Iterable[str], separator: str) -> Iterator[list[str] | str]:
     """The cells of each row of a CSV or TSV file; for a row that cannot be read, the reason.
 
     If the quotes of a row do not match, its first line alone is affected: in a CSV it is skipped, and in a TSV, where
     captions often hold bare quotes, it is split at its tabs. Reading continues at the next line.
     """
     csv.field_size_limit(MAX_CELL)
-    reader = csv.reader(lines, delimiter=separator, strict=True)
+    unread = iter(lines)
+    again: list[str] = []  # lines to read again, the next one last
+    used: list[str] = []  # by this row
+
+    def take() -> Iterator[str]:
+        while line := again.pop() if again else next(unread, ""):
+            used.append(line)
+            yield line
+
     width = 0
     while True:
-        lines.mark.clear()
+        used.clear()
         try:
-            cells = next(reader, None)
+            cells = next(csv.reader(take(), delimiter=separator, strict=True), None)
             # In a TSV, a quote that spans several complete rows is not a quoted cell.
-            matched = separator == "," or len(lines.mark) < 2 or "".join(lines.mark).count(separator) < width
+            matched = separator == "," or len(used) < 2 or "".join(used).count(separator) < width
         except csv.Error:
             cells, matched = [], False
         if cells is None:
             return
         row: list[str] | str = cells
         if not matched:
-            first = lines.mark[0]
-            lines.again += reversed(lines.mark[1:])
-            if len(first) > MAX_CELL:
+            again += reversed(used[1:])
+            if len(used[0]) > MAX_CELL:
                 row = "line too long"
             else:
-                row = "quotes do not match" if separator == "," else first.rstrip("\r\n").split(separator)
-        if any(cell.strip() for cell in row) or len(row) > 1:
+                row = "quotes do not match" if separator == "," else used[0].rstrip("\r\n").split(separator)
+        if len(row) > 1 or any(cell.strip() for cell in row):
             width = width or len(row)
             yield row
 
@@ -268,88 +229,6 @@ def _json_row(line: str) -> Mapping[str, Any] | str:
     return row if isinstance(row, dict) else "line is not a JSON object"
 
 
-def open_parquet(paths: Sequence[Path], config: PrepareConfig, *, ignored: Mapping[str, int] | None = None) -> Source:
-    """The pairs of the Parquet files of a folder, one after the other.
-
-    Raises:
-        PowerclipError: pyarrow is not installed, a file cannot be read, or its columns cannot be determined.
-    """
-    try:
-        from pyarrow import ArrowException, parquet
-    except ImportError as error:
-        raise PowerclipError(
-            "Parquet tables need pyarrow, which is not installed; pip install 'powerclip[parquet]'"
-        ) from error
-    parts, names = [], ("", "")
-    for path in paths:
-        try:
-            file = parquet.ParquetFile(path)
-            columns, rows, size = file.schema_arrow.names, file.metadata.num_rows, path.stat().st_size
-        except (ArrowException, OSError, ValueError) as error:
-            raise PowerclipError(f"cannot read the table {path}: {error}") from error
-        if not 0 <= rows <= size:
-            raise PowerclipError(f"cannot read the table {path}: it claims {rows} rows in {size} bytes")
-        names = find_columns(path, columns, config)
-        parts.append((partial(_parquet_rows, path, names), rows))
-    fingerprint = digest((path.name for path in paths), (stamp(path) for path in paths), names)
-    return _source(paths[0], parts, config, fingerprint=fingerprint, ignored=ignored)
-
-
-Part = tuple[Callable[[int, int], Iterable[Row]], int]
-"""Reads the rows of a file from one number to another; and the number of its rows."""
-
-
-def _source(
-    path: Path,
-    parts: Sequence[Part],
-    config: PrepareConfig,
-    *,
-    fingerprint: str,
-    ignored: Mapping[str, int] | None = None,
-) -> Source:
-    """A source whose chunks read their own rows."""
-    chunks: list[Chunk] = []
-    first, step = 0, config.samples_per_shard
-    for read, rows in parts:
-        for start in range(0, rows, step):
-            part = partial(read, start, min(start + step, rows))
-            chunks.append(partial(table_items, part, first + start, path if path.is_dir() else path.parent))
-        first += rows
-    if not chunks:
-        raise PowerclipError(f"{path} has no row")
-    return source_of(chunks, fingerprint=fingerprint, ignored=ignored)
-
-
-def _parquet_rows(path: Path, columns: tuple[str, str], start: int, end: int) -> Iterator[Row]:
-    """The rows of a Parquet file from one number to another; those from a damaged page on cannot be read."""
-    from pyarrow import ArrowException, parquet
-
-    try:
-        file = parquet.ParquetFile(path, buffer_size=PARQUET_BUFFER_BYTES, pre_buffer=False)
-        ends = list(accumulate(file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)))
-        groups = [g for g, stop in enumerate(ends) if stop > start and (g == 0 or ends[g - 1] < end)]
-        position = ends[groups[0] - 1] if groups and groups[0] else 0
-        for batch in file.iter_batches(batch_size=PARQUET_ROWS, row_groups=groups, columns=list(columns)):
-            for i in range(max(0, start - position), min(len(batch), end - position)):
-                start += 1
-                yield _parquet_row(batch, i, columns)
-            position += len(batch)
-    except (ArrowException, OSError, ValueError):
-        pass
-    yield from repeat(UNREADABLE, end - start)
-
-
-def _parquet_row(batch: Any, i: int, columns: tuple[str, str]) -> Row:
-    from pyarrow import ArrowException
-
-    try:
-        return batch.column(columns[0])[i].as_py(), batch.column(columns[1])[i].as_py()
-    except UnicodeDecodeError:
-        return "text not UTF-8"
-    except (ArrowException, ValueError, OverflowError):
-        return UNREADABLE
-
-
 def is_dataset(folder: Path) -> bool:
     """Whether a folder was written by Hugging Face's ``save_to_disk``."""
     return (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file()
@@ -359,46 +238,113 @@ def open_dataset(folder: Path, config: PrepareConfig) -> Source:
     """The pairs of a folder written by Hugging Face's ``save_to_disk``.
 
     Raises:
-        PowerclipError: datasets is not installed, or the folder holds several splits or other columns.
+        PowerclipError: as for ``open_arrow``, or the folder holds several splits.
     """
     if (folder / "dataset_dict.json").is_file():
         splits = sorted(path.name for path in folder.iterdir() if is_dataset(path))
         raise PowerclipError(
             f"{folder} holds the splits {', '.join(splits)}; name one: {folder / (splits or ['?'])[0]}"
         )
-    table = _load_dataset(folder)
-    names = find_columns(folder, table.column_names, config)
-    files = sorted(path for path in folder.iterdir() if path.is_file())
-    fingerprint = digest((path.name for path in files), (stamp(path) for path in files), names)
-    return _source(folder, [(partial(_dataset_rows, folder, names), len(table))], config, fingerprint=fingerprint)
+    return open_arrow([folder], config, stamped=sorted(path for path in folder.iterdir() if path.is_file()))
+
+
+def open_arrow(
+    paths: Sequence[Path],
+    config: PrepareConfig,
+    *,
+    stamped: Sequence[Path] | None = None,
+    ignored: Mapping[str, int] | None = None,
+) -> Source:
+    """The pairs of Parquet files, or of a datasets folder, one after the other; relative paths start at their folder.
+
+    If one of the files ``stamped`` changes (``paths`` by default), the source has changed.
+
+    Raises:
+        PowerclipError: pyarrow is missing, a file cannot be read, there is no row, or the columns cannot be determined.
+    """
+    try:
+        from pyarrow import ArrowException
+    except ImportError as error:
+        raise PowerclipError(
+            f"{paths[0]} needs pyarrow, which is not installed; pip install 'powerclip[parquet]'"
+        ) from error
+    chunks, first, names = [], 0, ("", "")
+    for path in paths:
+        try:
+            columns, rows = _shape(path)
+        except (ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+            raise PowerclipError(f"cannot read the table {path}: {error}") from error
+        names = find_columns(path, columns, config)
+        for start in range(0, rows, config.samples_per_shard):
+            end = min(start + config.samples_per_shard, rows)
+            chunks.append(partial(_arrow_items, path, names, start, end, first + start))
+        first += rows
+    if not chunks:
+        raise PowerclipError(f"{paths[0]} has no row")
+    files = stamped or paths
+    fingerprint = digest((path.name for path in files), map(stamp, files), names)
+    return Source(chunks=chunks, count=len(chunks), fingerprint=fingerprint, ignored=ignored or {})
+
+
+def _shape(path: Path) -> tuple[list[str], int]:
+    """Names of the columns, and number of rows."""
+    from pyarrow.parquet import ParquetFile
+
+    if path.is_dir():
+        return _dataset(path).column_names, _dataset(path).num_rows
+    file = ParquetFile(path)
+    rows, size = file.metadata.num_rows, path.stat().st_size
+    if not 0 <= rows <= size:
+        raise ValueError(f"it claims {rows} rows in {size} bytes")
+    return file.schema_arrow.names, rows
 
 
 @lru_cache(maxsize=4)
-def _load_dataset(folder: Path) -> Any:
+def _dataset(folder: Path) -> Any:
+    """The table in a datasets folder, which takes no memory until its rows are used."""
+    import pyarrow
+
+    names = [Path(file["filename"]).name for file in read_json(folder / "state.json")["_data_files"]]
+    maps = (pyarrow.memory_map(str(folder / name)) for name in names)
+    return pyarrow.concat_tables(pyarrow.ipc.open_stream(file).read_all() for file in maps)
+
+
+def _arrow_items(path: Path, columns: tuple[str, str], start: int, end: int, first: int) -> Iterator[Item]:
+    return table_items(_arrow_rows(path, columns, start, end), first, path if path.is_dir() else path.parent)
+
+
+def _arrow_rows(path: Path, columns: tuple[str, str], start: int, end: int) -> Iterator[Row]:
+    """The rows of a table from one number to another; those from a damaged page on cannot be read."""
+    from pyarrow import ArrowException
+
     try:
-        import datasets
-    except ImportError as error:
-        raise PowerclipError(
-            f"{folder} was saved by Hugging Face's datasets, which is not installed; pip install 'powerclip[datasets]'"
-        ) from error
-    try:
-        return datasets.load_from_disk(str(folder))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise PowerclipError(f"cannot read the datasets folder {folder}: {error}") from error
-
-
-def _dataset_rows(folder: Path, columns: tuple[str, str], start: int, end: int) -> Iterator[Row]:
-    """The rows of a datasets folder from one number to another, their images still encoded."""
-    import datasets
-
-    table = _load_dataset(folder).select_columns(list(dict.fromkeys(columns)))
-    if isinstance(table.features[columns[0]], datasets.Image):
-        table = table.cast_column(columns[0], datasets.Image(decode=False))
-    while start < end:
-        try:
-            for row in table.select(range(start, end)):
+        for position, batch in _batches(path, columns, start, end):
+            for i in range(max(0, start - position), min(len(batch), end - position)):
                 start += 1
-                yield row[columns[0]], row[columns[1]]
-        except Exception:  # datasets' decoders raise many kinds
-            start += 1
-            yield UNREADABLE
+                try:
+                    yield batch.column(columns[0])[i].as_py(), batch.column(columns[1])[i].as_py()
+                except UnicodeDecodeError:
+                    yield "text not UTF-8"
+                except (ArrowException, ValueError, OverflowError):
+                    yield UNREADABLE
+    except (ArrowException, OSError, ValueError):
+        pass
+    yield from repeat(UNREADABLE, end - start)
+
+
+def _batches(path: Path, columns: tuple[str, str], start: int, end: int) -> Iterator[tuple[int, Any]]:
+    """The batches of a table that hold some rows, each with the number of its first row."""
+    from pyarrow.parquet import ParquetFile
+
+    names = list(dict.fromkeys(columns))
+    if path.is_dir():
+        position, batches = start, _dataset(path).slice(start, end - start).select(names).to_batches(BATCH_ROWS)
+    else:
+        file = ParquetFile(path, buffer_size=2**20, pre_buffer=False)  # in pieces, not a column as one
+        ends = list(accumulate(file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)))
+        groups = range(bisect_right(ends, start), bisect_left(ends, end) + 1)
+        position = ends[groups[0] - 1] if groups[0] else 0
+        batches = file.iter_batches(batch_size=BATCH_ROWS, row_groups=groups, columns=names)
+    for batch in batches:
+        yield position, batch
+        position += len(batch)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -17,7 +18,7 @@ from powerclip.data.sample import CAPTION_EXTENSION, IMAGE_EXTENSIONS, Sample
 from powerclip.data.shards import BrokenShardError, SamplePlace, find_shards, stream_shard
 from powerclip.data.validate import check_annotations
 from powerclip.errors import BadSampleError, PowerclipError
-from powerclip.prepare.pairs import Item, Pair, Source, bad, count_kinds, digest, make_key, make_pair, source_of, stamp
+from powerclip.prepare.pairs import Item, Pair, Source, bad, count_kinds, decoded, digest, make_key, stamp
 from powerclip.prepare.tables import CAPTION_COLUMNS
 
 PROBED = 100
@@ -35,8 +36,9 @@ def open_tars(path: Path, config: PrepareConfig) -> Source:
     """
     shards = find_shards(path)
     caption_key = _find_captions(shards, config.caption_key)
-    return source_of(
-        [partial(tar_items, shard, caption_key, keep=not config.replace_annotations) for shard in shards],
+    return Source(
+        chunks=[partial(tar_items, shard, caption_key, keep=not config.replace_annotations) for shard in shards],
+        count=len(shards),
         fingerprint=digest((shard.name for shard in shards), (stamp(shard) for shard in shards), [caption_key]),
         ignored=count_kinds(set(path.iterdir()) - set(shards)) if path.is_dir() else {},
     )
@@ -45,10 +47,7 @@ def open_tars(path: Path, config: PrepareConfig) -> Source:
 def tar_items(shard: Path, caption_key: str, *, keep: bool = True) -> Iterator[Item]:
     """The samples of a tar in order; repeated keys, and samples beyond the limit, are items that cannot be used.
 
-    Args:
-        shard: the tar.
-        caption_key: where the captions are: an extension, or "json:KEY" ("json:a.b" for b in a).
-        keep: the phrases and regions that the samples have.
+    The captions are under an extension, or in "json:KEY" ("json:a.b" for b in a). ``keep`` keeps phrases and regions.
     """
     seen: set[int] = set()
     try:
@@ -62,41 +61,32 @@ def tar_items(shard: Path, caption_key: str, *, keep: bool = True) -> Iterator[I
                 yield bad(name, "key occurs twice in its tar")
             else:
                 seen.add(hash(entry.key))
-                yield Item(name=name, load=partial(_load, i, entry, caption_key, keep))
+                yield Item(name, partial(_load, i, entry, caption_key, keep))
     except BrokenShardError:
         yield bad(shard.name, "tar damaged or truncated")
 
 
 def _load(index: int, entry: SamplePlace, caption_key: str, keep: bool) -> Pair:
     image = _image(entry)
-    files = entry.files(only=_needed(entry, image, caption_key, keep))
+    annotations = ("phrases.json", "regions.json", "njson") if keep else ()
+    files = entry.files(only=(CAPTION_EXTENSION, "json", caption_key, image, *annotations))  # others may be of any size
     if caption_key != CAPTION_EXTENSION:
         caption = _caption(files, caption_key)
         if files.get(CAPTION_EXTENSION) != caption:
             files.pop("phrases.json", None)  # they belong to another caption
             files.pop("njson", None)
         files[CAPTION_EXTENSION] = caption
-    if image is not None and image not in IMAGE_EXTENSIONS:
-        files[IMAGE_EXTENSIONS[0]] = files.pop(image)  # make_pair converts it
+    if image and image not in IMAGE_EXTENSIONS:
+        files[IMAGE_EXTENSIONS[0]] = files.pop(image)  # ``decoded`` converts it
     key = entry.key if re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_/-]{0,199}", entry.key) else make_key(index, entry.key)
-    raw = Sample.from_members(key, files)
-    sample, decoded = make_pair(key, raw.image, raw.caption, tree=raw.tree, metadata=raw.metadata, regions=raw.regions)
-    check_annotations(sample, (decoded.height, decoded.width))
-    return sample, decoded
+    pair = decoded(Sample.from_members(key, files))
+    check_annotations(pair[0], pair[1].size[::-1])
+    return pair
 
 
-def _image(entry: SamplePlace) -> str | None:
-    return next((extension for extension in READ if extension in entry.members), None)
-
-
-def _needed(entry: SamplePlace, image: str | None, caption_key: str, keep: bool) -> set[str]:
-    """The files to read: a sample may hold others, of any size."""
-    needed = {CAPTION_EXTENSION, "json", *([image] if image else [])}
-    if not caption_key.startswith("json:"):
-        needed.add(caption_key)
-    if keep:
-        needed |= {"phrases.json", "regions.json", "njson"}
-    return needed
+def _image(entry: SamplePlace) -> str:
+    """The extension of a sample's image, "" if it has none."""
+    return next((extension for extension in READ if extension in entry.members), "")
 
 
 def _caption(files: dict[str, bytes], caption_key: str) -> bytes:
@@ -122,33 +112,29 @@ def _find_captions(shards: Sequence[Path], caption_key: str | None) -> str:
     shard, entries = _first_samples(shards)
     with_image = [entry for entry in entries if _image(entry)]
     present = {extension for entry in with_image for extension in entry.members}
-    extensions = sorted({extension for entry in entries for extension in entry.members})
-    seen = f"files seen in {shard}: {', '.join(extensions[:30])}"
+    seen = f"files seen in {shard}: {', '.join(sorted({e for entry in entries for e in entry.members})[:30])}"
     if len(entries) > 1 and all(len(entry.members) == 1 for entry in entries):
         seen += "; each is alone, but the files of a sample must follow one another (tar --sort=name)"
     if not with_image:
         raise PowerclipError(f"no image under {', '.join(READ)}; {seen}")
-    if caption_key is None and CAPTION_EXTENSION in present:
-        return CAPTION_EXTENSION
-    keys = _json_keys(with_image)
-    if caption_key is None:
-        known = next((f"json:{key}" for key in CAPTION_COLUMNS if key in keys), None)
-        if known is not None:
-            return known
-    elif caption_key.startswith("json:"):
-        if caption_key.removeprefix("json:").split(".")[0] in keys:
-            return caption_key
-    elif (extension := caption_key.removeprefix(".").lower()) in present:
+    extension = CAPTION_EXTENSION if caption_key is None else caption_key.removeprefix(".").lower()
+    if extension in present:
         return extension
-    wanted = f"under {caption_key}" if caption_key else "under txt, nor inside json under a common name"
-    inside = f"; keys of the json: {', '.join(keys[:30])}" if keys else ""
+    keys = _json_keys(with_image)
+    wanted = [f"json:{key}" for key in CAPTION_COLUMNS] if caption_key is None else [caption_key]
+    for name in wanted:
+        if name.startswith("json:") and name.removeprefix("json:").split(".")[0] in keys:
+            return name
+    where = f"under {caption_key}" if caption_key else "under txt, nor inside json under a common name"
+    inside = f"; keys of the json: {', '.join(sorted(keys)[:30])}" if keys else ""
     raise PowerclipError(
-        f"no caption {wanted}; {seen}{inside}; choose with --caption-key EXTENSION or --caption-key json:KEY"
+        f"no caption {where}; {seen}{inside}; choose with --caption-key EXTENSION or --caption-key json:KEY"
     )
 
 
 def _first_samples(shards: Sequence[Path]) -> tuple[Path, list[SamplePlace]]:
     """The first tar that holds a sample, and its first samples."""
+    among = f"the {len(shards)} tars in {shards[0].parent}" if len(shards) > 1 else f"{shards[0]}"
     broken = ""
     for shard in shards:
         entries: list[SamplePlace] = []
@@ -159,16 +145,13 @@ def _first_samples(shards: Sequence[Path]) -> tuple[Path, list[SamplePlace]]:
             broken = broken or f"{shard} is truncated or not a tar file ({error}); re-create or remove it"
         if entries:
             return shard, entries
-    among = f"the {len(shards)} tars in {shards[0].parent}" if len(shards) > 1 else f"{shards[0]}"
     raise PowerclipError(broken or f"no sample in {among}; expected KEY.jpg, .png or .webp with KEY.txt or KEY.json")
 
 
-def _json_keys(entries: Iterable[SamplePlace]) -> list[str]:
+def _json_keys(entries: Iterable[SamplePlace]) -> set[str]:
     keys: set[str] = set()
     for entry in entries:
-        try:
+        with suppress(BadSampleError, KeyError, ValueError, RecursionError):
             value = json.loads(entry.files(only=("json",))["json"])
-        except (BadSampleError, KeyError, ValueError, RecursionError):
-            continue
-        keys |= set(value) if isinstance(value, dict) else set()
-    return sorted(keys)
+            keys.update(value if isinstance(value, dict) else ())
+    return keys
