@@ -130,13 +130,13 @@ def main() -> None:
             if proposer is not None:
                 proposer.propose(Image.new("RGB", (384, 288)))
             task = ShardTask(
-                number=0, chunk=partial(tar_items, folder / "source.tar", "txt"), path=folder / "out.tar",
+                chunk=partial(tar_items, folder / "source.tar", "txt"), path=folder / "out.tar",
                 config=PrepareConfig(parser=parser, regions=regions, device=options.device),
             )  # fmt: skip
             start = time.perf_counter()
             made = make_shard(task)
             seconds = time.perf_counter() - start
-            assert made["samples"] == options.images
+            assert made.samples == options.images
             rate = options.images / seconds
             hours = CC12M_PAIRS / rate / count / 3600
             table.add_row(work, f"{rate:.2f}" if rate < 10 else f"{rate:.0f}", f"{1000 / rate:.1f}", f"{hours:.1f} h")

@@ -108,7 +108,7 @@ def test_no_annotations_break_the_job(tmp_path_factory, tree, regions, metadata)
     report = prepared(folder / "in.tar", folder / "out")
     assert report["samples"] + sum(report["skipped"].values()) == 2
     result = check_shard(folder / "out" / "shard-000000.tar")
-    assert not result["bad"]
+    assert not result["counts"].skipped
     assert len(result["measures"]) == report["samples"]
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import Any
+
+from PIL.Image import Image
 
 from powerclip.config import PrepareConfig
 from powerclip.data.sample import Sample
@@ -16,17 +18,11 @@ from powerclip.data.shards import write_shard
 from powerclip.errors import BadSampleError
 from powerclip.phrases import Parser, load_parser
 from powerclip.prepare.pairs import Chunk, Item
-from powerclip.regions import load_proposer
+from powerclip.regions import RegionAnnotation, load_proposer
 from powerclip.regions.masks import Proposer
 
 EXAMPLES = 5
 """Names of skipped samples that are kept for each reason."""
-
-BATCH = 128
-"""Captions that are parsed together."""
-
-BATCH_BYTES = 64 * 2**20
-"""A batch whose images take this many bytes is full, however few they are."""
 
 MANY = 50
 """After this many reasons or makers, further ones are counted together: those of a source can be anything."""
@@ -37,7 +33,6 @@ OTHERS = "others"
 class ShardTask:
     """All that a worker needs to make one shard."""
 
-    number: int
     chunk: Chunk
     path: Path
     """The shard to write."""
@@ -53,13 +48,10 @@ def parser_of(name: str) -> Parser | None:
 proposer_of = lru_cache(maxsize=2)(load_proposer)
 
 
-def make_shard(task: ShardTask) -> dict[str, Any]:
+def make_shard(task: ShardTask) -> Counts:
     """Write the shard of a task, replacing an existing one; without any usable pair there is no shard.
 
     The bytes are a function of the task, so it makes no difference which worker does it, or if two do.
-
-    Returns:
-        The fields of ``Counts``.
     """
     counts = Counts()
     parser, proposer = parser_of(task.config.parser), proposer_of(task.config.regions, device=task.config.device)
@@ -69,7 +61,7 @@ def make_shard(task: ShardTask) -> dict[str, Any]:
         task.path.unlink(missing_ok=True)
     else:
         write_shard(chain([first], samples), task.path, replace=True)
-    return vars(counts)
+    return counts
 
 
 def annotated(
@@ -78,43 +70,37 @@ def annotated(
     proposer: Proposer | None,
     counts: Counts,
     *,
-    batch_size: int = BATCH,
-    batch_bytes: int = BATCH_BYTES,
+    batch_size: int = 128,
+    batch_bytes: int = 64 * 2**20,
 ) -> Iterator[Sample]:
     """The usable samples with phrases and regions; those that they came with are kept.
 
-    Each image is decoded once, and only one at a time is held decoded.
-
-    Args:
-        items: the pairs.
-        parser: None leaves the phrases out.
-        proposer: None leaves the regions out.
-        counts: is updated.
-        batch_size: captions that are parsed together, at most.
-        batch_bytes: bytes of the images of a batch, beyond which it takes no more.
+    Each image is decoded once, and only one at a time is held decoded. Captions are parsed in batches, which are full
+    with ``batch_size`` samples or ``batch_bytes`` of encoded images. ``counts`` is updated.
     """
     batch: list[Sample] = []
     size = 0
     for item in items:
         try:
             sample, image = item.load()
+            regions = _propose(proposer, image) if proposer and sample.regions is None else sample.regions
         except BadSampleError as error:
             counts.skip(str(error), item.name)
             continue
-        came_with = sample
-        if proposer is not None and sample.regions is None:
-            try:
-                sample = replace(sample, regions=proposer.propose(image))
-            except ValueError:
-                counts.skip("image refused by the region proposer", item.name)
-                continue
-        counts.keep(came_with)
-        batch.append(sample)
+        counts.keep(sample)
+        batch.append(replace(sample, regions=regions))
         size += len(sample.image)
         if len(batch) == batch_size or size >= batch_bytes:
             yield from _parsed(batch, parser, counts)
             batch, size = [], 0
     yield from _parsed(batch, parser, counts)
+
+
+def _propose(proposer: Proposer, image: Image) -> RegionAnnotation:
+    try:
+        return proposer.propose(image)
+    except ValueError as error:
+        raise BadSampleError("image refused by the region proposer") from error
 
 
 def _parsed(samples: list[Sample], parser: Parser | None, counts: Counts) -> Iterator[Sample]:
@@ -129,13 +115,11 @@ def _parsed(samples: list[Sample], parser: Parser | None, counts: Counts) -> Ite
 
 @dataclass
 class Counts:
-    """What became of a chunk's items."""
+    """What became of some items: those of a shard, or of several together."""
 
     samples: int = 0
     phrases: int = 0
-    """Phrases of all samples."""
     regions: int = 0
-    """Regions of all samples."""
     parsers: Counter[str] = field(default_factory=Counter)
     """Samples by parser, "none" among them."""
     proposers: Counter[str] = field(default_factory=Counter)
@@ -164,10 +148,20 @@ class Counts:
 
     def skip(self, reason: str, name: str) -> None:
         """Count an item that cannot be used."""
-        reason = _count(self.skipped, reason)
-        names = self.examples.setdefault(reason, [])
-        if len(names) < EXAMPLES:
-            names.append(name)
+        self._keep_names(_count(self.skipped, reason), [name])
+
+    def merge(self, other: Mapping[str, Any]) -> None:
+        """Add the counts of other items, given as the fields of their ``Counts``."""
+        for name in ("samples", "phrases", "regions"):
+            setattr(self, name, getattr(self, name) + other.get(name, 0))
+        for name in ("parsers", "proposers", "kept", "skipped"):
+            getattr(self, name).update(other[name])
+        for reason, names in other["examples"].items():
+            self._keep_names(reason, names)
+
+    def _keep_names(self, reason: str, names: list[str]) -> None:
+        known = self.examples.setdefault(reason, [])
+        known += names[: EXAMPLES - len(known)]
 
 
 def _count(counter: Counter[str], name: str) -> str:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import closing
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, suppress
 from itertools import islice
 from pathlib import Path
-from textwrap import fill
+from textwrap import wrap
 from typing import Any
 
 import matplotlib
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
+from rich.table import Column, Table
 
 from powerclip.data.images import decode_image
 from powerclip.data.published import GRID as PUBLISHED_GRID
@@ -27,7 +27,7 @@ from powerclip.data.shards import SamplePlace, find_shards, index_shard
 from powerclip.data.validate import check_annotations
 from powerclip.errors import BadSampleError, PowerclipError, RunFailedError
 from powerclip.files import read_json, write_json
-from powerclip.prepare.annotate import EXAMPLES
+from powerclip.prepare.annotate import Counts
 from powerclip.prepare.output import REPORT
 from powerclip.prepare.pairs import Pair
 from powerclip.prepare.workers import run_local
@@ -66,21 +66,18 @@ def check(path: Path, *, workers: int = 1, console: Console | None = None) -> di
         RunFailedError: a shard is broken or missing, or a sample cannot be used; everything has been printed and
             written by then.
     """
-    console = console or Console()
-    shards = find_shards(path)
+    console, shards = console or Console(), find_shards(path)
     folder = path if path.is_dir() else shards[0].parent
+    quiet = not console.is_terminal
     with closing(run_local(check_shard, shards, workers=workers)) as steps:
-        bar = track(
-            steps, total=len(shards), description="checking", transient=True, console=console,
-            disable=not console.is_terminal,
-        )  # fmt: skip
+        bar = track(steps, "checking", len(shards), console=console, transient=True, disable=quiet)
         results = dict(bar)
     result = _summary([results[shard] for shard in shards])
-    result["missing"] = _missing(path, result)
+    result["missing"] = max(0, _reported(path) - result["samples"] - sum(result["bad"].values()))
     _print(result, console, title=str(path))
     try:
         write_json(folder / RESULT, result)
-        examples = list(_valid_samples(shards))
+        examples = list(_spread_samples(shards))
         if examples:
             contact_sheet(examples).savefig(folder / SHEET, dpi=110)
             console.print(f"Drew {len(examples)} samples: {folder / SHEET}", highlight=False, soft_wrap=True)
@@ -90,77 +87,68 @@ def check(path: Path, *, workers: int = 1, console: Console | None = None) -> di
     return result
 
 
-def _missing(path: Path, result: dict[str, Any]) -> int:
-    """Samples that the report of a folder counts beyond those found in complete shards."""
-    try:
-        reported = read_json(path / REPORT)["samples"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return 0
-    there = result["samples"] + sum(result["bad"].values())
-    return max(0, reported - there) if isinstance(reported, int) else 0
+def _reported(path: Path) -> int:
+    """Samples that the report of a folder counts; 0 if there is none."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        return int(read_json(path / REPORT)["samples"])
+    return 0
 
 
 def _raise_if_wrong(result: dict[str, Any], path: Path) -> None:
     """Raise if something is wrong, the worst first."""
-    bad = sum(result["bad"].values())
+    total = result["samples"] + sum(result["bad"].values())
     if result["broken"]:
         raise RunFailedError(f"{len(result['broken'])} of {result['shards']} shards are broken: {result['broken'][0]}")
     if result["missing"]:
         raise RunFailedError(
-            f"{result['missing']} of the {result['missing'] + result['samples'] + bad} samples that "
-            f"{path / REPORT} counts are missing; the command that made them re-creates their shards"
+            f"{result['missing']} of the {result['missing'] + total} samples that {path / REPORT} counts are missing; "
+            "the command that made them re-creates their shards"
         )
-    if bad:
-        reason, number = max(result["bad"].items(), key=lambda item: item[1])
+    if result["bad"]:
+        reason, number = next(iter(result["bad"].items()))  # the most frequent
         raise RunFailedError(
-            f"{bad} of {bad + result['samples']} samples cannot be used; most often: {reason} ({number}, e.g. "
+            f"{total - result['samples']} of {total} samples cannot be used; most often: {reason} ({number}, e.g. "
             f"{result['examples'][reason][0]})"
         )
 
 
 def check_shard(shard: Path) -> dict[str, Any]:
     """What one shard holds: the measures of each valid sample, and the others by reason."""
-    bad: Counter[str] = Counter()
-    labels: Counter[str] = Counter()
-    examples: dict[str, list[str]] = {}
+    counts, labels = Counts(), Counter[str]()
     measures: list[tuple[float, ...]] = []
     broken: str | None = None
     try:
-        entries = index_shard(shard)
+        places = index_shard(shard)
     except PowerclipError as error:
-        entries, broken = [], str(error)
-    for entry in entries:
-        try:
-            sample, image = _read(entry)
-        except BadSampleError as error:
-            bad[str(error)] += 1
-            examples.setdefault(str(error), []).append(f"{shard.name}/{entry.key}")
-            continue
+        places, broken = [], str(error)
+    for place, (sample, image) in _valid(places, counts):
         words = len(sample.tree.leaves if sample.tree is not None else sample.caption.split())
         regions = len(sample.regions.rles if sample.regions is not None else sample.patch_regions or ())
         phrases = sample.tree.phrases if sample.tree is not None else ()
-        kilobytes = sum(size for _, size in entry.members.values()) / 1000
+        kilobytes = sum(size for _, size in place.members.values()) / 1000
         labels.update(phrase.label for phrase in phrases)
         measures.append((words, len(phrases), regions, image.width, image.height, kilobytes))
-    return {"broken": broken, "bad": bad, "examples": examples, "labels": labels, "measures": measures}
+    return {"broken": broken, "counts": counts, "labels": labels, "measures": measures}
 
 
-def _read(entry: SamplePlace) -> Pair:
-    sample = entry.read()
-    image = decode_image(sample.image)
-    check_annotations(sample, (image.height, image.width))
-    return sample, image
+def _valid(places: Iterable[SamplePlace], counts: Counts) -> Iterator[tuple[SamplePlace, Pair]]:
+    """The samples that can be used; the others are counted."""
+    for place in places:
+        try:
+            sample = place.read()
+            image = decode_image(sample.image)
+            check_annotations(sample, (image.height, image.width))
+        except BadSampleError as error:
+            counts.skip(str(error), f"{place.shard.name}/{place.key}")
+            continue
+        yield place, (sample, image)
 
 
 def _summary(results: list[dict[str, Any]]) -> dict[str, Any]:
-    bad: Counter[str] = Counter()
-    labels: Counter[str] = Counter()
-    examples: dict[str, list[str]] = {}
+    total, labels = Counts(), Counter[str]()
     for result in results:
-        bad.update(result["bad"])
+        total.merge(vars(result["counts"]))
         labels.update(result["labels"])
-        for reason, names in result["examples"].items():
-            examples[reason] = (examples.get(reason, []) + names)[:EXAMPLES]
     rows = [row for result in results for row in result["measures"]]
     table = np.array(rows, dtype=np.float64).reshape(-1, len(MEASURES))
     spread = {
@@ -171,8 +159,8 @@ def _summary(results: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "shards": len(results),
         "samples": len(table),
-        "bad": dict(bad.most_common()),
-        "examples": examples,
+        "bad": dict(total.skipped.most_common()),
+        "examples": total.examples,
         "broken": [result["broken"] for result in results if result["broken"]],
         "phrases": dict(labels.most_common()),
         "without_phrases": int((table[:, 1] == 0).sum()),
@@ -188,9 +176,7 @@ def _print(result: dict[str, Any], console: Console, *, title: str) -> None:
         f"{result['without_phrases']} samples without phrases, {result['without_regions']} without regions",
         highlight=False, soft_wrap=True,
     )  # fmt: skip
-    table = Table()
-    for heading in ("per sample", "mean", "median", "min", "max"):
-        table.add_column(heading, justify="left" if heading == "per sample" else "right")
+    table = Table("per sample", *(Column(name, justify="right") for name in ("mean", "median", "min", "max")))
     for name, spread in result["measures"].items():
         table.add_row(name, f"{spread['mean']:.1f}", *(f"{spread[key]:.0f}" for key in ("median", "min", "max")))
     console.print(table)
@@ -201,23 +187,13 @@ def _print(result: dict[str, Any], console: Console, *, title: str) -> None:
         console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
-def _valid_samples(shards: Sequence[Path]) -> Iterator[Pair]:
+def _spread_samples(shards: Sequence[Path]) -> Iterator[Pair]:
     """Valid samples spread over the shards, at most ``SHOWN``."""
     for shard, number in Counter(shards[i * len(shards) // SHOWN] for i in range(SHOWN)).items():
-        try:
-            entries = index_shard(shard)
-        except PowerclipError:
-            continue
-        spread = sorted(range(len(entries)), key=lambda i: (i * number % len(entries) >= number, i))
-        yield from islice(_valid(entries[i] for i in spread), number)
-
-
-def _valid(entries: Iterator[SamplePlace]) -> Iterator[Pair]:
-    for entry in entries:
-        try:
-            yield _read(entry)
-        except BadSampleError:
-            continue
+        with suppress(PowerclipError):
+            places = index_shard(shard)
+            spread = sorted(range(len(places)), key=lambda i: (i * number % len(places) >= number, i))
+            yield from (pair for _, pair in islice(_valid((places[i] for i in spread), Counts()), number))
 
 
 def contact_sheet(pairs: Sequence[Pair]) -> Figure:
@@ -234,8 +210,7 @@ def contact_sheet(pairs: Sequence[Pair]) -> Figure:
             masks = masks_at_size(_masks(sample), small)
             axes.imshow(_painted(small, masks))
             text = sample.tree.to_brackets(sample.caption) if sample.tree else sample.caption
-            lines = fill(" ".join(text.split()), width=CHARACTERS).splitlines()
-            shown = "\n".join(lines[:LINES]) + (" …" if len(lines) > LINES else "")
+            shown = "\n".join(wrap(text, CHARACTERS, max_lines=LINES, placeholder=" …"))
             axes.set_title(f"{sample.key[:40]}, {len(masks)} regions", fontsize=7, parse_math=False)
             axes.text(
                 0, -0.02, shown, transform=axes.transAxes, fontsize=6.5, va="top", parse_math=False, family="monospace"
@@ -261,13 +236,8 @@ def _painted(image: Image.Image, masks: NDArray[np.bool_]) -> NDArray[np.uint8]:
     order = sorted(range(len(masks)), key=lambda m: -int(masks[m].sum()))
     for position, m in enumerate(order):
         colour = np.array(colours(position * 0.618 % 1)[:3], dtype=np.float32) * 255
-        edge = masks[m] & ~(_inside(masks[m], 0) & _inside(masks[m], 1))
+        neighbours = [np.roll(masks[m], shift, axis) for shift in (1, -1) for axis in (0, 1)]
+        edge = masks[m] & ~np.logical_and.reduce(neighbours)
         opacity = np.where(edge, 1.0, OPACITY if position else OPACITY / 2)[..., None]
         pixels = np.where(masks[m][..., None], (1 - opacity) * pixels + opacity * colour, pixels)
     return pixels.astype(np.uint8)
-
-
-def _inside(mask: NDArray[np.bool_], axis: int) -> NDArray[np.bool_]:
-    """Where both neighbours along an axis are in the mask too."""
-    inside: NDArray[np.bool_] = np.roll(mask, 1, axis) & np.roll(mask, -1, axis)
-    return inside

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import closing, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from powerclip.config import PrepareConfig
 from powerclip.errors import PowerclipError, RunFailedError
 from powerclip.files import write_json
-from powerclip.prepare.annotate import EXAMPLES, ShardTask, make_shard, parser_of, proposer_of
+from powerclip.prepare.annotate import Counts, ShardTask, make_shard, parser_of, proposer_of
 from powerclip.prepare.output import REPORT, counts_of, read_finished, reserved
 from powerclip.prepare.pairs import Source
 from powerclip.prepare.source import open_source
@@ -63,154 +62,119 @@ def prepare(
         "source": pairs.fingerprint, "samples_per_shard": config.samples_per_shard,
         "replace_annotations": config.replace_annotations, **makers,
     }  # fmt: skip
-    progress = _Progress(shards=pairs.count, max_bad_share=config.max_bad_share)
+    shards = [output / f"shard-{number:06d}.tar" for number in range(pairs.count)]
+    finished: dict[Path, Mapping[str, Any]] = {}
+    failure: RunFailedError | None = None
     with reserved(output, plan):
         try:
-            _run(pairs, output, config, progress, console)
-            progress.check()
-        except RunFailedError:
-            write_json(output / REPORT, progress.report(str(source), pairs))
+            _make_shards(shards, pairs, finished, config, console)
+        except RunFailedError as error:
+            failure = error
+        except KeyboardInterrupt:
+            done = f"{len(finished)} of {len(shards)} shards are complete; the same command continues from there"
+            console.print(done, highlight=False, soft_wrap=True)
             raise
-        report = progress.report(str(source), pairs)
+        total = Counts()
+        for counts in filter(None, map(finished.get, shards)):  # in their order, whichever was finished first
+            total.merge(counts)
+        report = {
+            "source": str(source),
+            "samples": total.samples,
+            "unfinished_shards": len(shards) - len(finished),
+            "skipped": dict(total.skipped.most_common()),
+            "examples": total.examples,
+            "ignored": dict(pairs.ignored),
+            "phrases_per_caption": total.phrases / max(1, total.samples),
+            "regions_per_image": total.regions / max(1, total.samples),
+            "parser": dict(total.parsers.most_common()),
+            "proposer": dict(total.proposers.most_common()),
+            "source_hash": pairs.fingerprint,
+            "versions": _versions(),
+        }
         write_json(output / REPORT, report)
-    console.print(_summary(report, output, progress.kept(makers)), highlight=False, soft_wrap=True)
+    if failure is not None:
+        raise failure
+    _check(total, config.max_bad_share)
+    usual = (f"phrases of {makers['parser']}", f"regions of {makers['proposer']}")
+    kept = [f"{what} ({number})" for what, number in total.kept.most_common() if what not in usual]
+    ignored = [f"{number} {kind}" for kind, number in pairs.ignored.items()]
+    console.print(
+        f"{total.samples} samples in {output}, {total.skipped.total()} skipped; "
+        f"{report['phrases_per_caption']:.1f} phrases per caption, {report['regions_per_image']:.1f} stored regions per image"
+        + (f"; kept from the source: {', '.join(kept)}" if kept else "")
+        + (f"; other files in the source: {', '.join(ignored)}" if ignored else ""),
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip
     return report
 
 
-def _run(pairs: Source, output: Path, config: PrepareConfig, progress: _Progress, console: Console) -> None:
-    """Make the shards that do not exist yet."""
-    shards = [output / f"shard-{number:06d}.tar" for number in range(pairs.count)]
-    for number, shard in enumerate(shards):
-        counts = read_finished(shard)
-        if counts is not None:
-            progress.add(number, counts)
+def _make_shards(
+    shards: Sequence[Path],
+    pairs: Source,
+    finished: dict[Path, Mapping[str, Any]],
+    config: PrepareConfig,
+    console: Console,
+) -> None:
+    """Make the shards that do not exist yet, and show the progress: a bar on a terminal, otherwise a line per minute.
+
+    ``finished`` is filled with the counts of all that are finished.
+    """
+    total = Counts()
+
+    def add(shard: Path, counts: Mapping[str, Any]) -> None:
+        finished[shard] = counts
+        total.merge(counts)
+        if total.samples + total.skipped.total() >= ENOUGH:
+            _check(total, config.max_bad_share)
+
+    for shard in shards:
+        if (counts := read_finished(shard)) is not None:
+            add(shard, counts)
     tasks = (
-        ShardTask(number=number, chunk=chunk, path=shards[number], config=config)
-        for number, chunk in enumerate(pairs.chunks)
-        if number not in progress.finished
+        ShardTask(chunk=chunk, path=shard, config=config)
+        for shard, chunk in zip(shards, pairs.chunks, strict=False)
+        if shard not in finished
     )
     if config.ray is None:
         results = run_local(make_shard, tasks, workers=config.workers)
     else:
         gpus = config.gpu_share if config.regions.startswith("sam") else 0.0
         results = run_ray(make_shard, tasks, address=config.ray, gpus=gpus)
-    with closing(results), _shown(console, progress) as show:
-        for task, counts in results:
-            write_json(counts_of(task.path), counts)
-            progress.add(task.number, counts)
-            show()
-
-
-def _summary(report: dict[str, Any], output: Path, kept: list[str]) -> str:
-    ignored = [f"{number} {kind}" for kind, number in report["ignored"].items()]
-    return (
-        f"{report['samples']} samples in {output}, {sum(report['skipped'].values())} skipped; "
-        f"{report['phrases_per_caption']:.1f} phrases per caption, "
-        f"{report['regions_per_image']:.1f} stored regions per image"
-        + (f"; kept from the source: {', '.join(kept)}" if kept else "")
-        + (f"; other files in the source: {', '.join(ignored)}" if ignored else "")
-    )
-
-
-class _Progress:
-    """The counts of the finished shards; too many bad samples stop the job."""
-
-    def __init__(self, *, shards: int, max_bad_share: float) -> None:
-        self.max_bad_share, self.shards = max_bad_share, shards
-        self.finished: dict[int, dict[str, Any]] = {}
-        self.samples = self.skipped = 0
-
-    def add(self, number: int, counts: dict[str, Any]) -> None:
-        self.finished[number] = counts
-        self.samples += counts["samples"]
-        self.skipped += sum(counts["skipped"].values())
-        if self.samples + self.skipped >= ENOUGH:
-            self.check()
-
-    def check(self) -> None:
-        seen = self.samples + self.skipped
-        if self.skipped > self.max_bad_share * seen:
-            skipped, examples = self.sum("skipped"), self._examples()
-            reasons = ", ".join(f"{n} {reason} (e.g. {examples[reason][0]})" for reason, n in skipped.items())
-            raise RunFailedError(
-                f"{self.skipped} of {seen} samples cannot be used: {reasons}; fix them or raise --max-bad-share"
-            )
-
-    def sum(self, name: str) -> dict[str, int]:
-        """A counter of all shards together, the most frequent first."""
-        total: Counter[str] = Counter()
-        for _, counts in sorted(self.finished.items()):
-            total.update(counts[name])
-        return dict(total.most_common())
-
-    def _examples(self) -> dict[str, list[str]]:
-        """The first names of skipped samples by reason, in the order of the shards."""
-        examples: dict[str, list[str]] = {}
-        for _, counts in sorted(self.finished.items()):
-            for reason, names in counts["examples"].items():
-                examples[reason] = (examples.get(reason, []) + names)[:EXAMPLES]
-        return examples
-
-    def kept(self, makers: dict[str, str]) -> list[str]:
-        """The annotations that came with the source from other makers than the job's own."""
-        usual = (f"phrases of {makers['parser']}", f"regions of {makers['proposer']}")
-        return [f"{what} ({number})" for what, number in self.sum("kept").items() if what not in usual]
-
-    def report(self, source: str, pairs: Source) -> dict[str, Any]:
-        total = {name: sum(counts.get(name, 0) for counts in self.finished.values()) for name in ("phrases", "regions")}
-        return {
-            "source": source,
-            "samples": self.samples,
-            "unfinished_shards": self.shards - len(self.finished),
-            "skipped": self.sum("skipped"),
-            "examples": self._examples(),
-            "ignored": dict(pairs.ignored),
-            "phrases_per_caption": total["phrases"] / max(1, self.samples),
-            "regions_per_image": total["regions"] / max(1, self.samples),
-            "parser": self.sum("parsers"),
-            "proposer": self.sum("proposers"),
-            "source_hash": pairs.fingerprint,
-            "versions": _versions(),
-        }
-
-
-@contextmanager
-def _shown(console: Console, progress: _Progress) -> Iterator[Callable[[], None]]:
-    """Shows the progress: a bar on a terminal, otherwise a line per minute. Yields a function to call after each shard."""
-    total = progress.shards
-    start, samples_at_start, last = time.monotonic(), progress.samples, time.monotonic()
     bar = Progress(
         TextColumn("shards"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(), console=console, disable=not console.is_terminal,
     )  # fmt: skip
-    line = bar.add_task("", total=total, completed=len(progress.finished), rate="")
+    line = bar.add_task("", total=len(shards), completed=len(finished), rate="")
+    start, samples_at_start = time.monotonic(), total.samples
+    noted = start
+    with closing(results), bar:
+        for task, made in results:
+            write_json(counts_of(task.path), vars(made))
+            add(task.path, vars(made))
+            now = time.monotonic()
+            samples_per_s = (total.samples - samples_at_start) / max(1e-9, now - start)
+            rate = f"{samples_per_s:.0f} samples/s, {total.skipped.total()} skipped"
+            bar.update(line, completed=len(finished), rate=rate)
+            if not console.is_terminal and now - noted > NOTE_EVERY_S:
+                noted = now
+                console.print(f"{len(finished)} of {len(shards)} shards, {rate}", highlight=False, soft_wrap=True)
 
-    def show() -> None:
-        nonlocal last
-        samples_per_s = (progress.samples - samples_at_start) / max(1e-9, time.monotonic() - start)
-        rate = f"{samples_per_s:.0f} samples/s, {progress.skipped} skipped"
-        bar.update(line, completed=len(progress.finished), rate=rate)
-        if not console.is_terminal and time.monotonic() - last > NOTE_EVERY_S:
-            last = time.monotonic()
-            console.print(f"{len(progress.finished)} of {total} shards, {rate}", highlight=False, soft_wrap=True)
 
-    try:
-        with bar:
-            yield show
-    except KeyboardInterrupt:
-        console.print(
-            f"{len(progress.finished)} of {total} shards are complete; the same command continues from there",
-            highlight=False, soft_wrap=True,
-        )  # fmt: skip
-        raise
+def _check(total: Counts, max_bad_share: float) -> None:
+    """Raise if too many samples cannot be used."""
+    skipped = total.skipped.total()
+    if skipped > max_bad_share * (total.samples + skipped):
+        reasons = (f"{n} {reason} (e.g. {total.examples[reason][0]})" for reason, n in total.skipped.most_common())
+        raise RunFailedError(
+            f"{skipped} of {total.samples + skipped} samples cannot be used: {', '.join(reasons)}; "
+            "fix them or raise --max-bad-share"
+        )
 
 
 def _versions() -> dict[str, str]:
     """Versions of the packages that shape the annotations."""
     versions = {}
     for package in STAMPED:
-        try:
+        with suppress(PackageNotFoundError):
             versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
     return versions
