@@ -32,7 +32,8 @@ def reserved(output: Path, plan: Mapping[str, Any]) -> Iterator[None]:
     """
     if output.exists() and not output.is_dir():
         raise PowerclipError(f"output {output} is a file; name a folder")
-    if output.is_dir() and not _is_ours(output):
+    known = {*_unfinished(output), output / LOCK}
+    if output.is_dir() and not (output / PLAN).exists() and set(output.iterdir()) - known:
         raise PowerclipError(f"output {output} is not empty and was not made by this command; name an empty folder")
     output.mkdir(parents=True, exist_ok=True)
     try:
@@ -47,18 +48,13 @@ def reserved(output: Path, plan: Mapping[str, Any]) -> Iterator[None]:
         raise PowerclipError(f"another powerclip prepare is writing to {output}; wait for it, or end it") from error
 
 
-def _is_ours(output: Path) -> bool:
-    """Whether a folder was made by this command, or holds nothing but unfinished files of it."""
-    if (output / PLAN).exists():
-        return True
-    left = {path for pattern in (LOCK, *TEMPORARY) for path in output.glob(pattern)}
-    return all(path in left for path in output.iterdir())
-
-
 def _clear(output: Path) -> None:
-    for pattern in TEMPORARY:
-        for path in output.glob(pattern):
-            path.unlink(missing_ok=True)
+    for path in _unfinished(output):
+        path.unlink(missing_ok=True)
+
+
+def _unfinished(output: Path) -> set[Path]:
+    return {path for pattern in TEMPORARY for path in output.glob(pattern)}
 
 
 def _claim(mark: Path, plan: Mapping[str, Any]) -> None:
@@ -74,13 +70,11 @@ def _claim(mark: Path, plan: Mapping[str, Any]) -> None:
             f"{mark}, which says what the shards next to it were made from, cannot be read ({error}); "
             "name an empty folder"
         ) from error
-    if "source" in changed:
-        raise PowerclipError(
-            f"{mark.parent} holds shards of another source, or the source has changed; name an empty folder"
-        )
     if changed:
         settings = "; ".join(f"{name} was {noted.get(name)}, now {plan.get(name)}" for name in changed)
-        raise PowerclipError(f"{mark.parent} holds shards made with other settings ({settings}); name an empty folder")
+        of_another = "of another source, or the source has changed"
+        why = of_another if "source" in changed else f"made with other settings ({settings})"
+        raise PowerclipError(f"{mark.parent} holds shards {why}; name an empty folder")
 
 
 def counts_of(shard: Path) -> Path:

@@ -24,14 +24,10 @@ RETRIES = 10
 def run_local(
     function: Callable[[Task], Result], tasks: Iterable[Task], *, workers: int = 1
 ) -> Generator[tuple[Task, Result], None, None]:
-    """Run a function on every task; yields each task with its result, in the order in which they finish.
+    """Run a function of a module on every task; yields each task with its result, in the order in which they finish.
 
-    The workers end when the process that started them ends, in whatever way.
-
-    Args:
-        function: of a module, so that a worker can import it.
-        tasks: taken as workers become free; they are pickled, so keep them small.
-        workers: processes; with 1, the work is done in this one.
+    Tasks are taken as workers become free, and pickled. The worker processes end when the process that started them
+    ends, in whatever way; with one worker, the work is done in this process.
 
     Raises:
         RunFailedError: a worker died.
@@ -47,8 +43,14 @@ def run_local(
     running: dict[Any, Task] = {}
     try:
         while True:
-            for task in islice(waiting, 2 * workers - len(running)):
-                running[_submit(pool, function, task)] = task
+            # Ctrl-C goes to all processes of a terminal. A worker that is started here never receives it, not even while
+            # it imports: this process ends the others.
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            try:
+                for task in islice(waiting, 2 * workers - len(running)):
+                    running[pool.submit(function, task)] = task
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             if not running:
                 return
             for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -67,18 +69,6 @@ def run_local(
             for process in processes:
                 process.join()
         pool.shutdown()
-
-
-def _submit(pool: ProcessPoolExecutor, function: Callable[[Task], Result], task: Task) -> Any:
-    """Submit a task; a worker that is started for it never receives Ctrl-C, not even while it imports.
-
-    Ctrl-C goes to all processes of a terminal; the first process ends the others.
-    """
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        return pool.submit(function, task)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _begin(started: Any, workers: int) -> None:
@@ -103,11 +93,11 @@ def _end_with_parent() -> None:
 def run_ray(
     function: Callable[[Task], Result], tasks: Iterable[Task], *, address: str, gpus: float = 0.0
 ) -> Generator[tuple[Task, Result], None, None]:
-    """Run a function on every task, on a Ray cluster; the tasks of a lost node run again elsewhere.
+    """As ``run_local``, on a Ray cluster, whose nodes share the paths; the tasks of a lost node run again elsewhere.
 
     Args:
         function: of a module.
-        tasks: as for ``run_local``; the paths in them must be the same on every node.
+        tasks: as for ``run_local``.
         address: of the cluster's head; "auto" uses the cluster this machine belongs to, or starts one here.
         gpus: share of a GPU that a task takes, if the cluster has any.
 
