@@ -20,16 +20,14 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Column, Table
 
-from powerclip.data.images import decode_image
 from powerclip.data.published import GRID as PUBLISHED_GRID
 from powerclip.data.sample import Sample
 from powerclip.data.shards import SamplePlace, find_shards, index_shard
-from powerclip.data.validate import check_annotations
 from powerclip.errors import BadSampleError, PowerclipError, RunFailedError
 from powerclip.files import read_json, write_json
 from powerclip.prepare.annotate import Counts
 from powerclip.prepare.output import REPORT
-from powerclip.prepare.pairs import Pair
+from powerclip.prepare.pairs import Pair, decoded
 from powerclip.prepare.workers import run_local
 from powerclip.regions.masks import masks_at_size, shrink_to
 
@@ -135,13 +133,11 @@ def _valid(places: Iterable[SamplePlace], counts: Counts) -> Iterator[tuple[Samp
     """The samples that can be used; the others are counted."""
     for place in places:
         try:
-            sample = place.read()
-            image = decode_image(sample.image)
-            check_annotations(sample, (image.height, image.width))
+            pair = decoded(place.read())
         except BadSampleError as error:
             counts.skip(str(error), f"{place.shard.name}/{place.key}")
             continue
-        yield place, (sample, image)
+        yield place, pair
 
 
 def _summary(results: list[dict[str, Any]]) -> dict[str, Any]:

@@ -77,20 +77,7 @@ def prepare(
         total = Counts()
         for counts in filter(None, map(finished.get, shards)):  # in their order, whichever was finished first
             total.merge(counts)
-        report = {
-            "source": str(source),
-            "samples": total.samples,
-            "unfinished_shards": len(shards) - len(finished),
-            "skipped": dict(total.skipped.most_common()),
-            "examples": total.examples,
-            "ignored": dict(pairs.ignored),
-            "phrases_per_caption": total.phrases / max(1, total.samples),
-            "regions_per_image": total.regions / max(1, total.samples),
-            "parser": dict(total.parsers.most_common()),
-            "proposer": dict(total.proposers.most_common()),
-            "source_hash": pairs.fingerprint,
-            "versions": _versions(),
-        }
+        report = _report(str(source), pairs, total, unfinished=len(shards) - len(finished))
         write_json(output / REPORT, report)
     if failure is not None:
         raise failure
@@ -171,10 +158,22 @@ def _check(total: Counts, max_bad_share: float) -> None:
         )
 
 
-def _versions() -> dict[str, str]:
-    """Versions of the packages that shape the annotations."""
+def _report(source: str, pairs: Source, total: Counts, *, unfinished: int) -> dict[str, Any]:
     versions = {}
     for package in STAMPED:
         with suppress(PackageNotFoundError):
             versions[package] = version(package)
-    return versions
+    return {
+        "source": source,
+        "samples": total.samples,
+        "unfinished_shards": unfinished,
+        "skipped": dict(total.skipped.most_common()),
+        "examples": total.examples,
+        "ignored": dict(pairs.ignored),
+        "phrases_per_caption": total.phrases / max(1, total.samples),
+        "regions_per_image": total.regions / max(1, total.samples),
+        "parser": dict(total.parsers.most_common()),
+        "proposer": dict(total.proposers.most_common()),
+        "source_hash": pairs.fingerprint,
+        "versions": versions,
+    }

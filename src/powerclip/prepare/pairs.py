@@ -18,6 +18,7 @@ from PIL import Image
 from powerclip.data.images import decode_with_format
 from powerclip.data.limits import MAX_CAPTION_BYTES, MAX_MEMBER_BYTES
 from powerclip.data.sample import Sample, read_caption
+from powerclip.data.validate import check_annotations
 from powerclip.errors import BadSampleError
 
 T = TypeVar("T")
@@ -69,12 +70,13 @@ def in_chunks(read: Callable[[Sequence[T], int], Iterator[Item]], rows: Iterable
 def decoded(sample: Sample) -> Pair:
     """A sample and its image, which is decoded here, once, so that a corrupt one is found now and not in training.
 
-    An image that is not of a ``KEPT`` format is stored as PNG.
+    The annotations are checked. An image that is not of a ``KEPT`` format becomes a PNG.
 
     Raises:
         BadSampleError: it cannot be used.
     """
     image, kind = decode_with_format(sample.image)
+    check_annotations(sample, (image.height, image.width))
     if kind in KEPT:  # by content: a file's own extension may be wrong
         return replace(sample, image_extension=KEPT[kind]), image
     buffer = io.BytesIO()
@@ -97,11 +99,7 @@ def make_pair(key: str, image: bytes, caption: bytes | str) -> Pair:
 
 
 def load_files(key: str, image: Path, caption: Path | None) -> Pair:
-    """A pair of two files.
-
-    Raises:
-        BadSampleError: it cannot be used.
-    """
+    """A pair of two files; raises what ``make_pair`` does."""
     if caption is None:
         raise BadSampleError("no caption")
     text = read_file(caption, MAX_CAPTION_BYTES, missing="no caption")
@@ -109,11 +107,7 @@ def load_files(key: str, image: Path, caption: Path | None) -> Pair:
 
 
 def read_file(path: Path, limit: int, *, missing: str) -> bytes:
-    """The bytes of a file; of one with more than ``limit``, which ``make_pair`` refuses, only the first ``limit + 1``.
-
-    Raises:
-        BadSampleError: it cannot be read, or there is none, for the reason ``missing``.
-    """
+    """The bytes of a file; of one with more than ``limit``, which ``make_pair`` refuses, only the first ``limit + 1``."""
     try:
         if path.is_file():  # a device or a pipe is not
             with path.open("rb") as file:

@@ -16,7 +16,6 @@ from powerclip.data.images import IMAGE_SUFFIXES
 from powerclip.data.limits import MAX_SAMPLES
 from powerclip.data.sample import CAPTION_EXTENSION, IMAGE_EXTENSIONS, Sample
 from powerclip.data.shards import BrokenShardError, SamplePlace, find_shards, stream_shard
-from powerclip.data.validate import check_annotations
 from powerclip.errors import BadSampleError, PowerclipError
 from powerclip.prepare.pairs import Item, Pair, Source, bad, count_kinds, decoded, digest, make_key, stamp
 from powerclip.prepare.tables import CAPTION_COLUMNS
@@ -79,9 +78,7 @@ def _load(index: int, entry: SamplePlace, caption_key: str, keep: bool) -> Pair:
     if image and image not in IMAGE_EXTENSIONS:
         files[IMAGE_EXTENSIONS[0]] = files.pop(image)  # ``decoded`` converts it
     key = entry.key if re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_/-]{0,199}", entry.key) else make_key(index, entry.key)
-    pair = decoded(Sample.from_members(key, files))
-    check_annotations(pair[0], pair[1].size[::-1])
-    return pair
+    return decoded(Sample.from_members(key, files))
 
 
 def _image(entry: SamplePlace) -> str:

@@ -43,14 +43,14 @@ def run_local(
     running: dict[Any, Task] = {}
     try:
         while True:
-            # Ctrl-C goes to all processes of a terminal. A worker that is started here never receives it, not even while
-            # it imports: this process ends the others.
-            mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-            try:
-                for task in islice(waiting, 2 * workers - len(running)):
+            for task in islice(waiting, 2 * workers - len(running)):
+                # Ctrl-C goes to all processes of a terminal. A worker that is started here never receives it, not even
+                # while it imports: this process ends the others.
+                mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+                try:
                     running[pool.submit(function, task)] = task
-            finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+                finally:
+                    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             if not running:
                 return
             for future in wait(running, return_when=FIRST_COMPLETED).done:
