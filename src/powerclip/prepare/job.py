@@ -87,7 +87,8 @@ def prepare(
     ignored = [f"{number} {kind}" for kind, number in pairs.ignored.items()]
     console.print(
         f"{total.samples} samples in {output}, {total.skipped.total()} skipped; "
-        f"{report['phrases_per_caption']:.1f} phrases per caption, {report['regions_per_image']:.1f} stored regions per image"
+        f"{report['phrases_per_caption']:.1f} phrases per caption, "
+        f"{report['regions_per_image']:.1f} stored regions per image"
         + (f"; kept from the source: {', '.join(kept)}" if kept else "")
         + (f"; other files in the source: {', '.join(ignored)}" if ignored else ""),
         highlight=False, soft_wrap=True,

@@ -1,4 +1,4 @@
-"""What every source provides: chunks of image-caption pairs, each of which becomes one shard; and what makes a pair usable."""
+"""What every source provides: chunks of image-caption pairs, one for each shard; and what makes a pair usable."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ class Item(NamedTuple):
 
 
 Chunk = Callable[[], Iterator[Item]]
-"""Reads some pairs of a source, in order and in bounded memory. It is pickled for another process, which opens the files
-itself, so it is small: a ``functools.partial`` of a function of a module."""
+"""Reads some pairs of a source, in order and in bounded memory. It is pickled for another process, which opens the
+files itself, so it is small: a ``functools.partial`` of a function of a module."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +107,7 @@ def load_files(key: str, image: Path, caption: Path | None) -> Pair:
 
 
 def read_file(path: Path, limit: int, *, missing: str) -> bytes:
-    """The bytes of a file; of one with more than ``limit``, which ``make_pair`` refuses, only the first ``limit + 1``."""
+    """The bytes of a file; if there are more than ``limit``, which ``make_pair`` refuses, the first ``limit + 1``."""
     try:
         if path.is_file():  # a device or a pipe is not
             with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""Tables of images and captions: CSV, TSV and JSONL files, Parquet files, and folders saved by Hugging Face's datasets."""
+"""Tables of images and captions: CSV, TSV, JSONL and Parquet files, and folders saved by Hugging Face's datasets."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ def table_items(rows: Iterable[Row], first: int, folder: Path) -> Iterator[Item]
 
 
 def load_row(key: str, image: Any, caption: Any, *, folder: Path) -> Pair:
-    """The pair of a row: a path, a file:// URL, the image's bytes or a mapping with "bytes" or "path"; and a caption, or
-    several, of which the first is used. Relative paths start at the folder.
+    """The pair of a row: a path, a file:// URL, bytes, or a mapping with "bytes" or "path"; and a caption, or several,
+    of which the first is used. Relative paths start at the folder.
 
     Raises:
         BadSampleError: it cannot be used.
