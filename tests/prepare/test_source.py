@@ -8,7 +8,7 @@ from powerclip.data.images import IMAGE_SUFFIXES
 from powerclip.data.shards import read_shards
 from powerclip.errors import PowerclipError
 from tests.support.images import one_colour
-from tests.support.sources import picture, prepared
+from tests.support.sources import captions, picture, prepared
 from tests.support.tars import write_tar
 
 
@@ -17,10 +17,6 @@ def put(folder, *stems, suffix=".jpg"):
     for stem in stems:
         (folder / f"{stem}{suffix}").write_bytes(picture())
         (folder / f"{stem}.txt").write_text(f"a dog of {folder.name}")
-
-
-def captions(folder):
-    return [sample.caption for sample in read_shards(folder)]
 
 
 def test_linked_folders_are_read_once(tmp_path):

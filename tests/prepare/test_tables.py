@@ -12,11 +12,10 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from powerclip.config import PrepareConfig
-from powerclip.data.shards import read_shards
 from powerclip.errors import BadSampleError, PowerclipError, RunFailedError
 from powerclip.prepare.source import open_source
 from powerclip.prepare.tables import MAX_MEMBER_BYTES, load_row, separated_rows
-from tests.support.sources import picture, prepared
+from tests.support.sources import captions, picture, prepared
 
 
 @pytest.fixture
@@ -26,10 +25,6 @@ def photos(tmp_path):
     for i in range(12):
         (folder / f"{i}.jpg").write_bytes(picture(i))
     return folder
-
-
-def captions(folder):
-    return [sample.caption for sample in read_shards(folder)]
 
 
 def table(photos, suffix, rows, *, head="path{}caption\n"):

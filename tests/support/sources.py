@@ -6,6 +6,7 @@ import tarfile
 from rich.console import Console
 
 from powerclip.config import PrepareConfig
+from powerclip.data.shards import read_shards
 from powerclip.prepare import prepare
 from tests.support.images import one_colour
 from tests.support.tars import write_tar
@@ -28,6 +29,11 @@ def prepared(source, output, *, text=None, **settings):
     """
     config = PrepareConfig(**{"parser": "none", "max_bad_share": 1.0, **settings})
     return prepare(source, output, config, console=Console(file=text or io.StringIO(), width=200))
+
+
+def captions(folder):
+    """Those of the usable samples in a folder of shards, in order."""
+    return [sample.caption for sample in read_shards(folder)]
 
 
 def pairs(number=20):
