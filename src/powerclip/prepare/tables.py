@@ -242,22 +242,13 @@ def open_dataset(folder: Path, config: PrepareConfig) -> Source:
     """
     if (folder / "dataset_dict.json").is_file():
         splits = sorted(path.name for path in folder.iterdir() if is_dataset(path))
-        raise PowerclipError(
-            f"{folder} holds the splits {', '.join(splits)}; name one: {folder / (splits or ['?'])[0]}"
-        )
-    return open_arrow([folder], config, stamped=sorted(path for path in folder.iterdir() if path.is_file()))
+        first = folder / (splits or ["?"])[0]
+        raise PowerclipError(f"{folder} holds the splits {', '.join(splits)}; name one: {first}")
+    return open_arrow([folder], config)
 
 
-def open_arrow(
-    paths: Sequence[Path],
-    config: PrepareConfig,
-    *,
-    stamped: Sequence[Path] | None = None,
-    ignored: Mapping[str, int] | None = None,
-) -> Source:
+def open_arrow(paths: Sequence[Path], config: PrepareConfig, *, ignored: Mapping[str, int] | None = None) -> Source:
     """The pairs of Parquet files, or of a datasets folder, one after the other; relative paths start at their folder.
-
-    If one of the files ``stamped`` changes (``paths`` by default), the source has changed.
 
     Raises:
         PowerclipError: pyarrow is missing, a file cannot be read, there is no row, or the columns cannot be determined.
@@ -265,9 +256,8 @@ def open_arrow(
     try:
         from pyarrow import ArrowException
     except ImportError as error:
-        raise PowerclipError(
-            f"{paths[0]} needs pyarrow, which is not installed; pip install 'powerclip[parquet]'"
-        ) from error
+        message = f"{paths[0]} needs pyarrow, which is not installed; pip install 'powerclip[parquet]'"
+        raise PowerclipError(message) from error
     chunks, first, names = [], 0, ("", "")
     for path in paths:
         try:
@@ -281,8 +271,8 @@ def open_arrow(
         first += rows
     if not chunks:
         raise PowerclipError(f"{paths[0]} has no row")
-    files = stamped or paths
-    fingerprint = digest((path.name for path in files), map(stamp, files), names)
+    files = sorted(filter(Path.is_file, paths[0].iterdir())) if paths[0].is_dir() else paths
+    fingerprint = digest((file.name for file in files), map(stamp, files), names)
     return Source(chunks=chunks, count=len(chunks), fingerprint=fingerprint, ignored=ignored or {})
 
 
