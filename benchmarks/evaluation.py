@@ -15,7 +15,7 @@ import time
 
 import torch
 
-from powerclip.evaluate.metrics import retrieval_metrics
+from powerclip.evaluate.metrics import recall_metrics
 
 
 def peak_bytes() -> int:
@@ -37,7 +37,8 @@ def main() -> None:
         rows /= rows.norm(dim=-1, keepdim=True)
     owner = torch.arange(options.images).repeat_interleave(options.captions_per_image)
     before, start = peak_bytes(), time.perf_counter()
-    retrieval_metrics(features[0], features[1], owner)
+    i, t = features
+    recall_metrics(lambda rows: i[rows] @ t.T, lambda rows: t[rows] @ i.T, owner, images=len(i))
     elapsed_s, extra = time.perf_counter() - start, peak_bytes() - before
     full = options.images * texts * 4
     print(f"| {options.images} images, {texts} captions, D = {options.dimensions} | MiB |")

@@ -11,7 +11,7 @@ from powerclip.evaluate import evaluate_tasks
 from powerclip.evaluate.datasets.aro_order import order_task
 from powerclip.evaluate.datasets.clip_benchmark import read_webdataset
 from powerclip.evaluate.encode import Encoder
-from powerclip.evaluate.score import Run, evaluating, jobs_of, result_name
+from powerclip.evaluate.score import evaluating, jobs_of, run_jobs
 from powerclip.model import make_tokenizer, make_transforms
 from powerclip.tasks import Classification, HardNegative, HardNegatives, Quadruple, Quadruples, Retrieval
 from tests.support.colours import NAMES, ColourModel, preprocess, square, tokenizer
@@ -101,24 +101,18 @@ def test_both_scores_share_an_image_s_pass(model):
     model.__class__ = Counting
     arguments = (model, make_transforms(model)[1], make_tokenizer(model))
     encoder = Encoder(*arguments, device="cpu", batch_size=2)
-    run = Run(encoder, jobs_of(shown, ("global", "powerset")))
-    with evaluating(model):
-        both = {result_name(*job): run.metrics(number) for number, job in enumerate(run.jobs)}
+    both = {job.name: metrics for job, metrics in run_jobs(encoder, jobs_of(shown, ("global", "powerset")))}
     # The first task has no powerset score: its three images are encoded for the global one, and again with regions.
     assert dict.fromkeys(NAMES, 2) == OPENED
     assert sum(passes) == 6
-    assert not list(encoder.known_images) + list(encoder.known_texts)
-    assert not list(run.scorers["powerset"].known_images) + list(run.scorers["powerset"].known_texts)
+    assert not encoder.known
     apart = evaluate_tasks(*arguments, shown) | evaluate_tasks(*arguments, shown, score="powerset")
     assert both == apart
 
 
 def test_with_a_retrieval_task_first_both_scores_open_an_image_once(model):
     encoder = Encoder(model, make_transforms(model)[1], make_tokenizer(model), device="cpu", batch_size=2)
-    run = Run(encoder, jobs_of(tasks()[1:], ("global", "powerset")))
-    with evaluating(model):
-        for number in range(len(run.jobs)):
-            run.metrics(number)
+    assert len(list(run_jobs(encoder, jobs_of(tasks()[1:], ("global", "powerset"))))) == 8
     assert Counter(NAMES) == OPENED
 
 
@@ -137,11 +131,6 @@ def test_embeddings_are_dropped_after_the_last_task_that_needs_them():
     encoder = Encoder(model, preprocess, tokenizer, device="cpu", batch_size=8)
     first = Retrieval(name="1", images=[Counted("red"), Counted("green")], captions=[("red",), ("green",)])
     second = Retrieval(name="2", images=[Counted("green"), Counted("blue")], captions=[("green",), ("blue",)])
-    run = Run(encoder, jobs_of([first, second], ("global",)))
-    held = []
-    with evaluating(model):
-        for number in range(2):
-            run.metrics(number)
-            held.append((list(encoder.known_images), list(encoder.known_texts)))
-    assert held == [([Counted("green")], ["green"]), ([], [])]
+    held = [list(encoder.known) for _ in run_jobs(encoder, jobs_of([first, second], ("global",)))]
+    assert held == [[(Counted("green"), "image"), ("green", "text")], []]
     assert OPENED == {"red": 1, "green": 1, "blue": 1}

@@ -14,9 +14,9 @@ from powerclip.evaluate.metrics import (
     classification_metrics,
     hard_negative_metrics,
     quadruple_metrics,
-    retrieval_metrics,
     same_texts,
 )
+from tests.support.retrieval import recalls
 
 # Small whole numbers: products are exact in float32, so that the oracle sees the same ties.
 EXACT = st.integers(min_value=-2, max_value=2).map(float)
@@ -56,19 +56,19 @@ def test_retrieval_equals_loops(data: st.DataObject) -> None:
     group = data.draw(st.lists(st.integers(0, 9), min_size=len(owner), max_size=len(owner)))
     images, texts = data.draw(matrix(count, 2)), data.draw(matrix(len(owner), 2))
     chunk = data.draw(st.integers(1, 8))
-    found = retrieval_metrics(images, texts, torch.tensor(owner), same_text=torch.tensor(group), chunk=chunk)
+    found = recalls(images, texts, torch.tensor(owner), same_text=torch.tensor(group), chunk=chunk)
     assert found == pytest.approx(looped_retrieval(images, texts, owner, group), abs=CLOSE)
 
 
 def test_a_constant_model_retrieves_nothing() -> None:
     same = torch.ones(20, 1)
-    assert set(retrieval_metrics(same, same, torch.arange(20)).values()) == {0.0}
+    assert set(recalls(same, same, torch.arange(20)).values()) == {0.0}
 
 
 def test_copies_of_a_caption_are_all_right() -> None:
     images, texts = torch.eye(2), torch.tensor([[0.0, 1.0], [1.0, 0.0]])  # each text points at the other's image
-    apart = retrieval_metrics(images, texts, torch.arange(2))
-    copies = retrieval_metrics(images, texts, torch.arange(2), same_text=same_texts(["a dog", "a dog"]))
+    apart = recalls(images, texts, torch.arange(2))
+    copies = recalls(images, texts, torch.arange(2), same_text=same_texts(["a dog", "a dog"]))
     assert (apart["i2t_R@1"], apart["t2i_R@1"]) == (0, 0)
     assert (copies["i2t_R@1"], copies["t2i_R@1"]) == (1, 1)
     assert same_texts(["a", "b", "a"]).tolist() == [0, 1, 0]
@@ -76,7 +76,7 @@ def test_copies_of_a_caption_are_all_right() -> None:
 
 def test_scores_that_are_no_numbers_are_wrong() -> None:
     broken = torch.full((20, 3), torch.nan)
-    assert set(retrieval_metrics(broken, torch.ones(20, 3), torch.arange(20)).values()) == {0.0}
+    assert set(recalls(broken, torch.ones(20, 3), torch.arange(20)).values()) == {0.0}
     assert set(classification_metrics(broken, torch.ones(8, 3), torch.arange(20) % 8).values()) == {0.0}
     assert set(hard_negative_metrics(broken[:, 0], broken[:, 1], ["add_obj"] * 20).values()) == {0.0}
     assert set(quadruple_metrics(torch.full((5, 2, 2), torch.nan)).values()) == {0.0}
@@ -154,9 +154,9 @@ def test_quadruples_equal_loops(items: list[tuple[float, float, float, float]]) 
 def test_empty_or_unfit_tasks_say_so() -> None:
     none = torch.zeros(0, 2)
     with pytest.raises(ValueError, match="0 images and 1 texts"):
-        retrieval_metrics(none, torch.ones(1, 2), torch.tensor([0]))
+        recalls(none, torch.ones(1, 2), torch.tensor([0]))
     with pytest.raises(ValueError, match="image 1 of the retrieval task has no caption"):
-        retrieval_metrics(torch.ones(2, 2), torch.ones(1, 2), torch.tensor([0]))
+        recalls(torch.ones(2, 2), torch.ones(1, 2), torch.tensor([0]))
     with pytest.raises(ValueError, match="has no image"):
         classification_metrics(none, torch.ones(1, 2), torch.tensor([], dtype=torch.int64))
     with pytest.raises(ValueError, match="1 images, 2 classes and 1 labels from 2 to 2"):

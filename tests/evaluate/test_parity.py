@@ -27,12 +27,12 @@ from powerclip.evaluate.metrics import (
     classification_metrics,
     hard_negative_metrics,
     quadruple_metrics,
-    retrieval_metrics,
     same_texts,
 )
 from powerclip.model import save
 from powerclip.scenes import generate
 from tests.support.layouts import webdataset
+from tests.support.retrieval import recalls
 from tests.support.tars import npy
 
 CLOSE = 1e-6  # means of at most a few hundred zeros and ones, in float32 there
@@ -126,7 +126,7 @@ def their_retrieval(images, texts, captions):
 
 
 def our_retrieval(images, texts, owner, group=None):
-    found = retrieval_metrics(normalize(images, dim=-1), normalize(texts, dim=-1), owner, same_text=group)
+    found = recalls(normalize(images, dim=-1), normalize(texts, dim=-1), owner, same_text=group)
     names = {"i2t": "text", "t2i": "image"}
     return {f"{names[key[:3]]}_retrieval_recall@{key.split('@')[1]}": value for key, value in found.items()}
 

@@ -221,6 +221,25 @@ def test_every_score_has_its_row(model, tmp_path):
     assert found.averages.keys() == {"retrieval", "retrieval, powerset score"}
 
 
+def test_the_powerset_score_of_stored_regions_is_another_measurement(model, tmp_path):
+    write_shards(generate("test", count=3, seed=0), tmp_path / "data")
+    for regions in ("grid", "stored"):
+        config = EvaluateConfig(
+            suite=("pairs", "scenes"),
+            data=tmp_path / "data",
+            size=2,
+            scores=("powerset",),
+            regions=regions,
+            output=tmp_path / "out",
+        )
+        evaluate_model(str(model), config)
+    found = read_evaluation(tmp_path / "out")
+    own = [name for name in found.tasks if name.startswith("retrieval")]
+    assert own == ["retrieval:data-powerset", "retrieval:data-powerset-stored"]
+    assert "scenes-retrieval-powerset-stored" not in found.tasks  # the scenes' tasks have no masks
+    assert found.averages["retrieval, powerset score of stored regions"].measured == 2
+
+
 def test_the_light_suite_is_small_and_shows_no_image_of_the_real_one():
     light, real = light_suite(image_size=64, size=3), evaluation_tasks(seed=SCENES_SEED, size=3)
     assert [task.name for task in light] == [task.name for task in real]

@@ -1,24 +1,27 @@
-"""A model with its preprocessing: images and texts to unit embeddings, batch by batch, on one or many processes."""
+"""A model with its preprocessing: images and texts to embeddings, each once, batch by batch, on one or many processes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Generic, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import normalize
+from torch.nn.utils.rnn import pad_sequence
 
 from powerclip.distributed import gather_rows, rank, world_size
 from powerclip.evaluate.datasets.images import key_of, open_picture
 from powerclip.tasks import Picture
 
 Item = TypeVar("Item")
-Prepared = TypeVar("Prepared")
-Value = TypeVar("Value")
 Preprocess = Callable[[Image.Image], Tensor]
 Tokenize = Callable[[list[str]], Tensor]
+Tensors = tuple[Tensor, ...]
+Key = tuple[Hashable, Hashable]
+"""``key_of`` an image, or a text; and what is computed of it."""
 
 
 class Model(Protocol):
@@ -34,42 +37,6 @@ class Model(Protocol):
 
     def train(self, mode: bool = True) -> object:
         """Switch between training and evaluation."""
-
-
-class Memory(Generic[Item, Value]):
-    """Values that are computed once for each item, whatever number of times it is asked for."""
-
-    def __init__(self, key: Callable[[Item], Hashable]) -> None:
-        """Set up an empty memory.
-
-        Args:
-            key: what equal items have in common. An item is held as long as its value, so that the key can be its id.
-        """
-        self._key = key
-        self._known: dict[Hashable, tuple[Item, Value]] = {}
-
-    def get(self, items: Sequence[Item], compute: Callable[[list[Item]], Iterable[Value]]) -> list[Value]:
-        """The items' values; ``compute`` is called with the distinct items that are not known, if there are any."""
-        keys = [self._key(item) for item in items]
-        new = {key: item for key, item in zip(keys, items, strict=True) if key not in self._known}
-        if new:
-            found = zip(new.items(), compute(list(new.values())), strict=True)
-            self._known |= {key: (item, value) for (key, item), value in found}
-        return [self._known[key][1] for key in keys]
-
-    def add(self, items: Iterable[Item], values: Iterable[Value]) -> None:
-        """Values that were computed elsewhere; those that are known already stay."""
-        for item, value in zip(items, values, strict=True):
-            self._known.setdefault(self._key(item), (item, value))
-
-    def __iter__(self) -> Iterator[Hashable]:
-        """The keys of the items whose values are known."""
-        return iter(self._known)
-
-    def forget(self, keys: Iterable[Hashable]) -> None:
-        """Drop some items' values, by their keys."""
-        for key in keys:
-            self._known.pop(key, None)
 
 
 class Encoder:
@@ -90,52 +57,69 @@ class Encoder:
         batch_size: int,
         workers: int = 0,
     ) -> None:
-        """Set up the encoder.
-
-        Args:
-            model: where the embeddings come from.
-            preprocess: PIL image to (3, H, W).
-            tokenizer: texts to (B, T).
-            device: where the model is.
-            batch_size: images or texts encoded at once.
-            workers: threads that open and preprocess images while the model works.
-        """
+        """Set up the encoder; the arguments are those of ``evaluate_tasks``."""
         self.model, self.preprocess, self.tokenizer = model, preprocess, tokenizer
         self.device, self.batch_size, self.workers = device, batch_size, workers
-        self.known_images: Memory[Picture, Tensor] = Memory(key_of)
-        self.known_texts: Memory[str, Tensor] = Memory(str)
+        self.known: dict[Key, tuple[object, Tensors]] = {}
+        """What was computed, with its item, which is held so that the key can be its id."""
 
     def images(self, pictures: Sequence[Picture]) -> Tensor:
         """(I, D) embeddings."""
-        return _stacked(
-            self.known_images.get(
-                pictures, lambda new: self.encode(new, self._open, lambda batch: self.model.encode_image(batch))
-            )
-        )
+        keys = [(key_of(picture), "image") for picture in pictures]
+        return _stacked(self.once(pictures, keys, self.open_images, lambda x: (unit(self.model.encode_image(x)),)))
 
     def texts(self, texts: Sequence[str]) -> Tensor:
         """(J, D) embeddings."""
-        return _stacked(
-            self.known_texts.get(
-                texts, lambda new: self.encode(new, self.tokenize, lambda batch: self.model.encode_text(batch))
-            )
-        )
 
-    def encode(
-        self, items: Sequence[Item], prepare: Callable[[Sequence[Item]], Tensor], embed: Callable[[Tensor], Tensor]
-    ) -> Tensor:
-        """(items, D) unit float32 vectors on the CPU: ``embed`` of ``prepare`` of each batch, on the model's device."""
-        found = [
-            (torch.nn.functional.normalize(embed(batch.to(self.device)).float(), dim=-1), own)
-            for batch, own in self.batches(items, prepare)
-        ]
-        parts = [embedded for embedded, own in found if own]
-        mine = torch.cat(parts) if parts else torch.zeros(0, 1, device=self.device)
-        return gather_rows(mine)[0].cpu()
+        def tokens(some: Sequence[str]) -> Tensors:
+            return (self.tokenizer(list(some)),)
 
-    def batches(
-        self, items: Sequence[Item], prepare: Callable[[Sequence[Item]], Prepared]
-    ) -> Iterator[tuple[Prepared, bool]]:
+        keys = [(text, "text") for text in texts]
+        return _stacked(self.once(texts, keys, tokens, lambda x: (unit(self.model.encode_text(x)),)))
+
+    def once(
+        self,
+        items: Sequence[Item],
+        keys: Sequence[Key],
+        prepare: Callable[[Sequence[Item]], Tensors],
+        embed: Callable[..., Tensors],
+    ) -> list[Tensors]:
+        """Each item's rows on the CPU; those whose key is not known yet are computed.
+
+        Args:
+            items: images, texts, ...
+            keys: equal for equal items.
+            prepare: a batch of items to tensors with a row for each.
+            embed: these tensors, on the model's device, to others with a row for each item. Rows of different lengths are
+                padded with zeros.
+        """
+        new = {key: item for key, item in zip(keys, items, strict=True) if key not in self.known}
+        if new:
+            distinct = list(new.values())
+            found = [
+                (embed(*(x.to(self.device) for x in batch)), own) for batch, own in self._batches(distinct, prepare)
+            ]
+            # A process without batches of its own takes no row of others'; what it computed has the right form.
+            parts = [batch for batch, own in found if own] or [tuple(x[:0] for x in found[0][0])]
+            columns = [gather_rows(_joined(column))[0].cpu() for column in zip(*parts, strict=True)]
+            rows = zip(*columns, strict=True)
+            self.known |= {key: (item, row) for (key, item), row in zip(new.items(), rows, strict=True)}
+        return [self.known[key][1] for key in keys]
+
+    def open_images(self, pictures: Sequence[Picture]) -> Tensors:
+        """(B, 3, H, W) preprocessed images."""
+
+        def opened(picture: Picture) -> Tensor:
+            return self.preprocess(open_picture(picture))
+
+        if self.workers == 0:
+            return (torch.stack([opened(picture) for picture in pictures]),)
+        with ThreadPoolExecutor(self.workers) as pool:
+            return (torch.stack(list(pool.map(opened, pictures))),)
+
+    def _batches(
+        self, items: Sequence[Item], prepare: Callable[[Sequence[Item]], Tensors]
+    ) -> Iterator[tuple[Tensors, bool]]:
         """This process's batches, prepared, and whether it is its own; with workers, one is prepared ahead.
 
         All processes get the same number: a model sharded over them can only be run by all. Where one has fewer of its
@@ -146,36 +130,28 @@ class Encoder:
         own = starts[rank() * per_process : (rank() + 1) * per_process]
         begins = [*own, *starts[: per_process - len(own)]]
         parts = [items[start : start + self.batch_size] for start in begins]
-        for number, batch in enumerate(self._ahead(parts, prepare)):
+        for number, batch in enumerate(map(prepare, parts) if self.workers == 0 else _ahead(parts, prepare)):
             yield batch, number < len(own)
 
-    def _ahead(
-        self, parts: Sequence[Sequence[Item]], prepare: Callable[[Sequence[Item]], Prepared]
-    ) -> Iterator[Prepared]:
-        if self.workers == 0 or not parts:
-            yield from map(prepare, parts)
-            return
-        with ThreadPoolExecutor(1) as ahead:
-            next_one = ahead.submit(prepare, parts[0])
-            for following in [*parts[1:], None]:
-                batch = next_one.result()
-                if following is not None:
-                    next_one = ahead.submit(prepare, following)
-                yield batch
 
-    def _open(self, pictures: Sequence[Picture]) -> Tensor:
-        def one(picture: Picture) -> Tensor:
-            return self.preprocess(open_picture(picture))
-
-        if self.workers == 0:
-            return torch.stack([one(picture) for picture in pictures])
-        with ThreadPoolExecutor(self.workers) as pool:
-            return torch.stack(list(pool.map(one, pictures)))
-
-    def tokenize(self, texts: Sequence[str]) -> Tensor:
-        """(B, T) token ids."""
-        return self.tokenizer(list(texts))
+def unit(embedded: Tensor) -> Tensor:
+    """(B, D) embeddings as float32 of unit length."""
+    return normalize(embedded.float(), dim=-1)
 
 
-def _stacked(rows: Sequence[Tensor]) -> Tensor:
-    return torch.stack(list(rows)) if rows else torch.zeros(0, 1)
+def _ahead(parts: Sequence[Sequence[Item]], prepare: Callable[[Sequence[Item]], Tensors]) -> Iterator[Tensors]:
+    with ThreadPoolExecutor(1) as thread:
+        prepared = thread.submit(prepare, parts[0])
+        for following in parts[1:]:
+            batch, prepared = prepared.result(), thread.submit(prepare, following)
+            yield batch
+        yield prepared.result()
+
+
+def _joined(batches: Sequence[Tensor]) -> Tensor:
+    rows = [row for batch in batches for row in batch]
+    return pad_sequence(rows, batch_first=True) if rows else batches[0]
+
+
+def _stacked(rows: Sequence[Tensors]) -> Tensor:
+    return torch.stack([row for (row,) in rows]) if rows else torch.zeros(0, 1)

@@ -15,8 +15,6 @@ RECALLS = (1, 5, 10)
 CHUNK_ELEMENTS = 2**20
 """Scores that are held in memory at once."""
 
-RightOf = Callable[[Tensor], Tensor]
-
 
 def class_embeddings(prompts: Tensor) -> Tensor:
     """(C, D) unit class embeddings: the rescaled mean of the (C, P, D) unit embeddings of each class's P prompts."""
@@ -95,35 +93,6 @@ def average_precision_metrics(images: Tensor, classes: Tensor, targets: Tensor) 
     return {"mAP": torch.stack(precisions).mean().item()}
 
 
-def retrieval_metrics(
-    images: Tensor, texts: Tensor, image_of_text: Tensor, *, same_text: Tensor | None = None, chunk: int | None = None
-) -> dict[str, float]:
-    """R@1, R@5 and R@10, text to image and image to text, in chunks of the queries.
-
-    A query is answered at K when fewer than K wrong items score at least as high as its best right one: a tie with a
-    wrong item is a miss, and so is a score that is not a number. Every copy of a caption is right for every image
-    that has it. Memory is a few (chunk, I) and (chunk, J) matrices.
-
-    Args:
-        images: (I, D) unit image embeddings.
-        texts: (J, D) unit text embeddings.
-        image_of_text: (J,) int64, the image each text belongs to.
-        same_text: (J,) int64, equal for equal texts; all different by default.
-        chunk: queries scored at once; by default as many as fill a few MiB.
-
-    Raises:
-        ValueError: there is no image or no text, or an image has no text.
-    """
-    return recall_metrics(
-        lambda rows: images[rows] @ texts.T,
-        lambda rows: texts[rows] @ images.T,
-        image_of_text,
-        images=len(images),
-        same_text=same_text,
-        chunk=chunk,
-    )
-
-
 def recall_metrics(
     score_texts: Callable[[Tensor], Tensor],
     score_images: Callable[[Tensor], Tensor],
@@ -133,7 +102,11 @@ def recall_metrics(
     same_text: Tensor | None = None,
     chunk: int | None = None,
 ) -> dict[str, float]:
-    """``retrieval_metrics`` of any score.
+    """R@1, R@5 and R@10, text to image and image to text, in chunks of the queries.
+
+    A query is answered at K when fewer than K wrong items score at least as high as its best right one: a tie with a
+    wrong item is a miss, and so is a score that is not a number. Every copy of a caption is right for every image
+    that has it. Memory is a few (chunk, I) and (chunk, J) matrices.
 
     Args:
         score_texts: (rows,) images to their (rows, J) scores with all texts.
@@ -144,7 +117,7 @@ def recall_metrics(
         chunk: queries scored at once; by default as many as fill a few MiB.
 
     Raises:
-        ValueError: as ``retrieval_metrics``.
+        ValueError: there is no image or no text, or an image has no text.
     """
     texts = len(image_of_text)
     if images == 0 or texts == 0:
@@ -175,7 +148,7 @@ def recall_metrics(
     return {f"{name}_R@{k}": (rank < k).float().mean().item() for name, rank in ranks.items() for k in RECALLS}
 
 
-def _ranks(score: Callable[[Tensor], Tensor], queries: int, right_of: RightOf, chunk: int) -> Tensor:
+def _ranks(score: Callable[[Tensor], Tensor], queries: int, right_of: Callable[[Tensor], Tensor], chunk: int) -> Tensor:
     """For each query, how many wrong items are not below its best right one; all items where that is NaN."""
     ranks = torch.empty(queries, dtype=torch.int64)  # one block: small ones kept between large ones split the heap
     for start in range(0, queries, chunk):

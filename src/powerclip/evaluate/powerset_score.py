@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from typing import get_args
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 from torch.nn.utils.rnn import pad_sequence
 from torchvision.tv_tensors import Mask
 
@@ -19,10 +18,9 @@ from powerclip.alignment.subsets import draw_subsets
 from powerclip.alignment.tiled import score_pairs, score_rows
 from powerclip.alignment.vectors import MaskedVectors
 from powerclip.config import ScoreRegions
-from powerclip.distributed import gather_rows
 from powerclip.errors import one_of
-from powerclip.evaluate.datasets.images import key_of, open_picture
-from powerclip.evaluate.encode import Encoder, Item, Memory
+from powerclip.evaluate.datasets.images import key_of
+from powerclip.evaluate.encode import Encoder, Tensors, unit
 from powerclip.model import PowerCLIP, make_transforms
 from powerclip.phrases import Parser, encode_caption, load_parser, whole_caption_tree
 from powerclip.phrases.clean import clean_caption
@@ -31,9 +29,6 @@ from powerclip.tasks import Masks, Picture
 
 PAIRS_AT_ONCE = 1024
 """Pairs of an image and a caption that are scored together."""
-
-Rows = tuple[Tensor, Tensor]
-"""(M, D) vectors of one image or caption, and (M,) bool, which of them are present."""
 
 
 @cache
@@ -45,14 +40,11 @@ def _tile_bytes(vectors: MaskedVectors) -> int:
     return tile_bytes_or_default(None, vectors.values.device)
 
 
-def _rows(values: Tensor, mask: Tensor) -> Iterable[Rows]:
-    return zip(values, mask, strict=True)
-
-
-def _padded(rows: Sequence[Rows]) -> MaskedVectors:
+def _padded(rows: Sequence[Tensors]) -> MaskedVectors:
+    """The vectors and masks with which the rows begin."""
     if not rows:
         return MaskedVectors(values=torch.zeros(0, 1, 1), mask=torch.zeros(0, 1).bool())
-    values, mask = (pad_sequence(list(kind), batch_first=True) for kind in zip(*rows, strict=True))
+    values, mask = (pad_sequence([row[i] for row in rows], batch_first=True) for i in (0, 1))
     return MaskedVectors(values=values, mask=mask)
 
 
@@ -65,21 +57,13 @@ class PowersetScorer:
     compare.
     """
 
-    def __init__(
-        self,
-        encoder: Encoder,
-        *,
-        regions: ScoreRegions = "grid",
-        parser: Parser | None = None,
-        with_global: bool = False,
-    ) -> None:
+    def __init__(self, encoder: Encoder, *, regions: ScoreRegions = "grid", parser: Parser | None = None) -> None:
         """Set up the scorer.
 
         Args:
-            encoder: of a PowerCLIP model.
+            encoder: of a PowerCLIP model; it gets the images' global embeddings too, which cost no further pass.
             regions: "grid", the fixed boxes, or "stored", a task's own masks where it has them.
             parser: of captions; spaCy's small English model by default.
-            with_global: whether the encoder gets to know the images' global embeddings, which cost no further pass.
 
         Raises:
             ValueError: the model has no regions and phrases, or an argument is out of range.
@@ -93,55 +77,44 @@ class PowersetScorer:
         self.parser = parser or _default_parser()
         self.transform = make_transforms(self.model)[1]
         self.boxes = fixed_boxes(self.model.grid_size)
-        self.with_global = with_global
-        self.known_images: Memory[tuple[Picture, Masks | None], Rows] = Memory(lambda x: (key_of(x[0]), id(x[1])))
-        self.known_texts: Memory[str, Rows] = Memory(str)
 
     def images(self, pictures: Sequence[Picture], masks: Sequence[Masks | None] | None = None) -> MaskedVectors:
         """The region vectors of images."""
         stored = masks if masks is not None and self.regions == "stored" else [None] * len(pictures)
 
-        def prepare(items: Sequence[tuple[Picture, Masks | None]]) -> tuple[Tensor, Tensor]:
-            images = torch.stack([self.encoder.preprocess(open_picture(picture)) for picture, _ in items])
-            return images, pad_sequence([self.on_grid(open_masks) for _, open_masks in items], batch_first=True)
+        def prepare(items: Sequence[tuple[Picture, Masks | None]]) -> Tensors:
+            grids = pad_sequence([self.on_grid(open_masks) for _, open_masks in items], batch_first=True)
+            return *self.encoder.open_images([picture for picture, _ in items]), grids
 
-        def compute(items: list[tuple[Picture, Masks | None]]) -> Iterable[Rows]:
-            if not self.with_global:
-                return _rows(*self._gathered(items, prepare, self.model.encode_regions))
-            *vectors, images = self._gathered(items, prepare, self.model.encode_image_and_regions)
-            self.encoder.known_images.add([picture for picture, _ in items], normalize(images.float(), dim=-1))
-            return _rows(*vectors)
+        def embed(images: Tensor, grids: Tensor) -> Tensors:
+            *regions, embedded = self.model.encode_image_and_regions(images, grids)
+            return *regions, unit(embedded)
 
-        return _padded(self.known_images.get(list(zip(pictures, stored, strict=True)), compute))
+        keys = [(key_of(picture), id(open_masks)) for picture, open_masks in zip(pictures, stored, strict=True)]
+        rows = self.encoder.once(list(zip(pictures, stored, strict=True)), keys, prepare, embed)
+        for picture, (key, _), row in zip(pictures, keys, rows, strict=True):
+            self.encoder.known.setdefault((key, "image"), (picture, row[2:]))
+        return _padded(rows)
 
     def texts(self, texts: Sequence[str]) -> MaskedVectors:
         """The phrase vectors of captions."""
-        length = self.model.context_length
 
-        def prepare(captions: Sequence[str]) -> tuple[Tensor, ...]:
+        def prepare(captions: Sequence[str]) -> Tensors:
             captions = [clean_caption(caption) for caption in captions]
-            trees = self.parser.parse(captions)
             encoded = [
                 encode_caption(
                     caption,
                     tree if tree.phrases else whole_caption_tree(caption),
                     self.encoder.tokenizer,
-                    context_length=length,
+                    context_length=self.model.context_length,
                 )
-                for caption, tree in zip(captions, trees, strict=True)
+                for caption, tree in zip(captions, self.parser.parse(captions), strict=True)
             ]
             tokens, leaves = (torch.stack([getattr(e, name) for e in encoded]) for name in ("tokens", "leaf_of_token"))
             return tokens, leaves, pad_sequence([e.phrase_spans for e in encoded], batch_first=True, padding_value=-1)
 
-        def compute(items: list[str]) -> Iterable[Rows]:
-            return _rows(*self._gathered(items, prepare, self.model.encode_phrases))
-
-        return _padded(self.known_texts.get(texts, compute))
-
-    def forget(self, pictures: Collection[Hashable], texts: Iterable[str]) -> None:
-        """Drop the vectors of some images, by ``key_of``, and of some texts."""
-        self.known_images.forget([key for key in self.known_images if isinstance(key, tuple) and key[0] in pictures])
-        self.known_texts.forget(texts)
+        keys = [(text, "phrases") for text in texts]
+        return _padded(self.encoder.once(texts, keys, prepare, self.model.encode_phrases))
 
     def score(self, images: MaskedVectors, texts: MaskedVectors) -> Tensor:
         """(I, J) scores of every image and caption."""
@@ -179,24 +152,6 @@ class PowersetScorer:
             generator = torch.Generator().manual_seed(0)
             scoring = replace(scoring, sample=draw_subsets(scoring.samples, M, generator=generator))
         return scoring
-
-    def _gathered(
-        self,
-        items: Sequence[Item],
-        prepare: Callable[[Sequence[Item]], tuple[Tensor, ...]],
-        embed: Callable[..., tuple[Tensor, ...]],
-    ) -> tuple[Tensor, ...]:
-        """Vectors, mask and whatever else ``embed`` gives of all items, batch by batch, each process its share."""
-        place = self.encoder.device
-        found = [(embed(*(x.to(place) for x in batch)), own) for batch, own in self.encoder.batches(items, prepare)]
-        parts = [embedded for embedded, own in found if own]
-        if not parts:  # others have all batches; what this process computed with them has the right form
-            parts = [tuple(kind[:0] for kind in found[0][0])]
-        kinds = (
-            pad_sequence([row for batch in kind for row in batch], batch_first=True) if any(map(len, kind)) else kind[0]
-            for kind in zip(*parts, strict=True)
-        )
-        return tuple(gather_rows(kind)[0].cpu() for kind in kinds)
 
     def on_grid(self, open_masks: Masks | None) -> Tensor:
         """(M, N) bool: an image's stored masks, put through the same crop as the image, or the fixed boxes."""

@@ -17,8 +17,8 @@ from powerclip.errors import PowerclipError
 from powerclip.evaluate.datasets.own_shards import retrieval_from_shards
 from powerclip.evaluate.encode import Encoder
 from powerclip.evaluate.results import FILE, Evaluation, Origin, Results, origin_of, read_evaluation
-from powerclip.evaluate.score import Run, evaluating, jobs_of, result_name
-from powerclip.evaluate.suites import POWERSET, SUITES
+from powerclip.evaluate.score import jobs_of, run_jobs
+from powerclip.evaluate.suites import SUITES, without_score
 from powerclip.files import write_json
 from powerclip.model import load
 from powerclip.runs import RunFolder
@@ -64,10 +64,10 @@ def evaluate_model(
         loaded, preprocess, tokenizer = load(model)
         tasks, absent = _read(names, config.data, pairs, size=config.size, image_size=loaded.image_size[0])
         tasks = [_named_by_data(task, origin) for task, origin in tasks]
-        folder = results_folder(model, config)
         origins = {id(task): origin for task, origin in tasks}
-        jobs = jobs_of([task for task, _ in tasks], config.scores)
-        done = [result_name(*job) for job in jobs]
+        jobs = jobs_of([task for task, _ in tasks], config.scores, config.regions)
+        done = [job.name for job in jobs]
+        folder = results_folder(model, config)
         evaluation = _earlier_results(folder, model, _digest(loaded))
         asked = {benchmark.name for name in names for benchmark in SUITES.get(name, ())}
         before = {name: source for name, source in evaluation.absent.items() if name not in asked}
@@ -80,15 +80,10 @@ def evaluate_model(
             batch_size=config.batch_size,
             workers=config.workers,
         )
-        run = Run(encoder, jobs, regions=config.regions)
-        with evaluating(loaded):
-            for number, (name, (task, _)) in enumerate(zip(done, jobs, strict=True)):
-                if progress is not None:
-                    progress(name)
-                metrics, origin = run.metrics(number), origins[id(task)]
-                evaluation = evaluation.with_result(name, metrics, origin)
-                if rank() == 0:
-                    _write(folder, evaluation, name)
+        for job, metrics in run_jobs(encoder, jobs, regions=config.regions, progress=progress):
+            evaluation = evaluation.with_result(job.name, metrics, origins[id(job.task)])
+            if rank() == 0:
+                _write(folder, evaluation, job.name)
         return replace(evaluation.only(done), absent=absent)
 
 
@@ -102,7 +97,7 @@ def write_evaluation(folder: Path, results: Results, *, tasks: Sequence[Task], s
     origins = {task.name: origin_of(task, suite=suite, data=suite) for task in tasks}
     evaluation = Evaluation(tasks={})
     for name, metrics in results.items():
-        evaluation = evaluation.with_result(name, metrics, origins[name.removesuffix(POWERSET)])
+        evaluation = evaluation.with_result(name, metrics, origins[without_score(name)])
     evaluation.write(folder)
     return evaluation
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from powerclip.evaluate.metrics import (
     same_texts,
 )
 from powerclip.evaluate.powerset_score import PowersetScorer
-from powerclip.evaluate.suites import POWERSET
+from powerclip.evaluate.suites import POWERSET, POWERSET_STORED
 from powerclip.tasks import (
     PLACE,
     Classification,
@@ -36,8 +36,14 @@ from powerclip.tasks import (
     Task,
 )
 
-Job = tuple[Task, Score]
-Key = TypeVar("Key", bound=Hashable)
+
+class Job(NamedTuple):
+    """A task with one way of scoring it."""
+
+    name: str
+    """The name of its results."""
+    task: Task
+    score: Score
 
 
 def evaluate_tasks(
@@ -71,74 +77,66 @@ def evaluate_tasks(
         regions: of the powerset score: "grid", boxes of fixed sizes, or "stored", a task's own masks where it has them.
 
     Returns:
-        Metrics by task name (followed by "-powerset" for that score), each between 0 and 1.
+        Metrics by task name (followed by "-powerset" for that score, or "-powerset-stored" over the task's own masks), each
+        between 0 and 1.
 
     Raises:
         ValueError: a task is empty or its parts do not fit together, or the model has no powerset score.
     """
     encoder = Encoder(model, preprocess, tokenizer, device=device, batch_size=batch_size, workers=workers)
-    run = Run(encoder, jobs_of(tasks, (score,)), regions=regions)
-    with evaluating(model):
-        return {result_name(*job): run.metrics(number) for number, job in enumerate(run.jobs)}
+    jobs = jobs_of(tasks, (score,), regions)
+    return {job.name: metrics for job, metrics in run_jobs(encoder, jobs, regions=regions)}
 
 
-def jobs_of(tasks: Sequence[Task], scores: Sequence[Score]) -> list[Job]:
+def jobs_of(tasks: Sequence[Task], scores: Sequence[Score], regions: ScoreRegions = "grid") -> list[Job]:
     """Every task with every score that it has: the powerset score says nothing about classes."""
-    return [
-        (task, score)
-        for task in tasks
-        for score in scores
-        if score == "global" or not isinstance(task, Classification | MultiLabel)
-    ]
+    jobs = []
+    for task in tasks:
+        has_masks = isinstance(task, Retrieval) and any(task.masks or ())
+        powerset = POWERSET_STORED if regions == "stored" and has_masks else POWERSET
+        for score in scores:
+            if score == "global":
+                jobs.append(Job(task.name, task, score))
+            elif not isinstance(task, Classification | MultiLabel):
+                jobs.append(Job(task.name + powerset, task, score))
+    return jobs
 
 
-def result_name(task: Task, score: Score) -> str:
-    """The name of a task's results."""
-    return task.name if score == "global" else f"{task.name}{POWERSET}"
+def run_jobs(
+    encoder: Encoder,
+    jobs: Sequence[Job],
+    *,
+    regions: ScoreRegions = "grid",
+    progress: Callable[[str], None] | None = None,
+) -> Iterator[tuple[Job, dict[str, float]]]:
+    """The metrics of each job as soon as it is done; the model is in evaluation mode meanwhile.
 
+    Embeddings are dropped after the last job that needs them.
 
-class Run:
-    """The jobs of one evaluation, which share an encoder; an embedding is dropped after the last job that needs it."""
+    Args:
+        encoder: of the model.
+        jobs: what to evaluate, in this order.
+        regions: as in ``evaluate_tasks``.
+        progress: called with the name of each job before it runs.
 
-    def __init__(self, encoder: Encoder, jobs: Sequence[Job], *, regions: ScoreRegions = "grid") -> None:
-        """Set up the run.
-
-        Args:
-            encoder: of the model, which must be in evaluation mode while jobs run.
-            jobs: what to evaluate, in this order.
-            regions: as in ``evaluate_tasks``.
-
-        Raises:
-            ValueError: the model has no powerset score, or an argument is out of range.
-        """
-        self.encoder, self.jobs = encoder, jobs
-        self.scorers: dict[Score, Any] = {"global": GlobalScorer(encoder)}
-        if any(score == "powerset" for _, score in jobs):
-            both = any(score == "global" for _, score in jobs)
-            self.scorers["powerset"] = PowersetScorer(encoder, regions=regions, with_global=both)
-        last_image = {key_of(image): i for i, (task, _) in enumerate(jobs) for image in _images(task)}
-        last_text = {text: i for i, (task, _) in enumerate(jobs) for text in _texts(task)}
-        self._last_images, self._last_texts = _by_job(last_image), _by_job(last_text)
-
-    @torch.inference_mode()
-    def metrics(self, number: int) -> dict[str, float]:
-        """The metrics of a job, by its number."""
-        task, score = self.jobs[number]
-        following = self.jobs[number + 1 : number + 2]
-        if score == "global" and following and following[0][0] is task:
-            self.scorers["powerset"].images(_images(task), getattr(task, "masks", None))  # one pass for both scores
-        found = _evaluate(self.scorers[score], task)
-        for scorer in self.scorers.values():
-            scorer.forget(self._last_images.get(number, set()), self._last_texts.get(number, set()))
-        return found
-
-
-def _by_job(last: Mapping[Key, int]) -> dict[int, set[Key]]:
-    """The keys that each job is the last to need."""
-    found: dict[int, set[Key]] = {}
-    for key, job in last.items():
-        found.setdefault(job, set()).add(key)
-    return found
+    Raises:
+        ValueError: as ``evaluate_tasks``.
+    """
+    scorers: dict[Score, Any] = {"global": GlobalScorer(encoder)}
+    if any(job.score == "powerset" for job in jobs):
+        scorers["powerset"] = PowersetScorer(encoder, regions=regions)
+    last = {key: i for i, job in enumerate(jobs) for key in (*map(key_of, _images(job.task)), *_texts(job.task))}
+    with evaluating(encoder.model):
+        for number, job in enumerate(jobs):
+            if progress is not None:
+                progress(job.name)
+            following = jobs[number + 1 : number + 2]
+            with torch.inference_mode():
+                if job.score == "global" and following and following[0].task is job.task:
+                    scorers["powerset"].images(_images(job.task), getattr(job.task, "masks", None))  # for both scores
+                metrics = _evaluate(scorers[job.score], job.task)
+            encoder.known = {key: known for key, known in encoder.known.items() if last[key[0]] > number}
+            yield job, metrics
 
 
 def _images(task: Task) -> Sequence[Picture]:
@@ -185,11 +183,6 @@ class GlobalScorer:
         """(P,) scores of each of P texts with its image: the p-th, or the one that (P,) ``owner`` names."""
         return ((images if owner is None else images[owner]) * texts).sum(dim=1)
 
-    def forget(self, pictures: Iterable[Hashable], texts: Iterable[str]) -> None:
-        """Drop the embeddings of some images, by ``key_of``, and of some texts."""
-        self.encoder.known_images.forget(pictures)
-        self.encoder.known_texts.forget(texts)
-
 
 def _evaluate(scorer: Any, task: Task) -> dict[str, float]:
     if isinstance(task, Classification):
@@ -199,7 +192,12 @@ def _evaluate(scorer: Any, task: Task) -> dict[str, float]:
         classes, targets = _classes(scorer, task), torch.tensor([list(row) for row in task.targets]).bool()
         return average_precision_metrics(scorer.images(task.images), classes, targets)
     if isinstance(task, Retrieval):
-        texts, owner = retrieval_texts(task)
+        if len(task.images) != len(task.captions):
+            raise ValueError(
+                f"task {task.name} has {len(task.images)} images and captions for {len(task.captions)}; give each "
+                "image its list of captions"
+            )
+        texts, owner = _texts(task), torch.tensor([i for i, of in enumerate(task.captions) for _ in of]).long()
         i, t = scorer.images(task.images, task.masks), scorer.texts(texts)
         return recall_metrics(
             lambda rows: scorer.score(i[rows], t),
@@ -234,21 +232,6 @@ def _classes(scorer: GlobalScorer, task: Classification | MultiLabel) -> Tensor:
             raise ValueError(f"template {template!r} of task {task.name} has no {PLACE} for the class name; add it")
     embedded = scorer.texts(_texts(task)).view(len(task.class_names), len(task.templates), -1)
     return class_embeddings(embedded)
-
-
-def retrieval_texts(task: Retrieval) -> tuple[list[str], Tensor]:
-    """All texts of a retrieval task, and (J,) the image each belongs to.
-
-    Raises:
-        ValueError: not every image has its list of captions.
-    """
-    if len(task.images) != len(task.captions):
-        raise ValueError(
-            f"task {task.name} has {len(task.images)} images and captions for {len(task.captions)}; give each "
-            "image its list of captions"
-        )
-    owner = torch.tensor([i for i, captions in enumerate(task.captions) for _ in captions], dtype=torch.int64)
-    return _texts(task), owner
 
 
 def highest_of(scores: Tensor, owner: Tensor, *, count: int) -> Tensor:

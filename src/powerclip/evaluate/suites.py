@@ -11,34 +11,35 @@ from powerclip.errors import PowerclipError
 from powerclip.evaluate.datasets.aro_order import order_task
 from powerclip.evaluate.datasets.clip_benchmark import ALL_CAPTIONS, is_webdataset, read_webdataset
 from powerclip.evaluate.datasets.imagenet import read_imagenet, read_objectnet
-from powerclip.evaluate.datasets.releases import (
-    read_aro,
-    read_karpathy,
-    read_sugarcrepe,
-    read_valse,
-    read_winoground,
-)
+from powerclip.evaluate.datasets.releases import read_aro, read_karpathy, read_sugarcrepe, read_valse, read_winoground
 from powerclip.tasks import Retrieval, Task
 
 Reader = Callable[[Path, str], list[Task]]
 
-HUB = "https://huggingface.co/datasets/clip-benchmark"
+HUB = "https://huggingface.co/datasets"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Benchmark:
     """One data set of a suite."""
 
     name: str
-    """The name of the data set and of its task."""
-    metrics: tuple[tuple[str, str], ...]
-    """Task and name of each metric that is averaged over the suite."""
-    source: str
-    """Where to get it."""
+    """The name of the data set and, by default, of its task."""
+    averaged: tuple[str, ...]
+    """The metrics that are averaged over the suite."""
     read: Reader
     """Reads its tasks, given its folder and name; raises PowerclipError if it cannot."""
+    source: str
+    """Where to get it."""
     also_known_as: tuple[str, ...] = ()
     """Other names of its folder."""
+    tasks: tuple[str, ...] = ()
+    """Its tasks, if they have other names."""
+
+    @property
+    def metrics(self) -> tuple[tuple[str, str], ...]:
+        """Task and name of each metric that is averaged over the suite."""
+        return tuple((task, metric) for task in self.tasks or (self.name,) for metric in self.averaged)
 
     def folder(self, data: Path) -> Path | None:
         """Where the data set is under a folder; None if it is missing."""
@@ -54,13 +55,11 @@ def _either(folder: Path, name: str, *, release: Reader) -> list[Task]:
     return read_webdataset(folder, name) if is_webdataset(folder) else release(folder, name)
 
 
-def _webdataset(folder: Path, name: str) -> list[Task]:
-    if not is_webdataset(folder):
-        raise PowerclipError(
-            f"{folder} is not in clip_benchmark's layout (no test/nshards.txt); get {name} from {HUB}, or convert it "
-            "with clip_benchmark_export_wds"
-        )
-    return read_webdataset(folder, name)
+def _no_release(folder: Path, name: str) -> list[Task]:
+    raise PowerclipError(
+        f"{folder} is not in clip_benchmark's layout (no test/nshards.txt); get {name} from {HUB}/clip-benchmark, or "
+        "convert it with clip_benchmark_export_wds"
+    )
 
 
 def _order(folder: Path, name: str) -> list[Task]:
@@ -70,121 +69,86 @@ def _order(folder: Path, name: str) -> list[Task]:
     return [order_task(name, captions)]
 
 
-def _classification(name: str, hub: str, clip_metric: str = "acc@1") -> tuple[Benchmark, str]:
-    benchmark = Benchmark(name=name, metrics=((name, "acc@1"),), source=f"{HUB}/wds_{hub}", read=_webdataset)
-    return benchmark, clip_metric
+def _in_both_layouts(
+    name: str, averaged: tuple[str, ...], release: Reader, *names: str, hub: str = "", or_else: str = ""
+) -> Benchmark:
+    source = f"{HUB}/clip-benchmark/wds_{hub or name}{or_else}"
+    return Benchmark(name, averaged, partial(_either, release=release), source, names)
 
 
-_CLASSIFICATION = (
-    _classification("food101", "food101"),
-    _classification("cifar10", "vtab-cifar10"),
-    _classification("cifar100", "vtab-cifar100"),
-    _classification("sun397", "sun397"),
-    _classification("cars", "cars"),
-    _classification("voc2007", "voc2007"),
-    _classification("fgvc_aircraft", "fgvc_aircraft", "mean_per_class"),
-    _classification("dtd", "vtab-dtd"),
-    _classification("pets", "vtab-pets", "mean_per_class"),
-    _classification("caltech101", "vtab-caltech101", "mean_per_class"),
-    _classification("flowers", "vtab-flowers", "mean_per_class"),
-    _classification("stl10", "stl10"),
-    _classification("eurosat", "vtab-eurosat"),
-    _classification("resisc45", "vtab-resisc45"),
-    _classification("gtsrb", "gtsrb"),
-    _classification("country211", "country211"),
-    _classification("pcam", "vtab-pcam"),
+ON_HUB = """
+food101 vtab-cifar10 vtab-cifar100 sun397 cars voc2007 fgvc_aircraft vtab-dtd vtab-pets vtab-caltech101 vtab-flowers stl10
+vtab-eurosat vtab-resisc45 gtsrb country211 vtab-pcam
+"""
+"""The hub's names of the classification sets."""
+
+CLASSIFICATION = tuple(
+    _in_both_layouts(hub.removeprefix("vtab-"), ("acc@1",), _no_release, hub=hub) for hub in ON_HUB.split()
 )
-
-CLASSIFICATION = tuple(benchmark for benchmark, _ in _CLASSIFICATION)
 """The 17 data sets of the paper's family (the task list of CLIP-PGS, Pei et al., CVPR 2025), by top-1 accuracy as reported there."""
 
-CLIP_METRICS = {benchmark.name: metric for benchmark, metric in _CLASSIFICATION}
+CLIP_METRICS = {benchmark.name: "acc@1" for benchmark in CLASSIFICATION} | dict.fromkeys(
+    ("fgvc_aircraft", "pets", "caltech101", "flowers"), "mean_per_class"
+)
 """The metric that Radford et al. (2021) report for each of the 17: mean per class for four of them."""
 
 
-def _imagenet(name: str, source: str, classes: int, *names: str) -> Benchmark:
-    return Benchmark(
-        name=name,
-        metrics=((name, "acc@1"),),
-        source=f"{HUB}/wds_{source}",
-        read=partial(_either, release=partial(read_imagenet, classes=classes)),
-        also_known_as=names,
-    )
+def _imagenet(name: str, classes: int, *names: str) -> Benchmark:
+    return _in_both_layouts(name, ("acc@1",), partial(read_imagenet, classes=classes), *names)
 
 
 ROBUSTNESS = (
-    _imagenet("imagenetv2", "imagenetv2", 1000, "imagenet-v2", "imagenetv2-matched-frequency-format-val"),
-    _imagenet("imagenet_sketch", "imagenet_sketch", 1000, "imagenet-sketch", "sketch"),
-    _imagenet("imagenet-a", "imagenet-a", 200),
-    _imagenet("imagenet-r", "imagenet-r", 200),
-    _imagenet("imagenet-o", "imagenet-o", 200),
-    Benchmark(
-        name="objectnet",
-        metrics=(("objectnet", "acc@1"),),
-        source=f"{HUB}/wds_objectnet or https://objectnet.dev",
-        also_known_as=("objectnet-1.0",),
-        read=partial(_either, release=read_objectnet),
-    ),
+    _imagenet("imagenetv2", 1000, "imagenet-v2", "imagenetv2-matched-frequency-format-val"),
+    _imagenet("imagenet_sketch", 1000, "imagenet-sketch", "sketch"),
+    _imagenet("imagenet-a", 200),
+    _imagenet("imagenet-r", 200),
+    _imagenet("imagenet-o", 200),
+    _in_both_layouts("objectnet", ("acc@1",), read_objectnet, "objectnet-1.0", or_else=" or https://objectnet.dev"),
 )
 """Six test sets with ImageNet's classes."""
 
-IMAGENET = (_imagenet("imagenet1k", "imagenet1k", 1000, "imagenet", "ILSVRC2012"),)
+IMAGENET = (_imagenet("imagenet1k", 1000, "imagenet", "ILSVRC2012"),)
 """ImageNet's validation images (``val/`` with class folders, or clip_benchmark's layout)."""
 
+KARPATHY = ", or Karpathy's dataset_*.json with the images"
 
-def _retrieval(name: str, *names: str) -> Benchmark:
-    return Benchmark(
-        name=name,
-        metrics=((name, "i2t_R@1"), (name, "t2i_R@1")),
-        source=f"{HUB}/wds_{name}, or Karpathy's dataset_*.json with the images",
-        also_known_as=names,
-        read=partial(_either, release=read_karpathy),
-    )
-
-
-RETRIEVAL = (_retrieval("mscoco_captions", "coco", "mscoco"), _retrieval("flickr30k"), _retrieval("flickr8k"))
+RETRIEVAL = tuple(
+    _in_both_layouts(name, ("i2t_R@1", "t2i_R@1"), read_karpathy, *names, or_else=KARPATHY)
+    for name, *names in (("mscoco_captions", "coco", "mscoco"), ("flickr30k",), ("flickr8k",))
+)
 """Both directions of each: the paper's six settings, on Karpathy's test splits with five captions per image."""
+
+GENERATED = "as for the retrieval suite: the wrong orders are generated"
 
 COMPOSITIONALITY = (
     Benchmark(
-        name="winoground",
-        metrics=tuple(("winoground", metric) for metric in ("text", "image", "group")),
-        source="https://huggingface.co/datasets/facebook/winoground (examples.jsonl, images)",
-        read=read_winoground,
+        "winoground",
+        ("text", "image", "group"),
+        read_winoground,
+        f"{HUB}/facebook/winoground (examples.jsonl, images)",
     ),
     Benchmark(
-        name="sugarcrepe",
-        metrics=(("sugarcrepe", "macro"),),
-        source="https://github.com/RAIVNLab/sugar-crepe (data/*.json) with COCO's val2017 images",
-        also_known_as=("sugar_crepe", "sugar-crepe"),
-        read=read_sugarcrepe,
+        "sugarcrepe",
+        ("macro",),
+        read_sugarcrepe,
+        "https://github.com/RAIVNLab/sugar-crepe (data/*.json) with COCO's val2017 images",
+        ("sugar_crepe", "sugar-crepe"),
     ),
     Benchmark(
-        name="aro",
-        metrics=(("aro-relation", "macro"), ("aro-attribution", "macro")),
-        source="https://github.com/mertyg/vision-language-models-are-bows (visual_genome_*.json, images)",
-        read=read_aro,
+        "aro",
+        ("macro",),
+        read_aro,
+        "https://github.com/mertyg/vision-language-models-are-bows (visual_genome_*.json, images)",
+        tasks=("aro-relation", "aro-attribution"),
     ),
+    Benchmark("aro-coco-order", ("micro",), _order, f"COCO {GENERATED}", ("mscoco_captions", "coco", "mscoco")),
+    Benchmark("aro-flickr30k-order", ("micro",), _order, f"Flickr30k {GENERATED}", ("flickr30k",)),
     Benchmark(
-        name="aro-coco-order",
-        metrics=(("aro-coco-order", "micro"),),
-        source="COCO as for the retrieval suite: the wrong orders are generated",
-        also_known_as=("mscoco_captions", "coco", "mscoco"),
-        read=_order,
-    ),
-    Benchmark(
-        name="aro-flickr30k-order",
-        metrics=(("aro-flickr30k-order", "micro"),),
-        source="Flickr30k as for the retrieval suite: the wrong orders are generated",
-        also_known_as=("flickr30k",),
-        read=_order,
-    ),
-    Benchmark(
-        name="valse",
-        metrics=(("valse", "macro"),),
-        source="https://github.com/Heidelberg-NLP/VALSE (data/*.json) with the images its README names",
-        also_known_as=("VALSE",),
-        read=read_valse,
+        "valse",
+        ("macro",),
+        read_valse,
+        "https://github.com/Heidelberg-NLP/VALSE (data/*.json) with the images its README names",
+        ("VALSE",),
     ),
 )
 """Correct captions among minimally wrong ones."""
@@ -197,8 +161,7 @@ SUITES: dict[str, tuple[Benchmark, ...]] = {
     "compositionality": COMPOSITIONALITY,
 }
 
-
-PLACES: dict[str, dict[str, tuple[tuple[str, str], ...]]] = {
+PLACES = {
     suite: {suite: tuple(place for benchmark in benchmarks for place in benchmark.metrics)}
     for suite, benchmarks in SUITES.items()
 }
@@ -214,6 +177,9 @@ R@1 of both directions."""
 
 POWERSET = "-powerset"
 """At the end of a task's name: its results by the powerset score."""
+
+POWERSET_STORED = "-powerset-stored"
+"""The same over the regions that are stored with the data."""
 
 FAMILIES = {
     "classification": ("acc@1",),
@@ -239,35 +205,37 @@ class Average:
 
 def averages(suites: Iterable[str], results: Mapping[str, Mapping[str, float]]) -> dict[str, Average]:
     """Averages by label: of the named public suites, and of the families of all other tasks."""
-    found = {label: mean for suite in suites if suite in SUITES for label, mean in average(suite, results).items()}
-    for label, mean in family_averages(results).items():
+    places = [place for suite in suites for place in PLACES.get(suite, {}).items()]
+    found = {label: _mean(results, of_suite) for label, of_suite in places}
+    for label, mean in _family_averages(results).items():
         found[label if label not in found else f"{label}, other tasks"] = mean
     return found
 
 
-def family_averages(results: Mapping[str, Mapping[str, float]]) -> dict[str, Average]:
+def without_score(name: str) -> str:
+    """The name of the task that results belong to."""
+    return name.removesuffix(POWERSET_STORED).removesuffix(POWERSET)
+
+
+def _family_averages(results: Mapping[str, Mapping[str, float]]) -> dict[str, Average]:
     """Averages over the tasks outside the public suites by family, if it has two or more metrics; those measured by the
     powerset score have their own."""
+    labels = {"": "", POWERSET: ", powerset score", POWERSET_STORED: ", powerset score of stored regions"}
     found = {}
     for family, names in FAMILIES.items():
-        for suffix, by_powerset in (("", False), (", powerset score", True)):
+        for suffix, label in labels.items():
             places = [
                 (task, metric)
                 for task, metrics in results.items()
                 for metric in metrics
                 if metric in names
                 and task not in PUBLIC
-                and not task.removesuffix(POWERSET).endswith(ALL_CAPTIONS)
-                and task.endswith(POWERSET) == by_powerset
+                and not without_score(task).endswith(ALL_CAPTIONS)
+                and task == without_score(task) + suffix
             ]
             if len(places) > 1:
-                found[family + suffix] = _mean(results, places)
+                found[family + label] = _mean(results, places)
     return found
-
-
-def average(suite: str, results: Mapping[str, Mapping[str, float]]) -> dict[str, Average]:
-    """A suite's averages by name: its own and, for classification, by the metrics of Radford et al. (2021)."""
-    return {name: _mean(results, places) for name, places in PLACES[suite].items()}
 
 
 def _mean(results: Mapping[str, Mapping[str, float]], places: Sequence[tuple[str, str]]) -> Average:
