@@ -1,4 +1,4 @@
-"""The errors of powerclip, and the two phrases that their messages share."""
+"""The errors of powerclip, a check that a value is allowed, and suggestions for mistyped names."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from powerclip.errors import PowerclipError
 from powerclip.files import atomic_write, read_json, write_json
 from powerclip.types import DataProvenance
 
-FREE = frozenset(
+MAY_CHANGE_ON_RESUME = frozenset(
     {
         "device",
         "log_every_steps",
@@ -33,7 +33,7 @@ FREE = frozenset(
 )
 """Settings, or groups of them, that may change when a run is resumed: they do not decide what is learnt."""
 
-REPORTED = frozenset({"steps", "epochs", "optim.learning_rate", "optim.warmup_steps", "optim.max_gradient_norm"})
+MAY_CHANGE_AND_IS_REPORTED = frozenset({"steps", "epochs", "optim.learning_rate", "optim.warmup_steps", "optim.max_gradient_norm"})
 """Settings that may change too, since a run may have to be fixed or made longer; the change is reported."""
 
 
@@ -88,9 +88,9 @@ class RunFolder:
         changes = {
             name: f"{name}: was {old!r}, now {new!r}"
             for name, old, new in _changes(self.config(), config)
-            if not FREE & {name, name.split(".")[0]}
+            if not MAY_CHANGE_ON_RESUME & {name, name.split(".")[0]}
         }
-        if refused := [text for name, text in changes.items() if name not in REPORTED]:
+        if refused := [text for name, text in changes.items() if name not in MAY_CHANGE_AND_IS_REPORTED]:
             raise PowerclipError(
                 f"{output} was trained with other settings ({', '.join(refused)}); resume it with those, or name "
                 "another folder"

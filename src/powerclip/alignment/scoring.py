@@ -1,4 +1,5 @@
-"""How the similarities of one image's regions and one caption's phrases become two scores."""
+"""Which method turns the similarities of regions and phrases into two scores, and its settings; the formulas are in
+``aggregators``, ``subsets`` and ``reference``."""
 
 from __future__ import annotations
 

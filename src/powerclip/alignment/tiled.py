@@ -1,4 +1,4 @@
-"""Scores of every image and caption, computed tile by tile, so that only a tile of s exists at a time.
+"""Scores of every image and caption and their hardest negatives, computed tile by tile.
 
 Two passes over the pairs, as the gradient of the triplet loss is sparse: ``hardest_negatives`` looks at all of them
 without gradient, ``score_pairs`` computes the few that matter with it.

@@ -1,4 +1,4 @@
-"""Encoded samples become a batch."""
+"""Encoded samples, or another trainer's images and captions, become a batch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One image-caption pair as it is stored in a shard."""
+"""One image-caption pair as it is stored in a shard; ``dataset.py`` turns it into what training shows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Joining the processes that torchrun, or any launcher that sets its variables, has started."""
+"""Joining the processes that torchrun, or any launcher that sets its variables, has started, and agreeing among them."""
 
 from __future__ import annotations
 

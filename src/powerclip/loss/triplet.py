@@ -1,4 +1,4 @@
-"""The triplet loss with the hardest negative in the batch."""
+"""The triplet loss from the complete matrix of scores: the definition that ``powerset.py`` is compared with."""
 
 from __future__ import annotations
 

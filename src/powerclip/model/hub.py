@@ -1,4 +1,4 @@
-"""Models on disk: a folder of ``model.safetensors`` and ``config.json``, written atomically."""
+"""Models on disk or on a hub: a folder of ``model.safetensors`` and ``config.json``, written atomically."""
 
 from __future__ import annotations
 

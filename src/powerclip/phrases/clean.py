@@ -1,4 +1,5 @@
-"""Captions are cleaned once, where they enter; what of a caption a parser is given; what a word is."""
+"""How captions are cleaned, once, where they enter (``data.sample.read_caption`` then refuses empty ones); what a parser
+is given of them, and what a word is."""
 
 from __future__ import annotations
 

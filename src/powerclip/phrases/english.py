@@ -1,4 +1,4 @@
-"""The English pipeline of spaCy that is used by default."""
+"""Finds spaCy's English model and verifies its files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PowerCLIP-R's regions: random boxes on the patch grid."""
+"""Boxes on the patch grid: random ones to train with (PowerCLIP-R), fixed ones to evaluate and draw with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Offline proposers of regions: images in, scored masks out, once for all crops and models."""
+"""What proposers of regions share: their protocol, removing duplicate masks, and masks at another size."""
 
 from __future__ import annotations
 
