@@ -33,7 +33,9 @@ MAY_CHANGE_ON_RESUME = frozenset(
 )
 """Settings, or groups of them, that may change when a run is resumed: they do not decide what is learnt."""
 
-MAY_CHANGE_AND_IS_REPORTED = frozenset({"steps", "epochs", "optim.learning_rate", "optim.warmup_steps", "optim.max_gradient_norm"})
+MAY_CHANGE_AND_IS_REPORTED = frozenset(
+    {"steps", "epochs", "optim.learning_rate", "optim.warmup_steps", "optim.max_gradient_norm"}
+)
 """Settings that may change too, since a run may have to be fixed or made longer; the change is reported."""
 
 

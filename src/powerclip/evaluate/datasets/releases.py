@@ -1,4 +1,7 @@
-"""Winoground, SugarCrepe, ARO, VALSE and Karpathy's splits of COCO and Flickr in the releases' own files, with their images in a folder of any name."""
+"""Winoground, SugarCrepe, ARO, VALSE and Karpathy's splits of COCO and Flickr, in the releases' own files.
+
+The images are in a folder of any name.
+"""
 
 from __future__ import annotations
 
