@@ -190,11 +190,12 @@ def separated_rows(lines: Iterable[str], separator: str) -> Iterator[list[str] |
             used.append(line)
             yield line
 
+    reader = csv.reader(take(), delimiter=separator, strict=True)
     width = 0
     while True:
         used.clear()
         try:
-            cells = next(csv.reader(take(), delimiter=separator, strict=True), None)
+            cells = next(reader, None)
             # In a TSV, a quote that spans several complete rows is not a quoted cell.
             matched = separator == "," or len(used) < 2 or "".join(used).count(separator) < width
         except csv.Error:
@@ -204,6 +205,7 @@ def separated_rows(lines: Iterable[str], separator: str) -> Iterator[list[str] |
         row: list[str] | str = cells
         if not matched:
             again += reversed(used[1:])
+            reader = csv.reader(take(), delimiter=separator, strict=True)  # the other may have come to the end
             if len(used[0]) > MAX_CELL:
                 row = "line too long"
             else:
