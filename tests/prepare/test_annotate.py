@@ -1,6 +1,7 @@
 """From items to annotated samples: what is decoded how often, and what a failure costs."""
 
 import json
+from collections import Counter
 from types import SimpleNamespace
 
 import pytest
@@ -72,3 +73,16 @@ def test_captions_are_parsed_in_batches_bounded_by_number_and_bytes():
     assert parsed() == [6]
     assert parsed(batch_size=4) == [4, 2]
     assert parsed(batch_bytes=2 * len(picture()) - 1) == [2, 2, 2]
+
+
+def test_counts_of_several_shards_are_added_up_in_order():
+    one, two, total = Counts(samples=3, kept=Counter(x=1)), Counts(samples=4, kept=Counter(x=2)), Counts()
+    for i in range(4):
+        one.skip("bad", f"a{i}")
+        two.skip("bad", f"b{i}")
+    two.skip("worse", "c")
+    for counts in (one, two):
+        total.merge(vars(counts))
+    assert (total.samples, total.kept, total.skipped) == (7, {"x": 3}, {"bad": 8, "worse": 1})
+    assert total.examples == {"bad": ["a0", "a1", "a2", "a3", "b0"], "worse": ["c"]}
+    assert len(one.examples["bad"]) == 4

@@ -21,14 +21,11 @@ TEMPORARY = (".shard-*.tmp", f"{PLAN}.*.tmp", f".{REPORT}.*.tmp")
 
 @contextmanager
 def reserved(output: Path, plan: Mapping[str, Any]) -> Iterator[None]:
-    """Reserve a folder for one job; unfinished files of a killed job are removed before and after.
-
-    Args:
-        output: created if it does not exist.
-        plan: what determines the shards' bytes, as JSON; a job of another plan is refused.
+    """Reserve a folder, created if necessary, for one job; what a killed job left is removed before and after.
 
     Raises:
-        PowerclipError: the folder holds something else, shards of another plan, or another job is running in it.
+        PowerclipError: the folder holds something else, or shards of another plan (what determines their bytes), or
+            another job is running in it.
     """
     if output.exists() and not output.is_dir():
         raise PowerclipError(f"output {output} is a file; name a folder")
@@ -66,10 +63,8 @@ def _claim(mark: Path, plan: Mapping[str, Any]) -> None:
         noted = read_json(mark)
         changed = [name for name in {**noted, **plan} if noted.get(name) != plan.get(name)]
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise PowerclipError(
-            f"{mark}, which says what the shards next to it were made from, cannot be read ({error}); "
-            "name an empty folder"
-        ) from error
+        what = f"{mark}, which says what the shards next to it were made from,"
+        raise PowerclipError(f"{what} cannot be read ({error}); name an empty folder") from error
     if changed:
         settings = "; ".join(f"{name} was {noted.get(name)}, now {plan.get(name)}" for name in changed)
         of_another = "of another source, or the source has changed"

@@ -64,9 +64,8 @@ def _folder(folder: Path, samples_per_shard: int) -> Source:
     sidecars = ((path.with_suffix(".txt"), path.with_suffix(".TXT")) for path in images)
     captions = [next(filter(known.__contains__, names), None) for names in sidecars]
     if not any(captions):
-        raise PowerclipError(
-            f"none of the {len(images)} images in {folder} has a caption; put NAME.txt next to NAME.jpg"
-        )
+        none = f"none of the {len(images)} images in {folder} has a caption"
+        raise PowerclipError(f"{none}; put NAME.txt next to NAME.jpg")
     pairs = list(zip(images, captions, strict=True))
     names = (str(path.relative_to(folder)) for path in images)
     stamps = (stamp(image) + (stamp(caption) if caption else "-") for image, caption in pairs)

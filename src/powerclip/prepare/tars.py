@@ -123,10 +123,8 @@ def _find_captions(shards: Sequence[Path], caption_key: str | None) -> str:
         if name.startswith("json:") and name.removeprefix("json:").split(".")[0] in keys:
             return name
     where = f"under {caption_key}" if caption_key else "under txt, nor inside json under a common name"
-    inside = f"; keys of the json: {', '.join(sorted(keys)[:30])}" if keys else ""
-    raise PowerclipError(
-        f"no caption {where}; {seen}{inside}; choose with --caption-key EXTENSION or --caption-key json:KEY"
-    )
+    seen += f"; keys of the json: {', '.join(sorted(keys)[:30])}" if keys else ""
+    raise PowerclipError(f"no caption {where}; {seen}; choose with --caption-key EXTENSION or --caption-key json:KEY")
 
 
 def _first_samples(shards: Sequence[Path]) -> tuple[Path, list[SamplePlace]]:

@@ -134,10 +134,8 @@ def run_ray(
     except (ray.exceptions.RayError, OSError) as error:
         if isinstance(error, ray.exceptions.RayTaskError) and isinstance(error.cause, PowerclipError):
             raise error.cause from None
-        reason = str(error).strip().splitlines()[-1]
-        raise RunFailedError(
-            f"the Ray cluster failed: {reason}; the same command continues where it stopped"
-        ) from error
+        message = f"the Ray cluster failed: {str(error).strip().splitlines()[-1]}"
+        raise RunFailedError(f"{message}; the same command continues where it stopped") from error
     finally:
         if started:
             ray.shutdown()
