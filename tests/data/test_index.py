@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from powerclip.data import index
 from powerclip.data.index import read_index, summarize
 from powerclip.data.remote import Shard
 from powerclip.data.shards import find_shards, index_shard, write_shards
@@ -33,12 +34,18 @@ def headers_read(monkeypatch):
     return names
 
 
-def counts(shards, **options):
-    return [summary.samples for summary in summarize([Shard(location=str(shard)) for shard in shards], **options)]
+@pytest.fixture
+def fallback(monkeypatch, tmp_path):
+    monkeypatch.setattr(index, "FALLBACK", tmp_path / "fallback")
+    return tmp_path / "fallback"
 
 
-def places(shard, **options):
-    return list(read_index(shard, **options))
+def counts(shards):
+    return [summary.samples for summary in summarize([Shard(location=str(shard)) for shard in shards])]
+
+
+def places(shard):
+    return list(read_index(shard))
 
 
 def test_shards_are_indexed_once(shards, headers_read):
@@ -133,21 +140,21 @@ def test_another_programs_index_stays(shards, content):
     assert (shards[0].parent / "index.json").read_text() == content
 
 
-def test_where_the_folder_cannot_be_written_to_the_indexes_go_to_the_fallback(shards, headers_read, tmp_path):
+def test_where_the_folder_cannot_be_written_to_the_indexes_go_to_the_fallback(shards, headers_read, fallback):
     (shards[0].parent / ".index").write_text("in the way")
     (shards[0].parent / "index.json").mkdir()
     for _ in range(2):
-        assert counts(shards, fallback=tmp_path / "fallback") == [3, 3, 1]
-        assert len(places(shards[0], fallback=tmp_path / "fallback")) == 3
+        assert counts(shards) == [3, 3, 1]
+        assert len(places(shards[0])) == 3
     assert len(headers_read) == 3
-    assert len(list((tmp_path / "fallback").rglob("*.npz"))) == 3
+    assert len(list(fallback.rglob("*.npz"))) == 3
 
 
-def test_where_nothing_can_be_written_the_counts_are_right(shards, headers_read, tmp_path):
-    for file in (shards[0].parent / ".index", tmp_path / "fallback"):
+def test_where_nothing_can_be_written_the_counts_are_right(shards, headers_read, fallback):
+    for file in (shards[0].parent / ".index", fallback):
         file.write_text("in the way")
     for _ in range(2):
-        assert counts(shards, fallback=tmp_path / "fallback") == [3, 3, 1]
+        assert counts(shards) == [3, 3, 1]
     assert len(headers_read) == 6
 
 

@@ -152,7 +152,7 @@ def test_opened_data_say_what_was_found(tmp_path, monkeypatch):
     write_tar(tmp_path / "b.tar", [("x.png", one_colour()), ("x.txt", b"a dog")])
     monkeypatch.chdir(tmp_path)
     opened = open_data(["a", "b.tar"])
-    assert [source.counts for source in opened.sources] == [(4, 4, 1), (1,)]
+    assert [source.counts for source in opened.sources] == [[4, 4, 1], [1]]
     assert (opened.samples, [shard.name for shard in opened.shards][2:]) == (10, ["shard-000002.tar", "b.tar"])
     assert opened.provenance.sources == (str(tmp_path / "a"), str(tmp_path / "b.tar"))
     assert opened.sources[1].extensions == {"png", "txt"}

@@ -7,14 +7,14 @@ import json
 import multiprocessing
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass
-from functools import lru_cache, partial
+from dataclasses import dataclass
+from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich.progress import track
@@ -25,13 +25,11 @@ from powerclip.data.worker import outlast_first_signal
 from powerclip.errors import PowerclipError
 from powerclip.files import atomic_write, read_json, write_json
 
-T = TypeVar("T")
-
 SUMMARY = "index.json"
 """In each folder of shards: how many samples each holds, so that a store that serves the folder can say it."""
 
 FALLBACK = Path.home() / ".cache" / "powerclip" / "index"
-"""Where the indexes of a folder go that cannot be written to."""
+"""Where the indexes of a folder go that cannot be written to; if this cannot either, they are not kept."""
 
 CACHED_SHARDS = 128
 """Indexes that a process holds, at 100 bytes a sample; a shuffle reads from 16 shards of each source at a time."""
@@ -51,12 +49,10 @@ ARRAYS = ("extensions", "keys", "key_ends", "member_ends", "members")
 Stamp = tuple[int, int]
 """Size, and modification time in nanoseconds: a shard whose stamp differs is indexed again."""
 
-
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
-@dataclass(frozen=True, kw_only=True)
-class ShardSummary:
+class ShardSummary(NamedTuple):
     """What a start needs to know of a shard."""
 
     samples: int
@@ -91,14 +87,13 @@ class ShardIndex:
         members = {str(self.extensions[extension]): (offset, size) for extension, offset, size in rows}
         return SamplePlace(shard=self.shard, key=key, members=members)
 
-    def arrays(self) -> dict[str, Array]:
-        """The index without the shard's path, as it is stored."""
-        return {name: value for name, value in vars(self).items() if name != "shard"}
+    def __iter__(self) -> Iterator[SamplePlace]:
+        return map(self.__getitem__, range(len(self)))
 
     def summary(self) -> ShardSummary:
         """Number of samples and digest."""
-        content = b"".join(array.tobytes() for array in self.arrays().values())
-        return ShardSummary(samples=len(self), digest=hashlib.blake2b(content, digest_size=16).hexdigest())
+        content = b"".join(getattr(self, name).tobytes() for name in ARRAYS)
+        return ShardSummary(len(self), hashlib.blake2b(content, digest_size=16).hexdigest())
 
 
 def open_index(shard: Shard) -> ShardIndex:
@@ -118,23 +113,21 @@ def open_index(shard: Shard) -> ShardIndex:
     raise AssertionError("the last attempt returns or raises")
 
 
-def read_index(shard: Path, *, fallback: Path = FALLBACK) -> ShardIndex:
+def read_index(shard: Path) -> ShardIndex:
     """The index of a shard, from disk if it is there and up to date; otherwise it is made and kept.
 
-    Args:
-        shard: the tar; its index is in ``.index`` next to it.
-        fallback: where the index goes if that folder cannot be written to; if this cannot either, it is not kept.
+    It is in ``.index`` next to the shard, or in ``FALLBACK``.
 
     Raises:
         OSError: there is no such file.
         PowerclipError: it is not a tar, is truncated, or holds too many samples.
     """
-    stored = _stored(shard, fallback, lambda arrays: ShardIndex(shard=shard, **{name: arrays[name] for name in ARRAYS}))
-    if stored is not None:
-        return stored
+    if (stored := _stored(shard, ARRAYS)) is not None:
+        return ShardIndex(shard=shard, **stored)
     stamp, index, buffer = _stamp(shard), _made(shard), BytesIO()
-    np.savez(buffer, stamp=stamp, **asdict(index.summary()), **index.arrays())  # type: ignore[arg-type]
-    for file in _files(shard, fallback):
+    arrays = {name: getattr(index, name) for name in ARRAYS}
+    np.savez(buffer, stamp=stamp, **index.summary()._asdict(), **arrays)
+    for file in _files(shard):
         with suppress(OSError):
             file.parent.mkdir(parents=True, exist_ok=True)
             atomic_write(file, buffer.getvalue())
@@ -142,7 +135,7 @@ def read_index(shard: Path, *, fallback: Path = FALLBACK) -> ShardIndex:
     return index
 
 
-def summarize(shards: Sequence[Shard], *, fallback: Path = FALLBACK) -> list[ShardSummary]:
+def summarize(shards: Sequence[Shard]) -> list[ShardSummary]:
     """How many samples each shard holds, with a digest.
 
     Shards without an index are indexed, several at once. Remote ones are taken from the ``index.json`` next to them, or
@@ -154,34 +147,33 @@ def summarize(shards: Sequence[Shard], *, fallback: Path = FALLBACK) -> list[Sha
     """
     remote = list(dict.fromkeys(shard for shard in shards if shard.cache is not None))
     here = [Path(location) for location in dict.fromkeys(shard.location for shard in shards if shard.cache is None)]
-    summaries = _summaries_here(here, fallback) | _summaries_remote(remote)
+    summaries = _summaries_here(here) | _summaries_remote(remote)
     return [summaries[shard.location] for shard in shards]
 
 
-def _summaries_here(shards: Sequence[Path], fallback: Path) -> dict[str, ShardSummary]:
-    stored = {shard: _stored_summary(shard, fallback) for shard in shards}
+def _summaries_here(shards: Sequence[Path]) -> dict[str, ShardSummary]:
+    stored = {shard: _stored_summary(shard) for shard in shards}
     new = [shard for shard, summary in stored.items() if summary is None]
-    made = dict(zip(new, _indexed(new, fallback), strict=True))
+    made = dict(zip(new, _indexed(new), strict=True))
     for file in {shard.parent / SUMMARY for shard in new}:
         with suppress(OSError, ValueError):  # where it cannot be written to, or is not JSON
             if not file.exists() or _published(read_json(file)):  # another program's file of that name stays
-                known = {tar.name: s for tar in tars_in(file.parent) if (s := _stored_summary(tar, fallback))}
-                write_json(file, {"shards": {name: asdict(summary) for name, summary in known.items()}})
+                known = {tar.name: s._asdict() for tar in tars_in(file.parent) if (s := _stored_summary(tar))}
+                write_json(file, {"shards": known})
     return {str(shard): summary or made[shard] for shard, summary in stored.items()}
 
 
-def _indexed(shards: Sequence[Path], fallback: Path) -> Iterator[ShardSummary]:
-    work = partial(_summary_of, fallback=fallback)
+def _indexed(shards: Sequence[Path]) -> Iterator[ShardSummary]:
     if len(shards) < MANY_SHARDS:
-        yield from map(work, shards)
+        yield from map(_indexed_one, shards)
         return
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(mp_context=spawn, initializer=outlast_first_signal, initargs=(0,)) as pool:
-        yield from track(pool.map(work, shards), total=len(shards), description="Indexing shards, once")
+        yield from track(pool.map(_indexed_one, shards), total=len(shards), description="Indexing shards, once")
 
 
-def _summary_of(shard: Path, fallback: Path) -> ShardSummary:
-    return read_index(shard, fallback=fallback).summary()
+def _indexed_one(shard: Path) -> ShardSummary:
+    return read_index(shard).summary()
 
 
 def _summaries_remote(shards: Sequence[Shard]) -> dict[str, ShardSummary]:
@@ -201,7 +193,7 @@ def _summaries_remote(shards: Sequence[Shard]) -> dict[str, ShardSummary]:
             for shard, summary in zip(new, shown, strict=True):
                 known[shard.location] = summary
                 with notes.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps([shard.location, summary.samples, summary.digest]) + "\n")
+                    file.write(json.dumps([shard.location, *summary]) + "\n")
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -213,17 +205,15 @@ def _read_notes(path: Path) -> dict[str, ShardSummary]:
     for line in path.read_bytes().splitlines() if path.exists() else ():
         with suppress(ValueError, TypeError):  # of a truncated line
             location, samples, digest = json.loads(line)
-            notes[str(location)] = ShardSummary(samples=int(samples), digest=str(digest))
+            notes[str(location)] = ShardSummary(int(samples), str(digest))
     return notes
 
 
 def _published(value: Any) -> dict[str, ShardSummary]:
     """Summaries by shard name; none where an ``index.json`` does not have that form."""
     try:
-        return {
-            name: ShardSummary(samples=int(entry["samples"]), digest=str(entry.get("digest", "")))
-            for name, entry in value["shards"].items()
-        }
+        entries = value["shards"].items()
+        return {name: ShardSummary(int(entry["samples"]), str(entry.get("digest", ""))) for name, entry in entries}
     except (ValueError, KeyError, TypeError, AttributeError):
         return {}
 
@@ -238,26 +228,25 @@ def _stamp(shard: Path) -> Stamp:
     return status.st_size, status.st_mtime_ns
 
 
-def _files(shard: Path, fallback: Path) -> tuple[Path, Path]:
-    """Where a shard's index may be: next to it, or in the fallback."""
+def _files(shard: Path) -> tuple[Path, Path]:
+    """Where a shard's index may be."""
     folder = hashlib.sha256(str(shard.parent.absolute()).encode()).hexdigest()[:16]
-    return shard.parent / INDEX_FOLDER / f"{shard.name}.npz", fallback / folder / f"{shard.name}.npz"
+    return shard.parent / INDEX_FOLDER / f"{shard.name}.npz", FALLBACK / folder / f"{shard.name}.npz"
 
 
-def _stored_summary(shard: Path, fallback: Path) -> ShardSummary | None:
-    return _stored(
-        shard, fallback, lambda arrays: ShardSummary(samples=int(arrays["samples"]), digest=str(arrays["digest"]))
-    )
+def _stored_summary(shard: Path) -> ShardSummary | None:
+    stored = _stored(shard, ShardSummary._fields)
+    return None if stored is None else ShardSummary(int(stored["samples"]), str(stored["digest"]))
 
 
-def _stored(shard: Path, fallback: Path, read: Callable[[Mapping[str, Array]], T]) -> T | None:
-    """What ``read`` makes of a shard's index on disk; None if there is none, or it is outdated, old or damaged."""
+def _stored(shard: Path, names: Sequence[str]) -> dict[str, Array] | None:
+    """Some arrays of a shard's index on disk; None if there is none, or it is outdated, old or damaged."""
     stamp = list(_stamp(shard))
-    for file in _files(shard, fallback):
+    for file in _files(shard):
         try:
             with file.open("rb") as content, np.load(content, allow_pickle=False) as arrays:
                 if arrays["stamp"].tolist() == stamp:
-                    return read(arrays)
+                    return {name: arrays[name] for name in names}
         except (ValueError, KeyError, TypeError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error):
             continue
     return None

@@ -18,11 +18,12 @@ from torch.utils.data import DataLoader
 from powerclip.config import DataConfig, RegionSource
 from powerclip.data.collate import equally_wide
 from powerclip.data.dataset import MIN_SEEN, LoadedBatch, Request, ShardDataset, TowerInputs
-from powerclip.data.index import open_index, summarize
+from powerclip.data.index import ShardSummary, open_index, summarize
 from powerclip.data.published import GRID as PUBLISHED_GRID
 from powerclip.data.remote import Shard, ShardCache, find_remote, is_remote
+from powerclip.data.sample import CAPTION_EXTENSION, IMAGE_EXTENSIONS
 from powerclip.data.sampler import Order
-from powerclip.data.shards import check_members, find_shards
+from powerclip.data.shards import find_shards
 from powerclip.data.worker import outlast_first_signal, worker_death_as_error
 from powerclip.errors import PowerclipError, RunFailedError
 from powerclip.types import Batch, DataProvenance
@@ -47,12 +48,17 @@ class DataSource:
     location: str
     """As it was given: an absolute path or pattern, or a URL."""
     shards: tuple[Shard, ...]
-    counts: tuple[int, ...]
-    """Samples of each shard."""
+    summaries: tuple[ShardSummary, ...]
+    """Of each shard."""
     probed: Shard
     """The first shard that holds a sample."""
     extensions: frozenset[str]
     """Of the files of its first samples."""
+
+    @property
+    def counts(self) -> list[int]:
+        """Samples of each shard."""
+        return [summary.samples for summary in self.summaries]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +66,6 @@ class OpenedData:
     """Data that were found, counted and probed, once for all processes and for whatever reads them afterwards."""
 
     sources: tuple[DataSource, ...]
-    digest: str
-    """Hash of the shards' names, counts and indexes: the same for the same content, wherever it is stored."""
 
     @property
     def shards(self) -> list[Shard]:
@@ -79,6 +83,13 @@ class OpenedData:
         return sum(self.counts)
 
     @property
+    def digest(self) -> str:
+        """Hash of the shards' names, counts and indexes: the same for the same content, wherever it is stored."""
+        summaries = [summary for source in self.sources for summary in source.summaries]
+        known = [(shard.name, *summary) for shard, summary in zip(self.shards, summaries, strict=True)]
+        return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:32]
+
+    @property
     def provenance(self) -> DataProvenance:
         """What a run's ``data.json`` says."""
         locations = tuple(source.location for source in self.sources)
@@ -87,7 +98,7 @@ class OpenedData:
     @property
     def identity(self) -> dict[str, int]:
         """What a checkpoint keeps of the data: with other numbers, its place in them would mean other samples."""
-        names, counts = [shard.name for shard in self.shards], [list(source.counts) for source in self.sources]
+        names, counts = [shard.name for shard in self.shards], [source.counts for source in self.sources]
         digest = hashlib.sha256(json.dumps([names, counts]).encode()).digest()
         return {"samples": self.samples, "shards": len(names), "digest": int.from_bytes(digest[:6])}
 
@@ -142,32 +153,34 @@ def open_data(data: Data, *, cache: ShardCache = DEFAULT_CACHE) -> OpenedData:
     """
     given = [data] if isinstance(data, str | Path) else data
     found = [find_remote(str(s), cache) if is_remote(s) else _find_here(Path(s)) for s in given]
-    summaries = summarize([shard for shards in found for shard in shards])
-    known = [
-        (shard.name, s.samples, s.digest) for shard, s in zip((x for y in found for x in y), summaries, strict=True)
-    ]
-    counts = iter(summary.samples for summary in summaries)
-    sources = []
-    for location, shards in zip(given, found, strict=True):
-        own = tuple(islice(counts, len(shards)))
-        probed = next((shard for shard, samples in zip(shards, own, strict=True) if samples), shards[0])
-        index = open_index(probed)
-        places = [index[i] for i in range(min(PROBED, len(index)))]
-        check_members(probed if places else location, places)
-        sources.append(
-            DataSource(
-                location=str(location) if is_remote(location) else str(Path(location).absolute()),
-                shards=tuple(shards),
-                counts=own,
-                probed=probed,
-                extensions=frozenset(extension for place in places for extension in place.members),
-            )
-        )
-    return OpenedData(sources=tuple(sources), digest=hashlib.sha256(json.dumps(known).encode()).hexdigest()[:32])
+    summaries = iter(summarize([shard for shards in found for shard in shards]))
+    sources = [_probe(s, shards, list(islice(summaries, len(shards)))) for s, shards in zip(given, found, strict=True)]
+    return OpenedData(sources=tuple(sources))
 
 
 def _find_here(path: Path) -> list[Shard]:
     return [Shard(location=str(shard)) for shard in find_shards(path)]
+
+
+def _probe(given: Path | str, shards: Sequence[Shard], summaries: Sequence[ShardSummary]) -> DataSource:
+    """A source whose first samples have images and captions."""
+    probed = next((shard for shard, summary in zip(shards, summaries, strict=True) if summary.samples), None)
+    if probed is None:
+        raise PowerclipError(f"{given} holds no sample; expected KEY.jpg, .png or .webp with KEY.txt")
+    files = [set(place.members) for place in islice(open_index(probed), PROBED)]
+    extensions = frozenset().union(*files)
+    wanted = ""
+    if not extensions & set(IMAGE_EXTENSIONS):
+        wanted = f"no image under {', '.join(IMAGE_EXTENSIONS)}"
+    elif CAPTION_EXTENSION not in extensions:
+        wanted = f"no caption under {CAPTION_EXTENSION}"
+    if wanted:
+        seen = ", ".join(sorted(extensions))
+        raise PowerclipError(f"{wanted} in the first {len(files)} samples of {probed}; keys seen: {seen}")
+    location = str(given) if is_remote(given) else str(Path(given).absolute())
+    return DataSource(
+        location=location, shards=tuple(shards), summaries=tuple(summaries), probed=probed, extensions=extensions
+    )
 
 
 class Loader:

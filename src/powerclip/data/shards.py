@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import tarfile
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -22,7 +22,7 @@ from powerclip.data.limits import (
     MAX_MEMBER_BYTES,
     MAX_SAMPLES,
 )
-from powerclip.data.sample import CAPTION_EXTENSION, IMAGE_EXTENSIONS, Sample
+from powerclip.data.sample import CAPTION_EXTENSION, Sample
 from powerclip.errors import BadSampleError, PowerclipError
 from powerclip.files import atomic_file
 
@@ -272,21 +272,3 @@ def read_shards(path: Path | str) -> Iterator[Sample]:
                 yield place.read()
             except BadSampleError:
                 continue
-
-
-def check_members(shard: object, places: Sequence[SamplePlace]) -> None:
-    """Check that some samples of a shard have images and captions.
-
-    Raises:
-        PowerclipError: none has, or there is none; the message names the extensions that were seen.
-    """
-    if not places:
-        raise PowerclipError(f"{shard} holds no sample; expected KEY.jpg, .png or .webp with KEY.txt")
-    seen = sorted({extension for place in places for extension in place.members})
-    if not any(set(IMAGE_EXTENSIONS) & set(place.members) for place in places):
-        wanted = f"no image under {', '.join(IMAGE_EXTENSIONS)}"
-    elif not any(CAPTION_EXTENSION in place.members for place in places):
-        wanted = f"no caption under {CAPTION_EXTENSION}"
-    else:
-        return
-    raise PowerclipError(f"{wanted} in the first {len(places)} samples of {shard}; keys seen: {', '.join(seen)}")

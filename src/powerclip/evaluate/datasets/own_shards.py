@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from powerclip.data.images import decode_image
-from powerclip.data.index import ShardIndex, open_index
+from powerclip.data.index import open_index
 from powerclip.data.loader import open_data
 from powerclip.data.shards import SamplePlace
 from powerclip.errors import BadSampleError, PowerclipError
@@ -48,11 +47,10 @@ def retrieval_from_shards(path: Path | str, *, limit: int | None = None) -> Retr
     Raises:
         PowerclipError: no shards, or no usable pair.
     """
-    shards = [shard for source in open_data(path).sources for shard in source.shards]
     images: list[ShardImage] = []
     captions: list[tuple[str, ...]] = []
     masks: list[Masks | None] = []
-    for entry in (place for shard in shards for place in _places(open_index(shard))):
+    for entry in (place for shard in open_data(path).shards for place in open_index(shard)):
         try:
             sample = entry.read()
             decode_image(sample.image)
@@ -66,7 +64,3 @@ def retrieval_from_shards(path: Path | str, *, limit: int | None = None) -> Retr
     if not images:
         raise PowerclipError(f"no usable image-caption pair in {path}; see powerclip prepare")
     return Retrieval(name="retrieval", images=images, captions=captions, masks=masks)
-
-
-def _places(index: ShardIndex) -> Iterator[SamplePlace]:
-    return (index[sample] for sample in range(len(index)))
