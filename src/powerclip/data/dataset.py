@@ -28,6 +28,9 @@ from powerclip.phrases import encode_caption, whole_caption_tree
 from powerclip.regions import masks_to_grid, random_boxes
 from powerclip.types import Batch
 
+Request = list[tuple[int, tuple[int, ...]]]
+"""Samples that are read together: the position of each, and what seeds its augmentation besides the run's seed."""
+
 MIN_SEEN = 100
 """The share of bad samples is not judged before this many have been seen."""
 
@@ -45,14 +48,6 @@ class TowerInputs:
     """T."""
     grid: tuple[int, int]
     """Rows and columns of the image tower's patch grid; their product is N."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """Samples that are read together, and what seeds the augmentation of each in addition to the run's seed."""
-
-    positions: list[int]
-    seeds: list[tuple[int, ...]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +114,7 @@ class ShardDataset(Dataset[LoadedBatch]):
         bad: dict[int, str] = {}
         size = len(self)
         with torch.random.fork_rng(devices=[]):
-            for wanted, seed in zip(request.positions, request.seeds, strict=True):
+            for wanted, seed in request:
                 for attempt in range(min(MIN_SEEN, size)):
                     position = (wanted + attempt * self.stride) % size
                     try:
@@ -154,21 +149,17 @@ class ShardDataset(Dataset[LoadedBatch]):
         image = decode_image(sample.image)
         # Not torch.manual_seed: it would reseed the GPU's generator too, and formats a stack trace per backend.
         torch.default_generator.manual_seed(int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] >> 1))
-        pixels, regions = self._transform(sample, image)
+        if self.stored:
+            pixels, regions = transform_with_regions(
+                sample, image, towers.transform, count=self.regions, grid=towers.grid
+            )
+        else:
+            pixels, regions = towers.transform(image), None
+            if self.regions:
+                (regions,) = random_boxes(1, regions=self.regions, grid=towers.grid, generator=torch.default_generator)
         return EncodedSample(
             key=sample.key, image=pixels, caption=caption, regions=regions, has_phrases=sample.tree is not None
         )
-
-    def _transform(self, sample: Sample, image: Image.Image) -> tuple[Tensor, Tensor | None]:
-        """The image as the tower takes it, and (m, N) bool regions."""
-        if self.stored:
-            grid = self.towers.grid
-            return transform_with_regions(sample, image, self.towers.transform, count=self.regions, grid=grid)
-        pixels = self.towers.transform(image)
-        if not self.regions:
-            return pixels, None
-        boxes = random_boxes(1, regions=self.regions, grid=self.towers.grid, generator=torch.default_generator)
-        return pixels, boxes[0]
 
 
 def transform_with_regions(
@@ -181,7 +172,7 @@ def transform_with_regions(
     Args:
         sample: with ``regions``, ``patch_regions`` or neither.
         image: its decoded image.
-        transform: of torchvision's v2, so that it moves an image and masks together.
+        transform: as ``TowerInputs.transform``.
         count: M.
         grid: rows and columns of the patch grid.
 

@@ -251,7 +251,7 @@ class Loader:
                 batches._shutdown_workers()
 
     def _requests(self, epochs: Iterable[int], start_batch: int, pieces: int) -> Iterator[Request]:
-        """What is read from a batch of the first epoch on: this process's part of each batch, in pieces."""
+        """What is read: this process's part of each batch, in pieces."""
         number, parts = self._part
         first, size = number * self.batch_size // parts, self.batch_size // parts
         bounds = [first + round(piece * size / pieces) for piece in range(pieces + 1)]
@@ -259,16 +259,13 @@ class Loader:
         repeats = self.order.resample or self.order.weights is not None
         for epoch in epochs:
             order = self.order.epoch(epoch)
-            for start in range(
-                start_batch * self.batch_size, self.batches_per_epoch * self.batch_size, self.batch_size
-            ):
-                for places in (range(start + low, start + high) for low, high in pairwise(bounds)):
-                    positions = order[places.start : places.stop].tolist()
-                    seeds: list[tuple[int, ...]] = [
-                        (epoch, position, place) if repeats else (epoch, position)
-                        for position, place in zip(positions, places, strict=True)
+            for start in range(start_batch * self.batch_size, len(order) - self.batch_size + 1, self.batch_size):
+                for low, high in pairwise(bounds):
+                    positions = order[start + low : start + high].tolist()
+                    yield [
+                        (position, (epoch, position, place) if repeats else (epoch, position))
+                        for place, position in enumerate(positions, start + low)
                     ]
-                    yield Request(positions=positions, seeds=seeds)
             start_batch = 0
 
     def _count(self, loaded: LoadedBatch) -> None:

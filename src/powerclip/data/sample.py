@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from powerclip.data.limits import MAX_CAPTION_BYTES, MAX_JSON_DEPTH
 from powerclip.data.published import read_patch_regions, read_phrases
@@ -13,6 +13,8 @@ from powerclip.errors import BadSampleError
 from powerclip.phrases.clean import clean_caption
 from powerclip.phrases.tree import PhraseTree
 from powerclip.regions.annotation import RegionAnnotation
+
+T = TypeVar("T")
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 CAPTION_EXTENSION = "txt"
@@ -72,13 +74,9 @@ class Sample:
             raise BadSampleError("no image")
         if CAPTION_EXTENSION not in files:
             raise BadSampleError("no caption")
-        tree = None
-        if "phrases.json" in files:
-            try:
-                tree = PhraseTree.from_json(_read_json(files, "phrases.json") or {})
-            except (ValueError, OverflowError) as error:
-                raise BadSampleError("malformed phrases.json") from error
-        caption, metadata = read_caption(files[CAPTION_EXTENSION], _read_json(files, "json") or {}, clean=tree is None)
+        tree = _read(files, "phrases.json", PhraseTree.from_json)
+        known = _read(files, "json", dict[str, Any])
+        caption, metadata = read_caption(files[CAPTION_EXTENSION], known, clean=tree is None)
         if tree is None and "njson" in files:
             tree = read_phrases(files["njson"], caption)
         return cls(
@@ -88,7 +86,7 @@ class Sample:
             caption=caption,
             tree=tree,
             metadata=metadata,
-            regions=_read_regions(files),
+            regions=_read(files, "regions.json", RegionAnnotation.from_json),
             patch_regions=read_patch_regions(files),
         )
 
@@ -98,10 +96,7 @@ def read_caption(
 ) -> tuple[str, Mapping[str, Any]]:
     """A caption where it enters, and the sample's metadata, which keep the original where cleaning changed it.
 
-    Args:
-        text: the caption's bytes.
-        metadata: of the sample.
-        clean: False leaves the caption as it is, for one that came with offsets into it.
+    ``clean`` is False for a caption that came with offsets into it; it stays as it is.
 
     Raises:
         BadSampleError: it is too large, empty, not UTF-8, or contains NUL.
@@ -128,17 +123,18 @@ def _json(value: Mapping[str, Any]) -> bytes:
     return text.encode("utf-8", errors="backslashreplace")  # which is how JSON writes half a surrogate pair
 
 
-def _read_json(files: Mapping[str, bytes], extension: str) -> dict[str, Any] | None:
+def _read(files: Mapping[str, bytes], extension: str, make: Callable[[dict[str, Any]], T]) -> T | None:
+    """What a JSON file of a sample holds, None if there is no such file."""
     if extension not in files:
         return None
     data = files[extension]
     try:
         value = json.loads(data)
-    except (ValueError, RecursionError) as error:
+        if not isinstance(value, dict) or (data.count(b"[") + data.count(b"{") > MAX_JSON_DEPTH and _is_deep(value)):
+            raise ValueError("it is not an object, or too deep")
+        return make(value)
+    except (ValueError, OverflowError, RecursionError) as error:
         raise BadSampleError(f"malformed {extension}") from error
-    if not isinstance(value, dict) or (data.count(b"[") + data.count(b"{") > MAX_JSON_DEPTH and _is_deep(value)):
-        raise BadSampleError(f"malformed {extension}")
-    return value
 
 
 def _is_deep(value: Any) -> bool:
@@ -154,13 +150,3 @@ def _is_deep(value: Any) -> bool:
         if not level:
             return False
     return True
-
-
-def _read_regions(files: Mapping[str, bytes]) -> RegionAnnotation | None:
-    value = _read_json(files, "regions.json")
-    if value is None:
-        return None
-    try:
-        return RegionAnnotation.from_json(value)
-    except ValueError as error:
-        raise BadSampleError("malformed regions.json") from error

@@ -38,17 +38,13 @@ class SamplePlace:
     members: dict[str, tuple[int, int]]
     """Offset and size in bytes of each file of the sample, by extension."""
 
-    def files(self, *, only: Collection[str] | None = None, without: Collection[str] = ()) -> dict[str, bytes]:
-        """The sample's files by extension: all of them, or some.
+    def files(self, *, only: Collection[str]) -> dict[str, bytes]:
+        """Those of some files that the sample has, by extension.
 
         Raises:
             BadSampleError: one is too large, or cannot be read.
         """
-        wanted = {
-            extension: place
-            for extension, place in self.members.items()
-            if extension not in without and (only is None or extension in only)
-        }
+        wanted = {extension: place for extension, place in self.members.items() if extension in only}
         for extension, (_, size) in wanted.items():
             if extension == CAPTION_EXTENSION and size > MAX_CAPTION_BYTES:
                 raise BadSampleError("caption too large")
@@ -69,22 +65,14 @@ class SamplePlace:
         Raises:
             BadSampleError: it cannot be used.
         """
-        return Sample.from_members(self.key, self.files(without=without))
+        return Sample.from_members(self.key, self.files(only=self.members.keys() - set(without)))
 
 
 def write_shards(samples: Iterable[Sample], folder: Path, *, samples_per_shard: int = 1000, first: int = 0) -> int:
-    """Write samples as ``shard-000000.tar``, ``shard-000001.tar``, ...; each appears when it is complete.
+    """Write samples as ``shard-000000.tar``, ...; return how many. Each shard appears when it is complete.
 
-    The bytes are a function of the samples.
-
-    Args:
-        samples: what to write.
-        folder: created if it does not exist.
-        samples_per_shard: samples in one tar.
-        first: number of the first shard.
-
-    Returns:
-        The number of samples written.
+    The bytes are a function of the samples. The folder is created if it does not exist; ``first`` is the number of the
+    first shard.
 
     Raises:
         PowerclipError: a shard of that name exists already.
@@ -98,15 +86,10 @@ def write_shards(samples: Iterable[Sample], folder: Path, *, samples_per_shard: 
 
 
 def write_shard(samples: Iterable[Sample], path: Path, *, replace: bool = False) -> None:
-    """Write one shard atomically.
-
-    Args:
-        samples: taken one by one, and never held together.
-        path: its name.
-        replace: overwrite a shard of that name.
+    """Write one shard atomically; its samples are taken one by one, and never held together.
 
     Raises:
-        PowerclipError: the shard exists already.
+        PowerclipError: the shard exists already, and ``replace`` is False.
     """
     if path.exists() and not replace:
         raise PowerclipError(f"{path} exists already; write into an empty folder")
@@ -127,11 +110,10 @@ def find_shards(path: Path | str) -> list[Path]:
         PowerclipError: there are none.
     """
     path = Path(path)
-    if path.is_dir():
-        shards = tars_in(path)
-        missing = "the folder holds no .tar file"
-    elif path.is_file():
+    if path.is_file():
         return [path]
+    if path.is_dir():
+        shards, missing = tars_in(path), "the folder holds no .tar file"
     else:
         shards = sorted(shard for name in expand_urls(str(path)) for shard in _glob(Path(name)))
         missing = "there is no such folder, file or pattern"
@@ -142,17 +124,17 @@ def find_shards(path: Path | str) -> list[Path]:
 
 def tars_in(folder: Path) -> list[Path]:
     """The tar files of a folder, by name, without hidden ones: macOS leaves "._NAME.tar" behind."""
-    return sorted(
-        path
-        for path in folder.iterdir()
-        if path.suffix.lower() == ".tar" and not path.name.startswith(".") and path.is_file()
-    )
+    return sorted(path for path in _visible_files(folder.iterdir()) if path.suffix.lower() == ".tar")
 
 
 def _glob(path: Path) -> list[Path]:
     if any(c in path.name for c in "*?["):
-        return [shard for shard in path.parent.glob(path.name) if not shard.name.startswith(".") and shard.is_file()]
+        return _visible_files(path.parent.glob(path.name))
     return [path] if path.is_file() else []
+
+
+def _visible_files(paths: Iterable[Path]) -> list[Path]:
+    return [path for path in paths if not path.name.startswith(".") and path.is_file()]
 
 
 def index_shard(shard: Path) -> list[SamplePlace]:
@@ -164,10 +146,10 @@ def index_shard(shard: Path) -> list[SamplePlace]:
     Raises:
         PowerclipError: the file is not a tar, is truncated, or holds more than ``MAX_SAMPLES`` samples.
     """
-    samples: dict[str, dict[str, tuple[int, int]]] = {}
+    samples: dict[str, SamplePlace] = {}
     try:
         for key, extension, place in _files(shard):
-            members = samples.setdefault(key, {})
+            members = samples.setdefault(key, SamplePlace(shard=shard, key=key, members={})).members
             if len(members) < MAX_FILES:
                 members.setdefault(extension, place)
             if len(samples) > MAX_SAMPLES:
@@ -180,7 +162,7 @@ def index_shard(shard: Path) -> list[SamplePlace]:
         raise PowerclipError(
             f"{shard} is truncated or not a tar file ({error}{after}); re-create it or remove it from the folder"
         ) from error
-    return [SamplePlace(shard=shard, key=key, members=members) for key, members in samples.items()]
+    return list(samples.values())
 
 
 def stream_shard(shard: Path) -> Iterator[SamplePlace]:
@@ -190,21 +172,20 @@ def stream_shard(shard: Path) -> Iterator[SamplePlace]:
         BrokenShardError: the file is not a tar, or is truncated; what comes before has been yielded, the last sample
             with those of its files that are complete.
     """
-    key: str | None = None
-    members: dict[str, tuple[int, int]] = {}
+    sample: SamplePlace | None = None
     broken: BrokenShardError | None = None
     try:
-        for name, extension, place in _files(shard):
-            if name != key or extension in members:
-                if key is not None:
-                    yield SamplePlace(shard=shard, key=key, members=members)
-                key, members = name, {}
-            if len(members) < MAX_FILES:
-                members[extension] = place
+        for key, extension, place in _files(shard):
+            if sample is None or key != sample.key or extension in sample.members:
+                if sample is not None:
+                    yield sample
+                sample = SamplePlace(shard=shard, key=key, members={})
+            if len(sample.members) < MAX_FILES:
+                sample.members[extension] = place
     except BrokenShardError as error:
         broken = error
-    if key is not None:
-        yield SamplePlace(shard=shard, key=key, members=members)
+    if sample is not None:
+        yield sample
     if broken is not None:
         raise broken
 
@@ -245,23 +226,18 @@ def _files(shard: Path) -> Iterator[tuple[str, str, tuple[int, int]]]:
                 stem, _, extension = name.partition(".")
                 key = f"{folder}/{stem}" if folder else stem
                 yield key, extension.lower(), (member.offset_data, member.size)
+            # tarfile stops at anything that is not a header.
             file.left = MAX_HEADER_BYTES
-            _check_end(tar)
+            file.seek(tar.offset)
+            block = file.read(tarfile.BLOCKSIZE)
+            if len(block) < tarfile.BLOCKSIZE:
+                raise tarfile.ReadError(f"no end mark at byte {tar.offset}")
+            if block != tarfile.NUL * tarfile.BLOCKSIZE:
+                raise tarfile.ReadError(f"no valid header at byte {tar.offset}")
     except RecursionError as error:
         raise BrokenShardError("a member has too many headers") from error
     except (tarfile.TarError, EOFError, OSError, ValueError, OverflowError) as error:
         raise BrokenShardError(str(error)) from error
-
-
-def _check_end(tar: tarfile.TarFile) -> None:
-    """Raise if the headers did not end with the end mark: tarfile stops at anything that is not a header."""
-    assert tar.fileobj is not None
-    tar.fileobj.seek(tar.offset)
-    block = tar.fileobj.read(tarfile.BLOCKSIZE)
-    if len(block) < tarfile.BLOCKSIZE:
-        raise tarfile.ReadError(f"no end mark at byte {tar.offset}")
-    if block != tarfile.NUL * tarfile.BLOCKSIZE:
-        raise tarfile.ReadError(f"no valid header at byte {tar.offset}")
 
 
 def read_shards(path: Path | str) -> Iterator[Sample]:

@@ -9,22 +9,22 @@ from numpy.typing import NDArray
 
 from powerclip.data.sample import Sample
 from powerclip.errors import BadSampleError
-from powerclip.phrases.tree import PhraseTree
 from powerclip.regions.annotation import RegionAnnotation
 
 
 def check_annotations(sample: Sample, size: tuple[int, int]) -> None:
-    """Check that the phrases lie within the caption, nested or disjoint, and that the masks fit the image.
+    """Check that the phrases are within the caption, nested or disjoint, and that the masks fit the image.
 
-    Args:
-        sample: its annotations are checked.
-        size: height and width of its decoded image.
+    ``size`` is height and width of the decoded image.
 
     Raises:
         BadSampleError: they do not fit.
     """
-    if sample.tree is not None:
-        _check_tree(sample.tree, sample.caption)
+    tree = sample.tree
+    if tree is not None and tree.leaves and tree.leaves[-1][1] > len(sample.caption):
+        raise BadSampleError("phrases reach beyond the caption")
+    if tree is not None and tree.crossing:
+        raise BadSampleError("phrases cross")
     if sample.regions is not None:
         _check_size(sample.regions, size)
         try:
@@ -34,15 +34,7 @@ def check_annotations(sample: Sample, size: tuple[int, int]) -> None:
 
 
 def stored_masks(regions: RegionAnnotation, size: tuple[int, int], indices: Sequence[int]) -> NDArray[np.bool_]:
-    """Decode some of the stored masks of an image.
-
-    Args:
-        regions: of the image.
-        size: height and width of the decoded image.
-        indices: which masks.
-
-    Returns:
-        (M, H, W) bool.
+    """Some of the stored masks of an image, (M, H, W) bool; ``size`` is height and width of the decoded image.
 
     Raises:
         BadSampleError: the masks are of another size than the image, or malformed.
@@ -57,10 +49,3 @@ def stored_masks(regions: RegionAnnotation, size: tuple[int, int], indices: Sequ
 def _check_size(regions: RegionAnnotation, size: tuple[int, int]) -> None:
     if (regions.height, regions.width) != size:
         raise BadSampleError("regions and image differ in size")
-
-
-def _check_tree(tree: PhraseTree, caption: str) -> None:
-    if tree.leaves and tree.leaves[-1][1] > len(caption):
-        raise BadSampleError("phrases reach beyond the caption")
-    if tree.crossing:
-        raise BadSampleError("phrases cross")

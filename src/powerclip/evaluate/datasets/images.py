@@ -74,7 +74,7 @@ class ShardImage:
         """
         entry = SamplePlace(shard=self.shard, key=self.key, members={self.extension: self.place})
         try:
-            return decode_image(entry.files()[self.extension])
+            return decode_image(entry.files(only={self.extension})[self.extension])
         except BadSampleError as error:
             raise PowerclipError(
                 f"the image of sample {self.key} in {self.shard} cannot be read ({error}); download the shard again"
