@@ -18,19 +18,13 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.planner import LoadPlan, ReadItem
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_state_dict,
-    set_state_dict,
-)
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.checkpoint.state_dict_loader import load as load_distributed
 from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
 
 from powerclip.distributed import broadcast, rank, wait_for_all
 from powerclip.errors import PowerclipError, RunFailedError
 from powerclip.files import sync_folder
-from powerclip.model import PowerCLIP, hub
 from powerclip.runs import all_checkpoints, checkpoint_path
 
 UNPICKLED = {
@@ -48,14 +42,8 @@ UNPICKLED = {
 def save(folder: Path, *, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, extra: dict[str, Any]) -> Path:
     """Write ``folder/step-XXXXXXXX``: everything goes to a temporary folder that is renamed when complete.
 
-    If it exists, it is complete and of the same step, and stays. All processes take part.
-
-    Args:
-        folder: of the checkpoints.
-        step: steps done.
-        model: whose state is kept.
-        optimizer: whose state is kept.
-        extra: numbers, tensors and dicts of them to keep with these.
+    If it exists, it is complete and of the same step, and stays. All processes take part. ``extra`` holds numbers,
+    tensors and dicts of them.
 
     Raises:
         RunFailedError: it could not be written.
@@ -85,16 +73,6 @@ def save(folder: Path, *, step: int, model: nn.Module, optimizer: torch.optim.Op
         sync_folder(folder)
     wait_for_all()
     return target
-
-
-def save_model(model: PowerCLIP, folder: Path) -> None:
-    """Write a model folder as users exchange it; all processes take part, the first one writes."""
-    state: dict[str, Any] = get_model_state_dict(
-        model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
-    )
-    if rank() == 0:
-        hub.save(model, folder, state=state)
-    wait_for_all()
 
 
 def load(
@@ -154,9 +132,8 @@ def _reason(error: BaseException) -> str:
 
 def prune(folder: Path, *, keep: int) -> None:
     """Delete all but the newest ``keep`` checkpoints, and what earlier runs left unfinished."""
-    leftovers = list(folder.glob(".step-*"))
-    for path in leftovers:
-        shutil.rmtree(path)
+    for leftover in list(folder.glob(".step-*")):
+        shutil.rmtree(leftover)
     for path in all_checkpoints(folder)[:-keep]:
         old = path.with_name(f".{path.name}.old")
         path.rename(old)  # a folder with a checkpoint's own name stays complete if this is interrupted

@@ -7,21 +7,14 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from powerclip.config import TrainConfig
 from powerclip.errors import PowerclipError
@@ -36,37 +29,39 @@ LINE_EVERY_S = 60.0
 
 
 class MetricsLog:
-    """Appends one JSON object per line to ``metrics.jsonl`` and the same numbers to TensorBoard.
+    """Appends one JSON object per line to ``metrics.jsonl`` and the same numbers to TensorBoard and a tracker.
 
-    A resumed run drops the lines after its checkpoint, so that every step occurs once.
+    A resumed run drops the lines after its checkpoint, so that every step occurs once, and continues its tracker's run.
     """
 
-    def __init__(self, folder: Path, *, first_step: int = 0, tracker: Any = None) -> None:
-        self.path = folder / "metrics.jsonl"
-        if first_step == 0:
-            self.path.write_text("", encoding="utf-8")
-        else:
-            self._drop_from(first_step)
-        self._file = self.path.open("a", encoding="utf-8")
+    def __init__(self, folder: Path, *, config: TrainConfig, first_step: int = 0, tracker: Any = None) -> None:
+        path = folder / "metrics.jsonl"
+        kept = [line for line in read_metrics(path) if line["step"] <= first_step] if first_step else []
+        atomic_write(path, "".join(json.dumps(line) + "\n" for line in kept))
+        self._tracker = tracker and tracker.init(
+            project=config.wandb_project,
+            name=folder.name,
+            id=hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16],
+            resume="allow",
+            dir=str(folder),
+            config=dataclasses.asdict(config),
+        )
+        self._file = path.open("a", encoding="utf-8")
         from torch.utils.tensorboard.writer import SummaryWriter  # takes a second to import
 
-        self._tracker = tracker
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
-
-    def _drop_from(self, first_step: int) -> None:
-        kept = [line for line in read_metrics(self.path) if line["step"] <= first_step]
-        atomic_write(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def write(self, values: Mapping[str, float]) -> None:
         """Append one line; ``values`` holds "step"."""
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}  # JSON has no NaN
         self._file.write(json.dumps(finite) + "\n")
         self._file.flush()
-        for name, value in values.items():
-            if name != "step":
-                self._board.add_scalar(name, value, int(values["step"]))
+        numbers, step = dict(values), int(values["step"])
+        del numbers["step"]
+        for name, value in numbers.items():
+            self._board.add_scalar(name, value, step)
         if self._tracker is not None:
-            self._tracker.log({name: value for name, value in values.items() if name != "step"}, step=values["step"])
+            self._tracker.log(numbers, step=step)
 
     def close(self) -> None:
         """Write out what is buffered."""
@@ -93,44 +88,15 @@ def find_tracker(config: TrainConfig) -> Any:
     return wandb
 
 
-@contextmanager
-def metrics_log(output: Path, *, first_step: int, config: TrainConfig, tracker: Any = None) -> Iterator[MetricsLog]:
-    """A run's metrics log, closed at the end; a tracker's run is continued when this one is resumed."""
-    run = None
-    if tracker is not None:
-        run = tracker.init(
-            project=config.wandb_project,
-            name=output.name,
-            id=hashlib.sha256(str(output.resolve()).encode()).hexdigest()[:16],
-            resume="allow",
-            dir=str(output),
-            config=dataclasses.asdict(config),
-        )
-    log = MetricsLog(output, first_step=first_step, tracker=run)
-    try:
-        yield log
-    finally:
-        log.close()
-
-
-def was_evaluated(path: Path, step: int) -> bool:
-    """Whether a ``metrics.jsonl`` holds the evaluation after a step."""
-    return any(line["step"] == step and "eval/mean" in line for line in read_metrics(path))
-
-
-class Reporter(Protocol):
-    """Shows the progress of a run."""
-
-    def update(self, step: int, text: str) -> None:
-        """Show that ``step`` steps are done, with a short text."""
+Report = Callable[[int, str], None]
+"""Shows that this many steps are done, with a short text."""
 
 
 @contextmanager
-def progress_bar(title: str, *, steps: int, done: int = 0, console: Console | None = None) -> Iterator[Reporter]:
+def progress_bar(title: str, *, steps: int, done: int = 0, console: Console) -> Iterator[Report]:
     """A progress bar with the remaining time; in a file or a pipe, a line every minute and every tenth of the steps."""
-    console = console or Console(stderr=True)
     if not console.is_terminal:
-        yield _Lines(console, title, steps, done)
+        yield _Lines(console, title, steps, done).report
         return
     columns = (
         TextColumn("[bold]{task.description}"),
@@ -142,15 +108,8 @@ def progress_bar(title: str, *, steps: int, done: int = 0, console: Console | No
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, speed_estimate_period=SPEED_OVER_S) as progress:
-        yield _Bar(progress, progress.add_task(title, total=steps, completed=done, text=""))
-
-
-class _Bar:
-    def __init__(self, progress: Progress, task: Any) -> None:
-        self.progress, self.task = progress, task
-
-    def update(self, step: int, text: str) -> None:
-        self.progress.update(self.task, completed=step, text=text)
+        task = progress.add_task(title, total=steps, completed=done, text="")
+        yield lambda step, text: progress.update(task, completed=step, text=text)
 
 
 class _Lines:
@@ -159,7 +118,7 @@ class _Lines:
         self.tenth, self.start = 10 * done // steps, time.monotonic()
         self.last = self.start
 
-    def update(self, step: int, text: str) -> None:
+    def report(self, step: int, text: str) -> None:
         tenth, now = 10 * step // self.steps, time.monotonic()
         if tenth == self.tenth and now - self.last < LINE_EVERY_S:
             return

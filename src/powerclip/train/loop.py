@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
+from torch import Tensor
 
 from powerclip.config import TrainConfig
 from powerclip.data.loader import Data, Loader, OpenedData, open_data
 from powerclip.distributed import any_rank, process_group, rank, rank0_first, world_size
 from powerclip.errors import PowerclipError
-from powerclip.runs import RunFolder, step_of
+from powerclip.runs import RunFolder, read_metrics, step_of
 from powerclip.train import checkpoint
 from powerclip.train.build import build_cache, build_loader, build_model
 from powerclip.train.estimate import estimate
 from powerclip.train.evaluator import Evaluator
-from powerclip.train.log import MetricsLog, Reporter, find_tracker, metrics_log, progress_bar, was_evaluated
+from powerclip.train.log import MetricsLog, Report, find_tracker, progress_bar
 from powerclip.train.signals import Stop, stop_on_signal
-from powerclip.train.step import Engine, StepResult
-from powerclip.types import Batch
+from powerclip.train.step import Engine
+from powerclip.types import Batch, LossOutput
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +66,7 @@ def train(
     """
     with process_group(config.device) as device, stop_on_signal() as stop:
         console = (console or Console(stderr=True)) if rank() == 0 else Console(quiet=True)
+        say = partial(console.print, highlight=False, soft_wrap=True)
         run = RunFolder(output)
         changed = run.check(config, resume=resume)
         opened = rank0_first(lambda: open_data(data, cache=build_cache(config)))
@@ -83,39 +86,32 @@ def train(
                 f"{output} has done {started_at} steps and this asks for {steps}; ask for more than {started_at} to "
                 "continue it, or name another folder"
             )
-        console.print(memory, highlight=False, soft_wrap=True)
+        say(memory)
         if start is not None:
-            _resume(engine, start, opened, console)
+            _resume(engine, start, opened, say)
             run.record(config, opened.provenance)
             if changed:
-                console.print(f"Changed since the run started: {changed}", highlight=False, soft_wrap=True)
+                say(f"Changed since the run started: {changed}")
         run.write_status(step=started_at, steps=steps)
-        logs: AbstractContextManager[MetricsLog | None] = (
-            metrics_log(output, first_step=started_at, config=config, tracker=tracker) if rank() == 0 else nullcontext()
-        )
-        with logs as metrics, progress_bar(output.name, steps=steps, done=started_at, console=console) as reporter:
-            loop = _Loop(
-                engine=engine, data=opened, loader=loader, evaluator=evaluator, metrics=metrics, reporter=reporter
-            )
+        logs: AbstractContextManager[MetricsLog | None] = nullcontext()
+        if rank() == 0:
+            logs = closing(MetricsLog(output, config=config, first_step=started_at, tracker=tracker))
+        with logs as metrics, progress_bar(output.name, steps=steps, done=started_at, console=console) as report:
+            loop = _Loop(engine=engine, data=opened, loader=loader, evaluator=evaluator, metrics=metrics, report=report)
             step = loop.steps(started_at, stop)
         if step:
-            _save_model(engine)
+            engine.save_model(run.model)
+            if engine.ema is not None:
+                with engine.ema.applied():
+                    engine.save_model(run.model_ema)
         run.write_status(step=step, steps=steps)
-        _say_end(console, loader, output, step=step, steps=steps)
+        if step < steps:
+            holds = f"{output} holds a usable model" if step else "nothing was trained yet"
+            say(f"Stopped at step {step} of {steps}: {holds}; run the same command with --resume auto to continue.")
+        if loader.bad:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in loader.bad.most_common())
+            say(f"Skipped samples that could not be used: {reasons}")
         return TrainResult(output=output, steps=step, interrupted=step < steps)
-
-
-def _say_end(console: Console, loader: Loader, output: Path, *, step: int, steps: int) -> None:
-    if step < steps:
-        holds = f"{output} holds a usable model" if step else "nothing was trained yet"
-        console.print(
-            f"Stopped at step {step} of {steps}: {holds}; run the same command with --resume auto to continue.",
-            highlight=False,
-            soft_wrap=True,
-        )
-    if loader.bad:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in loader.bad.most_common())
-        console.print(f"Skipped samples that could not be used: {reasons}", highlight=False, soft_wrap=True)
 
 
 @dataclass(kw_only=True)
@@ -128,57 +124,81 @@ class _Loop:
     evaluator: Evaluator
     metrics: MetricsLog | None
     """None on all processes but the first."""
-    reporter: Reporter
+    report: Report
 
     def steps(self, step: int, stop: Stop) -> int:
         """Train from ``step`` to the end or to a stop; return the step reached."""
         config, steps, window = self.engine.config, self.engine.steps, _Window()
         batches = self.loader.steps(step, pieces=config.parallel.accumulate)
-        saved = time.monotonic()
-        minutes = config.checkpoint_every_minutes
+        saved, minutes = time.monotonic(), config.checkpoint_every_minutes
         # A run that was killed between its last checkpoint and the evaluation due there evaluates first.
-        metrics = RunFolder(self.engine.output).metrics_file
-        missed = step > 0 and self.evaluator.due(step) and rank() == 0 and not was_evaluated(metrics, step)
+        missed = step > 0 and self.evaluator.due(step) and rank() == 0 and not self._was_evaluated(step)
         stopping, missed = any_rank(stop.requested, missed)
         if missed:
             self._evaluate(step)
         while step < steps and not stopping:
             pieces = window.timed_next(batches)
-            result = self.engine.step(pieces, step)
+            output, norm = self.engine.step(pieces, step)
             step += 1
             window.samples += config.batch_size
             if step % config.log_every_steps == 0 or step == steps:
-                self._log(result, step, window)
+                self._log(output, norm, step, window)
                 window = _Window()
             late = minutes is not None and time.monotonic() - saved > 60 * minutes
             # Every process leaves the loop, or saves, after the same step.
             stopping, late = any_rank(stop.requested, late)
             if late or stopping or step == steps or step % config.checkpoint_every_steps == 0:
-                _save_checkpoint(self.engine, self.data, step)  # before the evaluation, which may fail
+                self._save(step)  # before the evaluation, which may fail
                 saved = time.monotonic()
             if self.evaluator.due(step):
                 self._evaluate(step)
                 window = _Window()
         return step
 
+    def _was_evaluated(self, step: int) -> bool:
+        lines = read_metrics(RunFolder(self.engine.output).metrics_file)
+        return any(line["step"] == step and "eval/mean" in line for line in lines)
+
     def _evaluate(self, step: int) -> None:
         values = self.evaluator.evaluate(step)
         if self.metrics is not None:
             self.metrics.write({"step": step, **values})
 
-    def _log(self, result: StepResult, step: int, window: _Window) -> None:
+    def _log(self, output: LossOutput, gradient_norm: Tensor, step: int, window: _Window) -> None:
         if self.metrics is None:
             return
-        line = _metrics_line(self.engine, result, step, window)
+        engine, elapsed = self.engine, time.perf_counter() - window.start
+        line = {
+            "step": step,
+            "samples_seen": engine.counters["samples_seen"],
+            "loss": output.total.item(),
+            **{f"loss_{name}": term.item() for name, term in output.terms.items()},
+            "gradient_norm": gradient_norm.item(),
+            "learning_rate": max(group["lr"] for group in engine.optimizer.param_groups),
+            "logit_scale": engine.model.logit_scale.exp().item(),
+            "samples_per_s": window.samples / elapsed,
+            "data_wait_s": window.wait_s,
+            "data_wait_share": window.wait_s / elapsed,
+            "bad_steps": engine.counters["bad_steps"],
+        }
+        if engine.device.type == "cuda":
+            line["gpu_memory_peak_bytes"] = torch.cuda.max_memory_allocated(engine.device)
+        if (zeta := engine.calibrated_zeta) is not None:
+            line["zeta"] = zeta
         self.metrics.write(line)
-        self.reporter.update(
-            step,
-            f"loss {line['loss']:.3f}, {line['samples_per_s']:.0f} samples/s, data {line['data_wait_share']:.0%}",
-        )
+        speed, waited = line["samples_per_s"], line["data_wait_share"]
+        self.report(step, f"loss {line['loss']:.3f}, {speed:.0f} samples/s, data {waited:.0%}")
+
+    def _save(self, step: int) -> None:
+        engine, run = self.engine, RunFolder(self.engine.output)
+        state = _state(engine, self.data, step)
+        checkpoint.save(run.checkpoints, step=step, model=engine.model, optimizer=engine.optimizer, extra=state)
+        if rank() == 0:
+            checkpoint.prune(run.checkpoints, keep=engine.config.keep_checkpoints)
+        run.write_status(step=step, steps=engine.steps)
 
 
-def _resume(engine: Engine, start: Path, data: OpenedData, console: Console) -> None:
-    """Load a checkpoint."""
+def _resume(engine: Engine, start: Path, data: OpenedData, say: Callable[[str], None]) -> None:
     state = _state(engine, data, 0)
     here = dict(state["data"])
     loaded = checkpoint.load(start, model=engine.model, optimizer=engine.optimizer, extra=state)
@@ -189,45 +209,17 @@ def _resume(engine: Engine, start: Path, data: OpenedData, console: Console) -> 
             "it on the same data, or start another run from its model"
         )
     engine.restore(loaded)
-    console.print(
-        f"Resuming {engine.output} at step {loaded['step']} of {engine.steps}", highlight=False, soft_wrap=True
-    )
+    say(f"Resuming {engine.output} at step {loaded['step']} of {engine.steps}")
     if loaded["processes"] != world_size():
-        console.print(
+        say(
             f"It ran on {loaded['processes']} processes and continues on {world_size()}: the batches and the schedule "
-            "are the same, but sums are rounded in another order.",
-            highlight=False,
-            soft_wrap=True,
+            "are the same, but sums are rounded in another order."
         )
 
 
 def _state(engine: Engine, data: OpenedData, step: int) -> dict[str, Any]:
     """What a checkpoint holds in addition to the model and its optimiser."""
     return {"step": step, "processes": world_size(), "data": data.identity, **engine.state()}
-
-
-def _metrics_line(engine: Engine, result: StepResult, step: int, window: _Window) -> dict[str, float]:
-    elapsed = time.perf_counter() - window.start
-    output = result.output
-    line = {
-        "step": step,
-        "samples_seen": engine.counters["samples_seen"],
-        "loss": output.total.item(),
-        **{f"loss_{name}": term.item() for name, term in output.terms.items()},
-        "gradient_norm": result.gradient_norm.item(),
-        "learning_rate": max(group["lr"] for group in engine.optimizer.param_groups),
-        "logit_scale": engine.model.logit_scale.exp().item(),
-        "samples_per_s": window.samples / elapsed,
-        "data_wait_s": window.wait_s,
-        "data_wait_share": window.wait_s / elapsed,
-        "bad_steps": engine.counters["bad_steps"],
-    }
-    if engine.device.type == "cuda":
-        line["gpu_memory_peak_bytes"] = torch.cuda.max_memory_allocated(engine.device)
-    zeta = engine.loss.state_dict().get("powerset.zeta_estimate")
-    if zeta is not None and not zeta.isnan():
-        line["zeta"] = zeta.item()
-    return line
 
 
 @dataclass
@@ -245,20 +237,3 @@ class _Window:
         pieces = next(batches)
         self.wait_s += time.perf_counter() - before
         return pieces
-
-
-def _save_checkpoint(engine: Engine, data: OpenedData, step: int) -> None:
-    folder = engine.output / "checkpoints"
-    state = _state(engine, data, step)
-    checkpoint.save(folder, step=step, model=engine.model, optimizer=engine.optimizer, extra=state)
-    if rank() == 0:
-        checkpoint.prune(folder, keep=engine.config.keep_checkpoints)
-    RunFolder(engine.output).write_status(step=step, steps=engine.steps)
-
-
-def _save_model(engine: Engine) -> None:
-    """The model as users exchange it."""
-    engine.save_model(engine.output / "model")
-    if engine.ema is not None:
-        with engine.ema.applied():
-            engine.save_model(engine.output / "model_ema")

@@ -5,20 +5,21 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from powerclip.config import TrainConfig
-from powerclip.distributed import average_ignored_gradients, parallelize, rank, world_size
+from powerclip.distributed import average_ignored_gradients, parallelize, rank, wait_for_all, world_size
 from powerclip.errors import PowerclipError, RunFailedError
-from powerclip.model import PowerCLIP
+from powerclip.model import PowerCLIP, hub
 from powerclip.train.build import autocast, build_loss
-from powerclip.train.checkpoint import save_model
 from powerclip.train.ema import EMA
 from powerclip.train.gradcache import backward
 from powerclip.train.optim import learning_rate, make_optimizer
@@ -31,16 +32,6 @@ MAX_BAD_STEPS = 10
 """Non-finite steps in a row after which a run stops."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class StepResult:
-    """What a step reports; tensors stay on their device until they are logged."""
-
-    output: LossOutput
-    """The loss and its terms, of the batch of all processes."""
-    gradient_norm: Tensor
-    """() before clipping."""
-
-
 class Engine:
     """A model in training: weights, optimiser, loss, average, counters."""
 
@@ -49,12 +40,7 @@ class Engine:
     ) -> None:
         """Set everything up on a device; under a process group, spread over it.
 
-        Args:
-            config: every setting of the run.
-            model: fresh or pretrained, on any device.
-            device: where it is trained.
-            steps: length of the run, for the schedule.
-            output: the run folder; nothing is written to it here.
+        ``steps`` is the length of the run, for the schedule; nothing is written to the run folder ``output`` here.
 
         Raises:
             PowerclipError: there are more pieces than pairs.
@@ -80,11 +66,15 @@ class Engine:
         self.counters = {"samples_seen": 0, "bad_steps": 0}
         self.bad_in_a_row = 0
 
-    def step(self, pieces: Sequence[Batch], step: int) -> StepResult:
+    def step(self, pieces: Sequence[Batch], step: int) -> tuple[LossOutput, Tensor]:
         """One optimiser step on the pieces of a batch; a non-finite loss or gradient changes nothing and is counted.
 
         The gradient is that of the complete batch, over all processes; only the current piece is on the device. All
         that is random in a step is a function of the seed and its number, so a resumed run repeats it.
+
+        Returns:
+            The loss and its terms, of the batch of all processes, and () the gradient's norm before clipping; both stay
+            on their device.
 
         Raises:
             RunFailedError: ``MAX_BAD_STEPS`` steps in a row were not finite.
@@ -94,38 +84,41 @@ class Engine:
             group["lr"] = rate * group["lr_scale"]
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
-        output = backward(
-            self.parallel,
-            self.loss,
-            pieces,
-            forward=self.forward,
-            seed=lambda piece: self._seed(step, piece),
-        )
+        seed = partial(self._seed, step)
+        output = backward(self.parallel, self.loss, pieces, forward=self.forward, seed=seed)
         average_ignored_gradients(self.model)
         limit = self.config.optim.max_gradient_norm
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), math.inf if limit is None else limit)
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
         self.counters["samples_seen"] += self.config.batch_size
-        result = StepResult(output=output, gradient_norm=norm.detach())
         if not torch.isfinite(norm + output.total.detach()):
             # Without gradients, saving a checkpoint initialises the optimiser's state where it is still missing.
             self.optimizer.zero_grad(set_to_none=True)
             self._count_bad_step(pieces, step)
-            return result
+            return output, norm.detach()
         self.bad_in_a_row = 0
         self.optimizer.step()
         with torch.no_grad():
             self.model.logit_scale.clamp_(0, MAX_LOGIT_SCALE)
         if self.ema is not None:
             self.ema.update()
-        return result
+        return output, norm.detach()
+
+    @property
+    def calibrated_zeta(self) -> float | None:
+        """zeta as it stands, where the run calibrates it."""
+        zeta = self.loss.state_dict().get("powerset.zeta_estimate")
+        return None if zeta is None or zeta.isnan() else float(zeta)
 
     def save_model(self, folder: Path) -> None:
         """Write the model as users exchange it, with a calibrated zeta as it stands; all processes take part."""
-        zeta = self.loss.state_dict().get("powerset.zeta_estimate")
-        if self.config.objective.zeta == "calibrated" and zeta is not None and not zeta.isnan():
-            self.model.scoring = replace(self.model.scoring, zeta=zeta.item())
-        save_model(self.model, folder)
+        if self.calibrated_zeta is not None:
+            self.model.scoring = replace(self.model.scoring, zeta=self.calibrated_zeta)
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        state: dict[str, Any] = get_model_state_dict(self.model, options=options)
+        if rank() == 0:
+            hub.save(self.model, folder, state=state)
+        wait_for_all()
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds in addition to the model and its optimiser; loading writes into it."""
