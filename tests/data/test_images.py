@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from powerclip.data.images import decode_image, decode_with_format
+from powerclip.data.images import decode_image
 from powerclip.errors import BadSampleError
 from powerclip.prepare.pairs import make_pair
 from tests.support.images import encoded, one_colour
@@ -133,8 +133,8 @@ def test_numbers_without_a_range_are_no_picture(data):
 
 def test_several_pictures_in_a_jpeg_stay_one_jpeg():
     data = encoded(noise(), "MPO", save_all=True, append_images=[noise().rotate(180)])
-    image, kind = decode_with_format(data)
-    assert kind == "MPO"
+    image = decode_image(data)
+    assert image.format == "MPO"
     sample, _ = make_pair("a", data, "a dog")
     assert (sample.image, sample.image_extension) == (data, "jpg")
     first = decode_image(encoded(noise(), "JPEG"))
@@ -153,7 +153,7 @@ def test_other_formats_become_the_same_picture_as_png(kind):
     data = encoded(noise(), kind)
     sample, decoded = make_pair("a", data, "a dog")
     assert sample.image_extension == "png"
-    assert decode_with_format(sample.image)[1] == "PNG"
+    assert decode_image(sample.image).format == "PNG"
     np.testing.assert_array_equal(np.asarray(decode_image(sample.image)), np.asarray(decoded))
 
 
@@ -178,7 +178,7 @@ def damaged(draw):
 @given(damaged())
 def test_no_bytes_break_the_decoder(data):
     try:
-        image, _ = decode_with_format(data)
+        image = decode_image(data)
     except BadSampleError:
         return
     assert image.mode == "RGB"

@@ -1,14 +1,14 @@
 """A loader of some data, opened for it."""
 
 from powerclip.config import DataConfig
-from powerclip.data.loader import DEFAULT_CACHE, make_loader, open_data
+from powerclip.data.loader import DEFAULT_CACHE, Loader, open_data
 from tests.support.models import tiny_tower
 
 
 def loader_of(data, towers=None, *, batch_size=8, seed=3, cache=DEFAULT_CACHE, part=(0, 1), regions=0, **settings):
     """``settings`` are those of DataConfig; regions are the stored ones unless ``boxes=True`` is among them."""
     source = "boxes" if settings.pop("boxes", False) else "stored"
-    return make_loader(
+    return Loader(
         open_data(data, cache=cache),
         towers or tiny_tower(),
         DataConfig(**settings),

@@ -94,20 +94,6 @@ class ShardDataset(Dataset[LoadedBatch]):
     def __len__(self) -> int:
         return int(self.starts[-1])
 
-    def place(self, position: int) -> SamplePlace:
-        """Where a sample is stored.
-
-        Raises:
-            BadSampleError: its shard is no longer the one that was counted.
-        """
-        shard = int(np.searchsorted(self.starts, position, side="right")) - 1
-        try:
-            return open_index(self.shards[shard])[position - int(self.starts[shard])]
-        except RunFailedError:
-            raise
-        except (PowerclipError, IndexError, OSError) as error:
-            raise BadSampleError("shard changed or truncated") from error
-
     def __getitem__(self, request: Request) -> LoadedBatch:
         """The batch of some of an epoch's samples."""
         samples: list[EncodedSample] = []
@@ -129,15 +115,24 @@ class ShardDataset(Dataset[LoadedBatch]):
         batch = collate(samples, patches=math.prod(self.towers.grid), regions=self.regions)
         return LoadedBatch(batch=batch, bad=bad, without_phrases=sum(not sample.has_phrases for sample in samples))
 
+    def _place(self, position: int) -> SamplePlace:
+        shard = int(np.searchsorted(self.starts, position, side="right")) - 1
+        try:
+            return open_index(self.shards[shard])[position - int(self.starts[shard])]
+        except RunFailedError:
+            raise
+        except (PowerclipError, IndexError, OSError) as error:
+            raise BadSampleError("shard changed or truncated") from error
+
     def _read(self, position: int) -> Sample:
-        place = self.place(position)
+        place = self._place(position)
         without = () if self.stored else REGION_FILES
         try:
             return place.read(without=without)
         except BadSampleError:
             if place.shard.exists():
                 raise
-        return self.place(position).read(without=without)  # another process had removed the copy to make room
+        return self._place(position).read(without=without)  # another process had removed the copy to make room
 
     def _encode(self, position: int, seed: tuple[int, ...]) -> EncodedSample:
         sample, towers = self._read(position), self.towers

@@ -28,20 +28,12 @@ def decode_image(data: bytes) -> Image.Image:
     """An upright RGB image from bytes; the first if they hold several.
 
     The orientation in its metadata is applied and the metadata dropped, so that nobody applies it again: height and
-    width are those of the upright image, everywhere. Transparency becomes white. The upper 8 of 16 bits are kept.
+    width are those of the upright image, everywhere. Transparency becomes white. The upper 8 of 16 bits are kept. The
+    image's ``format`` is that of the bytes: one of ``FORMATS``, or "MPO" for several JPEGs in a file.
 
     Raises:
         BadSampleError: the bytes are not a complete image, it has more than ``MAX_PIXELS``, or its numbers have no
             defined range, so that it could be shown as anything (floats, 32-bit integers).
-    """
-    return decode_with_format(data)[0]
-
-
-def decode_with_format(data: bytes) -> tuple[Image.Image, str]:
-    """An image as ``decode_image`` gives it, and its format: one of ``FORMATS``, or "MPO" for several JPEGs in a file.
-
-    Raises:
-        BadSampleError: as for ``decode_image``.
     """
     try:
         with warnings.catch_warnings():
@@ -50,7 +42,9 @@ def decode_with_format(data: bytes) -> tuple[Image.Image, str]:
             if image.width * image.height > MAX_PIXELS:
                 raise BadSampleError("image too large")
             image.load()
-            return _rgb(image), str(image.format)
+            rgb = _rgb(image)
+            rgb.format = image.format
+            return rgb
     except BadSampleError:
         raise
     except Image.DecompressionBombError as error:

@@ -7,7 +7,7 @@ MAX_MEMBER_BYTES = 64 * 2**20
 """A larger image in a shard is not read."""
 
 MAX_CAPTION_BYTES = 2**20
-"""A larger caption is not read; a text tower reads some hundred characters."""
+"""A larger caption is refused; a text tower reads some hundred characters."""
 
 MAX_ANNOTATION_BYTES = 16 * 2**20
 """A larger file of another kind is not read: parsed, it takes about twenty times its size."""

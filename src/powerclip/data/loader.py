@@ -28,8 +28,6 @@ from powerclip.data.worker import outlast_first_signal, worker_death_as_error
 from powerclip.errors import PowerclipError, RunFailedError
 from powerclip.types import Batch, DataProvenance
 
-__all__ = ["Data", "Loader", "OpenedData", "TowerInputs", "make_loader", "open_data"]
-
 Data = Path | str | Sequence[Path | str]
 """A folder of shards, one tar, a pattern or a URL; or several of them."""
 
@@ -152,14 +150,13 @@ def open_data(data: Data, *, cache: ShardCache = DEFAULT_CACHE) -> OpenedData:
         RunFailedError: a store does not answer.
     """
     given = [data] if isinstance(data, str | Path) else data
-    found = [find_remote(str(s), cache) if is_remote(s) else _find_here(Path(s)) for s in given]
+    found = [
+        find_remote(str(s), cache) if is_remote(s) else [Shard(location=str(path)) for path in find_shards(s)]
+        for s in given
+    ]
     summaries = iter(summarize([shard for shards in found for shard in shards]))
     sources = [_probe(s, shards, list(islice(summaries, len(shards)))) for s, shards in zip(given, found, strict=True)]
     return OpenedData(sources=tuple(sources))
-
-
-def _find_here(path: Path) -> list[Shard]:
-    return [Shard(location=str(shard)) for shard in find_shards(path)]
 
 
 def _probe(given: Path | str, shards: Sequence[Shard], summaries: Sequence[ShardSummary]) -> DataSource:
@@ -184,17 +181,67 @@ def _probe(given: Path | str, shards: Sequence[Shard], summaries: Sequence[Shard
 
 
 class Loader:
-    """Batches of image-caption pairs, epoch after epoch; ``make_loader`` builds one."""
+    """Batches of image-caption pairs, epoch after epoch.
+
+    They are a function of the data, the seed and the epoch; the number of workers and processes is irrelevant. A
+    sample without phrases has one, its caption, and ``without_phrases`` counts it.
+    """
 
     def __init__(
-        self, dataset: ShardDataset, order: Order, settings: DataConfig, *, batch_size: int, part: tuple[int, int]
+        self,
+        data: OpenedData,
+        towers: TowerInputs,
+        settings: DataConfig,
+        *,
+        batch_size: int,
+        seed: int,
+        regions: int = 0,
+        region_source: RegionSource = "boxes",
+        part: tuple[int, int] = (0, 1),
     ) -> None:
-        self.dataset, self.order, self.settings, self.batch_size = dataset, order, settings, batch_size
-        self.batches_per_epoch = len(dataset) // batch_size
+        """Prepare to read opened data.
+
+        Args:
+            data: what ``open_data`` returns.
+            towers: how a model takes images and captions.
+            settings: order, workers, the limit of bad samples.
+            batch_size: B, over all processes.
+            seed: decides order, augmentation and boxes.
+            regions: M: regions of a sample, fewer if fewer are stored; 0 gives batches without regions.
+            region_source: random boxes, or a random choice of the stored masks.
+            part: this process's number and how many processes share each batch.
+
+        Raises:
+            PowerclipError: fewer samples than a batch, a batch that cannot be shared, no or unfit stored regions, or
+                not one weight per source.
+        """
+        if data.samples < batch_size:
+            names = ", ".join(source.location for source in data.sources)
+            raise PowerclipError(
+                f"batch_size is {batch_size} and {names} holds {data.samples} samples; reduce batch_size or add data"
+            )
+        if batch_size % part[1]:
+            raise PowerclipError(
+                f"batch_size is {batch_size} and there are {part[1]} processes; make it a multiple of {part[1]}"
+            )
+        if regions and region_source == "stored":
+            data.check_regions(grid=towers.grid, whole_images=settings.crop == "none" and settings.flip == 0)
+        self.dataset = ShardDataset(
+            data.shards, data.counts, towers, seed=seed, regions=regions, region_source=region_source
+        )
+        self.order = Order(
+            sources=[source.counts for source in data.sources],
+            weights=settings.weights,
+            shuffle=settings.shuffle,
+            resample=settings.resample,
+            seed=seed,
+        )
+        self.settings, self.batch_size = settings, batch_size
+        self.batches_per_epoch = data.samples // batch_size
         self.bad: Counter[str] = Counter()
         """Samples that could not be used, by reason."""
         self.without_phrases = 0
-        """Samples shown so far that came without phrases: their caption stood in."""
+        """Samples shown so far that came without phrases."""
         self._part = part
         self._bad_places: set[int] = set()
         self._seen = 0
@@ -284,56 +331,3 @@ class Loader:
             raise RunFailedError(
                 f"{self.bad.total()} of {seen} samples are bad: {reasons}; fix the data or raise data.max-bad-share"
             )
-
-
-def make_loader(
-    data: OpenedData,
-    towers: TowerInputs,
-    settings: DataConfig | None = None,
-    *,
-    batch_size: int,
-    seed: int,
-    regions: int = 0,
-    region_source: RegionSource = "boxes",
-    part: tuple[int, int] = (0, 1),
-) -> Loader:
-    """A loader of opened data.
-
-    The batches are a function of the data, the seed and the epoch; the number of workers and processes is irrelevant. A
-    sample without phrases has one, its caption, and ``Loader.without_phrases`` counts it.
-
-    Args:
-        data: what ``open_data`` returns.
-        towers: how a model takes images and captions.
-        settings: order, workers, the limit of bad samples; None takes the defaults.
-        batch_size: B, over all processes.
-        seed: decides order, augmentation and boxes.
-        regions: M: regions of a sample, fewer if fewer are stored; 0 gives batches without regions.
-        region_source: random boxes, or a random choice of the stored masks.
-        part: this process's number and how many processes share each batch.
-
-    Raises:
-        PowerclipError: fewer samples than a batch, a batch that cannot be shared, no or unfit stored regions, or not
-            one weight per source.
-    """
-    settings = settings or DataConfig()
-    if data.samples < batch_size:
-        names = ", ".join(source.location for source in data.sources)
-        raise PowerclipError(
-            f"batch_size is {batch_size} and {names} holds {data.samples} samples; reduce batch_size or add data"
-        )
-    if batch_size % part[1]:
-        raise PowerclipError(
-            f"batch_size is {batch_size} and there are {part[1]} processes; make it a multiple of {part[1]}"
-        )
-    if regions and region_source == "stored":
-        data.check_regions(grid=towers.grid, whole_images=settings.crop == "none" and settings.flip == 0)
-    dataset = ShardDataset(data.shards, data.counts, towers, seed=seed, regions=regions, region_source=region_source)
-    order = Order(
-        sources=[source.counts for source in data.sources],
-        weights=settings.weights,
-        shuffle=settings.shuffle,
-        resample=settings.resample,
-        seed=seed,
-    )
-    return Loader(dataset, order, settings, batch_size=batch_size, part=part)

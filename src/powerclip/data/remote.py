@@ -129,12 +129,7 @@ class Shard:
         return Path(self.location).name if self.cache is None else _name(self.location)
 
     def path(self) -> Path:
-        """Its file on this machine, which is fetched if it is remote and has no copy here.
-
-        Raises:
-            PowerclipError: the store says that there is no such file.
-            RunFailedError: the store does not answer.
-        """
+        """Its file on this machine; a remote one is fetched as by ``ShardCache.path``, which raises."""
         return Path(self.location) if self.cache is None else self.cache.path(self.location)
 
     def __str__(self) -> str:

@@ -14,15 +14,8 @@ import webdataset
 from webdataset.shardlists import expand_urls
 
 from powerclip.data.images import IMAGE_SUFFIXES
-from powerclip.data.limits import (
-    MAX_ANNOTATION_BYTES,
-    MAX_CAPTION_BYTES,
-    MAX_FILES,
-    MAX_HEADER_BYTES,
-    MAX_MEMBER_BYTES,
-    MAX_SAMPLES,
-)
-from powerclip.data.sample import CAPTION_EXTENSION, Sample
+from powerclip.data.limits import MAX_ANNOTATION_BYTES, MAX_FILES, MAX_HEADER_BYTES, MAX_MEMBER_BYTES, MAX_SAMPLES
+from powerclip.data.sample import Sample
 from powerclip.errors import BadSampleError, PowerclipError
 from powerclip.files import atomic_file
 
@@ -46,8 +39,6 @@ class SamplePlace:
         """
         wanted = {extension: place for extension, place in self.members.items() if extension in only}
         for extension, (_, size) in wanted.items():
-            if extension == CAPTION_EXTENSION and size > MAX_CAPTION_BYTES:
-                raise BadSampleError("caption too large")
             if size > (MAX_MEMBER_BYTES if f".{extension}" in IMAGE_SUFFIXES else MAX_ANNOTATION_BYTES):
                 raise BadSampleError("file too large")
         try:

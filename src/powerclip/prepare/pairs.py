@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeVar
 
 from PIL import Image
 
-from powerclip.data.images import decode_with_format
+from powerclip.data.images import decode_image
 from powerclip.data.limits import MAX_CAPTION_BYTES, MAX_MEMBER_BYTES
 from powerclip.data.sample import Sample, read_caption
 from powerclip.data.validate import check_annotations
@@ -75,10 +75,10 @@ def decoded(sample: Sample) -> Pair:
     Raises:
         BadSampleError: it cannot be used.
     """
-    image, kind = decode_with_format(sample.image)
+    image = decode_image(sample.image)
     check_annotations(sample, (image.height, image.width))
-    if kind in KEPT:  # by content: a file's own extension may be wrong
-        return replace(sample, image_extension=KEPT[kind]), image
+    if image.format in KEPT:  # by content: a file's own extension may be wrong
+        return replace(sample, image_extension=KEPT[image.format]), image
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return replace(sample, image=buffer.getvalue(), image_extension="png"), image

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from powerclip.config import TrainConfig
-from powerclip.data.loader import Loader, OpenedData, TowerInputs, make_loader
+from powerclip.data.dataset import TowerInputs
+from powerclip.data.loader import Loader, OpenedData
 from powerclip.data.remote import ShardCache
 from powerclip.distributed import rank, world_size
 from powerclip.loss import FILIPLoss, PowerCLIPLoss, PowersetAlignmentLoss, SigLIPLoss, SPARCLoss
@@ -74,7 +75,7 @@ def build_loader(config: TrainConfig, model: PowerCLIP, data: OpenedData) -> Loa
         context_length=model.context_length,
         grid=model.grid_size,
     )
-    return make_loader(
+    return Loader(
         data,
         towers,
         config.data,

@@ -21,16 +21,13 @@ PROBED = 2
 def estimate(config: TrainConfig, model: PowerCLIP) -> str:
     """One line: parameters, what they and the optimiser take, and what pairs and their activations will.
 
-    Args:
-        config: the run's.
-        model: on its device, before it is spread over processes; it is run once, on two pairs.
+    The model is on its device and not yet spread over processes; it is run once, on two pairs.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     parameters = sum(p.numel() for p in model.parameters())
     averaged = config.ema_decay is not None
-    state_bytes = (
-        sum(p.nbytes for p in model.parameters()) + 3 * sum(p.nbytes for p in trained) + 4 * parameters * averaged
-    )
+    state_bytes = sum(p.nbytes for p in model.parameters()) + 3 * sum(p.nbytes for p in trained)
+    state_bytes += 4 * parameters * averaged
     shards = world_size() if config.parallel.sharding == "fsdp" else 1
     pairs = -(-config.batch_size // world_size() // config.parallel.accumulate)
     pair_bytes = _kept_bytes(config, model) + 4 * 3 * math.prod(model.image_size)

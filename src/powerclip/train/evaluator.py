@@ -30,8 +30,8 @@ class Evaluator:
         self.tasks: Sequence[Task] = ()
         if self.config.every_steps is not None:
             data = None if self.config.data is None else Path(self.config.data)
-            size, image_size = self.config.size, engine.model.image_size[0]
-            self.tasks = list(light_suite(self.config.suite, data, size=size, image_size=image_size))
+            image_size = engine.model.image_size[0]
+            self.tasks = list(light_suite(self.config.suite, data, size=self.config.size, image_size=image_size))
 
     def due(self, step: int) -> bool:
         """Whether to evaluate after this step."""
@@ -43,16 +43,11 @@ class Evaluator:
 
         Every process takes part; training is not affected, as every step sets its own random state.
         """
-        engine = self.engine
+        engine, model = self.engine, self.engine.model
         with engine.ema.applied() if engine.ema is not None else nullcontext():
-            found = evaluate_tasks(
-                engine.model,
-                make_transforms(engine.model)[1],
-                make_tokenizer(engine.model),
-                self.tasks,
-                device=engine.device,
-            )
-            reshard(engine.model)  # else the next training step would use the average's gathered weights
+            preprocess, tokenizer = make_transforms(model)[1], make_tokenizer(model)
+            found = evaluate_tasks(model, preprocess, tokenizer, self.tasks, device=engine.device)
+            reshard(model)  # else the next training step would use the average's gathered weights
             mean = statistics.fmean(metrics[name] for metrics in found.values() for name in _headlines(metrics))
             best = engine.output / "model_best"
             if any_rank(rank() == 0 and mean > _best_so_far(best))[0]:

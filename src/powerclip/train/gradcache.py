@@ -57,9 +57,7 @@ def backward(
             features = forward(model, piece)
             found.append(features if keep_dense else replace(features, patches=None, tokens=None, token_mask=None))
     features = join(found)
-    leaves = {
-        name: value.detach().requires_grad_() for name, value in _tensors(features).items() if value.is_floating_point()
-    }
+    leaves = {name: x.detach().requires_grad_() for name, x in _tensors(features).items() if x.is_floating_point()}
     output = loss(replace(features, **leaves))
     (output.total * world_size()).backward()  # type: ignore[no-untyped-call]
     gradients = {name: value.grad for name, value in leaves.items() if value.grad is not None}
@@ -70,25 +68,17 @@ def backward(
         with no_sync_unless_last(model, last=number == len(pieces) - 1):
             seed(number)
             parts = _tensors(forward(model, piece))
-            surrogate = torch.stack(
-                [
-                    (parts[name] * (gradient[rows] if name not in SHARED else gradient / len(pieces))).sum()
-                    for name, gradient in gradients.items()
-                ]
-            ).sum()
+            own = {name: g / len(pieces) if name in SHARED else g[rows] for name, g in gradients.items()}
+            surrogate = torch.stack([(parts[name] * gradient).sum() for name, gradient in own.items()]).sum()
             surrogate.backward()  # type: ignore[no-untyped-call]
-    detached = {name: term.detach() for name, term in output.terms.items()}
-    return LossOutput(total=output.total.detach(), terms=detached)
+    return LossOutput(total=output.total.detach(), terms={name: term.detach() for name, term in output.terms.items()})
 
 
 def join(parts: Sequence[Features]) -> Features:
     """The features of all pieces as one batch's."""
-    values = [_tensors(part) for part in parts]
-    joined = {
-        name: first.clone() if name in SHARED else torch.cat([value[name] for value in values])
-        for name, first in values[0].items()
-    }
-    return replace(parts[0], **joined)
+    first, values = _tensors(parts[0]), [_tensors(part) for part in parts]
+    joined = {name: torch.cat([value[name] for value in values]) for name in first if name not in SHARED}
+    return replace(parts[0], **joined, **{name: first[name].clone() for name in SHARED if name in first})
 
 
 def _tensors(features: Features) -> dict[str, Tensor]:
