@@ -76,7 +76,7 @@ def test_fewer_than_m_or_none_is_normal(count, tmp_path):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"height": 41}, "regions of another size"),
+        ({"height": 41}, "regions and image differ in size"),
         ({"height": "x"}, "malformed regions.json"),
         ({"masks": [{"rle": "~"}]}, "malformed regions.json"),
         ({"masks": 3}, "malformed regions.json"),
