@@ -96,3 +96,12 @@ class Quadruples:
 
 
 Task = Classification | MultiLabel | Retrieval | HardNegatives | Quadruples
+
+
+def images_of(task: Task) -> Sequence[Picture]:
+    """The images of a task, one for each item (two for quadruples)."""
+    if isinstance(task, HardNegatives):
+        return [item.image for item in task.items]
+    if isinstance(task, Quadruples):
+        return [image for item in task.items for image in item.images]
+    return task.images

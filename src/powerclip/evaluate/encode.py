@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Protocol, TypeVar
 
 import torch
@@ -39,6 +40,7 @@ class Model(Protocol):
         """Switch between training and evaluation."""
 
 
+@dataclass
 class Encoder:
     """A model with its preprocessing: images and texts to unit float32 embeddings on the CPU.
 
@@ -47,24 +49,23 @@ class Encoder:
     of the batches, and all get all embeddings: the batches are those of one process, so that the embeddings are the same.
     """
 
-    def __init__(
-        self,
-        model: Model,
-        preprocess: Preprocess,
-        tokenizer: Tokenize,
-        *,
-        device: torch.device | str,
-        batch_size: int,
-        workers: int = 0,
-    ) -> None:
-        """Set up the encoder; the arguments are those of ``evaluate_tasks``."""
-        self.model, self.preprocess, self.tokenizer = model, preprocess, tokenizer
-        self.device, self.batch_size, self.workers = device, batch_size, workers
-        self.known: dict[Key, tuple[object, Tensors]] = {}
-        """What was computed, with its item, which is held so that the key can be its id."""
+    model: Model
+    preprocess: Preprocess
+    """PIL image to (3, H, W)."""
+    tokenizer: Tokenize
+    """Texts to (B, T)."""
+    _: KW_ONLY
+    device: torch.device | str
+    """Where the model is."""
+    batch_size: int
+    """Images or texts encoded at once."""
+    workers: int = 0
+    """Threads that open and preprocess images while the model works."""
+    known: dict[Key, tuple[object, Tensors]] = field(default_factory=dict)
+    """What was computed, with its item, which is held so that the key can be its id."""
 
-    def images(self, pictures: Sequence[Picture]) -> Tensor:
-        """(I, D) embeddings."""
+    def images(self, pictures: Sequence[Picture], masks: object = None) -> Tensor:
+        """(I, D) embeddings, which do not depend on masks."""
         keys = [(key_of(picture), "image") for picture in pictures]
         return _stacked(self.once(pictures, keys, self.open_images, lambda x: (unit(self.model.encode_image(x)),)))
 
@@ -76,6 +77,14 @@ class Encoder:
 
         keys = [(text, "text") for text in texts]
         return _stacked(self.once(texts, keys, tokens, lambda x: (unit(self.model.encode_text(x)),)))
+
+    def score(self, images: Tensor, texts: Tensor) -> Tensor:
+        """(I, J) scores of every image and text: the products of their embeddings."""
+        return images @ texts.T
+
+    def score_pairs(self, images: Tensor, texts: Tensor, owner: Tensor | None = None) -> Tensor:
+        """(P,) scores of each of P texts with its image: the p-th, or the one that (P,) ``owner`` names."""
+        return ((images if owner is None else images[owner]) * texts).sum(dim=1)
 
     def once(
         self,

@@ -15,15 +15,14 @@ not reached.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from powerclip.evaluate.datasets.images import identity
 from powerclip.evaluate.suites import Average, averages
 from powerclip.files import read_json, write_json
-from powerclip.tasks import Classification, HardNegatives, Picture, Quadruples, Retrieval, Task
+from powerclip.tasks import Classification, HardNegatives, Quadruples, Retrieval, Task, images_of
 
 Metrics = Mapping[str, float]
 Results = Mapping[str, Metrics]
@@ -84,26 +83,21 @@ class Evaluation:
 
     def with_result(self, name: str, metrics: Metrics, origin: Origin) -> Evaluation:
         """With one more result; a result of the same name on other data stays, under another name."""
-        tasks, origins = dict(self.tasks), dict(self.measured_on)
-        before = origins.pop(name, None)
-        if name in tasks:
-            earlier = tasks.pop(name)
-            if before is None or before.fingerprint != origin.fingerprint:
-                aside = f"{name}{_mark(before)}"
-                tasks[aside] = earlier
-                if before is not None:
-                    origins[aside] = before
-        tasks.pop(f"{name}{_mark(origin)}", None)
-        origins.pop(f"{name}{_mark(origin)}", None)
+        before, replaced = self.measured_on.get(name), (name, f"{name}{_mark(origin)}")
+        tasks = {task: result for task, result in self.tasks.items() if task not in replaced}
+        origins = {task: other for task, other in self.measured_on.items() if task not in replaced}
+        if name in self.tasks and (before is None or before.fingerprint != origin.fingerprint):
+            aside = f"{name}{_mark(before)}"
+            tasks[aside] = self.tasks[name]
+            origins |= {aside: before} if before else {}
         tasks[name], origins[name] = metrics, origin
-        suites = list(dict.fromkeys([*self.suite.split(), origin.suite]))
-        latest = {task: values for task, values in tasks.items() if not task.endswith(_mark(origins.get(task)))}
+        suite = " ".join(dict.fromkeys([*self.suite.split(), origin.suite]))
         return replace(
             self,
-            suite=" ".join(suites),
+            suite=suite,
             tasks=tasks,
             measured_on=origins,
-            averages=averages(suites, latest),
+            averages=_averages(suite, tasks, origins),
             pending=[other for other in self.pending if other != name],
         )
 
@@ -116,21 +110,21 @@ class Evaluation:
 def read_evaluation(folder: Path) -> Evaluation | None:
     """The results in a folder's ``evaluation.json``; None if there are none or the file has another form.
 
-    Averages that a file of an earlier version lacks, or does not say what they are over, are computed.
+    The averages are computed: a file of an earlier version may lack some, or not say what they are over.
     """
     try:
         value = read_json(folder / FILE)
+        suite = str(value.get("suite", ""))
         tasks = {
             task: {name: float(number) for name, number in metrics.items() if number is not None}
             for task, metrics in value["tasks"].items()
         }
-        suite, stored = str(value.get("suite", "")), value.get("averages") or {}
-        means = {label: _average(mean) for label, mean in stored.items() if "over" in mean}
+        origins = {name: Origin(**origin) for name, origin in (value.get("measured_on") or {}).items()}
         found = Evaluation(
             suite=suite,
             tasks=tasks,
-            measured_on={name: Origin(**origin) for name, origin in (value.get("measured_on") or {}).items()},
-            averages=averages(suite.split(), tasks) | means,
+            measured_on=origins,
+            averages=_averages(suite, tasks, origins),
             absent={str(name): str(source) for name, source in (value.get("absent") or {}).items()},
             pending=[str(name) for name in value.get("pending") or ()],
             model=str(value.get("model", "")),
@@ -141,50 +135,33 @@ def read_evaluation(folder: Path) -> Evaluation | None:
     return found if tasks else None
 
 
+def _averages(suite: str, tasks: Results, origins: Mapping[str, Origin]) -> dict[str, Average]:
+    """The averages over the latest results."""
+    latest = {task: metrics for task, metrics in tasks.items() if not task.endswith(_mark(origins.get(task)))}
+    return averages(suite.split(), latest)
+
+
 def _mark(origin: Origin | None) -> str:
     """The end of the name of a result that is not the latest of its task."""
     return f"{EARLIER}{origin.fingerprint[:8] if origin else 'earlier'}"
 
 
-def _average(value: Mapping[str, Any]) -> Average:
-    number = value["value"]
-    return Average(
-        value=None if number is None else float(number),
-        measured=int(value["measured"]),
-        expected=int(value["expected"]),
-        over=tuple((str(task), str(metric)) for task, metric in value["over"]),
-    )
-
-
 def origin_of(task: Task, *, suite: str, data: str) -> Origin:
     """What a task's results will be measured on; none of its images is opened."""
-    digest = hashlib.sha256()
-    for part in _content(task):
-        digest.update(len(part).to_bytes(8, "little"))
-        digest.update(part)
-    return Origin(suite=suite, data=data, fingerprint=digest.hexdigest()[:16], n=len(_items(task)))
-
-
-def _items(task: Task) -> Sequence[Any]:
-    return task.items if isinstance(task, HardNegatives | Quadruples) else task.images
-
-
-def _content(task: Task) -> Iterator[bytes]:
-    """Everything that a task asks, as bytes."""
+    texts: Sequence[Sequence[str]]
     if isinstance(task, Retrieval):
-        yield from _rows(task.images, task.captions)
+        texts = task.captions
     elif isinstance(task, HardNegatives):
         texts = [(item.kind, item.positive, item.negative or "", *item.more_negatives) for item in task.items]
-        yield from _rows([item.image for item in task.items], texts)
     elif isinstance(task, Quadruples):
-        yield from _rows([image for item in task.items for image in item.images], [i.captions for i in task.items])
+        texts = [item.captions for item in task.items]
     else:
         answers = task.labels if isinstance(task, Classification) else task.targets
-        yield from _rows(task.images, [task.class_names, task.templates, [str(answer) for answer in answers]])
-
-
-def _rows(images: Sequence[Picture], texts: Sequence[Sequence[str]]) -> Iterator[bytes]:
-    for image in images:
-        yield identity(image).encode()
-    for row in texts:
-        yield "\0".join(row).encode("utf-8", "surrogatepass")
+        texts = [task.class_names, task.templates, [str(answer) for answer in answers]]
+    digest = hashlib.sha256()
+    for part in (*map(identity, images_of(task)), *map("\0".join, texts)):
+        content = part.encode("utf-8", "surrogatepass")
+        digest.update(len(content).to_bytes(8, "little"))
+        digest.update(content)
+    n = len(task.items if isinstance(task, HardNegatives | Quadruples) else task.images)
+    return Origin(suite=suite, data=data, fingerprint=digest.hexdigest()[:16], n=n)

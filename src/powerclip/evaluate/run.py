@@ -34,9 +34,6 @@ LIGHT_SEED = 10_000
 OWN_SUITES = ("scenes", "pairs")
 """Suites that need no public data: generated tasks, and retrieval among the pairs of your own shards."""
 
-Read = tuple[list[tuple[Task, Origin]], dict[str, str]]
-"""Tasks with the data they are measured on, and the missing data sets with where to get them."""
-
 
 def evaluate_model(
     model: str, config: EvaluateConfig | None = None, *, progress: Callable[[str], None] | None = None
@@ -63,7 +60,9 @@ def evaluate_model(
     with process_group(config.device) as place:
         loaded, preprocess, tokenizer = load(model)
         tasks, absent = _read(names, config.data, pairs, size=config.size, image_size=loaded.image_size[0])
-        tasks = [_named_by_data(task, origin) for task, origin in tasks]
+        for i, (task, origin) in enumerate(tasks):
+            if origin.suite == "pairs":  # other data get another row in tables
+                tasks[i] = replace(task, name=f"{task.name}:{Path(origin.data).name}"), origin
         origins = {id(task): origin for task, origin in tasks}
         jobs = jobs_of([task for task, _ in tasks], config.scores, config.regions)
         done = [job.name for job in jobs]
@@ -161,42 +160,31 @@ def _read(
     size: int,
     image_size: int,
     seed: int = SCENES_SEED,
-) -> Read:
-    """All tasks of the suites, and what is absent. Everything is read first: an error costs no encoding."""
+) -> tuple[list[tuple[Task, Origin]], dict[str, str]]:
+    """All tasks of the suites with their data, and the missing data sets with where to get them. Everything is read first: an error costs no encoding."""
     tasks: list[tuple[Task, Origin]] = []
     absent: dict[str, str] = {}
     for name in names:
+        found: list[tuple[str, list[Task]]] = []  # where the data are, and their tasks
         if name == "scenes":
-            generated = f"generated: seed {seed}, {image_size} pixels"
             scenes = evaluation_tasks(seed=seed, size=size, image_size=image_size)
-            tasks += [(task, origin_of(task, suite=name, data=generated)) for task in scenes]
-            continue
-        if name == "pairs":
-            for source in pairs:
-                own = retrieval_from_shards(source)
-                tasks.append((own, origin_of(own, suite=name, data=str(Path(source).resolve()))))
-            continue
-        assert data is not None  # _suites has checked it
-        folders = {benchmark: benchmark.folder(data) for benchmark in SUITES[name]}
-        absent |= {benchmark.name: benchmark.source for benchmark, folder in folders.items() if folder is None}
-        if not any(folders.values()):
-            wanted = ", ".join(benchmark.name for benchmark in SUITES[name])
-            raise PowerclipError(
-                f"{data} holds no data set of the {name} suite; expected folders named {wanted} (for example from "
-                f"{SUITES[name][0].source})"
-            )
-        for benchmark, folder in folders.items():
-            if folder is not None:
-                for task in benchmark.read(folder, benchmark.name):
-                    tasks.append((task, origin_of(task, suite=name, data=str(folder.resolve()))))
+            found.append((f"generated: seed {seed}, {image_size} pixels", list(scenes)))
+        elif name == "pairs":
+            found += [(str(Path(source).resolve()), [retrieval_from_shards(source)]) for source in pairs]
+        else:
+            assert data is not None  # _suites has checked it
+            folders = {benchmark: benchmark.folder(data) for benchmark in SUITES[name]}
+            absent |= {benchmark.name: benchmark.source for benchmark, folder in folders.items() if folder is None}
+            if not any(folders.values()):
+                raise PowerclipError(
+                    f"{data} holds no data set of the {name} suite; expected folders named "
+                    f"{', '.join(benchmark.name for benchmark in SUITES[name])} (for example from "
+                    f"{SUITES[name][0].source})"
+                )
+            present = [(benchmark, folder) for benchmark, folder in folders.items() if folder is not None]
+            found += [(str(folder.resolve()), benchmark.read(folder, benchmark.name)) for benchmark, folder in present]
+        tasks += [(task, origin_of(task, suite=name, data=where)) for where, of_data in found for task in of_data]
     return tasks, absent
-
-
-def _named_by_data(task: Task, origin: Origin) -> tuple[Task, Origin]:
-    """Name your own pairs after their data, so that other data get another row in tables."""
-    if origin.suite == "pairs":
-        task = replace(task, name=f"{task.name}:{Path(origin.data).name}")
-    return task, origin
 
 
 def _digest(model: nn.Module) -> str:

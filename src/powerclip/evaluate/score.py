@@ -28,12 +28,11 @@ from powerclip.tasks import (
     Classification,
     HardNegative,
     HardNegatives,
-    Masks,
     MultiLabel,
-    Picture,
     Quadruples,
     Retrieval,
     Task,
+    images_of,
 )
 
 
@@ -122,10 +121,10 @@ def run_jobs(
     Raises:
         ValueError: as ``evaluate_tasks``.
     """
-    scorers: dict[Score, Any] = {"global": GlobalScorer(encoder)}
+    scorers: dict[Score, Any] = {"global": encoder}
     if any(job.score == "powerset" for job in jobs):
         scorers["powerset"] = PowersetScorer(encoder, regions=regions)
-    last = {key: i for i, job in enumerate(jobs) for key in (*map(key_of, _images(job.task)), *_texts(job.task))}
+    last = {key: i for i, job in enumerate(jobs) for key in (*map(key_of, images_of(job.task)), *_texts(job.task))}
     with evaluating(encoder.model):
         for number, job in enumerate(jobs):
             if progress is not None:
@@ -133,18 +132,10 @@ def run_jobs(
             following = jobs[number + 1 : number + 2]
             with torch.inference_mode():
                 if job.score == "global" and following and following[0].task is job.task:
-                    scorers["powerset"].images(_images(job.task), getattr(job.task, "masks", None))  # for both scores
+                    scorers["powerset"].images(images_of(job.task), getattr(job.task, "masks", None))  # for both scores
                 metrics = _evaluate(scorers[job.score], job.task)
             encoder.known = {key: known for key, known in encoder.known.items() if last[key[0]] > number}
             yield job, metrics
-
-
-def _images(task: Task) -> Sequence[Picture]:
-    if isinstance(task, HardNegatives):
-        return [item.image for item in task.items]
-    if isinstance(task, Quadruples):
-        return [image for item in task.items for image in item.images]
-    return task.images
 
 
 def _texts(task: Task) -> list[str]:
@@ -159,29 +150,6 @@ def _texts(task: Task) -> list[str]:
 
 def _wrong(item: HardNegative) -> list[str]:
     return [*([] if item.negative is None else [item.negative]), *item.more_negatives]
-
-
-class GlobalScorer:
-    """Scores by the product of the global embeddings; ``PowersetScorer`` has the same methods."""
-
-    def __init__(self, encoder: Encoder) -> None:
-        self.encoder = encoder
-
-    def images(self, pictures: Sequence[Picture], masks: Sequence[Masks | None] | None = None) -> Tensor:
-        """(I, D) embeddings."""
-        return self.encoder.images(pictures)
-
-    def texts(self, texts: Sequence[str]) -> Tensor:
-        """(J, D) embeddings."""
-        return self.encoder.texts(texts)
-
-    def score(self, images: Tensor, texts: Tensor) -> Tensor:
-        """(I, J) scores of every image and text."""
-        return images @ texts.T
-
-    def score_pairs(self, images: Tensor, texts: Tensor, owner: Tensor | None = None) -> Tensor:
-        """(P,) scores of each of P texts with its image: the p-th, or the one that (P,) ``owner`` names."""
-        return ((images if owner is None else images[owner]) * texts).sum(dim=1)
 
 
 def _evaluate(scorer: Any, task: Task) -> dict[str, float]:
@@ -209,18 +177,18 @@ def _evaluate(scorer: Any, task: Task) -> dict[str, float]:
     if isinstance(task, HardNegatives):
         wrong = [text for item in task.items for text in _wrong(item)]
         owner = torch.tensor([i for i, item in enumerate(task.items) for _ in _wrong(item)]).long()
-        i = scorer.images(_images(task))
+        i = scorer.images(images_of(task))
         right = scorer.score_pairs(i, scorer.texts([item.positive for item in task.items]))
         scores = scorer.score_pairs(i, scorer.texts(wrong), owner)
         highest = highest_of(scores, owner, count=len(i))
         return hard_negative_metrics(right, highest, [item.kind for item in task.items], task.macro_kinds)
-    i, t = scorer.images(_images(task)), scorer.texts(_texts(task))
+    i, t = scorer.images(images_of(task)), scorer.texts(_texts(task))
     first = torch.arange(0, 2 * len(task.items), 2)
     columns = [scorer.score_pairs(i[first + a], t[first + b]) for a in (0, 1) for b in (0, 1)]  # each (Q,)
     return quadruple_metrics(torch.stack(columns, dim=1).view(-1, 2, 2))
 
 
-def _classes(scorer: GlobalScorer, task: Classification | MultiLabel) -> Tensor:
+def _classes(scorer: Encoder, task: Classification | MultiLabel) -> Tensor:
     """(C, D) class embeddings of a task."""
     if not task.class_names or not task.templates:
         raise ValueError(
