@@ -31,13 +31,7 @@ def is_webdataset(folder: Path) -> bool:
 
 
 def read_webdataset(folder: Path, name: str) -> list[Task]:
-    """The task in a folder; both protocols for retrieval with more than five captions of an image.
-
-    Images are opened when they are needed.
-
-    Args:
-        folder: the data set.
-        name: of the task.
+    """The task in a folder, under a name; both protocols for retrieval with more than five captions of an image.
 
     Raises:
         PowerclipError: a file is missing or has another format.

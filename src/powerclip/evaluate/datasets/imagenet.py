@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from powerclip.errors import PowerclipError
-from powerclip.evaluate.datasets.images import FileImage, children, find_files
+from powerclip.evaluate.datasets.images import FileImage, children, find_files, release_json
 from powerclip.evaluate.datasets.prompts import imagenet_classes, imagenet_label_of_synset, imagenet_templates
 from powerclip.tasks import Classification, Task
 
@@ -19,23 +18,17 @@ IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 def read_imagenet(folder: Path, name: str, *, classes: int) -> list[Task]:
     """A variant whose class folders are WordNet ids, or numbers from 0 to 999 (ImageNet-V2; folder 10 is class 10).
 
-    The model chooses among the classes that have a folder (the variant's class mask).
-
-    Args:
-        folder: the unpacked release; the class folders are in it or in a sub-folder.
-        name: of the task.
-        classes: the number of class folders in the release: a copy with fewer would be an easier task.
+    The class folders are in the folder or in a sub-folder of it. The model chooses among the classes that have one (the
+    variant's class mask).
 
     Raises:
-        PowerclipError: there are other folders, or fewer.
+        PowerclipError: there are not ``classes`` of them, as in the release: fewer would be an easier task.
     """
     found = _class_folders(folder)
     if len(found) != classes:
         raise PowerclipError(f"{folder} has {len(found)} class folders; the release has {classes}; download the rest")
-    kept = sorted(found)
-    place = {label: position for position, label in enumerate(kept)}
     names = imagenet_classes()
-    return [_task(name, {place[label]: path for label, path in found.items()}, [names[label] for label in kept])]
+    return [_task(name, [(names[label], found[label]) for label in sorted(found)])]
 
 
 def read_objectnet(folder: Path, name: str) -> list[Task]:
@@ -47,30 +40,27 @@ def read_objectnet(folder: Path, name: str) -> list[Task]:
     mappings = next((path.parent for path in find_files(folder, "folder_to_objectnet_label.json")), None)
     if mappings is None:
         raise PowerclipError(f"{folder} lacks mappings/folder_to_objectnet_label.json of the ObjectNet release; add it")
-    label_of_folder: dict[str, str] = _json(mappings / "folder_to_objectnet_label.json")
-    in_imagenet: dict[str, str] = _json(mappings / "objectnet_to_imagenet_1k.json")
-    kept = sorted(name for name, label in label_of_folder.items() if label in in_imagenet)
+    with (
+        release_json(mappings / "folder_to_objectnet_label.json") as label_of_folder,
+        release_json(mappings / "objectnet_to_imagenet_1k.json") as in_imagenet,
+    ):
+        kept = {folder: label.lower() for folder, label in sorted(label_of_folder.items()) if label in in_imagenet}
     images = next((path for path in find_files(folder, "images") if path.is_dir()), folder)
     missing = [one for one in kept if not (images / one).is_dir()]
     if missing or not kept:
         raise PowerclipError(
             f"{images} lacks {len(missing)} of {len(kept)} class folders: {', '.join(missing[:3])}; add them"
         )
-    folders = {position: images / one for position, one in enumerate(kept)}
-    return [_task(name, folders, [label_of_folder[one].lower() for one in kept])]
+    return [_task(name, [(label, images / one) for one, label in kept.items()])]
 
 
-def _task(name: str, folders: dict[int, Path], class_names: list[str]) -> Classification:
-    paths, labels = [], []
-    for label in sorted(folders):
-        files = [path for path in children(folders[label]) if path.suffix.lower() in IMAGE_SUFFIXES]
-        paths += files
-        labels += [label] * len(files)
+def _task(name: str, classes: list[tuple[str, Path]]) -> Classification:
+    files = [[path for path in children(folder) if path.suffix.lower() in IMAGE_SUFFIXES] for _, folder in classes]
     return Classification(
         name=name,
-        images=[FileImage(path) for path in paths],
-        labels=labels,
-        class_names=class_names,
+        images=[FileImage(path) for of_class in files for path in of_class],
+        labels=[label for label, of_class in enumerate(files) for _ in of_class],
+        class_names=[class_name for class_name, _ in classes],
         templates=imagenet_templates(),
     )
 
@@ -108,10 +98,3 @@ def _label(name: str) -> int | None:
     if name.isdigit() and int(name) < 1000:
         return int(name)
     return imagenet_label_of_synset().get(name)
-
-
-def _json(path: Path) -> dict[str, str]:
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise PowerclipError(f"{path} cannot be read as JSON: {error}") from error

@@ -7,9 +7,12 @@ encoder knows an image that it has encoded.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Hashable, Sequence
+import json
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -30,11 +33,7 @@ class FileImage:
     crop: Box | None = None
 
     def __call__(self) -> Image.Image:
-        """Open it.
-
-        Raises:
-            PowerclipError: it cannot be read.
-        """
+        """Open it; raises PowerclipError if it cannot be read."""
         try:
             image = decode_image(self.path.read_bytes())
         except (BadSampleError, OSError) as error:
@@ -56,22 +55,16 @@ class ShardImage:
 
     @classmethod
     def of(cls, entry: SamplePlace, *, content: str = "") -> ShardImage:
-        """The image of a sample.
-
-        Raises:
-            PowerclipError: it has none.
-        """
-        for extension in IMAGE_EXTENSIONS:
-            if extension in entry.members:
-                return cls(entry.shard, entry.key, extension, entry.members[extension], content)
-        raise PowerclipError(f"sample {entry.key} of {entry.shard} has no image under {', '.join(IMAGE_EXTENSIONS)}")
+        """The image of a sample; raises PowerclipError if it has none."""
+        extension = next((extension for extension in IMAGE_EXTENSIONS if extension in entry.members), None)
+        if extension is None:
+            raise PowerclipError(
+                f"sample {entry.key} of {entry.shard} has no image under {', '.join(IMAGE_EXTENSIONS)}"
+            )
+        return cls(entry.shard, entry.key, extension, entry.members[extension], content)
 
     def __call__(self) -> Image.Image:
-        """Open it.
-
-        Raises:
-            PowerclipError: it cannot be read.
-        """
+        """Open it; raises PowerclipError if it cannot be read."""
         entry = SamplePlace(shard=self.shard, key=self.key, members={self.extension: self.place})
         try:
             return decode_image(entry.files(only={self.extension})[self.extension])
@@ -102,19 +95,39 @@ def identity(picture: Picture) -> str:
     return ""
 
 
-def children(folder: Path) -> list[Path]:
-    """The files and folders in a folder, by name, without hidden ones and those that macOS leaves in archives."""
-    return sorted(path for path in folder.iterdir() if not _is_hidden(path.name))
+@contextmanager
+def release_json(path: Path) -> Iterator[Any]:
+    """The JSON in a file of a release, or the list of its lines in a ``.jsonl``.
+
+    Raises:
+        PowerclipError: the file cannot be read, or the block looks for content that it does not have.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        lines = [line for line in text.splitlines() if line.strip()] if path.suffix == ".jsonl" else None
+        value = json.loads(text) if lines is None else [json.loads(line) for line in lines]
+    except (OSError, ValueError) as error:
+        raise PowerclipError(f"{path} cannot be read as JSON: {error}") from error
+    try:
+        yield value
+    except (KeyError, TypeError, AttributeError) as error:
+        raise PowerclipError(
+            f"{path.name} does not have its release's format ({type(error).__name__}: {error}); download it again"
+        ) from error
 
 
 def find_files(folder: Path, pattern: str) -> list[Path]:
-    """The files and folders below a folder whose names match, as ``children`` sees them."""
-    found = (path for path in folder.rglob(pattern) if not any(map(_is_hidden, path.relative_to(folder).parts)))
-    return sorted(found)
+    """The files and folders below a folder whose names match, without hidden ones and those that macOS adds to archives."""
+    return sorted(path for path in folder.rglob(pattern) if not _is_hidden(path.relative_to(folder)))
 
 
-def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or name == "__MACOSX"
+def children(folder: Path) -> list[Path]:
+    """The files and folders in a folder, by name, without the same."""
+    return sorted(path for path in folder.iterdir() if not _is_hidden(path.relative_to(folder)))
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(name.startswith(".") or name == "__MACOSX" for name in path.parts)
 
 
 def find_images(root: Path, names: Sequence[str]) -> list[Path]:
@@ -127,18 +140,16 @@ def find_images(root: Path, names: Sequence[str]) -> list[Path]:
         return []
     level = [root]
     for _depth in range(3):
-        for folder in level:
-            if (folder / names[0]).is_file():
-                return _all_in(folder, names)
+        folder = next((folder for folder in level if (folder / names[0]).is_file()), None)
+        if folder is not None:
+            paths = [folder / name for name in names]
+            missing = [path.name for path in paths if not path.is_file()]
+            if missing:
+                raise PowerclipError(
+                    f"{len(missing)} of {len(names)} images are not in {folder}: {missing[0]}, ...; add them"
+                )
+            return paths
         level = [child for folder in level for child in children(folder) if child.is_dir()]
     raise PowerclipError(
         f"{names[0]} is not under {root}; put the images of the data set there, in a folder of any name"
     )
-
-
-def _all_in(folder: Path, names: Sequence[str]) -> list[Path]:
-    paths = [folder / name for name in names]
-    missing = [path.name for path in paths if not path.is_file()]
-    if missing:
-        raise PowerclipError(f"{len(missing)} of {len(names)} images are not in {folder}: {missing[0]}, ...; add them")
-    return paths

@@ -5,17 +5,17 @@ The images are in a folder of any name.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from powerclip.errors import PowerclipError
 from powerclip.evaluate.datasets.clip_benchmark import retrieval_tasks
-from powerclip.evaluate.datasets.images import FileImage, find_files, find_images
+from powerclip.evaluate.datasets.images import Box, FileImage, find_files, find_images, release_json
 from powerclip.tasks import HardNegative, HardNegatives, Quadruple, Quadruples, Task
+
+Row = dict[str, Any]
 
 SUGARCREPE = ("add_att", "add_obj", "replace_att", "replace_obj", "replace_rel", "swap_att", "swap_obj")
 """SugarCrepe's seven subsets."""
@@ -55,24 +55,17 @@ def read_sugarcrepe(folder: Path, name: str) -> list[Task]:
     """SugarCrepe (Hsieh et al., 2023): ``add_att.json`` and six more, over COCO's val2017."""
     items = []
     for kind in SUGARCREPE:
-        rows = list(_json(_file(folder, f"{kind}.json")).values())
-        with _form(f"{kind}.json"):
-            paths = find_images(folder, [row["filename"] for row in rows])
-            items += [
-                HardNegative(
-                    image=FileImage(path), positive=row["caption"], negative=row["negative_caption"], kind=kind
-                )
-                for row, path in zip(rows, paths, strict=True)
-            ]
+        with release_json(_file(folder, f"{kind}.json")) as content:
+            rows = list(content.values())
+            items += _items(folder, rows, "filename", "caption", "negative_caption", [kind] * len(rows))
     return [HardNegatives(name=name, items=items)]
 
 
 def read_winoground(folder: Path, name: str) -> list[Task]:
     """Winoground (Thrush et al., 2022): ``examples.jsonl`` and 800 images."""
-    path = _file(folder, "examples.jsonl")
-    with _form(path.name):
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        names = [_png(row[key]) for row in rows for key in ("image_0", "image_1")]
+    with release_json(_file(folder, "examples.jsonl")) as rows:
+        names = [row[key] for row in rows for key in ("image_0", "image_1")]
+        names = [name if Path(name).suffix else f"{name}.png" for name in names]
         pictures = [FileImage(image) for image in find_images(folder, names)]
         items = [
             Quadruple(images=(pictures[2 * i], pictures[2 * i + 1]), captions=(row["caption_0"], row["caption_1"]))
@@ -89,25 +82,12 @@ def read_aro(folder: Path, name: str) -> list[Task]:
     """
     tasks: list[Task] = []
     for part in ("relation", "attribution"):
-        path = _file(folder, f"visual_genome_{part}.json")
-        rows = _json(path)
-        with _form(path.name):
-            images = find_images(folder, [row["image_path"] for row in rows])
-            items = [
-                HardNegative(
-                    image=FileImage(image, crop=_box(row)),
-                    positive=row["true_caption"],
-                    negative=row["false_caption"],
-                    kind=row["relation_name"] if part == "relation" else "_".join(row["attributes"]),
-                )
-                for row, image in zip(rows, images, strict=True)
-            ]
-        counts = Counter(item.kind for item in items)
-        averaged = (
-            counts.keys() - SYMMETRIC_RELATIONS
-            if part == "relation"
-            else {kind for kind, count in counts.items() if count >= ARO_MIN_ITEMS}
-        )
+        with release_json(_file(folder, f"visual_genome_{part}.json")) as rows:
+            kinds = [row["relation_name"] if part == "relation" else "_".join(row["attributes"]) for row in rows]
+            items = _items(folder, rows, "image_path", "true_caption", "false_caption", kinds, crop=_box)
+        counts = Counter(kinds)
+        few = {kind for kind, count in counts.items() if count < ARO_MIN_ITEMS}
+        averaged = counts.keys() - (SYMMETRIC_RELATIONS if part == "relation" else few)
         tasks.append(HardNegatives(name=f"{name}-{part}", items=items, macro_kinds=frozenset(averaged)))
     return tasks
 
@@ -119,13 +99,9 @@ def read_valse(folder: Path, name: str) -> list[Task]:
     """
     items = []
     for path in find_files(folder, "*.json"):
-        with _form(path.name):
-            rows = [row for row in _json(path).values() if row["mturk"]["caption"] >= VALSE_AGREEMENT]
-            images = find_images(folder, [row["image_file"] for row in rows])
-            items += [
-                HardNegative(image=FileImage(image), positive=row["caption"], negative=row["foil"], kind=path.stem)
-                for row, image in zip(rows, images, strict=True)
-            ]
+        with release_json(path) as content:
+            rows = [row for row in content.values() if row["mturk"]["caption"] >= VALSE_AGREEMENT]
+            items += _items(folder, rows, "image_file", "caption", "foil", [path.stem] * len(rows))
     return [HardNegatives(name=name, items=items)]
 
 
@@ -134,20 +110,34 @@ def read_karpathy(folder: Path, name: str) -> list[Task]:
     found = find_files(folder, "dataset_*.json")
     if len(found) != 1:
         raise PowerclipError(f"{folder} holds {len(found)} files dataset_*.json; expected one of Karpathy's splits")
-    with _form(found[0].name):
-        rows = [row for row in _json(found[0])["images"] if row["split"] == "test"]
+    with release_json(found[0]) as content:
+        rows = [row for row in content["images"] if row["split"] == "test"]
         names = [str(Path(row.get("filepath", ""), row["filename"])) for row in rows]
         captions = [[sentence["raw"] for sentence in row["sentences"]] for row in rows]
     return retrieval_tasks(name, [FileImage(path) for path in find_images(folder, names)], captions)
 
 
-def _box(row: dict[str, Any]) -> tuple[int, int, int, int]:
+def _items(
+    folder: Path,
+    rows: Sequence[Row],
+    image: str,
+    positive: str,
+    negative: str,
+    kinds: Sequence[str],
+    *,
+    crop: Callable[[Row], Box | None] = lambda row: None,
+) -> list[HardNegative]:
+    """An item of each row; the names of the columns are given."""
+    paths = find_images(folder, [row[image] for row in rows])
+    return [
+        HardNegative(image=FileImage(path, crop(row)), positive=row[positive], negative=row[negative], kind=kind)
+        for row, path, kind in zip(rows, paths, kinds, strict=True)
+    ]
+
+
+def _box(row: Row) -> Box:
     x, y = int(row["bbox_x"]), int(row["bbox_y"])
     return x, y, x + int(row["bbox_w"]), y + int(row["bbox_h"])
-
-
-def _png(name: str) -> str:
-    return name if Path(name).suffix else f"{name}.png"
 
 
 def _file(folder: Path, name: str) -> Path:
@@ -155,21 +145,3 @@ def _file(folder: Path, name: str) -> Path:
     if not found:
         raise PowerclipError(f"{folder} lacks {name} of the release; add it")
     return found[0]
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise PowerclipError(f"{path} cannot be read as JSON: {error}") from error
-
-
-@contextmanager
-def _form(name: str) -> Iterator[None]:
-    """Turn an error about missing content into a message that names the file."""
-    try:
-        yield
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-        raise PowerclipError(
-            f"{name} does not have its release's format ({type(error).__name__}: {error}); download it again"
-        ) from error
