@@ -73,21 +73,10 @@ def aggregate(
     t1_activation: T1Activation = "softplus",
     t2_activation: T2Activation = "tanh",
 ) -> tuple[Tensor, Tensor]:
-    """NLA-T1 and NLA-T2 of similarities.
+    """NLA-T1 and NLA-T2, each (...), of (..., M, K) similarities; 0 where a pair has no region or no phrase.
 
-    With softplus, T1 approaches T2R from above: T2R <= T1 <= T2R + tau M log 2.
-
-    Args:
-        s: (..., M, K) region-phrase similarities.
-        region_mask: broadcastable to (..., M) bool, True = present.
-        phrase_mask: broadcastable to (..., K) bool, True = present.
-        tau: temperature, 0 or more.
-        zeta: weight of F in T2.
-        t1_activation: f of T1.
-        t2_activation: F' of T2.
-
-    Returns:
-        T1 and T2, each (...); 0 where a pair has no region or no phrase.
+    The masks are broadcastable to (..., M) and (..., K) bool, True = present; ``zeta`` is the weight of F in T2. With
+    softplus, T1 approaches T2R from above: T2R <= T1 <= T2R + tau M log 2.
     """
     s = s.masked_fill(~region_mask[..., :, None], 0.0)  # (..., M, K)
     activation = T1_ACTIVATIONS[t1_activation]
@@ -100,10 +89,7 @@ def aggregate(
 
 
 def linear_and_even(s: Tensor, *, tau: float, activation: T2Activation = "tanh") -> tuple[Tensor, Tensor]:
-    """The two sums over regions that T2 is made of, in units of s: sum_m s / 2 and sum_m tau F(s / (2 tau)).
-
-    (..., M, K) similarities, 0 for absent regions, which then add nothing, become two sums (..., K).
-    """
+    """The sums T2 is made of: (..., M, K) s, 0 if absent, to (..., K) sum_m s / 2 and sum_m tau F(s / (2 tau))."""
     half = s / 2
     even = T2_LIMITS[activation](half) if tau == 0 else tau * T2_ACTIVATIONS[activation](half / tau)
     return half.sum(dim=-2), even.sum(dim=-2)

@@ -49,8 +49,7 @@ class CalibrationPairs:
 def choose_pairs(images: int, captions: int, *, shift: int) -> tuple[Tensor, Tensor]:
     """(P,) image and (P,) caption indices of the pairs to fit, of I images and J captions, both at least 1.
 
-    The images are evenly spread, their captions depend on the shift. A function of its arguments alone, so that all
-    processes and a resumed run choose the same pairs.
+    Images are evenly spread, captions depend on the shift; all processes and a resumed run choose the same pairs.
     """
     number = torch.arange(PAIRS)
     image = number * images // PAIRS if images >= PAIRS else number % images
@@ -80,10 +79,7 @@ def measure_pairs(
 
 @torch.no_grad()
 def fit_zeta(pairs: CalibrationPairs, *, tau: float) -> Tensor:
-    """() the zeta in [0, 4] at which the mean of T2 over the pairs is that of R2T, or comes closest to it.
-
-    NaN if no pair can be scored, or if one is not finite.
-    """
+    """() zeta in [0, 4] at which mean T2 is closest to mean R2T; NaN if no pair can be scored or one is not finite."""
     low = torch.zeros((), dtype=pairs.linear.dtype, device=pairs.linear.device)
     high = torch.full_like(low, HIGHEST)
     target = (pairs.exact * pairs.scored).sum()

@@ -19,8 +19,7 @@ class Grounding:
     """For every phrase of one caption, the subset of one image's regions that maximises Q[A, phrase]."""
 
     subsets: Tensor
-    """(K, M) bool: the regions with s > 0, or the one with the highest s among single regions; all False for an absent
-    phrase."""
+    """(K, M) bool: the regions with s > 0, or of single regions the best one; all False for an absent phrase."""
     scores: Tensor
     """(K,) max over subsets of Q: the sum of the positive similarities, or the highest one; 0 for an absent phrase."""
     similarities: Tensor
@@ -40,10 +39,9 @@ def grounding(
     Args:
         regions: (M, D) region vectors of one image.
         phrases: (K, D) phrase vectors of one caption.
-        region_mask: (M,) bool, True = present; all present by default.
-        phrase_mask: (K,) bool, True = present; all present by default.
-        subsets: "all" the regions' subsets, or "single" regions only (the paper's ablation): the best one grounds the
-            phrase, whatever the sign of its similarity.
+        region_mask, phrase_mask: (M,) and (K,) bool, True = present; all present by default.
+        subsets: "all", or "single" regions only (the paper's ablation): the best one grounds the phrase, whatever the
+            sign of its similarity.
 
     Raises:
         ValueError: an argument is out of range, or shapes, dtypes or devices do not fit; the message names it.

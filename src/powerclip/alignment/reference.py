@@ -27,10 +27,7 @@ def all_subsets(count: int, *, device: torch.device, dtype: torch.dtype) -> Tens
 
 
 def enumerate_pair(s_MK: Tensor) -> tuple[Tensor, Tensor]:
-    """T2R and R2T of one image and one caption, both scalars, from all its present regions and phrases (M, K).
-
-    Without a region or without a phrase there is nothing to align: both are 0.
-    """
+    """Scalars T2R and R2T of one image and one caption from the (M, K) s of what is present; 0 if M or K is 0."""
     M, K = s_MK.shape
     if M == 0 or K == 0:
         zero = s_MK.sum()  # 0, and part of the graph

@@ -23,11 +23,7 @@ UNCALIBRATED_ZETA = 0.75
 
 @dataclass(frozen=True, kw_only=True)
 class Scoring(ScoringConfig):
-    """All that turns s into T2R and R2T: the settings, and what is drawn or fitted for some images and captions.
-
-    Raises:
-        ValueError: a setting is out of range; the message names it.
-    """
+    """All that turns s into T2R and R2T: the settings, checked, and what is drawn or fitted for images and captions."""
 
     normalise_by_regions: bool = False
     """Divide the score by each image's number of regions."""
@@ -50,11 +46,7 @@ class Scoring(ScoringConfig):
         return names == ("nla", "all", "softplus", "tanh")
 
     def check_regions(self, regions: int) -> None:
-        """Refuse to enumerate the subsets of too many regions.
-
-        Raises:
-            ValueError: M is over the limit of the method "exact".
-        """
+        """Raise ValueError if M is over the limit of the method "exact", which enumerates the subsets."""
         if self.method == "exact" and self.subsets == "all" and regions > reference.MAX_REGIONS:
             raise ValueError(
                 f"method 'exact' enumerates 2^M subsets and takes at most M = {reference.MAX_REGIONS} regions, got "
@@ -99,11 +91,7 @@ class Scoring(ScoringConfig):
 
 
 def tile_bytes_or_default(tile_bytes: int | None, device: torch.device) -> int:
-    """The byte budget of a tile on a device.
-
-    Raises:
-        ValueError: the given one is too small for any tile.
-    """
+    """The byte budget of a tile on a device; ValueError if the given one is too small for any tile."""
     if tile_bytes is None:
         return TILE_BYTES.get(device.type, TILE_BYTES["cuda"])
     if tile_bytes < 2**10:

@@ -38,7 +38,7 @@ def similarity(
     generator: torch.Generator | None = None,
     tile_bytes: int | None = None,
 ) -> Similarity:
-    """Powerset similarity of every image and every caption.
+    """Powerset similarity of every image and every caption: ``t2r``, ``r2t`` and ``total``, each (I, J).
 
     Plain equivalent: ``powerclip.alignment.reference.enumerate_similarity``. Regions and phrases are scored as
     given (the paper: unit regions; phrases that are sums of unit leaves). An absent region or phrase has no influence
@@ -49,22 +49,17 @@ def similarity(
     Args:
         regions: (I, M, D) region vectors.
         phrases: (J, K, D) phrase vectors.
-        region_mask: (I, M) bool, True = present; all present by default.
-        phrase_mask: (J, K) bool, True = present; all present by default.
+        region_mask, phrase_mask: (I, M) and (J, K) bool, True = present; all present by default.
         method: "nla", the linear-time aggregators; "exact", enumeration of the 2^M subsets (M <= 16); or "sampled",
             R2T over a random sample of subsets, unbiased, with its standard error (T2R is exact).
         tau: temperature of the aggregators; 0 is their hard limit.
         zeta: weight of log cosh in NLA-T2; "calibrated" fits it to R2T over subsets on a few of the pairs.
         backend: "torch" runs on every device; "auto" chooses, today always torch. "triton" is refused until it exists.
-        t1_activation: activation of NLA-T1.
-        t2_activation: derivative of the even part of NLA-T2.
+        t1_activation, t2_activation: activation of NLA-T1, and derivative of the even part of NLA-T2.
         subsets: "all" the regions' subsets, or "single" regions only (the paper's ablation; exact by any method).
         samples: subsets that the method "sampled" draws, at least 4.
         generator: a CPU generator that draws them; torch's global one by default.
         tile_bytes: working memory of a tile; a suitable size for the device by default.
-
-    Returns:
-        ``t2r``, ``r2t`` and ``total``, each (I, J).
 
     Raises:
         ValueError: shapes, dtypes or devices do not fit, or an argument is out of range; the message names it.
@@ -95,11 +90,7 @@ def similarity(
 
 
 def check_backend(backend: str) -> None:
-    """Refuse a backend that does not exist.
-
-    Raises:
-        ValueError: the message names those that do.
-    """
+    """Raise ValueError, which names the backends that exist, if this one does not."""
     if backend == "triton":
         raise ValueError("backend 'triton' is not in this version; use 'auto' or 'torch', which run on a GPU as well")
     one_of("backend", backend, get_args(Backend))
@@ -140,15 +131,10 @@ def _calibrated_zeta(regions: MaskedVectors, phrases: MaskedVectors, *, scoring:
 def validate(
     regions: Tensor, phrases: Tensor, region_mask: Tensor | None, phrase_mask: Tensor | None
 ) -> tuple[MaskedVectors, MaskedVectors]:
-    """Check region and phrase vectors.
+    """Region and phrase vectors with their masks, in one dtype, at least float32; ValueError as in ``similarity``.
 
-    Returns:
-        Both with their masks, in one dtype, at least float32; without a mask, all are present. What is absent is set to
-        0, whatever it was (NaN and infinities included), and gets no gradient. M and K are at least 1: an absent vector
-        stands for none.
-
-    Raises:
-        ValueError: as ``similarity``.
+    Without a mask, all are present. What is absent is set to 0, whatever it was (NaN and infinities included), and gets
+    no gradient. M and K are at least 1: an absent vector stands for none.
     """
     for name, value, letters in (("regions", regions, "(I, M, D)"), ("phrases", phrases, "(J, K, D)")):
         if isinstance(value, DTensor):

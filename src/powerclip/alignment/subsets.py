@@ -17,9 +17,8 @@ from powerclip.alignment.aggregators import ABSENT, zero_where_unscored
 def draw_subsets(count: int, regions: int, *, generator: torch.Generator | None = None) -> Tensor:
     """(A, M) bool, a random sample of subsets of M regions, in complementary pairs: rows i and i + A / 2.
 
-    Every subset is equally likely, so a mean over the sample is unbiased. If a subset scores too high, its complement
-    tends to score too low, so complementary pairs reduce the error at no cost. A is ``count``, rounded up to an even
-    number; the generator is one on the CPU, torch's own by default.
+    Every subset is equally likely, so a mean over the sample is unbiased, and complements tend to err in opposite
+    directions. A is ``count``, rounded up to even; the generator is one on the CPU, torch's own by default.
     """
     half = torch.rand((count + 1) // 2, regions, generator=generator) < 0.5
     return torch.cat([half, ~half])
@@ -30,13 +29,9 @@ def score_over_subsets(
 ) -> tuple[Tensor, Tensor]:
     """T2R, exact, and R2T over the given subsets, exact if they are all; each (...), 0 without a region or a phrase.
 
-    Args:
-        s: (..., M, K) region-phrase similarities.
-        region_mask: broadcastable to (..., M) bool, True = present.
-        phrase_mask: broadcastable to (..., K) bool, True = present.
-        subsets: (A, M) bool or 0 / 1. Absent regions are ignored; each subset of those present still counts equally
-            often.
-        tile_bytes: approximate limit of the largest intermediate.
+    Of (..., M, K) similarities, with masks broadcastable to (..., M) and (..., K) bool, True = present, and subsets
+    (A, M) bool or 0 / 1: absent regions in them are ignored, and each subset of those present still counts equally
+    often. ``tile_bytes`` approximately limits the largest intermediate.
     """
     s = s.masked_fill(~region_mask[..., :, None], 0.0)  # (..., M, K)
     phrases = phrase_mask.sum(dim=-1, dtype=s.dtype)

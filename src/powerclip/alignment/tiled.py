@@ -86,12 +86,9 @@ def score_pairs(
 def score_rows(
     regions: MaskedVectors, phrases: MaskedVectors, *, scoring: Scoring, tile_bytes: int
 ) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """T2R and R2T of a few images at a time with all captions, without gradient.
+    """Yield slices of images with their T2R and R2T to all captions, each (images, J), without gradient.
 
     Captions are sorted by their number of phrases, so that those of one tile need little padding.
-
-    Yields:
-        The images' slice, and T2R and R2T, each (images, J).
     """
     I, J = len(regions), len(phrases)
     if scoring.fused:
@@ -121,10 +118,9 @@ def over_tiles(
     scoring: Scoring,
     tile_bytes: int,
 ) -> tuple[Tensor, ...]:
-    """A function of s (i, j, M, K) and masks (i, 1, M) and (1, j, K) to values (i, j), of all images and captions.
+    """Apply a function of s (i, j, M, K) and masks (i, 1, M) and (1, j, K) to all images and captions: values (I, J).
 
-    Each of the values is then (I, J), and differentiable: the backward pass computes each tile of s again instead of
-    keeping it.
+    They are differentiable: the backward pass computes each tile of s again instead of keeping it.
     """
 
     def tile(*inputs: Tensor) -> tuple[Tensor, ...]:

@@ -49,16 +49,10 @@ def with_value(share: Tensor, value: Tensor) -> Tensor:
 
 
 def gather_rows(x: Tensor) -> tuple[Tensor, int]:
-    """The rows of all processes, in rank order; the gradient of a process's rows is summed over all processes.
+    """The rows (B, ...) of all processes, in rank order, and the index of this process's first row among them.
 
-    Processes may have different numbers of rows. A second dimension that differs (phrases per caption) is padded with
-    zeros to the largest; all further dimensions must be equal.
-
-    Args:
-        x: (B, ...) this process's rows.
-
-    Returns:
-        (sum of B, ...) all rows, and the index of this process's first row among them.
+    The gradient of a process's rows is summed over all processes, which may have different numbers of rows. A second
+    dimension that differs (phrases per caption) is padded with zeros to the largest; all further ones must be equal.
     """
     if world_size() == 1:
         return x, 0

@@ -29,13 +29,8 @@ T = TypeVar("T")
 def process_group(device: str = "auto") -> Iterator[torch.device]:
     """This process's device; where a launcher has started several processes, inside their group.
 
-    An existing group is used and left alone.
-
-    Args:
-        device: "auto" takes this process's GPU if there is one; "cuda" the same; or "cpu", "cuda:1", ...
-
-    Raises:
-        PowerclipError: the device does not exist here.
+    An existing group is used and left alone. ``device`` is "auto", which takes this process's GPU if there is one,
+    "cuda", "cpu", "cuda:1", ...; PowerclipError if it does not exist here.
     """
     place = _device(device)
     own = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized()
@@ -76,11 +71,7 @@ def broadcast(value: T, *, group: dist.ProcessGroup | None = None) -> T:
 
 
 def rank0_first(work: Callable[[], T]) -> T:
-    """What some work of the first process returns, on every process; the others wait, however long it takes.
-
-    Raises:
-        PowerclipError: the work raised it; every process does.
-    """
+    """What the first process's work returns, or the PowerclipError it raises, on every process; the others wait."""
     if world_size() == 1:
         return work()
     group: Any = dist.new_group(backend="gloo", timeout=RANK0_TIMEOUT)

@@ -24,18 +24,14 @@ def parallelize(
     sharding: Sharding = "ddp",
     compiled: bool = False,
 ) -> nn.Module:
-    """The model to call in place of ``model``; the two share parameters.
+    """The model to call in place of ``model``, which is already on its device; the two share parameters.
 
-    The order matters. Activation checkpointing comes first (``PowerCLIP.set_grad_checkpointing``), so that it is compiled
-    too. Then each block is compiled by itself: seconds, where compiling the model as one takes minutes.
-    Last comes the reduction of gradients, outside of what is compiled.
+    The order matters. Activation checkpointing comes first (``PowerCLIP.set_grad_checkpointing``), so that it is
+    compiled too. Then each block is compiled by itself: seconds, where compiling the model as one takes minutes. Last
+    comes the reduction of gradients, outside of what is compiled.
 
-    Args:
-        model: the model, already on its device.
-        blocks: the transformer blocks of its towers: the units of compilation and of sharding.
-        device: where the model is.
-        sharding: "ddp" replicates, "fsdp" (FSDP2) shards parameters, gradients and optimiser state.
-        compiled: torch.compile the blocks.
+    ``blocks``, the towers' transformer blocks, are the units of compilation and of sharding. "ddp" replicates, "fsdp"
+    (FSDP2) shards parameters, gradients and optimiser state.
     """
     if compiled:
         for block in blocks:

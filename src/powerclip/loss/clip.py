@@ -10,22 +10,13 @@ from powerclip.distributed import gather_rows, sum_over_processes, with_value
 
 
 def clip_loss(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:
-    """Symmetric cross-entropy of the scaled cosine similarities, pair i with pair i.
+    """Symmetric cross-entropy of scaled cosine similarities, pair i with pair i: a float32 scalar, also under autocast.
 
-    Under an initialised process group every process passes its own pairs and gets the loss of the global batch, with
-    that loss's gradient on its own rows (and its share of the gradient of ``logit_scale``); see
-    ``powerclip.distributed.gather``. Only rows of this process's pairs are held: B by the global B logits a side.
-
-    Args:
-        image: (B, D) unit image embeddings.
-        text: (B, D) unit text embeddings.
-        logit_scale: () inverse temperature, already exponentiated.
-
-    Returns:
-        () loss, float32 also under autocast.
-
-    Raises:
-        ValueError: the embeddings are not two matrices of one shape.
+    ``image`` and ``text`` are (B, D) unit embeddings (ValueError if their shapes differ), ``logit_scale`` is the ()
+    inverse temperature, already exponentiated. Under an initialised process group every process passes its own pairs
+    and gets the loss of the global batch, with that loss's gradient on its own rows (and its share of the gradient of
+    ``logit_scale``); see ``powerclip.distributed.gather``. Only rows of this process's pairs are held: B by the global
+    B logits a side.
     """
     if image.ndim != 2 or image.shape != text.shape:
         raise ValueError(f"image and text are {tuple(image.shape)} and {tuple(text.shape)}; expected both (B, D)")

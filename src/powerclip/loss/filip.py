@@ -19,18 +19,11 @@ TILE_ELEMENTS = 2**25
 
 
 def late_interaction(patches: Tensor, tokens: Tensor, token_mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Both late-interaction similarities of every image and text (FILIP's equations 4 and 5).
+    """(I, J) late-interaction similarities over patches, and (I, J) over tokens (FILIP's equations 4 and 5).
 
-    Tiles of images are scored one after another, and recomputed in the backward pass.
-
-    Args:
-        patches: (I, N, D) unit vectors.
-        tokens: (J, T, D) unit vectors.
-        token_mask: (J, T) bool, True = present; at least one each.
-
-    Returns:
-        (I, J) the mean over an image's patches of their highest similarity to a token of the text, and (I, J) the mean
-        over a text's tokens of their highest similarity to a patch of the image.
+    The mean over an image's patches of their highest similarity to a token of the text, and vice versa, of unit vectors
+    (I, N, D) and (J, T, D); ``token_mask`` (J, T) bool is True for at least one token each. Tiles of images are scored
+    one after another, and recomputed in the backward pass.
     """
     rows = max(1, TILE_ELEMENTS // max(1, patches.shape[1] * tokens.shape[0] * tokens.shape[1]))
     tiles = [
@@ -51,19 +44,12 @@ def _tile(patches: Tensor, tokens: Tensor, token_mask: Tensor) -> tuple[Tensor, 
 
 
 def filip_loss(patches: Tensor, tokens: Tensor, token_mask: Tensor, logit_scale: Tensor) -> Tensor:
-    """Symmetric cross-entropy of late-interaction similarities: images to texts by the mean over patches, texts to
-    images by the mean over tokens (FILIP's equations 1 to 5).
+    """Symmetric cross-entropy of late-interaction similarities (FILIP's equations 1 to 5), patches with tokens.
 
-    Under an initialised process group the loss is that of the global batch, as ``clip_loss``.
-
-    Args:
-        patches: (B, N, D) patch embeddings; normalised here.
-        tokens: (B, T, D) token embeddings; normalised here.
-        token_mask: (B, T) bool, True = a token of the caption, False = padding.
-        logit_scale: () inverse temperature, already exponentiated.
-
-    Returns:
-        () loss, float32 also under autocast.
+    Images to texts by the mean over patches, texts to images by the mean over tokens, of (B, N, D) and (B, T, D)
+    embeddings, which are normalised here: a scalar in float32, also under autocast. ``token_mask`` (B, T) bool is False
+    for padding; ``logit_scale`` is the () inverse temperature, already exponentiated. Under an initialised process
+    group the loss is that of the global batch, as ``clip_loss``.
     """
     with torch.autocast(patches.device.type, enabled=False):
         dtype = torch.promote_types(patches.dtype, torch.float32)
@@ -85,11 +71,7 @@ class FILIPLoss(nn.Module):
     needs_dense = True
 
     def forward(self, features: Features) -> LossOutput:
-        """The loss, and as its one term "filip".
-
-        Raises:
-            ValueError: the features have no dense outputs.
-        """
+        """The loss, and as its one term "filip"; ValueError if the features have no dense outputs."""
         patches, tokens, token_mask = features.dense()
         loss = filip_loss(patches, tokens, token_mask, features.logit_scale)
         return LossOutput(total=loss, terms={"filip": loss})

@@ -23,12 +23,9 @@ class PowerCLIPLoss(nn.Module):
         """Set up the loss.
 
         Args:
-            weight: lambda; 0 is plain CLIP and computes no powerset term.
+            weight: lambda, 0 or more (else ValueError); 0 is plain CLIP and computes no powerset term.
             powerset: the alignment loss; with its defaults if none is given.
             equal_captions: whether pairs with the same caption are negatives of each other in the powerset term.
-
-        Raises:
-            ValueError: the weight is negative.
         """
         super().__init__()
         if not weight >= 0:

@@ -56,7 +56,7 @@ class PowersetAlignmentLoss(nn.Module):
         tile_bytes: int | None = None,
         distributed: bool = True,
     ) -> None:
-        """Set up the loss.
+        """Set up the loss; ValueError names a setting that is out of range.
 
         Args:
             margin: delta of the triplet loss.
@@ -68,9 +68,6 @@ class PowersetAlignmentLoss(nn.Module):
             zeta_momentum: weight of the old estimate when a calibrated zeta is updated.
             tile_bytes: working memory of the search; a suitable size for the device by default.
             distributed: use the batch of all processes; False uses this process's alone.
-
-        Raises:
-            ValueError: a setting is out of range; the message names it.
         """
         super().__init__()
         if not margin >= 0:
@@ -104,17 +101,13 @@ class PowersetAlignmentLoss(nn.Module):
         *,
         caption_ids: Tensor | None = None,
     ) -> Tensor:
-        """The sum of both triplet directions, unweighted.
+        """The sum of both triplet directions, unweighted: a scalar in float32, also under autocast.
 
         Args:
             regions: (C, M, D) region vectors; image i belongs to caption i.
             phrases: (C, K, D) phrase vectors.
-            region_mask: (C, M) bool, True = present.
-            phrase_mask: (C, K) bool, True = present.
+            region_mask, phrase_mask: (C, M) and (C, K) bool, True = present; all present by default.
             caption_ids: (C,) int64; captions of one id (the same text, say) are not negatives of each other's images.
-
-        Returns:
-            () loss, float32 also under autocast.
 
         Raises:
             ValueError: the vectors do not fit each other; the message names the argument.

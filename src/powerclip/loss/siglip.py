@@ -21,19 +21,9 @@ INIT_LOGIT_BIAS = -10.0
 def siglip_loss(image: Tensor, text: Tensor, logit_scale: Tensor, logit_bias: Tensor) -> Tensor:
     """-1/C sum_ij log sigmoid(z_ij (t x_i . y_j + b)), with z_ij = 1 for the pairs i = j and -1 elsewhere.
 
-    Under an initialised process group the loss is that of the global batch of C pairs, as ``clip_loss``.
-
-    Args:
-        image: (B, D) unit image embeddings.
-        text: (B, D) unit text embeddings.
-        logit_scale: () inverse temperature t, already exponentiated.
-        logit_bias: () bias b.
-
-    Returns:
-        () loss, float32 also under autocast.
-
-    Raises:
-        ValueError: the embeddings are not two matrices of one shape.
+    A scalar in float32, also under autocast, of (B, D) unit embeddings (ValueError if their shapes differ), with
+    ``logit_scale`` () the inverse temperature t, already exponentiated, and ``logit_bias`` () b. Under an initialised
+    process group the loss is that of the global batch of C pairs, as ``clip_loss``.
     """
     if image.ndim != 2 or image.shape != text.shape:
         raise ValueError(f"image and text are {tuple(image.shape)} and {tuple(text.shape)}; expected both (B, D)")
@@ -52,11 +42,7 @@ class SigLIPLoss(nn.Module):
     """``siglip_loss`` of a batch's features; the model needs a ``logit_bias``."""
 
     def forward(self, features: Features) -> LossOutput:
-        """The loss, and as its one term "siglip".
-
-        Raises:
-            ValueError: the features have no bias.
-        """
+        """The loss, and as its one term "siglip"; ValueError if the features have no bias."""
         if features.logit_bias is None:
             raise ValueError("the features have no logit_bias; create the model with init_logit_bias")
         loss = siglip_loss(features.image, features.text, features.logit_scale, features.logit_bias)

@@ -12,17 +12,10 @@ from powerclip.types import Features, LossOutput
 
 
 def group_patches(patches: Tensor, tokens: Tensor) -> Tensor:
-    """For every token the unit mean of the patches it points at, weighted by sparse similarity (equations 2 to 5).
+    """(B, T, D) for every token the unit mean of the patches it points at, by sparse similarity (equations 2 to 5).
 
-    A token's similarities to the N patches are scaled to [0, 1] by their lowest and highest value, those below 1 / N
-    become 0, and the rest are divided by their sum.
-
-    Args:
-        patches: (B, N, D) patch embeddings.
-        tokens: (B, T, D) token embeddings.
-
-    Returns:
-        (B, T, D) unit vectors; zero for a token to which all patches are equally similar.
+    A token's similarities to the N patches (B, N, D) are scaled to [0, 1] by their lowest and highest value, those
+    below 1 / N become 0, and the rest are divided by their sum. One that is equally similar to all gets zero.
     """
     s_BTN = torch.bmm(tokens, patches.transpose(1, 2))
     low, high = s_BTN.amin(dim=-1, keepdim=True), s_BTN.amax(dim=-1, keepdim=True)
@@ -36,17 +29,10 @@ def group_patches(patches: Tensor, tokens: Tensor) -> Tensor:
 def sparc_loss(patches: Tensor, tokens: Tensor, token_mask: Tensor, logit_scale: Tensor) -> Tensor:
     """Within each caption, contrast every token with the patches grouped for it, both ways (equation 6).
 
-    The negatives of a token are the other tokens of its caption. The mean is over a caption's tokens, then over
-    captions. Under an initialised process group it is over the global batch, as ``clip_loss``.
-
-    Args:
-        patches: (B, N, D) patch embeddings.
-        tokens: (B, T, D) token embeddings.
-        token_mask: (B, T) bool, True = a token of the caption, False = padding; at least one each.
-        logit_scale: () inverse temperature, already exponentiated.
-
-    Returns:
-        () loss, float32 also under autocast.
+    A scalar in float32, also under autocast, of (B, N, D) patch and (B, T, D) token embeddings; ``token_mask`` (B, T)
+    bool is False for padding, with one True or more each; ``logit_scale`` is the () inverse temperature, already
+    exponentiated. The negatives of a token are the other tokens of its caption. The mean is over a caption's tokens,
+    then over captions. Under an initialised process group it is over the global batch, as ``clip_loss``.
     """
     with torch.autocast(patches.device.type, enabled=False):
         dtype = torch.promote_types(patches.dtype, torch.float32)
@@ -75,15 +61,7 @@ class SPARCLoss(nn.Module):
     needs_dense = True
 
     def __init__(self, *, global_weight: float = 0.5, local_weight: float = 1.0) -> None:
-        """Set up the loss.
-
-        Args:
-            global_weight: weight of CLIP's loss.
-            local_weight: weight of the loss between tokens and grouped patches.
-
-        Raises:
-            ValueError: a weight is negative.
-        """
+        """Set up the loss; ValueError if a weight is negative."""
         super().__init__()
         for name, value in (("global_weight", global_weight), ("local_weight", local_weight)):
             if not value >= 0:
@@ -91,11 +69,7 @@ class SPARCLoss(nn.Module):
         self.global_weight, self.local_weight = global_weight, local_weight
 
     def forward(self, features: Features) -> LossOutput:
-        """The weighted sum, and its terms "clip" and "sparc".
-
-        Raises:
-            ValueError: the features have no dense outputs.
-        """
+        """The weighted sum, and its terms "clip" and "sparc"; ValueError if the features have no dense outputs."""
         patches, tokens, token_mask = features.dense()
         clip = clip_loss(features.image, features.text, features.logit_scale)
         local = sparc_loss(patches, tokens, token_mask, features.logit_scale)

@@ -9,18 +9,11 @@ from powerclip.alignment.aggregators import ABSENT
 
 
 def triplet_loss(scores: Tensor, *, margin: float, rows: Tensor | None = None) -> Tensor:
-    """mean_i max(0, margin + max_{j != i} X[i, j] - X[i, i]) (paper: the powerset loss l), in its dense form.
+    """() mean_i max(0, margin + max_{j != i} X[i, j] - X[i, i]) (paper: the powerset loss l), in its dense form.
 
-    ``PowersetAlignmentLoss`` has the same value and gradient without the matrix; this is its oracle. Of equal
-    negatives the first gets the gradient, and a violation of exactly 0 gets none.
-
-    Args:
-        scores: (C, C) similarities; the diagonal holds the pairs.
-        margin: delta.
-        rows: (C,) bool, True where pair i can be scored at all; the others are neither pairs nor negatives.
-
-    Returns:
-        () loss; 0 where no row has a negative (C = 1, or one scorable pair).
+    X is ``scores`` (C, C), with the pairs on its diagonal; those that are False in ``rows`` (C,) are neither pairs nor
+    negatives, and without any negative the loss is 0. ``PowersetAlignmentLoss`` has the same value and gradient without
+    the matrix; this is its oracle. Of equal negatives the first gets the gradient, and a violation of exactly 0 none.
     """
     C = scores.shape[0]
     valid = torch.ones(C, dtype=torch.bool, device=scores.device) if rows is None else rows

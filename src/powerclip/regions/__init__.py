@@ -14,8 +14,7 @@ __all__ = ["Proposer", "RegionAnnotation", "fixed_boxes", "load_proposer", "mask
 def load_proposer(name: str, *, device: str = "auto") -> Proposer | None:
     """A proposer by its name in ``PrepareConfig.regions``; None for "boxes", which training draws itself.
 
-    Raises:
-        PowerclipError: the name is unknown, the model cannot be loaded, or a package is missing.
+    PowerclipError if the name is unknown, the model cannot be loaded, or a package is missing.
     """
     kind, _, model = name.partition(":")
     if name == "boxes":

@@ -25,9 +25,8 @@ class RegionAnnotation:
     """The masks of an image, still encoded, with the proposer's scores."""
 
     height: int
-    """Height of the image in pixels."""
     width: int
-    """Width of the image in pixels."""
+    """Of the image, in pixels."""
     rles: tuple[str, ...]
     """M masks as COCO run-length strings; ``masks`` decodes them."""
     scores: tuple[float, ...]
@@ -37,11 +36,7 @@ class RegionAnnotation:
 
     @classmethod
     def from_masks(cls, masks: NDArray[np.bool_], *, scores: Sequence[float], proposer: str) -> RegionAnnotation:
-        """Encode (M, H, W) bool masks in the pixels of the image, with M scores.
-
-        Raises:
-            ValueError: the masks have another shape, or there is another number of scores.
-        """
+        """Encode (M, H, W) bool masks in the pixels of the image, with M scores; ValueError for other shapes."""
         if masks.ndim != 3 or len(scores) != len(masks):
             raise ValueError(f"masks must be (M, H, W) with M scores, but are {masks.shape} with {len(scores)} scores")
         _, height, width = masks.shape
@@ -51,8 +46,7 @@ class RegionAnnotation:
     def masks(self, indices: Sequence[int] | None = None) -> NDArray[np.bool_]:
         """Decode the masks, or those at some indices, in their order: (M, H, W) bool in the pixels of the image.
 
-        Raises:
-            ValueError: a string is not a mask of this size; this is found before memory is allocated.
+        ValueError, before memory is allocated, if a string is not a mask of this size.
         """
         runs = [self._runs(m) for m in (range(len(self.rles)) if indices is None else indices)]
         masks = np.zeros((len(runs), self.height, self.width), dtype=np.bool_)
@@ -61,11 +55,7 @@ class RegionAnnotation:
         return masks
 
     def validate(self) -> None:
-        """Check every mask without decoding it.
-
-        Raises:
-            ValueError: a string is not a mask of this size.
-        """
+        """Check every mask without decoding it; ValueError if a string is not a mask of this size."""
         for m in range(len(self.rles)):
             self._runs(m)
 
@@ -81,8 +71,7 @@ class RegionAnnotation:
     def from_json(cls, value: Mapping[str, Any]) -> RegionAnnotation:
         """Read the content of a ``KEY.regions.json`` file; the masks themselves are checked when they are decoded.
 
-        Raises:
-            ValueError: the value, of whatever type, does not have that form; the message says where.
+        ValueError if the value, of whatever type, does not have that form; the message says where.
         """
         try:
             height, width = operator.index(value["height"]), operator.index(value["width"])

@@ -7,18 +7,10 @@ from torch import Tensor
 
 
 def random_boxes(images: int, *, regions: int, grid: tuple[int, int], generator: torch.Generator) -> Tensor:
-    """M random boxes per image: centre, width and height uniform over the grid (Kawamura et al., CVPR 2026).
+    """(B, M, N) bool boxes on the CPU: centre, width and height uniform over the grid (Kawamura et al., CVPR 2026).
 
-    A box is clipped at the border and always holds the patch of its centre.
-
-    Args:
-        images: B.
-        regions: M.
-        grid: rows and columns of the patch grid.
-        generator: a CPU generator; the boxes are a function of its state.
-
-    Returns:
-        (B, M, N) bool on the CPU, N = rows x columns, row-major.
+    A box is clipped at the border and always holds the patch of its centre. N = rows x columns, row-major. The boxes
+    are a function of the state of the generator, one on the CPU.
     """
     shape = (images, regions)
     row, column = (_random_interval(shape, size, generator) for size in grid)  # (B, M, rows), (B, M, columns)
@@ -35,15 +27,7 @@ def _random_interval(shape: tuple[int, int], size: int, generator: torch.Generat
 
 
 def fixed_boxes(grid: tuple[int, int], *, sizes: tuple[float, ...] = (0.5, 0.25)) -> Tensor:
-    """Boxes of fixed sizes, half overlapping, that tile the grid: for figures and evaluation.
-
-    Args:
-        grid: rows and columns of the patch grid.
-        sizes: side of the boxes as a share of the grid's.
-
-    Returns:
-        (M, N) bool, row-major.
-    """
+    """(M, N) bool, row-major: half-overlapping boxes, sides ``sizes`` of the grid's; for figures and evaluation."""
     boxes = []
     for share in sizes:
         height, width = (max(1, round(share * size)) for size in grid)

@@ -8,20 +8,11 @@ from torch import Tensor
 
 
 def masks_to_grid(masks: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Reduce masks to patches: a patch belongs to a region if at least half of it is covered.
+    """(M, N) bool, row-major, of (M, H, W) bool: a patch belongs to a region if at least half of it is covered.
 
     A mask too small for that keeps its most covered patch; an empty mask stays empty. Pixels beyond the last complete
-    patch belong to no patch, as in the tower's patch embedding.
-
-    Args:
-        masks: (M, H, W) bool.
-        grid: rows and columns of the patch grid.
-
-    Returns:
-        (M, N) bool, row-major.
-
-    Raises:
-        ValueError: the masks are not three-dimensional, or smaller than the grid.
+    patch belong to no patch, as in the tower's patch embedding. ValueError if the masks are not three-dimensional, or
+    smaller than the grid.
     """
     if masks.ndim != 3 or masks.shape[1] < grid[0] or masks.shape[2] < grid[1]:
         raise ValueError(

@@ -28,19 +28,11 @@ class Proposer(Protocol):
     """Method and settings, or model: written to ``regions.json``."""
 
     def propose(self, image: Image.Image) -> RegionAnnotation:
-        """The regions of an RGB image, in its own pixels, best first.
-
-        Raises:
-            ValueError: the method cannot process this image.
-        """
+        """The regions of an RGB image, in its pixels, best first; ValueError if the method cannot process it."""
 
 
 def deduplicate_masks(masks: NDArray[np.bool_], scores: Sequence[float]) -> list[int]:
-    """Choose among (M, H, W) bool masks with M scores: no tiny ones, no duplicates, at most ``MAX_PROPOSALS``.
-
-    Returns:
-        The indices of the masks that stay, best first; those with scores that are not finite are dropped.
-    """
+    """Indices of (M, H, W) masks, best first, at most ``MAX_PROPOSALS``: not tiny, no duplicates, finite scores."""
     areas = masks.sum(axis=(1, 2), dtype=np.int64)
     kept: list[int] = []
     flat = masks.reshape(len(masks), masks.shape[1] * masks.shape[2])

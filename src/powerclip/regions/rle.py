@@ -16,11 +16,7 @@ def encode(mask: NDArray[np.bool_]) -> str:
 
 
 def read_runs(rle: str, height: int, width: int) -> list[int]:
-    """Lengths of the runs of a COCO run-length string, alternately off and on, column by column.
-
-    Raises:
-        ValueError: the string does not describe a mask of that size.
-    """
+    """Lengths of a COCO string's runs, off and on in turn, column by column; ValueError if they do not fit the size."""
     try:
         runs = _runs(rle.encode("ascii"))
         if sum(runs) != height * width:
