@@ -257,12 +257,7 @@ def _recipe_of(argv: Sequence[str]) -> TrainConfig:
 
 
 def parse(name: str, argv: Sequence[str]) -> Any:
-    """A command, ready to run, from its name and arguments.
-
-    Raises:
-        PowerclipError: the arguments are wrong; the message is tyro's in one line.
-        SystemExit: they ask for help, which is printed.
-    """
+    """A command, ready to run; PowerclipError with tyro's message in one line; SystemExit once help is printed."""
     given: dict[str, Any] = {}
     if required := {"train": ("data", "output"), "compare": ("data", "output", "objectives")}.get(name):
         given["default"] = COMMANDS[name](**dict.fromkeys(required, tyro.MISSING), config=_recipe_of(argv))

@@ -30,22 +30,12 @@ def compare(
 ) -> Path | None:
     """Train and evaluate every config with every seed; write and print mean and standard deviation.
 
-    The runs are stored in ``output/NAME-seed-N``, next to ``comparison.md``, ``.csv`` and ``.png``. A second call on
-    the same folder skips finished runs and continues an interrupted one.
+    The runs are stored in ``output/NAME-seed-N``, next to ``comparison.md``, ``.csv`` and ``.png``; N counts from the
+    config's own seed. The default evaluation is on the generated scenes. A second call on the same folder skips
+    finished runs and continues an interrupted one.
 
-    Args:
-        configs: settings of the runs by name.
-        seeds: runs of each; their seeds count from the config's own.
-        data: shards to train on.
-        output: folder of the comparison.
-        evaluation: how to evaluate; by default on the generated scenes.
-        console: where the table goes.
-
-    Returns:
-        The Markdown table's path, or None when interrupted.
-
-    Raises:
-        PowerclipError: ``output`` holds runs of other settings, data or evaluation; or there is nothing to compare.
+    Returns the Markdown table's path, or None when interrupted. PowerclipError if ``output`` holds runs of other
+    settings, data or evaluation, or there is nothing to compare.
     """
     evaluation = evaluation or EvaluateConfig(suite=("scenes",))
     if not configs or seeds < 1:
@@ -84,14 +74,8 @@ def finish_runs(
 ) -> bool:
     """Train and evaluate what is unfinished of the runs; return whether all are finished, False when interrupted.
 
-    Args:
-        configs: settings of each run by its folder.
-        data: shards to train on.
-        evaluate: evaluates a run folder and leaves ``evaluation.json`` in it.
-        console: gets a line that says how to continue after an interruption.
-
-    Raises:
-        PowerclipError: a folder holds a run with other settings.
+    ``configs`` holds each run's settings by its folder; ``evaluate`` leaves ``evaluation.json`` in the folder that it
+    is given. PowerclipError if a folder holds a run with other settings.
     """
     for path, config in configs.items():
         run = RunFolder(path)

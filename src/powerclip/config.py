@@ -355,8 +355,7 @@ class PrepareConfig:
     workers: int = 1
     """Processes that make shards in parallel."""
     ray: str | None = None
-    """Run on the Ray cluster at this address instead; auto: the cluster that this machine belongs to. The paths must be
-    the same on every node."""
+    """Run on the Ray cluster at this address (auto: this machine's); the paths must be the same on every node."""
     gpu_share: float = 0.25
     """Share of a GPU that each of Ray's workers takes for SAM."""
 
@@ -371,11 +370,7 @@ def to_yaml(config: object) -> str:
 
 
 def from_dict(cls: type[T], values: object, *, where: str = "config") -> T:
-    """Build a config dataclass from nested dicts.
-
-    Raises:
-        ValueError: a key is unknown or missing, or a value is refused; the message names the place.
-    """
+    """A config dataclass from nested dicts; ValueError names the place of an unknown, missing or refused setting."""
     if not isinstance(values, dict):
         raise ValueError(f"{where} holds {type(values).__name__}; expected a mapping of settings")
     hints = typing.get_type_hints(cls)
@@ -421,11 +416,7 @@ def _described(hint: Any) -> str:
 
 
 def load_config(path: Path) -> TrainConfig:
-    """Read the ``config.yaml`` of a run folder.
-
-    Raises:
-        ValueError: the file cannot be read, or holds something else; the message names the place.
-    """
+    """Read the ``config.yaml`` of a run folder; ValueError names the place of what is wrong."""
     values = read_yaml(path)
     objective = values.get("objective") if isinstance(values, dict) else None
     if isinstance(objective, dict) and objective.get("powerset_weight") == 0:  # how earlier versions said it
@@ -435,10 +426,9 @@ def load_config(path: Path) -> TrainConfig:
 
 
 def read_yaml(path: Path) -> Any:
-    """The value in a small YAML file without aliases, which could make it grow without bounds.
+    """The value in a YAML file of up to ``MAX_YAML_BYTES``, without aliases, which could make it grow without bounds.
 
-    Raises:
-        ValueError: the file cannot be read, or is larger than ``MAX_YAML_BYTES``, or is not such YAML.
+    ValueError if the file cannot be read, is larger, or is not such YAML.
     """
     try:
         with path.open("rb") as file:

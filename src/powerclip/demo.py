@@ -27,27 +27,13 @@ def demo_configs(*, steps: int | None = None, seed: int = 0) -> dict[str, TrainC
 
 
 def run_demo(
-    output: Path,
-    configs: Mapping[str, TrainConfig],
-    *,
-    console: Console,
-    scenes: int = 16384,
-    images: int = 400,
+    output: Path, configs: Mapping[str, TrainConfig], *, console: Console, scenes: int = 16384, images: int = 400
 ) -> Path | None:
     """Train the models, evaluate them, print the table and write ``output/report.html``; continue an interrupted demo.
 
-    Args:
-        output: folder for the data, a run of each config by its name, and the report.
-        configs: settings of the runs; the seed of the first decides the training scenes, too.
-        console: where the table goes.
-        scenes: training scenes to generate.
-        images: images of each evaluation task.
-
-    Returns:
-        The report, or None when interrupted.
-
-    Raises:
-        PowerclipError: ``output`` holds runs with other settings.
+    ``output`` also holds the data, ``scenes`` training scenes by the first config's seed, and a run of each config by
+    its name; an evaluation task has ``images`` images. Returns the report, or None when interrupted. PowerclipError if
+    ``output`` holds runs with other settings.
     """
     seed = next(iter(configs.values())).seed
     data = training_scenes(output / "scenes" / f"train-{scenes}-seed-{seed}", count=scenes, seed=seed)

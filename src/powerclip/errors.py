@@ -19,11 +19,7 @@ class BadSampleError(ValueError):
 
 
 def one_of(name: str, value: object, allowed: Iterable[object]) -> None:
-    """Check an argument that has a few allowed values.
-
-    Raises:
-        ValueError: the value is not one of them; the message names the argument and the values.
-    """
+    """Check an argument that has a few allowed values; ValueError names it and them."""
     values = tuple(allowed)
     if value not in values:
         raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(str, values))}")

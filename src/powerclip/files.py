@@ -19,10 +19,8 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """Open a file for writing that takes its name when the block ends; an error in the block leaves what was there.
 
     The content goes to ``.NAME.HOST-PID-RANDOM.tmp`` in the same folder, which must exist, is synced to the disk and
-    renamed over ``path``. The name is unique, so that two writers of one file never share a temporary one.
-
-    Raises:
-        OSError: it cannot be written; nothing is left behind.
+    renamed over ``path``. The name is unique, so that two writers of one file never share a temporary one. If the file
+    cannot be written (OSError), nothing is left behind.
     """
     unique = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
     temporary = path.with_name(f".{path.name.lstrip('.')}.{unique}.tmp")
@@ -51,9 +49,6 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     The files in it are synced to the disk. A folder that has the name already is moved aside, then deleted. Only one
     writer at a time: the temporary folder is always ``.NAME.tmp``; the next writer clears what a killed one left, and
     puts ``.NAME.old`` back if that one was killed between the two renames.
-
-    Raises:
-        OSError: it cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary, old = path.with_name(f".{path.name}.tmp"), path.with_name(f".{path.name}.old")
@@ -82,18 +77,13 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 def write_json(path: Path, value: Any) -> None:
     """Write a value as indented JSON, atomically; paths become strings, and NaN and infinities, which JSON lacks, null.
 
-    Raises:
-        TypeError: the value holds something that JSON cannot; as with an OSError, what was there stays.
+    TypeError if the value holds something that JSON cannot; as with an OSError, what was there stays.
     """
     atomic_write(path, json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
-    """The value in a JSON file.
-
-    Raises:
-        ValueError: it is not JSON in UTF-8; the message names the file.
-    """
+    """The value in a JSON file; ValueError, which names the file, if it is not JSON in UTF-8."""
     try:
         return json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:

@@ -94,11 +94,7 @@ RECIPES: dict[str, Callable[[], TrainConfig]] = {
 
 
 def recipe(name: str) -> TrainConfig:
-    """The config of a named recipe.
-
-    Raises:
-        PowerclipError: no recipe has that name.
-    """
+    """The config of a named recipe; PowerclipError if there is none of that name."""
     if name not in RECIPES:
         known = f"recipes: {', '.join(RECIPES)}"
         raise PowerclipError(f"unknown recipe {name!r}; {did_you_mean(name, RECIPES, otherwise=known)}")

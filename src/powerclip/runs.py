@@ -66,13 +66,9 @@ class RunFolder:
         """The results of ``powerclip evaluate``."""
 
     def check(self, config: TrainConfig, *, resume: bool) -> str:
-        """Check that a run can start here, or continue; nothing is written.
+        """Check, without writing, that a run can start here, or continue; PowerclipError if not.
 
-        Returns:
-            The settings that decide what is learnt and have changed since the run started, in words; else empty.
-
-        Raises:
-            PowerclipError: the path is a file, or a folder that holds something else or a run with other settings.
+        Returns in words which settings that decide what is learnt have changed since the run started; else empty.
         """
         output = self.path
         if output.exists() and not output.is_dir():
@@ -102,10 +98,8 @@ class RunFolder:
     def open(self, config: TrainConfig, data: DataProvenance, *, resume: bool) -> Path | None:
         """Create the folder, or find the checkpoint to resume from; all processes take part and get the same answer.
 
-        A new run's config and data are recorded.
-
-        Raises:
-            PowerclipError: the processes do not share the folder, or its run was trained on other data.
+        A new run's config and data are recorded. PowerclipError if the processes do not share the folder, or its run
+        was trained on other data.
         """
         found = self.latest_checkpoint() if resume else None
         before = self.data() if found is not None else None
@@ -138,19 +132,11 @@ class RunFolder:
             write_json(self.status_file, {"step": step, "steps": steps, "finished": step >= steps})
 
     def config(self) -> TrainConfig:
-        """The settings of the run.
-
-        Raises:
-            ValueError: ``config.yaml`` is missing or damaged.
-        """
+        """The settings of the run; ValueError if ``config.yaml`` is missing or damaged."""
         return load_config(self.config_file)
 
     def data(self) -> DataProvenance | None:
-        """The data the run was trained on; None if it does not say, as runs of earlier versions do not.
-
-        Raises:
-            ValueError: ``data.json`` is damaged.
-        """
+        """The data of the run, None if it does not say (earlier versions); ValueError if ``data.json`` is damaged."""
         if not self.data_file.exists():
             return None
         return from_dict(DataProvenance, read_json(self.data_file), where=str(self.data_file))

@@ -41,7 +41,6 @@ class MultiLabel:
     """For each image and class, 1 if the image has the class, otherwise 0."""
     class_names: Sequence[str]
     templates: Sequence[str]
-    """Prompts with one ``{c}`` where the class name goes."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -78,11 +78,7 @@ class Features:
     """(B, T) bool, False = padding."""
 
     def dense(self) -> tuple[Tensor, Tensor, Tensor]:
-        """``patches``, ``tokens`` and ``token_mask``, for the losses that need them.
-
-        Raises:
-            ValueError: one of them is not there.
-        """
+        """``patches``, ``tokens`` and ``token_mask``, for the losses that need them; ValueError if one is not there."""
         if self.patches is None or self.tokens is None or self.token_mask is None:
             raise ValueError("the features lack patches, tokens or token_mask; take those of PowerCLIP.forward")
         return self.patches, self.tokens, self.token_mask
@@ -112,9 +108,8 @@ class DataProvenance:
     sources: tuple[str, ...]
     """Absolute paths, patterns or URLs, in the order in which they were given."""
     samples: int
-    """Image-caption pairs in all of them."""
     shards: int
-    """Tar files in all of them."""
+    """Image-caption pairs and tar files in all of them."""
     digest: str
     """Hash of the shards' names and content: the same for the same shards in another folder, and for no others."""
 

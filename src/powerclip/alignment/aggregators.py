@@ -89,7 +89,7 @@ def aggregate(
 
 
 def linear_and_even(s: Tensor, *, tau: float, activation: T2Activation = "tanh") -> tuple[Tensor, Tensor]:
-    """The sums T2 is made of: (..., M, K) s, 0 if absent, to (..., K) sum_m s / 2 and sum_m tau F(s / (2 tau))."""
+    """(..., K) sum_m s / 2 and sum_m tau F(s / (2 tau)), which T2 is made of; s (..., M, K) is 0 for absent regions."""
     half = s / 2
     even = T2_LIMITS[activation](half) if tau == 0 else tau * T2_ACTIVATIONS[activation](half / tau)
     return half.sum(dim=-2), even.sum(dim=-2)

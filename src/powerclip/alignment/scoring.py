@@ -1,5 +1,4 @@
-"""Which method turns the similarities of regions and phrases into two scores, and its settings; the formulas are in
-``aggregators``, ``subsets`` and ``reference``."""
+"""Which method turns s into two scores, and its settings; formulas: ``aggregators``, ``subsets``, ``reference``."""
 
 from __future__ import annotations
 

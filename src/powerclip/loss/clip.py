@@ -29,10 +29,7 @@ def clip_loss(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:
 
 
 def contrast(i2t_BC: Tensor, t2i_BC: Tensor, *, start: int) -> Tensor:
-    """() mean of both cross-entropies over the C pairs of all processes.
-
-    Row i of this process's (B, C) logits, of images to texts and of texts to images, belongs to pair ``start + i``.
-    """
+    """() mean of both (B, C) cross-entropies over the C pairs of all processes; row i belongs to pair ``start + i``."""
     labels_B = torch.arange(start, start + len(i2t_BC), device=i2t_BC.device)
     i2t, t2i = (F.cross_entropy(logits, labels_B, reduction="sum") for logits in (i2t_BC, t2i_BC))
     share = (i2t + t2i) / (2 * i2t_BC.shape[1])

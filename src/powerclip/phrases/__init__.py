@@ -16,8 +16,7 @@ __all__ = ["Parser", "Phrase", "PhraseTree", "clean_caption", "encode_caption", 
 def load_parser(name: str = "spacy") -> Parser:
     """A parser by name: "spacy" (its small English model), "spacy:PIPELINE", "benepar" or "benepar:MODEL".
 
-    Raises:
-        PowerclipError: the name or its pipeline is unknown.
+    PowerclipError if the name or its pipeline is unknown.
     """
     kind, _, pipeline = name.partition(":")
     if kind == "benepar":

@@ -23,8 +23,7 @@ class BeneparParser(SpacyParser):
     def __init__(self, model: str, *, spacy_pipeline: str) -> None:
         """Load a model by name ("benepar_en3", fetched beforehand with ``benepar.download``) or from a folder.
 
-        Raises:
-            PowerclipError: benepar or the model is not installed, or spaCy has no such pipeline.
+        PowerclipError if benepar, the model or the spaCy pipeline is not installed.
         """
         try:
             import benepar  # noqa: F401 (it registers its component with spaCy)

@@ -1,5 +1,4 @@
-"""How captions are cleaned, once, where they enter (``data.sample.read_caption`` then refuses empty ones); what a parser
-is given of them, and what a word is."""
+"""How captions are cleaned, once, where they enter; what a parser is given of them, and what a word is."""
 
 from __future__ import annotations
 
@@ -42,8 +41,7 @@ def clean_caption(text: str) -> str:
 def parser_text(caption: str) -> str:
     """What a parser is given of a caption: its beginning, with a space in long rows of signs; offsets stay the same.
 
-    Raises:
-        ValueError: the caption holds nothing but white space.
+    ValueError if the caption holds nothing but white space.
     """
     if not caption.strip():
         raise ValueError("the caption is empty")

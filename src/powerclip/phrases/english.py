@@ -15,10 +15,9 @@ REUPLOADED_SHA256 = "86e45dad8521f574685f7fc2af564ff71bfd2f97a93a33317992c7b7cfa
 
 
 def english_model() -> str:
-    """The name of the installed English pipeline of spaCy: its own package, else the re-upload, once its hash is verified.
+    """The name of spaCy's installed English pipeline: its own package, else the re-upload, once its hash is verified.
 
-    Raises:
-        PowerclipError: neither is installed, or the re-upload has other files.
+    PowerclipError if neither is installed, or the re-upload has other files.
     """
     if importlib.util.find_spec(ENGLISH_MODEL) is not None:
         return ENGLISH_MODEL

@@ -56,11 +56,7 @@ class SpacyParser:
     """Captions that spaCy parses at once."""
 
     def __init__(self, pipeline: str) -> None:
-        """Load an installed pipeline by name, or one from a folder.
-
-        Raises:
-            PowerclipError: spaCy has no such pipeline.
-        """
+        """Load an installed pipeline by name, or one from a folder; PowerclipError if spaCy has no such pipeline."""
         import spacy
 
         try:
@@ -112,10 +108,7 @@ class SpacyParser:
 
 
 def _leaves(words: Iterable[Any], caption: str) -> tuple[list[tuple[int, int]], dict[int, int]]:
-    """Character spans of the leaves, and the leaf of each word by its token index.
-
-    Hyphens join words to one leaf; so do emoji that touch.
-    """
+    """Character spans of the leaves (hyphens, and touching emoji, join words), and each word's leaf by token index."""
     leaves: list[tuple[int, int]] = []
     leaf_of: dict[int, int] = {}
     for word in words:

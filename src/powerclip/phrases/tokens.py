@@ -78,10 +78,7 @@ def encode_caption(caption: str, tree: PhraseTree, tokenizer: Any, *, context_le
 
 
 def clip_pieces(caption: str, *, count: int) -> list[tuple[int, int]]:
-    """The character spans of a clean caption that the first ``count`` pieces of CLIP's own tokenizer cover.
-
-    Pieces that share a character of several bytes have overlapping spans.
-    """
+    """Spans of a clean caption's characters that the first ``count`` pieces of CLIP's tokenizer cover; may overlap."""
     tokenizer = _clip_tokenizer()
     # Not the tokenizer's cleaning: the caption is clean, and the letters that change their length must keep their place.
     folded = [(i, c) for i, character in enumerate(caption) for c in character.lower()]

@@ -20,12 +20,10 @@ class Phrase:
     """A node of the constituency tree: a label and an inclusive range of leaves."""
 
     label: str
-    """Penn Treebank label: NP, VP, PP, S, or X where it is not known; "CAPTION" for the complete caption where the parse
-    has no phrase."""
+    """Penn Treebank label: NP, VP, PP, S; X where it is not known; "CAPTION" for a caption without any phrase."""
     first: int
-    """Index of the first leaf."""
     last: int
-    """Index of the last leaf, inclusive."""
+    """Indices of the first and last leaf, inclusive."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,11 +87,7 @@ class PhraseTree:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> PhraseTree:
-        """Read the content of a ``KEY.phrases.json`` file.
-
-        Raises:
-            ValueError: the value does not have that form; the message says where.
-        """
+        """Read the content of a ``KEY.phrases.json`` file; ValueError says where it does not have that form."""
         try:
             leaves = tuple((int(start), int(end)) for start, end in value["leaves"])
             phrases = tuple(
@@ -125,17 +119,12 @@ class Parser(Protocol):
     def parse(self, captions: Iterable[str]) -> Iterator[PhraseTree]:
         """One tree for each caption, in order; captions are expected clean (``powerclip.phrases.clean``).
 
-        Raises:
-            ValueError: a caption holds nothing but white space.
+        ValueError if a caption holds nothing but white space.
         """
 
 
 def whole_caption_tree(caption: str) -> PhraseTree:
-    """Words split at white space, and one phrase over all of them: for captions without a parse.
-
-    Raises:
-        ValueError: the caption holds nothing but white space.
-    """
+    """Words split at white space and one phrase over all, for a caption without a parse; ValueError if it is blank."""
     leaves = [match.span() for match in islice(re.finditer(r"\S+", caption), MAX_WORDS)]
     if not leaves:
         raise ValueError("the caption is empty")

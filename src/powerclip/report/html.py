@@ -25,14 +25,9 @@ EXAMPLES = 6
 
 
 def write_report(runs: Mapping[str, Path], output: Path) -> Path:
-    """Write a page on runs: results, curves, grounding, settings. It says what a run lacks.
+    """Write an HTML page on runs, by the name to show: results, curves, grounding, settings. It says what a run lacks.
 
-    Args:
-        runs: run folders by the name to show.
-        output: the HTML file, written atomically; its folder is created.
-
-    Raises:
-        PowerclipError: a folder does not exist.
+    The write is atomic and creates the file's folder. PowerclipError if a run's folder does not exist.
     """
     for name, run in runs.items():
         if not run.is_dir():

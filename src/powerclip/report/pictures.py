@@ -33,7 +33,6 @@ class PhraseGrounding:
 
     text: str
     label: str
-    """Its label in the tree."""
     heat: Tensor
     """(rows, columns) on the patch grid: the summed similarity of the grounding regions over a patch, divided by the
     number of regions that cover it."""
@@ -58,12 +57,8 @@ def ground(
 ) -> Grounding:
     """Ground the phrases of a caption in an image; the tokens, for a model that was trained on tokens.
 
-    Args:
-        model: in evaluation mode.
-        image: of any size; it goes through the model's own transform.
-        caption: the text that ``tree`` refers to.
-        tree: its phrases.
-        masks: (M, N) bool regions on the patch grid; boxes of fixed sizes by default.
+    The model must be in evaluation mode; an image of any size goes through its own transform. ``masks`` are (M, N) bool
+    regions on the patch grid, boxes of fixed sizes by default.
     """
     tokenizer: Any = make_tokenizer(model)
     encoded = encode_caption(caption, tree, tokenizer, context_length=model.context_length)

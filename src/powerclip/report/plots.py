@@ -35,10 +35,7 @@ STYLE = {
 
 @rc_context(STYLE)
 def curves(metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
-    """One panel per metric, with a smoothed line for each run's ``metrics.jsonl`` over the values, which are faint.
-
-    What is not a number is left out.
-    """
+    """A panel per metric: each run's values, faint, under a smoothed line; what is not a number is left out."""
     figure = Figure(figsize=(11, 2.9), layout="constrained")
     panels = figure.subplots(1, len(PANELS))
     for axes, (name, title) in zip(panels, PANELS.items(), strict=True):

@@ -34,11 +34,7 @@ class Pair(NamedTuple):
 
 
 def own_pairs(runs: Mapping[str, Path], *, count: int) -> tuple[list[Pair], list[str]]:
-    """Up to ``count`` pairs of the data that runs were trained on, an equal share of each source.
-
-    Returns:
-        The pairs, and for everything that could not be used a sentence that says why.
-    """
+    """Up to ``count`` pairs of the runs' data, an equal share of each source, and why others could not be used."""
     sources: dict[str, None] = {}
     notes = []
     for name, run in runs.items():

@@ -28,8 +28,7 @@ __all__ = ["Split", "evaluation_tasks", "generate", "sample"]
 def generate(split: Split, *, count: int, seed: int, image_size: int = 64) -> Iterator[Sample]:
     """The first ``count`` samples of a split, with images of ``image_size`` by ``image_size`` pixels (at least 32).
 
-    Raises:
-        ValueError: no such split, a negative count, or images too small.
+    ValueError if there is no such split, the count is negative, or the images are too small.
     """
     one_of("split", split, get_args(Split))
     if count < 0:

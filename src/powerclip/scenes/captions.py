@@ -100,10 +100,7 @@ def _existence(phrase: Node, random: np.random.Generator, form: str) -> Node:
 
 
 def write(tree: Node, *, sentence: bool = False) -> tuple[str, PhraseTree]:
-    """A tree as text, and its gold words and phrases in character offsets.
-
-    A sentence begins with a capital and ends with a full stop, which belongs to no phrase.
-    """
+    """A tree as text, with gold words and phrases in character offsets; a sentence gets a capital and a full stop."""
     text = ""
     leaves: list[tuple[int, int]] = []
     spans: list[Span] = []
@@ -143,10 +140,7 @@ def mention(thing: Object, random: np.random.Generator) -> Mention:
 
 
 def describe(scene: Scene, random: np.random.Generator) -> tuple[str, PhraseTree, list[Statement]]:
-    """A true caption of a scene in up to two clauses, its gold phrases, and what it states.
-
-    An object whose colour-shape pair training never shows is always named.
-    """
+    """A true caption of up to two clauses, its gold phrases, and what it states; held-out pairs are always named."""
     order = [scene[i] for i in random.permutation(len(scene))]
     order.sort(key=lambda thing: (thing.colour, thing.shape) not in HELD_OUT)
     statements = [_statement(order[:2], random)]

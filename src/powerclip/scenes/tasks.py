@@ -33,12 +33,9 @@ KINDS = ("replace_obj", "replace_att", "replace_rel", "swap_obj", "swap_att", "a
 
 
 def evaluation_tasks(*, seed: int, size: int, image_size: int = 64) -> list[Task]:
-    """All tasks on scenes, of ``size`` images each (the quadruples: pairs of images) with sides of ``image_size`` pixels.
+    """All tasks on scenes, of ``size`` images each (the quadruples: pairs of images) of ``image_size`` pixels a side.
 
-    The seed determines the images; the training splits never draw from these streams.
-
-    Raises:
-        ValueError: size is not positive.
+    The seed determines the images; the training splits never draw from these streams. ValueError if size is below 1.
     """
     if size < 1:
         raise ValueError(f"size is {size}; it must be at least 1")

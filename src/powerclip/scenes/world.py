@@ -33,9 +33,8 @@ class Object:
     size: str
     texture: str
     x: float
-    """Centre from the left, as a share of the image's side."""
     y: float
-    """Centre from the top, as a share of the image's side."""
+    """Centre from the left and from the top, as shares of the image's side."""
 
     @property
     def radius(self) -> float:
