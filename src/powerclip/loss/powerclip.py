@@ -20,12 +20,10 @@ class PowerCLIPLoss(nn.Module):
         powerset: PowersetAlignmentLoss | None = None,
         equal_captions: EqualCaptions = "negatives",
     ) -> None:
-        """Set up the loss.
+        """Set up the loss; ValueError if the weight is negative.
 
-        Args:
-            weight: lambda, 0 or more (else ValueError); 0 is plain CLIP and computes no powerset term.
-            powerset: the alignment loss; with its defaults if none is given.
-            equal_captions: whether pairs with the same caption are negatives of each other in the powerset term.
+        A weight of 0 is plain CLIP and computes no powerset term. ``powerset`` is by default the alignment loss with
+        its defaults; ``equal_captions`` says whether pairs with the same caption are negatives of each other in it.
         """
         super().__init__()
         if not weight >= 0:

@@ -35,18 +35,11 @@ class SAM:
         longest_side: int = LONGEST_SIDE,
         **settings: Any,
     ) -> None:
-        """Read a model's configuration; the weights are loaded for the first image.
+        """Read the configuration of a model, a hub name or a folder; the weights are loaded for the first image.
 
-        Args:
-            model: hub name or local folder.
-            device: "auto", "cpu", "cuda", ...
-            dtype: of weights and arithmetic; bfloat16 on a GPU and float32 elsewhere by default.
-            points_per_batch: points per call of the mask decoder; ``GPU_POINTS`` or ``POINTS`` by default.
-            longest_side: as ``LONGEST_SIDE``.
-            settings: of the pipeline: ``pred_iou_thresh``, ``stability_score_thresh``, ``crops_n_layers``, ...
-
-        Raises:
-            PowerclipError: transformers is not installed, or there is no such model.
+        By default the weights and the arithmetic are bfloat16 and ``points_per_batch`` is ``GPU_POINTS`` on a GPU, and
+        float32 and ``POINTS`` elsewhere. ``settings`` are the pipeline's: ``pred_iou_thresh``, ``crops_n_layers``, ...
+        PowerclipError if transformers is not installed, or there is no such model.
         """
         try:
             from transformers import MODEL_FOR_MASK_GENERATION_MAPPING, AutoConfig
