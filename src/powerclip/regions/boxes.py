@@ -9,8 +9,8 @@ from torch import Tensor
 def random_boxes(images: int, *, regions: int, grid: tuple[int, int], generator: torch.Generator) -> Tensor:
     """(B, M, N) bool boxes on the CPU: centre, width and height uniform over the grid (Kawamura et al., CVPR 2026).
 
-    A box is clipped at the border and always holds the patch of its centre. N = rows x columns, row-major. The boxes
-    are a function of the state of the generator, one on the CPU.
+    A box is clipped at the border and always holds the patch of its centre. B is ``images``, M ``regions`` and N
+    rows x columns, row-major. The boxes are a function of the state of the generator, one on the CPU.
     """
     shape = (images, regions)
     row, column = (_random_interval(shape, size, generator) for size in grid)  # (B, M, rows), (B, M, columns)
