@@ -16,6 +16,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -75,7 +76,8 @@ def main(options: Options) -> None:
         loader = build_loader(config, model, open_data(Path(folder) / "data"))
         device = torch.device(options.device)
         engine = Engine(config, model, device=device, steps=options.steps + 3, output=Path(folder))
-        seconds = timed_steps(engine, loader.epoch(0))
+        batches = islice((batch for (batch,) in loader.steps(0)), loader.batches_per_epoch)
+        seconds = timed_steps(engine, batches)
     parts = {name: statistics.median(values[3:]) for name, values in seconds.items()}
     total = sum(parts.values())
     table = Table(title=f"{options.model}, {options.batch_size} pairs, M = {options.regions}, {options.device}")
@@ -101,7 +103,6 @@ def timed_steps(engine: Engine, batches) -> dict[str, list[float]]:
         seconds[name].append(time.perf_counter() - start)
         return value
 
-    batches = iter(batches)
     while (batch := timed("data", lambda: next(batches, None))) is not None:
         batch = batch.to(engine.device)
         model.train()

@@ -14,7 +14,7 @@ from powerclip.errors import BadSampleError, PowerclipError
 from powerclip.regions import RegionAnnotation
 from powerclip.scenes import generate
 from tests.support.images import encoded
-from tests.support.loaders import batches_of, loader_of
+from tests.support.loaders import batches_of, epoch_of, loader_of
 from tests.support.models import tiny_tower
 from tests.support.tars import npy, write_tar
 
@@ -68,7 +68,7 @@ def test_as_many_as_asked_for_are_drawn_anew_each_time():
 def test_fewer_than_m_or_none_is_normal(count, tmp_path):
     masks = np.ones((count, 40, 60), bool)
     write_shards([sample_of(masks), sample_of(np.ones((1, 40, 60), bool), key="b")], tmp_path)
-    (batch,) = loader_of(tmp_path, batch_size=2, regions=5, shuffle=False).epoch(0)
+    (batch,) = epoch_of(loader_of(tmp_path, batch_size=2, regions=5, shuffle=False))
     assert batch.region_masks.shape == (2, 5, 64)
     assert batch.region_masks.any(dim=2).sum(dim=1).tolist() == [count, 1]
 
@@ -96,9 +96,9 @@ def test_regions_that_cannot_be_used_make_a_bad_sample(change, reason):
 def test_scenes_carry_their_regions_into_batches(tmp_path):
     write_shards(generate("train", count=16, seed=0), tmp_path)
     objects = {s.key: len(s.regions.rles) for s in read_shards(tmp_path)}
-    (batch,) = loader_of(tmp_path, batch_size=16, regions=6).epoch(0)
+    (batch,) = epoch_of(loader_of(tmp_path, batch_size=16, regions=6))
     assert batch.region_masks.any(dim=2).sum(dim=1).tolist() == [objects[key] for key in batch.keys]
-    (again,) = loader_of(tmp_path, batch_size=16, regions=6, workers=1).epoch(0)
+    (again,) = epoch_of(loader_of(tmp_path, batch_size=16, regions=6, workers=1))
     assert torch.equal(batch.region_masks, again.region_masks)
 
 
@@ -122,7 +122,7 @@ def published(tmp_path, lens, cat, *, name="shard.tar"):
 def test_published_shards_are_read_on_their_own_grid(tmp_path):
     published(tmp_path, npy([2, 0, 3]), npy([0, 1, 15, 14, 195]))
     tower = replace(tiny_tower(crop="none"), grid=(14, 14))
-    (batch,) = loader_of(tmp_path, tower, batch_size=1, regions=4, crop="none").epoch(0)
+    (batch,) = epoch_of(loader_of(tmp_path, tower, batch_size=1, regions=4, crop="none"))
     found = {tuple(region.nonzero().flatten().tolist()) for region in batch.region_masks[0]}
     assert found == {(0, 1), (14, 15, 195), ()}
     assert batch.leaf_of_token[0, :4].tolist() == [-1, 0, 1, -1]

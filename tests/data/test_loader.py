@@ -13,7 +13,7 @@ from powerclip.errors import PowerclipError, RunFailedError
 from powerclip.phrases.tree import Phrase, PhraseTree
 from powerclip.scenes import generate
 from tests.support.images import one_colour
-from tests.support.loaders import batches_of, loader_of
+from tests.support.loaders import batches_of, epoch_of, loader_of
 from tests.support.tars import write_tar
 
 TREE = PhraseTree(leaves=((0, 1), (2, 5)), phrases=(Phrase(label="NP", first=0, last=1),), parser="test")
@@ -37,7 +37,7 @@ def plain(tokenizer):
 def test_a_large_batch_bears_the_share_of_bad_samples_that_is_allowed(plain, tmp_path):
     write_pairs(tmp_path / "a.tar", 2400, bad=range(0, 2400, 20))
     loader = loader_of(tmp_path, plain, batch_size=2400)
-    assert [len(batch) for batch in loader.epoch(0)] == [2400]
+    assert [len(batch) for batch in epoch_of(loader)] == [2400]
     assert loader.bad == {"corrupt image": 120}
 
 
@@ -45,7 +45,7 @@ def test_a_bad_shard_among_good_ones_does_not_end_the_epoch(plain, tmp_path):
     for number in range(10):
         write_pairs(tmp_path / f"{number}.tar", 150, bad=range(150) if number == 7 else ())
     loader = loader_of(tmp_path, plain, batch_size=100, shuffle=False, max_bad_share=0.15)
-    assert len(list(loader.epoch(0))) == 15
+    assert len(list(epoch_of(loader))) == 15
     assert loader.bad == {"corrupt image": 150}
 
 
@@ -53,13 +53,13 @@ def test_keys_that_return_in_another_shard_are_counted_apart(plain, tmp_path):
     for number in range(2):
         write_pairs(tmp_path / f"{number}.tar", 60, bad=range(20))
     loader = loader_of(tmp_path, plain, batch_size=10, max_bad_share=0.9)
-    list(loader.epoch(0))
+    list(epoch_of(loader))
     assert loader.bad == {"corrupt image": 40}
 
 
 def test_no_sample_stands_in_for_many(plain, tmp_path):
     write_pairs(tmp_path / "a.tar", 1000, bad=range(300, 350))
-    shown = Counter(k for b in loader_of(tmp_path, plain, batch_size=100).epoch(0) for k in b.keys)
+    shown = Counter(k for b in epoch_of(loader_of(tmp_path, plain, batch_size=100)) for k in b.keys)
     assert sum(shown.values()) == 1000
     assert max(shown.values()) == 2  # each of the 50 substitutes is another sample
 
@@ -68,8 +68,8 @@ def test_no_sample_stands_in_for_many(plain, tmp_path):
 def test_the_share_ends_the_epoch_once_a_hundred_were_seen(workers, plain, tmp_path):
     write_pairs(tmp_path / "a.tar", 400, bad=range(0, 400, 4))
     with pytest.raises(RunFailedError, match=r"samples are bad: \d+ corrupt image; fix the data"):
-        list(loader_of(tmp_path, plain, batch_size=20, workers=workers).epoch(0))
-    assert len(list(loader_of(tmp_path, plain, batch_size=20, workers=workers, max_bad_share=0.3).epoch(0))) == 20
+        list(epoch_of(loader_of(tmp_path, plain, batch_size=20, workers=workers)))
+    assert len(list(epoch_of(loader_of(tmp_path, plain, batch_size=20, workers=workers, max_bad_share=0.3)))) == 20
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -77,7 +77,7 @@ def test_samples_without_phrases_are_counted_and_warned_of_once(workers, plain, 
     write_pairs(tmp_path / "a.tar", 8, tree=None)
     loader = loader_of(tmp_path, plain, batch_size=4, workers=workers)
     with caplog.at_level(logging.WARNING):
-        batches = [*loader.epoch(0), *loader.epoch(1)]
+        batches = [*epoch_of(loader), *epoch_of(loader, 1)]
     assert loader.without_phrases == 16
     assert [record.message for record in caplog.records if "without phrases" in record.message] == [
         "samples without phrases: the caption is their only phrase; powerclip prepare adds phrases"
@@ -87,7 +87,7 @@ def test_samples_without_phrases_are_counted_and_warned_of_once(workers, plain, 
 
 def test_a_tree_without_a_phrase_counts_as_the_whole_caption(plain, tmp_path):
     write_pairs(tmp_path / "a.tar", 2, tree=PhraseTree(leaves=TREE.leaves, phrases=(), parser="test"))
-    (batch,) = loader_of(tmp_path, plain, batch_size=2).epoch(0)
+    (batch,) = epoch_of(loader_of(tmp_path, plain, batch_size=2))
     assert batch.phrase_spans.tolist() == [[[0, 1]]] * 2
 
 
@@ -95,7 +95,7 @@ def test_augmentation_seeds_no_generator_but_the_cpu_s(plain, tmp_path, monkeypa
     write_pairs(tmp_path / "a.tar", 4)
     loader = loader_of(tmp_path, plain, batch_size=4)
     monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("the GPU's generator was seeded"))
-    assert len(list(loader.epoch(0))) == 1
+    assert len(list(epoch_of(loader))) == 1
 
 
 def test_an_epoch_shows_every_sample_at_most_once_in_a_fresh_order(scenes, tower):
@@ -118,7 +118,7 @@ def test_batches_do_not_depend_on_the_workers(options, scenes, tower):
 def test_starting_in_the_middle_gives_the_rest_and_leaves_the_global_generator(scenes, tower):
     loader = loader_of(scenes, tower)
     state = torch.get_rng_state()
-    rest = list(loader.epoch(0, start_batch=4))
+    rest = list(epoch_of(loader, 0, start_batch=4))
     assert torch.equal(state, torch.get_rng_state())
     for a, b in zip(rest, batches_of(scenes, tower)[4:], strict=True):
         assert torch.equal(a.images, b.images)
@@ -187,7 +187,7 @@ def test_bad_samples_are_skipped_and_counted(tmp_path, tower):
         members += [(f"{i:02d}.png", image), (f"{i:02d}.txt", b"" if i == 7 else b"a dog on a chair")]
     write_tar(tmp_path / "a.tar", members)
     loader = loader_of(tmp_path, tower, batch_size=10, max_bad_share=0.2)
-    for batch in loader.epoch(0):
+    for batch in epoch_of(loader):
         assert len(batch) == 10
         assert not {"03", "07"} & set(batch.keys)
     assert loader.bad == {"corrupt image": 1, "empty caption": 1}
@@ -199,7 +199,7 @@ def test_too_many_bad_samples_stop_the_epoch(workers, tmp_path, tower):
     write_tar(tmp_path / "a.tar", members)
     loader = loader_of(tmp_path, tower, batch_size=4, workers=workers)
     with pytest.raises(RunFailedError, match="20 of 20 samples are bad: 20 corrupt image"):
-        list(loader.epoch(0))
+        list(epoch_of(loader))
 
 
 def test_shards_that_cannot_be_used_are_one_clear_line(tmp_path, tower):

@@ -17,7 +17,7 @@ from powerclip.data.remote import RetryPolicy, ShardCache, fetch
 from powerclip.data.shards import write_shards
 from powerclip.errors import PowerclipError, RunFailedError
 from powerclip.scenes import generate
-from tests.support.loaders import loader_of
+from tests.support.loaders import epoch_of, loader_of
 
 QUICK = RetryPolicy(timeout_s=0.3, attempts=3, first_wait_s=0.01)
 
@@ -135,7 +135,7 @@ def test_remote_shards_give_the_batches_of_local_ones(store, cache, workers):
     remote = loader_of(shards_of(store), workers=workers, cache=cache)
     store.faults[:] = ["500", "reset"]
     local = loader_of(store.folder)
-    for a, b in zip(remote.epoch(1), local.epoch(1), strict=True):
+    for a, b in zip(epoch_of(remote, 1), epoch_of(local, 1), strict=True):
         assert a.keys == b.keys
         assert a.images.equal(b.images)
 
@@ -166,8 +166,8 @@ def test_counts_are_noted_and_copies_bounded(store, tmp_path):
     loader = loader_of(shards_of(store), cache=cache)
     assert {path for path, _ in store.asked[asked:]} <= {"/index.json", "/shard-000000.tar"}
     assert open_data(shards_of(store), cache=cache) == first
-    assert sorted(key for batch in loader.epoch(0) for key in batch.keys) == sorted(
-        key for batch in loader_of(store.folder).epoch(0) for key in batch.keys
+    assert sorted(key for batch in epoch_of(loader) for key in batch.keys) == sorted(
+        key for batch in epoch_of(loader_of(store.folder)) for key in batch.keys
     )
 
 
@@ -177,7 +177,7 @@ def test_a_store_that_vanishes_in_the_middle_ends_the_epoch_with_a_message(store
     loader = loader_of(shards_of(store), workers=workers, cache=cache)
     store.faults[:] = ["500"] * 100
     with pytest.raises(RunFailedError, match=r"^http.*could not be read in 3 attempts"):
-        list(loader.epoch(0))
+        list(epoch_of(loader))
     assert not loader.bad
 
 

@@ -11,7 +11,7 @@ import pytest
 from powerclip.data.shards import write_shards
 from powerclip.errors import RunFailedError
 from powerclip.scenes import generate
-from tests.support.loaders import loader_of
+from tests.support.loaders import epoch_of, loader_of
 from tests.support.models import tiny_tower
 
 
@@ -36,7 +36,7 @@ def test_an_error_within_a_worker_is_no_death(tmp_path, workers):
     write_shards(generate("train", count=4, seed=0), tmp_path)
     loader = loader_of(tmp_path, replace(tiny_tower(), transform=fails), batch_size=2, workers=1)
     with pytest.raises(RuntimeError, match="not the worker's end"):
-        next(loader.epoch(0))
+        next(epoch_of(loader))
     assert not workers()
 
 
@@ -44,7 +44,7 @@ def test_a_death_is_reported_when_the_next_batch_is_asked_for_and_nowhere_else(t
     write_shards(generate("train", count=64, seed=0), tmp_path, samples_per_shard=64)
     loader = loader_of(tmp_path, batch_size=2, workers=2)
     outside = signal.getsignal(signal.SIGCHLD)
-    batches = loader.epoch(0)
+    batches = epoch_of(loader)
     next(batches)
     kill(workers().pop())
     assert signal.getsignal(signal.SIGCHLD) == outside
@@ -54,8 +54,8 @@ def test_a_death_is_reported_when_the_next_batch_is_asked_for_and_nowhere_else(t
         next(batches)
     assert signal.getsignal(signal.SIGCHLD) == outside
     assert not workers()
-    assert len(list(loader.epoch(1))) == 32
-    batches = loader.epoch(2)
+    assert len(list(epoch_of(loader, 1))) == 32
+    batches = epoch_of(loader, 2)
     next(batches)
     assert len(workers()) == 2
     batches.close()

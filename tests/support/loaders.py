@@ -1,5 +1,8 @@
 """A loader of some data, opened for it."""
 
+from contextlib import closing
+from itertools import islice
+
 from powerclip.config import DataConfig
 from powerclip.data.loader import DEFAULT_CACHE, Loader, open_data
 from tests.support.models import tiny_tower
@@ -22,4 +25,11 @@ def loader_of(data, towers=None, *, batch_size=8, seed=3, cache=DEFAULT_CACHE, p
 
 def batches_of(data, towers=None, epoch=0, **options):
     """The batches of an epoch, as a list."""
-    return list(loader_of(data, towers, **options).epoch(epoch))
+    return list(epoch_of(loader_of(data, towers, **options), epoch))
+
+
+def epoch_of(loader, epoch=0, *, start_batch=0):
+    """The batches of one epoch, one after the other."""
+    with closing(loader.steps(epoch * loader.batches_per_epoch + start_batch)) as steps:
+        for (batch,) in islice(steps, loader.batches_per_epoch - start_batch):
+            yield batch

@@ -18,7 +18,7 @@ from powerclip.config import RegionSource
 from powerclip.data.collate import EncodedSample, collate
 from powerclip.data.images import decode_image
 from powerclip.data.index import open_index
-from powerclip.data.published import GRID as PUBLISHED_GRID
+from powerclip.data.published import patch_masks
 from powerclip.data.remote import Shard
 from powerclip.data.sample import REGION_FILES, Sample
 from powerclip.data.shards import SamplePlace
@@ -178,19 +178,11 @@ def transform_with_regions(
         BadSampleError: the stored regions are malformed, or of another size than the image.
     """
     if sample.regions is None:
-        return transform(image), _patch_regions(sample, count)
+        published = patch_masks(sample.patch_regions or ())
+        return transform(image), torch.from_numpy(published[torch.randperm(len(published))[:count]])
     drawn = torch.randperm(len(sample.regions.rles))[:count].tolist()
     masks = torch.from_numpy(stored_masks(sample.regions, (image.height, image.width), drawn))
     if not len(masks):
         return transform(image), torch.zeros((0, grid[0] * grid[1]), dtype=torch.bool)
     moved, masks = transform(image, tv_tensors.Mask(masks.to(torch.uint8)))
     return moved, masks_to_grid(masks.bool(), grid)
-
-
-def _patch_regions(sample: Sample, count: int) -> Tensor:
-    regions = sample.patch_regions or ()
-    chosen = torch.randperm(len(regions))[:count].tolist()
-    masks = torch.zeros((len(chosen), PUBLISHED_GRID[0] * PUBLISHED_GRID[1]), dtype=torch.bool)
-    for row, index in zip(masks, chosen, strict=True):
-        row[list(regions[index])] = True
-    return masks

@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count, islice, pairwise
 from pathlib import Path
@@ -246,34 +246,19 @@ class Loader:
         self._bad_places: set[int] = set()
         self._seen = 0
 
-    def epoch(self, epoch: int, *, start_batch: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch from ``start_batch`` on, in ``Order``'s order, without the incomplete last one.
+    def steps(self, step: int, *, pieces: int = 1) -> Iterator[list[Batch]]:
+        """Batches without end, from a step on: this process's part of each, in nearly equal pieces.
 
-        This process reads its part of each batch: its rows of the batch of all processes.
+        An epoch's are in ``Order``'s order, without the incomplete last one. Decoding processes read a piece at a time
+        and continue over the ends of epochs.
 
         Raises:
             RunFailedError: more than the allowed share of the samples is bad, a remote store is gone, or a decoding
                 process died.
         """
-        return self._read((epoch,), start_batch=start_batch, pieces=1)
-
-    def steps(self, step: int, *, pieces: int = 1) -> Iterator[list[Batch]]:
-        """Epoch after epoch without end, from a step on: this process's part of each batch, in nearly equal pieces.
-
-        Decoding processes read a piece at a time and continue over the ends of epochs.
-
-        Raises:
-            RunFailedError: as ``epoch``.
-        """
-        epoch, start = divmod(step, self.batches_per_epoch)
-        batches = self._read(count(epoch), start_batch=start, pieces=pieces)
-        while True:
-            yield equally_wide(list(islice(batches, pieces)))
-
-    def _read(self, epochs: Iterable[int], *, start_batch: int, pieces: int) -> Iterator[Batch]:
         loader = DataLoader(
             self.dataset,
-            sampler=self._requests(epochs, start_batch, pieces),
+            sampler=self._requests(step, pieces),
             batch_size=None,
             num_workers=self.settings.workers,
             generator=torch.Generator(),  # the main process's own random numbers stay untouched
@@ -284,36 +269,38 @@ class Loader:
             batches: Any = iter(loader)
         try:
             while True:
-                with worker_death_as_error():
-                    loaded: LoadedBatch | None = next(batches, None)
-                if loaded is None:
-                    return
-                if loaded.failure is not None:
-                    raise RunFailedError(loaded.failure)
-                self._count(loaded)
-                assert loaded.batch is not None
-                yield loaded.batch
+                yield equally_wide([self._next(batches) for _ in range(pieces)])
         finally:
             if self.settings.workers:  # now: the traceback of an error would keep them
                 batches._shutdown_workers()
 
-    def _requests(self, epochs: Iterable[int], start_batch: int, pieces: int) -> Iterator[Request]:
+    def _next(self, batches: Iterator[LoadedBatch]) -> Batch:
+        with worker_death_as_error():
+            loaded = next(batches)
+        if loaded.failure is not None:
+            raise RunFailedError(loaded.failure)
+        self._count(loaded)
+        assert loaded.batch is not None
+        return loaded.batch
+
+    def _requests(self, step: int, pieces: int) -> Iterator[Request]:
         """What is read: this process's part of each batch, in pieces."""
         number, parts = self._part
         first, size = number * self.batch_size // parts, self.batch_size // parts
         bounds = [first + round(piece * size / pieces) for piece in range(pieces + 1)]
         # If a sample may come several times in an epoch, its place distinguishes them.
         repeats = self.order.resample or self.order.weights is not None
-        for epoch in epochs:
+        first_epoch, batch = divmod(step, self.batches_per_epoch)
+        for epoch in count(first_epoch):
             order = self.order.epoch(epoch)
-            for start in range(start_batch * self.batch_size, len(order) - self.batch_size + 1, self.batch_size):
+            for start in range(batch * self.batch_size, len(order) - self.batch_size + 1, self.batch_size):
                 for low, high in pairwise(bounds):
                     positions = order[start + low : start + high].tolist()
                     yield [
                         (position, (epoch, position, place) if repeats else (epoch, position))
                         for place, position in enumerate(positions, start + low)
                     ]
-            start_batch = 0
+            batch = 0
 
     def _count(self, loaded: LoadedBatch) -> None:
         self._seen += len(loaded.batch or ()) + len(loaded.bad)

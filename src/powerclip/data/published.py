@@ -13,7 +13,7 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import permutations
 from typing import Any
 
@@ -55,6 +55,14 @@ def read_patch_regions(files: Mapping[str, bytes]) -> tuple[tuple[int, ...], ...
     if not possible.all() or lengths.sum() != len(patches) or not inside.all():
         raise BadSampleError("samlens.npy and samcat.npy do not fit the 14 x 14 grid")
     return tuple(map(tuple, _split(patches.tolist(), lengths.tolist())))
+
+
+def patch_masks(regions: Sequence[Sequence[int]]) -> NDArray[np.bool_]:
+    """(M, N) bool: regions that are given as patches of ``GRID``."""
+    masks = np.zeros((len(regions), GRID[0] * GRID[1]), dtype=np.bool_)
+    for mask, patches in zip(masks, regions, strict=True):
+        mask[list(patches)] = True
+    return masks
 
 
 def read_phrases(data: bytes, caption: str) -> PhraseTree | None:

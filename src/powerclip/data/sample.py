@@ -137,16 +137,8 @@ def _read(files: Mapping[str, bytes], extension: str, make: Callable[[dict[str, 
         raise BadSampleError(f"malformed {extension}") from error
 
 
-def _is_deep(value: Any) -> bool:
-    """Whether a value has more than ``MAX_JSON_DEPTH`` levels."""
-    level = [value]
-    for _ in range(MAX_JSON_DEPTH):
-        level = [
-            child
-            for parent in level
-            for child in (parent.values() if isinstance(parent, dict) else parent)
-            if isinstance(child, dict | list)
-        ]
-        if not level:
-            return False
-    return True
+def _is_deep(value: Any, levels: int = MAX_JSON_DEPTH) -> bool:
+    """Whether objects and lists are nested more than ``levels`` deep."""
+    if not isinstance(value, dict | list):
+        return False
+    return levels == 0 or any(_is_deep(x, levels - 1) for x in (value.values() if isinstance(value, dict) else value))

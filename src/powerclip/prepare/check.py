@@ -21,6 +21,7 @@ from rich.progress import track
 from rich.table import Column, Table
 
 from powerclip.data.published import GRID as PUBLISHED_GRID
+from powerclip.data.published import patch_masks
 from powerclip.data.sample import Sample
 from powerclip.data.shards import SamplePlace, find_shards, index_shard
 from powerclip.errors import BadSampleError, PowerclipError, RunFailedError
@@ -219,10 +220,7 @@ def _masks(sample: Sample) -> NDArray[np.bool_]:
     """(M, H, W) in the pixels of the image, or on the grid of published regions."""
     if sample.regions is not None:
         return sample.regions.masks()
-    patches = np.zeros((len(sample.patch_regions or ()), PUBLISHED_GRID[0] * PUBLISHED_GRID[1]), dtype=np.bool_)
-    for mask, region in zip(patches, sample.patch_regions or (), strict=True):
-        mask[list(region)] = True
-    return patches.reshape(-1, *PUBLISHED_GRID)
+    return patch_masks(sample.patch_regions or ()).reshape(-1, *PUBLISHED_GRID)
 
 
 def _painted(image: Image.Image, masks: NDArray[np.bool_]) -> NDArray[np.uint8]:
