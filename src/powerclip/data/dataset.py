@@ -178,8 +178,9 @@ def transform_with_regions(
         BadSampleError: the stored regions are malformed, or of another size than the image.
     """
     if sample.regions is None:
-        published = patch_masks(sample.patch_regions or ())
-        return transform(image), torch.from_numpy(published[torch.randperm(len(published))[:count]])
+        pixels, published = transform(image), sample.patch_regions or ()
+        drawn = torch.randperm(len(published))[:count].tolist()
+        return pixels, torch.from_numpy(patch_masks([published[i] for i in drawn]))
     drawn = torch.randperm(len(sample.regions.rles))[:count].tolist()
     masks = torch.from_numpy(stored_masks(sample.regions, (image.height, image.width), drawn))
     if not len(masks):
