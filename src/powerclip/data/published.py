@@ -1,4 +1,4 @@
-"""What the shards published with the paper hold in their own forms: regions on a patch grid, phrases as token positions.
+"""What the shards published with the paper hold in forms of their own: regions on a patch grid, phrases as positions.
 
 ``KEY.samlens.npy`` and ``KEY.samcat.npy`` are the regions: their lengths, and the patches of all of them concatenated.
 
