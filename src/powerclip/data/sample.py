@@ -33,7 +33,7 @@ class Sample:
     image_extension: str
     """"png", "jpg", "jpeg" or "webp"."""
     caption: str
-    """The text: cleaned (``powerclip.phrases.clean``), but as it is if a tree came with it, since offsets refer to it."""
+    """The text: cleaned (``powerclip.phrases.clean``), or as it is if a tree came with it: offsets refer to it."""
     tree: PhraseTree | None = None
     """Phrases of the caption (``KEY.phrases.json``)."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
