@@ -9,13 +9,14 @@ import powerclip
 SOURCE = Path(powerclip.__file__).parent
 TESTS = Path(__file__).parent
 
-LEAVES = {"errors", "config", "types", "tasks", "files"}
+LEAVES = {"errors", "config", "types", "tasks", "files", "pixels"}
 MAY_IMPORT = {
     "errors": set(),
     "files": set(),
     "types": set(),
     "tasks": set(),
     "config": {"errors"},
+    "pixels": {"errors"},
     "recipes": {"config", "errors"},
     "distributed": {"config", "errors", "files"},
     "runs": {*LEAVES, "distributed"},
@@ -141,6 +142,7 @@ def test_few_modules_import_open_clip():
     }
     assert users == {
         "powerclip.model.create",
+        "powerclip.model.start",
         "powerclip.model.towers",
         "powerclip.model.transforms",
         "powerclip.phrases.tokens",  # the tokenizer that the published shards' phrases are positions of

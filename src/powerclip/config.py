@@ -23,7 +23,8 @@ MAX_YAML_BYTES = 1 << 20
 
 # The values that settings may have; the docstrings of the settings say what they mean.
 Objective = Literal["clip", "siglip", "filip", "sparc", "powerclip"]
-TextPool = Literal["avg", "argmax"]
+ImagePool = Literal["avg", "tower"]
+TextPool = Literal["avg", "tower", "argmax"]
 PhraseNorm = Literal["sum", "mean", "unit"]
 PhraseUnit = Literal["phrase", "token"]
 Method = Literal["nla", "exact", "sampled"]
@@ -61,15 +62,29 @@ class ModelConfig:
     """Which towers, and how their dense outputs become vectors."""
 
     name: str = "ViT-B-16"
-    """A ViT that open_clip knows, "tiny", or the path of a JSON config in open_clip's format."""
+    """A ViT that open_clip knows, "tiny", or the path of a JSON config in open_clip's format; or, with its weights,
+    local-dir:FOLDER or hf-hub:ORGANISATION/NAME."""
     pretrained: str | None = None
-    """An open_clip tag or a checkpoint file to start from; None starts from scratch."""
+    """What to start from: an open_clip tag, a checkpoint file, or a run or model folder of powerclip, which brings its
+    own architecture; None starts from scratch."""
+    image_size: int | None = None
+    """Height and width of the images in pixels; None takes the model's own. Position embeddings are resized."""
+    context_length: int | None = None
+    """Tokens of a caption; None takes the model's own. Position embeddings are resized."""
+    image_pool: ImagePool = "avg"
+    """Global image embedding: mean of the patches (the paper), or the tower's own pooling (class token, attention)."""
     text_pool: TextPool = "avg"
-    """Global text embedding: mean of the valid tokens (the paper), or open_clip's own."""
+    """Global text embedding: mean of the valid tokens (the paper), or the tower's own pooling (argmax: older name)."""
     phrase_norm: PhraseNorm = "unit"
     """A phrase's vector from its leaves: plain sum (the paper's text), mean, or unit length."""
     phrase_unit: PhraseUnit = "phrase"
     """What is aligned with the regions: the phrases of the parse tree, or single tokens (the paper's ablation)."""
+
+    def __post_init__(self) -> None:
+        _require_at_least(self, 1, "image_size")
+        _require_at_least(self, 3, "context_length")  # start, a token, end
+        if self.text_pool == "argmax":
+            object.__setattr__(self, "text_pool", "tower")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -71,14 +71,14 @@ def cc3m_vit_s16() -> TrainConfig:
 
 
 def finetune_open_clip() -> TrainConfig:
-    """Fine-tune OpenAI's ViT-B/16 with powerset alignment: its own text pooling, low rates that decay by layer.
+    """Fine-tune OpenAI's ViT-B/16 with powerset alignment: its own pooling, low rates that decay by layer.
 
     ``powerclip train --recipe finetune_open_clip --data data/mine --output runs/finetuned``; for other weights add
-    ``--model.name`` and ``--model.pretrained`` (a tag of open_clip, or a checkpoint file).
+    ``--model.name`` and ``--model.pretrained`` (a tag of open_clip, a checkpoint file, or a run of your own).
     """
     return TrainConfig(
         recipe="finetune_open_clip",
-        model=ModelConfig(name="ViT-B-16", pretrained="openai", text_pool="argmax"),
+        model=ModelConfig(name="ViT-B-16", pretrained="openai", image_pool="tower", text_pool="tower"),
         data=DataConfig(workers=4),
         optim=OptimConfig(learning_rate=1e-5, warmup_steps=500, weight_decay=0.1, layer_decay=0.75),
         batch_size=256,

@@ -255,7 +255,7 @@ def test_what_cannot_be_built_is_one_line(tmp_path):
         with pytest.raises(PowerclipError, match=message) as caught:
             powerclip.create_model(name)
         assert "\n" not in str(caught.value)
-    with pytest.raises(ValueError, match="text_pool is 'max'; it must be one of avg, argmax"):
+    with pytest.raises(ValueError, match="text_pool is 'max'; it must be one of avg, tower, argmax"):
         powerclip.create_model("tiny", text_pool="max")
     with pytest.raises(ValueError, match="override is 'depth'; it must be one of image_size, context_length"):
         powerclip.create_model("tiny", depth=3)

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Mapping
-from typing import Any
 
-import numpy as np
-from PIL import Image, ImageOps
-from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION
+from PIL import Image
 
 from powerclip.errors import BadSampleError
+from powerclip.pixels import to_rgb
 from powerclip.regions.annotation import MAX_PIXELS
 
 Image.init()
@@ -42,7 +39,7 @@ def decode_image(data: bytes) -> Image.Image:
             if image.width * image.height > MAX_PIXELS:
                 raise BadSampleError("image too large")
             image.load()
-            rgb = _rgb(image)
+            rgb = to_rgb(image)
             rgb.format = image.format
             return rgb
     except BadSampleError:
@@ -51,39 +48,3 @@ def decode_image(data: bytes) -> Image.Image:
         raise BadSampleError("image too large") from error
     except Exception as error:  # Pillow's decoders raise many kinds on hostile bytes
         raise BadSampleError("corrupt image") from error
-
-
-def _rgb(opened: Image.Image) -> Image.Image:
-    tags = getattr(opened, "tag_v2", {})  # a TIFF's
-    image = _upright(opened)
-    # Mode I is 16 bits of a PNG or PGM, but whatever 32 bits of a TIFF hold.
-    if image.mode == "F" or (image.mode == "I" and opened.format == "TIFF"):
-        raise BadSampleError(f"image without a range of values (mode {image.mode})")
-    if image.mode.startswith("I"):
-        image = _eight_bits(image, tags)
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = image if image.mode == "RGB" else image.convert("RGB")
-    image.info = {}
-    return image
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    """A copy turned as its metadata say; unchanged if they are malformed."""
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # many kinds, as above
-        return image.copy()
-
-
-def _eight_bits(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
-    """Grey of 16 bits, or 12 in a TIFF, as its upper 8, which is how Pillow reads colours of 16."""
-    values = np.asarray(image)
-    (bits,) = tags.get(BITSPERSAMPLE, (16,))
-    if tags.get(PHOTOMETRIC_INTERPRETATION) == 0:  # zero is white, which Pillow inverts for 8 bits only
-        values = ~values
-    grey = (values >> (bits - 8)).astype(np.uint8)
-    if "transparency" in image.info:
-        grey[values == image.info["transparency"]] = 255
-    return Image.fromarray(grey)

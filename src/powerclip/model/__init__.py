@@ -1,8 +1,17 @@
 """The image and text towers: building them, their region and phrase vectors, transforms, saving and loading."""
 
-from powerclip.model.create import create_model, from_open_clip, make_tokenizer
+from powerclip.model.create import create_model, describe, from_open_clip, make_tokenizer
 from powerclip.model.hub import load, save
 from powerclip.model.towers import PowerCLIP
 from powerclip.model.transforms import make_transforms
 
-__all__ = ["PowerCLIP", "create_model", "from_open_clip", "load", "make_tokenizer", "make_transforms", "save"]
+__all__ = [
+    "PowerCLIP",
+    "create_model",
+    "describe",
+    "from_open_clip",
+    "load",
+    "make_tokenizer",
+    "make_transforms",
+    "save",
+]

@@ -4,64 +4,77 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import json
-import pickle
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import open_clip
 from open_clip.factory import load_checkpoint
-from open_clip.model import set_model_preprocess_cfg
+from open_clip.model import resize_pos_embed, resize_text_pos_embed, set_model_preprocess_cfg
+from open_clip.timm_model import TimmModel
 from open_clip.transform import PreprocessCfg
+from safetensors.torch import load_file
 from torch import nn
 
-from powerclip.config import PhraseNorm, PhraseUnit, ScoringConfig, TextPool
-from powerclip.errors import PowerclipError, did_you_mean, one_of
+from powerclip.config import ImagePool, PhraseNorm, PhraseUnit, ScoringConfig, TextPool
+from powerclip.errors import PowerclipError, one_of
+from powerclip.model.start import Start, find_start, in_one_line
 from powerclip.model.towers import PowerCLIP, Tokenizer
+
+OWN_PREFIX = "backbone."
+"""What the names of a saved model's weights start with: where ``PowerCLIP`` keeps open_clip's model."""
 
 
 def create_model(
     name: str = "ViT-B-16",
     *,
     pretrained: str | None = None,
+    image_pool: ImagePool = "avg",
     text_pool: TextPool = "avg",
     phrase_norm: PhraseNorm = "unit",
     phrase_unit: PhraseUnit = "phrase",
     scoring: ScoringConfig | None = None,
     **overrides: Any,
 ) -> PowerCLIP:
-    """Build a model from scratch, or from the weights of an open_clip checkpoint.
+    """Build a model from scratch, or from weights and with all that belongs to them.
+
+    What belongs to weights is the activation (QuickGELU or GELU), the mean and standard deviation of the pixels, the
+    interpolation and the way of resizing.
 
     Args:
-        name: a ViT that open_clip knows, "tiny", or the path of a JSON config in open_clip's form.
-        pretrained: an open_clip tag or a checkpoint file.
-        text_pool: "avg" over valid tokens (the paper), or "argmax", open_clip's own pooling.
+        name: a ViT that open_clip knows, "tiny", or the path of a JSON config in open_clip's form, without weights; or
+            ``local-dir:FOLDER`` or ``hf-hub:ORGANISATION/NAME``, a model in open_clip's form with its weights.
+        pretrained: an open_clip tag of the named model, or a checkpoint file for it; or a run folder, model folder or
+            ``model.safetensors`` of powerclip, whose architecture is used instead of the named one.
+        image_pool: the global image embedding: "avg" over the patches (the paper), or "tower", the pooling that the
+            tower was trained with (class token, attention pooling, ...).
+        text_pool: the same of texts: "avg" over valid tokens (the paper), or "tower" ("argmax" is an older name of it).
         phrase_norm: how a phrase's vector is made from its leaves: "sum", "mean" or "unit" (the direction of the sum).
         phrase_unit: what is aligned with the regions: "phrase" of the parse tree, or "token" (the paper's ablation).
         scoring: how region and phrase vectors become a score in evaluation; the defaults if None.
         **overrides: ``image_size``, ``context_length``, ``init_logit_scale`` (initial log of the inverse temperature)
-            and ``init_logit_bias``, in place of the config's values.
+            and ``init_logit_bias``, in place of the config's values; None keeps those.
 
     Raises:
-        PowerclipError: there is no such model or checkpoint, or a tower has no dense outputs.
+        PowerclipError: there is no such model or checkpoint, it cannot be read, or a tower has no dense outputs.
         ValueError: an argument is unknown or out of range.
     """
-    kept = _kept(text_pool, phrase_norm, phrase_unit, scoring)
-    model_config = read_config(name)
+    kept = _kept(image_pool, text_pool, phrase_norm, phrase_unit, scoring)
+    start = find_start(name, pretrained)
+    model_config = copy.deepcopy(start.model)
     groups = {"image_size": "vision_cfg", "context_length": "text_cfg"}
     for key, value in overrides.items():
         one_of("override", key, (*groups, "init_logit_scale", "init_logit_bias"))
-        (model_config[groups[key]] if key in groups else model_config)[key] = value
-    model = build({"model": model_config, **kept})
-    if pretrained is not None:
-        load_open_clip_weights(model, name, pretrained)
-    return model
+        if value is not None:
+            (model_config[groups[key]] if key in groups else model_config)[key] = value
+    config = {"model": model_config, "preprocess": start.preprocess, "start": start.source, **kept}
+    return build(config, start=start)
 
 
 def from_open_clip(
     backbone: nn.Module,
     *,
-    text_pool: TextPool = "argmax",
+    image_pool: ImagePool = "tower",
+    text_pool: TextPool = "tower",
     phrase_norm: PhraseNorm = "unit",
     phrase_unit: PhraseUnit = "phrase",
     scoring: ScoringConfig | None = None,
@@ -69,24 +82,33 @@ def from_open_clip(
     """Add dense outputs to a model that open_clip has built. Parameters are shared: training one trains the other.
 
     ``backbone`` is what ``open_clip.create_model`` returns, with ViT towers; the other arguments are ``create_model``'s.
+    By default, ``encode_image`` and ``encode_text`` equal the backbone's own.
 
     Raises:
         PowerclipError: a tower has no dense outputs in the joint space.
         ValueError: an argument is out of range.
     """
-    return PowerCLIP(backbone, config=_kept(text_pool, phrase_norm, phrase_unit, scoring))
+    return PowerCLIP(backbone, config=_kept(image_pool, text_pool, phrase_norm, phrase_unit, scoring))
 
 
 def _kept(
-    text_pool: TextPool, phrase_norm: PhraseNorm, phrase_unit: PhraseUnit, scoring: ScoringConfig | None
+    image_pool: ImagePool,
+    text_pool: TextPool,
+    phrase_norm: PhraseNorm,
+    phrase_unit: PhraseUnit,
+    scoring: ScoringConfig | None,
 ) -> dict[str, Any]:
     """What a model's config keeps in addition to open_clip's."""
-    pooling = {"text_pool": text_pool, "phrase_norm": phrase_norm, "phrase_unit": phrase_unit}
+    pooling = {"image_pool": image_pool, "text_pool": text_pool, "phrase_norm": phrase_norm, "phrase_unit": phrase_unit}
     return {**pooling, "scoring": dataclasses.asdict(scoring or ScoringConfig())}
 
 
-def build(config: dict[str, Any]) -> PowerCLIP:
-    """The model that a ``PowerCLIP.config`` describes, with random weights; a PowerclipError if open_clip cannot."""
+def build(config: dict[str, Any], *, start: Start | None = None) -> PowerCLIP:
+    """The model that a ``PowerCLIP.config`` describes, with random weights or a start's.
+
+    Raises:
+        PowerclipError: open_clip cannot build it, the weights are damaged or do not fit, or a tower has no dense outputs.
+    """
     arguments = copy.deepcopy(config["model"])
     custom_text = arguments.pop("custom_text", False)
     text = arguments.get("text_cfg", {})
@@ -94,54 +116,65 @@ def build(config: dict[str, Any]) -> PowerCLIP:
         raise PowerclipError("text towers from Hugging Face are not supported; use a config with open_clip's own")
     arguments.get("vision_cfg", {})["patch_dropout"] = 0.0  # regions need every patch
     try:
-        backbone = (open_clip.CustomTextCLIP if custom_text else open_clip.CLIP)(**arguments)
-    except (TypeError, KeyError, AssertionError, RuntimeError, ValueError) as error:
-        raise PowerclipError(f"open_clip cannot build the model config: {type(error).__name__}: {error}") from error
-    preprocess = PreprocessCfg(**{**config.get("preprocess", {}), "size": backbone.visual.image_size})
+        backbone: Any = (open_clip.CustomTextCLIP if custom_text else open_clip.CLIP)(**arguments)
+        visual = backbone.visual
+        size = visual.image_size
+        if start is not None:
+            _load_weights(backbone, start)
+        if isinstance(visual, TimmModel):  # its trunk has a size of its own, that of its weights
+            visual.set_input_size(size)
+        preprocess = PreprocessCfg(**{**config.get("preprocess", {}), "size": size})
+    except (TypeError, KeyError, AssertionError, RuntimeError, ValueError, ZeroDivisionError) as error:
+        raise PowerclipError(f"open_clip cannot build the model config: {in_one_line(error)}") from error
     set_model_preprocess_cfg(backbone, dataclasses.asdict(preprocess))
     return PowerCLIP(backbone, config=config)
 
 
-def read_config(name: str) -> dict[str, Any]:
-    """The config of a model by name (ours or open_clip's), or from a JSON file; a PowerclipError if it is neither."""
-    ours = {path.stem: path for path in (Path(__file__).parent / "configs").glob("*.json")}
-    if name not in ours and not name.endswith(".json"):
-        config = open_clip.get_model_config(name)  # a copy
-        if config is None:
-            known = [*ours, *open_clip.list_models()]
-            hint = did_you_mean(name, known, otherwise="name a ViT of open_clip, tiny, or a JSON file")
-            raise PowerclipError(f"unknown model {name!r}; {hint}")
-        return dict(config)
-    try:
-        config = json.loads(ours.get(name, Path(name)).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise PowerclipError(f"cannot read the model config {name}: {error}") from error
-    missing = {"embed_dim", "vision_cfg", "text_cfg"} - set(config if isinstance(config, dict) else ())
-    if missing:
-        raise PowerclipError(f"{name} is not a model config in open_clip's form: it lacks {', '.join(sorted(missing))}")
-    return dict(config)
+def _load_weights(backbone: Any, start: Start) -> None:
+    """Load a start's weights into open_clip's model, with position embeddings resized to the model's grid and context.
 
-
-def load_open_clip_weights(model: PowerCLIP, name: str, pretrained: str) -> None:
-    """Load an open_clip checkpoint, a file or a tag of a named model, into a model of that architecture.
-
-    Position embeddings are resized to the model's grid and context. No pickled code is run.
+    No pickled code is run.
 
     Raises:
-        PowerclipError: there is no such file or tag, or the weights do not fit.
+        PowerclipError: the weights are damaged or do not fit.
     """
-    path = Path(pretrained)
-    if not path.is_file():
-        tags = open_clip.list_pretrained_tags_by_model(name)
-        if pretrained not in tags:
-            known = f"tags of {name}: {', '.join(tags)}" if tags else f"{name} has no tags"
-            raise PowerclipError(f"pretrained {pretrained!r} is neither a file nor a tag ({known})")
-        path = Path(open_clip.download_pretrained(open_clip.get_pretrained_cfg(name, pretrained)))
     try:
-        load_checkpoint(model.backbone, str(path), weights_only=True)
-    except (RuntimeError, KeyError, ValueError, StopIteration, pickle.UnpicklingError, OSError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise PowerclipError(f"the weights in {path} do not fit {name}: {reason}") from error
+        if start.image_size is not None and isinstance(backbone.visual, TimmModel):
+            backbone.visual.set_input_size(start.image_size)  # a timm tower resizes what it has loaded
+        state = start.state
+        if start.weights is not None and start.weights.suffix == ".safetensors":
+            own = {name: value for name, value in load_file(start.weights).items() if name.startswith(OWN_PREFIX)}
+            state = {name.removeprefix(OWN_PREFIX): value for name, value in own.items()} or None
+        if state is not None:
+            if backbone.logit_bias is not None:  # SigLIP's loss may start from a model without one
+                state = {"logit_bias": backbone.logit_bias.data, **state}
+            resize_pos_embed(state, backbone)
+            resize_text_pos_embed(state, backbone)
+            backbone.load_state_dict(state)
+        elif start.weights is not None:
+            load_checkpoint(backbone, str(start.weights), weights_only=True)
+    except Exception as error:  # readers raise many kinds on damaged files
+        reason = in_one_line(error)
+        if "text_model." in str(error) and "vision_model." in str(error):
+            reason = "they are in the format of Hugging Face's transformers; name open_clip's version of the model"
+        raise PowerclipError(f"the weights of {start.source} are damaged or do not fit the model: {reason}") from error
+
+
+def describe(model: PowerCLIP) -> str:
+    """A line that says what a model started from, and how it sees images and texts."""
+    kinds = {type(module).__name__ for module in model.backbone.modules()}
+    activations = " and ".join(sorted(kind for kind in kinds if kind.endswith(("GELU", "SiLU", "GELUTanh"))))
+    preprocess = model.backbone.visual.preprocess_cfg
+    (height, width), tensors = model.image_size, len(model.state_dict())
+    return (
+        f"Model: {model.config.get('start', 'unknown')} ({tensors} tensors, {activations}, image_pool {model.image_pool}, "
+        f"text_pool {model.text_pool}, {height} x {width} pixels {preprocess['interpolation']} "
+        f"{preprocess['resize_mode']}, mean {_numbers(preprocess['mean'])}, {model.context_length} tokens)"
+    )
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return "/".join(f"{value:.3g}" for value in values)
 
 
 def make_tokenizer(model: PowerCLIP) -> Tokenizer:

@@ -19,11 +19,9 @@ from torch import Tensor
 from powerclip.errors import PowerclipError
 from powerclip.files import atomic_folder, read_json
 from powerclip.model.create import build, make_tokenizer
+from powerclip.model.start import CONFIG, WEIGHTS, in_one_line, model_folder
 from powerclip.model.towers import PowerCLIP, Tokenizer, Transform
 from powerclip.model.transforms import make_transforms
-
-WEIGHTS = "model.safetensors"
-CONFIG = "config.json"
 
 
 def save(model: PowerCLIP, folder: Path | str, *, state: Mapping[str, Tensor] | None = None) -> Path:
@@ -66,16 +64,14 @@ def load(path_or_hub_id: str | Path, *, device: str | torch.device = "cpu") -> t
         model = build(config)
         model.load_state_dict(load_file(str(folder / WEIGHTS)))
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise PowerclipError(f"{folder} is not a valid powerclip model: {type(error).__name__}: {reason}") from error
+        raise PowerclipError(f"{folder} is not a valid powerclip model: {in_one_line(error)}") from error
     return model.to(device).eval(), make_transforms(model)[1], make_tokenizer(model)
 
 
 def _find(path_or_hub_id: str | Path) -> Path:
     path = Path(path_or_hub_id)
-    for folder in (path, path / "model"):
-        if (folder / CONFIG).is_file():
-            return folder
+    if folder := model_folder(path):
+        return folder
     if path.exists() or str(path_or_hub_id).count("/") != 1:
         raise PowerclipError(
             f"no model at {path_or_hub_id}: expected a folder with {CONFIG} and {WEIGHTS}, or a run folder with model/"
@@ -83,8 +79,6 @@ def _find(path_or_hub_id: str | Path) -> Path:
     try:
         return Path(snapshot_download(str(path_or_hub_id), allow_patterns=["*.safetensors", "*.json"]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
         raise PowerclipError(
-            f"{path_or_hub_id} is not a local folder and could not be downloaded from the hub "
-            f"({type(error).__name__}: {reason})"
+            f"{path_or_hub_id} is not a local folder and could not be downloaded from the hub ({in_one_line(error)})"
         ) from error

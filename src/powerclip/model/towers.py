@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from open_clip.timm_model import TimmModel
 from open_clip.transformer import TextTransformer, VisionTransformer, text_global_pool
+from timm.layers import AttentionPoolLatent
 from torch import Tensor, nn
 
-from powerclip.config import PhraseNorm, PhraseUnit, ScoringConfig, TextPool, Tower, from_dict
+from powerclip.config import ImagePool, PhraseNorm, PhraseUnit, ScoringConfig, TextPool, Tower, from_dict
 from powerclip.errors import PowerclipError, one_of
 from powerclip.model.pooling import (
     at_least_float32,
@@ -34,7 +35,7 @@ Tokenizer = Callable[..., Tensor]
 class PowerCLIP(nn.Module):
     """An image tower and a text tower with dense outputs in one space (Kawamura et al., CVPR 2026).
 
-    A global embedding is the mean of the dense ones: of all patches, and of all valid tokens.
+    A global embedding is the mean of the dense ones, of all patches and of all valid tokens, or the tower's own.
     """
 
     def __init__(self, backbone: Any, *, config: dict[str, Any]):
@@ -42,8 +43,8 @@ class PowerCLIP(nn.Module):
 
         Args:
             backbone: open_clip's model.
-            config: what is saved with the weights: ``text_pool``, ``phrase_norm`` and optionally ``phrase_unit`` and
-                ``scoring``; for models that can be saved also ``model``, open_clip's config.
+            config: what is saved with the weights: ``text_pool``, ``phrase_norm`` and optionally ``image_pool``,
+                ``phrase_unit`` and ``scoring``; for models that can be saved also ``model``, open_clip's config.
 
         Raises:
             PowerclipError: a tower has no dense outputs in the joint space.
@@ -53,11 +54,18 @@ class PowerCLIP(nn.Module):
         _check_towers(backbone)
         self.backbone: Any = backbone
         self.config = config
+        self.image_pool: ImagePool = config.get("image_pool", "avg")
         self.text_pool: TextPool = config["text_pool"]
         self.phrase_norm: PhraseNorm = config["phrase_norm"]
         self.phrase_unit: PhraseUnit = config.get("phrase_unit", "phrase")
+        one_of("image_pool", self.image_pool, get_args(ImagePool))
         for name, kind in (("text_pool", TextPool), ("phrase_norm", PhraseNorm), ("phrase_unit", PhraseUnit)):
             one_of(name, getattr(self, name), get_args(kind))
+        self.text_pool = "tower" if self.text_pool == "argmax" else self.text_pool
+        pool = getattr(backbone.visual.trunk, "attn_pool", None) if isinstance(backbone.visual, TimmModel) else None
+        if pool is not None and self.image_pool == "avg":  # the mean does not ask where the tower would look
+            for parameter in (pool.latent, *pool.q.parameters(), *pool.q_norm.parameters(), *pool.k_norm.parameters()):
+                parameter.requires_grad_(False)
         self.scoring = from_dict(ScoringConfig, config.get("scoring", {}), where="scoring")
         visual = backbone.visual
         timm = isinstance(visual, TimmModel)
@@ -78,29 +86,49 @@ class PowerCLIP(nn.Module):
         return self.backbone.logit_bias  # type: ignore[no-any-return]
 
     def encode_patches(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) images to (B, N, D) patch embeddings in the joint space, row-major over the grid."""
+        """(B, 3, H, W) images to (B, N, D) patch embeddings in the joint space, row-major over the grid.
+
+        A tower that was trained with attention pooling gives what its head gives of each patch alone.
+        """
+        return self._encode_patches(images, pool=False)[0]
+
+    def _encode_patches(self, images: Tensor, *, pool: bool = True) -> tuple[Tensor, Tensor]:
+        """(B, N, D) patch embeddings and, unless ``pool`` is False, the (B, D) global ones, from one pass."""
         visual: Any = self.backbone.visual
-        x: Tensor = self.backbone.forward_intermediates(
-            image=images, image_indices=1, normalize_intermediates=True, intermediates_only=True, image_output_fmt="NLC"
-        )["image_intermediates"][0]  # (B, N, width), without class tokens, after the last norm
+        tower = pool and self.image_pool == "tower"
+        found = visual.forward_intermediates(
+            images, indices=1, normalize_intermediates=True, intermediates_only=not tower, output_fmt="NLC"
+        )
+        x: Tensor = found["image_intermediates"][0]  # (B, N, width), without class tokens, after the last norm
         if isinstance(visual, TimmModel):
-            return visual.head(visual.trunk.fc_norm(x))  # type: ignore[no-any-return]
-        return x if visual.proj is None else x @ visual.proj
+            if getattr(visual.trunk, "attn_pool", None) is not None:
+                x = _attention_pool_of_each(visual.trunk.attn_pool, x)
+            x = visual.head(visual.trunk.head(visual.trunk.head_drop(visual.trunk.fc_norm(x))))
+        elif visual.proj is not None:
+            x = x @ visual.proj  # (B, N, D)
+        return x, found["image_features"] if tower else at_least_float32(x).mean(dim=1)
 
     def encode_tokens(self, tokens: Tensor) -> Tensor:
         """(B, T) token ids to (B, T, D) token embeddings in the joint space; T at most ``context_length``."""
+        return self._encode_tokens(tokens)[0]
+
+    def _encode_tokens(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, T, D) token embeddings and the (B, D) global ones, not normalised."""
         text: Any = _text_tower(self.backbone)
         T = tokens.shape[1]
         # open_clip's text towers take exactly their context length; the tokenizer pads in the same way.
         padded = F.pad(tokens, (0, self.context_length - T), value=getattr(text, "pad_id", 0))
         x: Tensor = self.backbone.forward_intermediates(
             text=padded, text_indices=1, normalize_intermediates=True, intermediates_only=True, text_output_fmt="NLC"
-        )["text_intermediates"][0][:, :T]  # (B, T, width), after the last norm
-        if text.text_projection is None:
-            return x
+        )["text_intermediates"][0]  # (B, context, width), after the last norm
         if isinstance(text.text_projection, nn.Linear):
-            return text.text_projection(x)  # type: ignore[no-any-return]
-        return x @ text.text_projection  # type: ignore[no-any-return]
+            x = text.text_projection(x)
+        elif text.text_projection is not None:
+            x = x @ text.text_projection  # (B, context, D)
+        if self.text_pool == "avg":
+            return x[:, :T], mean_of_valid(x[:, :T], self.valid_tokens(tokens))
+        pool, eos = _pool_type(text)
+        return x[:, :T], text_global_pool(x, padded, pool, eos_token_id=eos)
 
     def encode_regions(self, images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
         """Region vectors of images.
@@ -119,8 +147,8 @@ class PowerCLIP(nn.Module):
 
     def encode_image_and_regions(self, images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """``encode_regions`` and ``encode_image`` in one pass: (B, M, D), (B, M) bool and (B, D)."""
-        patches = self.encode_patches(images)
-        return (*pool_regions(patches, masks), _embedding(at_least_float32(patches).mean(dim=1), False, patches.dtype))
+        patches, pooled = self._encode_patches(images)
+        return (*pool_regions(patches, masks), _embedding(pooled, False, patches.dtype))
 
     def encode_phrases(self, tokens: Tensor, leaf_of_token: Tensor, spans: Tensor) -> tuple[Tensor, Tensor]:
         """Phrase vectors of captions, or, for a model with ``phrase_unit`` "token", those of single tokens.
@@ -150,36 +178,31 @@ class PowerCLIP(nn.Module):
             end = tokens.argmax(dim=1)
         elif pool == "eos":
             end = torch.eq(tokens, -1 if eos is None else eos).int().argmax(dim=1)
-        else:
-            return tokens != getattr(text, "pad_id", 0)
+        else:  # the padding is a run of one id; unless it is the tower's own, its first is the end of the text
+            last = tokens[:, -1]
+            run = (tokens == last[:, None]).flip(1).cumprod(dim=1).sum(dim=1)
+            end = tokens.shape[1] - run - (last == getattr(text, "pad_id", 0)).long()
         return torch.arange(tokens.shape[1], device=tokens.device) <= end[:, None]
 
-    def pool_text(self, dense: Tensor, tokens: Tensor) -> Tensor:
-        """(B, T, D) token embeddings to the (B, D) global text embedding, not normalised."""
-        if self.text_pool == "avg":
-            return mean_of_valid(dense, self.valid_tokens(tokens))
-        pool, eos = _pool_type(_text_tower(self.backbone))
-        return text_global_pool(dense, tokens, pool, eos_token_id=eos)  # type: ignore[no-any-return]
-
     def encode_image(self, images: Tensor, normalize: bool = False) -> Tensor:
-        """(B, 3, H, W) images to (B, D): the mean of their patch embeddings, in their dtype."""
-        patches = self.encode_patches(images)
-        return _embedding(at_least_float32(patches).mean(dim=1), normalize, patches.dtype)
+        """(B, 3, H, W) images to (B, D): the mean of their patch embeddings or the tower's pooling, in their dtype."""
+        patches, pooled = self._encode_patches(images)
+        return _embedding(pooled, normalize, patches.dtype)
 
     def encode_text(self, tokens: Tensor, normalize: bool = False) -> Tensor:
-        """(B, T) token ids to (B, D): the mean of the valid tokens, or open_clip's own pooling."""
-        dense = self.encode_tokens(tokens)
-        return _embedding(self.pool_text(dense, tokens), normalize, dense.dtype)
+        """(B, T) token ids to (B, D): the mean of the valid tokens, or the tower's own pooling."""
+        dense, pooled = self._encode_tokens(tokens)
+        return _embedding(pooled, normalize, dense.dtype)
 
     def forward(self, batch: Batch) -> Features:
         """Everything the losses need, from one pass over the images and one over the captions."""
-        patches = self.encode_patches(batch.images)  # (B, N, D)
-        dense = self.encode_tokens(batch.tokens)  # (B, T, D)
+        patches, image = self._encode_patches(batch.images)  # (B, N, D), (B, D)
+        dense, text = self._encode_tokens(batch.tokens)  # (B, T, D), (B, D)
         regions, region_mask = pool_regions(patches, batch.region_masks)  # (B, M, D), (B, M)
         phrases, phrase_mask = self.phrases_of(dense, batch.leaf_of_token, batch.phrase_spans)  # (B, K, D), (B, K)
         return Features(
-            image=normalise(at_least_float32(patches).mean(dim=1)),
-            text=normalise(at_least_float32(self.pool_text(dense, batch.tokens))),
+            image=normalise(at_least_float32(image)),
+            text=normalise(at_least_float32(text)),
             regions=regions,
             region_mask=region_mask,
             phrases=phrases,
@@ -240,17 +263,28 @@ def _pool_type(text: Any) -> tuple[str, int | None]:
     return text.text_pool_type, getattr(text, "text_eos_id", None)
 
 
+def _attention_pool_of_each(pool: Any, x: Tensor) -> Tensor:
+    """(B, N, width) patches to what attention pooling gives of each alone: with one key, attention is its value."""
+    value = pool.kv(x).chunk(2, dim=-1)[1]  # (B, N, width)
+    x = pool.proj_drop(pool.proj(value))
+    return x if pool.mlp is None else x + pool.mlp(pool.norm(x))
+
+
 def _check_towers(backbone: Any) -> None:
     tower = backbone.visual
     if isinstance(tower, TimmModel):
         tower = tower.trunk
         dense = all(hasattr(tower, name) for name in ("num_prefix_tokens", "fc_norm", "patch_embed"))
+        pool = getattr(tower, "attn_pool", None)
+        dense &= pool is None or (
+            isinstance(pool, AttentionPoolLatent) and pool.latent_len == 1 and pool.pos_embed is None
+        )
     else:
-        dense = isinstance(tower, VisionTransformer)
-    if not dense or getattr(tower, "attn_pool", None) is not None:
+        dense = isinstance(tower, VisionTransformer) and tower.attn_pool is None
+    if not dense:
         raise PowerclipError(
-            f"the image tower {type(tower).__name__} has no patch tokens in the joint space; use a ViT without "
-            "attention pooling"
+            f"the image tower {type(tower).__name__} has no patch tokens in the joint space; use a ViT that pools by "
+            "class token, average or one attention query"
         )
     text = _text_tower(backbone)
     if isinstance(text, TextTransformer) and text.cls_emb is not None:

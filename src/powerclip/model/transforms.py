@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from operator import methodcaller
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from torchvision.tv_tensors import Mask
 
 from powerclip.config import Crop
 from powerclip.model.towers import PowerCLIP, Transform
+from powerclip.pixels import to_rgb
 
 CROP_SCALE = (0.9, 1.0)
 """Share of the area that a random crop keeps, as in open_clip."""
@@ -23,11 +23,11 @@ def make_transforms(model: PowerCLIP, *, crop: Crop = "random", flip: float = 0.
     """Transforms for training and for evaluation.
 
     Both take an image, masks of its size (``tv_tensors.Mask``), or an image and masks; masks go through the same
-    resizing, crop and flip. The one for evaluation is open_clip's, and takes a PIL image of any mode; the one for
-    training takes RGB.
+    resizing, crop and flip. The one for evaluation is open_clip's, and takes a PIL image of any mode, which it sees as
+    training does: upright, white behind transparency, 16 bits as 8. The one for training takes RGB.
 
     Args:
-        model: decides size, mean and standard deviation, and for evaluation the interpolation and the way of resizing.
+        model: decides size, mean, standard deviation and interpolation, and for evaluation the way of resizing.
         crop: "random" keeps at least 90 % of the area; "none" shows the complete image, squeezed to the tower's size.
         flip: probability of a left-right flip, which makes captions wrong that speak of left and right.
 
@@ -36,23 +36,22 @@ def make_transforms(model: PowerCLIP, *, crop: Crop = "random", flip: float = 0.
     """
     config = PreprocessCfg(**model.backbone.visual.preprocess_cfg)
     size = (config.size, config.size) if isinstance(config.size, int) else tuple(config.size)
-    bicubic = InterpolationMode.BICUBIC
+    mode = InterpolationMode.BILINEAR if config.interpolation == "bilinear" else InterpolationMode.BICUBIC
     pixels = [
         v2.ToImage(),
         v2.ToDtype(torch.float32, scale=True),
         v2.Normalize(mean=config.mean, std=config.std),
         v2.ToPureTensor(),
     ]
-    squeezed = v2.Resize(size, interpolation=bicubic)
-    view = v2.RandomResizedCrop(size, scale=CROP_SCALE, interpolation=bicubic) if crop == "random" else squeezed
+    squeezed = v2.Resize(size, interpolation=mode)
+    view = v2.RandomResizedCrop(size, scale=CROP_SCALE, interpolation=mode) if crop == "random" else squeezed
     augmentation = [view, *([v2.RandomHorizontalFlip(flip)] if flip else [])]
-    to_rgb = v2.Lambda(methodcaller("convert", "RGB"), Image.Image)
-    return v2.Compose([*augmentation, *pixels]), v2.Compose([*_resizing(config, size), to_rgb, *pixels])
+    rgb = v2.Lambda(to_rgb, Image.Image)
+    return v2.Compose([*augmentation, *pixels]), v2.Compose([rgb, *_resizing(config, size, mode), *pixels])
 
 
-def _resizing(config: PreprocessCfg, size: tuple[int, int]) -> list[Any]:
+def _resizing(config: PreprocessCfg, size: tuple[int, int], mode: InterpolationMode) -> list[Any]:
     """open_clip's ways to bring an image to the tower's size: squeezed, cropped at the longer side, or padded."""
-    mode = InterpolationMode.BILINEAR if config.interpolation == "bilinear" else InterpolationMode.BICUBIC
     if config.resize_mode == "squash":
         return [v2.Resize(size, interpolation=mode)]
     if config.resize_mode == "shortest" and size[0] == size[1]:

@@ -20,18 +20,21 @@ from powerclip.model import PowerCLIP, create_model, make_tokenizer, make_transf
 
 def build_model(config: TrainConfig) -> PowerCLIP:
     """The model a config describes, with a tower frozen if it says so."""
-    m, start = config.model, {}
-    if config.objective.name == "siglip":
-        start = {"init_logit_scale": INIT_LOGIT_SCALE, "init_logit_bias": INIT_LOGIT_BIAS}
+    m, siglip = config.model, config.objective.name == "siglip"
     model = create_model(
         m.name,
         pretrained=m.pretrained,
+        image_pool=m.image_pool,
         text_pool=m.text_pool,
         phrase_norm=m.phrase_norm,
         phrase_unit=m.phrase_unit,
         scoring=config.objective.scoring,
-        **start,
+        image_size=m.image_size,
+        context_length=m.context_length,
+        **({"init_logit_scale": INIT_LOGIT_SCALE, "init_logit_bias": INIT_LOGIT_BIAS} if siglip else {}),
     )
+    if model.logit_bias is not None and not siglip:
+        model.logit_bias.requires_grad_(False)  # no other loss uses it
     if config.parallel.activation_checkpointing:
         model.set_grad_checkpointing()
     if config.optim.freeze != "none":

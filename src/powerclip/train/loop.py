@@ -18,6 +18,7 @@ from powerclip.config import TrainConfig
 from powerclip.data.loader import Data, Loader, OpenedData, open_data
 from powerclip.distributed import any_rank, process_group, rank, rank0_first, world_size
 from powerclip.errors import PowerclipError
+from powerclip.model import describe
 from powerclip.runs import RunFolder, read_metrics, step_of
 from powerclip.train import checkpoint
 from powerclip.train.build import build_cache, build_loader, build_model
@@ -75,6 +76,7 @@ def train(
         model = build_model(config).to(device)
         loader = build_loader(config, model, opened)
         steps = config.steps or (config.epochs or 0) * loader.batches_per_epoch
+        started = describe(model)
         memory = estimate(config, model) if rank() == 0 else ""  # before the model is spread over processes
         engine = Engine(config, model, device=device, steps=steps, output=output)
         evaluator = Evaluator(config, engine)
@@ -86,6 +88,7 @@ def train(
                 f"{output} has done {started_at} steps and this asks for {steps}; ask for more than {started_at} to "
                 "continue it, or name another folder"
             )
+        say(started)
         say(memory)
         if start is not None:
             _resume(engine, start, opened, say)

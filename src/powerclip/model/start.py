@@ -1,0 +1,132 @@
+"""What a model starts from: an architecture alone, or weights with everything that belongs to them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import open_clip
+from open_clip.factory import parse_model_name
+from open_clip.transform import merge_preprocess_dict
+from torch import Tensor
+
+from powerclip.errors import PowerclipError, did_you_mean
+from powerclip.files import read_json
+
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """An architecture, and optionally weights for it."""
+
+    model: dict[str, Any]
+    """open_clip's config of the architecture, with the activation that the weights were trained with."""
+    preprocess: dict[str, Any] = field(default_factory=dict)
+    """Mean, standard deviation, interpolation and way of resizing that the weights were trained with."""
+    source: str
+    """Where it comes from, in words."""
+    weights: Path | None = None
+    """A checkpoint: one that powerclip saved, or in one of the formats that open_clip reads."""
+    state: dict[str, Tensor] | None = None
+    """Weights that have been read, by open_clip's names, instead of a checkpoint."""
+    image_size: Any = None
+    """The image size of the weights, where that of a timm tower may be another than its default."""
+
+
+def in_one_line(error: Exception) -> str:
+    """The kind and the message of an error of another library, which may have many lines."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def find_start(name: str, pretrained: str | None) -> Start:
+    """The start that ``create_model``'s ``name`` and ``pretrained`` describe.
+
+    Raises:
+        PowerclipError: there is no such model, tag, file or folder, or it cannot be read.
+    """
+    if parse_model_name(name)[0] is not None:
+        if pretrained is not None:
+            raise PowerclipError(f"the model {name} brings its own weights; leave out pretrained={pretrained!r}")
+        return _read_open_clip_folder(name)
+    if pretrained is None:
+        return Start(model=read_config(name), source=f"{name} from scratch")
+    path = Path(pretrained)
+    if path.is_file():
+        neighbour = path.parent / CONFIG
+        if neighbour.is_file() and '"powerclip"' in neighbour.read_text(encoding="utf-8", errors="replace"):
+            return _read_own(path.parent, path)
+        return Start(model=read_config(name), source=f"{name} with the weights in {path}", weights=path)
+    if (path / "open_clip_config.json").is_file():
+        return _read_open_clip_folder(f"local-dir:{path}")
+    if folder := model_folder(path):
+        return _read_own(folder, folder / WEIGHTS)
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if pretrained not in tags:
+        known = f"tags of {name}: {', '.join(tags)}" if tags else f"{name} has no tags"
+        raise PowerclipError(
+            f"pretrained {pretrained!r} is neither a file, nor a run or model folder, nor a tag ({known})"
+        )
+    tag = open_clip.get_pretrained_cfg(name, pretrained)
+    try:
+        weights = Path(open_clip.download_pretrained(tag))
+    except Exception as error:  # of the hub's client or of urllib
+        raise PowerclipError(f"cannot download the tag {pretrained} of {name}: {in_one_line(error)}") from error
+    return Start(
+        model={**read_config(name), "quick_gelu": bool(tag.get("quick_gelu"))},
+        preprocess=merge_preprocess_dict({}, tag),
+        source=f"{name} with the weights of the tag {pretrained}",
+        weights=weights,
+    )
+
+
+def model_folder(path: Path) -> Path | None:
+    """The model folder that a path names: itself, or ``model`` in a run folder; None if there is none."""
+    return next((folder for folder in (path, path / "model") if (folder / CONFIG).is_file()), None)
+
+
+def read_config(name: str) -> dict[str, Any]:
+    """The config of a model by name (ours or open_clip's), or from a JSON file; a PowerclipError if it is neither."""
+    ours = {path.stem: path for path in (Path(__file__).parent / "configs").glob("*.json")}
+    if name not in ours and not name.endswith(".json"):
+        config = open_clip.get_model_config(name)  # a copy
+        if config is None:
+            known = [*ours, *open_clip.list_models()]
+            hint = did_you_mean(name, known, otherwise="name a ViT of open_clip, tiny, or a JSON file")
+            raise PowerclipError(f"unknown model {name!r}; {hint}")
+        return dict(config)
+    try:
+        config = json.loads(ours.get(name, Path(name)).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise PowerclipError(f"cannot read the model config {name}: {error}") from error
+    missing = {"embed_dim", "vision_cfg", "text_cfg"} - set(config if isinstance(config, dict) else ())
+    if missing:
+        raise PowerclipError(f"{name} is not a model config in open_clip's form: it lacks {', '.join(sorted(missing))}")
+    return dict(config)
+
+
+def _read_own(folder: Path, weights: Path) -> Start:
+    """A model that powerclip saved: architecture and preprocessing are its own."""
+    try:
+        config = read_json(folder / CONFIG)
+        model, preprocess = dict(config["model"]), dict(config.get("preprocess", {}))
+        image_size = model["vision_cfg"]["image_size"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise PowerclipError(f"{folder} is not a valid powerclip model: {in_one_line(error)}") from error
+    return Start(model=model, preprocess=preprocess, source=str(weights), weights=weights, image_size=image_size)
+
+
+def _read_open_clip_folder(name: str) -> Start:
+    """A model with config and weights in a folder or on the hub: ``local-dir:FOLDER`` or ``hf-hub:ORGANISATION/NAME``."""
+    try:
+        theirs = open_clip.create_model(name, require_pretrained=True)
+        model = open_clip.get_model_config(name)
+    except Exception as error:  # missing, damaged, no network, ...
+        raise PowerclipError(f"cannot read the model {name}: {in_one_line(error)}") from error
+    folder = Path(parse_model_name(name)[1])
+    if "hf_tokenizer_name" in model["text_cfg"] and (folder / "tokenizer_config.json").is_file():
+        model["text_cfg"]["hf_tokenizer_name"] = str(folder.resolve())
+    return Start(model=model, preprocess=theirs.visual.preprocess_cfg, source=name, state=theirs.state_dict())

@@ -1,0 +1,56 @@
+"""Pixels as every part of powerclip sees them: training, evaluation, and the transform that comes with a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION
+
+from powerclip.errors import BadSampleError
+
+
+def to_rgb(opened: Image.Image) -> Image.Image:
+    """An upright RGB copy without metadata, so that nobody turns it again.
+
+    Transparency becomes white. The upper 8 of 16 bits are kept.
+
+    Raises:
+        BadSampleError: the numbers have no defined range, so that they could be shown as anything (floats, 32-bit
+            integers).
+    """
+    tags = getattr(opened, "tag_v2", {})  # a TIFF's
+    image = _upright(opened)
+    # Mode I is 16 bits of a PNG or PGM, but whatever 32 bits of a TIFF hold.
+    if image.mode == "F" or (image.mode == "I" and opened.format == "TIFF"):
+        raise BadSampleError(f"image without a range of values (mode {image.mode})")
+    if image.mode.startswith("I"):
+        image = _eight_bits(image, tags)
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    image = image if image.mode == "RGB" else image.convert("RGB")
+    image.info = {}
+    return image
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """A copy turned as its metadata say; unchanged if they are malformed."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # many kinds, as above
+        return image.copy()
+
+
+def _eight_bits(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
+    """Grey of 16 bits, or 12 in a TIFF, as its upper 8, which is how Pillow reads colours of 16."""
+    values = np.asarray(image)
+    (bits,) = tags.get(BITSPERSAMPLE, (16,))
+    if tags.get(PHOTOMETRIC_INTERPRETATION) == 0:  # zero is white, which Pillow inverts for 8 bits only
+        values = ~values
+    grey = (values >> (bits - 8)).astype(np.uint8)
+    if "transparency" in image.info:
+        grey[values == image.info["transparency"]] = 255
+    return Image.fromarray(grey)

@@ -1,0 +1,299 @@
+"""Weights come with what belongs to them, and a model starts as the pretrained one."""
+
+import json
+import struct
+
+import open_clip
+import pytest
+import torch
+from open_clip.transform import PreprocessCfg
+from safetensors.torch import load_file, save_file
+
+import powerclip
+from powerclip.config import ModelConfig, TrainConfig
+from powerclip.errors import PowerclipError
+from powerclip.model import describe, save, start
+from powerclip.recipes import finetune_open_clip
+from powerclip.train.build import build_model
+
+VISION = {"image_size": 32, "patch_size": 8, "width": 16, "layers": 2, "head_width": 8}
+TEXT = {"context_length": 16, "width": 16, "heads": 2, "layers": 2}
+SMALL = {"embed_dim": 12, "vision_cfg": VISION, "text_cfg": TEXT}
+SIGLIP_TEXT = {**TEXT, "no_causal_mask": True, "proj_bias": True, "pool_type": "last"}
+TIMM = {"timm_model_name": "vit_tiny_patch16_224", "timm_model_pretrained": False, "image_size": 224}
+EVA = {**TIMM, "timm_model_name": "eva02_tiny_patch14_224"}
+FAMILIES = {
+    "CLIP": SMALL,
+    "QuickGELU": {**SMALL, "quick_gelu": True},
+    "custom text": {**SMALL, "custom_text": True, "text_cfg": {**TEXT, "pool_type": "eos", "eos_id": 49407}},
+    "average": {**SMALL, "vision_cfg": {**VISION, "pool_type": "avg"}},
+    "CLIPA": {
+        **SMALL,
+        "vision_cfg": {**VISION, "pool_type": "avg", "final_ln_after_pool": True, "no_ln_pre": True},
+        "text_cfg": {**TEXT, "pool_type": "last", "no_causal_mask": True},
+    },
+    "timm, average": {**SMALL, "vision_cfg": {**TIMM, "timm_pool": "avg", "timm_proj": "linear"}},
+    "timm, class token": {
+        **SMALL,
+        "custom_text": True,
+        "vision_cfg": {**TIMM, "timm_pool": "token", "timm_proj": None},
+    },
+    "EVA": {**SMALL, "custom_text": True, "vision_cfg": {**EVA, "timm_pool": "token", "timm_proj": None}},
+    "SigLIP": {
+        "embed_dim": 192,
+        "custom_text": True,
+        "init_logit_bias": -10,
+        "vision_cfg": {**TIMM, "timm_pool": "map", "timm_proj": "none"},
+        "text_cfg": SIGLIP_TEXT,
+    },
+}
+
+
+def theirs_of(config):
+    """open_clip's own model of a config, in evaluation mode, with every parameter random."""
+    torch.manual_seed(1)
+    arguments = {key: value for key, value in config.items() if key != "custom_text"}
+    model = (open_clip.CustomTextCLIP if config.get("custom_text") else open_clip.CLIP)(**arguments).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():  # norms and biases begin as ones and zeros, which would hide mistakes
+            parameter.add_(torch.randn_like(parameter), alpha=0.05)
+    return model
+
+
+def config_file(folder, config):
+    path = folder / "small.json"
+    path.write_text(json.dumps(config))
+    return str(path)
+
+
+def inputs(size, length=16):
+    torch.manual_seed(2)
+    tokens = open_clip.SimpleTokenizer(context_length=length)(["a red cube", "two dogs on a beach, running!", "!"])
+    return torch.randn(2, 3, size, size), tokens
+
+
+@pytest.fixture
+def tag(tmp_path, monkeypatch):
+    """A function that makes a checkpoint what open_clip downloads, whatever is asked for."""
+
+    def install(theirs):
+        torch.save(theirs.state_dict(), tmp_path / "tag.pt")
+        monkeypatch.setattr(open_clip, "download_pretrained", lambda *a, **k: str(tmp_path / "tag.pt"))
+
+    return install
+
+
+@pytest.mark.parametrize("config", FAMILIES.values(), ids=FAMILIES.keys())
+def test_a_model_pooled_as_its_tower_is_the_pretrained_model(config, tmp_path):
+    theirs = theirs_of(config)
+    torch.save(theirs.state_dict(), tmp_path / "theirs.pt")
+    ours = powerclip.create_model(
+        config_file(tmp_path, config),
+        pretrained=str(tmp_path / "theirs.pt"),
+        image_pool="tower",
+        text_pool="tower",
+    ).eval()
+    images, tokens = inputs(config["vision_cfg"]["image_size"])
+    with torch.no_grad():
+        for normalize in (False, True):
+            expected = theirs.encode_image(images, normalize), theirs.encode_text(tokens, normalize)
+            found = ours.encode_image(images, normalize), ours.encode_text(tokens, normalize)
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(ours.encode_text(tokens[:, :12]), ours.encode_text(tokens))
+        patches = ours.encode_patches(images)
+        assert patches.shape == (2, ours.grid_size[0] * ours.grid_size[1], config["embed_dim"])
+        masks = torch.ones(2, 1, patches.shape[1], dtype=torch.bool)
+        torch.testing.assert_close(ours.encode_image_and_regions(images, masks)[2], ours.encode_image(images))
+    save(ours, tmp_path / "model")
+    loaded = powerclip.load(tmp_path / "model")[0]
+    with torch.no_grad():
+        assert torch.equal(loaded.encode_image(images), ours.encode_image(images))
+
+
+def test_of_equal_patches_attention_pooling_gives_what_each_patch_gives():
+    config = FAMILIES["SigLIP"]
+    theirs = theirs_of(config)
+    trunk, images = theirs.visual.trunk, inputs(224)[0]
+    dense = powerclip.model.from_open_clip(theirs).encode_patches(images)
+    x = trunk.forward_features(images)[:, trunk.num_prefix_tokens :]
+    for n in (0, 7, 195):
+        torch.testing.assert_close(dense[:, n], trunk.attn_pool(x[:, [n]]), rtol=1e-4, atol=1e-5)
+
+
+def test_an_average_leaves_the_attention_query_alone(tmp_path):
+    name = config_file(tmp_path, FAMILIES["SigLIP"])
+    model = powerclip.create_model(name)
+    images, tokens = inputs(224)
+    (model.encode_image(images).sum() + model.encode_text(tokens).sum()).backward()
+    unused = {n for n, p in model.named_parameters() if p.requires_grad and p.grad is None}
+    assert unused == {"backbone.logit_scale", "backbone.logit_bias"}
+    trained = build_model(TrainConfig(model=ModelConfig(name=name), steps=1))
+    assert not trained.logit_bias.requires_grad
+
+
+def test_padding_of_any_kind_is_not_averaged(tmp_path):
+    """SigLIP's texts are padded with their end-of-text token, CLIPA's with 0."""
+    model = powerclip.create_model(config_file(tmp_path, {**SMALL, "custom_text": True, "text_cfg": SIGLIP_TEXT}))
+    tokens = torch.tensor([[5, 6, 1, 1, 1], [5, 6, 7, 8, 9], [5, 6, 7, 8, 1], [5, 0, 0, 0, 0], [5, 6, 6, 0, 0]])
+    assert model.valid_tokens(tokens).sum(dim=1).tolist() == [3, 5, 5, 1, 3]
+
+
+@pytest.mark.parametrize("name", ["ViT-B-16", "ViT-B-16-quickgelu"])
+@pytest.mark.parametrize("pretrained", ["openai", "datacomp_xl_s13b_b90k"])
+def test_a_tag_brings_its_activation(name, pretrained, monkeypatch):
+    if pretrained not in open_clip.list_pretrained_tags_by_model(name):
+        pytest.skip("open_clip has no such tag of this name")
+    monkeypatch.setattr(open_clip, "download_pretrained", lambda *a, **k: "unused")
+    found = start.find_start(name, pretrained)
+    assert found.model["quick_gelu"] is (pretrained == "openai")
+
+
+def test_the_fine_tuning_recipe_starts_as_the_pretrained_model(tag):
+    theirs = theirs_of(open_clip.get_model_config("ViT-B-16-quickgelu"))
+    tag(theirs)
+    model = build_model(finetune_open_clip()).eval()
+    images, tokens = inputs(224, length=77)
+    with torch.no_grad():
+        torch.testing.assert_close(model.encode_image(images), theirs.encode_image(images), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(model.encode_text(tokens), theirs.encode_text(tokens), rtol=1e-4, atol=1e-4)
+    line = describe(model)
+    for part in ("the tag openai", "302 tensors", "QuickGELU", "image_pool tower", "224 x 224", "77 tokens", "0.481/"):
+        assert part in line
+    assert "QuickGELU and" not in line
+    assert "\n" not in line
+
+
+@pytest.mark.parametrize(
+    ("name", "pretrained"),
+    [("ViT-L-14", "laion2b_s32b_b82k"), ("MobileCLIP-B", "datacompdr"), ("ViT-L-14-CLIPA", "datacomp1b")],
+)
+def test_a_tag_brings_its_preprocessing(name, pretrained, tmp_path, monkeypatch):
+    monkeypatch.setattr(open_clip, "download_pretrained", lambda *a, **k: "unused")
+    found, expected = start.find_start(name, pretrained), open_clip.get_pretrained_cfg(name, pretrained)
+    names = ("mean", "std", "interpolation", "resize_mode")
+    assert {n: found.preprocess[n] for n in names if n in expected} == {n: expected[n] for n in names if n in expected}
+    assert found.preprocess["mean"] != PreprocessCfg().mean
+
+
+def local_dir(folder, theirs, config, **preprocess):
+    folder.mkdir()
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": preprocess}))
+    save_file({k: v.contiguous() for k, v in theirs.state_dict().items()}, folder / "open_clip_model.safetensors")
+
+
+def test_preprocessing_goes_from_the_weights_into_training_and_the_saved_model(tmp_path):
+    theirs = theirs_of(SMALL)
+    local_dir(tmp_path / "m", theirs, SMALL, mean=[0.5] * 3, std=[0.25] * 3, interpolation="bilinear")
+    expected = {"mean": [0.5] * 3, "std": [0.25] * 3, "interpolation": "bilinear", "size": (32, 32)}
+    for name, pretrained in ((f"local-dir:{tmp_path / 'm'}", None), ("tiny", str(tmp_path / "m"))):
+        model = powerclip.create_model(name, pretrained=pretrained)
+        assert torch.equal(model.backbone.text_projection, theirs.text_projection)
+        assert {**model.backbone.visual.preprocess_cfg, **expected} == model.backbone.visual.preprocess_cfg
+        loaded, _, tokenizer = powerclip.load(save(model, tmp_path / "saved"))
+        assert loaded.backbone.visual.preprocess_cfg == model.backbone.visual.preprocess_cfg
+        assert tokenizer(["a"]).shape == (1, 16)
+
+
+def test_a_folder_of_open_clip_is_read_or_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "no-weights").mkdir()
+    (tmp_path / "no-weights" / "open_clip_config.json").write_text(json.dumps({"model_cfg": SMALL}))
+    local_dir(tmp_path / "other", theirs_of(SMALL), {**SMALL, "embed_dim": 16})
+    for folder, message in [
+        ("nowhere", "not found"),
+        ("empty", "config file missing"),
+        ("no-weights", "could not be loaded"),
+        ("other", "size mismatch"),
+    ]:
+        with pytest.raises(PowerclipError, match=f"cannot read the model local-dir:.*{message}") as caught:
+            powerclip.create_model(f"local-dir:{tmp_path / folder}")
+        assert "\n" not in str(caught.value)
+    with pytest.raises(PowerclipError, match="brings its own weights; leave out pretrained='openai'"):
+        powerclip.create_model(f"local-dir:{tmp_path / 'other'}", pretrained="openai")
+
+
+@pytest.mark.parametrize("family", ["QuickGELU", "SigLIP"])
+def test_an_own_model_is_a_start_at_any_size(family, tmp_path):
+    own = powerclip.create_model(config_file(tmp_path, FAMILIES[family]), image_pool="tower").eval()
+    own.config["preprocess"] = {"mean": [0.5] * 3}
+    save(own, tmp_path / "run" / "model")
+    images, tokens = inputs(FAMILIES[family]["vision_cfg"]["image_size"])
+    weights = tmp_path / "run" / "model" / "model.safetensors"
+    for place in (tmp_path / "run", weights.parent, weights):
+        model = powerclip.create_model("tiny", pretrained=str(place), image_pool="tower").eval()
+        assert torch.equal(model.encode_image(images), own.encode_image(images))
+        assert torch.equal(model.encode_text(tokens), own.encode_text(tokens))
+        assert model.backbone.visual.preprocess_cfg["mean"] == [0.5] * 3
+    size = 2 * images.shape[-1]
+    model = powerclip.create_model(pretrained=str(weights.parent), image_size=size, context_length=20)
+    assert model.grid_size == tuple(2 * n for n in own.grid_size)
+    assert model.context_length == 20
+    assert model.encode_patches(torch.randn(1, 3, size, size)).shape[1] == 4 * own.grid_size[0] * own.grid_size[1]
+    save(model, tmp_path / "larger")
+    again = powerclip.create_model(pretrained=str(tmp_path / "larger"))
+    assert again.image_size == (size, size)
+    for (name, a), (_, b) in zip(model.state_dict().items(), again.state_dict().items(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_a_copied_weights_file_needs_only_the_name_of_its_architecture(tmp_path):
+    own = powerclip.create_model("tiny")
+    state = load_file(save(own, tmp_path / "model") / "model.safetensors")
+    save_file(state, tmp_path / "copy.safetensors")
+    model = powerclip.create_model("tiny", pretrained=str(tmp_path / "copy.safetensors"), init_logit_bias=-3.0)
+    assert torch.equal(model.backbone.text_projection, own.backbone.text_projection)
+    assert model.logit_bias == -3.0
+    with pytest.raises(PowerclipError, match="the weights of ViT-B-16 with .*do not fit the model"):
+        powerclip.create_model(pretrained=str(tmp_path / "copy.safetensors"))
+
+
+def test_open_clip_s_weights_fit_another_size(tmp_path):
+    torch.save(theirs_of(SMALL).state_dict(), tmp_path / "theirs.pt")
+    settings = ModelConfig(
+        name=config_file(tmp_path, SMALL), pretrained=str(tmp_path / "theirs.pt"), image_size=64, context_length=24
+    )
+    model = build_model(TrainConfig(model=settings, steps=1))
+    assert (model.grid_size, model.image_size, model.context_length) == ((8, 8), (64, 64), 24)
+    assert model.backbone.visual.preprocess_cfg["size"] == (64, 64)
+
+
+def test_a_damaged_or_foreign_weights_file_is_one_line(tmp_path):
+    save_file({"a": torch.zeros(5000)}, tmp_path / "other.safetensors")
+    complete = (tmp_path / "other.safetensors").read_bytes()
+    (tmp_path / "cut.safetensors").write_bytes(complete[:900])
+    (tmp_path / "long.safetensors").write_bytes(struct.pack("<Q", 1 << 40) + complete[8:])
+    (tmp_path / "empty.pt").write_bytes(b"")
+    (tmp_path / "empty.safetensors").write_bytes(b"")
+    (tmp_path / "page.pt").write_bytes(b"<html>404</html>")
+    torch.save([1], tmp_path / "list.pt")
+    torch.save({}, tmp_path / "nothing.pt")
+    torch.save({"state_dict": None}, tmp_path / "none.pt")
+    torch.save({"x": 3}, tmp_path / "number.pt")
+    files = sorted([*tmp_path.glob("*.pt"), *tmp_path.glob("*.safetensors")])
+    assert len(files) == 10
+    for path in files:
+        with pytest.raises(PowerclipError, match=f"{path.name} are damaged or do not fit the model: ") as caught:
+            powerclip.create_model("tiny", pretrained=str(path))
+        assert "\n" not in str(caught.value)
+        assert len(str(caught.value)) < 600
+    transformers = {"text_model.embeddings.x": torch.zeros(1), "vision_model.embeddings.x": torch.zeros(1)}
+    save_file({**transformers, "logit_scale": torch.zeros(())}, tmp_path / "hf.safetensors")
+    with pytest.raises(PowerclipError, match="format of Hugging Face's transformers"):
+        powerclip.create_model("tiny", pretrained=str(tmp_path / "hf.safetensors"))
+
+
+def test_a_damaged_own_folder_is_one_line(tmp_path):
+    save(powerclip.create_model("tiny"), tmp_path / "model")
+    for content in ("{", "[]", '{"model": {"embed_dim": 3}}', '{"model": 3}'):
+        (tmp_path / "model" / "config.json").write_text(content)
+        with pytest.raises(PowerclipError, match="not a valid powerclip model") as caught:
+            powerclip.create_model(pretrained=str(tmp_path))
+        assert "\n" not in str(caught.value)
+
+
+def test_argmax_is_an_older_name():
+    assert ModelConfig(text_pool="argmax") == ModelConfig(text_pool="tower")
+    assert powerclip.create_model("tiny", text_pool="argmax").text_pool == "tower"
+    with pytest.raises(ValueError, match="image_pool is 'max'; it must be one of avg, tower"):
+        powerclip.create_model("tiny", image_pool="max")
