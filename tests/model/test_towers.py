@@ -259,7 +259,7 @@ def test_what_cannot_be_built_is_one_line(tmp_path):
         powerclip.create_model("tiny", text_pool="max")
     with pytest.raises(ValueError, match="override is 'depth'; it must be one of image_size, context_length"):
         powerclip.create_model("tiny", depth=3)
-    with pytest.raises(PowerclipError, match="neither a file nor a tag"):
+    with pytest.raises(PowerclipError, match="neither a file, nor a run or model folder, nor a tag"):
         powerclip.create_model("tiny", pretrained="nowhere.pt")
     (tmp_path / "model").mkdir()
     with pytest.raises(PowerclipError, match="no model at"):

@@ -1,4 +1,5 @@
 import dataclasses
+import io
 
 import numpy as np
 import open_clip
@@ -9,6 +10,7 @@ from PIL import Image
 from torchvision.tv_tensors import Mask
 
 import powerclip
+from powerclip.data.images import decode_image
 from powerclip.model import make_transforms
 from tests.support.models import tiny_model
 
@@ -60,6 +62,54 @@ def test_the_evaluation_transform_is_open_clip_s_and_moves_masks(model, config, 
     columns = inside.any(dim=0).nonzero()
     middle = (columns[0] + columns[-1] + 1) / 2 / masks.shape[2]
     assert abs(edge - middle).item() < 2 / masks.shape[2] + 1 / size[0]
+
+
+def encoded(image, kind, **options):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def phone_photo():
+    image = Image.new("RGB", (64, 64), (220, 20, 20))
+    image.paste((20, 20, 220), (32, 0, 64, 64))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    return encoded(image, "JPEG", exif=exif)
+
+
+def sixteen_bits():
+    ramp = np.broadcast_to(np.linspace(0, 65535, 64).astype(np.uint16), (64, 64))
+    return encoded(Image.fromarray(np.ascontiguousarray(ramp)), "PNG")
+
+
+def see_through():
+    return encoded(Image.new("RGBA", (64, 64), (0, 0, 0, 0)), "PNG")
+
+
+def palette():
+    image = Image.effect_noise((90, 70), 90).convert("P")
+    return encoded(image, "GIF", transparency=int(np.array(image)[0, 0]))
+
+
+@pytest.mark.parametrize("data", [phone_photo(), sixteen_bits(), see_through(), palette()])
+def test_an_image_is_seen_as_in_training(data):
+    preprocess = make_transforms(tiny_model())[1]
+    image = Image.open(io.BytesIO(data))
+    assert torch.equal(preprocess(image), preprocess(decode_image(data)))
+    assert Image.open(io.BytesIO(data)).info == image.info  # the caller's image stays as it was
+
+
+def test_the_interpolation_of_the_weights_is_used_in_training(model):
+    image = Image.effect_noise((31, 50), 90).convert("RGB")
+    seen = []
+    for interpolation in ("bicubic", "bilinear"):
+        config = PreprocessCfg(size=(24, 24), interpolation=interpolation, resize_mode="squash")
+        model.backbone.visual.preprocess_cfg = dataclasses.asdict(config)
+        train, evaluate = make_transforms(model, crop="none")
+        assert torch.equal(train(image), evaluate(image))
+        seen.append(train(image))
+    assert not torch.equal(*seen)
 
 
 def test_the_training_transform_is_open_clip_s():
