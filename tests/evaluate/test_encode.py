@@ -91,14 +91,7 @@ def test_images_of_a_shard_are_opened_once_for_five_captions_all_captions_and_th
 def test_both_scores_share_an_image_s_pass(model):
     shown = [task for task in tasks() if task.name != "again"]
     passes = []
-    encode_patches = model.encode_patches
-
-    class Counting(type(model)):
-        def encode_patches(self, images):
-            passes.append(len(images))
-            return encode_patches(images)
-
-    model.__class__ = Counting
+    model.backbone.visual.conv1.register_forward_pre_hook(lambda module, images: passes.append(len(images[0])))
     arguments = (model, make_transforms(model)[1], make_tokenizer(model))
     encoder = Encoder(*arguments, device="cpu", batch_size=2)
     both = {job.name: metrics for job, metrics in run_jobs(encoder, jobs_of(shown, ("global", "powerset")))}
