@@ -375,7 +375,7 @@ class PrepareConfig:
     """Share of a GPU that each of Ray's workers takes for SAM."""
 
     def __post_init__(self) -> None:
-        _require_at_least(self, 1, "samples_per_shard", "workers")
+        _require_at_least(self, 1, "samples_per_shard", "workers", "count")
         _require(self, lambda share: 0 <= share <= 1, "between 0 and 1", "max_bad_share")
 
 

@@ -105,6 +105,7 @@ def test_what_cannot_be_prepared_is_one_clear_line(photos, tmp_path):
         (photos, {"parser": "yacc"}, "unknown parser 'yacc'"),
         (photos, {"max_bad_share": 10}, "max_bad_share is 10; it must be between 0 and 1"),
         (photos, {"workers": 0}, "workers is 0; it must be at least 1"),
+        ("scenes:train", {"count": 0}, "count is 0; it must be at least 1"),
     ]:
         with pytest.raises((PowerclipError, ValueError), match=message) as caught:
             prepare(source, tmp_path / "out", PrepareConfig(**options))

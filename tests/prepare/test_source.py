@@ -34,10 +34,23 @@ def test_linked_folders_are_read_once(tmp_path):
     assert report["ignored"] == {"link to a folder that is read anyway": 4}
 
 
-def test_captions_in_upper_case(tmp_path):
+def test_folders_within_linked_ones_are_read_once(tmp_path):
+    put(tmp_path / "photos", "a")
+    put(tmp_path / "disk" / "deep", "b")
+    put(tmp_path / "disk" / "deep" / "deeper", "c")
+    (tmp_path / "photos" / "all").symlink_to(tmp_path / "disk" / "deep")
+    (tmp_path / "photos" / "part").symlink_to(tmp_path / "disk" / "deep" / "deeper")
+    (tmp_path / "disk" / "deep" / "deeper" / "up").symlink_to(tmp_path / "disk")
+    report = prepared(tmp_path / "photos", tmp_path / "out")
+    assert sorted(captions(tmp_path / "out")) == ["a dog of deep", "a dog of deeper", "a dog of photos"]
+    assert report["ignored"] == {"link to a folder that is read anyway": 2}
+
+
+@pytest.mark.parametrize("suffix", [".TXT", ".Txt"])
+def test_captions_in_upper_case(suffix, tmp_path):
     put(tmp_path / "photos", "a")
     (tmp_path / "photos" / "B.JPG").write_bytes(picture())
-    (tmp_path / "photos" / "B.TXT").write_text("a cat")
+    (tmp_path / "photos" / f"B{suffix}").write_text("a cat")
     report = prepared(tmp_path / "photos", tmp_path / "out")
     assert (report["samples"], report["ignored"]) == (2, {})
     assert captions(tmp_path / "out") == ["a cat", "a dog of photos"]

@@ -53,16 +53,15 @@ def open_source(source: str, config: PrepareConfig) -> Source:
 
 
 def _folder(folder: Path, samples_per_shard: int) -> Source:
-    """Images with a .txt or .TXT file next to each, in sub-folders too; other files are counted."""
+    """Images with a .txt file next to each, in sub-folders too; other files are counted."""
     files, links = _walk(folder)
     images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")]
     if not images:
         tar = next(folder.rglob("*.tar"), None)
         hint = f"; {tar.parent} holds tars: name that folder" if tar else ""
         raise PowerclipError(f"no image in {folder} or its sub-folders; looked for {', '.join(IMAGE_SUFFIXES)}{hint}")
-    known = set(files)
-    sidecars = ((path.with_suffix(".txt"), path.with_suffix(".TXT")) for path in images)
-    captions = [next(filter(known.__contains__, names), None) for names in sidecars]
+    texts = {path.with_suffix(""): path for path in files if path.suffix.lower() == ".txt"}  # .txt comes after .TXT
+    captions = [texts.get(path.with_suffix("")) for path in images]
     if not any(captions):
         none = f"none of the {len(images)} images in {folder} has a caption"
         raise PowerclipError(f"{none}; put NAME.txt next to NAME.jpg")
@@ -86,10 +85,10 @@ def _images(pairs: Sequence[tuple[Path, Path | None]], first: int, *, folder: Pa
 
 
 def _walk(folder: Path) -> tuple[list[Path], int]:
-    """The files and the hidden folders in a folder, links followed, sorted; and the number of links not followed."""
+    """The files and the hidden folders in a folder, links followed, sorted; and the number of those not followed."""
     found: list[Path] = []
     links = 0
-    top, linked = folder.resolve(), set()
+    top, seen = folder.resolve(), set()
     for root, folders, names in os.walk(folder, followlinks=True):
         for name in sorted(folders):
             path = Path(root, name)
@@ -97,12 +96,12 @@ def _walk(folder: Path) -> tuple[list[Path], int]:
             if name.startswith("."):
                 names.append(name)
                 folders.remove(name)
-            # A link within the folder, or a second one to the same place, would give the same pairs twice, or for ever.
-            elif path.is_symlink() and (real.is_relative_to(top) or top.is_relative_to(real) or real in linked):
+            # A link within the folder, or a second way to the same place, would give the same pairs twice, or for ever.
+            elif real in seen or (path.is_symlink() and (real.is_relative_to(top) or top.is_relative_to(real))):
                 links += 1
                 folders.remove(name)
-            elif path.is_symlink():
-                linked.add(real)
+            else:
+                seen.add(real)
         folders.sort()
         found += [Path(root, name) for name in names]
     return sorted(found), links
