@@ -18,14 +18,12 @@ from powerclip.types import Batch
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedSample:
-    """A sample as the towers take it."""
+    """A sample as the towers take it; ``image`` is (3, H, W) float, ``regions`` (m, N) bool."""
 
     key: str
     image: Tensor
-    """(3, H, W) float."""
     caption: EncodedCaption
     regions: Tensor | None = None
-    """(m, N) bool, or None without regions."""
     has_phrases: bool = True
     """False if its caption stands in for phrases."""
 
@@ -71,16 +69,10 @@ def annotate(
 ) -> Batch:
     """A batch from another trainer's images and captions, which are cleaned, parsed and tokenized here and now.
 
-    Args:
-        images: (B, 3, H, W), as the image tower takes them.
-        captions: B texts.
-        region_masks: (B, M, N) bool regions on the patch grid, from ``powerclip.regions.random_boxes``, say.
-        parser: finds the phrases; see ``powerclip.phrases.load_parser``.
-        tokenizer: open_clip's or Hugging Face's.
-        context_length: T.
-
-    Raises:
-        ValueError: there are not as many captions or regions as images.
+    ``images`` are (B, 3, H, W), as the image tower takes them; ``region_masks`` are (B, M, N) bool on the patch grid,
+    from ``powerclip.regions.random_boxes``, say. ``parser`` is what ``powerclip.phrases.load_parser`` returns,
+    ``tokenizer`` open_clip's or Hugging Face's, and ``context_length`` T. ValueError if there are not as many captions
+    or regions as images.
     """
     captions = [clean_caption(caption) for caption in captions]
     encoded = [

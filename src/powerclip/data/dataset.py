@@ -43,9 +43,7 @@ class TowerInputs:
     """PIL image to (3, H, W) tensor; for stored regions one of torchvision's v2, which moves masks along. Random ones
     draw from torch's default generator, which is seeded for each sample."""
     tokenizer: Any
-    """The text tower's."""
     context_length: int
-    """T."""
     grid: tuple[int, int]
     """Rows and columns of the image tower's patch grid; their product is N."""
 
@@ -59,7 +57,6 @@ class LoadedBatch:
     bad: dict[int, str]
     """Reason by position."""
     without_phrases: int = 0
-    """Samples that came without phrases."""
     failure: str | None = None
     """Why no more can be read at all."""
 
@@ -95,7 +92,6 @@ class ShardDataset(Dataset[LoadedBatch]):
         return int(self.starts[-1])
 
     def __getitem__(self, request: Request) -> LoadedBatch:
-        """The batch of some of an epoch's samples."""
         samples: list[EncodedSample] = []
         bad: dict[int, str] = {}
         size = len(self)
@@ -160,22 +156,10 @@ class ShardDataset(Dataset[LoadedBatch]):
 def transform_with_regions(
     sample: Sample, image: Image.Image, transform: Callable[..., Any], *, count: int, grid: tuple[int, int]
 ) -> tuple[Tensor, Tensor]:
-    """An image as the tower takes it, and at most ``count`` of its stored regions on the patch grid.
+    """An image as the tower takes it, (3, H, W), and at most ``count`` of its regions, (m, N) bool on the patch grid.
 
-    Which ones is drawn from torch's generator. A region that the crop leaves nothing of has no patch.
-
-    Args:
-        sample: with ``regions``, ``patch_regions`` or neither.
-        image: its decoded image.
-        transform: as ``TowerInputs.transform``.
-        count: M.
-        grid: rows and columns of the patch grid.
-
-    Returns:
-        (3, H, W) image and (m, N) bool regions, m <= ``count``.
-
-    Raises:
-        BadSampleError: the stored regions are malformed, or of another size than the image.
+    Which ones is drawn from torch's generator. A region that the crop leaves nothing of has no patch. ``transform`` is
+    as ``TowerInputs.transform``. BadSampleError if the stored regions are malformed, or of another size than the image.
     """
     if sample.regions is None:
         pixels, published = transform(image), sample.patch_regions or ()

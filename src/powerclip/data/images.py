@@ -26,11 +26,9 @@ def decode_image(data: bytes) -> Image.Image:
 
     The orientation in its metadata is applied and the metadata dropped, so that nobody applies it again: height and
     width are those of the upright image, everywhere. Transparency becomes white. The upper 8 of 16 bits are kept. The
-    image's ``format`` is that of the bytes: one of ``FORMATS``, or "MPO" for several JPEGs in a file.
-
-    Raises:
-        BadSampleError: the bytes are not a complete image, it has more than ``MAX_PIXELS``, or its numbers have no
-            defined range, so that it could be shown as anything (floats, 32-bit integers).
+    image's ``format`` is that of the bytes: one of ``FORMATS``, or "MPO" for several JPEGs in a file. BadSampleError if
+    the bytes are not a complete image, it has more than ``MAX_PIXELS``, or its numbers (floats, 32-bit integers) have
+    no defined range, so that it could be shown as anything.
     """
     try:
         with warnings.catch_warnings():

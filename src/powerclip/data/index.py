@@ -70,9 +70,8 @@ class ShardIndex:
     keys: Array
     """(bytes,) uint8: all keys, one after the other, in UTF-8."""
     key_ends: Array
-    """(samples + 1,) int64: where each key ends; the first is 0."""
     member_ends: Array
-    """(samples + 1,) int64: where each sample's members end; the first is 0."""
+    """(samples + 1,) int64, both: where each sample's key and members end; the first is 0."""
     members: Array
     """(members, 3) int64: extension, offset and size in bytes."""
 
@@ -97,11 +96,7 @@ class ShardIndex:
 
 
 def open_index(shard: Shard) -> ShardIndex:
-    """The index of a shard, which is fetched first if it is remote and has no copy here; a process keeps the latest.
-
-    Raises:
-        OSError, PowerclipError: as ``read_index`` and ``Shard.path``.
-    """
+    """A shard's index, fetched first if need be; the latest are held. Raises as ``read_index``, ``Shard.path``."""
     for _ in range(ATTEMPTS - 1):
         path = shard.path()
         try:
@@ -114,13 +109,9 @@ def open_index(shard: Shard) -> ShardIndex:
 
 
 def read_index(shard: Path) -> ShardIndex:
-    """The index of a shard, from disk if it is there and up to date; otherwise it is made and kept.
+    """The index of a shard, in ``.index`` next to it or in ``FALLBACK``; made and kept there if none is up to date.
 
-    It is in ``.index`` next to the shard, or in ``FALLBACK``.
-
-    Raises:
-        OSError: there is no such file.
-        PowerclipError: it is not a tar, is truncated, or holds too many samples.
+    OSError if there is no such file; PowerclipError if it is not a tar, is truncated, or holds too many samples.
     """
     if (stored := _stored(shard, ARRAYS)) is not None:
         return ShardIndex(shard=shard, **stored)
@@ -139,11 +130,8 @@ def summarize(shards: Sequence[Shard]) -> list[ShardSummary]:
     """How many samples each shard holds, with a digest.
 
     Shards without an index are indexed, several at once. Remote ones are taken from the ``index.json`` next to them, or
-    from the notes of an earlier run; the rest are fetched, and noted one by one.
-
-    Raises:
-        PowerclipError: a shard is not there, is not a tar, or is truncated.
-        RunFailedError: a store does not answer.
+    from the notes of an earlier run; the rest are fetched, and noted one by one. PowerclipError if a shard is not
+    there, is not a tar, or is truncated; RunFailedError if a store does not answer.
     """
     remote = list(dict.fromkeys(shard for shard in shards if shard.cache is not None))
     here = [Path(location) for location in dict.fromkeys(shard.location for shard in shards if shard.cache is None)]

@@ -47,7 +47,6 @@ class DataSource:
     """As it was given: an absolute path or pattern, or a URL."""
     shards: tuple[Shard, ...]
     summaries: tuple[ShardSummary, ...]
-    """Of each shard."""
     probed: Shard
     """The first shard that holds a sample."""
     extensions: frozenset[str]
@@ -101,21 +100,13 @@ class OpenedData:
         return {"samples": self.samples, "shards": len(names), "digest": int.from_bytes(digest[:6])}
 
     def check_present(self) -> None:
-        """Check that this machine has the shards as well, where a process on another one has opened them.
-
-        Raises:
-            PowerclipError: one is missing.
-        """
+        """Check that this machine, too, has the shards that another has opened; PowerclipError if one is missing."""
         for shard in self.shards:
             if shard.cache is None and not shard.path().is_file():
                 raise PowerclipError(f"{shard} is missing on this node; all nodes need the same data at the same paths")
 
     def check_regions(self, *, grid: tuple[int, int], whole_images: bool) -> None:
-        """Check that each source stores regions, in a form that the model and its transform can use.
-
-        Raises:
-            PowerclipError: it does not.
-        """
+        """Check that each source stores regions that the model and its transform can use; PowerclipError if not."""
         for source in self.sources:
             published = "samlens.npy" in source.extensions
             if not published and "regions.json" not in source.extensions:
@@ -138,16 +129,9 @@ class OpenedData:
 def open_data(data: Data, *, cache: ShardCache = DEFAULT_CACHE) -> OpenedData:
     """Find the shards of all sources, count their samples and look at the first of them.
 
-    The next run on the same data finds the shards' indexes on disk and reads no tar headers.
-
-    Args:
-        data: a folder of shards, one tar, a pattern or a URL; or several of them.
-        cache: where copies of shards behind URLs are kept.
-
-    Raises:
-        PowerclipError: a source has no shards or no samples, a shard is truncated, or none of the first samples has an
-            image and a caption.
-        RunFailedError: a store does not answer.
+    ``cache`` holds copies of shards behind URLs. The next run on the same data finds the shards' indexes on disk and
+    reads no tar headers. PowerclipError if a source has no shards or no samples, a shard is truncated, or none of the
+    first samples has an image and a caption; RunFailedError if a store does not answer.
     """
     given = [data] if isinstance(data, str | Path) else data
     found = [
@@ -181,10 +165,10 @@ def _probe(given: Path | str, shards: Sequence[Shard], summaries: Sequence[Shard
 
 
 class Loader:
-    """Batches of image-caption pairs, epoch after epoch.
+    """Batches of image-caption pairs, epoch after epoch: a function of the data, the seed and the epoch.
 
-    They are a function of the data, the seed and the epoch; the number of workers and processes is irrelevant. A
-    sample without phrases has one, its caption, and ``without_phrases`` counts it.
+    The number of workers and processes is irrelevant. A sample without phrases has one, its caption, and
+    ``without_phrases`` counts it.
     """
 
     def __init__(
@@ -201,19 +185,11 @@ class Loader:
     ) -> None:
         """Prepare to read opened data.
 
-        Args:
-            data: what ``open_data`` returns.
-            towers: how a model takes images and captions.
-            settings: order, workers, the limit of bad samples.
-            batch_size: B, over all processes.
-            seed: decides order, augmentation and boxes.
-            regions: M: regions of a sample, fewer if fewer are stored; 0 gives batches without regions.
-            region_source: random boxes, or a random choice of the stored masks.
-            part: this process's number and how many processes share each batch.
-
-        Raises:
-            PowerclipError: fewer samples than a batch, a batch that cannot be shared, no or unfit stored regions, or
-                not one weight per source.
+        ``batch_size`` (B) is over all processes; ``part`` is this one's number and how many there are. The seed decides
+        order, augmentation and boxes. ``regions`` (M) of a sample, fewer if fewer are stored, are random boxes or a
+        random choice of the stored masks; 0 gives batches without regions. PowerclipError if there are fewer samples
+        than a batch, a batch cannot be shared, stored regions are missing or unfit, or there is not one weight per
+        source.
         """
         if data.samples < batch_size:
             names = ", ".join(source.location for source in data.sources)
@@ -250,11 +226,8 @@ class Loader:
         """Batches without end, from a step on: this process's part of each, in nearly equal pieces.
 
         An epoch's are in ``Order``'s order, without the incomplete last one. Decoding processes read a piece at a time
-        and continue over the ends of epochs.
-
-        Raises:
-            RunFailedError: more than the allowed share of the samples is bad, a remote store is gone, or a decoding
-                process died.
+        and continue over the ends of epochs. RunFailedError if more than the allowed share of the samples is bad, a
+        remote store is gone, or a decoding process died.
         """
         loader = DataLoader(
             self.dataset,

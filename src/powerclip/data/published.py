@@ -35,13 +35,9 @@ _logged: set[str] = set()
 
 
 def read_patch_regions(files: Mapping[str, bytes]) -> tuple[tuple[int, ...], ...] | None:
-    """The patches of each region, row-major on ``GRID``; None where the files are not there.
+    """The patches of each region, row-major on ``GRID``, from a sample's files by extension; None without these files.
 
-    Args:
-        files: of a sample, by extension.
-
-    Raises:
-        BadSampleError: the files are malformed or do not belong together.
+    BadSampleError if the files are malformed or do not belong together.
     """
     if "samlens.npy" not in files:
         return None
@@ -68,15 +64,9 @@ def patch_masks(regions: Sequence[Sequence[int]]) -> NDArray[np.bool_]:
 def read_phrases(data: bytes, caption: str) -> PhraseTree | None:
     """The phrases of a ``KEY.njson``, or None where they cannot be read; what was understood is logged once.
 
-    A leaf is a token that some phrase holds, in the characters it covers; tokens within one character are one leaf. A
-    phrase that leaves out a leaf between its own is not a range of leaves, so it is skipped. Labels are not known.
-
-    Args:
-        data: the file.
-        caption: the clean caption.
-
-    Raises:
-        BadSampleError: the file is not JSON.
+    A leaf is a token that some phrase holds, in the characters of the clean caption that it covers; tokens within one
+    character are one leaf. A phrase that leaves out a leaf between its own is not a range of leaves, so it is skipped.
+    Labels are not known. BadSampleError if the file is not JSON.
     """
     try:
         value = json.loads(data)

@@ -62,9 +62,8 @@ class ShardCache:
     def path(self, url: str) -> Path:
         """The local copy of a file, which is fetched if it is not there.
 
-        Raises:
-            PowerclipError: the store says that there is no such file.
-            RunFailedError: the store does not answer, or breaks off, time and again.
+        PowerclipError if the store says that there is no such file; RunFailedError if it does not answer, or breaks
+        off, time and again.
         """
         path = self.folder / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{_name(url)}"
         try:
@@ -82,11 +81,7 @@ class ShardCache:
         return path
 
     def read_json(self, url: str) -> Any:
-        """A small JSON file of a store, which is not kept; None if there is none or it cannot be parsed.
-
-        Raises:
-            RunFailedError: the store does not answer.
-        """
+        """A store's small JSON file, not kept; None if missing or malformed; RunFailedError without an answer."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=self.folder, suffix=".json") as file:
             try:
@@ -116,12 +111,10 @@ class ShardCache:
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """A tar of samples: a file of this machine or, with a cache for its copy, behind a URL."""
+    """A tar of samples: a file of this machine (``cache`` is None) or, with a cache for its copy, behind a URL."""
 
     location: str
-    """Path or URL."""
     cache: ShardCache | None = None
-    """None for a file of this machine."""
 
     @property
     def name(self) -> str:
@@ -144,8 +137,7 @@ def is_remote(path: object) -> bool:
 def find_remote(url: str, cache: ShardCache) -> list[Shard]:
     """The shards of a URL: one tar, or several by braces (``http://host/data/{000000..000099}.tar``).
 
-    Raises:
-        PowerclipError: it does not name a tar.
+    PowerclipError if it does not name a tar.
     """
     urls = sorted(expand_urls(url))
     if not all(urlsplit(name).path.endswith(".tar") for name in urls):
@@ -159,9 +151,8 @@ def find_remote(url: str, cache: ShardCache) -> list[Shard]:
 def fetch(url: str, path: Path, *, retry: RetryPolicy) -> None:
     """Copy a remote file; if the connection breaks, the next attempt continues after what has arrived.
 
-    Raises:
-        PowerclipError: the store says that there is no such file, or the kind of URL is not supported.
-        RunFailedError: it failed ``retry.attempts`` times in a row.
+    PowerclipError if the store says that there is no such file, or the kind of URL is not supported; RunFailedError if
+    it failed ``retry.attempts`` times in a row.
     """
     path.unlink(missing_ok=True)
     path.touch()

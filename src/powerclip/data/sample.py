@@ -29,7 +29,6 @@ class Sample:
     key: str
     """Name within the data set, without a dot."""
     image: bytes
-    """The encoded image."""
     image_extension: str
     """"png", "jpg", "jpeg" or "webp"."""
     caption: str
@@ -44,11 +43,7 @@ class Sample:
     """Regions as patches of the published shards' grid, row-major (``KEY.samlens.npy`` and ``KEY.samcat.npy``)."""
 
     def members(self) -> dict[str, bytes]:
-        """The sample's files by extension.
-
-        Raises:
-            ValueError: the key or the image's extension would not be read back.
-        """
+        """The sample's files by extension; ValueError if the key or the image's extension would not be read back."""
         if "." in self.key.rpartition("/")[2] or not self.key:
             raise ValueError(f"key is {self.key!r}; it must be a name without a dot: the extension begins there")
         if self.image_extension not in IMAGE_EXTENSIONS:
@@ -66,8 +61,7 @@ class Sample:
     def from_members(cls, key: str, files: Mapping[str, bytes]) -> Sample:
         """Read a sample's files; a caption without phrases.json is cleaned.
 
-        Raises:
-            BadSampleError: no image, no caption, or an annotation that does not have its form.
+        BadSampleError if there is no image or no caption, or an annotation does not have its form.
         """
         extension = next((e for e in IMAGE_EXTENSIONS if e in files), None)
         if extension is None:
@@ -96,10 +90,8 @@ def read_caption(
 ) -> tuple[str, Mapping[str, Any]]:
     """A caption where it enters, and the sample's metadata, which keep the original where cleaning changed it.
 
-    ``clean`` is False for a caption that came with offsets into it; it stays as it is.
-
-    Raises:
-        BadSampleError: it is too large, empty, not UTF-8, or contains NUL.
+    ``clean`` is False for a caption that came with offsets into it; it stays as it is. BadSampleError if the text is
+    too large, empty, not UTF-8, or contains NUL.
     """
     metadata = metadata or {}
     if len(text) > MAX_CAPTION_BYTES:

@@ -25,18 +25,12 @@ class SamplePlace:
     """Where one sample is stored."""
 
     shard: Path
-    """The tar file."""
     key: str
-    """The sample's key."""
     members: dict[str, tuple[int, int]]
     """Offset and size in bytes of each file of the sample, by extension."""
 
     def files(self, *, only: Collection[str]) -> dict[str, bytes]:
-        """Those of some files that the sample has, by extension.
-
-        Raises:
-            BadSampleError: one is too large, or cannot be read.
-        """
+        """Those of some files that the sample has, by extension; BadSampleError if too large or unreadable."""
         wanted = {extension: place for extension, place in self.members.items() if extension in only}
         for extension, (_, size) in wanted.items():
             if size > (MAX_MEMBER_BYTES if f".{extension}" in IMAGE_SUFFIXES else MAX_ANNOTATION_BYTES):
@@ -51,11 +45,7 @@ class SamplePlace:
         return files
 
     def read(self, *, without: Collection[str] = ()) -> Sample:
-        """Read the sample, but for some of its files.
-
-        Raises:
-            BadSampleError: it cannot be used.
-        """
+        """Read the sample, but for some of its files; BadSampleError if it cannot be used."""
         return Sample.from_members(self.key, self.files(only=self.members.keys() - set(without)))
 
 
@@ -63,10 +53,7 @@ def write_shards(samples: Iterable[Sample], folder: Path, *, samples_per_shard: 
     """Write samples as ``shard-000000.tar``, ...; return how many. Each shard appears when it is complete.
 
     The bytes are a function of the samples. The folder is created if it does not exist; ``first`` is the number of the
-    first shard.
-
-    Raises:
-        PowerclipError: a shard of that name exists already.
+    first shard. PowerclipError if a shard of that name exists already.
     """
     folder.mkdir(parents=True, exist_ok=True)
     iterator, number, written = iter(samples), first, 0
@@ -79,8 +66,7 @@ def write_shards(samples: Iterable[Sample], folder: Path, *, samples_per_shard: 
 def write_shard(samples: Iterable[Sample], path: Path, *, replace: bool = False) -> None:
     """Write one shard atomically; its samples are taken one by one, and never held together.
 
-    Raises:
-        PowerclipError: the shard exists already, and ``replace`` is False.
+    PowerclipError if the shard exists already, and ``replace`` is False.
     """
     if path.exists() and not replace:
         raise PowerclipError(f"{path} exists already; write into an empty folder")
@@ -93,12 +79,9 @@ def write_shard(samples: Iterable[Sample], path: Path, *, replace: bool = False)
 
 
 def find_shards(path: Path | str) -> list[Path]:
-    """The shards at a path: the tar files of a folder, one tar file, or those of a pattern.
+    """The shards at a path: the tar files of a folder, one tar file, or those of a pattern; PowerclipError if none.
 
     A pattern has ``*``, ``?`` or ``[]`` in the file's name, or braces as WebDataset has: ``{000000..000099}.tar``.
-
-    Raises:
-        PowerclipError: there are none.
     """
     path = Path(path)
     if path.is_file():
@@ -132,10 +115,8 @@ def index_shard(shard: Path) -> list[SamplePlace]:
     """The samples of a shard in order of their first file, found from its headers alone.
 
     Links and other special files are skipped, as are hidden ones and the second file of a name; nothing is ever
-    extracted to disk.
-
-    Raises:
-        PowerclipError: the file is not a tar, is truncated, or holds more than ``MAX_SAMPLES`` samples.
+    extracted to disk. PowerclipError if the file is not a tar, is truncated, or holds more than ``MAX_SAMPLES``
+    samples.
     """
     samples: dict[str, SamplePlace] = {}
     try:
@@ -159,9 +140,8 @@ def index_shard(shard: Path) -> list[SamplePlace]:
 def stream_shard(shard: Path) -> Iterator[SamplePlace]:
     """The samples of a shard in order, in bounded memory whatever it holds: adjacent files of one key are a sample.
 
-    Raises:
-        BrokenShardError: the file is not a tar, or is truncated; what comes before has been yielded, the last sample
-            with those of its files that are complete.
+    BrokenShardError if the file is not a tar, or is truncated; what comes before has been yielded, the last sample with
+    those of its files that are complete.
     """
     sample: SamplePlace | None = None
     broken: BrokenShardError | None = None

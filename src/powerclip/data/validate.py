@@ -15,10 +15,7 @@ from powerclip.regions.annotation import RegionAnnotation
 def check_annotations(sample: Sample, size: tuple[int, int]) -> None:
     """Check that the phrases are within the caption, nested or disjoint, and that the masks fit the image.
 
-    ``size`` is height and width of the decoded image.
-
-    Raises:
-        BadSampleError: they do not fit.
+    ``size`` is height and width of the decoded image. BadSampleError if they do not fit.
     """
     tree = sample.tree
     if tree is not None and tree.leaves and tree.leaves[-1][1] > len(sample.caption):
@@ -36,8 +33,7 @@ def check_annotations(sample: Sample, size: tuple[int, int]) -> None:
 def stored_masks(regions: RegionAnnotation, size: tuple[int, int], indices: Sequence[int]) -> NDArray[np.bool_]:
     """Some of the stored masks of an image, (M, H, W) bool; ``size`` is height and width of the decoded image.
 
-    Raises:
-        BadSampleError: the masks are of another size than the image, or malformed.
+    BadSampleError if the masks are of another size than the image, or malformed.
     """
     _check_size(regions, size)
     try:

@@ -24,13 +24,10 @@ def outlast_first_signal(_worker: int) -> None:
 
 @contextmanager
 def worker_death_as_error() -> Iterator[None]:
-    """In this block, a decoding process that dies, or has died since the last one, raises; outside, it changes nothing.
+    """In this block, a decoding process that dies, or has died since the last one, raises RunFailedError.
 
     PyTorch raises from a handler of SIGCHLD, wherever the main process happens to be: in the middle of an optimiser's
     step, or of a checkpoint. So that handler is installed only while the processes' work is waited for.
-
-    Raises:
-        RunFailedError: one died.
     """
     main = threading.current_thread() is threading.main_thread()
     outside = signal.getsignal(signal.SIGCHLD)
