@@ -43,10 +43,7 @@ def save(folder: Path, *, step: int, model: nn.Module, optimizer: torch.optim.Op
     """Write ``folder/step-XXXXXXXX``: everything goes to a temporary folder that is renamed when complete.
 
     If it exists, it is complete and of the same step, and stays. All processes take part. ``extra`` holds numbers,
-    tensors and dicts of them.
-
-    Raises:
-        RunFailedError: it could not be written.
+    tensors and dicts of them. RunFailedError if it could not be written.
     """
     target = checkpoint_path(folder, step)
     temporary = folder / f".{target.name}.tmp"
@@ -80,9 +77,8 @@ def load(
 ) -> dict[str, Any]:
     """Put a checkpoint's state into a model and its optimiser; return its ``extra``.
 
-    Raises:
-        PowerclipError: the checkpoint is of another model or other settings.
-        RunFailedError: a file of it is missing, truncated or damaged.
+    PowerclipError if it is of another model or other settings; RunFailedError if a file of it is missing, truncated or
+    damaged.
     """
     model_state, optimizer_state = get_state_dict(model, optimizer)
     state: dict[str, Any] = {"model": model_state, "optimizer": optimizer_state, "extra": extra}

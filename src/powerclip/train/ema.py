@@ -13,7 +13,6 @@ class EMA:
     """Averages of all parameters, in float32, moved after every step: average += (1 - decay) (weight - average)."""
 
     def __init__(self, model: nn.Module, *, decay: float) -> None:
-        """Start from the model's weights; ``decay`` is the share of the average that stays at each step."""
         self.decay = decay
         self._names, self._parameters = zip(*model.named_parameters(), strict=True)
         self._averages = [parameter.detach().float().clone() for parameter in self._parameters]

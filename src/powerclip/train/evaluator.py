@@ -21,11 +21,7 @@ class Evaluator:
     """Evaluates at intervals and keeps the best model next to the run's last one."""
 
     def __init__(self, config: TrainConfig, engine: Engine) -> None:
-        """Read the tasks once, so that a missing data set stops a run before its first step.
-
-        Raises:
-            PowerclipError: no such suite or data.
-        """
+        """Read the tasks once: a missing suite or data set stops a run (PowerclipError) before its first step."""
         self.config, self.engine = config.evaluation, engine
         self.tasks: Sequence[Task] = ()
         if self.config.every_steps is not None:

@@ -29,20 +29,12 @@ def backward(
     forward: Callable[[nn.Module, Batch], Features],
     seed: Callable[[int], None],
 ) -> LossOutput:
-    """Put the gradient of the loss of all pieces into the parameters.
+    """Put the gradient of the loss of all pieces, a batch cut along its rows, into the parameters; return the loss.
 
-    Under a process group the loss is that of all processes' pieces, and what a parallel model averages is multiplied
-    by their number, as ``powerclip.distributed.gather`` requires.
-
-    Args:
-        model: what is called for the features; gradients are added to its parameters.
-        loss: ``Features`` to ``LossOutput``; called once.
-        pieces: the batch, cut along its rows.
-        forward: runs the model on a piece, under autocast if the run uses it.
-        seed: sets the random state of a piece; called before each of its two passes.
-
-    Returns:
-        The loss of the complete batch, without a graph if there are several pieces.
+    ``forward`` runs the model on a piece, under autocast if the run uses it. ``seed`` sets the random state of a piece
+    before each of its two passes. ``loss`` is called once; what it returns has no graph if there are several pieces.
+    Under a process group the loss is that of all processes' pieces, and what a parallel model averages is multiplied by
+    their number, as ``powerclip.distributed.gather`` requires.
     """
     if len(pieces) == 1:
         seed(0)

@@ -72,11 +72,7 @@ class MetricsLog:
 
 
 def find_tracker(config: TrainConfig) -> Any:
-    """The package of Weights & Biases if a config asks for it, else None.
-
-    Raises:
-        PowerclipError: it is asked for and not installed.
-    """
+    """The package of Weights & Biases if a config asks for it, else None; PowerclipError if it is not installed."""
     if config.wandb_project is None:
         return None
     try:

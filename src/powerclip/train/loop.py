@@ -37,7 +37,6 @@ class TrainResult:
     output: Path
     """The run folder; ``output / "model"`` is what ``powerclip.load`` takes."""
     steps: int
-    """Steps done in all."""
     interrupted: bool
     """True when a signal ended the run before its last step."""
 
@@ -54,16 +53,10 @@ def train(
     Under torchrun every process takes its part of each batch, and the run equals that of one process up to rounding; it
     may also be resumed on another number of processes.
 
-    Args:
-        config: every setting of the run.
-        data: a folder of shards, one tar, a pattern or a URL; or several of them.
-        output: the run folder to make.
-        resume: continue from the newest checkpoint in ``output``, if there is one.
-        console: where progress goes; standard error by default. Only the first process writes to it.
-
-    Raises:
-        PowerclipError: the data or the run folder cannot be used; the message says why and what to do.
-        RunFailedError: training started and could not be finished.
+    ``data`` is a folder of shards, one tar, a pattern or a URL, or several of them; ``output`` is the run folder to
+    make, whose newest checkpoint, if there is one, ``resume`` continues from. Progress goes to ``console``, standard
+    error by default, from the first process alone. PowerclipError if the data or the run folder cannot be used; the
+    message says why and what to do. RunFailedError if training started and could not be finished.
     """
     with process_group(config.device) as device, stop_on_signal() as stop:
         console = (console or Console(stderr=True)) if rank() == 0 else Console(quiet=True)

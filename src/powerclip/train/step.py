@@ -41,9 +41,7 @@ class Engine:
         """Set everything up on a device; under a process group, spread over it.
 
         ``steps`` is the length of the run, for the schedule; nothing is written to the run folder ``output`` here.
-
-        Raises:
-            PowerclipError: there are more pieces than pairs.
+        PowerclipError if there are more pieces than pairs.
         """
         self.config, self.device, self.steps, self.output = config, device, steps, output
         pairs = config.batch_size // world_size()
@@ -72,12 +70,8 @@ class Engine:
         The gradient is that of the complete batch, over all processes; only the current piece is on the device. All
         that is random in a step is a function of the seed and its number, so a resumed run repeats it.
 
-        Returns:
-            The loss and its terms, of the batch of all processes, and () the gradient's norm before clipping; both stay
-            on their device.
-
-        Raises:
-            RunFailedError: ``MAX_BAD_STEPS`` steps in a row were not finite.
+        Returns the loss and its terms, of the batch of all processes, and () the gradient's norm before clipping; both
+        stay on their device. RunFailedError after ``MAX_BAD_STEPS`` steps in a row that were not finite.
         """
         rate = learning_rate(step, steps=self.steps, config=self.config.optim)
         for group in self.optimizer.param_groups:
