@@ -31,11 +31,10 @@ OTHERS = "others"
 
 @dataclass(frozen=True, kw_only=True)
 class ShardTask:
-    """All that a worker needs to make one shard."""
+    """All that a worker needs to make the shard at ``path``."""
 
     chunk: Chunk
     path: Path
-    """The shard to write."""
     config: PrepareConfig
 
 
@@ -121,9 +120,8 @@ class Counts:
     phrases: int = 0
     regions: int = 0
     parsers: Counter[str] = field(default_factory=Counter)
-    """Samples by parser, "none" among them."""
     proposers: Counter[str] = field(default_factory=Counter)
-    """Samples by proposer, "none" among them."""
+    """Samples by parser and by proposer, "none" among them."""
     kept: Counter[str] = field(default_factory=Counter)
     """Samples by the annotations that they came with."""
     skipped: Counter[str] = field(default_factory=Counter)

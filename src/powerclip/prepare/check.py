@@ -46,24 +46,16 @@ OPACITY = 0.45
 
 
 def check(path: Path, *, workers: int = 1, console: Console | None = None) -> dict[str, Any]:
-    """Read every sample of some shards, print what they hold, and draw 16 of them.
+    """Read every sample of some shards (``find_shards``), print what they hold, and draw 16 of them.
 
-    ``check.json``, with the statistics, and ``contact_sheet.png`` are written next to the (first) shard.
+    ``check.json``, with the statistics, and ``contact_sheet.png`` are written next to the (first) shard; the table goes
+    to ``console``, standard output by default; ``workers`` processes read.
 
-    Args:
-        path: folder of shards, one tar, or a pattern.
-        workers: processes that read in parallel.
-        console: where the table is printed; standard output by default.
-
-    Returns:
-        "shards", "samples", "bad" (number by reason), "examples" (their names), "broken" (shards that are not complete
-        tars), "missing" (samples that ``report.json`` counts and the shards do not hold), "phrases" (number by label),
-        and for each measure its "mean", "median", "min" and "max" over the samples.
-
-    Raises:
-        PowerclipError: there are no shards.
-        RunFailedError: a shard is broken or missing, or a sample cannot be used; everything has been printed and
-            written by then.
+    Returns "shards", "samples", "bad" (number by reason), "examples" (their names), "broken" (shards that are not
+    complete tars), "missing" (samples that ``report.json`` counts and the shards do not hold), "phrases" (number by
+    label), and in "measures" for each its "mean", "median", "min" and "max" over the samples. PowerclipError if there
+    are no shards; RunFailedError if a shard is broken or missing, or a sample cannot be used, when everything has been
+    printed and written.
     """
     console, shards = console or Console(), find_shards(path)
     folder = path if path.is_dir() else shards[0].parent

@@ -32,23 +32,15 @@ STAMPED = ("powerclip", "spacy", "torch", "transformers", "scikit-image", "pillo
 def prepare(
     source: str | Path, output: str | Path, config: PrepareConfig | None = None, *, console: Console | None = None
 ) -> dict[str, Any]:
-    """Make annotated shards from images and captions.
+    """Make annotated shards from images and captions; return the content of ``report.json``.
 
     A shard appears under its name when it is complete; the same call again skips the shards that exist.
 
-    Args:
-        source: a folder of images with .txt captions; a folder of .tar shards, or one; a .csv, .tsv, .jsonl or
-            .parquet table; a folder saved by Hugging Face's datasets; or "scenes:SPLIT".
-        output: folder for the shards and ``report.json``.
-        config: all settings; the defaults if None.
-        console: where progress is printed; standard error by default.
-
-    Returns:
-        The content of ``report.json``.
-
-    Raises:
-        PowerclipError: the source cannot be read, ``output`` is inside it, or ``output`` was made from another source.
-        RunFailedError: too many pairs cannot be used (``report.json`` says which), or a worker died.
+    ``source`` is a folder of images with .txt captions; a folder of .tar shards, or one; a .csv, .tsv, .jsonl or
+    .parquet table; a folder saved by Hugging Face's datasets; or "scenes:SPLIT". The shards and ``report.json`` go to
+    ``output``, the progress to ``console``, standard error by default. PowerclipError if the source cannot be read,
+    ``output`` is inside it, or ``output`` was made from another source; RunFailedError if too many pairs cannot be used
+    (``report.json`` says which), or a worker died.
     """
     config, console = config or PrepareConfig(), console or Console(stderr=True)
     pairs = open_source(str(source), config)

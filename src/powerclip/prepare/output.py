@@ -23,9 +23,8 @@ TEMPORARY = (".shard-*.tmp", f"{PLAN}.*.tmp", f".{REPORT}.*.tmp")
 def reserved(output: Path, plan: Mapping[str, Any]) -> Iterator[None]:
     """Reserve a folder, created if necessary, for one job; what a killed job left is removed before and after.
 
-    Raises:
-        PowerclipError: the folder holds something else, or shards of another plan (what determines their bytes), or
-            another job is running in it.
+    PowerclipError if the folder holds something else, or shards of another plan (what determines their bytes), or
+    another job is running in it.
     """
     if output.exists() and not output.is_dir():
         raise PowerclipError(f"output {output} is a file; name a folder")

@@ -50,9 +50,8 @@ class Source:
     """Pairs in a fixed order."""
 
     chunks: Iterable[Chunk]
-    """Each becomes one shard; to be iterated over once."""
+    """``count`` of them, each of which becomes one shard; to be iterated over once."""
     count: int
-    """Number of chunks."""
     fingerprint: str
     """Changes when the source does."""
     ignored: Mapping[str, int] = field(default_factory=dict)
@@ -70,10 +69,8 @@ def in_chunks(read: Callable[[Sequence[T], int], Iterator[Item]], rows: Iterable
 def decoded(sample: Sample) -> Pair:
     """A sample and its image, which is decoded here, once, so that a corrupt one is found now and not in training.
 
-    The annotations are checked. An image that is not of a ``KEPT`` format becomes a PNG.
-
-    Raises:
-        BadSampleError: it cannot be used.
+    The annotations are checked. An image that is not of a ``KEPT`` format becomes a PNG. BadSampleError if it cannot be
+    used.
     """
     image = decode_image(sample.image)
     check_annotations(sample, (image.height, image.width))
@@ -85,11 +82,7 @@ def decoded(sample: Sample) -> Pair:
 
 
 def make_pair(key: str, image: bytes, caption: bytes | str) -> Pair:
-    """A pair without annotations, its caption cleaned.
-
-    Raises:
-        BadSampleError: it cannot be used.
-    """
+    """A pair without annotations, its caption cleaned; BadSampleError if it cannot be used."""
     if isinstance(caption, str):
         caption = caption.encode("utf-8", errors="surrogatepass")
     if len(image) > MAX_MEMBER_BYTES:

@@ -24,11 +24,7 @@ KINDS = (
 
 
 def open_source(source: str, config: PrepareConfig) -> Source:
-    """Find the pairs of a source.
-
-    Raises:
-        PowerclipError: the source does not exist or holds no pair.
-    """
+    """Find the pairs of a source; PowerclipError if it does not exist or holds no pair."""
     if source.startswith("scenes:"):
         return _scenes(source.removeprefix("scenes:"), config)
     path = Path(source).absolute()  # a worker may run in another folder

@@ -58,11 +58,10 @@ def table_items(rows: Iterable[Row], first: int, folder: Path) -> Iterator[Item]
 
 
 def load_row(key: str, image: Any, caption: Any, *, folder: Path) -> Pair:
-    """The pair of a row: a path, a file:// URL, bytes, or a mapping with "bytes" or "path"; and a caption, or several,
-    of which the first is used. Relative paths start at the folder.
+    """The pair of a row; BadSampleError if it cannot be used. Relative paths start at the folder.
 
-    Raises:
-        BadSampleError: it cannot be used.
+    The image is a path, a file:// URL, bytes, or a mapping with "bytes" or "path"; of several captions the first is
+    used.
     """
     if isinstance(image, Mapping):  # as Hugging Face stores images
         image = image.get("bytes") or image.get("path")
@@ -90,11 +89,7 @@ def _find_image(cell: str, folder: Path) -> Path:
 
 
 def find_columns(path: Path, columns: Sequence[str], config: PrepareConfig) -> tuple[str, str]:
-    """The columns of images and of captions: those given, or those with well-known names.
-
-    Raises:
-        PowerclipError: the table has no such columns, or several.
-    """
+    """The columns of images and of captions, given or well-known; PowerclipError if there are none, or several."""
     return (
         _column(path, columns, config.image_column, IMAGE_COLUMNS, "image-column"),
         _column(path, columns, config.caption_column, CAPTION_COLUMNS, "caption-column"),
@@ -124,9 +119,7 @@ def open_text(path: Path, config: PrepareConfig) -> Source:
     """The pairs of a CSV, TSV or JSONL file; relative paths start at its folder.
 
     The file is read twice, once here to count its rows and once for the chunks, which carry the rows that they need.
-
-    Raises:
-        PowerclipError: it cannot be read, has no row, or its columns cannot be determined.
+    PowerclipError if it cannot be read, has no row, or its columns cannot be determined.
     """
     try:
         columns, rows = _text_rows(path)
@@ -239,8 +232,7 @@ def is_dataset(folder: Path) -> bool:
 def open_dataset(folder: Path, config: PrepareConfig) -> Source:
     """The pairs of a folder written by Hugging Face's ``save_to_disk``.
 
-    Raises:
-        PowerclipError: as for ``open_arrow``, or the folder holds several splits.
+    PowerclipError as for ``open_arrow``, or if the folder holds several splits.
     """
     if (folder / "dataset_dict.json").is_file():
         splits = sorted(path.name for path in folder.iterdir() if is_dataset(path))
@@ -252,8 +244,7 @@ def open_dataset(folder: Path, config: PrepareConfig) -> Source:
 def open_arrow(paths: Sequence[Path], config: PrepareConfig, *, ignored: Mapping[str, int] | None = None) -> Source:
     """The pairs of Parquet files, or of a datasets folder, one after the other; relative paths start at their folder.
 
-    Raises:
-        PowerclipError: pyarrow is missing, a file cannot be read, there is no row, or the columns cannot be determined.
+    PowerclipError if pyarrow is missing, a file cannot be read, there is no row, or the columns cannot be determined.
     """
     try:
         from pyarrow import ArrowException

@@ -30,8 +30,7 @@ READ = (*IMAGE_EXTENSIONS, *(suffix[1:] for suffix in IMAGE_SUFFIXES if suffix[1
 def open_tars(path: Path, config: PrepareConfig) -> Source:
     """The pairs of the tars in a folder, or of one tar.
 
-    Raises:
-        PowerclipError: the first samples have no images, or no captions where they are expected.
+    PowerclipError if the first samples have no images, or no captions where they are expected.
     """
     shards = find_shards(path)
     caption_key = _find_captions(shards, config.caption_key)

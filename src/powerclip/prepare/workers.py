@@ -27,10 +27,7 @@ def run_local(
     """Run a function of a module on every task; yields each task with its result, in the order in which they finish.
 
     Tasks are taken as workers become free, and pickled. The worker processes end when the process that started them
-    ends, in whatever way; with one worker, the work is done in this process.
-
-    Raises:
-        RunFailedError: a worker died.
+    ends, in whatever way; with one worker, the work is done in this process. RunFailedError if a worker died.
     """
     waiting = iter(tasks)
     first = list(islice(waiting, workers))
@@ -95,15 +92,9 @@ def run_ray(
 ) -> Generator[tuple[Task, Result], None, None]:
     """As ``run_local``, on a Ray cluster, whose nodes share the paths; the tasks of a lost node run again elsewhere.
 
-    Args:
-        function: of a module.
-        tasks: as for ``run_local``.
-        address: of the cluster's head; "auto" uses the cluster this machine belongs to, or starts one here.
-        gpus: share of a GPU that a task takes, if the cluster has any.
-
-    Raises:
-        PowerclipError: Ray is not installed, or there is no cluster at the address.
-        RunFailedError: a task was lost repeatedly.
+    ``address`` is that of the cluster's head; "auto" uses the cluster this machine belongs to, or starts one here. A
+    task takes ``gpus``, a share of a GPU, if the cluster has any. PowerclipError if Ray is not installed, or there is
+    no cluster at the address; RunFailedError if a task was lost repeatedly.
     """
     try:
         import ray
