@@ -1,4 +1,4 @@
-"""A model with its preprocessing: images and texts to embeddings, each once, batch by batch, on one or many processes."""
+"""A model with its preprocessing: images and texts to embeddings, each once, in batches, on one or many processes."""
 
 from __future__ import annotations
 
@@ -44,21 +44,18 @@ class Model(Protocol):
 class Encoder:
     """A model with its preprocessing: images and texts to unit float32 embeddings on the CPU.
 
-    An image or text is encoded once, whatever number of items and tasks show it. Only a batch of images is open at a
-    time, and the next one while the model works on it. Under an initialised process group each process encodes its share
-    of the batches, and all get all embeddings: the batches are those of one process, so that the embeddings are the same.
+    ``preprocess`` turns a PIL image into (3, H, W), ``tokenizer`` texts into (B, T). An image or text is encoded once,
+    whatever number of items and tasks show it. Only a batch of images is open at a time, and the next one while the
+    model works on it. Under an initialised process group each process encodes its share of the batches, and all get all
+    embeddings: the batches are those of one process, so that the embeddings are the same.
     """
 
     model: Model
     preprocess: Preprocess
-    """PIL image to (3, H, W)."""
     tokenizer: Tokenize
-    """Texts to (B, T)."""
     _: KW_ONLY
     device: torch.device | str
-    """Where the model is."""
     batch_size: int
-    """Images or texts encoded at once."""
     workers: int = 0
     """Threads that open and preprocess images while the model works."""
     known: dict[Key, tuple[object, Tensors]] = field(default_factory=dict)
@@ -93,14 +90,10 @@ class Encoder:
         prepare: Callable[[Sequence[Item]], Tensors],
         embed: Callable[..., Tensors],
     ) -> list[Tensors]:
-        """Each item's rows on the CPU; those whose key is not known yet are computed.
+        """Each item's rows on the CPU; those whose key, equal for equal items, is not known yet are computed.
 
-        Args:
-            items: images, texts, ...
-            keys: equal for equal items.
-            prepare: a batch of items to tensors with a row for each.
-            embed: these tensors, on the model's device, to others with a row for each item. Rows of different lengths are
-                padded with zeros.
+        ``prepare`` turns a batch of items into tensors with a row for each, and ``embed`` these tensors, on the model's
+        device, into others with a row for each item. Rows of different lengths are padded with zeros.
         """
         new = {key: item for key, item in zip(keys, items, strict=True) if key not in self.known}
         if new:

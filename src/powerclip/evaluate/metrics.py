@@ -1,7 +1,7 @@
 """Metrics: zero-shot classification, image-text retrieval and compositionality.
 
-In retrieval and compositionality a tie with something wrong is wrong; in classification the first of the classes that tie
-is chosen.
+In retrieval and compositionality a tie with something wrong is wrong; in classification the first of the classes that
+tie is chosen.
 """
 
 from __future__ import annotations
@@ -24,17 +24,10 @@ def class_embeddings(prompts: Tensor) -> Tensor:
 def classification_metrics(images: Tensor, classes: Tensor, labels: Tensor) -> dict[str, float]:
     """acc@1, acc@5 and the mean of the classes' own accuracies.
 
-    Of classes that tie, the first is chosen, as argmax does and clip_benchmark reports: ImageNet has two names twice
-    ("missile", "sunglasses"). A score that is not a number is wrong; acc@5 is left out with five classes or fewer. A class
-    without an image is left out of the mean per class.
-
-    Args:
-        images: (I, D) unit image embeddings.
-        classes: (C, D) unit class embeddings.
-        labels: (I,) int64 right classes.
-
-    Raises:
-        ValueError: there is no image, or a label is not among the classes.
+    ``images`` are (I, D) and ``classes`` (C, D) unit embeddings, ``labels`` (I,) int64 right classes. Of classes that
+    tie, the first is chosen, as argmax does and clip_benchmark reports: ImageNet has two names twice ("missile",
+    "sunglasses"). A score that is not a number is wrong; acc@5 is left out with five classes or fewer. A class without
+    an image is left out of the mean per class. ValueError if there is no image, or a label is not among the classes.
     """
     if len(images) == 0:
         raise ValueError("the classification task has no image; nothing can be measured")
@@ -63,15 +56,9 @@ def classification_metrics(images: Tensor, classes: Tensor, labels: Tensor) -> d
 def average_precision_metrics(images: Tensor, classes: Tensor, targets: Tensor) -> dict[str, float]:
     """mAP: the mean over classes of the mean, over a class's images, of the precision at their ranks.
 
-    Images of equal score count as wrong before right. A class without an image is left out of the mean.
-
-    Args:
-        images: (I, D) unit image embeddings.
-        classes: (C, D) unit class embeddings.
-        targets: (I, C) bool, True where the image has the class.
-
-    Raises:
-        ValueError: there is no image or no image with a class, or the targets do not fit.
+    ``images`` are (I, D) and ``classes`` (C, D) unit embeddings; ``targets``, (I, C) bool, is True where the image has
+    the class. Images of equal score count as wrong before right. A class without an image is left out of the mean.
+    ValueError if there is no image or no image with a class, or the targets do not fit.
     """
     if targets.shape != (len(images), len(classes)) or not targets.any():
         raise ValueError(
@@ -105,19 +92,13 @@ def recall_metrics(
     """R@1, R@5 and R@10, text to image and image to text, in chunks of the queries.
 
     A query is answered at K when fewer than K wrong items score at least as high as its best right one: a tie with a
-    wrong item is a miss, and so is a score that is not a number. Every copy of a caption is right for every image
-    that has it. Memory is a few (chunk, I) and (chunk, J) matrices.
+    wrong item is a miss, and so is a score that is not a number. Every copy of a caption is right for every image that
+    has it. Memory is a few (chunk, I) and (chunk, J) matrices; by default a chunk fills a few MiB.
 
-    Args:
-        score_texts: (rows,) images to their (rows, J) scores with all texts.
-        score_images: (rows,) texts to their (rows, I) scores with all images.
-        image_of_text: (J,) int64, the image each text belongs to.
-        images: I.
-        same_text: (J,) int64, equal for equal texts; all different by default.
-        chunk: queries scored at once; by default as many as fill a few MiB.
-
-    Raises:
-        ValueError: there is no image or no text, or an image has no text.
+    ``score_texts`` gives the (rows, J) scores of (rows,) images with all texts, and ``score_images`` the (rows, I)
+    scores of (rows,) texts with all ``images`` (I). ``image_of_text``, (J,) int64, is the image each text belongs to;
+    ``same_text``, (J,) int64, is equal for equal texts (all different by default). ValueError if there is no image or
+    no text, or an image has no text.
     """
     texts = len(image_of_text)
     if images == 0 or texts == 0:
@@ -171,15 +152,9 @@ def hard_negative_metrics(
 ) -> dict[str, float]:
     """Share of images whose right caption scores strictly higher, by kind, with micro and macro averages.
 
-    Args:
-        positive: (I,) scores of the right captions.
-        negative: (I,) scores of the wrong ones, the highest where an image has several.
-        kinds: the kind of each.
-        macro_kinds: the kinds that "macro" averages; it is left out if none of them occurs, and "macro-all-kinds" averages
-            all. By default "macro" averages all kinds.
-
-    Raises:
-        ValueError: there is no item.
+    ``positive`` is (I,) scores of the right captions, ``negative`` of the wrong ones, the highest where an image has
+    several, and ``kinds`` the kind of each. "macro" averages all kinds; given ``macro_kinds``, it averages those, or is
+    left out if none of them occurs, and "macro-all-kinds" averages all. ValueError if there is no item.
     """
     if len(positive) == 0:
         raise ValueError("the hard-negative task has no item; nothing can be measured")
@@ -195,13 +170,9 @@ def hard_negative_metrics(
 
 
 def quadruple_metrics(scores: Tensor) -> dict[str, float]:
-    """Winoground's text, image and group scores (Thrush et al., 2022).
+    """Winoground's text, image and group scores (Thrush et al., 2022); ValueError if there is no quadruple.
 
-    Args:
-        scores: (Q, 2, 2) score of image i with caption j of each quadruple.
-
-    Raises:
-        ValueError: there is no quadruple.
+    ``scores``, (Q, 2, 2), is that of image i with caption j of each quadruple.
     """
     if len(scores) == 0:
         raise ValueError("the quadruple task has no item; nothing can be measured")

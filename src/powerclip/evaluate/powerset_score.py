@@ -58,15 +58,11 @@ class PowersetScorer:
     """
 
     def __init__(self, encoder: Encoder, *, regions: ScoreRegions = "grid", parser: Parser | None = None) -> None:
-        """Set up the scorer.
+        """Set up the scorer; ValueError if the model has no regions and phrases, or an argument is out of range.
 
-        Args:
-            encoder: of a PowerCLIP model; it gets the images' global embeddings too, which cost no further pass.
-            regions: "grid", the fixed boxes, or "stored", a task's own masks where it has them.
-            parser: of captions; spaCy's small English model by default.
-
-        Raises:
-            ValueError: the model has no regions and phrases, or an argument is out of range.
+        The encoder gets the images' global embeddings too, which cost no further pass. ``regions`` are "grid", the
+        fixed boxes, or "stored", a task's own masks where it has them; the parser is spaCy's with its small English
+        model by default.
         """
         if not isinstance(encoder.model, PowerCLIP):
             raise ValueError(

@@ -35,10 +35,9 @@ EARLIER = "#"
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """What a result was measured on."""
+    """What a result was measured on: a task of a suite."""
 
     suite: str
-    """The suite that the task belongs to."""
     data: str
     """Where the data are: an absolute path, or how they were generated."""
     fingerprint: str
@@ -49,7 +48,7 @@ class Origin:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """The results of one model."""
+    """The results of one ``model``, an absolute path or a hub id, and a hash of its ``weights``."""
 
     suite: str = ""
     """Names of the suites, separated by spaces."""
@@ -64,9 +63,7 @@ class Evaluation:
     pending: Sequence[str] = ()
     """Tasks that were asked for and are not done."""
     model: str = ""
-    """The model: an absolute path or a hub id."""
     weights: str = ""
-    """A hash of its weights."""
 
     def only(self, names: Sequence[str]) -> Evaluation:
         """The results of some tasks, and the averages that they are part of."""

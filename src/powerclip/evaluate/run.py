@@ -38,21 +38,12 @@ OWN_SUITES = ("scenes", "pairs")
 def evaluate_model(
     model: str, config: EvaluateConfig | None = None, *, progress: Callable[[str], None] | None = None
 ) -> Evaluation:
-    """Evaluate a run folder, a model folder or a hub id zero-shot.
+    """Evaluate a run folder, a model folder or a hub id zero-shot; return the results of this call.
 
-    Started by torchrun, the processes share the work and get equal results; the first one writes them, as soon as a task
-    is done: ``evaluation/TASK.json`` for it alone, and ``evaluation.json``, to which results on other data are added.
-
-    Args:
-        model: what ``powerclip.load`` takes.
-        config: what to evaluate, and how.
-        progress: called with the name of each task before it runs.
-
-    Returns:
-        The results of this call.
-
-    Raises:
-        PowerclipError: no such model, suite or data; or none of a suite's data sets is there.
+    Started by torchrun, the processes share the work and get equal results; the first one writes them, as soon as a
+    task is done: ``evaluation/TASK.json`` for it alone, and ``evaluation.json``, to which results on other data are
+    added. ``progress`` is called with the name of each task before it runs. PowerclipError if there is no such model,
+    suite or data, or none of a suite's data sets is there.
     """
     config = config or EvaluateConfig()
     names = _suites(config.suite, config.data)
@@ -87,7 +78,7 @@ def evaluate_model(
 
 
 def results_folder(model: str, config: EvaluateConfig) -> Path:
-    """Where the results of a model go: the folder that was asked for, the model's own, or for a hub id the current one."""
+    """Where the results of a model go: as asked for, else the model's own folder, or for a hub id the current one."""
     return config.output or (Path(model) if Path(model).is_dir() else Path())
 
 
@@ -106,18 +97,10 @@ def light_suite(
 ) -> Sequence[Task]:
     """Tasks to watch a training by: create them once, and pass them to ``evaluate_tasks`` at intervals.
 
-    ``evaluate_tasks`` leaves the model's mode and the random generators as they are. On many processes all must call it,
-    at the same step.
-
-    Args:
-        suite: as in ``EvaluateConfig``, or several; the scenes are not those that ``evaluate_model`` shows.
-        data: what the suite needs.
-        image_size: side of the model's images in pixels.
-        size: images of each generated task.
-
-    Raises:
-        PowerclipError: no such suite or data.
-        ValueError: size is not positive.
+    ``evaluate_tasks`` leaves the model's mode and the random generators as they are. On many processes all must call
+    it, at the same step. ``suite`` is one, or several, of ``EvaluateConfig``'s, and ``data`` what it needs. Of each
+    generated task there are ``size`` images with sides of ``image_size`` pixels; the scenes are not those that
+    ``evaluate_model`` shows. PowerclipError if there is no such suite or data; ValueError if size is not positive.
     """
     names = _suites([suite] if isinstance(suite, str) else suite, data)
     if "pairs" in names and data is None:
@@ -161,7 +144,7 @@ def _read(
     image_size: int,
     seed: int = SCENES_SEED,
 ) -> tuple[list[tuple[Task, Origin]], dict[str, str]]:
-    """All tasks of the suites with their data, and the missing data sets with where to get them. Everything is read first: an error costs no encoding."""
+    """The suites' tasks with their data, and missing data sets with their source; all is read before any is encoded."""
     tasks: list[tuple[Task, Origin]] = []
     absent: dict[str, str] = {}
     for name in names:

@@ -37,10 +37,9 @@ from powerclip.tasks import (
 
 
 class Job(NamedTuple):
-    """A task with one way of scoring it."""
+    """A task with one way of scoring it, and the name of its results."""
 
     name: str
-    """The name of its results."""
     task: Task
     score: Score
 
@@ -57,30 +56,21 @@ def evaluate_tasks(
     score: Score = "global",
     regions: ScoreRegions = "grid",
 ) -> dict[str, dict[str, float]]:
-    """Evaluate a model on tasks; its mode is restored afterwards.
+    """Evaluate a model with open_clip's ``encode_image`` and ``encode_text`` on tasks; its mode is restored afterwards.
 
-    Each image and text is encoded once. Memory holds the embeddings and a batch of images. Under an initialised process
-    group every process passes the same tasks, encodes its share, and gets all results, equal to those of one process.
+    Each image and text is encoded once, ``batch_size`` at a time, on ``device``, where the model is. Memory holds the
+    embeddings and a batch of images. Under an initialised process group every process passes the same tasks, encodes
+    its share, and gets all results, equal to those of one process.
 
-    Args:
-        model: anything with open_clip's ``encode_image`` and ``encode_text``.
-        preprocess: PIL image to (3, H, W).
-        tokenizer: texts to (B, T).
-        tasks: what to evaluate.
-        device: where the model is.
-        batch_size: images or texts encoded at once.
-        workers: threads that open and preprocess images while the model works.
-        score: how an image and a text are scored: "global", the product of the global embeddings (what the papers
-            report), or "powerset", the powerset similarity of a PowerCLIP model's regions and phrases, for retrieval,
-            hard negatives and quadruples; other tasks are skipped then.
-        regions: of the powerset score: "grid", boxes of fixed sizes, or "stored", a task's own masks where it has them.
+    ``preprocess`` turns a PIL image into (3, H, W), in ``workers`` threads while the model works, and ``tokenizer``
+    texts into (B, T). ``score`` says how an image and a text are scored: "global", the product of the global embeddings
+    (what the papers report), or "powerset", the powerset similarity of a PowerCLIP model's regions and phrases, for
+    retrieval, hard negatives and quadruples; other tasks are skipped then. Its regions are "grid", boxes of fixed
+    sizes, or "stored", a task's own masks where it has them.
 
-    Returns:
-        Metrics by task name (followed by "-powerset" for that score, or "-powerset-stored" over the task's own masks), each
-        between 0 and 1.
-
-    Raises:
-        ValueError: a task is empty or its parts do not fit together, or the model has no powerset score.
+    Returns metrics by task name (followed by "-powerset" for that score, or "-powerset-stored" over the task's own
+    masks), each between 0 and 1. ValueError if a task is empty or its parts do not fit together, or the model has no
+    powerset score.
     """
     encoder = Encoder(model, preprocess, tokenizer, device=device, batch_size=batch_size, workers=workers)
     jobs = jobs_of(tasks, (score,), regions)
@@ -108,18 +98,10 @@ def run_jobs(
     regions: ScoreRegions = "grid",
     progress: Callable[[str], None] | None = None,
 ) -> Iterator[tuple[Job, dict[str, float]]]:
-    """The metrics of each job as soon as it is done; the model is in evaluation mode meanwhile.
+    """The metrics of each job, in order, as soon as it is done; the model is in evaluation mode meanwhile.
 
-    Embeddings are dropped after the last job that needs them.
-
-    Args:
-        encoder: of the model.
-        jobs: what to evaluate, in this order.
-        regions: as in ``evaluate_tasks``.
-        progress: called with the name of each job before it runs.
-
-    Raises:
-        ValueError: as ``evaluate_tasks``.
+    Embeddings are dropped after the last job that needs them. ``progress`` is called with the name of each job before
+    it runs. ValueError as ``evaluate_tasks``.
     """
     scorers: dict[Score, Any] = {"global": encoder}
     if any(job.score == "powerset" for job in jobs):

@@ -21,7 +21,7 @@ HUB = "https://huggingface.co/datasets"
 
 @dataclass(frozen=True)
 class Benchmark:
-    """One data set of a suite."""
+    """One data set of a suite, and the ``source`` to get it from."""
 
     name: str
     """The name of the data set and, by default, of its task."""
@@ -30,7 +30,6 @@ class Benchmark:
     read: Reader
     """Reads its tasks, given its folder and name; raises PowerclipError if it cannot."""
     source: str
-    """Where to get it."""
     also_known_as: tuple[str, ...] = ()
     """Other names of its folder."""
     tasks: tuple[str, ...] = ()
@@ -85,7 +84,8 @@ vtab-eurosat vtab-resisc45 gtsrb country211 vtab-pcam
 CLASSIFICATION = tuple(
     _in_both_layouts(hub.removeprefix("vtab-"), ("acc@1",), _no_release, hub=hub) for hub in ON_HUB.split()
 )
-"""The 17 data sets of the paper's family (the task list of CLIP-PGS, Pei et al., CVPR 2025), by top-1 accuracy as reported there."""
+"""The 17 data sets of the paper's family (CLIP-PGS's list; Pei et al., CVPR 2025), by top-1 accuracy as reported
+there."""
 
 CLIP_METRICS = {benchmark.name: "acc@1" for benchmark in CLASSIFICATION} | dict.fromkeys(
     ("fgvc_aircraft", "pets", "caltech101", "flowers"), "mean_per_class"

@@ -22,11 +22,7 @@ SEED = 1
 
 
 def order_task(name: str, captions: Retrieval) -> HardNegatives:
-    """Every caption of a retrieval task against its shufflings.
-
-    Raises:
-        PowerclipError: no English model for spaCy is installed.
-    """
+    """Every caption of a retrieval task against its shufflings; PowerclipError without spaCy's English model."""
     random = np.random.default_rng(SEED)
     pairs = [(image, text) for image, texts in zip(captions.images, captions.captions, strict=True) for text in texts]
     items = []

@@ -33,8 +33,7 @@ def is_webdataset(folder: Path) -> bool:
 def read_webdataset(folder: Path, name: str) -> list[Task]:
     """The task in a folder, under a name; both protocols for retrieval with more than five captions of an image.
 
-    Raises:
-        PowerclipError: a file is missing or has another format.
+    PowerclipError if a file is missing or has another format.
     """
     kind = _lines(folder / "dataset_type.txt", default=["classification"])[0].lower()
     entries = _entries(folder / "test")
@@ -55,7 +54,7 @@ def read_webdataset(folder: Path, name: str) -> list[Task]:
 
 
 def retrieval_tasks(name: str, images: list[Picture], captions: list[list[str]]) -> list[Task]:
-    """The five-captions protocol under the data set's name and, where an image has more, all captions as a second task."""
+    """The five-captions protocol under the data set's name and, if an image has more, all captions as a second task."""
     five = [of_image[:CAPTIONS_PER_IMAGE] for of_image in captions]
     tasks: list[Task] = [Retrieval(name=name, images=images, captions=five)]
     if five != captions:

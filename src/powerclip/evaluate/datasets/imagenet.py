@@ -19,10 +19,8 @@ def read_imagenet(folder: Path, name: str, *, classes: int) -> list[Task]:
     """A variant whose class folders are WordNet ids, or numbers from 0 to 999 (ImageNet-V2; folder 10 is class 10).
 
     The class folders are in the folder or in a sub-folder of it. The model chooses among the classes that have one (the
-    variant's class mask).
-
-    Raises:
-        PowerclipError: there are not ``classes`` of them, as in the release: fewer would be an easier task.
+    variant's class mask). PowerclipError if there are not ``classes`` of them, as in the release: fewer would be an
+    easier task.
     """
     found = _class_folders(folder)
     if len(found) != classes:
@@ -34,8 +32,7 @@ def read_imagenet(folder: Path, name: str, *, classes: int) -> list[Task]:
 def read_objectnet(folder: Path, name: str) -> list[Task]:
     """ObjectNet: the 113 of its classes that ImageNet has too, according to the release's own ``mappings``.
 
-    Raises:
-        PowerclipError: the mappings or some images are missing.
+    PowerclipError if the mappings or some images are missing.
     """
     mappings = next((path.parent for path in find_files(folder, "folder_to_objectnet_label.json")), None)
     if mappings is None:

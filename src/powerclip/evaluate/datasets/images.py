@@ -1,7 +1,7 @@
 """Images of evaluation data: where they are, and opening them when they are needed.
 
-An image that cannot be read stops the evaluation. Openers are small values: equal ones open the same image, by which the
-encoder knows an image that it has encoded.
+An image that cannot be read stops the evaluation. Openers are small values: equal ones open the same image, by which
+the encoder knows an image that it has encoded.
 """
 
 from __future__ import annotations
@@ -80,12 +80,12 @@ def open_picture(picture: Picture) -> Image.Image:
 
 
 def key_of(picture: Picture) -> Hashable:
-    """What equal images have in common as long as both are held: the opener itself, or the identity of an open image."""
+    """What equal images share as long as both are held: the opener itself, or the identity of an open image."""
     return picture if isinstance(picture, Hashable) else id(picture)
 
 
 def identity(picture: Picture) -> str:
-    """What an image is recognised by wherever its data set is stored: its content if that is at hand, else name and size."""
+    """What tells an image wherever its data set is stored: its content if that is at hand, else name and size."""
     if isinstance(picture, Image.Image):
         return hashlib.sha256(picture.tobytes()).hexdigest()
     if isinstance(picture, FileImage):
@@ -99,8 +99,7 @@ def identity(picture: Picture) -> str:
 def release_json(path: Path) -> Iterator[Any]:
     """The JSON in a file of a release, or the list of its lines in a ``.jsonl``.
 
-    Raises:
-        PowerclipError: the file cannot be read, or the block looks for content that it does not have.
+    PowerclipError if the file cannot be read, or the block looks for content that it does not have.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -117,7 +116,7 @@ def release_json(path: Path) -> Iterator[Any]:
 
 
 def find_files(folder: Path, pattern: str) -> list[Path]:
-    """The files and folders below a folder whose names match, without hidden ones and those that macOS adds to archives."""
+    """The files and folders below a folder whose names match, without hidden ones and macOS's in archives."""
     return sorted(path for path in folder.rglob(pattern) if not _is_hidden(path.relative_to(folder)))
 
 
@@ -133,8 +132,7 @@ def _is_hidden(path: Path) -> bool:
 def find_images(root: Path, names: Sequence[str]) -> list[Path]:
     """Where the named images are: in a folder itself, or all in one of its sub-folders, at most two levels down.
 
-    Raises:
-        PowerclipError: some are missing.
+    PowerclipError if some are missing.
     """
     if not names:
         return []

@@ -36,16 +36,10 @@ class ShardMasks:
 
 
 def retrieval_from_shards(path: Path | str, *, limit: int | None = None) -> Retrieval:
-    """Image-text retrieval among the usable pairs at a path; a sample that cannot be used is skipped.
+    """Image-text retrieval among the usable pairs at a path, or the first ``limit`` of them; others are skipped.
 
-    Every image is opened once, alone, to see that it is usable; the task holds where the images are, not the images.
-
-    Args:
-        path: a folder of shards, one tar, or a pattern.
-        limit: take this many usable pairs, the first ones; all by default.
-
-    Raises:
-        PowerclipError: no shards, or no usable pair.
+    The path is a folder of shards, one tar, or a pattern. Every image is opened once, alone, to see that it is usable;
+    the task holds where the images are, not the images. PowerclipError if there are no shards, or no usable pair.
     """
     images: list[ShardImage] = []
     captions: list[tuple[str, ...]] = []
