@@ -217,7 +217,6 @@ class Loader:
         self.bad: Counter[str] = Counter()
         """Samples that could not be used, by reason."""
         self.without_phrases = 0
-        """Samples shown so far that came without phrases."""
         self._part = part
         self._bad_places: set[int] = set()
         self._seen = 0

@@ -35,10 +35,7 @@ _logged: set[str] = set()
 
 
 def read_patch_regions(files: Mapping[str, bytes]) -> tuple[tuple[int, ...], ...] | None:
-    """The patches of each region, row-major on ``GRID``, from a sample's files by extension; None without these files.
-
-    BadSampleError if the files are malformed or do not belong together.
-    """
+    """Each region's patches, row-major on ``GRID``; None without such files, BadSampleError if they are malformed."""
     if "samlens.npy" not in files:
         return None
     if "samcat.npy" not in files:

@@ -64,10 +64,7 @@ def write_shards(samples: Iterable[Sample], folder: Path, *, samples_per_shard: 
 
 
 def write_shard(samples: Iterable[Sample], path: Path, *, replace: bool = False) -> None:
-    """Write one shard atomically; its samples are taken one by one, and never held together.
-
-    PowerclipError if the shard exists already, and ``replace`` is False.
-    """
+    """Write a shard atomically, holding one sample at a time; PowerclipError if it exists and ``replace`` is False."""
     if path.exists() and not replace:
         raise PowerclipError(f"{path} exists already; write into an empty folder")
     with (

@@ -13,10 +13,7 @@ from powerclip.regions.annotation import RegionAnnotation
 
 
 def check_annotations(sample: Sample, size: tuple[int, int]) -> None:
-    """Check that the phrases are within the caption, nested or disjoint, and that the masks fit the image.
-
-    ``size`` is height and width of the decoded image. BadSampleError if they do not fit.
-    """
+    """Check phrases (in the caption, nested or disjoint) and masks against ``size`` (H, W); BadSampleError if unfit."""
     tree = sample.tree
     if tree is not None and tree.leaves and tree.leaves[-1][1] > len(sample.caption):
         raise BadSampleError("phrases reach beyond the caption")
@@ -31,10 +28,7 @@ def check_annotations(sample: Sample, size: tuple[int, int]) -> None:
 
 
 def stored_masks(regions: RegionAnnotation, size: tuple[int, int], indices: Sequence[int]) -> NDArray[np.bool_]:
-    """Some of the stored masks of an image, (M, H, W) bool; ``size`` is height and width of the decoded image.
-
-    BadSampleError if the masks are of another size than the image, or malformed.
-    """
+    """Stored masks by index, (M, H, W) bool; BadSampleError if malformed, or not of ``size``, the image's (H, W)."""
     _check_size(regions, size)
     try:
         return regions.masks(indices)

@@ -84,8 +84,7 @@ vtab-eurosat vtab-resisc45 gtsrb country211 vtab-pcam
 CLASSIFICATION = tuple(
     _in_both_layouts(hub.removeprefix("vtab-"), ("acc@1",), _no_release, hub=hub) for hub in ON_HUB.split()
 )
-"""The 17 data sets of the paper's family (CLIP-PGS's list; Pei et al., CVPR 2025), by top-1 accuracy as reported
-there."""
+"""The 17 data sets of the paper's family, which are CLIP-PGS's (Pei et al., CVPR 2025), by top-1 accuracy as there."""
 
 CLIP_METRICS = {benchmark.name: "acc@1" for benchmark in CLASSIFICATION} | dict.fromkeys(
     ("fgvc_aircraft", "pets", "caltech101", "flowers"), "mean_per_class"

@@ -95,10 +95,7 @@ def _make_shards(
     config: PrepareConfig,
     console: Console,
 ) -> None:
-    """Make the shards that do not exist yet, and show the progress: a bar on a terminal, otherwise a line per minute.
-
-    ``finished`` is filled with the counts of all that are finished.
-    """
+    """Make the missing shards, with a bar or a line per minute; fill ``finished`` with the counts of all shards."""
     total = Counts()
 
     def add(shard: Path, counts: Mapping[str, Any]) -> None:

@@ -230,10 +230,7 @@ def is_dataset(folder: Path) -> bool:
 
 
 def open_dataset(folder: Path, config: PrepareConfig) -> Source:
-    """The pairs of a folder written by Hugging Face's ``save_to_disk``.
-
-    PowerclipError as for ``open_arrow``, or if the folder holds several splits.
-    """
+    """The pairs of a folder from ``save_to_disk``; PowerclipError as ``open_arrow``, or if it holds several splits."""
     if (folder / "dataset_dict.json").is_file():
         splits = sorted(path.name for path in folder.iterdir() if is_dataset(path))
         first = folder / (splits or ["?"])[0]

@@ -30,10 +30,7 @@ def read_imagenet(folder: Path, name: str, *, classes: int) -> list[Task]:
 
 
 def read_objectnet(folder: Path, name: str) -> list[Task]:
-    """ObjectNet: the 113 of its classes that ImageNet has too, according to the release's own ``mappings``.
-
-    PowerclipError if the mappings or some images are missing.
-    """
+    """ObjectNet: the 113 of its classes that ImageNet has too, by its ``mappings``; PowerclipError if incomplete."""
     mappings = next((path.parent for path in find_files(folder, "folder_to_objectnet_label.json")), None)
     if mappings is None:
         raise PowerclipError(f"{folder} lacks mappings/folder_to_objectnet_label.json of the ObjectNet release; add it")
