@@ -91,6 +91,20 @@ def test_a_run_is_evaluated_once_after_each_training(case):
         assert json.loads((run / "status.json").read_text())["step"] == steps
 
 
+def test_a_run_that_was_evaluated_on_something_else_is_evaluated(case):
+    configs, arguments = case
+    run, suites = arguments["output"] / "run", []
+
+    def evaluate(path):
+        suites.append("pairs scenes" if suites else "pairs")
+        write_json(path / "evaluation.json", {"tasks": {"t": {"acc@1": 0.5}}, "suite": suites[-1]})
+
+    for expected in (1, 2, 2):
+        finish = {"data": arguments["data"], "console": arguments["console"], "suites": ["scenes"]}
+        assert finish_runs({run: configs["siglip"]}, evaluate=evaluate, **finish)
+        assert len(suites) == expected
+
+
 def test_an_interrupted_run_is_not_evaluated_and_continues(case):
     configs, arguments = case
     run = arguments["output"] / "siglip-seed-3"

@@ -35,3 +35,5 @@ def test_the_two_runs_differ_in_the_objective_alone():
     assert (clip.objective.name, powerclip_.objective.name) == ("clip", "powerclip")
     assert clip.with_objective("powerclip") == powerclip_
     assert (clip.steps, clip.seed) == (5, 3)
+    with pytest.raises(ValueError, match="steps is 0; it must be at least 1"):
+        demo_configs(steps=0)

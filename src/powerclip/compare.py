@@ -52,7 +52,14 @@ def compare(
                 f"{run} was trained with other settings ({changed}); use those, or name another --output"
             )
     _claim(output, data=data, evaluation=evaluation)
-    if not finish_runs(seeded, data=data, evaluate=lambda run: evaluate_model(str(run), evaluation), console=console):
+    done = finish_runs(
+        seeded,
+        data=data,
+        evaluate=lambda run: evaluate_model(str(run), evaluation),
+        suites=evaluation.suite,
+        console=console,
+    )
+    if not done:
         return None
     evaluations = read_evaluations({name: [runs[name, number] for number in range(seeds)] for name in configs})
     table = results_table(evaluations)
@@ -70,12 +77,14 @@ def finish_runs(
     *,
     data: Path | str | Sequence[Path | str],
     evaluate: Callable[[Path], object],
+    suites: Sequence[str] = (),
     console: Console,
 ) -> bool:
     """Train and evaluate what is unfinished of the runs; return whether all are finished, False when interrupted.
 
     ``configs`` holds each run's settings by its folder; ``evaluate`` leaves ``evaluation.json`` in the folder that it
-    is given. PowerclipError if a folder holds a run with other settings.
+    is given, and is called again until that names all ``suites``. PowerclipError if a folder holds a run with other
+    settings.
     """
     for path, config in configs.items():
         run = RunFolder(path)
@@ -83,15 +92,15 @@ def finish_runs(
         if unfinished and train(config, data=data, output=path, resume=True).interrupted:
             console.print("Run the same command to continue.", highlight=False)
             return False
-        if not _is_evaluated(run):
+        if not _is_evaluated(run, suites):
             evaluate(path)
     return True
 
 
-def _is_evaluated(run: RunFolder) -> bool:
+def _is_evaluated(run: RunFolder, suites: Sequence[str]) -> bool:
     """Whether a run has all results that were asked for, and they are newer than its training."""
     found = read_evaluation(run.path)
-    if found is None or found.pending:
+    if found is None or found.pending or not set(suites) <= set(found.suite.split()):
         return False
     return run.evaluation_file.stat().st_mtime_ns >= run.status_file.stat().st_mtime_ns
 

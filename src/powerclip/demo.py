@@ -22,7 +22,7 @@ from powerclip.scenes import generate
 def demo_configs(*, steps: int | None = None, seed: int = 0) -> dict[str, TrainConfig]:
     """The two runs of the demo, which differ only in the objective; None trains for the recipe's own steps."""
     base = scenes_tiny()
-    base = dataclasses.replace(base, seed=seed, steps=steps or base.steps)
+    base = dataclasses.replace(base, seed=seed, steps=base.steps if steps is None else steps)
     return {"clip": base.with_objective("clip"), "powerclip": base}
 
 
@@ -40,9 +40,14 @@ def run_demo(
     runs = {name: output / name for name in configs}
     run_configs = {runs[name]: config for name, config in configs.items()}
     evaluation = EvaluateConfig(suite=("scenes",), size=images)
-    if not finish_runs(
-        run_configs, data=data, evaluate=lambda run: evaluate_model(str(run), evaluation), console=console
-    ):
+    done = finish_runs(
+        run_configs,
+        data=data,
+        evaluate=lambda run: evaluate_model(str(run), evaluation),
+        suites=evaluation.suite,
+        console=console,
+    )
+    if not done:
         return None
     console.print(results_table(read_evaluations({name: [run] for name, run in runs.items()})).rich())
     report = write_report(runs, output / "report.html")
