@@ -1,5 +1,6 @@
 import csv
 import json
+import os
 import shutil
 
 import pytest
@@ -176,6 +177,22 @@ def test_results_of_other_weights_are_set_aside(model, tmp_path):
     assert not any(name.startswith("retrieval") for name in read_evaluation(tmp_path / "out").tasks)
     (aside,) = (tmp_path / "out").glob("evaluation-*.json")
     assert aside.read_text() == first
+    evaluate_model(str(model), EvaluateConfig(size=2, output=tmp_path / "out"))  # the first weights again
+    assert {name.split("-")[0] for name in read_evaluation(tmp_path / "out").tasks} == {"retrieval:data", "scenes"}
+    assert len(list((tmp_path / "out").glob("evaluation-*.json"))) == 1
+
+
+@pytest.mark.parametrize("trained_since", [False, True])
+def test_results_that_do_not_name_their_weights_are_set_aside_if_the_model_is_newer(trained_since, tmp_path):
+    torch.manual_seed(0)
+    run = tmp_path / "run"
+    weights = save(create_model("tiny"), run / "model") / "model.safetensors"
+    write_json(run / "evaluation.json", {"suite": "pairs", "tasks": {"retrieval": {"i2t_R@1": 0.5}}})
+    written = (run / "evaluation.json").stat().st_mtime_ns
+    os.utime(weights, ns=(written, written + (1 if trained_since else -1) * 10**9))
+    evaluate_model(str(run), EvaluateConfig(size=2))
+    assert ("retrieval" in read_evaluation(run).tasks) is not trained_since
+    assert (run / "evaluation-earlier.json").exists() is trained_since
 
 
 def test_finished_tasks_are_kept_when_a_later_one_breaks(model, tmp_path):

@@ -12,7 +12,7 @@ from torch import nn
 
 from powerclip.config import EvaluateConfig
 from powerclip.data.remote import is_remote
-from powerclip.distributed import process_group, rank
+from powerclip.distributed import process_group, rank, rank0_first
 from powerclip.errors import PowerclipError
 from powerclip.evaluate.datasets.own_shards import retrieval_from_shards
 from powerclip.evaluate.encode import Encoder
@@ -58,7 +58,8 @@ def evaluate_model(
         jobs = jobs_of([task for task, _ in tasks], config.scores, config.regions)
         done = [job.name for job in jobs]
         folder = results_folder(model, config)
-        evaluation = _earlier_results(folder, model, _digest(loaded))
+        digest = _digest(loaded)
+        evaluation = rank0_first(lambda: _earlier_results(folder, model, digest))
         asked = {benchmark.name for name in names for benchmark in SUITES.get(name, ())}
         before = {name: source for name, source in evaluation.absent.items() if name not in asked}
         evaluation = replace(evaluation, absent=before | absent, pending=done)
@@ -180,18 +181,28 @@ def _digest(model: nn.Module) -> str:
 
 
 def _earlier_results(folder: Path, model: str, weights: str) -> Evaluation:
-    """The results of these weights in a folder; those of other weights are moved to ``evaluation-WEIGHTS.json``."""
+    """The results of these weights in a folder; those of other weights are moved to ``evaluation-WEIGHTS.json``.
+
+    Files of earlier versions do not name the weights: those that are older than the model are of other weights.
+    """
     place = str(Path(model).resolve()) if Path(model).exists() else model
     found = read_evaluation(folder)
     if found is None and (folder / FILE).exists():
         raise PowerclipError(
             f"{folder / FILE} holds no results that can be read; move it away, or name another --output"
         )
-    if found is not None and found.weights and found.weights != weights:
-        if rank() == 0:
-            (folder / FILE).rename(folder / f"evaluation-{found.weights[:8]}.json")
-        found = None
+    if found is not None and found.weights != weights and (found.weights or _is_older(folder / FILE, model)):
+        (folder / FILE).rename(folder / f"evaluation-{found.weights[:8] or 'earlier'}.json")
+        if (own := folder / f"evaluation-{weights[:8]}.json").exists():  # these were evaluated here before
+            own.rename(folder / FILE)
+        found = read_evaluation(folder)
     return replace(found or Evaluation(tasks={}), model=place, weights=weights, pending=())
+
+
+def _is_older(file: Path, model: str) -> bool:
+    """Whether a file was written before the weights in a run or model folder."""
+    places = (Path(model, name) for name in ("model/model.safetensors", "model.safetensors"))
+    return any(file.stat().st_mtime_ns < place.stat().st_mtime_ns for place in places if place.exists())
 
 
 def _write(folder: Path, evaluation: Evaluation, name: str) -> None:
