@@ -4,6 +4,7 @@ import sys
 import pytest
 
 from powerclip import cli
+from powerclip.errors import PowerclipError
 
 
 @pytest.mark.parametrize("command", cli.COMMANDS)
@@ -76,6 +77,23 @@ def test_a_length_replaces_the_recipes(name, options, steps, epochs, first):
     words = (("--recipe", name), options) if first == "recipe" else (options, ("--recipe", name))
     config = cli.parse("train", [*words[0], *words[1], "--data", "x", "--output", "y"]).config
     assert (config.recipe, config.steps, config.epochs) == (name, steps, epochs)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["--output", "x", "--optim.max-gradient-norm", "0"],
+            r"optim: max_gradient_norm is 0\.0; it must be .*\. For full",
+        ),
+        (["--output", "x", "--optim.lerning-rate", "1"], r"^Unrecognized options: --optim\.lerning-rate, 1\. Perhaps"),
+        ([], r"^Missing from powerclip train: --output PATH The run folder\. \(required\)\. For full helptext"),
+    ],
+)
+def test_wrong_options_are_one_readable_line(options, message):
+    with pytest.raises(PowerclipError, match=message) as caught:
+        cli.parse("train", ["--recipe", "scenes_tiny", "--data", "D", *options])
+    assert "Value error" not in str(caught.value)
 
 
 def test_overview_and_version(capsys):

@@ -78,7 +78,10 @@ def test_leftover_keys_are_refused():
         ({"steps": 1, "optim": {"weight_decay": -1.0}}, "weight_decay is -1.0; it must be 0 or more"),
         ({"steps": 1, "optim": {"beta2": 1.0}}, "beta2 is 1.0; it must be 0 or more and less than 1"),
         ({"steps": 1, "optim": {"eps": 0.0}}, "eps is 0.0; it must be positive"),
-        ({"steps": 1, "optim": {"max_gradient_norm": 0.0}}, "max_gradient_norm is 0.0; it must be positive"),
+        (
+            {"steps": 1, "optim": {"max_gradient_norm": 0.0}},
+            "max_gradient_norm is 0.0; it must be positive; None turns",
+        ),
         ({"steps": 0}, "steps is 0; it must be at least 1"),
         (
             {"steps": 1, "checkpoint_every_minutes": float("nan")},

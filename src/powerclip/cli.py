@@ -268,7 +268,10 @@ def parse(name: str, argv: Sequence[str]) -> Any:
     except SystemExit as exit_:
         if not exit_.code:
             raise
-        raise PowerclipError(re.sub(r"[\s\u2500-\u257f]+", " ", errors.getvalue()).strip()) from None
+        # tyro frames its messages: the title goes, and what it separates by lines become sentences.
+        parts = re.split("\u256d[^\n]*|\u2502 \u2500+ \u2502", errors.getvalue())
+        lines = (re.sub(r"[\s\u2500-\u257f]+", " ", part).strip() for part in parts)
+        raise PowerclipError(". ".join(line.rstrip(".") for line in lines if line)) from None
 
 
 if __name__ == "__main__":

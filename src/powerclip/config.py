@@ -215,7 +215,8 @@ class OptimConfig:
     def __post_init__(self) -> None:
         _require(self, lambda decay: 0 < decay <= 1, "above 0 and at most 1", "layer_decay")
         _require(self, lambda beta: 0 <= beta < 1, "0 or more and less than 1", "beta1", "beta2")
-        _require(self, lambda value: value > 0, "positive", "learning_rate", "eps", "max_gradient_norm")
+        _require(self, lambda value: value > 0, "positive", "learning_rate", "eps")
+        _require(self, lambda norm: norm > 0, "positive; None turns clipping off", "max_gradient_norm")
         _require_at_least(self, 0, "warmup_steps", "weight_decay")
 
 
