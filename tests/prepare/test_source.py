@@ -1,6 +1,8 @@
 """Folders as people have them: every file is used, or counted with a reason."""
 
 import io
+import os
+from pathlib import Path
 
 import pytest
 
@@ -44,6 +46,16 @@ def test_folders_within_linked_ones_are_read_once(tmp_path):
     report = prepared(tmp_path / "photos", tmp_path / "out")
     assert sorted(captions(tmp_path / "out")) == ["a dog of deep", "a dog of deeper", "a dog of photos"]
     assert report["ignored"] == {"link to a folder that is read anyway": 2}
+
+
+def test_folders_that_cannot_be_read_are_counted(tmp_path, monkeypatch):
+    put(tmp_path / "photos", "a")
+    monkeypatch.chdir(tmp_path / "photos")
+    for _ in range(20):  # a path longer than the system takes, which stops root as well
+        Path("x" * 250).mkdir()
+        os.chdir("x" * 250)
+    report = prepared(tmp_path / "photos", tmp_path / "out")
+    assert (report["samples"], report["ignored"]) == (1, {"folder that cannot be read": 1})
 
 
 @pytest.mark.parametrize("suffix", [".TXT", ".Txt"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -50,7 +51,7 @@ def open_source(source: str, config: PrepareConfig) -> Source:
 
 def _folder(folder: Path, samples_per_shard: int) -> Source:
     """Images with a .txt file next to each, in sub-folders too; other files are counted."""
-    files, links = _walk(folder)
+    files, passed = _walk(folder)
     images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")]
     if not images:
         tar = next(folder.rglob("*.tar"), None)
@@ -64,12 +65,11 @@ def _folder(folder: Path, samples_per_shard: int) -> Source:
     pairs = list(zip(images, captions, strict=True))
     names = (str(path.relative_to(folder)) for path in images)
     stamps = (stamp(image) + (stamp(caption) if caption else "-") for image, caption in pairs)
-    linked = {"link to a folder that is read anyway": links} if links else {}
     return Source(
         chunks=in_chunks(partial(_images, folder=folder), pairs, samples_per_shard),
         count=-(-len(pairs) // samples_per_shard),
         fingerprint=digest(names, stamps),
-        ignored={**linked, **count_kinds(set(files) - {*images, *captions})},
+        ignored={**passed, **count_kinds(set(files) - {*images, *captions})},
     )
 
 
@@ -80,27 +80,29 @@ def _images(pairs: Sequence[tuple[Path, Path | None]], first: int, *, folder: Pa
         yield Item(name, partial(load_files, make_key(i, name), image, caption))
 
 
-def _walk(folder: Path) -> tuple[list[Path], int]:
-    """The files and the hidden folders in a folder, links followed, sorted; and the number of those not followed."""
+def _walk(folder: Path) -> tuple[list[Path], Counter[str]]:
+    """The files and the hidden folders in a folder, links followed, sorted; and the number of folders not entered."""
     found: list[Path] = []
-    links = 0
+    passed, unread = Counter[str](), list[OSError]()
     top, seen = folder.resolve(), set()
-    for root, folders, names in os.walk(folder, followlinks=True):
+    for root, folders, names in os.walk(folder, onerror=unread.append, followlinks=True):
+        here = Path(root).resolve()
         for name in sorted(folders):
-            path = Path(root, name)
-            real = path.resolve()
+            real = (here / name).resolve()
             if name.startswith("."):
                 names.append(name)
                 folders.remove(name)
             # A link within the folder, or a second way to the same place, would give the same pairs twice, or for ever.
-            elif real in seen or (path.is_symlink() and (real.is_relative_to(top) or top.is_relative_to(real))):
-                links += 1
+            elif real in seen or (real != here / name and (real.is_relative_to(top) or top.is_relative_to(real))):
+                passed["link to a folder that is read anyway"] += 1
                 folders.remove(name)
             else:
                 seen.add(real)
         folders.sort()
         found += [Path(root, name) for name in names]
-    return sorted(found), links
+    if unread:
+        passed["folder that cannot be read"] = len(unread)
+    return sorted(found), passed
 
 
 def _scenes(split: str, config: PrepareConfig) -> Source:
