@@ -1,7 +1,5 @@
 """powerclip: contrastive vision-language pre-training with powerset alignment."""
 
-from __future__ import annotations
-
 import importlib
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any

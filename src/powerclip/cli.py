@@ -1,7 +1,5 @@
 """The ``powerclip`` command: one dataclass per subcommand, filled by tyro and then run."""
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import dataclasses

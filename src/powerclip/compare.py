@@ -1,7 +1,5 @@
 """Named configs side by side: each is trained with the same seeds and data, evaluated, and put into one table."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path

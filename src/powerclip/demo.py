@@ -1,7 +1,5 @@
 """The demo: CLIP and PowerCLIP-R on generated scenes, with the same seed, data and number of steps."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The errors of powerclip, a check that a value is allowed, and suggestions for mistyped names."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterable
 

@@ -1,7 +1,5 @@
 """Writing files so that a reader, or a restart after a power cut, finds either the old content or the new."""
 
-from __future__ import annotations
-
 import json
 import math
 import os

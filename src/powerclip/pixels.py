@@ -1,7 +1,5 @@
 """Pixels as every part of powerclip sees them: training, evaluation, and the transform that comes with a model."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

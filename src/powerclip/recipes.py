@@ -1,7 +1,5 @@
 """Named runs: one function each, with the command that starts it."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 

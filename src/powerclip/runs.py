@@ -1,7 +1,5 @@
 """The run folder: the names of its files, what may differ when a run is resumed in it, and its readers."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import re

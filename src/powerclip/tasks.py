@@ -1,7 +1,5 @@
 """Zero-shot evaluation tasks: the questions that a model is asked, whatever data set they come from."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any

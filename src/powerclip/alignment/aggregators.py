@@ -8,8 +8,6 @@ Paper: Kawamura et al., CVPR 2026, NLA-T1 and NLA-T2, and the activations of the
 At tau = 0 both are their limits: mean_k sum_m relu(s), and max_k sum_m (s + zeta |s|) / 2.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import get_args

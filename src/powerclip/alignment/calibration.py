@@ -4,8 +4,6 @@ At a fixed zeta, T2 is too high or too low by a similar amount for all pairs. T2
 pairs, computed over subsets, determines the zeta at which the two agree on average.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -1,7 +1,5 @@
 """Which regions ground a phrase."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import get_args
 

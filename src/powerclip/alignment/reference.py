@@ -9,8 +9,6 @@ s[m, k] = <region m, phrase k>, a subset A of the regions scores Q[A, k] = sum o
 over all 2^M subsets A of the regions that are present, the empty one included.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

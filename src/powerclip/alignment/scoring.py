@@ -1,7 +1,5 @@
 """Which method turns s into two scores, and its settings; formulas: ``aggregators``, ``subsets``, ``reference``."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -1,7 +1,5 @@
 """Powerset similarity: the entry point, which validates and then dispatches."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from functools import partial
 from typing import get_args

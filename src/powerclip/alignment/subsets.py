@@ -6,8 +6,6 @@ pieces; <s, W> then has the exact value and the exact gradient, and no table of 
 pass. T2R needs no subsets: max over A of Q[A, k] = sum_m relu(s[m, k]).
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

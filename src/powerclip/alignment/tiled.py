@@ -10,8 +10,6 @@ tau softplus(s / tau) = (s + |s|) / 2 + tau log(1 + 2^-|y|) and tau log cosh(s /
 powers of 2 because torch computes them several times faster than exp on a CPU.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Encoded samples, or another trainer's images and captions, become a batch."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any

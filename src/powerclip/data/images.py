@@ -1,7 +1,5 @@
 """Image bytes to pixels, safely."""
 
-from __future__ import annotations
-
 import io
 import warnings
 

@@ -1,7 +1,5 @@
 """How many samples each shard holds, and where: found from its headers once, then kept on disk."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import multiprocessing

@@ -1,7 +1,5 @@
 """Shards to batches: data are opened once, then read in an order that is a function of seed and epoch alone."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

@@ -7,8 +7,6 @@ documented, so any JSON object or pair is read that holds two lists of integers 
 length. Position 0 is start-of-text; where position 0 is named, positions are counted from the first token of the text.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import logging

@@ -1,7 +1,5 @@
 """Where a shard's file comes from: this machine, or a URL that is copied to a bounded folder, with retries."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

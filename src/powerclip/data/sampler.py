@@ -1,7 +1,5 @@
 """Which samples an epoch shows, and when: a function of seed and epoch alone, so that resuming is arithmetic."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate

@@ -1,7 +1,5 @@
 """Shards: tar files of samples in WebDataset's layout, written atomically and read in place."""
 
-from __future__ import annotations
-
 import io
 import os
 import tarfile

@@ -1,7 +1,5 @@
 """Whether annotations fit their caption and image: those of a source, of a shard being checked, of a batch."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Decoding processes: how they handle signals, and how their death is reported."""
 
-from __future__ import annotations
-
 import signal
 import threading
 from collections.abc import Iterator

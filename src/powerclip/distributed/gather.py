@@ -6,8 +6,6 @@ DistributedDataParallel averages the gradients of parameters, but their sum is n
 of processes before ``backward``.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

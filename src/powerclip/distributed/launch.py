@@ -1,7 +1,5 @@
 """Joining the processes that torchrun, or any launcher that sets its variables, has started, and agreeing among them."""
 
-from __future__ import annotations
-
 import os
 import secrets
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """Spreading a model over processes: checkpoint activations, compile, then replicate or shard; in that order."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any

@@ -1,7 +1,5 @@
 """A model with its preprocessing: images and texts to embeddings, each once, in batches, on one or many processes."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import KW_ONLY, dataclass, field

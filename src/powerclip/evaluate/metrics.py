@@ -4,8 +4,6 @@ In retrieval and compositionality a tie with something wrong is wrong; in classi
 tie is chosen.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """The powerset similarity as the score of an image and a caption, in place of the product of global embeddings."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache

@@ -1,7 +1,5 @@
 """Evaluate a saved model on suites: load it, read the data sets, run their tasks, write the results."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace

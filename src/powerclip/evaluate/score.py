@@ -1,7 +1,5 @@
 """Score tasks: embed a task's images and texts, each once, and hand the embeddings to its metrics."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """The suites: which public data sets, the metrics each is read by, where to get them, and all averages of results."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial

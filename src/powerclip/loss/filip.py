@@ -3,8 +3,6 @@
 This is the paper's equation, without its shortcuts for speed: fewer dimensions, half precision, a quarter of the tokens.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

@@ -1,7 +1,5 @@
 """PowerCLIP's loss: CLIP's, plus the weighted powerset alignment loss."""
 
-from __future__ import annotations
-
 from torch import nn
 
 from powerclip.config import EqualCaptions

@@ -1,7 +1,5 @@
 """SigLIP's pairwise sigmoid loss (Zhai et al., "Sigmoid Loss for Language Image Pre-Training", ICCV 2023)."""
 
-from __future__ import annotations
-
 import math
 
 import torch

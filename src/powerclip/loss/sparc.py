@@ -1,7 +1,5 @@
 """SPARC's sparse loss (Bica et al., "Improving fine-grained understanding in image-text pre-training", 2024)."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

@@ -1,7 +1,5 @@
 """The triplet loss from the complete matrix of scores: the definition that ``powerset.py`` is compared with."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

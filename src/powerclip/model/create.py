@@ -1,7 +1,5 @@
 """Models by name, from JSON configs and from open_clip's weights, with their tokenizers."""
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Models on disk or on a hub: a folder of ``model.safetensors`` and ``config.json``, written atomically."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import asdict

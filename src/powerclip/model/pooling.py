@@ -4,8 +4,6 @@ Symbols as in Kawamura et al., CVPR 2026: phi_m = normalise(sum of the patches o
 the tokens of leaf l), p_B = sum of the leaves of phrase B.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """What a model starts from: an architecture alone, or weights with everything that belongs to them."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass, field
 from pathlib import Path

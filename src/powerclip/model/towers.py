@@ -1,7 +1,5 @@
 """The two towers: open_clip's, with average pooling, and region and phrase vectors from their dense outputs."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from typing import Any, get_args

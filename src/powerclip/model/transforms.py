@@ -1,7 +1,5 @@
 """Pixels as an image tower takes them: open_clip's transforms, in a form that moves masks along with the image."""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Phrases of a caption: cleaning, constituency parsing, and their spans over a tokenizer's pieces."""
 
-from __future__ import annotations
-
 from powerclip.errors import PowerclipError
 from powerclip.phrases.benepar_parser import BeneparParser
 from powerclip.phrases.clean import clean_caption

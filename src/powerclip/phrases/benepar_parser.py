@@ -1,7 +1,5 @@
 """Phrases from benepar (Kitaev et al., ACL 2019), a neural constituency parser that runs within a spaCy pipeline."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from powerclip.errors import PowerclipError

@@ -1,7 +1,5 @@
 """How captions are cleaned, once, where they enter; what a parser is given of them, and what a word is."""
 
-from __future__ import annotations
-
 import html
 import re
 

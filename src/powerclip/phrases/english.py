@@ -1,7 +1,5 @@
 """Finds spaCy's English model and verifies its files."""
 
-from __future__ import annotations
-
 import hashlib
 import importlib.util
 from pathlib import Path

@@ -21,8 +21,6 @@ marks and other signs ("|", "+", "$") are not, so no phrase begins or ends with 
 is kept.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import tee

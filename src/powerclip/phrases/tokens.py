@@ -1,7 +1,5 @@
 """From a caption's words and phrases to a tokenizer's pieces."""
 
-from __future__ import annotations
-
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """``powerclip prepare --check``: are these shards valid, and what do they hold? With a contact sheet of samples."""
 
-from __future__ import annotations
-
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence

@@ -1,7 +1,5 @@
 """The job: pairs in, annotated shards out, shard by shard, so that it can stop anywhere and continue later."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress

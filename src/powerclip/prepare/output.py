@@ -1,7 +1,5 @@
 """The folder that a job writes to: which job it belongs to, which shards are finished, and what a killed job left."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What every source provides: chunks of image-caption pairs, one for each shard; and what makes a pair usable."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import re

@@ -1,7 +1,5 @@
 """Opening a source of any kind; folders of images and generated scenes are read here."""
 
-from __future__ import annotations
-
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence

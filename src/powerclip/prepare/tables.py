@@ -1,7 +1,5 @@
 """Tables of images and captions: CSV, TSV, JSONL and Parquet files, and folders saved by Hugging Face's datasets."""
 
-from __future__ import annotations
-
 import csv
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """WebDataset tars as img2dataset writes them (CC3M, CC12M, ...): each becomes one annotated shard."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence

@@ -1,7 +1,5 @@
 """Where tasks run: in this process, in several, or on a Ray cluster; each result is reported as soon as it is there."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import signal

@@ -1,7 +1,5 @@
 """Regions of an image: proposers, masks on disk, and masks on the patch grid."""
 
-from __future__ import annotations
-
 from powerclip.errors import PowerclipError
 from powerclip.regions.annotation import RegionAnnotation
 from powerclip.regions.boxes import fixed_boxes, random_boxes

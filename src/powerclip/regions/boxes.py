@@ -1,7 +1,5 @@
 """Boxes on the patch grid: random ones to train with (PowerCLIP-R), fixed ones to evaluate and draw with."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

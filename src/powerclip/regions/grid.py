@@ -1,7 +1,5 @@
 """Masks in image coordinates become regions on the patch grid."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

@@ -1,7 +1,5 @@
 """What proposers of regions share: their protocol, removing duplicate masks, and masks at another size."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, Protocol
 

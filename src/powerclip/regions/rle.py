@@ -1,7 +1,5 @@
 """Masks on disk: COCO's compressed run-length encoding."""
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco

@@ -1,7 +1,5 @@
 """Regions from SAM and SAM 2 (Kirillov et al., 2023; Ravi et al., 2024), through transformers' mask generation."""
 
-from __future__ import annotations
-
 from functools import cached_property
 from typing import Any
 

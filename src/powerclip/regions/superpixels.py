@@ -1,7 +1,5 @@
 """Regions without weights: graph-based segmentation at three scales (Felzenszwalb and Huttenlocher, IJCV 2004)."""
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image

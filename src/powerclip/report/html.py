@@ -1,7 +1,5 @@
 """The report on one or more runs: one HTML page that needs no other file."""
 
-from __future__ import annotations
-
 import base64
 from collections.abc import Mapping
 from contextlib import suppress

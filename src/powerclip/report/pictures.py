@@ -1,7 +1,5 @@
 """Pictures of the alignment: for each phrase of a caption, the regions that ground it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """Figures of training curves and of comparisons."""
 
-from __future__ import annotations
-
 import io
 import warnings
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """The image-caption pairs that a report shows: from the runs' own data, or generated scenes."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from itertools import islice

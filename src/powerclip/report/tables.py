@@ -1,7 +1,5 @@
 """Tables of results: one value that is shown in the terminal, as Markdown, as CSV and as HTML."""
 
-from __future__ import annotations
-
 import csv
 import io
 import re

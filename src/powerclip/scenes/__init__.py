@@ -4,8 +4,6 @@ Sample i of a split is a function of the seed, the split and i. Splits: "train";
 colour-shape pairs); "compositional" (at least one object of a pair that training never shows).
 """
 
-from __future__ import annotations
-
 import io
 from collections.abc import Iterator
 from dataclasses import asdict

@@ -1,7 +1,5 @@
 """Scenes become pixels and masks."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from functools import lru_cache

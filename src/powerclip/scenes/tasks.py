@@ -1,7 +1,5 @@
 """Evaluation tasks made of scenes; none of their images occurs in training."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 

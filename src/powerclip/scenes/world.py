@@ -1,7 +1,5 @@
 """What a scene can contain: objects, their places, and what is true of them."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from itertools import permutations
 from typing import Literal, get_args

@@ -1,7 +1,5 @@
 """What a config describes: model, loss, precision and loader."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Checkpoints: folders that appear under their name when they are complete, and are read without running a pickle."""
 
-from __future__ import annotations
-
 import io
 import pickle
 import shutil

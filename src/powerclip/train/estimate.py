@@ -1,7 +1,5 @@
 """How much memory a training step will take, before the first one."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """Zero-shot evaluation while training: the same functions as ``powerclip evaluate``, on all processes."""
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Sequence
 from contextlib import nullcontext

@@ -6,8 +6,6 @@ gives every feature's gradient, and each piece is run again, from the same rando
 weights. The result is the large batch's gradient, up to rounding, at the price of a second forward pass.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 

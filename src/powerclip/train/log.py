@@ -1,7 +1,5 @@
 """What a run reports: metrics.jsonl, TensorBoard, Weights & Biases and a progress bar."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json

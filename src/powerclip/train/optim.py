@@ -1,7 +1,5 @@
 """AdamW groups and the learning-rate schedule."""
 
-from __future__ import annotations
-
 import math
 from collections import defaultdict
 from collections.abc import Callable

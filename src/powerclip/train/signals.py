@@ -1,7 +1,5 @@
 """Signals become requests that the loop checks between steps."""
 
-from __future__ import annotations
-
 import signal
 import time
 from collections.abc import Iterator

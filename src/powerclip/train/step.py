@@ -1,7 +1,5 @@
 """One training step: batch -> features -> loss -> gradient -> weights, and the state that goes with it."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Sequence

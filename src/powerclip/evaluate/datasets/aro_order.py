@@ -5,8 +5,6 @@ words and tags, so that every model sees the same ones; the authors' code takes 
 that gives the caption back is left out, which counts as right where all do, as by the authors.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any

@@ -5,8 +5,6 @@ number), ``KEY.npy`` (0 or 1 for each class) or ``KEY.txt`` (one caption per lin
 ``zeroshot_classification_templates.txt`` and ``dataset_type.txt`` (multilabel or retrieval; classification if it is missing).
 """
 
-from __future__ import annotations
-
 import io
 from pathlib import Path
 

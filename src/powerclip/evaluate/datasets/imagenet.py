@@ -1,7 +1,5 @@
 """ImageNet and its variants as they are released: a folder of images for every class."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from powerclip.errors import PowerclipError

@@ -1,7 +1,5 @@
 """Evaluation on your own shards."""
 
-from __future__ import annotations
-
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Published class names and prompts: open_clip's for ImageNet, clip_benchmark's for everything else."""
 
-from __future__ import annotations
-
 import json
 from functools import cache
 from importlib.resources import files

@@ -3,8 +3,6 @@
 The images are in a folder of any name.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
