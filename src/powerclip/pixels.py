@@ -38,7 +38,7 @@ def _upright(image: Image.Image) -> Image.Image:
     """A copy turned as its metadata say; unchanged if they are malformed."""
     try:
         return ImageOps.exif_transpose(image)
-    except Exception:  # many kinds, as above
+    except Exception:  # Pillow raises many kinds
         return image.copy()
 
 
