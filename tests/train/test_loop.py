@@ -340,6 +340,17 @@ def test_a_run_goes_on_with_its_own_data_only(config, shards, tmp_path):
         train(config, data=tmp_path / "named", output=tmp_path / "run", resume=True)
 
 
+def test_data_that_an_earlier_version_did_not_record_are_recorded_and_reported(config, shards, tmp_path, capsys):
+    run = train(config, data=shards, output=tmp_path / "run").output
+    recorded = (run / "data.json").read_text()
+    (run / "data.json").unlink()
+    capsys.readouterr()
+    for reported in (True, False):
+        train(config, data=shards, output=run, resume=True)
+        assert ("does not say which data it was trained on" in capsys.readouterr().err) is reported
+        assert (run / "data.json").read_text() == recorded
+
+
 def test_a_finished_run_that_is_run_again_keeps_its_checkpoints(config, shards, tmp_path, monkeypatch):
     run = train(config, data=shards, output=tmp_path / "run").output
     before = [(path.name, path.stat().st_mtime_ns) for path in all_checkpoints(run / "checkpoints")]

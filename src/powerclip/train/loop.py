@@ -85,6 +85,8 @@ def train(
         say(memory)
         if start is not None:
             _resume(engine, start, opened, say)
+            if run.data() is None:
+                say(f"{output} does not say which data it was trained on; these are recorded as its data")
             run.record(config, opened.provenance)
             if changed:
                 say(f"Changed since the run started: {changed}")
