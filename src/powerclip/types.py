@@ -111,7 +111,8 @@ class DataProvenance:
     shards: int
     """Image-caption pairs and tar files in all of them."""
     digest: str
-    """Hash of the shards' names and content: the same for the same shards in another folder, and for no others."""
+    """Hash of the shards' names and of the names, sizes and places of the files in them, but not of what these hold:
+    the same for the same shards in another folder."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -79,7 +79,7 @@ class OpenedData:
 
     @property
     def digest(self) -> str:
-        """Hash of the shards' names, counts and indexes: the same for the same content, wherever it is stored."""
+        """Hash of the shards' names, counts and indexes: the same for the same shards, wherever they are stored."""
         summaries = [summary for source in self.sources for summary in source.summaries]
         known = [(shard.name, *summary) for shard, summary in zip(self.shards, summaries, strict=True)]
         return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:32]
