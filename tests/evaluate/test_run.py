@@ -72,7 +72,8 @@ def test_what_is_absent_is_said_and_no_part_of_the_average(model, tmp_path, caps
         "over": [["food101", "acc@1"], ["pets", "acc@1"]],
     }
     one = json.loads((model / "evaluation" / "pets.json").read_text())
-    assert one == {"task": "pets", **found["measured_on"]["pets"], "metrics": found["tasks"]["pets"]}
+    origin = found["measured_on"]["pets"]
+    assert one == {"task": "pets", "weights": found["weights"], **origin, "metrics": found["tasks"]["pets"]}
     assert found["measured_on"]["pets"]["data"] == str(data / "vtab" / "pets")
     assert found["measured_on"]["pets"]["n"] == 3
     table = capsys.readouterr().out
@@ -224,6 +225,11 @@ def test_pairs_without_data_are_those_of_the_run(tmp_path):
     assert list(found.tasks) == ["retrieval:first", "retrieval:second"]
     assert [origin.data for origin in found.measured_on.values()] == list(sources)
     assert found.tasks["retrieval:first"] == evaluate(run, "pairs", tmp_path / "first").tasks["retrieval:first"]
+    (tmp_path / "other").mkdir()
+    shutil.move(tmp_path / "second", tmp_path / "other" / "first")
+    sources = [str(tmp_path / "first"), str(tmp_path / "other" / "first")]
+    write_json(run / "data.json", {"sources": sources, **provenance})
+    assert list(evaluate(run, "pairs", None).tasks) == [f"retrieval:{source}" for source in sources]
     write_json(run / "data.json", {"sources": ["https://x.org/a.tar"], **provenance})
     with pytest.raises(PowerclipError, match=r"trained on https://x\.org/a\.tar, which is remote; add --data"):
         evaluate(run, "pairs", None)

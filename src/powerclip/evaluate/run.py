@@ -1,6 +1,7 @@
 """Evaluate a saved model on suites: load it, read the data sets, run their tasks, write the results."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -49,9 +50,12 @@ def evaluate_model(
     with process_group(config.device) as place:
         loaded, preprocess, tokenizer = load(model)
         tasks, absent = _read(names, config.data, pairs, size=config.size, image_size=loaded.image_size[0])
+        folders = Counter(Path(origin.data).name for _, origin in tasks if origin.suite == "pairs")
         for i, (task, origin) in enumerate(tasks):
             if origin.suite == "pairs":  # other data get another row in tables
-                tasks[i] = replace(task, name=f"{task.name}:{Path(origin.data).name}"), origin
+                folder_name = Path(origin.data).name
+                label = folder_name if folders[folder_name] == 1 else origin.data
+                tasks[i] = replace(task, name=f"{task.name}:{label}"), origin
         origins = {id(task): origin for task, origin in tasks}
         jobs = jobs_of([task for task, _ in tasks], config.scores, config.regions)
         done = [job.name for job in jobs]
@@ -208,4 +212,4 @@ def _write(folder: Path, evaluation: Evaluation, name: str) -> None:
     origin = vars(evaluation.measured_on[name])
     path = folder / "evaluation" / f"{name.replace('/', '_')}.json"
     path.parent.mkdir(exist_ok=True)
-    write_json(path, {"task": name, **origin, "metrics": evaluation.tasks[name]})
+    write_json(path, {"task": name, "weights": evaluation.weights, **origin, "metrics": evaluation.tasks[name]})
