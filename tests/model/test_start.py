@@ -15,6 +15,7 @@ from powerclip.errors import PowerclipError
 from powerclip.model import describe, save, start
 from powerclip.recipes import finetune_open_clip
 from powerclip.train.build import build_model
+from powerclip.types import Batch
 
 VISION = {"image_size": 32, "patch_size": 8, "width": 16, "layers": 2, "head_width": 8}
 TEXT = {"context_length": 16, "width": 16, "heads": 2, "layers": 2}
@@ -104,6 +105,11 @@ def test_a_model_pooled_as_its_tower_is_the_pretrained_model(config, tmp_path):
         assert patches.shape == (2, ours.grid_size[0] * ours.grid_size[1], config["embed_dim"])
         masks = torch.ones(2, 1, patches.shape[1], dtype=torch.bool)
         torch.testing.assert_close(ours.encode_image_and_regions(images, masks)[2], ours.encode_image(images))
+        rows = torch.full((2, 16), -1), torch.full((2, 1, 2), -1)
+        batch = Batch(images=images, tokens=tokens[:2], leaf_of_token=rows[0], phrase_spans=rows[1], region_masks=masks)
+        features = ours(batch)
+        expected = theirs.encode_image(images, True), theirs.encode_text(tokens[:2], True)
+        torch.testing.assert_close((features.image, features.text), expected, rtol=1e-4, atol=1e-5)
     save(ours, tmp_path / "model")
     loaded = powerclip.load(tmp_path / "model")[0]
     with torch.no_grad():
@@ -219,7 +225,7 @@ def test_a_folder_of_open_clip_is_read_or_refused(tmp_path, monkeypatch):
         with pytest.raises(PowerclipError, match=f"cannot read the model local-dir:.*{message}") as caught:
             powerclip.create_model(f"local-dir:{tmp_path / folder}")
         assert "\n" not in str(caught.value)
-    with pytest.raises(PowerclipError, match="brings its own weights; leave out pretrained='openai'"):
+    with pytest.raises(PowerclipError, match="brings its own weights; give no pretrained .it is 'openai'"):
         powerclip.create_model(f"local-dir:{tmp_path / 'other'}", pretrained="openai")
 
 
@@ -291,6 +297,11 @@ def test_a_damaged_or_foreign_weights_file_is_one_line(tmp_path):
     save_file({**transformers, "logit_scale": torch.zeros(())}, tmp_path / "hf.safetensors")
     with pytest.raises(PowerclipError, match="format of Hugging Face's transformers"):
         powerclip.create_model("tiny", pretrained=str(tmp_path / "hf.safetensors"))
+
+
+def test_images_smaller_than_a_patch_are_refused():
+    with pytest.raises(PowerclipError, match="images of 4 x 4 pixels are smaller than a patch"):
+        powerclip.create_model("tiny", image_size=4)
 
 
 def test_a_damaged_own_folder_is_one_line(tmp_path):

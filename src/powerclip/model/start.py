@@ -48,7 +48,9 @@ def find_start(name: str, pretrained: str | None) -> Start:
     """
     if parse_model_name(name)[0] is not None:
         if pretrained is not None:
-            raise PowerclipError(f"the model {name} brings its own weights; leave out pretrained={pretrained!r}")
+            raise PowerclipError(
+                f"the model {name} brings its own weights; give no pretrained (it is {pretrained!r}; in a command: --model.pretrained None)"
+            )
         return _read_open_clip_folder(name)
     if pretrained is None:
         return Start(model=read_config(name), source=f"{name} from scratch")

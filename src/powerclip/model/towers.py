@@ -72,6 +72,10 @@ class PowerCLIP(nn.Module):
         size = visual.image_size
         self.image_size: tuple[int, int] = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
         self.context_length: int = _text_tower(backbone).context_length
+        if 0 in self.grid_size:
+            raise PowerclipError(
+                f"images of {self.image_size[0]} x {self.image_size[1]} pixels are smaller than a patch"
+            )
 
     @property
     def logit_scale(self) -> nn.Parameter:
@@ -102,8 +106,8 @@ class PowerCLIP(nn.Module):
             if getattr(visual.trunk, "attn_pool", None) is not None:
                 x = _attention_pool_of_each(visual.trunk.attn_pool, x)
             x = visual.head(visual.trunk.head(visual.trunk.head_drop(visual.trunk.fc_norm(x))))
-        elif visual.proj is not None:
-            x = x @ visual.proj  # (B, N, D)
+        else:
+            x = _projected(x, visual.proj)  # (B, N, D)
         return x, found["image_features"] if tower else at_least_float32(x).mean(dim=1)
 
     def encode_tokens(self, tokens: Tensor) -> Tensor:
@@ -119,14 +123,11 @@ class PowerCLIP(nn.Module):
         x: Tensor = self.backbone.forward_intermediates(
             text=padded, text_indices=1, normalize_intermediates=True, intermediates_only=True, text_output_fmt="NLC"
         )["text_intermediates"][0]  # (B, context, width), after the last norm
-        if isinstance(text.text_projection, nn.Linear):
-            x = text.text_projection(x)
-        elif text.text_projection is not None:
-            x = x @ text.text_projection  # (B, context, D)
+        dense = _projected(x[:, :T], text.text_projection)  # (B, T, D)
         if self.text_pool == "avg":
-            return x[:, :T], mean_of_valid(x[:, :T], self.valid_tokens(tokens))
+            return dense, mean_of_valid(dense, self.valid_tokens(tokens))
         pool, eos = _pool_type(text)
-        return x[:, :T], text_global_pool(x, padded, pool, eos_token_id=eos)
+        return dense, _projected(text_global_pool(x, padded, pool, eos_token_id=eos), text.text_projection)
 
     def encode_regions(self, images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
         """Region vectors of images.
@@ -248,6 +249,13 @@ class PowerCLIP(nn.Module):
 def _embedding(x: Tensor, normalize: bool, dtype: torch.dtype) -> Tensor:
     """Normalised in float32, also of a model in half precision."""
     return (normalise(at_least_float32(x)) if normalize else x).to(dtype)
+
+
+def _projected(x: Tensor, projection: nn.Linear | Tensor | None) -> Tensor:
+    """(..., width) to (..., D) by a tower's projection, which open_clip keeps in several forms."""
+    if projection is None:
+        return x
+    return projection(x) if isinstance(projection, nn.Linear) else x @ projection
 
 
 def _text_tower(backbone: Any) -> Any:
