@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from powerclip.config import TrainConfig
 from powerclip.errors import PowerclipError
 from powerclip.files import atomic_write
-from powerclip.runs import read_metrics
+from powerclip.runs import RunFolder, read_metrics
 
 SPEED_OVER_S = 1800.0
 """The remaining time is estimated from the speed over this long: metrics may come minutes apart."""
@@ -33,7 +33,7 @@ class MetricsLog:
     """
 
     def __init__(self, folder: Path, *, config: TrainConfig, first_step: int = 0, tracker: Any = None) -> None:
-        path = folder / "metrics.jsonl"
+        path = RunFolder(folder).metrics_file
         kept = [line for line in read_metrics(path) if line["step"] <= first_step] if first_step else []
         atomic_write(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._tracker = tracker and tracker.init(

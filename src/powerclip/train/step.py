@@ -17,6 +17,7 @@ from powerclip.config import TrainConfig
 from powerclip.distributed import average_ignored_gradients, parallelize, rank, wait_for_all, world_size
 from powerclip.errors import PowerclipError, RunFailedError
 from powerclip.model import PowerCLIP, hub
+from powerclip.runs import RunFolder
 from powerclip.train.build import autocast, build_loss
 from powerclip.train.ema import EMA
 from powerclip.train.gradcache import backward
@@ -141,11 +142,12 @@ class Engine:
         keys = [key for piece in pieces for key in piece.keys]
         self.counters["bad_steps"] += 1
         self.bad_in_a_row += 1
-        with (self.output / "bad_batches.jsonl").open("a", encoding="utf-8") as file:
+        path = RunFolder(self.output).bad_batches_file
+        with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step + 1, "process": rank(), "keys": keys}) + "\n")
         if self.bad_in_a_row >= MAX_BAD_STEPS:
             raise RunFailedError(
                 f"the loss or its gradient was not finite in {self.bad_in_a_row} steps in a row, up to step "
-                f"{step + 1} (samples {', '.join(keys[:5])}, ...; all in {self.output / 'bad_batches.jsonl'}); lower "
+                f"{step + 1} (samples {', '.join(keys[:5])}, ...; all in {path}); lower "
                 "optim.learning-rate or look at those samples"
             )
