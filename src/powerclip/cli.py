@@ -98,7 +98,7 @@ class Train:
         from powerclip.train import train as run
 
         result = run(self.config, data=self.data, output=self.output, resume=self.resume == "auto")
-        if not result.interrupted:
+        if not result.interrupted and int(os.environ.get("RANK", 0)) == 0:
             print(f"Trained {result.steps} steps: {result.output}. Next: powerclip evaluate {result.output}")
 
 

@@ -186,6 +186,7 @@ def test_a_run_killed_at_any_moment_and_resumed_is_the_uninterrupted_one(process
     output = again.communicate(timeout=300)[0]
     assert again.returncode == 0, output
     assert "Resuming" in output
+    assert output.count("Trained 24 steps") == 1
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
     expected = weights(tmp_path / "whole")
     for name, value in weights(tmp_path / "cut").items():
