@@ -127,6 +127,15 @@ class ObjectiveConfig(ScoringConfig):
     """Which loss; the other settings apply to powerclip, unless they name another loss."""
     powerset_weight: float = 0.2
     """lambda, the weight of the powerset alignment loss; the objective clip trains without that loss."""
+    weight_start_step: int = 0
+    """Steps with CLIP's loss alone, before the powerset alignment loss begins."""
+    weight_warmup_steps: int = 0
+    """Steps over which lambda then rises linearly from 0."""
+    gradient_ratio: float | None = None
+    """Sets lambda, in place of ``powerset_weight``, so that the gradient of the weighted powerset alignment loss has
+    this ratio to that of CLIP's loss, both at the vectors that the towers give."""
+    gradient_cap: float | None = None
+    """Lowers lambda in steps in which that ratio would be higher than this; None leaves it."""
     margin: float = 0.2
     """delta of the triplet loss."""
     equal_captions: EqualCaptions = "negatives"
@@ -144,6 +153,8 @@ class ObjectiveConfig(ScoringConfig):
         super().__post_init__()
         rule = "positive; choose the objective clip to train without the powerset loss"
         _require(self, lambda weight: weight > 0, rule, "powerset_weight")
+        _require(self, lambda ratio: 0 < ratio < math.inf, "positive", "gradient_ratio", "gradient_cap")
+        _require_at_least(self, 0, "weight_start_step", "weight_warmup_steps")
         _require_at_least(self, 0, "margin", "sparc_global_weight", "sparc_local_weight")
         _require_at_least(self, 1, "regions")
 

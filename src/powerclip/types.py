@@ -123,3 +123,5 @@ class LossOutput:
     """() what is differentiated."""
     terms: Mapping[str, Tensor] = field(default_factory=dict)
     """Unweighted terms by name ("clip", "powerset"), for the logs."""
+    measures: Mapping[str, Tensor] = field(default_factory=dict)
+    """() what else the loss reports of this step, by its name in the logs; without a graph, equal on all processes."""

@@ -135,6 +135,10 @@ ABLATIONS = [
     {"tau": 0.0},
     {"t1_activation": "gelu", "t2_activation": "softsign"},
     {"equal_captions": "ignored"},
+    {"weight_start_step": 1},
+    {"weight_warmup_steps": 3},
+    {"gradient_ratio": 0.5},
+    {"gradient_cap": 0.01},
     {"phrase_unit": "token"},
 ]
 
@@ -445,6 +449,24 @@ def test_a_folder_of_something_else_is_not_resumed(config, shards, tmp_path):
     with pytest.raises(PowerclipError, match=r"holds no run \(no config.yaml\) and is not empty"):
         train(config, data=shards, output=tmp_path / "thesis", resume=True)
     assert [path.name for path in (tmp_path / "thesis").iterdir()] == ["model"]
+
+
+def test_a_scheduled_weight_goes_on_in_a_resumed_run(config, shards, tmp_path):
+    scheduled = {"weight_start_step": 2, "weight_warmup_steps": 4, "gradient_ratio": 0.5, "gradient_cap": 0.6}
+    objective = dataclasses.replace(config.objective, **scheduled)
+    config = dataclasses.replace(config, objective=objective, checkpoint_every_steps=4)
+    whole = train(config, data=shards, output=tmp_path / "whole").output
+    curve, expected = read_metrics(whole / "metrics.jsonl"), weights(whole)
+    assert [line["powerset_weight"] > 0 for line in curve] == [False, False] + 6 * [True]
+    assert len({line["powerset_weight"] for line in curve}) == 7
+    assert all(line["loss"] == line["loss_clip"] for line in curve[:2])
+    shutil.rmtree(whole / "checkpoints" / "step-00000008")
+    train(config, data=shards, output=whole, resume=True)
+    names = ("step", "loss", "powerset_weight")
+    again = read_metrics(whole / "metrics.jsonl")
+    assert [[line[name] for name in names] for line in again] == [[line[name] for name in names] for line in curve]
+    for name, value in weights(whole).items():
+        assert torch.equal(value, expected[name]), name
 
 
 def test_a_bad_step_leaves_the_calibrated_zeta_alone(config, shards, tmp_path, monkeypatch):

@@ -1,45 +1,132 @@
 """PowerCLIP's loss: CLIP's, plus the weighted powerset alignment loss."""
 
-from torch import nn
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
 
 from powerclip.config import EqualCaptions
+from powerclip.distributed import sum_over_processes
 from powerclip.loss.clip import clip_loss
 from powerclip.loss.powerset import PowersetAlignmentLoss
 from powerclip.types import Features, LossOutput
 
+MOMENTUM = 0.9
+"""Weight of the old value when the gradients' norms, whose ratio sets lambda, are smoothed over steps."""
+
 
 class PowerCLIPLoss(nn.Module):
-    """L = L_CLIP + weight * L_powerset (Kawamura et al., CVPR 2026; weight is their lambda, 0.2)."""
+    """L = L_CLIP + lambda * L_powerset (Kawamura et al., CVPR 2026).
+
+    The gradients that ``gradient_ratio`` and ``gradient_cap`` compare are those of L_CLIP at ``Features.image`` and
+    ``text``, and of L_powerset at ``regions`` and ``phrases``, each a Euclidean norm over the batch of all processes.
+    They cost a second backward pass through the losses, not through the towers, and they are the same in one piece and
+    in several.
+    """
+
+    clip_gradient: Tensor
+    powerset_gradient: Tensor
 
     def __init__(
         self,
         *,
         weight: float = 0.2,
+        start_step: int = 0,
+        warmup_steps: int = 0,
+        gradient_ratio: float | None = None,
+        gradient_cap: float | None = None,
         powerset: PowersetAlignmentLoss | None = None,
         equal_captions: EqualCaptions = "negatives",
     ) -> None:
-        """Set up the loss; ValueError if the weight is negative.
+        """Set up the loss; ValueError names a setting that is out of range.
 
-        A weight of 0 is plain CLIP and computes no powerset term. ``powerset`` is by default the alignment loss with
-        its defaults; ``equal_captions`` says whether pairs with the same caption are negatives of each other in it.
+        Args:
+            weight: lambda; 0 is plain CLIP and computes no powerset term.
+            start_step: training steps with lambda = 0, in which the powerset term is computed without gradient.
+            warmup_steps: steps over which lambda then rises linearly, as a factor on what the other settings give.
+            gradient_ratio: sets lambda, in place of ``weight``, to this times |g_CLIP| / |g_powerset|. Both norms are
+                smoothed over steps (``MOMENTUM``) and saved with the module; a step that is not finite leaves them.
+                The present step counts 1 - ``MOMENTUM``, so that the weighted gradient is at most 10 times its target.
+            gradient_cap: lowers lambda to this times |g_CLIP| / |g_powerset| of the present step where it is higher.
+            powerset: by default the alignment loss with its defaults.
+            equal_captions: whether pairs with the same caption are negatives of each other in it.
         """
         super().__init__()
-        if not weight >= 0:
-            raise ValueError(f"weight is {weight!r}; it must be 0 or more")
-        self.weight = weight
+        for name, value in (("weight", weight), ("start_step", start_step), ("warmup_steps", warmup_steps)):
+            if not value >= 0:
+                raise ValueError(f"{name} is {value!r}; it must be 0 or more")
+        for name, ratio in (("gradient_ratio", gradient_ratio), ("gradient_cap", gradient_cap)):
+            if ratio is not None and not ratio > 0:
+                raise ValueError(f"{name} is {ratio!r}; it must be positive, or None")
+        self.weight, self.start_step, self.warmup_steps = weight, start_step, warmup_steps
+        self.gradient_ratio, self.gradient_cap = gradient_ratio, gradient_cap
         self.powerset = powerset or PowersetAlignmentLoss()
         self.equal_captions = equal_captions
+        for name in ("clip_gradient", "powerset_gradient"):  # their smoothed norms; NaN before the first step
+            self.register_buffer(name, torch.full((), torch.nan), persistent=gradient_ratio is not None)
 
     def forward(self, features: Features) -> LossOutput:
-        """The weighted sum, and its terms "clip" and "powerset" by name."""
+        """The weighted sum, its terms "clip" and "powerset" by name, and lambda as the measure "powerset_weight".
+
+        Without gradient (``torch.no_grad``) no gradients are compared: the norms as they stand give lambda, or
+        ``weight`` if there are none yet, and there is no cap.
+        """
         clip = clip_loss(features.image, features.text, features.logit_scale)
         if self.weight == 0:
             return LossOutput(total=clip, terms={"clip": clip})
-        powerset = self.powerset(
-            features.regions,
-            features.phrases,
-            features.region_mask,
-            features.phrase_mask,
-            caption_ids=features.caption_ids if self.equal_captions == "ignored" else None,
-        )
-        return LossOutput(total=clip + self.weight * powerset, terms={"clip": clip, "powerset": powerset})
+        part = self._part(self.powerset.step)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and part > 0):
+            powerset = self.powerset(
+                features.regions,
+                features.phrases,
+                features.region_mask,
+                features.phrase_mask,
+                caption_ids=features.caption_ids if self.equal_captions == "ignored" else None,
+            )
+        terms = {"clip": clip, "powerset": powerset}
+        weight = self._weight(part, features, terms)
+        total = clip + weight * powerset if part > 0 else clip
+        measures = {"powerset_weight": torch.as_tensor(weight, dtype=torch.float64)}
+        return LossOutput(total=total, terms=terms, measures=measures)
+
+    def _part(self, step: int) -> float:
+        """Lambda of a training step as a part of what it is after the warm-up."""
+        if step < self.start_step:
+            return 0.0
+        return min(1.0, (step - self.start_step + 1) / max(1, self.warmup_steps))
+
+    def _weight(self, part: float, features: Features, terms: dict[str, Tensor]) -> float | Tensor:
+        weight: float | Tensor = self.weight * part
+        if part == 0 or (self.gradient_ratio is None and self.gradient_cap is None):
+            return weight
+        norms = None
+        if torch.is_grad_enabled():
+            clip = gradient_norm(terms["clip"], (features.image, features.text))
+            norms = clip, gradient_norm(terms["powerset"], (features.regions, features.phrases))
+        if self.gradient_ratio is not None:
+            if norms is not None and self.training:
+                self._smooth(*norms)
+            ratio = self.gradient_ratio * self.clip_gradient / self.powerset_gradient
+            ratio = torch.where(self.powerset_gradient == 0, 0.0, ratio)  # no gradient, so nothing to weigh
+            weight = part * torch.where(self.clip_gradient.isnan(), self.weight, ratio)
+        if self.gradient_cap is not None and norms is not None:
+            highest = self.gradient_cap * norms[0] / norms[1]
+            weight = highest.nan_to_num(torch.inf).clamp(max=weight)  # 0 / 0: there is nothing to cap
+        return weight
+
+    def _smooth(self, clip: Tensor, powerset: Tensor) -> None:
+        finite = torch.isfinite(clip + powerset)
+        for buffer, new in ((self.clip_gradient, clip), (self.powerset_gradient, powerset)):
+            moved = torch.where(buffer.isnan(), new, MOMENTUM * buffer + (1 - MOMENTUM) * new)
+            buffer.copy_(torch.where(finite, moved, buffer))
+
+
+def gradient_norm(loss: Tensor, vectors: Sequence[Tensor]) -> Tensor:
+    """() Euclidean norm, over all processes, of a loss's gradient at vectors; 0 where they are not trained."""
+    trained = [x for x in vectors if x.requires_grad]
+    squared = torch.zeros((), dtype=loss.dtype, device=loss.device)
+    if trained and loss.requires_grad:
+        for gradient in torch.autograd.grad(loss, trained, retain_graph=True, allow_unused=True):
+            if gradient is not None:
+                squared = squared + gradient.to(loss.dtype).square().sum()
+    return sum_over_processes(squared).sqrt()

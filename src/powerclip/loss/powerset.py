@@ -92,6 +92,11 @@ class PowersetAlignmentLoss(nn.Module):
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self._steps = 0  # the buffer's value, without waiting for a device
 
+    @property
+    def step(self) -> int:
+        """The number of training steps so far."""
+        return self._steps
+
     def forward(
         self,
         regions: Tensor,

@@ -53,7 +53,15 @@ def build_loss(config: TrainConfig) -> nn.Module:
     if not o.uses_regions:
         return PowerCLIPLoss(weight=0.0)
     powerset = PowersetAlignmentLoss(margin=o.margin, **vars(o.scoring))
-    return PowerCLIPLoss(weight=o.powerset_weight, powerset=powerset, equal_captions=o.equal_captions)
+    return PowerCLIPLoss(
+        weight=o.powerset_weight,
+        start_step=o.weight_start_step,
+        warmup_steps=o.weight_warmup_steps,
+        gradient_ratio=o.gradient_ratio,
+        gradient_cap=o.gradient_cap,
+        powerset=powerset,
+        equal_captions=o.equal_captions,
+    )
 
 
 def autocast(config: TrainConfig, device: torch.device) -> torch.autocast:

@@ -61,7 +61,8 @@ def backward(
             own = {name: g / len(pieces) if name in SHARED else g[rows] for name, g in gradients.items()}
             surrogate = torch.stack([(parts[name] * gradient).sum() for name, gradient in own.items()]).sum()
             surrogate.backward()  # type: ignore[no-untyped-call]
-    return LossOutput(total=output.total.detach(), terms={name: term.detach() for name, term in output.terms.items()})
+    terms = {name: term.detach() for name, term in output.terms.items()}
+    return replace(output, total=output.total.detach(), terms=terms)
 
 
 def join(parts: Sequence[Features]) -> Features:

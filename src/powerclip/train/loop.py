@@ -171,6 +171,7 @@ class _Loop:
             "samples_seen": engine.counters["samples_seen"],
             "loss": output.total.item(),
             **{f"loss_{name}": term.item() for name, term in output.terms.items()},
+            **{name: value.item() for name, value in output.measures.items()},
             "gradient_norm": gradient_norm.item(),
             "learning_rate": max(group["lr"] for group in engine.optimizer.param_groups),
             "logit_scale": engine.model.logit_scale.exp().item(),
