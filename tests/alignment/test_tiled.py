@@ -2,9 +2,8 @@ import pytest
 import torch
 
 from powerclip.alignment import similarity
-from powerclip.alignment.aggregators import ABSENT
 from powerclip.alignment.scoring import Scoring
-from powerclip.alignment.tiled import hardest_negatives, score_rows
+from powerclip.alignment.tiled import score_rows
 from tests.support.problems import masked, problem
 
 TILE_SIZES = [1024, 2**14, 2**22]
@@ -87,43 +86,6 @@ def test_gradients_through_tiles_are_those_of_the_whole(method, tile_bytes):
         gradients.append((r.grad, p.grad))
     for whole, tiles in zip(*gradients, strict=True):
         torch.testing.assert_close(tiles, whole, rtol=1e-10, atol=1e-12)
-
-
-def search(inputs, negative, tile_bytes=1024):
-    return hardest_negatives(
-        *masked(inputs),
-        negative=lambda images: negative[images],
-        scoring=Scoring(tau=0.1),
-        tile_bytes=tile_bytes,
-    )
-
-
-@pytest.mark.parametrize("tile_bytes", TILE_SIZES)
-def test_the_hardest_negatives_are_those_of_the_matrix(tile_bytes, monkeypatch):
-    monkeypatch.setattr("powerclip.alignment.tiled.IMAGES_PER_TILE", 4)  # several blocks of images
-    inputs = problem(11, 9, 4, 5)
-    negative = torch.rand(11, 9, generator=torch.Generator().manual_seed(0)) < 0.8
-    found = search(inputs, negative, tile_bytes)
-    scores = sum(plain(inputs, Scoring(tau=0.1)))
-    for i in range(11):
-        best = max((scores[i, j], -j) for j in range(9) if negative[i, j])
-        assert found.caption[i] == -best[1]
-        torch.testing.assert_close(found.caption_score[i], best[0], rtol=1e-12, atol=1e-12)
-    for j in range(9):
-        best = max((scores[i, j], -i) for i in range(11) if negative[i, j])
-        assert found.image[j] == -best[1]
-
-
-def test_ties_go_to_the_lowest_index_and_nothing_is_absent(monkeypatch):
-    monkeypatch.setattr("powerclip.alignment.tiled.IMAGES_PER_TILE", 2)
-    regions, phrases, region_mask, phrase_mask = problem(1, 1, 4, 5)
-    inputs = tuple(x.repeat(6, *[1] * (x.ndim - 1)) for x in (regions, phrases, region_mask, phrase_mask))
-    negative = ~torch.eye(6, dtype=torch.bool)
-    found = search(inputs, negative)
-    assert found.caption.tolist() == found.image.tolist() == [1, 0, 0, 0, 0, 0]
-    nothing = search(inputs, torch.zeros_like(negative))
-    assert (nothing.caption_score == ABSENT).all()
-    assert (nothing.image_score == ABSENT).all()
 
 
 @pytest.mark.parametrize("method", ["nla", "exact", "sampled"])

@@ -1,7 +1,7 @@
-"""Scores of every image and caption and their hardest negatives, computed tile by tile.
+"""Scores of every image and caption, computed tile by tile.
 
-Two passes over the pairs, as the gradient of the triplet loss is sparse: ``hardest_negatives`` looks at all of them
-without gradient, ``score_pairs`` computes the few that matter with it.
+Two passes over the pairs, as the gradient of the triplet loss is sparse: ``search.hardest_negatives`` looks at all of
+them without gradient, ``score_pairs`` computes the few that matter with it.
 
 The fused tile of the default aggregators keeps three numbers per phrase while it goes through the regions one by one:
 with y = s / (tau log 2), sum y, sum |y| and prod (1 + 2^-|y|), from which T1 and T2 both follow, since
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from powerclip.alignment.aggregators import ABSENT, soft_max_over_phrases
+from powerclip.alignment.aggregators import soft_max_over_phrases
 from powerclip.alignment.scoring import Scoring
 from powerclip.alignment.vectors import MaskedVectors
 
@@ -27,49 +27,6 @@ IMAGES_PER_TILE = 128
 
 REGIONS_PER_LOGARITHM = 100
 """The product of the factors, each up to 2, of this many regions stays well below float32's maximum of 2^127."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class HardestNegatives:
-    """For every image the caption, and for every caption the image, that scores highest without being its pair."""
-
-    caption: Tensor
-    """(I,) int64 index of each image's hardest caption."""
-    caption_score: Tensor
-    """(I,) its score; ``ABSENT`` if the image has no negative."""
-    image: Tensor
-    """(J,) int64 index of each caption's hardest image."""
-    image_score: Tensor
-    """(J,) its score; ``ABSENT`` if the caption has no negative."""
-
-
-@torch.no_grad()
-def hardest_negatives(
-    regions: MaskedVectors,
-    phrases: MaskedVectors,
-    *,
-    negative: Callable[[slice], Tensor],
-    scoring: Scoring,
-    tile_bytes: int,
-) -> HardestNegatives:
-    """The hardest negative of every row and column of I images and J captions; ties go to the lowest index.
-
-    ``negative`` maps the images' slice to (images, J) bool, True where the pair counts as a negative.
-    """
-    I, J = len(regions), len(phrases)
-    caption = torch.zeros(I, dtype=torch.int64, device=regions.values.device)
-    caption_score = regions.values.new_full((I,), ABSENT)
-    image = torch.zeros(J, dtype=torch.int64, device=regions.values.device)
-    image_score = regions.values.new_full((J,), ABSENT)
-    for images, t2r, r2t in score_rows(regions, phrases, scoring=scoring, tile_bytes=tile_bytes):
-        scores = scoring.total(t2r, r2t, regions.mask[images]).masked_fill(~negative(images), ABSENT)
-        if J:
-            caption_score[images], caption[images] = scores.max(dim=1)
-        best = scores.max(dim=0)
-        better = best.values > image_score
-        image_score = torch.where(better, best.values, image_score)
-        image = torch.where(better, best.indices + images.start, image)
-    return HardestNegatives(caption=caption, caption_score=caption_score, image=image, image_score=image_score)
 
 
 def score_pairs(

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from powerclip.alignment.aggregators import ABSENT
 from powerclip.alignment.calibration import CalibrationPairs, choose_pairs, fit_zeta, measure_pairs
 from powerclip.alignment.scoring import UNCALIBRATED_ZETA, Scoring, tile_bytes_or_default
+from powerclip.alignment.search import Candidates, hardest_negatives
 from powerclip.alignment.similarity import check_backend, validate
 from powerclip.alignment.subsets import draw_subsets
-from powerclip.alignment.tiled import hardest_negatives, score_pairs
+from powerclip.alignment.tiled import score_pairs
 from powerclip.alignment.vectors import MaskedVectors
 from powerclip.config import Backend, Direction, Method, Subsets, T1Activation, T2Activation, Zeta
 from powerclip.distributed import gather_rows, max_over_processes, sum_over_processes, with_value
@@ -158,7 +159,7 @@ class PowersetAlignmentLoss(nn.Module):
 
         # First pass, without gradient: this process's B images against the C captions of all processes.
         found = hardest_negatives(
-            batch.regions, batch.phrases, negative=batch.negatives, scoring=scoring, tile_bytes=budget
+            batch.regions, batch.phrases, candidates=batch.candidates(), scoring=scoring, tile_bytes=budget
         )
         B, C = len(batch.regions), len(batch.phrases)
         local = torch.arange(B, device=batch.device)
@@ -269,10 +270,9 @@ class _GlobalBatch:
         """Where the vectors are."""
         return self.regions.mask.device
 
-    def negatives(self, images: slice) -> Tensor:
-        """(images, C) bool: the two are not a pair, do not have equal captions, and both can be scored."""
-        own = torch.arange(images.start, images.stop, device=self.device) + self.start
-        negative = own[:, None] != torch.arange(len(self.phrases), device=self.device)
-        if self.caption_ids is not None:
-            negative &= self.caption_ids[own][:, None] != self.caption_ids
-        return negative & self.valid[own][:, None] & self.valid
+    def candidates(self) -> Candidates:
+        """Negatives are no pair and have no equal captions; a pair that cannot be scored takes no part."""
+        captions = len(self.phrases)
+        ids = torch.arange(captions, device=self.device) if self.caption_ids is None else self.caption_ids
+        own = slice(self.start, self.start + len(self.regions))
+        return Candidates(image_id=ids[own], caption_id=ids, image_valid=self.valid[own], caption_valid=self.valid)
