@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "train": {*LEAVES, "distributed", "model", "loss", "data", "evaluate", "runs"},
     "report": {*LEAVES, "model", "data", "scenes", "regions", "phrases", "alignment", "evaluate", "runs"},
 }
-TOP = {"cli", "compare", "demo", "__init__"}
+TOP = {"cli", "compare", "demo", "interpolate", "__init__"}
 
 
 def modules_of(folder: Path, package: str) -> dict[str, ast.Module]:

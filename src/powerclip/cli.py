@@ -172,6 +172,41 @@ class Evaluate:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Interpolate:
+    """Average the weights of two models (a fine-tuned one and its start, say), and evaluate what is in between.
+
+    A weight is the share of the second model: 0 is the first, 1 the second.
+
+    Example: powerclip interpolate runs/start runs/tuned --weights 0 0.25 0.5 0.75 1 --suite pairs --data data/held-out
+    --output runs/between
+    """
+
+    models: tyro.conf.Positional[tuple[str, str]]
+    """Two run folders, model folders or hub ids."""
+    weights: Annotated[tuple[float, ...], tyro.conf.arg(aliases=("--weight",))] = (0.5,)
+    """Shares of the second model. One makes OUTPUT a model folder, several a folder of them."""
+    output: Path
+    """Folder for the model or models."""
+    suite: tuple[str, ...] = ()
+    """Evaluate each model on this, as in powerclip evaluate; nothing is evaluated without it or --data."""
+    data: Path | None = None
+    """Data of the suite."""
+    size: int = 400
+    """Images per generated task."""
+
+    def run(self) -> None:
+        from powerclip.interpolate import interpolate_runs
+
+        evaluation = None
+        if self.suite or self.data is not None:
+            evaluation = EvaluateConfig(suite=self.suite, data=self.data, size=self.size)
+        made = interpolate_runs(
+            *self.models, weights=self.weights, output=self.output, evaluation=evaluation, console=Console()
+        )
+        print(f"Wrote {', '.join(map(str, made))}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Report:
     """Write one self-contained HTML page about one or more runs: settings, curves, results, grounded phrases.
 
@@ -195,7 +230,7 @@ class Report:
 
 
 COMMANDS: dict[str, type[Any]] = {
-    command.__name__.lower(): command for command in (Demo, Prepare, Train, Compare, Evaluate, Report)
+    command.__name__.lower(): command for command in (Demo, Prepare, Train, Compare, Evaluate, Interpolate, Report)
 }
 
 
@@ -232,7 +267,7 @@ def _fail(error: Exception, status: int) -> int:
 
 
 def _overview() -> str:
-    lines = "\n".join(f"  {name:10}{(command.__doc__ or '').splitlines()[0]}" for name, command in COMMANDS.items())
+    lines = "\n".join(f"  {name:12}{(command.__doc__ or '').splitlines()[0]}" for name, command in COMMANDS.items())
     return f"usage: powerclip COMMAND [options]\n\n{lines}\n\npowerclip COMMAND --help shows its options."
 
 

@@ -151,6 +151,12 @@ class RunFolder:
         return next(reversed(all_checkpoints(self.checkpoints)), None)
 
 
+def require_free(output: Path) -> None:
+    """Check that a folder can be made; PowerclipError if it is a file or holds something."""
+    if output.is_file() or (output.is_dir() and any(output.iterdir())):
+        raise PowerclipError(f"output {output} exists; remove it, or name another folder")
+
+
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The objects with a "step" in a ``metrics.jsonl``, in order; lines that a crash has damaged are left out."""
     lines = []

@@ -1,16 +1,18 @@
 """The image and text towers: building them, their region and phrase vectors, transforms, saving and loading."""
 
-from powerclip.model.create import create_model, describe, from_open_clip, make_tokenizer
-from powerclip.model.hub import load, save
+from powerclip.model.create import architecture, create_model, describe, from_open_clip, make_tokenizer
+from powerclip.model.hub import load, load_for_clip_benchmark, save
 from powerclip.model.towers import PowerCLIP
 from powerclip.model.transforms import make_transforms
 
 __all__ = [
     "PowerCLIP",
+    "architecture",
     "create_model",
     "describe",
     "from_open_clip",
     "load",
+    "load_for_clip_benchmark",
     "make_tokenizer",
     "make_transforms",
     "save",

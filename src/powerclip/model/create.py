@@ -7,7 +7,13 @@ from typing import Any
 
 import open_clip
 from open_clip.factory import load_checkpoint
-from open_clip.model import resize_pos_embed, resize_text_pos_embed, set_model_preprocess_cfg
+from open_clip.model import (
+    CLIPTextCfg,
+    CLIPVisionCfg,
+    resize_pos_embed,
+    resize_text_pos_embed,
+    set_model_preprocess_cfg,
+)
 from open_clip.timm_model import TimmModel
 from open_clip.transform import PreprocessCfg
 from safetensors.torch import load_file
@@ -17,6 +23,9 @@ from powerclip.config import ImagePool, PhraseNorm, PhraseUnit, ScoringConfig, T
 from powerclip.errors import PowerclipError, one_of
 from powerclip.model.start import Start, find_start, in_one_line
 from powerclip.model.towers import PowerCLIP, Tokenizer
+
+_NOT_ARCHITECTURE = {"patch_dropout", "timm_model_pretrained", "timm_drop", "timm_drop_path", "hf_tokenizer_name"}
+"""Settings of open_clip's configs for training, and places."""
 
 OWN_PREFIX = "backbone."
 """What the names of a saved model's weights start with: where ``PowerCLIP`` keeps open_clip's model."""
@@ -169,6 +178,22 @@ def describe(model: PowerCLIP) -> str:
         f"text_pool {model.text_pool}, {height} x {width} pixels {preprocess['interpolation']} "
         f"{preprocess['resize_mode']}, mean {_numbers(preprocess['mean'])}, {model.context_length} tokens)"
     )
+
+
+def architecture(model: PowerCLIP) -> dict[str, Any]:
+    """What two models must have in common for their weights, and their embeddings, to mean the same, by name."""
+    config = model.config.get("model", {})
+    visual, text = CLIPVisionCfg(**config.get("vision_cfg", {})), CLIPTextCfg(**config.get("text_cfg", {}))
+    return {
+        "embed_dim": config.get("embed_dim"),
+        "quick_gelu": bool(config.get("quick_gelu")),
+        **{f"vision_cfg.{name}": value for name, value in vars(visual).items() if name not in _NOT_ARCHITECTURE},
+        **{f"text_cfg.{name}": value for name, value in vars(text).items() if name not in _NOT_ARCHITECTURE},
+        "image_pool": model.image_pool,
+        "text_pool": model.text_pool,
+        **{f"preprocess.{name}": value for name, value in model.backbone.visual.preprocess_cfg.items()},
+        **{f"shape of {name}": tuple(value.shape) for name, value in model.state_dict().items()},
+    }
 
 
 def _numbers(values: Sequence[float]) -> str:

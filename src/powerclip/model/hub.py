@@ -16,8 +16,8 @@ from torch import Tensor
 
 from powerclip.errors import PowerclipError
 from powerclip.files import atomic_folder, read_json
-from powerclip.model.create import build, make_tokenizer
-from powerclip.model.start import CONFIG, WEIGHTS, in_one_line, model_folder
+from powerclip.model.create import build, create_model, make_tokenizer
+from powerclip.model.start import CONFIG, KEPT, OPEN_CLIP_CONFIG, WEIGHTS, find_start, in_one_line, model_folder
 from powerclip.model.towers import PowerCLIP, Tokenizer, Transform
 from powerclip.model.transforms import make_transforms
 
@@ -46,7 +46,8 @@ def load(path_or_hub_id: str | Path, *, device: str | torch.device = "cpu") -> t
     """Load a model with its image transform and tokenizer, the triple that open_clip-style evaluation expects.
 
     Args:
-        path_or_hub_id: a model folder, a run folder that holds ``model/``, or a Hugging Face hub id.
+        path_or_hub_id: a model folder, a run folder that holds ``model/``, or a folder in open_clip's form; or a
+            Hugging Face hub id of the contents of one. Models of open_clip pool as they were trained to.
         device: where the weights go.
 
     Returns:
@@ -55,28 +56,62 @@ def load(path_or_hub_id: str | Path, *, device: str | torch.device = "cpu") -> t
     Raises:
         PowerclipError: there is no model there, or it is damaged.
     """
-    folder = _find(path_or_hub_id)
+    folder, name = _find(str(path_or_hub_id).removeprefix("local-dir:").removeprefix("hf-hub:"))
     try:
-        config: dict[str, Any] = read_json(folder / CONFIG)
-        config.pop("powerclip", None)
-        model = build(config)
-        model.load_state_dict(load_file(str(folder / WEIGHTS)))
+        model = _read_open_clip(folder, name) if (folder / OPEN_CLIP_CONFIG).is_file() else _read_own(folder)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise PowerclipError(f"{folder} is not a valid powerclip model: {in_one_line(error)}") from error
     return model.to(device).eval(), make_transforms(model)[1], make_tokenizer(model)
 
 
-def _find(path_or_hub_id: str | Path) -> Path:
-    path = Path(path_or_hub_id)
-    if folder := model_folder(path):
-        return folder
-    if path.exists() or str(path_or_hub_id).count("/") != 1:
+def load_for_clip_benchmark(
+    model_name: str, pretrained: str = "", cache_dir: str | None = None, device: str | torch.device = "cpu"
+) -> tuple[PowerCLIP, Transform, Tokenizer]:
+    """``load`` with the arguments of clip_benchmark's loaders; ``model_name`` decides, and two have no effect."""
+    return load(model_name, device=device)
+
+
+def _read_own(folder: Path) -> PowerCLIP:
+    config: dict[str, Any] = read_json(folder / CONFIG)
+    if "model" not in config:
         raise PowerclipError(
-            f"no model at {path_or_hub_id}: expected a folder with {CONFIG} and {WEIGHTS}, or a run folder with model/"
+            f"{folder / CONFIG} is not of a powerclip model; name a run, or what powerclip export --to hub-folder or "
+            "open_clip has written"
+        )
+    config.pop("powerclip", None)
+    model = build(config)
+    model.load_state_dict(load_file(str(folder / WEIGHTS)))
+    return model
+
+
+def _read_open_clip(folder: Path, name: str) -> PowerCLIP:
+    """A model in open_clip's form, with its own config if powerclip has exported it."""
+    kept = read_json(folder / OPEN_CLIP_CONFIG).get(KEPT)
+    if kept is None:
+        return create_model(name, image_pool="tower", text_pool="tower")
+    return build(kept, start=find_start(name, None))
+
+
+def _find(path_or_hub_id: str) -> tuple[Path, str]:
+    """The folder of a model, after downloading it if need be, and its name for open_clip."""
+    path = Path(path_or_hub_id)
+    if (path / OPEN_CLIP_CONFIG).is_file():
+        return path, f"local-dir:{path}"
+    if folder := model_folder(path):
+        return folder, ""
+    if path.exists() or path_or_hub_id.count("/") != 1:
+        raise PowerclipError(
+            f"no model at {path_or_hub_id}: expected a folder with {CONFIG} and {WEIGHTS}, or with {OPEN_CLIP_CONFIG}, "
+            "or a run folder with model/"
         )
     try:
-        return Path(snapshot_download(str(path_or_hub_id), allow_patterns=["*.safetensors", "*.json"]))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, RuntimeError) as error:
+        folder = Path(snapshot_download(path_or_hub_id, allow_patterns=["*.json", "*.txt"]))
+        exported = (folder / OPEN_CLIP_CONFIG).is_file()
+        if exported and KEPT not in read_json(folder / OPEN_CLIP_CONFIG):
+            return folder, f"hf-hub:{path_or_hub_id}"  # open_clip knows where it keeps the weights
+        snapshot_download(path_or_hub_id, allow_patterns=["open_clip_model.safetensors" if exported else WEIGHTS])
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError, ValueError, RuntimeError) as error:
         raise PowerclipError(
             f"{path_or_hub_id} is not a local folder and could not be downloaded from the hub ({in_one_line(error)})"
         ) from error
+    return folder, f"local-dir:{folder}"

@@ -15,6 +15,9 @@ from powerclip.files import read_json
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
+OPEN_CLIP_CONFIG = "open_clip_config.json"
+KEPT = "powerclip"
+"""Key in ``open_clip_config.json`` under which an exported model keeps its own config."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +63,7 @@ def find_start(name: str, pretrained: str | None) -> Start:
         if neighbour.is_file() and '"powerclip"' in neighbour.read_text(encoding="utf-8", errors="replace"):
             return _read_own(path.parent, path)
         return Start(model=read_config(name), source=f"{name} with the weights in {path}", weights=path)
-    if (path / "open_clip_config.json").is_file():
+    if (path / OPEN_CLIP_CONFIG).is_file():
         return _read_open_clip_folder(f"local-dir:{path}")
     if folder := model_folder(path):
         return _read_own(folder, folder / WEIGHTS)
@@ -124,6 +127,8 @@ def _read_open_clip_folder(name: str) -> Start:
     try:
         theirs = open_clip.create_model(name, require_pretrained=True)
         model = open_clip.get_model_config(name)
+        if parse_model_name(name)[0] == "local-dir":  # what powerclip exported pools in a way that open_clip cannot say
+            model = read_json(Path(parse_model_name(name)[1]) / OPEN_CLIP_CONFIG).get(KEPT, {}).get("model", model)
     except Exception as error:  # missing, damaged, no network, ...
         raise PowerclipError(f"cannot read the model {name}: {in_one_line(error)}") from error
     folder = Path(parse_model_name(name)[1])

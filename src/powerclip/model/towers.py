@@ -193,8 +193,19 @@ class PowerCLIP(nn.Module):
         dense, pooled = self._encode_tokens(tokens)
         return _embedding(pooled, normalize, dense.dtype)
 
-    def forward(self, batch: Batch) -> Features:
-        """Everything the losses need, from one pass over the images and one over the captions."""
+    def forward(
+        self, batch: Batch | None = None, *, image: Tensor | None = None, text: Tensor | None = None
+    ) -> Features | dict[str, Tensor]:
+        """Everything the losses need, from one pass over the images and one over the captions.
+
+        Called as an open_clip model, with ``image`` (B, 3, H, W) or ``text`` (B, T) or both, it answers as one with
+        ``output_dict``: ``image_features`` and ``text_features`` (B, D) of unit length, ``logit_scale`` (not its log).
+        """
+        if batch is None:
+            found = {"logit_scale": self.logit_scale.exp()}
+            found |= {} if self.logit_bias is None else {"logit_bias": self.logit_bias}
+            found |= {} if image is None else {"image_features": self.encode_image(image, normalize=True)}
+            return found | ({} if text is None else {"text_features": self.encode_text(text, normalize=True)})
         patches, image = self._encode_patches(batch.images)  # (B, N, D), (B, D)
         dense, text = self._encode_tokens(batch.tokens)  # (B, T, D), (B, D)
         regions, region_mask = pool_regions(patches, batch.region_masks)  # (B, M, D), (B, M)

@@ -1,0 +1,96 @@
+"""A model is loaded from wherever it is: our folders, open_clip's, a hub; and called as open_clip's evaluators call it."""
+
+import json
+import shutil
+from types import SimpleNamespace
+
+import open_clip
+import pytest
+import torch
+from huggingface_hub import constants
+from open_clip_train import zero_shot
+from safetensors.torch import save_file
+
+import powerclip
+from powerclip.errors import PowerclipError
+from powerclip.model import save
+from tests.support.models import TINY
+
+
+@pytest.fixture
+def open_clip_folder(tmp_path):
+    """A folder in open_clip's form, with a mean that is not the default."""
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    torch.manual_seed(0)
+    model = open_clip.CLIP(**TINY).eval()
+    config = {"model_cfg": TINY, "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3}}
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize("prefix", ["", "local-dir:"])
+def test_a_folder_of_open_clip_is_loaded_as_its_own_model(prefix, open_clip_folder):
+    theirs, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{open_clip_folder}")
+    model, ours, tokenizer = powerclip.load(f"{prefix}{open_clip_folder}")
+    picture = torch.rand(3, 64, 64)
+    images, tokens = torch.stack([picture, 1 - picture]), tokenizer(["a cube", "two balls above a cone"])
+    assert torch.equal(
+        tokens, open_clip.get_tokenizer(f"local-dir:{open_clip_folder}")(["a cube", "two balls above a cone"])
+    )
+    assert model.backbone.visual.preprocess_cfg["mean"] == [0.5] * 3
+    torch.testing.assert_close(model.encode_image(images), theirs.eval().encode_image(images))
+    torch.testing.assert_close(model.encode_text(tokens), theirs.encode_text(tokens))
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A function that puts a folder into the hub's cache under an id; nothing is downloaded."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+
+    def put(folder, name):
+        cached = tmp_path / "cache" / f"models--{name.replace('/', '--')}"
+        (cached / "refs").mkdir(parents=True)
+        (cached / "refs" / "main").write_text("0" * 40)
+        shutil.copytree(folder, cached / "snapshots" / ("0" * 40))
+        return name
+
+    return put
+
+
+def test_a_hub_id_is_a_model_of_ours_or_of_open_clip(hub, open_clip_folder, tmp_path):
+    ours = powerclip.create_model("tiny")
+    tokens = powerclip.load(open_clip_folder)[2](["a cube"])
+    for folder, name in ((save(ours, tmp_path / "ours"), "someone/ours"), (open_clip_folder, "someone/theirs")):
+        loaded, expected = powerclip.load(hub(folder, name))[0], powerclip.load(folder)[0]
+        assert torch.equal(loaded.encode_text(tokens), expected.encode_text(tokens))
+        assert loaded.text_pool == ("avg" if name == "someone/ours" else "tower")
+    with pytest.raises(PowerclipError, match="someone/nothing is not a local folder and could not be downloaded"):
+        powerclip.load("someone/nothing")
+
+
+def test_a_config_of_another_library_is_one_line(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "clip"}')
+    with pytest.raises(PowerclipError, match="config.json is not of a powerclip model; name a run, or what powerclip"):
+        powerclip.load(tmp_path)
+
+
+def test_open_clip_s_zero_shot_evaluator_takes_the_model(monkeypatch):
+    # open_clip 3.3 calls float() on arrays of one element, which NumPy no longer converts
+    monkeypatch.setattr(zero_shot, "float", lambda value: value.item(), raising=False)
+    torch.manual_seed(0)
+    model, tokenizer = powerclip.create_model("tiny").eval(), open_clip.SimpleTokenizer(context_length=32)
+    names, templates = ["red", "green", "blue", "pink", "black"], ["a {} cube", "the {} ball"]
+    classifier = open_clip.build_zero_shot_classifier(
+        model, tokenizer, names, [t.format for t in templates], device="cpu"
+    )
+    images = torch.rand(12, 3, 64, 64)
+    expected = model.encode_image(images, normalize=True) @ classifier
+    labels = expected.argmax(dim=1)
+    labels[:3] = (labels[:3] + 1) % 5  # a quarter is wrong
+    args = SimpleNamespace(device="cpu", precision="fp32", batch_size=4)
+    assert zero_shot.run(model, classifier, [(images, labels)], args)[0] == pytest.approx(0.75)
+    found = model(text=tokenizer(["a red cube"]))
+    assert found.keys() == {"text_features", "logit_scale"}
+    assert found["logit_scale"].item() == pytest.approx(1 / 0.07)

@@ -1,0 +1,100 @@
+"""Models between two models."""
+
+import json
+
+import pytest
+import torch
+
+import powerclip
+from powerclip import cli
+from powerclip.config import EvaluateConfig
+from powerclip.errors import PowerclipError
+from powerclip.evaluate import evaluate_model
+from powerclip.interpolate import interpolate
+from powerclip.model import save
+from tests.support.models import TINY
+
+
+@pytest.fixture(scope="module")
+def ends(tmp_path_factory):
+    """Two models with random weights, and their folders."""
+    folder = tmp_path_factory.mktemp("ends")
+    models = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        models.append(powerclip.create_model("tiny"))
+        save(models[-1], folder / str(seed))
+    return (*models, folder / "0", folder / "1")
+
+
+def test_every_weight_is_between_and_the_ends_are_the_models(ends):
+    a, b, *_ = ends
+    middle = interpolate(a, b, 0.25).state_dict()
+    for name, value in middle.items():
+        torch.testing.assert_close(value, 0.75 * a.state_dict()[name] + 0.25 * b.state_dict()[name])
+    for weight, end in ((0.0, a), (1.0, b)):
+        assert all(torch.equal(v, end.state_dict()[k]) for k, v in interpolate(a, b, weight).state_dict().items())
+
+
+def test_one_command_evaluates_a_few_weights(ends, tmp_path, capsys):
+    _, _, a, b = ends
+    output = tmp_path / "between"
+    argv = ["interpolate", str(a), str(b), "--weights", "0", "0.5", "1", "--output", str(output)]
+    assert cli.main([*argv, "--suite", "scenes", "--size", "24"]) == 0
+    table = (output / "interpolation.md").read_text()
+    header = "| task | metric | 0 | 0.5 | 1 |"
+    assert header in table
+    assert " 0 " in capsys.readouterr().out
+    alone = evaluate_model(str(b), EvaluateConfig(suite=("scenes",), size=24, output=tmp_path / "alone"))
+    written = json.loads((output / "weight-1" / "evaluation.json").read_text())
+    assert written["tasks"] == alone.tasks
+    half = powerclip.load(output / "weight-0.5")[0]
+    assert half.config["start"] == f"0.5 of {a} and 0.5 of {b}"
+    assert cli.main([*argv]) == 2
+    assert f"output {output} exists; remove it" in capsys.readouterr().err
+
+
+def test_a_single_weight_makes_a_model_folder(ends, tmp_path, capsys):
+    a, b, *folders = ends
+    argv = ["interpolate", *map(str, folders), "--weight", "0.3", "--output", str(tmp_path / "m")]
+    assert cli.main(argv) == 0
+    loaded = powerclip.load(tmp_path / "m")[0].state_dict()
+    expected = interpolate(a, b, 0.3).state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in loaded.items())
+    assert not (tmp_path / "m" / "evaluation.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"quick_gelu": True}, "quick_gelu is False and True"),
+        ({"embed_dim": 24}, "embed_dim is 16 and 24"),
+        ({"vision_cfg": {**TINY["vision_cfg"], "head_width": 4}}, "vision_cfg.head_width is 8 and 4"),
+        ({"text_cfg": {**TINY["text_cfg"], "layers": 2}}, "text_cfg.layers is 1 and 2"),
+        ({"text_pool": "tower"}, "text_pool is avg and tower"),
+        ({"init_logit_bias": -10}, r"shape of backbone.logit_bias is None and \(\)"),
+    ],
+)
+def test_other_models_are_refused_in_one_line(change, message, tmp_path):
+    made = []
+    for name, changes in (("a", {}), ("b", change)):
+        pool = {key: changes[key] for key in changes if key == "text_pool"}
+        (tmp_path / f"{name}.json").write_text(
+            json.dumps({**TINY, **{k: changes[k] for k in changes if k not in pool}})
+        )
+        made.append(powerclip.create_model(str(tmp_path / f"{name}.json"), **pool))
+    with pytest.raises(PowerclipError, match=f"only models of the same architecture .*{message}") as caught:
+        interpolate(*made, 0.5)
+    assert "\n" not in str(caught.value)
+
+
+def test_other_pixels_are_refused_and_settings_of_training_are_not(ends, tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps({**TINY, "init_logit_scale": 3.0}))
+    (tmp_path / "b.json").write_text(json.dumps({**TINY, "vision_cfg": {**TINY["vision_cfg"], "patch_dropout": 0.5}}))
+    a, b = (powerclip.create_model(str(tmp_path / f"{name}.json")) for name in "ab")
+    interpolate(a, b, 0.5)
+    b.backbone.visual.preprocess_cfg["mean"] = [0.5] * 3
+    with pytest.raises(PowerclipError, match="preprocess.mean is "):
+        interpolate(a, b, 0.5)
+    with pytest.raises(ValueError, match=r"weight is 1\.5; it must be between 0"):
+        interpolate(a, a, 1.5)
