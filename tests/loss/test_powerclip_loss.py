@@ -53,7 +53,7 @@ def assert_step(loss, seed, expected_weight):
     """A step's total and gradient are CLIP's and the powerset loss's, the latter by the weight."""
     clip, powerset, (image, text, regions, phrases) = terms_and_gradients(seed)
     x = features(seed=seed)
-    output = loss(x)
+    output = loss(x, measure=True)
     output.total.backward()
     torch.testing.assert_close(output.total.detach(), clip + expected_weight * powerset, rtol=1e-6, atol=1e-9)
     assert output.measures["powerset_weight"].item() == pytest.approx(expected_weight, rel=1e-6)
@@ -123,7 +123,35 @@ def test_a_powerset_loss_without_gradient_is_no_error(setting):
     output.total.backward()
     assert output.total == output.terms["clip"]
     assert torch.isfinite(x.image.grad).all()
-    assert 0 < loss(features(seed=1)).measures["powerset_weight"] < math.inf
+    assert 0 < loss(features(seed=1), measure=True).measures["powerset_weight"] < math.inf
+
+
+@pytest.mark.parametrize("options", [{}, {"gradient_ratio": 0.5}, {"start_step": 1}], ids=str)
+def test_the_gradient_ratio_is_that_of_the_weighted_terms(options):
+    loss = PowerCLIPLoss(**options, powerset=powerset_loss())
+    measures = loss(features(), measure=True).measures
+    _, _, gradients = terms_and_gradients(0)
+    expected = float(measures["powerset_weight"]) * norm(*gradients[2:]) / norm(*gradients[:2])
+    assert measures["gradient_ratio"].item() == pytest.approx(expected, rel=1e-6)
+    assert (expected == 0) == ("start_step" in options)
+
+
+def test_measures_are_taken_on_request_and_change_nothing():
+    found = []
+    for measure in (False, True):
+        x = features()
+        output = PowerCLIPLoss(powerset=powerset_loss())(x, measure=measure)
+        output.total.backward()
+        found.append((output, x))
+    (plain, a), (measured, b) = found
+    assert plain.measures == {}
+    assert not any(value.requires_grad for value in measured.measures.values())
+    assert plain.total == measured.total
+    for name in NAMES:
+        assert torch.equal(getattr(a, name).grad, getattr(b, name).grad)
+    with torch.no_grad():
+        assert "gradient_ratio" not in PowerCLIPLoss(powerset=powerset_loss())(features(), measure=True).measures
+    assert PowerCLIPLoss(weight=0)(features(), measure=True).measures == {}
 
 
 def test_frozen_vectors_count_nothing():
@@ -144,11 +172,13 @@ def test_norms_stay_in_a_bad_step_are_saved_and_serve_without_gradient():
     assert loss.powerset_gradient == kept["powerset_gradient"]
     resumed = PowerCLIPLoss(gradient_ratio=0.5, powerset=powerset_loss())
     with torch.no_grad():
-        assert resumed(features()).measures["powerset_weight"].item() == pytest.approx(0.2)  # no gradient seen yet
+        assert resumed(features(), measure=True).measures["powerset_weight"].item() == pytest.approx(
+            0.2
+        )  # no gradient seen yet
     resumed.load_state_dict(kept)
     with torch.no_grad():
         expected = 0.5 * float(kept["clip_gradient"] / kept["powerset_gradient"])
-        assert resumed(features()).measures["powerset_weight"].item() == pytest.approx(expected, rel=1e-6)
+        assert resumed(features(), measure=True).measures["powerset_weight"].item() == pytest.approx(expected, rel=1e-6)
     resumed.load_state_dict(kept)
     loss.load_state_dict(kept)
     assert resumed(features(seed=2)).total == loss(features(seed=2)).total
@@ -187,10 +217,11 @@ def steps_of(rows):
         loss = PowerCLIPLoss(**options, powerset=powerset_loss())
         for seed in range(3):
             x = features(seed=seed, rows=rows)
-            output = loss(x)
+            output = loss(x, measure=True)
             output.total.backward()
             of_regions = torch.zeros_like(x.regions) if x.regions.grad is None else x.regions.grad
-            found[name, seed] = (output.total.detach(), output.measures["powerset_weight"], x.image.grad, of_regions)
+            measures = torch.stack([value.double() for _, value in sorted(output.measures.items())])
+            found[name, seed] = (output.total.detach(), measures, x.image.grad, of_regions)
     return found
 
 
@@ -202,10 +233,11 @@ def shares(process, size):
 @pytest.mark.parametrize("size", [2, 3])
 def test_many_processes_have_the_weight_and_the_gradient_of_one(size, tmp_path):
     results = run_on_processes(size, shares, tmp_path)
-    for step, (total, weight, image, regions) in steps_of(slice(None)).items():
+    for step, (total, measures, image, regions) in steps_of(slice(None)).items():
+        assert len(measures) == 9
         for result in results:
             torch.testing.assert_close(result[step][0], total, rtol=1e-6, atol=1e-9)
-            torch.testing.assert_close(result[step][1], weight, rtol=1e-6, atol=1e-9)
-            assert result[step][1] == results[0][step][1]
+            torch.testing.assert_close(result[step][1], measures, rtol=1e-6, atol=1e-9)
+            assert torch.equal(result[step][1], results[0][step][1])
         torch.testing.assert_close(torch.cat([result[step][2] for result in results]), image, rtol=1e-6, atol=1e-9)
         torch.testing.assert_close(torch.cat([result[step][3] for result in results]), regions, rtol=1e-6, atol=1e-9)

@@ -48,6 +48,13 @@ def test_a_run_folder_holds_what_it_promises(config, shards, tmp_path):
     assert [line["samples_seen"] for line in lines] == [8 * step for step in range(1, 9)]
     assert {"loss", "loss_clip", "loss_powerset", "samples_per_s", "data_wait_s", "learning_rate"} <= set(lines[0])
     for line in lines:
+        assert set(lines[0]) == set(line)
+        shares = [value for name, value in line.items() if name.endswith(("zero_share", "i2t", "t2i"))]
+        assert len(shares) == 6
+        assert all(0 <= share <= 1 for share in shares)
+        assert line["powerset_weight"] == config.objective.powerset_weight
+        assert line["gradient_ratio"] > 0
+        assert math.isfinite(line["score_gap"])
         expected = line["loss_clip"] + config.objective.powerset_weight * line["loss_powerset"]
         assert line["loss"] == pytest.approx(expected, rel=1e-6)
     names = [path.name for path in all_checkpoints(run / "checkpoints")]
@@ -194,7 +201,7 @@ def test_a_loss_that_stays_non_finite_stops_the_run(config, shards, tmp_path, mo
     config = dataclasses.replace(config, steps=20)
     forward = PowerCLIPLoss.forward
 
-    def poisoned(self, features):
+    def poisoned(self, features, **options):
         output = forward(self, features)
         return dataclasses.replace(output, total=output.total * float("nan"))
 
@@ -209,7 +216,7 @@ def test_a_loss_that_stays_non_finite_stops_the_run(config, shards, tmp_path, mo
 def test_a_single_bad_step_changes_nothing_and_is_counted(config, shards, tmp_path, monkeypatch):
     forward, calls = PowerCLIPLoss.forward, []
 
-    def poisoned_once(self, features):
+    def poisoned_once(self, features, **options):
         output = forward(self, features)
         calls.append(1)
         return dataclasses.replace(output, total=output.total * (float("inf") if len(calls) == 1 else 1.0))
@@ -288,7 +295,7 @@ def test_a_signal_before_the_first_step_ends_the_run_with_a_message(config, shar
 def test_a_run_whose_first_steps_were_bad_can_be_resumed(config, shards, tmp_path, monkeypatch):
     forward = PowerCLIPLoss.forward
 
-    def poisoned(self, features):
+    def poisoned(self, features, **options):
         output = forward(self, features)
         return dataclasses.replace(output, total=output.total * float("nan"))
 
@@ -451,6 +458,28 @@ def test_a_folder_of_something_else_is_not_resumed(config, shards, tmp_path):
     assert [path.name for path in (tmp_path / "thesis").iterdir()] == ["model"]
 
 
+def test_measures_are_those_of_logged_steps_and_change_nothing(config, shards, tmp_path, monkeypatch):
+    asked, forward = [], PowerCLIPLoss.forward
+
+    def seen(self, features, *, measure=False):
+        asked.append(measure)
+        return forward(self, features, measure=measure)
+
+    monkeypatch.setattr(PowerCLIPLoss, "forward", seen)
+    often = train(config, data=shards, output=tmp_path / "often").output
+    assert asked == [True] * 8
+    asked.clear()
+    rarely = dataclasses.replace(config, log_every_steps=3)
+    rare = train(rarely, data=shards, output=tmp_path / "rare").output
+    assert asked == [False, False, True, False, False, True, False, True]
+    changing = ("samples_per_s", "data_wait_s", "data_wait_share")
+    lines = [
+        {line["step"]: {name: value for name, value in line.items() if name not in changing} for line in found}
+        for found in (read_metrics(run / "metrics.jsonl") for run in (often, rare))
+    ]
+    assert lines[1] == {step: lines[0][step] for step in (3, 6, 8)}
+
+
 def test_a_scheduled_weight_goes_on_in_a_resumed_run(config, shards, tmp_path):
     scheduled = {"weight_start_step": 2, "weight_warmup_steps": 4, "gradient_ratio": 0.5, "gradient_cap": 0.6}
     objective = dataclasses.replace(config.objective, **scheduled)
@@ -474,11 +503,11 @@ def test_a_bad_step_leaves_the_calibrated_zeta_alone(config, shards, tmp_path, m
     config = dataclasses.replace(config, objective=objective)
     forward, calls = PowerCLIPLoss.forward, []
 
-    def poisoned(self, features):
+    def poisoned(self, features, **options):
         calls.append(1)
         if len(calls) == 4:
             features = dataclasses.replace(features, regions=features.regions * float("nan"))
-        return forward(self, features)
+        return forward(self, features, **options)
 
     monkeypatch.setattr(PowerCLIPLoss, "forward", poisoned)
     lines = read_metrics(train(config, data=shards, output=tmp_path / "run").output / "metrics.jsonl")

@@ -65,8 +65,11 @@ class PowerCLIPLoss(nn.Module):
         for name in ("clip_gradient", "powerset_gradient"):  # their smoothed norms; NaN before the first step
             self.register_buffer(name, torch.full((), torch.nan), persistent=gradient_ratio is not None)
 
-    def forward(self, features: Features) -> LossOutput:
-        """The weighted sum, its terms "clip" and "powerset" by name, and lambda as the measure "powerset_weight".
+    def forward(self, features: Features, *, measure: bool = False) -> LossOutput:
+        """The weighted sum, and its terms "clip" and "powerset" by name.
+
+        With ``measure`` the output has the measures of ``PowersetAlignmentLoss``, lambda as "powerset_weight" and, as
+        "gradient_ratio", lambda |g_powerset| / |g_CLIP| of this step.
 
         Without gradient (``torch.no_grad``) no gradients are compared: the norms as they stand give lambda, or
         ``weight`` if there are none yet, and there is no cap.
@@ -75,6 +78,7 @@ class PowerCLIPLoss(nn.Module):
         if self.weight == 0:
             return LossOutput(total=clip, terms={"clip": clip})
         part = self._part(self.powerset.step)
+        measures: dict[str, Tensor] = {}
         with torch.set_grad_enabled(torch.is_grad_enabled() and part > 0):
             powerset = self.powerset(
                 features.regions,
@@ -82,12 +86,21 @@ class PowerCLIPLoss(nn.Module):
                 features.region_mask,
                 features.phrase_mask,
                 caption_ids=features.caption_ids if self.equal_captions == "ignored" else None,
+                measures=measures if measure else None,
             )
-        terms = {"clip": clip, "powerset": powerset}
-        weight = self._weight(part, features, terms)
+        norms = None
+        if powerset.requires_grad and (measure or self.gradient_ratio or self.gradient_cap):
+            norms = (
+                gradient_norm(clip, (features.image, features.text)),
+                gradient_norm(powerset, (features.regions, features.phrases)),
+            )
+        weight = self._weight(part, norms)
+        if measure:
+            measures["powerset_weight"] = torch.as_tensor(weight, dtype=torch.float64)
+            if norms is not None or part == 0:
+                measures["gradient_ratio"] = weight * norms[1] / norms[0] if norms else torch.zeros(())
         total = clip + weight * powerset if part > 0 else clip
-        measures = {"powerset_weight": torch.as_tensor(weight, dtype=torch.float64)}
-        return LossOutput(total=total, terms=terms, measures=measures)
+        return LossOutput(total=total, terms={"clip": clip, "powerset": powerset}, measures=measures)
 
     def _part(self, step: int) -> float:
         """Lambda of a training step as a part of what it is after the warm-up."""
@@ -95,15 +108,10 @@ class PowerCLIPLoss(nn.Module):
             return 0.0
         return min(1.0, (step - self.start_step + 1) / max(1, self.warmup_steps))
 
-    def _weight(self, part: float, features: Features, terms: dict[str, Tensor]) -> float | Tensor:
+    def _weight(self, part: float, norms: tuple[Tensor, Tensor] | None) -> float | Tensor:
+        """Lambda, from the norms of the gradients of CLIP's and the powerset loss where they are known."""
         weight: float | Tensor = self.weight * part
-        if part == 0 or (self.gradient_ratio is None and self.gradient_cap is None):
-            return weight
-        norms = None
-        if torch.is_grad_enabled():
-            clip = gradient_norm(terms["clip"], (features.image, features.text))
-            norms = clip, gradient_norm(terms["powerset"], (features.regions, features.phrases))
-        if self.gradient_ratio is not None:
+        if self.gradient_ratio is not None and part > 0:
             if norms is not None and self.training:
                 self._smooth(*norms)
             ratio = self.gradient_ratio * self.clip_gradient / self.powerset_gradient
@@ -126,7 +134,6 @@ def gradient_norm(loss: Tensor, vectors: Sequence[Tensor]) -> Tensor:
     trained = [x for x in vectors if x.requires_grad]
     squared = torch.zeros((), dtype=loss.dtype, device=loss.device)
     if trained and loss.requires_grad:
-        for gradient in torch.autograd.grad(loss, trained, retain_graph=True, allow_unused=True):
-            if gradient is not None:
-                squared = squared + gradient.to(loss.dtype).square().sum()
+        for gradient in torch.autograd.grad(loss, trained, retain_graph=True, materialize_grads=True):
+            squared = squared + gradient.to(loss.dtype).square().sum()
     return sum_over_processes(squared).sqrt()

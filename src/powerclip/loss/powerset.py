@@ -18,6 +18,7 @@ from powerclip.alignment.tiled import score_pairs
 from powerclip.alignment.vectors import MaskedVectors
 from powerclip.config import Backend, Direction, Method, Subsets, T1Activation, T2Activation, Zeta
 from powerclip.distributed import gather_rows, max_over_processes, sum_over_processes, with_value
+from powerclip.loss.measures import hub_share, measure_similarities
 
 
 class PowersetAlignmentLoss(nn.Module):
@@ -106,6 +107,7 @@ class PowersetAlignmentLoss(nn.Module):
         phrase_mask: Tensor | None = None,
         *,
         caption_ids: Tensor | None = None,
+        measures: dict[str, Tensor] | None = None,
     ) -> Tensor:
         """The sum of both triplet directions, unweighted: a scalar in float32, also under autocast.
 
@@ -114,6 +116,8 @@ class PowersetAlignmentLoss(nn.Module):
             phrases: (C, K, D) phrase vectors.
             region_mask, phrase_mask: (C, M) and (C, K) bool, True = present; all present by default.
             caption_ids: (C,) int64; captions of one id (the same text, say) are not negatives of each other's images.
+            measures: a dict that receives what ``powerclip.loss.measures`` finds in this batch, each (): of the
+                similarities, the share of active hinges and that of hubs, in both directions.
 
         Raises:
             ValueError: the vectors do not fit each other; the message names the argument.
@@ -134,7 +138,7 @@ class PowersetAlignmentLoss(nn.Module):
             if self.training:
                 self._steps += 1
                 self.steps.fill_(self._steps)
-            return self._loss(batch, scoring)
+            return self._loss(batch, scoring, measures)
 
     def _gather(self, regions: MaskedVectors, phrases: MaskedVectors, caption_ids: Tensor | None) -> _GlobalBatch:
         values, start = gather_rows(phrases.values) if self.distributed else (phrases.values, 0)
@@ -149,7 +153,7 @@ class PowersetAlignmentLoss(nn.Module):
     def _all_rows(self, x: Tensor) -> Tensor:
         return gather_rows(x)[0] if self.distributed else x
 
-    def _loss(self, batch: _GlobalBatch, scoring: Scoring) -> Tensor:
+    def _loss(self, batch: _GlobalBatch, scoring: Scoring, measures: dict[str, Tensor] | None) -> Tensor:
         """The loss; its gradient comes from the pairs whose image this process holds."""
         budget = tile_bytes_or_default(self.tile_bytes, batch.device)
 
@@ -189,6 +193,22 @@ class PowersetAlignmentLoss(nn.Module):
         # Each positive hinge is linear in its two scores: this process's terms of the sum.
         by_caption = ((caption_violation > 0) & batch.valid).to(known.dtype)  # (C,)
         by_image = ((image_violation > 0) & batch.valid).to(known.dtype)  # (C,)
+        if measures is not None:
+            caption = self._all_rows(found.caption)  # (C,)
+            measures |= measure_similarities(
+                batch.regions,
+                batch.phrases,
+                valid=batch.valid,
+                caption_ids=batch.caption_ids,
+                start=batch.start,
+                scoring=scoring,
+                tile_bytes=budget,
+                distributed=self.distributed,
+            )
+            measures["active_share_i2t"] = by_caption.sum() / pairs
+            measures["active_share_t2i"] = by_image.sum() / pairs
+            measures["hub_share_i2t"] = hub_share(caption, known[3].bool())
+            measures["hub_share_t2i"] = hub_share(image.where(has_image, 0), has_image)
         share = (
             (by_caption[own] * (caption_negative - positive)).sum()
             - (by_image[own] * positive).sum()

@@ -21,7 +21,7 @@ SHARED = ("logit_scale", "logit_bias")
 
 def backward(
     model: nn.Module,
-    loss: nn.Module,
+    loss: Callable[[Features], LossOutput],
     pieces: Sequence[Batch],
     *,
     forward: Callable[[nn.Module, Batch], Features],
@@ -36,7 +36,7 @@ def backward(
     """
     if len(pieces) == 1:
         seed(0)
-        output: LossOutput = loss(forward(model, pieces[0]))
+        output = loss(forward(model, pieces[0]))
         (output.total * world_size()).backward()  # type: ignore[no-untyped-call]
         return output
     keep_dense = bool(getattr(loss, "needs_dense", False))  # they would fill the memory of a large batch

@@ -139,7 +139,7 @@ class _Loop:
             output, norm = self.engine.step(pieces, step)
             step += 1
             window.samples += config.batch_size
-            if step % config.log_every_steps == 0 or step == steps:
+            if self.engine.is_logged(step):
                 self._log(output, norm, step, window)
                 window = _Window()
             late = minutes is not None and time.monotonic() - saved > 60 * minutes

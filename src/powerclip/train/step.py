@@ -16,6 +16,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from powerclip.config import TrainConfig
 from powerclip.distributed import average_ignored_gradients, parallelize, rank, wait_for_all, world_size
 from powerclip.errors import PowerclipError, RunFailedError
+from powerclip.loss import PowerCLIPLoss
 from powerclip.model import PowerCLIP, hub
 from powerclip.runs import RunFolder
 from powerclip.train.build import autocast, build_loss
@@ -69,8 +70,8 @@ class Engine:
         The gradient is that of the complete batch, over all processes; only the current piece is on the device. All
         that is random in a step is a function of the seed and its number, so a resumed run repeats it.
 
-        Returns the loss and its terms, of the batch of all processes, and () the gradient's norm before clipping; both
-        stay on their device. RunFailedError after ``MAX_BAD_STEPS`` steps in a row that were not finite.
+        Returns the loss and its terms, of the batch of all processes and in logged steps with measures, and () the
+        gradient's norm before clipping; both stay on their device. RunFailedError after ``MAX_BAD_STEPS`` steps in a row that were not finite.
         """
         rate = learning_rate(step, steps=self.steps, config=self.config.optim)
         for group in self.optimizer.param_groups:
@@ -78,7 +79,9 @@ class Engine:
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
         seed = partial(self._seed, step)
-        output = backward(self.parallel, self.loss, pieces, forward=self.forward, seed=seed)
+        measured = self.is_logged(step + 1) and isinstance(self.loss, PowerCLIPLoss)
+        loss = partial(self.loss, measure=True) if measured else self.loss
+        output = backward(self.parallel, loss, pieces, forward=self.forward, seed=seed)
         average_ignored_gradients(self.model)
         limit = self.config.optim.max_gradient_norm
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), math.inf if limit is None else limit)
@@ -96,6 +99,10 @@ class Engine:
         if self.ema is not None:
             self.ema.update()
         return output, norm.detach()
+
+    def is_logged(self, steps: int) -> bool:
+        """Whether the log gets a line after this many steps."""
+        return steps % self.config.log_every_steps == 0 or steps == self.steps
 
     @property
     def calibrated_zeta(self) -> float | None:

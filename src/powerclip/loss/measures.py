@@ -1,0 +1,81 @@
+"""What shows in the logs whether powerset alignment works; docs/training.md says how to read it."""
+
+import torch
+from torch import Tensor
+
+from powerclip.alignment.scoring import Scoring
+from powerclip.alignment.vectors import MaskedVectors
+from powerclip.distributed import sum_over_processes
+
+PAIRS = 256
+"""Number of images whose similarities are looked at, each with its own caption and with one other."""
+
+HUBS = 5
+"""Number of commonest hardest negatives."""
+
+
+@torch.no_grad()
+def measure_similarities(
+    regions: MaskedVectors,
+    phrases: MaskedVectors,
+    *,
+    valid: Tensor,
+    caption_ids: Tensor | None,
+    start: int,
+    scoring: Scoring,
+    tile_bytes: int,
+    distributed: bool,
+) -> dict[str, Tensor]:
+    """Where the zero is among the similarities s of regions and phrases, and how far apart the scores S are.
+
+    Up to ``PAIRS`` images, evenly spread over the C of the batch of all processes, are compared with their own captions
+    (matched) and with one other each (unmatched); the same ones in every step, so that curves are smooth.
+
+    Args:
+        regions: (B, M, D) of this process's images.
+        phrases: (C, K, D) of all captions; image i belongs to caption ``start + i``.
+        valid: (C,) bool: the pair can be scored.
+        caption_ids: (C,) int64, equal for captions that are not unmatched; None takes all for different.
+        scoring, tile_bytes: as in ``score_pairs``.
+        distributed: whether C holds the pairs of several processes.
+
+    Returns:
+        "matched_above_zero_share" and "unmatched_above_zero_share", the share of s > 0 of the pairs of each kind, and
+        "score_gap", mean matched less mean unmatched S: each (), NaN without such pairs, equal on all processes.
+    """
+    B, C, device = len(regions), len(phrases), regions.mask.device
+    number = torch.arange(min(PAIRS, C))
+    image = number * C // max(1, len(number))
+    # Steps of the golden ratio reach every distance to another caption equally often.
+    other = (image + 1 + ((number.double() * 0.6180339887498949) % 1.0 * (C - 1)).long()) % max(1, C)
+    here = (image >= start) & (image < start + B)
+    image, other = image[here].to(device), other[here].to(device)
+    sums = []
+    for caption in (image, other):
+        scored = valid[image] & valid[caption]  # (P,)
+        if caption is other:
+            scored = scored & (image != other if caption_ids is None else caption_ids[image] != caption_ids[other])
+        r, p = regions[image - start], phrases[caption]
+        s_PMK = torch.bmm(r.values, p.values.transpose(1, 2))
+        present_PMK = r.mask[:, :, None] & p.mask[:, None] & scored[:, None, None]
+        total = scoring.total(*scoring.score(s_PMK, r.mask, p.mask, tile_bytes=tile_bytes), r.mask)  # (P,)
+        counts = ((s_PMK > 0) & present_PMK).sum(), present_PMK.sum(), (total * scored).sum(), scored.sum()
+        sums.append(torch.stack([x.to(total.dtype) for x in counts]))
+    both = torch.stack(sums)  # (2, 4)
+    (above, of, score, pairs) = (sum_over_processes(both) if distributed else both).unbind(dim=1)
+    share, mean = above / of, score / pairs  # (2,) each
+    return {
+        "matched_above_zero_share": share[0],
+        "unmatched_above_zero_share": share[1],
+        "score_gap": mean[0] - mean[1],
+    }
+
+
+def hub_share(hardest: Tensor, exists: Tensor) -> Tensor:
+    """() share of the rows whose hardest negative is one of the ``HUBS`` commonest; NaN without rows.
+
+    ``hardest`` (C,) int64 are the indices, of C, of each row's hardest negative; those that are False in ``exists``
+    (C,) bool have none.
+    """
+    times = torch.zeros(len(hardest), device=hardest.device).index_add_(0, hardest, exists.float())
+    return times.topk(min(HUBS, len(times))).values.sum() / exists.sum()
