@@ -271,8 +271,8 @@ class EvaluateConfig:
 
     suite: tuple[str, ...] = ()
     """One or more of: scenes (generated tasks); pairs (retrieval among the pairs in the shards --data, or without
-    --data in the run's training data); and, with their data sets in folders under --data: classification, robustness,
-    imagenet, retrieval, compositionality. Default: pairs with --data, otherwise scenes."""
+    --data in the run's training data); and, with their data sets in folders under --data: classification, multilabel,
+    robustness, imagenet, retrieval, compositionality. Default: pairs with --data, otherwise scenes."""
     data: Path | None = None
     """Shards, or the folder of public data sets (docs/evaluation.md describes its layout)."""
     size: int = 400

@@ -75,7 +75,7 @@ def test_images_of_a_shard_are_opened_once_for_five_captions_all_captions_and_th
     texts = "\n".join(f"a {colour} dog and a cat number {i}" for i, colour in enumerate([*NAMES, *NAMES]))
     samples = [(colour, texts.encode()) for colour in NAMES]
     folder = webdataset(tmp_path, samples, "txt", kind="retrieval")
-    five, every = read_webdataset(folder, "coco")
+    every, five = read_webdataset(folder, "coco")
     order = order_task("order", every)
     assert len(order.items) == 18
     opened = []

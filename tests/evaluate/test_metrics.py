@@ -98,6 +98,12 @@ def test_classification_equals_loops(data: st.DataObject) -> None:
     }
     if classes > 5:
         expected["acc@5"] = sum(rank < 5 for rank in ranks) / count
+    strict = [
+        all(dot(image, weights[c]) < dot(image, weights[label]) for c in range(classes) if c != label)
+        for image, label in zip(images, labels, strict=True)
+    ]
+    if strict != [rank == 0 for rank in ranks]:
+        expected["acc@1-strict"] = sum(strict) / count
     found = classification_metrics(images, weights, torch.tensor(labels))
     assert found == pytest.approx(expected, abs=CLOSE)
 

@@ -27,6 +27,7 @@ from powerclip.scenes import evaluation_tasks, generate
 from powerclip.tasks import Retrieval
 from tests.support.colours import ColourModel, preprocess, tokenizer
 from tests.support.layouts import picture, webdataset, write_json
+from tests.support.tars import npy
 
 NAMES = ["red", "green", "blue"]
 
@@ -127,6 +128,28 @@ def test_a_release_s_own_folder_where_only_clip_benchmark_s_is_read(model, tmp_p
     (tmp_path / "food101").mkdir()
     with pytest.raises(PowerclipError, match="is not in clip_benchmark's layout"):
         evaluate(model, "classification", tmp_path)
+
+
+def test_a_truncated_release_says_so_in_the_table(model, tmp_path, capsys):
+    colours(tmp_path / "food101")
+    evaluate_model(str(model), EvaluateConfig(size=2, output=tmp_path / "out"))
+    arguments = ["evaluate", str(model), "--suite", "classification", "--data", str(tmp_path)]
+    assert main([*arguments, "--output", str(tmp_path / "out")]) == 0
+    assert "food101 (3 of 25250)" in capsys.readouterr().out
+    assert "| food101 (3 of 25250) | acc@1 |" in (tmp_path / "out" / "evaluation.md").read_text()
+    assert "food101 (3 of 25250),acc@1," in (tmp_path / "out" / "evaluation.csv").read_text()
+    assert "scenes-object,acc@1," in (tmp_path / "out" / "evaluation.csv").read_text()
+    assert read_evaluation(tmp_path / "out").measured_on["food101"].of == 25250
+
+
+@pytest.mark.parametrize(("name", "suite"), [("voc2007", "classification"), ("voc2007_multilabel", "multilabel")])
+def test_voc_2007_is_two_sets(name, suite, model, tmp_path):
+    webdataset(tmp_path / name, [("red", npy([1, 0, 1]))], "npy", kind="multilabel")
+    if suite == "multilabel":
+        assert set(evaluate(model, suite, tmp_path, tmp_path / "out").tasks[name]) == {"mAP"}
+        return
+    with pytest.raises(PowerclipError, match="holds a MultiLabel task; expected Classification for voc2007; the set"):
+        evaluate(model, suite, tmp_path, tmp_path / "out")
 
 
 def test_an_average_of_nothing_is_none():

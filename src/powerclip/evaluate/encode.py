@@ -73,6 +73,11 @@ class Encoder:
         keys = [(text, "text") for text in texts]
         return _stacked(self.once(texts, keys, tokens, lambda x: (unit(self.model.encode_text(x)),)))
 
+    def seen_of(self, texts: Sequence[str]) -> list[Hashable]:
+        """What the model sees of each text: texts whose tokens are equal cannot be told apart."""
+        parts = [texts[start : start + self.batch_size] for start in range(0, len(texts), self.batch_size)]
+        return [row.numpy().tobytes() for part in parts for row in self.tokenizer(list(part))]
+
     def score(self, images: Tensor, texts: Tensor) -> Tensor:
         """(I, J) scores of every image and text: the products of their embeddings."""
         return images @ texts.T

@@ -4,7 +4,7 @@ In retrieval and compositionality a tie with something wrong is wrong; in classi
 tie is chosen.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import torch
 from torch import Tensor
@@ -41,6 +41,7 @@ def classification_metrics(images: Tensor, classes: Tensor, labels: Tensor) -> d
     ahead = ~(scores <= own) | ((scores == own) & (number < labels[:, None]))  # (I, C)
     rank = ahead.sum(dim=1).masked_fill(own[:, 0].isnan(), len(classes))
     right = (rank == 0).float()
+    strict = (torch.count_nonzero(~(scores < own), dim=1) == 1).float() * right  # (I,) no other class ties
     present = torch.unique(labels)
     metrics = {
         "acc@1": right.mean().item(),
@@ -48,6 +49,8 @@ def classification_metrics(images: Tensor, classes: Tensor, labels: Tensor) -> d
     }
     if len(classes) > 5:
         metrics["acc@5"] = (rank < 5).float().mean().item()
+    if not torch.equal(strict, right):
+        metrics["acc@1-strict"] = strict.mean().item()
     return metrics
 
 
@@ -139,9 +142,9 @@ def _ranks(score: Callable[[Tensor], Tensor], queries: int, right_of: Callable[[
     return ranks
 
 
-def same_texts(texts: Sequence[str]) -> Tensor:
-    """(J,) int64: equal numbers for equal texts."""
-    numbers: dict[str, int] = {}
+def same_texts(texts: Sequence[Hashable]) -> Tensor:
+    """(J,) int64: equal numbers for equal texts, or for what a model sees of them."""
+    numbers: dict[Hashable, int] = {}
     return torch.tensor([numbers.setdefault(text, len(numbers)) for text in texts])
 
 

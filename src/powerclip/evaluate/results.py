@@ -44,6 +44,12 @@ class Origin:
     """A hash of everything the task asks: its texts, labels and images (by content or by name and size)."""
     n: int
     """Items measured: images, or the items of hard negatives and quadruples."""
+    of: int | None = None
+    """Items of the complete release, where that is known."""
+
+    def fields(self) -> dict[str, str | int]:
+        """As files hold it."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +84,11 @@ class Evaluation:
             },
         )
 
+    def label(self, name: str) -> str:
+        """A task's name and, if its data are not the complete release, "(21 of 7511)"."""
+        origin = self.measured_on.get(name)
+        return name if origin is None or origin.of in (None, origin.n) else f"{name} ({origin.n} of {origin.of})"
+
     def with_result(self, name: str, metrics: Metrics, origin: Origin) -> Evaluation:
         """With one more result; a result of the same name on other data stays, under another name."""
         before, replaced = self.measured_on.get(name), (name, f"{name}{_mark(origin)}")
@@ -101,7 +112,7 @@ class Evaluation:
     def write(self, folder: Path) -> None:
         """Write ``evaluation.json`` into a folder."""
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / FILE, asdict(self))
+        write_json(folder / FILE, asdict(self) | {"measured_on": {n: o.fields() for n, o in self.measured_on.items()}})
 
 
 def read_evaluation(folder: Path) -> Evaluation | None:
@@ -143,7 +154,7 @@ def _mark(origin: Origin | None) -> str:
     return f"{EARLIER}{origin.fingerprint[:8] if origin else 'earlier'}"
 
 
-def origin_of(task: Task, *, suite: str, data: str) -> Origin:
+def origin_of(task: Task, *, suite: str, data: str, of: int | None = None) -> Origin:
     """What a task's results will be measured on; none of its images is opened."""
     texts: Sequence[Sequence[str]]
     if isinstance(task, Retrieval):
@@ -161,4 +172,4 @@ def origin_of(task: Task, *, suite: str, data: str) -> Origin:
         digest.update(len(content).to_bytes(8, "little"))
         digest.update(content)
     n = len(task.items if isinstance(task, HardNegatives | Quadruples) else task.images)
-    return Origin(suite=suite, data=data, fingerprint=digest.hexdigest()[:16], n=n)
+    return Origin(suite=suite, data=data, fingerprint=digest.hexdigest()[:16], n=n, of=of)

@@ -151,12 +151,12 @@ def _read(
     tasks: list[tuple[Task, Origin]] = []
     absent: dict[str, str] = {}
     for name in names:
-        found: list[tuple[str, list[Task]]] = []  # where the data are, and their tasks
+        found: list[tuple[str, list[Task], dict[str, int]]] = []  # where the data are, their tasks, the complete counts
         if name == "scenes":
             scenes = evaluation_tasks(seed=seed, size=size, image_size=image_size)
-            found.append((f"generated: seed {seed}, {image_size} pixels", list(scenes)))
+            found.append((f"generated: seed {seed}, {image_size} pixels", list(scenes), {}))
         elif name == "pairs":
-            found += [(str(Path(source).resolve()), [retrieval_from_shards(source)]) for source in pairs]
+            found += [(str(Path(source).resolve()), [retrieval_from_shards(source)], {}) for source in pairs]
         else:
             assert data is not None  # _suites has checked it
             folders = {benchmark: benchmark.folder(data) for benchmark in SUITES[name]}
@@ -167,9 +167,13 @@ def _read(
                     f"{', '.join(benchmark.name for benchmark in SUITES[name])} (for example from "
                     f"{SUITES[name][0].source})"
                 )
-            present = [(benchmark, folder) for benchmark, folder in folders.items() if folder is not None]
-            found += [(str(folder.resolve()), benchmark.read(folder, benchmark.name)) for benchmark, folder in present]
-        tasks += [(task, origin_of(task, suite=name, data=where)) for where, of_data in found for task in of_data]
+            found += [
+                (str(folder.resolve()), benchmark.read(folder, benchmark.name), benchmark.complete)
+                for benchmark, folder in folders.items()
+                if folder is not None
+            ]
+        for where, of_data, complete in found:
+            tasks += [(t, origin_of(t, suite=name, data=where, of=complete.get(t.name))) for t in of_data]
     return tasks, absent
 
 
@@ -209,7 +213,7 @@ def _is_older(file: Path, model: str) -> bool:
 
 def _write(folder: Path, evaluation: Evaluation, name: str) -> None:
     evaluation.write(folder)
-    origin = vars(evaluation.measured_on[name])
+    origin = evaluation.measured_on[name].fields()
     path = folder / "evaluation" / f"{name.replace('/', '_')}.json"
     path.parent.mkdir(exist_ok=True)
     write_json(path, {"task": name, "weights": evaluation.weights, **origin, "metrics": evaluation.tasks[name]})

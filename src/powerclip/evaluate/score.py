@@ -113,7 +113,7 @@ def run_jobs(
             with torch.inference_mode():
                 if job.score == "global" and following and following[0].task is job.task:
                     scorers["powerset"].images(images_of(job.task), getattr(job.task, "masks", None))  # for both scores
-                metrics = _evaluate(scorers[job.score], job.task)
+                metrics = _evaluate(scorers[job.score], job.task, encoder)
             encoder.known = {key: known for key, known in encoder.known.items() if last[key[0]] > number}
             yield job, metrics
 
@@ -132,7 +132,7 @@ def _wrong(item: HardNegative) -> list[str]:
     return [*([] if item.negative is None else [item.negative]), *item.more_negatives]
 
 
-def _evaluate(scorer: Any, task: Task) -> dict[str, float]:
+def _evaluate(scorer: Any, task: Task, encoder: Encoder) -> dict[str, float]:
     if isinstance(task, Classification):
         classes, labels = _classes(scorer, task), torch.tensor(list(task.labels), dtype=torch.int64)
         return classification_metrics(scorer.images(task.images), classes, labels)
@@ -152,7 +152,7 @@ def _evaluate(scorer: Any, task: Task) -> dict[str, float]:
             lambda rows: scorer.score(i, t[rows]).T,
             owner,
             images=len(i),
-            same_text=same_texts(texts),
+            same_text=same_texts(encoder.seen_of(texts)),
         )
     if isinstance(task, HardNegatives):
         wrong = [text for item in task.items for text in _wrong(item)]

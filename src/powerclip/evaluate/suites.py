@@ -1,16 +1,16 @@
 """The suites: which public data sets, the metrics each is read by, where to get them, and all averages of results."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from powerclip.errors import PowerclipError
 from powerclip.evaluate.datasets.aro_order import order_task
-from powerclip.evaluate.datasets.clip_benchmark import ALL_CAPTIONS, is_webdataset, read_webdataset
+from powerclip.evaluate.datasets.clip_benchmark import FIVE_CAPTIONS, is_webdataset, read_webdataset
 from powerclip.evaluate.datasets.imagenet import read_imagenet, read_objectnet
 from powerclip.evaluate.datasets.releases import read_aro, read_karpathy, read_sugarcrepe, read_valse, read_winoground
-from powerclip.tasks import Retrieval, Task
+from powerclip.tasks import Classification, MultiLabel, Retrieval, Task
 
 Reader = Callable[[Path, str], list[Task]]
 
@@ -32,11 +32,18 @@ class Benchmark:
     """Other names of its folder."""
     tasks: tuple[str, ...] = ()
     """Its tasks, if they have other names."""
+    items: tuple[int, ...] = ()
+    """How many items (as ``Origin.n``) each task of the complete release has, where that is known."""
 
     @property
     def metrics(self) -> tuple[tuple[str, str], ...]:
         """Task and name of each metric that is averaged over the suite."""
         return tuple((task, metric) for task in self.tasks or (self.name,) for metric in self.averaged)
+
+    @property
+    def complete(self) -> dict[str, int]:
+        """How many items the complete release has, by task."""
+        return dict(zip(self.tasks or (self.name,), self.items, strict=False))
 
     def folder(self, data: Path) -> Path | None:
         """Where the data set is under a folder; None if it is missing."""
@@ -47,9 +54,16 @@ class Benchmark:
         return None
 
 
-def _either(folder: Path, name: str, *, release: Reader) -> list[Task]:
-    """Tasks in clip_benchmark's layout if the folder has it, otherwise in the release's."""
-    return read_webdataset(folder, name) if is_webdataset(folder) else release(folder, name)
+def _either(folder: Path, name: str, *, release: Reader, kind: type[Task]) -> list[Task]:
+    """Tasks in clip_benchmark's layout if the folder has it, otherwise in the release's; all of one kind."""
+    tasks = read_webdataset(folder, name) if is_webdataset(folder) else release(folder, name)
+    if other := next((task for task in tasks if not isinstance(task, kind)), None):
+        hint = "; the set with several labels an image is voc2007_multilabel" if name == "voc2007" else ""
+        raise PowerclipError(
+            f"{folder} holds a {type(other).__name__} task; expected {kind.__name__} for {name}{hint}; look at its "
+            "dataset_type.txt, or name the folder otherwise"
+        )
+    return tasks
 
 
 def _no_release(folder: Path, name: str) -> list[Task]:
@@ -60,28 +74,42 @@ def _no_release(folder: Path, name: str) -> list[Task]:
 
 
 def _order(folder: Path, name: str) -> list[Task]:
-    captions = _either(folder, name, release=read_karpathy)[-1]  # all captions, where an image has more than five
-    if not isinstance(captions, Retrieval):
-        raise PowerclipError(f"{folder} holds no captions; expected a data set of the retrieval suite")
+    captions = _either(folder, name, release=read_karpathy, kind=Retrieval)[0]
+    assert isinstance(captions, Retrieval)
     return [order_task(name, captions)]
 
 
-def _in_both_layouts(
-    name: str, averaged: tuple[str, ...], release: Reader, *names: str, hub: str = "", or_else: str = ""
-) -> Benchmark:
-    source = f"{HUB}/clip-benchmark/wds_{hub or name}{or_else}"
-    return Benchmark(name, averaged, partial(_either, release=release), source, names)
+def _classes(hub: str, items: int, name: str = "", *names: str, release: Reader = _no_release) -> Benchmark:
+    """A classification set that the hub has in clip_benchmark's layout."""
+    read = partial(_either, release=release, kind=Classification)
+    return Benchmark(
+        name or hub.removeprefix("vtab-"), ("acc@1",), read, f"{HUB}/clip-benchmark/wds_{hub}", names, items=(items,)
+    )
 
 
-ON_HUB = """
-food101 vtab-cifar10 vtab-cifar100 sun397 cars voc2007 fgvc_aircraft vtab-dtd vtab-pets vtab-caltech101 vtab-flowers stl10
-vtab-eurosat vtab-resisc45 gtsrb country211 vtab-pcam
-"""
-"""The hub's names of the classification sets."""
+ON_HUB = {
+    "food101": 25250,
+    "vtab-cifar10": 10000,
+    "vtab-cifar100": 10000,
+    "sun397": 108754,
+    "cars": 8041,
+    "voc2007": 14976,
+    "fgvc_aircraft": 3333,
+    "vtab-dtd": 1880,
+    "vtab-pets": 3669,
+    "vtab-caltech101": 6085,
+    "vtab-flowers": 6149,
+    "stl10": 8000,
+    "vtab-eurosat": 5400,
+    "vtab-resisc45": 6300,
+    "gtsrb": 12630,
+    "country211": 21100,
+    "vtab-pcam": 32768,
+}
+"""The hub's names of the classification sets, and their numbers of test images. voc2007 is the set of cropped objects,
+each with one label, as clip_benchmark and the paper's family average it."""
 
-CLASSIFICATION = tuple(
-    _in_both_layouts(hub.removeprefix("vtab-"), ("acc@1",), _no_release, hub=hub) for hub in ON_HUB.split()
-)
+CLASSIFICATION = tuple(_classes(hub, items) for hub, items in ON_HUB.items())
 """The 17 data sets of the paper's family, which are CLIP-PGS's (Pei et al., CVPR 2025), by top-1 accuracy as there."""
 
 CLIP_METRICS = {benchmark.name: "acc@1" for benchmark in CLASSIFICATION} | dict.fromkeys(
@@ -90,30 +118,54 @@ CLIP_METRICS = {benchmark.name: "acc@1" for benchmark in CLASSIFICATION} | dict.
 """The metric that Radford et al. (2021) report for each of the 17: mean per class for four of them."""
 
 
-def _imagenet(name: str, classes: int, *names: str) -> Benchmark:
-    return _in_both_layouts(name, ("acc@1",), partial(read_imagenet, classes=classes), *names)
+MULTILABEL = (
+    Benchmark(
+        "voc2007_multilabel",
+        ("mAP",),
+        partial(_either, release=_no_release, kind=MultiLabel),
+        f"{HUB}/clip-benchmark/wds_voc2007_multilabel",
+        items=(4952,),
+    ),
+)
+"""Images with several labels."""
+
+
+def _imagenet(name: str, items: int, classes: int, *names: str) -> Benchmark:
+    return _classes(name, items, name, *names, release=partial(read_imagenet, classes=classes))
 
 
 ROBUSTNESS = (
-    _imagenet("imagenetv2", 1000, "imagenet-v2", "imagenetv2-matched-frequency-format-val"),
-    _imagenet("imagenet_sketch", 1000, "imagenet-sketch", "sketch"),
-    _imagenet("imagenet-a", 200),
-    _imagenet("imagenet-r", 200),
-    _imagenet("imagenet-o", 200),
-    _in_both_layouts("objectnet", ("acc@1",), read_objectnet, "objectnet-1.0", or_else=" or https://objectnet.dev"),
+    _imagenet("imagenetv2", 10000, 1000, "imagenet-v2", "imagenetv2-matched-frequency-format-val"),
+    _imagenet("imagenet_sketch", 50889, 1000, "imagenet-sketch", "sketch"),
+    _imagenet("imagenet-a", 7500, 200),
+    _imagenet("imagenet-r", 30000, 200),
+    _imagenet("imagenet-o", 2000, 200),
+    replace(
+        _classes("objectnet", 18574, "objectnet", "objectnet-1.0", release=read_objectnet),
+        source=f"{HUB}/clip-benchmark/wds_objectnet or https://objectnet.dev",
+    ),
 )
 """Six test sets with ImageNet's classes."""
 
-IMAGENET = (_imagenet("imagenet1k", 1000, "imagenet", "ILSVRC2012"),)
+IMAGENET = (_imagenet("imagenet1k", 50000, 1000, "imagenet", "ILSVRC2012"),)
 """ImageNet's validation images (``val/`` with class folders, or clip_benchmark's layout)."""
 
-KARPATHY = ", or Karpathy's dataset_*.json with the images"
-
 RETRIEVAL = tuple(
-    _in_both_layouts(name, ("i2t_R@1", "t2i_R@1"), read_karpathy, *names, or_else=KARPATHY)
-    for name, *names in (("mscoco_captions", "coco", "mscoco"), ("flickr30k",), ("flickr8k",))
+    Benchmark(
+        name,
+        ("i2t_R@1", "t2i_R@1"),
+        partial(_either, release=read_karpathy, kind=Retrieval),
+        f"{HUB}/clip-benchmark/wds_{name}, or Karpathy's dataset_*.json (also BLIP's or clip_benchmark's) with the images",
+        tuple(names),
+        items=(items,),
+    )
+    for name, items, *names in (
+        ("mscoco_captions", 5000, "coco", "mscoco"),
+        ("flickr30k", 1000),
+        ("flickr8k", 1000),
+    )
 )
-"""Both directions of each: the paper's six settings, on Karpathy's test splits with five captions per image."""
+"""Both directions of each: the paper's six settings, on all captions of Karpathy's test splits."""
 
 GENERATED = "as for the retrieval suite: the wrong orders are generated"
 
@@ -123,6 +175,7 @@ COMPOSITIONALITY = (
         ("text", "image", "group"),
         read_winoground,
         f"{HUB}/facebook/winoground (examples.jsonl, images)",
+        items=(400,),
     ),
     Benchmark(
         "sugarcrepe",
@@ -130,6 +183,7 @@ COMPOSITIONALITY = (
         read_sugarcrepe,
         "https://github.com/RAIVNLab/sugar-crepe (data/*.json) with COCO's val2017 images",
         ("sugar_crepe", "sugar-crepe"),
+        items=(7511,),
     ),
     Benchmark(
         "aro",
@@ -137,21 +191,26 @@ COMPOSITIONALITY = (
         read_aro,
         "https://github.com/mertyg/vision-language-models-are-bows (visual_genome_*.json, images)",
         tasks=("aro-relation", "aro-attribution"),
+        items=(23937, 28748),
     ),
-    Benchmark("aro-coco-order", ("micro",), _order, f"COCO {GENERATED}", ("mscoco_captions", "coco", "mscoco")),
-    Benchmark("aro-flickr30k-order", ("micro",), _order, f"Flickr30k {GENERATED}", ("flickr30k",)),
+    Benchmark(
+        "aro-coco-order", ("micro",), _order, f"COCO {GENERATED}", ("mscoco_captions", "coco", "mscoco"), items=(25010,)
+    ),
+    Benchmark("aro-flickr30k-order", ("micro",), _order, f"Flickr30k {GENERATED}", ("flickr30k",), items=(5000,)),
     Benchmark(
         "valse",
         ("macro",),
         read_valse,
         "https://github.com/Heidelberg-NLP/VALSE (data/*.json) with the images its README names",
         ("VALSE",),
+        items=(7702,),
     ),
 )
 """Correct captions among minimally wrong ones."""
 
 SUITES: dict[str, tuple[Benchmark, ...]] = {
     "classification": CLASSIFICATION,
+    "multilabel": MULTILABEL,
     "robustness": ROBUSTNESS,
     "imagenet": IMAGENET,
     "retrieval": RETRIEVAL,
@@ -227,7 +286,7 @@ def _family_averages(results: Mapping[str, Mapping[str, float]]) -> dict[str, Av
                 for metric in metrics
                 if metric in names
                 and task not in PUBLIC
-                and not without_score(task).endswith(ALL_CAPTIONS)
+                and not without_score(task).endswith((FIVE_CAPTIONS, "-all-captions"))  # the latter in older files
                 and task == without_score(task) + suffix
             ]
             if len(places) > 1:

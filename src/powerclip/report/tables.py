@@ -139,7 +139,9 @@ def seeds_table(results: Mapping[str, Sequence[Evaluation]]) -> Table:
 def metrics_table(evaluation: Evaluation) -> Table:
     """Every metric and average of one model, and what is absent. Made for CSV."""
     tasks, averages = evaluation.tasks.items(), evaluation.averages.items()
-    rows: list[tuple[Cell, ...]] = [(task, *metric) for task, metrics in tasks for metric in metrics.items()]
+    rows: list[tuple[Cell, ...]] = [
+        (evaluation.label(task), *metric) for task, metrics in tasks for metric in metrics.items()
+    ]
     rows += [(label, f"mean of {mean.measured} of {mean.expected}", mean.value) for label, mean in averages]
     rows += [(name, "absent", None) for name in evaluation.absent]
     return Table(columns=("task", "metric", "value"), rows=tuple(rows))
@@ -200,7 +202,8 @@ def _values(evaluation: Evaluation, known: Mapping[str, str], metrics: Collectio
     data = {task: known.get(task, "") for task in evaluation.tasks}
     data |= {task: origin.fingerprint for task, origin in evaluation.measured_on.items()}
     for task, of_task in evaluation.tasks.items():
-        yield from (((task, name, data[task]), of_task[name]) for name in of_task if not metrics or name in metrics)
+        label = evaluation.label(task)
+        yield from (((label, name, data[task]), of_task[name]) for name in of_task if not metrics or name in metrics)
     for label, average in evaluation.averages.items():
         if average.value is not None:
             of = f" of {average.expected}" if average.measured < average.expected else ""

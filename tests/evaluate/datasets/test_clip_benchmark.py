@@ -55,17 +55,17 @@ def test_multilabel_targets_are_arrays(tmp_path):
     assert run([task])["voc"]["mAP"] == pytest.approx((1 + 1 + (1 / 1 + 2 / 3) / 2) / 3)
 
 
-def test_retrieval_has_five_captions_and_beside_it_all(tmp_path):
+def test_retrieval_has_all_captions_and_beside_it_five(tmp_path):
     many = "\n".join(["red one", "red two", "", "red three", "red four", "red five", "red six"])
     samples = [("red", many.encode()), ("blue", b"blue\n")]
-    five, every = read_webdataset(webdataset(tmp_path, samples, "txt", kind="retrieval"), "coco")
+    every, five = read_webdataset(webdataset(tmp_path, samples, "txt", kind="retrieval"), "coco")
     assert isinstance(five, Retrieval)
-    assert (five.name, [len(c) for c in five.captions]) == ("coco", [5, 1])
-    assert (every.name, [len(c) for c in every.captions]) == ("coco-all-captions", [6, 1])
+    assert (every.name, [len(c) for c in every.captions]) == ("coco", [6, 1])
+    assert (five.name, [len(c) for c in five.captions]) == ("coco-five-captions", [5, 1])
     model = ColourModel()
-    results = evaluate_tasks(model, preprocess, tokenizer, [five, every], batch_size=99)
+    results = evaluate_tasks(model, preprocess, tokenizer, [every, five], batch_size=99)
     assert set(results["coco"].values()) == {1.0}
-    assert model.sizes == [2, 6, 1]  # images once for both, then the five captions each, then the sixth
+    assert model.sizes == [2, 7]  # images and captions once for both
 
 
 def test_names_and_prompts_that_a_folder_lacks_are_clip_benchmark_s(tmp_path):
@@ -78,6 +78,23 @@ def test_names_and_prompts_that_a_folder_lacks_are_clip_benchmark_s(tmp_path):
     assert len(classes) == 37
     with pytest.raises(PowerclipError, match=r"lacks classnames\.txt, and clip_benchmark does not know no-such-set"):
         read_webdataset(folder, "no-such-set")
+    with pytest.raises(
+        PowerclipError, match=r"lacks classnames\.txt, and there are two orders of Caltech-101's classes"
+    ):
+        read_webdataset(folder, "caltech101")
+
+
+@pytest.mark.parametrize("target", [npy([1, 0]), npy([1, 0, 2]), npy([1, 0, -1]), b"not an array"])
+def test_targets_outside_the_classes_are_named(target, tmp_path):
+    folder = webdataset(tmp_path, [("red", npy([1, 0, 1])), ("green", target)], "npy", kind="multilabel")
+    with pytest.raises(PowerclipError, match=r"KEY\.npy of sample s01 in .*0\.tar (has shape|cannot be read)"):
+        read_webdataset(folder, "voc2007_multilabel")
+
+
+def test_an_image_without_a_caption_is_named(tmp_path):
+    folder = webdataset(tmp_path, [("red", b"red"), ("blue", b" \n")], "txt", kind="retrieval")
+    with pytest.raises(PowerclipError, match=r"coco has no caption for 0\.tar s01"):
+        read_webdataset(folder, "coco")
 
 
 @pytest.mark.parametrize(

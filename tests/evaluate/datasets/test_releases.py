@@ -7,7 +7,8 @@ from powerclip.errors import PowerclipError
 from powerclip.evaluate import evaluate_tasks
 from powerclip.evaluate.datasets import releases
 from powerclip.evaluate.datasets.images import open_picture
-from tests.support.colours import ColourModel, preprocess, tokenizer
+from powerclip.tasks import Retrieval
+from tests.support.colours import ColourModel, preprocess, square, tokenizer
 from tests.support.layouts import picture, write_json
 
 
@@ -38,7 +39,7 @@ def test_winoground_s_lines_name_images_without_a_suffix(tmp_path):
     assert run(releases.read_winoground(tmp_path, "w"))["w"] == {"text": 1.0, "image": 1.0, "group": 1.0}
     (tmp_path / "examples.jsonl").write_text('{"image_0": "ex_0_img_0"}\n')
     with pytest.raises(
-        PowerclipError, match=r"examples\.jsonl does not have its release's format \(KeyError: 'image_1'\)"
+        PowerclipError, match=r"examples\.jsonl is a list of 1 rows such as: image_0 \(str\); expected .* image_1"
     ):
         releases.read_winoground(tmp_path, "w")
 
@@ -85,41 +86,134 @@ def test_the_symmetric_relations_are_those_of_the_release():
     assert not kept & releases.SYMMETRIC_RELATIONS
 
 
-def test_valse_keeps_the_pairs_that_annotators_understood(tmp_path):
-    picture(tmp_path / "images" / "coco" / "1.png", "red")
+def valse(folder, *, votes=(1, 2, 3)):
+    """All pieces as released, each with pairs of an image in COCO's train2014 or val2014."""
     rows = {
-        str(votes): {"image_file": "1.png", "caption": "red", "foil": foil, "mturk": {"caption": votes}}
-        for votes, foil in ((1, "red"), (2, "blue"), (3, "green"))
+        str(number): {
+            "image_file": f"COCO_{split}_{number}.png",
+            "caption": "red",
+            "foil": foil,
+            "mturk": {"caption": n},
+        }
+        for number, (n, foil, split) in enumerate(
+            zip(votes, ("red", "blue", "green"), ("train", "val", "val"), strict=True)
+        )
     }
-    write_json(tmp_path / "data" / "existence.json", rows)
+    for piece in releases.VALSE:
+        write_json(folder / "data" / f"{piece}.json", rows)
+    picture(folder / "images" / "train2014" / "COCO_train_0.png", "red")
+    for number in (1, 2):
+        picture(folder / "images" / "val2014" / f"COCO_val_{number}.png", "red")
+
+
+def test_valse_keeps_the_pairs_that_annotators_understood_from_any_folder_of_images(tmp_path):
+    valse(tmp_path, votes=(3, 2, 1))
     (tmp_path / "data" / "._existence.json").write_bytes(b"macOS")
     (tmp_path / "__MACOSX" / "data").mkdir(parents=True)
     (tmp_path / "__MACOSX" / "data" / "existence.json").write_bytes(b"macOS")
+    write_json(tmp_path / "annotations" / "instances_val2014.json", {"images": []})  # not a piece
     found = run(releases.read_valse(tmp_path, "valse"))["valse"]
-    assert found == {"micro": 1, "macro": 1, "existence": 1}
+    # The first pair has the caption as its foil; the third is not valid.
+    assert found == dict.fromkeys(("micro", "macro", *releases.VALSE), 1 / 2)
+    (tmp_path / "data" / "plurals.json").unlink()
+    with pytest.raises(PowerclipError, match=r"lacks plurals\.json of the release"):
+        releases.read_valse(tmp_path, "valse")
 
 
-def test_karpathy_s_test_split(tmp_path):
-    images = [
-        {"filepath": "val2014", "filename": f"{colour}.png", "split": split, "sentences": [{"raw": colour}] * count}
-        for colour, split, count in (("red", "test", 5), ("green", "train", 5), ("blue", "test", 7))
-    ]
-    write_json(tmp_path / "dataset_coco.json", {"images": images})
+def karpathy_file(folder, form):
+    """One of the three forms of the same split: a red image with five captions, a blue one with seven."""
+    counts = {"red": 5, "blue": 7}
+    if form == "blip":
+        rows = [{"image": f"val2014/{colour}.png", "caption": [colour] * count} for colour, count in counts.items()]
+        write_json(folder / "coco_karpathy_test.json", rows)
+    elif form == "coco":
+        images = [{"id": number, "file_name": f"{colour}.png"} for number, colour in enumerate(counts)]
+        rows = [{"image_id": i, "caption": colour} for i, colour in enumerate(counts) for _ in range(counts[colour])]
+        write_json(folder / "coco_test_karpathy.json", {"images": images, "annotations": rows})
+    else:
+        rows = [
+            {"filepath": "val2014", "filename": f"{colour}.png", "split": split, "sentences": [{"raw": colour}] * count}
+            for colour, split, count in (("red", "test", 5), ("green", "train", 5), ("blue", "test", 7))
+        ]
+        write_json(folder / "dataset_coco.json", {"images": rows})
+        write_json(folder / "dataset_flickr8k.json", {"images": []})  # comes in the same archive
+
+
+@pytest.mark.parametrize("images", ["val2014", "flat"])
+@pytest.mark.parametrize("form", ["karpathy", "blip", "coco"])
+def test_karpathy_s_test_split_in_each_form(form, images, tmp_path):
+    karpathy_file(tmp_path, form)
     for colour in ("red", "blue"):
-        picture(tmp_path / "val2014" / f"{colour}.png", colour)
-    five, every = releases.read_karpathy(tmp_path, "coco")
-    assert [len(captions) for captions in five.captions] == [5, 5]
+        picture(tmp_path / images / f"{colour}.png", colour)
+    every, five = releases.read_karpathy(tmp_path, "mscoco_captions")
     assert [len(captions) for captions in every.captions] == [5, 7]
-    assert set(run([five])["coco"].values()) == {1.0}
-    (tmp_path / "val2014" / "blue.png").unlink()
-    with pytest.raises(PowerclipError, match=r"1 of 2 images are not in .*blue\.png"):
-        releases.read_karpathy(tmp_path, "coco")
+    assert [len(captions) for captions in five.captions] == [5, 5]
+    assert set(run([every])["mscoco_captions"].values()) == {1.0}
+    (tmp_path / images / "blue.png").unlink()
+    with pytest.raises(PowerclipError, match=r"1 of 2 images are not under .*blue\.png"):
+        releases.read_karpathy(tmp_path, "mscoco_captions")
 
 
-def test_images_that_are_nowhere_are_named(tmp_path):
-    write_json(tmp_path / "existence.json", {"0": {"image_file": "1.png", "mturk": {"caption": 3}}})
-    with pytest.raises(PowerclipError, match=r"1\.png is not under"):
+def test_clip_benchmark_s_lines_of_flickr(tmp_path):
+    lines = "image,caption\n1.jpg,a red, bright thing\n1.jpg,red\n2.jpg,blue\n"
+    (tmp_path / "flickr8k_test_karpathy.txt").write_text(lines)
+    for name, colour in (("1.jpg", "red"), ("2.jpg", "blue")):
+        picture(tmp_path / "Images" / name, colour)
+    (task,) = releases.read_karpathy(tmp_path, "flickr8k")
+    assert task.captions == [["a red, bright thing", "red"], ["blue"]]
+    (tmp_path / "flickr8k_test_karpathy.txt").write_text("image,caption\nno image\n")
+    with pytest.raises(PowerclipError, match=r"line 2 of .*karpathy\.txt is 'no image'; expected IMAGE\.jpg,CAPTION"):
+        releases.read_karpathy(tmp_path, "flickr8k")
+    (tmp_path / "flickr8k_test_karpathy.txt").unlink()
+    with pytest.raises(PowerclipError, match=r"must hold one of dataset_\*\.json, .*; found: none"):
+        releases.read_karpathy(tmp_path, "flickr8k")
+
+
+def test_captions_that_the_tokenizer_cannot_tell_apart_are_the_same():
+    images, captions = [square("red"), square("red")], [["red", "a RED one"], ["red again"]]
+
+    def by_name(texts):
+        return tokenizer([text.lower() for text in texts])
+
+    task = Retrieval(name="r", images=images, captions=captions)
+    found = evaluate_tasks(ColourModel(), preprocess, by_name, [task], batch_size=2)["r"]
+    assert found["i2t_R@1"] == found["t2i_R@1"] == 1
+
+
+def test_images_that_are_nowhere_or_at_two_places_are_named(tmp_path):
+    valse(tmp_path)
+    picture(tmp_path / "copy" / "val2014" / "COCO_val_1.png", "red")
+    with pytest.raises(PowerclipError, match=r"COCO_val_1\.png is at .*copy.* and .*images.*; keep one of them"):
         releases.read_valse(tmp_path, "valse")
-    (tmp_path / "existence.json").write_text("{")
-    with pytest.raises(PowerclipError, match="cannot be read as JSON"):
+    (tmp_path / "copy" / "val2014" / "COCO_val_1.png").unlink()
+    (tmp_path / "images" / "val2014" / "COCO_val_1.png").unlink()
+    with pytest.raises(PowerclipError, match=r"1 of 2 images are not under .*: COCO_val_1\.png; add them"):
         releases.read_valse(tmp_path, "valse")
+    (tmp_path / "data" / "existence.json").write_text("{")
+    with pytest.raises(PowerclipError, match=r"existence\.json cannot be read"):
+        releases.read_valse(tmp_path, "valse")
+
+
+def test_another_release_s_files_of_the_same_names_are_named(tmp_path):
+    row = {"id": 1, "filename": "1.png", "caption": "red", "caption2": "a red", "negative_caption": "blue"}
+    for kind in releases.SUGARCREPE:
+        write_json(tmp_path / f"{kind}.json", [row])  # SugarCrepe++'s form
+    with pytest.raises(
+        PowerclipError,
+        match=r"add_att\.json is a list of 1 rows such as: id \(int\), filename .*, caption2 .*; expected an object of "
+        r"rows with filename, caption, negative_caption; is it another release's file\?",
+    ):
+        releases.read_sugarcrepe(tmp_path, "sugarcrepe")
+    write_json(tmp_path / "add_att.json", {"0": {**row, "caption": None}})
+    with pytest.raises(PowerclipError, match=r"add_att\.json is an object of 1 rows .*caption \(NoneType\)"):
+        releases.read_sugarcrepe(tmp_path, "sugarcrepe")
+
+
+def test_folders_that_are_linked_are_read_once(tmp_path):
+    valse(tmp_path / "place")
+    release = tmp_path / "valse"
+    release.mkdir()
+    for name in ("data", "images"):
+        (release / name).symlink_to(tmp_path / "place" / name)
+    (tmp_path / "place" / "images" / "again").symlink_to(tmp_path / "place")
+    assert run(releases.read_valse(release, "valse"))["valse"]["micro"] == 1

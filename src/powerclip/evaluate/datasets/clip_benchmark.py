@@ -12,15 +12,15 @@ import numpy as np
 
 from powerclip.data.shards import SamplePlace, index_shard
 from powerclip.errors import BadSampleError, PowerclipError
-from powerclip.evaluate.datasets.images import ShardImage
+from powerclip.evaluate.datasets.images import ShardImage, identity
 from powerclip.evaluate.datasets.prompts import benchmark_prompts
 from powerclip.tasks import PLACE, Classification, MultiLabel, Picture, Retrieval, Task
 
-ALL_CAPTIONS = "-all-captions"
-"""At the end of a task's name: the protocol that takes all captions of an image."""
+FIVE_CAPTIONS = "-five-captions"
+"""At the end of a task's name: the protocol that takes the first five captions of an image."""
 
 CAPTIONS_PER_IMAGE = 5
-"""The usual protocol takes this many captions of an image; a few images of COCO have six or seven."""
+"""A few images of COCO have six or seven captions."""
 
 
 def is_webdataset(folder: Path) -> bool:
@@ -29,7 +29,7 @@ def is_webdataset(folder: Path) -> bool:
 
 
 def read_webdataset(folder: Path, name: str) -> list[Task]:
-    """The task in a folder, under a name; both protocols for retrieval with more than five captions of an image.
+    """The task in a folder, under a name; two for retrieval with more than five captions of an image.
 
     PowerclipError if a file is missing or has another format.
     """
@@ -41,7 +41,7 @@ def read_webdataset(folder: Path, name: str) -> list[Task]:
         return retrieval_tasks(name, pictures, [[text for text in of_image if text.strip()] for of_image in texts])
     classes, templates = _prompts(folder, name)
     if kind == "multilabel":
-        targets = [np.load(io.BytesIO(_member(entry, "npy")), allow_pickle=False).tolist() for entry in entries]
+        targets = [_targets(entry, classes=len(classes)) for entry in entries]
         return [MultiLabel(name=name, images=pictures, targets=targets, class_names=classes, templates=templates)]
     if kind != "classification":
         raise PowerclipError(
@@ -52,11 +52,18 @@ def read_webdataset(folder: Path, name: str) -> list[Task]:
 
 
 def retrieval_tasks(name: str, images: list[Picture], captions: list[list[str]]) -> list[Task]:
-    """The five-captions protocol under the data set's name and, if an image has more, all captions as a second task."""
-    five = [of_image[:CAPTIONS_PER_IMAGE] for of_image in captions]
-    tasks: list[Task] = [Retrieval(name=name, images=images, captions=five)]
-    if five != captions:
-        tasks.append(Retrieval(name=f"{name}{ALL_CAPTIONS}", images=images, captions=captions))
+    """All captions, as clip_benchmark and papers report; five of each image as a second task if one has more.
+
+    PowerclipError if an image has no caption.
+    """
+    without = next((i for i, of_image in enumerate(captions) if not of_image), None)
+    if without is not None or not images:
+        what = "has no image" if without is None else f"has no caption for {identity(images[without])}"
+        raise PowerclipError(f"the data set {name} {what}; download it again")
+    tasks: list[Task] = [Retrieval(name=name, images=images, captions=captions)]
+    if any(len(of_image) > CAPTIONS_PER_IMAGE for of_image in captions):
+        five = [of_image[:CAPTIONS_PER_IMAGE] for of_image in captions]
+        tasks.append(Retrieval(name=f"{name}{FIVE_CAPTIONS}", images=images, captions=five))
     return tasks
 
 
@@ -95,10 +102,28 @@ def _label(entry: SamplePlace, *, classes: int) -> int:
     return int(text)
 
 
+def _targets(entry: SamplePlace, *, classes: int) -> list[int]:
+    try:
+        values = np.load(io.BytesIO(_member(entry, "npy")), allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise PowerclipError(f"KEY.npy of sample {entry.key} in {entry.shard} cannot be read ({error})") from error
+    if values.shape != (classes,) or not np.isin(values, (0, 1)).all():
+        raise PowerclipError(
+            f"KEY.npy of sample {entry.key} in {entry.shard} has shape {values.shape} and values from "
+            f"{values.min(initial=0)} to {values.max(initial=0)}; expected 0 or 1 for each of {classes} class names"
+        )
+    return [int(value) for value in values]
+
+
 def _prompts(folder: Path, name: str) -> tuple[list[str], list[str]]:
     """The folder's own class names and templates; what it lacks comes from clip_benchmark."""
     classes = _lines(folder / "classnames.txt", default=[])
     templates = _lines(folder / "zeroshot_classification_templates.txt", default=[])
+    if not classes and name == "caltech101":
+        raise PowerclipError(
+            f"{folder} lacks classnames.txt, and there are two orders of Caltech-101's classes (torchvision's and VTAB's, "
+            "which differ in 67 places); add the file of wds_vtab-caltech101"
+        )
     if not classes or not templates:
         known_classes, known_templates = benchmark_prompts(name)
         classes, templates = classes or known_classes or [], templates or known_templates or []

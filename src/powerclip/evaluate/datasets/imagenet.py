@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from powerclip.errors import PowerclipError
-from powerclip.evaluate.datasets.images import FileImage, children, find_files, release_json
+from powerclip.evaluate.datasets.images import FileImage
 from powerclip.evaluate.datasets.prompts import imagenet_classes, imagenet_label_of_synset, imagenet_templates
+from powerclip.evaluate.datasets.release import Release, children, release_json
 from powerclip.tasks import Classification, Task
 
 OTHER_V2 = ("threshold0.7", "threshold-0.7", "top-images")
@@ -29,15 +30,13 @@ def read_imagenet(folder: Path, name: str, *, classes: int) -> list[Task]:
 
 def read_objectnet(folder: Path, name: str) -> list[Task]:
     """ObjectNet: the 113 of its classes that ImageNet has too, by its ``mappings``; PowerclipError if incomplete."""
-    mappings = next((path.parent for path in find_files(folder, "folder_to_objectnet_label.json")), None)
-    if mappings is None:
-        raise PowerclipError(f"{folder} lacks mappings/folder_to_objectnet_label.json of the ObjectNet release; add it")
+    mappings = Release(folder).file("folder_to_objectnet_label.json").parent
     with (
         release_json(mappings / "folder_to_objectnet_label.json") as label_of_folder,
         release_json(mappings / "objectnet_to_imagenet_1k.json") as in_imagenet,
     ):
         kept = {folder: label.lower() for folder, label in sorted(label_of_folder.items()) if label in in_imagenet}
-    images = next((path for path in find_files(folder, "images") if path.is_dir()), folder)
+    images = next((place for place in (mappings.parent / "images", folder / "images") if place.is_dir()), folder)
     missing = [one for one in kept if not (images / one).is_dir()]
     if missing or not kept:
         raise PowerclipError(

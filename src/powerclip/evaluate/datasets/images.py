@@ -7,12 +7,9 @@ the encoder knows an image that it has encoded.
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
@@ -93,61 +90,3 @@ def identity(picture: Picture) -> str:
     if isinstance(picture, ShardImage):
         return picture.content or f"{picture.shard.name} {picture.key} {picture.place}"
     return ""
-
-
-@contextmanager
-def release_json(path: Path) -> Iterator[Any]:
-    """The JSON in a file of a release, or the list of its lines in a ``.jsonl``.
-
-    PowerclipError if the file cannot be read, or the block looks for content that it does not have.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-        lines = [line for line in text.splitlines() if line.strip()] if path.suffix == ".jsonl" else None
-        value = json.loads(text) if lines is None else [json.loads(line) for line in lines]
-    except (OSError, ValueError) as error:
-        raise PowerclipError(f"{path} cannot be read as JSON: {error}") from error
-    try:
-        yield value
-    except (KeyError, TypeError, AttributeError) as error:
-        raise PowerclipError(
-            f"{path.name} does not have its release's format ({type(error).__name__}: {error}); download it again"
-        ) from error
-
-
-def find_files(folder: Path, pattern: str) -> list[Path]:
-    """The files and folders below a folder whose names match, without hidden ones and macOS's in archives."""
-    return sorted(path for path in folder.rglob(pattern) if not _is_hidden(path.relative_to(folder)))
-
-
-def children(folder: Path) -> list[Path]:
-    """The files and folders in a folder, by name, without the same."""
-    return sorted(path for path in folder.iterdir() if not _is_hidden(path.relative_to(folder)))
-
-
-def _is_hidden(path: Path) -> bool:
-    return any(name.startswith(".") or name == "__MACOSX" for name in path.parts)
-
-
-def find_images(root: Path, names: Sequence[str]) -> list[Path]:
-    """Where the named images are: in a folder itself, or all in one of its sub-folders, at most two levels down.
-
-    PowerclipError if some are missing.
-    """
-    if not names:
-        return []
-    level = [root]
-    for _depth in range(3):
-        folder = next((folder for folder in level if (folder / names[0]).is_file()), None)
-        if folder is not None:
-            paths = [folder / name for name in names]
-            missing = [path.name for path in paths if not path.is_file()]
-            if missing:
-                raise PowerclipError(
-                    f"{len(missing)} of {len(names)} images are not in {folder}: {missing[0]}, ...; add them"
-                )
-            return paths
-        level = [child for folder in level for child in children(folder) if child.is_dir()]
-    raise PowerclipError(
-        f"{names[0]} is not under {root}; put the images of the data set there, in a folder of any name"
-    )

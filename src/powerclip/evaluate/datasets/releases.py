@@ -4,19 +4,32 @@ The images are in a folder of any name.
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from powerclip.errors import PowerclipError
 from powerclip.evaluate.datasets.clip_benchmark import retrieval_tasks
-from powerclip.evaluate.datasets.images import Box, FileImage, find_files, find_images, release_json
+from powerclip.evaluate.datasets.images import Box
+from powerclip.evaluate.datasets.release import NUMBER, TEXT, Release, Row, release_json
 from powerclip.tasks import HardNegative, HardNegatives, Quadruple, Quadruples, Task
-
-Row = dict[str, Any]
 
 SUGARCREPE = ("add_att", "add_obj", "replace_att", "replace_obj", "replace_rel", "swap_att", "swap_obj")
 """SugarCrepe's seven subsets."""
+
+VALSE = (
+    "actant-swap",
+    "action-replacement",
+    "coreference-hard",
+    "coreference-standard",
+    "counting-adversarial",
+    "counting-hard",
+    "counting-small-quant",
+    "existence",
+    "foil-it",
+    "plurals",
+    "relations",
+)
+"""VALSE's eleven pieces."""
 
 VALSE_AGREEMENT = 2
 """Of VALSE's three annotators, this many must have chosen the caption: its authors' valid pairs."""
@@ -49,26 +62,29 @@ around, wrapped in
 SYMMETRIC_RELATIONS = frozenset(" ".join(name.split()) for name in SYMMETRIC.split(","))
 
 
+KARPATHY = ("dataset_*.json", "*karpathy_test.json", "flickr*_test.json", "*_test_karpathy.json", "*_test_karpathy.txt")
+"""The names of Karpathy's own files, of BLIP's and of clip_benchmark's."""
+
+
 def read_sugarcrepe(folder: Path, name: str) -> list[Task]:
     """SugarCrepe (Hsieh et al., 2023): ``add_att.json`` and six more, over COCO's val2017."""
-    items = []
-    for kind in SUGARCREPE:
-        with release_json(_file(folder, f"{kind}.json")) as content:
-            rows = list(content.values())
-            items += _items(folder, rows, "filename", "caption", "negative_caption", [kind] * len(rows))
+    release = Release(folder)
+    columns = {"filename": TEXT, "caption": TEXT, "negative_caption": TEXT}
+    rows = {kind: release.rows(f"{kind}.json", columns, form=dict) for kind in SUGARCREPE}
+    items = [item for kind in SUGARCREPE for item in _items(release, rows[kind], columns, kind)]
     return [HardNegatives(name=name, items=items)]
 
 
 def read_winoground(folder: Path, name: str) -> list[Task]:
     """Winoground (Thrush et al., 2022): ``examples.jsonl`` and 800 images."""
-    with release_json(_file(folder, "examples.jsonl")) as rows:
-        names = [row[key] for row in rows for key in ("image_0", "image_1")]
-        names = [name if Path(name).suffix else f"{name}.png" for name in names]
-        pictures = [FileImage(image) for image in find_images(folder, names)]
-        items = [
-            Quadruple(images=(pictures[2 * i], pictures[2 * i + 1]), captions=(row["caption_0"], row["caption_1"]))
-            for i, row in enumerate(rows)
-        ]
+    release = Release(folder)
+    rows = release.rows("examples.jsonl", dict.fromkeys(("image_0", "image_1", "caption_0", "caption_1"), TEXT))
+    names = [row[key] for row in rows for key in ("image_0", "image_1")]
+    pictures = release.images([name if Path(name).suffix else f"{name}.png" for name in names])
+    items = [
+        Quadruple(images=(pictures[2 * i], pictures[2 * i + 1]), captions=(row["caption_0"], row["caption_1"]))
+        for i, row in enumerate(rows)
+    ]
     return [Quadruples(name=name, items=items)]
 
 
@@ -78,11 +94,14 @@ def read_aro(folder: Path, name: str) -> list[Task]:
     The kinds are the relations, and the pairs of attributes. "macro" is the authors' mean over kinds: without symmetric
     relations, and without pairs of attributes that have few items.
     """
+    release = Release(folder)
+    columns = {"image_path": TEXT, "true_caption": TEXT, "false_caption": TEXT}
+    box = dict.fromkeys(("bbox_x", "bbox_y", "bbox_w", "bbox_h"), NUMBER)
     tasks: list[Task] = []
-    for part in ("relation", "attribution"):
-        with release_json(_file(folder, f"visual_genome_{part}.json")) as rows:
-            kinds = [row["relation_name"] if part == "relation" else "_".join(row["attributes"]) for row in rows]
-            items = _items(folder, rows, "image_path", "true_caption", "false_caption", kinds, crop=_box)
+    for part, kind in (("relation", {"relation_name": TEXT}), ("attribution", {"attributes": list})):
+        rows = release.rows(f"visual_genome_{part}.json", columns | box | kind)
+        kinds = [row["relation_name"] if part == "relation" else "_".join(row["attributes"]) for row in rows]
+        items = _items(release, rows, columns, kinds, [_box(row) for row in rows])
         counts = Counter(kinds)
         few = {kind for kind, count in counts.items() if count < ARO_MIN_ITEMS}
         averaged = counts.keys() - (SYMMETRIC_RELATIONS if part == "relation" else few)
@@ -91,55 +110,75 @@ def read_aro(folder: Path, name: str) -> list[Task]:
 
 
 def read_valse(folder: Path, name: str) -> list[Task]:
-    """VALSE (Parcalabescu et al., 2022): every ``*.json`` with pairs of caption and foil; each file is a kind.
+    """VALSE (Parcalabescu et al., 2022): its eleven files with pairs of caption and foil; each file is a kind.
 
     Like its authors, this leaves out pairs that fewer than two of three annotators understood.
     """
-    items = []
-    for path in find_files(folder, "*.json"):
-        with release_json(path) as content:
-            rows = [row for row in content.values() if row["mturk"]["caption"] >= VALSE_AGREEMENT]
-            items += _items(folder, rows, "image_file", "caption", "foil", [path.stem] * len(rows))
+    release, items = Release(folder), []
+    columns = {"image_file": TEXT, "caption": TEXT, "foil": TEXT}
+    rows = {piece: release.rows(f"{piece}.json", columns | {"mturk": dict}, form=dict) for piece in VALSE}
+    for piece in VALSE:
+        valid = [row for row in rows[piece] if row["mturk"].get("caption", 0) >= VALSE_AGREEMENT]
+        items += _items(release, valid, columns, piece)
     return [HardNegatives(name=name, items=items)]
 
 
 def read_karpathy(folder: Path, name: str) -> list[Task]:
-    """The test split of Karpathy's ``dataset_coco.json``, ``dataset_flickr30k.json`` or ``dataset_flickr8k.json``."""
-    found = find_files(folder, "dataset_*.json")
-    if len(found) != 1:
-        raise PowerclipError(f"{folder} holds {len(found)} files dataset_*.json; expected one of Karpathy's splits")
-    with release_json(found[0]) as content:
-        rows = [row for row in content["images"] if row["split"] == "test"]
-        names = [str(Path(row.get("filepath", ""), row["filename"])) for row in rows]
-        captions = [[sentence["raw"] for sentence in row["sentences"]] for row in rows]
-    return retrieval_tasks(name, [FileImage(path) for path in find_images(folder, names)], captions)
+    """The test split of Karpathy's splits of COCO and Flickr, in any of three forms.
+
+    Karpathy's ``dataset_coco.json``; BLIP's ``coco_karpathy_test.json`` or ``flickr30k_test.json``, a list of images
+    with their captions; clip_benchmark's ``coco_test_karpathy.json``, in COCO's format, or
+    ``flickr30k_test_karpathy.txt``, a line for each image and caption. The images may be in one folder.
+    """
+    release = Release(folder)
+    found = release.files(*KARPATHY)
+    own = [path for path in found if next((key for key in ("coco", "8k", "30k") if key in name), "") in path.name]
+    if len(found) != 1 and len(own) != 1:
+        names = ", ".join(path.name for path in found) or "none"
+        raise PowerclipError(f"{folder} must hold one of {', '.join(KARPATHY)}; found: {names}")
+    path = own[0] if len(own) == 1 else found[0]
+    captions: dict[str, list[str]] = {}
+    if path.suffix == ".txt":
+        lines = path.read_text(encoding="utf-8").splitlines()[1:]  # the first names the columns
+        for number, line in enumerate(lines, start=2):
+            image, comma, caption = line.strip().partition(".jpg,")
+            if line.strip() and not comma:
+                raise PowerclipError(f"line {number} of {path} is {line[:60]!r}; expected IMAGE.jpg,CAPTION")
+            if comma:
+                captions.setdefault(f"{image}.jpg", []).append(caption)
+    else:
+        with release_json(path) as content:
+            if isinstance(content, list):
+                captions = {row["image"]: row["caption"] for row in content}
+            elif "annotations" in content:
+                names_by_id = {image["id"]: image["file_name"] for image in content["images"]}
+                captions = {name: [] for name in names_by_id.values()}
+                for row in content["annotations"]:
+                    captions[names_by_id[row["image_id"]]].append(row["caption"])
+            else:
+                rows = [row for row in content["images"] if row["split"] == "test"]
+                places = [str(Path(row.get("filepath", ""), row["filename"])) for row in rows]
+                captions = {at: [one["raw"] for one in row["sentences"]] for at, row in zip(places, rows, strict=True)}
+    return retrieval_tasks(name, list(release.images(list(captions))), list(captions.values()))
 
 
 def _items(
-    folder: Path,
+    release: Release,
     rows: Sequence[Row],
-    image: str,
-    positive: str,
-    negative: str,
-    kinds: Sequence[str],
-    *,
-    crop: Callable[[Row], Box | None] = lambda row: None,
+    columns: Sequence[str] | Row,
+    kinds: Sequence[str] | str,
+    crops: Sequence[Box] | None = None,
 ) -> list[HardNegative]:
-    """An item of each row; the names of the columns are given."""
-    paths = find_images(folder, [row[image] for row in rows])
+    """An item of each row; the columns of image, right and wrong caption are named, and the kind or that of each row."""
+    image, right, wrong = columns
+    kinds = [kinds] * len(rows) if isinstance(kinds, str) else kinds
+    pictures = release.images([row[image] for row in rows], crops)
     return [
-        HardNegative(image=FileImage(path, crop(row)), positive=row[positive], negative=row[negative], kind=kind)
-        for row, path, kind in zip(rows, paths, kinds, strict=True)
+        HardNegative(image=picture, positive=row[right], negative=row[wrong], kind=kind)
+        for row, picture, kind in zip(rows, pictures, kinds, strict=True)
     ]
 
 
 def _box(row: Row) -> Box:
     x, y = int(row["bbox_x"]), int(row["bbox_y"])
     return x, y, x + int(row["bbox_w"]), y + int(row["bbox_h"])
-
-
-def _file(folder: Path, name: str) -> Path:
-    found = find_files(folder, name)
-    if not found:
-        raise PowerclipError(f"{folder} lacks {name} of the release; add it")
-    return found[0]

@@ -1,0 +1,138 @@
+"""The files of a release: annotations that are checked for its form, and images wherever they are below its folder."""
+
+import csv
+import io
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from fnmatch import fnmatch
+from functools import cached_property
+from itertools import takewhile
+from pathlib import Path, PurePath
+from typing import Any
+
+from powerclip.errors import PowerclipError
+from powerclip.evaluate.datasets.images import Box, FileImage
+
+Row = Mapping[str, Any]
+
+TEXT = str
+NUMBER = (int, float)
+FORMS: Mapping[type, str] = {list: "a list", dict: "an object"}
+
+
+class Release:
+    """A folder with a release's files, found by name in an index of all folders below.
+
+    Links are followed; hidden files are skipped, and so is ``__MACOSX``, which macOS adds to archives.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Nothing is read yet."""
+        self.folder = folder
+
+    @cached_property
+    def _index(self) -> dict[str, list[Path]]:
+        """All files by name."""
+        index: dict[str, list[Path]] = {}
+        seen: set[str] = set()
+        for place, folders, names in os.walk(self.folder, followlinks=True):
+            if (real := os.path.realpath(place)) in seen:  # a link to a folder above or beside
+                folders.clear()
+                continue
+            seen.add(real)
+            folders[:] = sorted(name for name in folders if not is_hidden(name))
+            for name in sorted(names):
+                if not is_hidden(name):
+                    index.setdefault(name, []).append(Path(place, name))
+        return index
+
+    def files(self, *patterns: str) -> list[Path]:
+        """The files whose names match one of the patterns."""
+        names = [name for name in self._index if any(fnmatch(name, pattern) for pattern in patterns)]
+        return sorted(path for name in names for path in self._index[name])
+
+    def file(self, name: str) -> Path:
+        """A file by name, or by the end of its path; PowerclipError if there is none, or several equally close."""
+        path = self._find(name)
+        if path is None:
+            raise PowerclipError(f"{self.folder} lacks {name} of the release; add it")
+        return path
+
+    def images(self, names: Sequence[str], crops: Sequence[Box | None] | None = None) -> list[FileImage]:
+        """Images by name, or by the end of their paths, wherever they are; PowerclipError if some are missing."""
+        found = {name: self._find(name) for name in dict.fromkeys(names)}
+        missing = [name for name, path in found.items() if path is None]
+        if missing:
+            raise PowerclipError(
+                f"{len(missing)} of {len(found)} images are not under {self.folder}: {missing[0]}"
+                f"{', ...' if len(missing) > 1 else ''}; add them, in a folder of any name"
+            )
+        paths = [found[name] or Path() for name in names]
+        return [FileImage(path, crop) for path, crop in zip(paths, crops or [None] * len(paths), strict=True)]
+
+    def rows(self, name: str, columns: Mapping[str, Any], *, form: type = list) -> list[Row]:
+        """The rows of a JSON file of the given form (a list, or an object of rows), a ``.jsonl`` or a ``.csv``.
+
+        PowerclipError, in one line, if the file has another form or a row lacks one of the columns, given with their
+        types: it may be a file of the same name of another release.
+        """
+        path = self.file(name)
+        with release_json(path) as content:
+            rows = list(content.values() if isinstance(content, dict) else content)
+            lacking = [row for row in rows if any(not isinstance(row.get(key), columns[key]) for key in columns)]
+            if lacking or not rows or not isinstance(content, form):
+                example: Row = [*lacking, *rows, {}][0]
+                columns_found = ", ".join(f"{key} ({type(value).__name__})" for key, value in example.items())
+                raise PowerclipError(
+                    f"{path} is {FORMS.get(type(content), 'another value')} of {len(rows)} rows such as: "
+                    f"{columns_found}; expected {FORMS[form]} of rows with {', '.join(columns)}; is it another release's file?"
+                )
+        return rows
+
+    def _find(self, name: str) -> Path | None:
+        wanted = PurePath(name).parts
+
+        def distance(path: Path) -> tuple[int, int]:
+            agreeing = takewhile(lambda pair: pair[0] == pair[1], zip(path.parts[::-1], wanted[::-1], strict=False))
+            return -sum(1 for _ in agreeing), len(path.parts)
+
+        found = sorted(self._index.get(wanted[-1] if wanted else "", ()), key=distance)
+        if len(found) > 1 and distance(found[0]) == distance(found[1]):
+            raise PowerclipError(f"{name} is at {found[0]} and {found[1]}; keep one of them under {self.folder}")
+        return found[0] if found else None
+
+
+@contextmanager
+def release_json(path: Path) -> Iterator[Any]:
+    """What is in a JSON file of a release, or the list of the rows of a ``.jsonl`` or ``.csv``.
+
+    PowerclipError if the file cannot be read, or the block looks for content that it does not have.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        if path.suffix == ".csv":
+            value: Any = list(csv.DictReader(io.StringIO(text, newline="")))
+        elif path.suffix == ".jsonl":
+            value = [json.loads(line) for line in text.split("\n") if line.strip()]
+        else:
+            value = json.loads(text)
+    except (OSError, ValueError, csv.Error) as error:
+        raise PowerclipError(f"{path} cannot be read: {error}") from error
+    try:
+        yield value
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise PowerclipError(
+            f"{path} does not have its release's format ({type(error).__name__}: {error}); download it again"
+        ) from error
+
+
+def children(folder: Path) -> list[Path]:
+    """The files and folders in a folder, by name, without hidden ones and macOS's."""
+    return sorted(path for path in folder.iterdir() if not is_hidden(path.name))
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is no part of a release."""
+    return name.startswith(".") or name == "__MACOSX"
