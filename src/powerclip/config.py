@@ -37,6 +37,7 @@ EqualCaptions = Literal["negatives", "ignored"]
 RegionSource = Literal["boxes", "stored"]
 Score = Literal["global", "powerset"]
 ScoreRegions = Literal["grid", "stored"]
+Pixels = Literal["pil", "training"]
 Crop = Literal["random", "none"]
 Tower = Literal["image", "text"]
 Sharding = Literal["ddp", "fsdp"]
@@ -283,6 +284,9 @@ class EvaluateConfig:
     """Threads that open images while the model works."""
     scores: tuple[Score, ...] = ("global",)
     """How to score images and captions: by global embeddings (what papers report), the powerset similarity, or both."""
+    pixels: Pixels = "pil"
+    """Images of public data sets: pil, what PIL's convert("RGB") makes of them, as for published numbers; or training,
+    as the model saw images in training (upright, white behind transparency). Your own pairs always are as in training."""
     regions: ScoreRegions = "grid"
     """Regions of the powerset score: boxes on a fixed grid, or the masks stored in your own shards."""
     device: str = "auto"

@@ -6,7 +6,9 @@ wrong; and where captions are copies of each other: there clip_benchmark has one
 
 import gc
 import math
+import runpy
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -38,14 +40,25 @@ from tests.support.tars import npy
 CLOSE = 1e-6  # means of at most a few hundred zeros and ones, in float32 there
 
 
+THEIR_ACCURACY = zeroshot_classification.accuracy
+EXAMPLE = Path(__file__).parents[2] / "examples" / "clip_benchmark_cli.py"
+
+
 @pytest.fixture(autouse=True)
-def numbers_of_one_element(monkeypatch):
-    """clip_benchmark 1.6.2 calls float() on arrays of one element, which NumPy no longer converts."""
+def their_accuracy(monkeypatch):
+    """That of the example: NumPy 2.4 no longer runs clip_benchmark 1.6.2's."""
+    monkeypatch.setattr(zeroshot_classification, "accuracy", runpy.run_path(str(EXAMPLE))["accuracy"])
 
-    def one_number(value):
-        return float(value if isinstance(value, str) else np.asarray(value).item())
 
-    monkeypatch.setattr(zeroshot_classification, "float", one_number, raising=False)
+@pytest.mark.parametrize("seed", range(3))
+def test_the_example_s_accuracy_is_theirs_where_numpy_runs_theirs(seed, monkeypatch):
+    scores, labels = random_features(40, D=9, seed=seed), torch.arange(40) % 9
+    ours = zeroshot_classification.accuracy(scores, labels, topk=(1, 5))
+    if np.lib.NumpyVersion(np.__version__) >= "2.4.0":
+        with pytest.raises(TypeError, match="only 0-dimensional arrays can be converted"):
+            THEIR_ACCURACY(scores, labels, topk=(1, 5))
+        monkeypatch.setattr(zeroshot_classification, "float", lambda array: array.item(), raising=False)
+    assert ours == pytest.approx(THEIR_ACCURACY(scores, labels, topk=(1, 5)), abs=CLOSE)
 
 
 class Features(torch.nn.Module):

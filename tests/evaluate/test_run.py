@@ -1,10 +1,12 @@
 import csv
+import io
 import json
 import os
 import shutil
 
 import pytest
 import torch
+from PIL import Image
 
 from powerclip import create_model
 from powerclip.cli import main
@@ -26,8 +28,9 @@ from powerclip.model import save
 from powerclip.scenes import evaluation_tasks, generate
 from powerclip.tasks import Retrieval
 from tests.support.colours import ColourModel, preprocess, tokenizer
+from tests.support.images import encoded
 from tests.support.layouts import picture, webdataset, write_json
-from tests.support.tars import npy
+from tests.support.tars import npy, write_tar
 
 NAMES = ["red", "green", "blue"]
 
@@ -150,6 +153,26 @@ def test_voc_2007_is_two_sets(name, suite, model, tmp_path):
         return
     with pytest.raises(PowerclipError, match="holds a MultiLabel task; expected Classification for voc2007; the set"):
         evaluate(model, suite, tmp_path, tmp_path / "out")
+
+
+def test_the_view_of_training_is_another_measurement(model, tmp_path):
+    exif = Image.Exif()
+    exif[0x112] = 6
+    image = Image.open(io.BytesIO(next(iter(generate("test", count=1, seed=0))).image))
+    write_tar(tmp_path / "food101" / "test" / "0.tar", [("a.png", encoded(image, "PNG", exif=exif)), ("a.cls", b"0")])
+    (tmp_path / "food101" / "test" / "nshards.txt").write_text("1")
+    (tmp_path / "food101" / "classnames.txt").write_text("\n".join(NAMES))
+    (tmp_path / "food101" / "zeroshot_classification_templates.txt").write_text("a {c}")
+    write_shards(generate("test", count=2, seed=0), tmp_path / "own")
+    for pixels in ("pil", "training"):
+        config = EvaluateConfig(suite=("classification",), data=tmp_path, pixels=pixels, output=tmp_path / "out")
+        evaluate_model(str(model), config)
+        evaluate_model(str(model), EvaluateConfig(data=tmp_path / "own", pixels=pixels, output=tmp_path / "out"))
+    found = read_evaluation(tmp_path / "out")
+    aside, *rest = sorted(found.tasks, key=lambda name: "#" not in name)
+    assert aside.startswith("food101#")
+    assert rest == ["food101", "retrieval:own"]
+    assert found.measured_on["food101"].data == f"{tmp_path / 'food101'} (pixels: training)"
 
 
 def test_an_average_of_nothing_is_none():

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from torch.nn.utils.rnn import pad_sequence
 
+from powerclip.config import Pixels
 from powerclip.distributed import gather_rows, rank, world_size
 from powerclip.evaluate.datasets.images import key_of, open_picture
 from powerclip.tasks import Picture
@@ -56,6 +57,8 @@ class Encoder:
     batch_size: int
     workers: int = 0
     """Threads that open and preprocess images while the model works."""
+    pixels: Pixels = "pil"
+    """How images of public data sets are read."""
     known: dict[Key, tuple[object, Tensors]] = field(default_factory=dict)
     """What was computed, with its item, which is held so that the key can be its id."""
 
@@ -115,7 +118,7 @@ class Encoder:
         """(B, 3, H, W) preprocessed images."""
 
         def opened(picture: Picture) -> Tensor:
-            return self.preprocess(open_picture(picture))
+            return self.preprocess(open_picture(picture, self.pixels))
 
         if self.workers == 0:
             return (torch.stack([opened(picture) for picture in pictures]),)

@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+from powerclip.config import Pixels
 from powerclip.evaluate.datasets.images import identity
 from powerclip.evaluate.suites import Average, averages
 from powerclip.files import read_json, write_json
@@ -46,6 +47,11 @@ class Origin:
     """Items measured: images, or the items of hard negatives and quadruples."""
     of: int | None = None
     """Items of the complete release, where that is known."""
+
+    def with_pixels(self, pixels: Pixels) -> Origin:
+        """The same images read in another way: another measurement."""
+        fingerprint = hashlib.sha256(f"{self.fingerprint} {pixels}".encode()).hexdigest()[:16]
+        return replace(self, data=f"{self.data} (pixels: {pixels})", fingerprint=fingerprint)
 
     def fields(self) -> dict[str, str | int]:
         """As files hold it."""

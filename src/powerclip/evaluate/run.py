@@ -50,6 +50,11 @@ def evaluate_model(
     with process_group(config.device) as place:
         loaded, preprocess, tokenizer = load(model)
         tasks, absent = _read(names, config.data, pairs, size=config.size, image_size=loaded.image_size[0])
+        if config.pixels != "pil":
+            tasks = [
+                (task, origin.with_pixels(config.pixels) if origin.suite in SUITES else origin)
+                for task, origin in tasks
+            ]
         folders = Counter(Path(origin.data).name for _, origin in tasks if origin.suite == "pairs")
         for i, (task, origin) in enumerate(tasks):
             if origin.suite == "pairs":  # other data get another row in tables
@@ -72,6 +77,7 @@ def evaluate_model(
             device=place,
             batch_size=config.batch_size,
             workers=config.workers,
+            pixels=config.pixels,
         )
         for job, metrics in run_jobs(encoder, jobs, regions=config.regions, progress=progress):
             evaluation = evaluation.with_result(job.name, metrics, origins[id(job.task)])

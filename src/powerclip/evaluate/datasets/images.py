@@ -7,16 +7,19 @@ the encoder knows an image that it has encoded.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Hashable
+import warnings
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
-from powerclip.data.images import decode_image
+from powerclip.config import Pixels
+from powerclip.data.images import decode_for_benchmark, decode_image
 from powerclip.data.sample import IMAGE_EXTENSIONS
 from powerclip.data.shards import SamplePlace
 from powerclip.errors import BadSampleError, PowerclipError
+from powerclip.regions.annotation import MAX_PIXELS
 from powerclip.tasks import Picture
 
 Box = tuple[int, int, int, int]
@@ -29,12 +32,9 @@ class FileImage:
     path: Path
     crop: Box | None = None
 
-    def __call__(self) -> Image.Image:
+    def __call__(self, pixels: Pixels = "pil") -> Image.Image:
         """Open it; raises PowerclipError if it cannot be read."""
-        try:
-            image = decode_image(self.path.read_bytes())
-        except (BadSampleError, OSError) as error:
-            raise PowerclipError(f"{self.path} cannot be read ({error}); download this file again") from error
+        image = _decoded(self.path.read_bytes, str(self.path), pixels)
         return image if self.crop is None else image.crop(self.crop)
 
 
@@ -49,31 +49,41 @@ class ShardImage:
     """Offset and size in bytes."""
     content: str = ""
     """A hash of the bytes, where they were read already."""
+    pixels: Pixels | None = None
+    """How its pixels are read, whatever is asked for."""
 
     @classmethod
-    def of(cls, entry: SamplePlace, *, content: str = "") -> ShardImage:
+    def of(cls, entry: SamplePlace, *, content: str = "", pixels: Pixels | None = None) -> ShardImage:
         """The image of a sample; raises PowerclipError if it has none."""
         extension = next((extension for extension in IMAGE_EXTENSIONS if extension in entry.members), None)
         if extension is None:
             raise PowerclipError(
                 f"sample {entry.key} of {entry.shard} has no image under {', '.join(IMAGE_EXTENSIONS)}"
             )
-        return cls(entry.shard, entry.key, extension, entry.members[extension], content)
+        return cls(entry.shard, entry.key, extension, entry.members[extension], content, pixels)
 
-    def __call__(self) -> Image.Image:
+    def __call__(self, pixels: Pixels = "pil") -> Image.Image:
         """Open it; raises PowerclipError if it cannot be read."""
         entry = SamplePlace(shard=self.shard, key=self.key, members={self.extension: self.place})
-        try:
-            return decode_image(entry.files(only={self.extension})[self.extension])
-        except BadSampleError as error:
-            raise PowerclipError(
-                f"the image of sample {self.key} in {self.shard} cannot be read ({error}); download the shard again"
-            ) from error
+        what = f"the image of sample {self.key} in {self.shard}"
+        return _decoded(lambda: entry.files(only={self.extension})[self.extension], what, self.pixels or pixels)
 
 
-def open_picture(picture: Picture) -> Image.Image:
-    """The image itself."""
+def open_picture(picture: Picture, pixels: Pixels = "pil") -> Image.Image:
+    """The image itself; ``pixels`` says how those of public data sets are read."""
+    if isinstance(picture, FileImage | ShardImage):
+        return picture(pixels)
     return picture if isinstance(picture, Image.Image) else picture()
+
+
+def _decoded(read: Callable[[], bytes], what: str, pixels: Pixels) -> Image.Image:
+    try:
+        image = decode_for_benchmark(read()) if pixels == "pil" else decode_image(read())
+    except (BadSampleError, OSError) as error:
+        raise PowerclipError(f"{what} cannot be read ({error}); download it again") from error
+    if image.width * image.height > MAX_PIXELS:
+        warnings.warn(f"{what} has {image.width} x {image.height} pixels", stacklevel=2)
+    return image
 
 
 def key_of(picture: Picture) -> Hashable:

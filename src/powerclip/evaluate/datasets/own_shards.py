@@ -48,7 +48,7 @@ def retrieval_from_shards(path: Path | str, *, limit: int | None = None) -> Retr
             decode_image(sample.image)
         except BadSampleError:
             continue
-        images.append(ShardImage.of(entry, content=hashlib.sha256(sample.image).hexdigest()))
+        images.append(ShardImage.of(entry, content=hashlib.sha256(sample.image).hexdigest(), pixels="training"))
         captions.append((sample.caption,))
         masks.append(None if sample.regions is None else ShardMasks(entry))
         if len(images) == limit:
