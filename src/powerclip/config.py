@@ -80,9 +80,20 @@ class ModelConfig:
     """A phrase's vector from its leaves: plain sum (the paper's text), mean, or unit length."""
     phrase_unit: PhraseUnit = "phrase"
     """What is aligned with the regions: the phrases of the parse tree, or single tokens (the paper's ablation)."""
+    lora_rank: int | None = None
+    """Train additions of this rank to the linear layers instead of the weights (LoRA, needs the extra powerclip[lora]);
+    the saved model is the merged one."""
+    lora_alpha: int | None = None
+    """LoRA's additions are multiplied by alpha / rank; None takes the rank, so by 1."""
 
     def __post_init__(self) -> None:
-        _require_at_least(self, 1, "image_size")
+        _require_at_least(self, 1, "image_size", "lora_rank", "lora_alpha")
+        if (
+            self.lora_rank is not None
+            and self.pretrained is None
+            and not self.name.startswith(("local-dir:", "hf-hub:"))
+        ):
+            raise ValueError("lora_rank is for pretrained weights, which it leaves as they are; give pretrained")
         _require_at_least(self, 3, "context_length")  # start, a token, end
         if self.text_pool == "argmax":
             object.__setattr__(self, "text_pool", "tower")

@@ -39,3 +39,11 @@ def tiny_tower(**transform_options):
         context_length=model.context_length,
         grid=model.grid_size,
     )
+
+
+def write_start(folder):
+    """The path of a saved TINY, as a setting of what a model starts from takes it."""
+    path = Path(folder) / "start"
+    if not path.exists():
+        powerclip.model.save(powerclip.create_model(write_tiny(folder)), path)
+    return str(path)

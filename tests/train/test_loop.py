@@ -24,7 +24,7 @@ from powerclip.scenes import generate
 from powerclip.train import checkpoint, loop, train
 from powerclip.train.build import build_model
 from powerclip.train.step import Engine
-from tests.support.models import TINY
+from tests.support.models import TINY, write_start
 from tests.support.runs import losses, tiny_run, weights
 
 
@@ -582,6 +582,30 @@ def test_the_average_of_the_weights_is_saved_and_resumed(config, shards, tmp_pat
     for name, value in averages[0].items():
         assert torch.equal(value, averages[1][name]), name
     assert any(not torch.equal(value, weights(whole)[name]) for name, value in averages[0].items())
+
+
+def test_lora_leaves_all_but_the_linear_layers_and_is_resumed(config, shards, tmp_path, capsys):
+    model = dataclasses.replace(config.model, pretrained=write_start(tmp_path), lora_rank=2)
+    config = dataclasses.replace(config, model=model, ema_decay=0.5, checkpoint_every_steps=4)
+    run = train(config, data=shards, output=tmp_path / "run").output
+    said = capsys.readouterr().err
+    assert "LoRA of rank 2 in 8 layers" in said
+    assert re.search(r"0\.8 M parameters, 0\.00\d+ M of them trained", said)
+    start = weights(tmp_path / "start")
+    changed = {
+        name.removeprefix("backbone.") for name, value in weights(run).items() if not torch.equal(value, start[name])
+    }
+    layers = ("attn.in_proj_weight", "attn.out_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+    blocks = ("visual.transformer.resblocks.0", "transformer.resblocks.0")
+    assert changed == {f"{block}.{layer}" for block in blocks for layer in layers} | {"logit_scale"}
+    expected = [powerclip.load(run / name)[0].state_dict() for name in ("model", "model_ema")]
+    curve = losses(run)
+    shutil.rmtree(run / "checkpoints" / "step-00000008")
+    train(config, data=shards, output=run, resume=True)
+    assert losses(run) == curve
+    for name, before in zip(("model", "model_ema"), expected, strict=True):
+        again = powerclip.load(run / name)[0].state_dict()
+        assert all(torch.equal(value, before[key]) for key, value in again.items())
 
 
 def test_a_calibrated_zeta_is_part_of_the_checkpoint(config, shards, tmp_path):

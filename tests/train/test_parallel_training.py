@@ -22,7 +22,7 @@ from powerclip.runs import read_metrics
 from powerclip.scenes import generate
 from powerclip.train import train
 from powerclip.train.step import Engine
-from tests.support.models import write_tiny
+from tests.support.models import write_start, write_tiny
 from tests.support.processes import run_on_processes
 from tests.support.runs import losses, tiny_run, weights
 
@@ -34,10 +34,6 @@ def shards(tmp_path_factory):
     return folder
 
 
-def small(folder):
-    return tiny_run(folder, batch_size=12, steps=6)
-
-
 SETTINGS = {
     "ddp": {},
     "pieces": {"parallel": ParallelConfig(accumulate=2)},
@@ -46,11 +42,21 @@ SETTINGS = {
     "fsdp, evaluated": {
         "parallel": ParallelConfig(sharding="fsdp"), "ema_decay": 0.5, "evaluation": PeriodicEvaluationConfig(every_steps=3, size=6)
     },
+    "lora": {"ema_decay": 0.5},
+    "fsdp, lora": {"parallel": ParallelConfig(sharding="fsdp", accumulate=2, activation_checkpointing=True), "ema_decay": 0.5},
 }  # fmt: skip
 
 
+def small(folder, name="ddp"):
+    config = tiny_run(folder, batch_size=12, steps=6, **SETTINGS[name])
+    if "lora" in name:
+        model = dataclasses.replace(config.model, pretrained=write_start(folder), lora_rank=2)
+        config = dataclasses.replace(config, model=model)
+    return config
+
+
 def train_here(process, size, folder, data, name):
-    config = dataclasses.replace(small(folder), **SETTINGS[name])
+    config = small(folder, name)
     train(config, data=Path(data), output=Path(folder) / "many")
     return torch.zeros(())
 
@@ -74,11 +80,20 @@ def assert_same(many, one, steps=6):
 @pytest.mark.slow  # each starts processes that import everything
 @pytest.mark.parametrize(
     ("size", "name"),
-    [(2, "ddp"), (3, "ddp"), (2, "pieces"), (2, "fsdp"), (2, "evaluated"), (2, "fsdp, evaluated")],
+    [
+        (2, "ddp"),
+        (3, "ddp"),
+        (2, "pieces"),
+        (2, "fsdp"),
+        (2, "evaluated"),
+        (2, "fsdp, evaluated"),
+        (2, "lora"),
+        (2, "fsdp, lora"),
+    ],
 )
 def test_many_processes_train_the_model_of_one(size, name, shards, tmp_path):
+    config = small(tmp_path, name)
     run_on_processes(size, train_here, tmp_path, str(tmp_path), str(shards), name)
-    config = dataclasses.replace(small(tmp_path), **SETTINGS[name])
     one = train(config, data=shards, output=tmp_path / "one").output
     assert_same(tmp_path / "many", one)
     if "evaluated" in name:
@@ -91,8 +106,11 @@ def test_many_processes_train_the_model_of_one(size, name, shards, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("before", "after", "name"), [(2, 1, "ddp"), (1, 3, "ddp"), (2, 1, "fsdp")])
+@pytest.mark.parametrize(
+    ("before", "after", "name"), [(2, 1, "ddp"), (1, 3, "ddp"), (2, 1, "fsdp"), (2, 1, "fsdp, lora")]
+)
 def test_a_run_goes_on_with_another_number_of_processes(before, after, name, shards, tmp_path, capsys):
+    config = small(tmp_path, name)
     for size in (before, after):
         if size == before:  # as if it had been stopped after three of its six steps
             run_on_processes(size, train_until, tmp_path, str(tmp_path), str(shards), name, 3)
@@ -102,7 +120,6 @@ def test_a_run_goes_on_with_another_number_of_processes(before, after, name, sha
     said = capsys.readouterr().err
     assert "at step 3 of 6" in said
     assert f"It ran on {before} processes and continues on {after}" in said
-    config = dataclasses.replace(small(tmp_path), **SETTINGS[name])
     assert_same(tmp_path / "many", train(config, data=shards, output=tmp_path / "one").output)
 
 
@@ -115,7 +132,7 @@ def train_until(process, size, folder, data, name, stop_at):
             os.kill(os.getpid(), signal.SIGUSR1)
         return real(engine, pieces, number)
 
-    config = dataclasses.replace(small(folder), **SETTINGS[name])
+    config = small(folder, name)
     try:
         Engine.step = step
         train(config, data=Path(data), output=Path(folder) / "many", resume=True)

@@ -2,11 +2,13 @@
 
 from powerclip.model.create import architecture, create_model, describe, from_open_clip, make_tokenizer
 from powerclip.model.hub import load, load_for_clip_benchmark, save
+from powerclip.model.lora import add_lora
 from powerclip.model.towers import PowerCLIP
 from powerclip.model.transforms import make_transforms
 
 __all__ = [
     "PowerCLIP",
+    "add_lora",
     "architecture",
     "create_model",
     "describe",

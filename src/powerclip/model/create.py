@@ -172,11 +172,13 @@ def describe(model: PowerCLIP) -> str:
     kinds = {type(module).__name__ for module in model.backbone.modules()}
     activations = " and ".join(sorted(kind for kind in kinds if kind.endswith(("GELU", "SiLU", "GELUTanh"))))
     preprocess = model.backbone.visual.preprocess_cfg
-    (height, width), tensors = model.image_size, len(model.state_dict())
+    ranks = [len(parameter) for name, parameter in model.named_parameters() if ".lora_A." in name]
+    lora = f", LoRA of rank {ranks[0]} in {len(ranks)} layers" if ranks else ""
+    (height, width), tensors = model.image_size, len(model.state_dict()) - 2 * len(ranks)
     return (
         f"Model: {model.config.get('start', 'unknown')} ({tensors} tensors, {activations}, image_pool {model.image_pool}, "
         f"text_pool {model.text_pool}, {height} x {width} pixels {preprocess['interpolation']} "
-        f"{preprocess['resize_mode']}, mean {_numbers(preprocess['mean'])}, {model.context_length} tokens)"
+        f"{preprocess['resize_mode']}, mean {_numbers(preprocess['mean'])}, {model.context_length} tokens{lora})"
     )
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from powerclip.errors import PowerclipError
 from powerclip.files import atomic_folder, read_json
 from powerclip.model.create import build, create_model, make_tokenizer
+from powerclip.model.lora import merge_lora
 from powerclip.model.start import CONFIG, KEPT, OPEN_CLIP_CONFIG, WEIGHTS, find_start, in_one_line, model_folder
 from powerclip.model.towers import PowerCLIP, Tokenizer, Transform
 from powerclip.model.transforms import make_transforms
@@ -25,7 +26,7 @@ from powerclip.model.transforms import make_transforms
 def save(model: PowerCLIP, folder: Path | str, *, state: Mapping[str, Tensor] | None = None) -> Path:
     """Write a model folder, with ``state`` in place of the model's own weights if given (of a sharded model, say).
 
-    An existing folder is replaced when the new one is complete.
+    LoRA's additions are merged. An existing folder is replaced when the new one is complete.
 
     Raises:
         ValueError: the model comes from ``from_open_clip``, so its open_clip config is not known.
@@ -35,7 +36,7 @@ def save(model: PowerCLIP, folder: Path | str, *, state: Mapping[str, Tensor] | 
         raise ValueError("a model from from_open_clip has no config to build it from; save its open_clip model instead")
     folder = Path(folder)
     config = {"powerclip": version("powerclip"), **model.config, "scoring": asdict(model.scoring)}
-    weights = model.state_dict() if state is None else state
+    weights = merge_lora(model, model.state_dict() if state is None else state)
     with atomic_folder(folder) as temporary:
         (temporary / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         save_file({name: value.detach().cpu().contiguous() for name, value in weights.items()}, temporary / WEIGHTS)

@@ -13,11 +13,11 @@ from powerclip.data.remote import ShardCache
 from powerclip.distributed import rank, world_size
 from powerclip.loss import FILIPLoss, PowerCLIPLoss, PowersetAlignmentLoss, SigLIPLoss, SPARCLoss
 from powerclip.loss.siglip import INIT_LOGIT_BIAS, INIT_LOGIT_SCALE
-from powerclip.model import PowerCLIP, create_model, make_tokenizer, make_transforms
+from powerclip.model import PowerCLIP, add_lora, create_model, make_tokenizer, make_transforms
 
 
 def build_model(config: TrainConfig) -> PowerCLIP:
-    """The model a config describes, with a tower frozen if it says so."""
+    """The model a config describes, with a tower frozen or with LoRA if it says so."""
     m, siglip = config.model, config.objective.name == "siglip"
     model = create_model(
         m.name,
@@ -38,6 +38,8 @@ def build_model(config: TrainConfig) -> PowerCLIP:
     if config.optim.freeze != "none":
         for parameter in model.tower_parameters(config.optim.freeze):
             parameter.requires_grad_(False)
+    if m.lora_rank is not None:
+        add_lora(model, rank=m.lora_rank, alpha=m.lora_alpha)
     return model
 
 

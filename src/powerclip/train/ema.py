@@ -8,11 +8,12 @@ from torch import Tensor, nn
 
 
 class EMA:
-    """Averages of all parameters, in float32, moved after every step: average += (1 - decay) (weight - average)."""
+    """Averages of the trained parameters, in float32, moved after every step: average += (1 - decay) (weight - average)."""
 
     def __init__(self, model: nn.Module, *, decay: float) -> None:
         self.decay = decay
-        self._names, self._parameters = zip(*model.named_parameters(), strict=True)
+        trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+        self._names, self._parameters = zip(*trained, strict=True)
         self._averages = [parameter.detach().float().clone() for parameter in self._parameters]
 
     @torch.no_grad()

@@ -22,16 +22,15 @@ def estimate(config: TrainConfig, model: PowerCLIP) -> str:
     The model is on its device and not yet spread over processes; it is run once, on two pairs.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
-    parameters = sum(p.numel() for p in model.parameters())
+    parameters, trainable = (sum(p.numel() for p in kept) for kept in (model.parameters(), trained))
     averaged = config.ema_decay is not None
-    state_bytes = sum(p.nbytes for p in model.parameters()) + 3 * sum(p.nbytes for p in trained)
-    state_bytes += 4 * parameters * averaged
+    state_bytes = sum(p.nbytes for p in model.parameters()) + (3 + averaged) * sum(p.nbytes for p in trained)
     shards = world_size() if config.parallel.sharding == "fsdp" else 1
     pairs = -(-config.batch_size // world_size() // config.parallel.accumulate)
     pair_bytes = _kept_bytes(config, model) + 4 * 3 * math.prod(model.image_size)
     return (
-        f"{parameters / 1e6:.1f} M parameters, {sum(p.numel() for p in trained) / 1e6:.1f} M of them trained; {pairs} "
-        f"pairs at a time on each process; about {state_bytes / shards / 2**30:.2f} GiB for weights, gradients and "
+        f"{parameters / 1e6:.1f} M parameters, {trainable / 1e6:.4g} M of them trained; {pairs} pairs at a time on each "
+        f"process; about {state_bytes / shards / 2**30:.2f} GiB for weights, gradients and "
         f"optimiser{', average included,' * averaged} and {pair_bytes * pairs / 2**30:.2f} GiB for pairs and "
         "activations"
     )
