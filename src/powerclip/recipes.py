@@ -15,10 +15,10 @@ def scenes_tiny() -> TrainConfig:
     """
     return TrainConfig(
         recipe="scenes_tiny",
-        model=ModelConfig(name="tiny"),
-        optim=OptimConfig(learning_rate=1e-3, warmup_steps=50, weight_decay=0.1),
+        model=ModelConfig(name="tiny-conv"),
+        optim=OptimConfig(learning_rate=2e-3, warmup_steps=50, weight_decay=0.1),
         batch_size=64,
-        steps=600,
+        steps=1500,
     )
 
 

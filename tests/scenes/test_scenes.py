@@ -103,7 +103,7 @@ def test_masks_are_whole_disjoint_and_within_their_boxes(samples):
         for thing, mask in zip(s.metadata["objects"], found, strict=True):
             left, top, right, bottom = thing["box"]
             assert mask.sum() == mask[top:bottom, left:right].sum() > 20
-            assert (right - left) == {"small": 14, "big": 24}[thing["size"]]
+            assert (right - left) == {"small": 22, "big": 31}[thing["size"]]
 
 
 def test_the_background_is_light_and_outside_every_mask(samples):

@@ -4,9 +4,9 @@ import re
 
 SHAPE = "cube|ball|cone|diamond|star|cross|ring|heart"
 COLOUR = "red|green|blue|yellow|purple|orange|black|pink"
-NOUNS = {"stripes": "striped", "dots": "dotted", "checks": "checkered"}
+NOUNS = {"stripes": "striped", "dots": "dotted"}
 MENTION = re.compile(
-    rf"\ban? ((?:(?:small|big|striped|dotted|checkered|{COLOUR}) )*)({SHAPE})(?: that is ({COLOUR})| with (\w+))?\b"
+    rf"\ban? ((?:(?:small|big|striped|dotted|{COLOUR}) )*)({SHAPE})(?: that is ({COLOUR})| with (\w+))?\b"
 )
 RELATION_WORDS = {
     "left of": "left",

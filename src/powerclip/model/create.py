@@ -19,6 +19,7 @@ from open_clip.transform import PreprocessCfg
 from safetensors.torch import load_file
 from torch import nn
 
+import powerclip.model.tiny  # noqa: F401  (registers a tower with timm)
 from powerclip.config import ImagePool, PhraseNorm, PhraseUnit, ScoringConfig, TextPool
 from powerclip.errors import PowerclipError, one_of
 from powerclip.model.start import Start, find_start, in_one_line
@@ -48,8 +49,9 @@ def create_model(
     interpolation and the way of resizing.
 
     Args:
-        name: a ViT that open_clip knows, "tiny", or the path of a JSON config in open_clip's form, without weights; or
-            ``local-dir:FOLDER`` or ``hf-hub:ORGANISATION/NAME``, a model in open_clip's form with its weights.
+        name: a ViT that open_clip knows, "tiny" or "tiny-conv", or the path of a JSON config in open_clip's form,
+            without weights; or ``local-dir:FOLDER`` or ``hf-hub:ORGANISATION/NAME``, a model in open_clip's
+            form with its weights.
         pretrained: an open_clip tag of the named model, or a checkpoint file for it; or a run folder, model folder or
             ``model.safetensors`` of powerclip, whose architecture is used instead of the named one.
         image_pool: the global image embedding: "avg" over the patches (the paper), or "tower", the pooling that the

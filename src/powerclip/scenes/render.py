@@ -101,9 +101,7 @@ def _pattern(texture: str, side: int) -> Floats:
     cell = max(2, side // 7)
     if texture == "striped":
         light = (row + column) // (cell + 1) % 2 == 1
-    elif texture == "dotted":
-        light = ((row + 1) % (2 * cell) < cell) & ((column + 1) % (2 * cell) < cell)
     else:
-        light = (row // (cell + 1) + column // (cell + 1)) % 2 == 1
+        light = ((row + 1) % (2 * cell) < cell) & ((column + 1) % (2 * cell) < cell)
     pattern: Floats = light.astype(np.float32)
     return pattern

@@ -76,27 +76,33 @@ def _retrieval(name: str, split: Split, seed: int, size: int, image_size: int) -
 
 
 def hard_negatives(seed: int, size: int, image_size: int) -> Sequence[HardNegative]:
-    """Images with a true caption and a false one that differs in a word or two; the seven kinds take turns."""
+    """Images, each with seven true captions and as many false ones that differ in a word or two, one of each kind."""
     items = []
     for index in range(size):
         random = generator(seed, "test", index, stream=4)
-        kind = KINDS[index % len(KINDS)]
-        scene, positive, negative = contrast(kind, random)
-        texts = _same_wording(positive, negative, random)
+        scene, pairs = contrasts(random)
         image = render(scene, image_size=image_size, random=random)
-        items.append(HardNegative(image=image, positive=texts[0], negative=texts[1], kind=kind))
+        for kind, (positive, negative) in pairs.items():
+            texts = _same_wording(positive, negative, random)
+            items.append(HardNegative(image=image, positive=texts[0], negative=texts[1], kind=kind))
     return items
 
 
-def contrast(kind: str, random: np.random.Generator) -> tuple[Scene, Statement, Statement]:
-    """A scene, a statement that is true of it, and a false one that differs as the kind says."""
+def contrasts(random: np.random.Generator) -> tuple[Scene, dict[str, tuple[Statement, Statement]]]:
+    """A scene and, for each kind, a statement that is true of it and a false one that differs as the kind says."""
     while True:
         scene, statement = related_pair(random)
-        negative = _edit(kind, statement, scene, random)
-        if kind == "swap_obj":
-            statement = replace(statement, subject=negative.object, object=negative.subject)  # type: ignore[arg-type]
-        if statement.true_of(scene) and not negative.true_of(scene) and not _unseen(negative):
-            return scene, statement, negative
+        pairs = {}
+        for kind in KINDS:
+            negative = _edit(kind, statement, scene, random)
+            positive = statement
+            if kind == "swap_obj":
+                positive = replace(statement, subject=negative.object, object=negative.subject)  # type: ignore[arg-type]
+            pairs[kind] = (positive, negative)
+        if all(
+            true.true_of(scene) and not false.true_of(scene) and not _unseen(false) for true, false in pairs.values()
+        ):
+            return scene, pairs
 
 
 def _unseen(statement: Statement) -> bool:

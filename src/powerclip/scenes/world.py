@@ -10,13 +10,14 @@ Split = Literal["train", "test", "compositional"]
 SHAPES = ("cube", "ball", "cone", "diamond", "star", "cross", "ring", "heart")
 COLOURS = ("red", "green", "blue", "yellow", "purple", "orange", "black", "pink")
 SIZES = ("small", "big")
-TEXTURES = ("plain", "striped", "dotted", "checkered")
+TEXTURES = ("plain", "striped", "dotted")
 INVERSE = {"left": "right", "right": "left", "above": "below", "below": "above"}
 """The relations, and how each is said from the other object's side."""
 OBJECT_COUNTS = (0.2, 0.6, 0.85)
 """Cumulative shares of scenes of 1, 2 and 3 objects; the others have 4."""
-RADIUS = {"small": 0.11, "big": 0.19}
-"""Half the side of an object's box, as a share of the image's side."""
+RADIUS = {"small": 0.17, "big": 0.24}
+"""Half the side of an object's box, as a share of the image's side: large enough that shapes can be told apart on a grid
+of 6 x 6 patches."""
 
 HELD_OUT = frozenset((COLOURS[i], SHAPES[(3 * i) % len(SHAPES)]) for i in range(len(COLOURS)))
 """Colour-shape pairs that training never shows: each colour and each shape once."""

@@ -1,0 +1,105 @@
+"""Run the experiments: train and evaluate every config of a study with every seed, and keep each run's result.
+
+    python experiments/run.py scenes               # all of docs/evidence.md's main table (hours on a CPU)
+    python experiments/run.py scenes --only clip powerclip --seeds 1
+
+A second call continues where the first stopped. Each finished run leaves a small JSON in ``experiments/results/STUDY``,
+from which ``experiments/tables.py`` makes the tables and plots without training. A result that is there is not run again.
+"""
+
+import argparse
+import json
+import platform
+import re
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from studies import STUDIES, Study
+
+import powerclip
+from powerclip.compare import finish_runs
+from powerclip.config import TrainConfig
+from powerclip.evaluate import read_evaluation
+from powerclip.files import read_json, write_json
+from powerclip.runs import RunFolder
+
+RESULTS = Path(__file__).parent / "results"
+CURVE_POINTS = 60
+"""Points that a result keeps of a run's curves."""
+
+
+def main() -> int:
+    """Run a study; the exit status is 0 when it is complete and 130 when it was interrupted."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", choices=STUDIES)
+    parser.add_argument("--only", nargs="+", help="names of configs; all by default")
+    parser.add_argument("--seeds", type=int, nargs="+", help="the study's own by default")
+    parser.add_argument("--output", type=Path, default=Path("runs/experiments"), help="data and runs (large)")
+    arguments = parser.parse_args()
+    study = STUDIES[arguments.study]
+    names = arguments.only or list(study.configs)
+    if unknown := sorted(set(names) - set(study.configs)):
+        parser.error(f"{arguments.study} has no {', '.join(unknown)}; it has {', '.join(study.configs)}")
+    output = arguments.output / arguments.study
+    for seed in arguments.seeds or study.seeds:  # seed by seed, so that an unfinished study is a balanced one
+        for name in names:
+            if not run(study, name, seed=seed, output=output, results=RESULTS / arguments.study):
+                return 130
+    return 0
+
+
+def run(study: Study, name: str, *, seed: int, output: Path, results: Path) -> bool:
+    """Train and evaluate one config with one seed, unless its result is there; False when interrupted."""
+    config = replace(study.configs[name], seed=seed)
+    result, folder = results / f"{name}-seed-{seed}.json", output / f"{name}-seed-{seed}"
+    if result.exists():
+        if (kept := read_json(result)["config"]) != json.loads(json.dumps(asdict(config))):
+            sys.exit(
+                f"{result} is of other settings ({_differences(kept, config)}); delete it to run this config again"
+            )
+        return True
+    console = Console()
+    console.rule(f"{name}, seed {seed}")
+    data = study.make_data(output)
+    if not finish_runs({folder: config}, data=data, evaluate=study.evaluate, console=console):
+        return False
+    write_json(result, summary(folder, config))
+    return True
+
+
+def summary(folder: Path, config: TrainConfig) -> dict[str, object]:
+    """What is kept of a run: settings, results, curves, time and machine."""
+    evaluation = read_evaluation(folder)
+    assert evaluation is not None
+    lines = [json.loads(line) for line in RunFolder(folder).metrics_file.read_text(encoding="utf-8").splitlines()]
+    lines = [line for line in lines if "loss" in line]
+    kept = lines[:: max(1, len(lines) // CURVE_POINTS)]
+    threads = f"{torch.get_num_threads()} threads"
+    machine = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()}, {threads})"
+    return {
+        "config": asdict(config),
+        "tasks": evaluation.tasks,
+        "counts": {task: origin.n for task, origin in evaluation.measured_on.items()},
+        "curves": {key: [line.get(key) for line in kept] for key in kept[-1] if _is_number(kept[-1][key])},
+        "seconds": sum(line["seconds"] for line in lines if "seconds" in line),
+        "date": time.strftime("%Y-%m-%d"),
+        "versions": {"powerclip": powerclip.__version__, "torch": re.sub(r"\+.*", "", torch.__version__)},
+        "machine": machine,
+    }
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _differences(kept: dict[str, object], config: TrainConfig) -> str:
+    new = json.loads(json.dumps(asdict(config)))
+    return ", ".join(key for key in new if new[key] != kept.get(key))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
