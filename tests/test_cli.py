@@ -69,7 +69,7 @@ def test_wrong_usage_is_one_line_and_status_2(argv, message, capsys, tmp_path, m
         ("cc12m_vit_b16", ("--steps", "None"), None, 32),
         ("scenes_tiny", ("--epochs", "3"), None, 3),
         ("scenes_tiny", ("--steps", "None", "--epochs", "3"), None, 3),
-        ("scenes_tiny", ("--batch-size", "10"), 600, None),
+        ("scenes_tiny", ("--batch-size", "10"), 1500, None),
     ],
 )
 @pytest.mark.parametrize("first", ["recipe", "options"])
