@@ -85,6 +85,25 @@ def test_the_page_is_complete_and_fetches_nothing(tmp_path):
     assert [path.name for path in output.parent.iterdir()] == ["report.html"]
 
 
+def test_instruments_are_shown_of_the_runs_that_have_them(tmp_path):
+    old, new = (complete_run(tmp_path / name, weight=0.5) for name in ("old", "new"))
+    before = report({"old": old}, tmp_path)
+    assert "Do subsets choose?" not in before.text
+    assert before.all("h3") == []
+    measures = {"matched_above_zero_share": 0.9, "unmatched_above_zero_share": 0.2, "hub_share_t2i": 0.4}
+    lines = [{"step": s, "loss": 1.0, **measures, "powerset_weight": 0.2} for s in range(1, 6)]
+    (new / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    page = report({"old": old, "new": new}, tmp_path)
+    texts = [image["alt"] for image in page.all("img")][1:4]
+    assert texts == [
+        f"Curves of {title} over the training steps of old, new"
+        for title in ("similarities above zero", "five commonest negatives", "lambda")
+    ]
+    assert "similarities above zero: Share of region-phrase similarities" in page.text
+    assert "score gap" not in page.text
+    assert len(page.all("img")) == len(before.all("img")) + 3
+
+
 def test_phrases_are_grounded_in_the_run_s_own_data(tmp_path):
     data = own_data(tmp_path / "data", "a first dog", f"a second {SCRIPT}", "a third")
     run = complete_run(tmp_path / "run", weight=0.5, data=data)

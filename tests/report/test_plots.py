@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from powerclip.evaluate import Evaluation
-from powerclip.report.plots import comparison_plot, curves, png, smooth
+from powerclip.report.plots import INSTRUMENTS, comparison_plot, curves, png, smooth
 from powerclip.report.tables import results_table
 
 
@@ -32,6 +32,29 @@ def test_every_panel_shows_the_runs_that_log_its_metric():
     assert faint.get_ydata() == pytest.approx([1 / s for s in range(1, 30)])
     assert smoothed.get_ydata() == pytest.approx(smooth(faint.get_ydata()))
     assert Image.open(io.BytesIO(png(figure))).width > 800
+
+
+def test_instruments_are_drawn_solid_and_dashed_and_ratios_on_a_logarithmic_axis():
+    lines = [
+        {"step": s, "matched_above_zero_share": 0.9, "unmatched_above_zero_share": 0.2, "gradient_ratio": s / 4}
+        for s in range(9)
+    ]
+    panels = [panel for group in INSTRUMENTS.values() for panel in group if panel.in_any({"a": lines})]
+    assert [panel.names[0] for panel in panels] == ["matched_above_zero_share", "gradient_ratio"]
+    shares, ratio = curves({"a": lines}, panels).axes
+    found = [(line.get_linestyle(), line.get_ydata().tolist()) for line in shares.lines]
+    assert found == [("-", pytest.approx([0.9] * 9))] * 2 + [("--", pytest.approx([0.2] * 9))] * 2
+    assert shares.get_ylim() == (-0.03, 1.03)
+    assert ratio.get_yscale() == "log"
+    assert ratio.lines[0].get_ydata().tolist() == [s / 4 for s in range(1, 9)]  # 0 has no logarithm
+    (alone,) = curves({"a": [{"step": 1, "gradient_ratio": 0.0}]}, panels[1:]).axes
+    assert not alone.lines
+    assert png(alone.figure).startswith(b"\x89PNG")
+
+
+def test_each_instrument_says_how_to_read_it():
+    for group in INSTRUMENTS.values():
+        assert all(panel.reading.endswith(".") and len(panel.names) <= 2 for panel in group)
 
 
 def test_odd_names_and_values_are_no_obstacle():

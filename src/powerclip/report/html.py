@@ -1,7 +1,7 @@
 """The report on one or more runs: one HTML page that needs no other file."""
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from powerclip.errors import PowerclipError
 from powerclip.files import atomic_write
 from powerclip.model import PowerCLIP, load
 from powerclip.report.pictures import Grounding, ground, picture, shown_phrases
-from powerclip.report.plots import PANELS, curves, is_number, png
+from powerclip.report.plots import INSTRUMENTS, PANELS, Panel, curves, is_number, png
 from powerclip.report.samples import own_pairs, scene_pairs
 from powerclip.report.tables import TEMPLATES, Table, read_evaluations, results_table
 from powerclip.runs import RunFolder, read_metrics
@@ -49,8 +49,17 @@ def _training(runs: Mapping[str, Path]) -> dict[str, Any]:
     for name, lines in metrics.items():
         loss = next((line["loss"] for line in reversed(lines) if is_number(line.get("loss"))), None)
         ends.append({"name": name, "step": lines[-1]["step"], "samples": lines[-1].get("samples_seen"), "loss": loss})
-    text = f"Curves of {', '.join(PANELS.values())} over the training steps of {', '.join(metrics)}"
-    return {"found": metrics, "curves": _image(curves(metrics), text) if metrics else None, "ends": ends}
+    instruments = {}
+    for question, group in INSTRUMENTS.items():
+        if panels := [panel for panel in group if panel.in_any(metrics)]:
+            instruments[question] = {"curves": _curves(metrics, panels), "panels": panels}
+    shown = _curves(metrics, PANELS) if metrics else None
+    return {"found": metrics, "curves": shown, "ends": ends, "instruments": instruments}
+
+
+def _curves(metrics: Mapping[str, list[dict[str, Any]]], panels: Sequence[Panel]) -> dict[str, str]:
+    titles = ", ".join(panel.title for panel in panels)
+    return _image(curves(metrics, panels), f"Curves of {titles} over the training steps of {', '.join(metrics)}")
 
 
 def _grounding(runs: Mapping[str, Path]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import io
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,16 +11,86 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogFormatter
 from numpy.typing import NDArray
 
 from powerclip.report.tables import Spread, Table, printable
 
-PANELS = {
-    "loss_clip": "CLIP loss",
-    "loss_powerset": "powerset alignment loss",
-    "logit_scale": "inverse temperature",
-    "samples_per_s": "samples per second",
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """One panel of curves: up to two metrics of each run over its steps, the second one dashed."""
+
+    title: str
+    names: tuple[str, ...]
+    """Names in ``metrics.jsonl``."""
+    reading: str = ""
+    """A sentence on how to read it."""
+    limits: tuple[float, float] | None = None
+    """Of the vertical axis."""
+    logarithmic: bool = False
+    """Whether the vertical axis is; what is not positive is left out."""
+
+    def in_any(self, metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> bool:
+        """Whether a run has a number to draw."""
+        return any(is_number(line.get(name)) for lines in metrics.values() for line in lines for name in self.names)
+
+
+PANELS = (
+    Panel(title="CLIP loss", names=("loss_clip",)),
+    Panel(title="powerset alignment loss", names=("loss_powerset",)),
+    Panel(title="inverse temperature", names=("logit_scale",)),
+    Panel(title="samples per second", names=("samples_per_s",)),
+)
+
+SHARE = (-0.03, 1.03)
+
+INSTRUMENTS = {
+    "Do subsets choose?": (
+        Panel(
+            title="similarities above zero",
+            names=("matched_above_zero_share", "unmatched_above_zero_share"),
+            limits=SHARE,
+            reading="Share of region-phrase similarities above zero, of matched (solid) and unmatched pairs (dashed). "
+            "Subsets choose where the solid curve is high and the dashed one low; if both are near 1, the best subset is "
+            "all regions, and if both are near 0, it is empty.",
+        ),
+        Panel(
+            title="score gap",
+            names=("score_gap",),
+            reading="Mean score of matched less that of unmatched pairs: it should rise, towards the margin and above.",
+        ),
+    ),
+    "What do the hinges see?": (
+        Panel(
+            title="active hinges",
+            names=("active_share_i2t", "active_share_t2i"),
+            limits=SHARE,
+            reading="Share of images (solid) and captions (dashed) whose hardest negative is within the margin; the rest "
+            "give no gradient. It should fall; at 1 to the end, the margin may be too wide.",
+        ),
+        Panel(
+            title="five commonest negatives",
+            names=("hub_share_i2t", "hub_share_t2i"),
+            limits=SHARE,
+            reading="Share of images (solid) and captions (dashed) whose hardest negative is one of the five commonest. "
+            "By chance it is about 0.25 in batches of 64 and 0.08 in batches of 256; far above, the loss trains against "
+            "a few hubs.",
+        ),
+    ),
+    "How strong is the powerset loss?": (
+        Panel(
+            title="ratio of gradients",
+            names=("gradient_ratio",),
+            logarithmic=True,
+            reading="Gradient of the weighted powerset loss relative to that of CLIP's loss. Above 1, it decides where "
+            "the towers go; far below 0.1, it hardly trains them.",
+        ),
+        Panel(title="lambda", names=("powerset_weight",), reading="Weight of the powerset loss as it stands."),
+        Panel(title="zeta", names=("zeta",), reading="Calibrated zeta as it stands; it should settle."),
+    ),
 }
+"""Panels by the question that they answer, of runs with the powerset loss."""
 
 STYLE = {
     "font.size": 8,
@@ -32,20 +103,32 @@ STYLE = {
 
 
 @rc_context(STYLE)
-def curves(metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
-    """A panel per metric: each run's values, faint, under a smoothed line; what is not a number is left out."""
-    figure = Figure(figsize=(11, 2.9), layout="constrained")
-    panels = figure.subplots(1, len(PANELS))
-    for axes, (name, title) in zip(panels, PANELS.items(), strict=True):
+def curves(metrics: Mapping[str, Sequence[Mapping[str, Any]]], panels: Sequence[Panel] = PANELS) -> Figure:
+    """The panels side by side: each run's values, faint, under a smoothed line; what is not a number is left out."""
+    figure = Figure(figsize=(11 / 4 * len(panels), 2.9), layout="constrained")
+    row = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axes, panel in zip(row, panels, strict=True):
         for number, lines in enumerate(metrics.values()):
-            pairs = [(line["step"], line.get(name)) for line in lines]
-            if points := [pair for pair in pairs if all(map(is_number, pair))]:
-                steps, values = np.asarray(points, dtype=float).T
-                axes.plot(steps, values, color=f"C{number}", alpha=0.25, linewidth=0.8)
-                axes.plot(steps, smooth(values), color=f"C{number}", linewidth=1.6)
-        axes.set(title=title, xlabel="step")
-    _legend(panels[0], metrics, linewidth=1.6)
+            for name, style in zip(panel.names, ("-", "--"), strict=False):
+                _curve(axes, lines, name, color=f"C{number}", style=style, positive=panel.logarithmic)
+        if panel.logarithmic and axes.lines:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(LogFormatter())  # the usual one writes formulas
+            axes.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False))
+        axes.set(title=panel.title, xlabel="step", ylim=panel.limits)
+    _legend(row[0], metrics, linewidth=1.6)
     return figure
+
+
+def _curve(
+    axes: Axes, lines: Sequence[Mapping[str, Any]], name: str, *, color: str, style: str, positive: bool
+) -> None:
+    pairs: list[tuple[Any, Any]] = [(line["step"], line.get(name)) for line in lines]
+    points = [pair for pair in pairs if all(map(is_number, pair)) and (pair[1] > 0 or not positive)]
+    if points:
+        steps, values = np.asarray(points, dtype=float).T
+        axes.plot(steps, values, style, color=color, alpha=0.25, linewidth=0.8)
+        axes.plot(steps, smooth(values), style, color=color, linewidth=1.6)
 
 
 @rc_context(STYLE)
