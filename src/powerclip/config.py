@@ -23,6 +23,7 @@ MAX_YAML_BYTES = 1 << 20
 
 # The values that settings may have; the docstrings of the settings say what they mean.
 Objective = Literal["clip", "siglip", "filip", "sparc", "powerclip"]
+GlobalLoss = Literal["auto", "clip", "siglip"]
 ImagePool = Literal["avg", "tower"]
 TextPool = Literal["avg", "tower", "argmax"]
 PhraseNorm = Literal["sum", "mean", "unit"]
@@ -139,6 +140,8 @@ class ObjectiveConfig(ScoringConfig):
     """Which loss; the other settings apply to powerclip, unless they name another loss."""
     powerset_weight: float = 0.2
     """lambda, the weight of the powerset alignment loss; the objective clip trains without that loss."""
+    global_loss: GlobalLoss = "auto"
+    """What powerclip adds it to: CLIP's loss, SigLIP's, or by the model (auto): SigLIP's if it has a bias, else CLIP's."""
     weight_start_step: int = 0
     """Steps with CLIP's loss alone, before the powerset alignment loss begins."""
     weight_warmup_steps: int = 0
@@ -169,6 +172,12 @@ class ObjectiveConfig(ScoringConfig):
         _require_at_least(self, 0, "weight_start_step", "weight_warmup_steps")
         _require_at_least(self, 0, "margin", "sparc_global_weight", "sparc_local_weight")
         _require_at_least(self, 1, "regions")
+
+    @property
+    def uses_siglip(self) -> bool | None:
+        """Whether the loss needs a model with SigLIP's bias; None if the model decides."""
+        name = self.global_loss if self.name == "powerclip" else self.name
+        return None if name == "auto" else name == "siglip"
 
     @property
     def uses_regions(self) -> bool:

@@ -3,7 +3,9 @@
 import json
 
 import open_clip
+import tokenizers
 import torch
+import transformers
 from safetensors.torch import save_file
 
 VISION = {"image_size": 32, "patch_size": 8, "width": 16, "layers": 2, "head_width": 8}
@@ -69,3 +71,32 @@ def local_dir(folder, theirs, config, **preprocess):
     folder.mkdir()
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": preprocess}))
     save_file({k: v.contiguous() for k, v in theirs.state_dict().items()}, folder / "open_clip_model.safetensors")
+
+
+WORDS = "a an and of on the to above below left right big small red green blue yellow cube ball cone star ring"
+
+
+def siglip_folder(folder, *, logit_scale=4.77, logit_bias=-12.9):
+    """A folder in open_clip's form of a small SigLIP, with its tokenizer; its scale is above CLIP's limit of 100."""
+    vocabulary = {"<unk>": 0, "</s>": 1, **{word: i for i, word in enumerate(WORDS.split(), 2)}}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    text = {
+        **SIGLIP_TEXT,
+        "context_length": 64,
+        "vocab_size": len(vocabulary),
+        "tokenizer_kwargs": {"clean": "canonicalize"},
+    }
+    config = {**FAMILIES["SigLIP"], "text_cfg": text}
+    theirs = theirs_of(config)
+    with torch.no_grad():
+        theirs.logit_scale.fill_(logit_scale)
+        theirs.logit_bias.fill_(logit_bias)
+    named = {**config, "text_cfg": {**text, "hf_tokenizer_name": "nowhere/siglip"}}
+    local_dir(folder, theirs, named, mean=[0.5] * 3, std=[0.5] * 3, interpolation="bicubic", resize_mode="squash")
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", eos_token="</s>", pad_token="</s>"
+    )
+    fast.save_pretrained(folder)
+    return theirs

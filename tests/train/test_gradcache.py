@@ -58,9 +58,14 @@ def batch():
 
 
 LOSSES = {
-    "powerclip": lambda: PowerCLIPLoss(powerset=PowersetAlignmentLoss(tau=0.1)),
+    "powerclip": lambda: PowerCLIPLoss(powerset=PowersetAlignmentLoss(tau=0.1), global_loss="clip"),
+    "powerclip, siglip": lambda: PowerCLIPLoss(powerset=PowersetAlignmentLoss(tau=0.1)),
     "powerclip by its gradient": lambda: PowerCLIPLoss(
-        gradient_ratio=0.5, gradient_cap=0.4, warmup_steps=2, powerset=PowersetAlignmentLoss(tau=0.1)
+        gradient_ratio=0.5,
+        gradient_cap=0.4,
+        warmup_steps=2,
+        powerset=PowersetAlignmentLoss(tau=0.1),
+        global_loss="clip",
     ),
     "siglip": SigLIPLoss,
     "filip": FILIPLoss,

@@ -1,14 +1,15 @@
-"""PowerCLIP's loss: CLIP's, plus the weighted powerset alignment loss."""
+"""PowerCLIP's loss: CLIP's or SigLIP's, plus the weighted powerset alignment loss."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from powerclip.config import EqualCaptions
+from powerclip.config import EqualCaptions, GlobalLoss
 from powerclip.distributed import sum_over_processes
 from powerclip.loss.clip import clip_loss
 from powerclip.loss.powerset import PowersetAlignmentLoss
+from powerclip.loss.siglip import SigLIPLoss
 from powerclip.types import Features, LossOutput
 
 MOMENTUM = 0.9
@@ -17,6 +18,8 @@ MOMENTUM = 0.9
 
 class PowerCLIPLoss(nn.Module):
     """L = L_CLIP + lambda * L_powerset (Kawamura et al., CVPR 2026).
+
+    L_CLIP may be SigLIP's loss; then read SigLIP for CLIP.
 
     The gradients that ``gradient_ratio`` and ``gradient_cap`` compare are those of L_CLIP at ``Features.image`` and
     ``text``, and of L_powerset at ``regions`` and ``phrases``, each a Euclidean norm over the batch of all processes.
@@ -37,11 +40,12 @@ class PowerCLIPLoss(nn.Module):
         gradient_cap: float | None = None,
         powerset: PowersetAlignmentLoss | None = None,
         equal_captions: EqualCaptions = "negatives",
+        global_loss: GlobalLoss = "auto",
     ) -> None:
         """Set up the loss; ValueError names a setting that is out of range.
 
         Args:
-            weight: lambda; 0 is plain CLIP and computes no powerset term.
+            weight: lambda; 0 is the global loss alone and computes no powerset term.
             start_step: training steps with lambda = 0, in which the powerset term is computed without gradient.
             warmup_steps: steps over which lambda then rises linearly, as a factor on what the other settings give.
             gradient_ratio: sets lambda, in place of ``weight``, to this times |g_CLIP| / |g_powerset|. Both norms are
@@ -50,6 +54,7 @@ class PowerCLIPLoss(nn.Module):
             gradient_cap: lowers lambda to this times |g_CLIP| / |g_powerset| of the present step where it is higher.
             powerset: by default the alignment loss with its defaults.
             equal_captions: whether pairs with the same caption are negatives of each other in it.
+            global_loss: "clip", "siglip", or "auto": SigLIP's if the features have a bias, else CLIP's.
         """
         super().__init__()
         for name, value in (("weight", weight), ("start_step", start_step), ("warmup_steps", warmup_steps)):
@@ -61,12 +66,12 @@ class PowerCLIPLoss(nn.Module):
         self.weight, self.start_step, self.warmup_steps = weight, start_step, warmup_steps
         self.gradient_ratio, self.gradient_cap = gradient_ratio, gradient_cap
         self.powerset = powerset or PowersetAlignmentLoss()
-        self.equal_captions = equal_captions
+        self.equal_captions, self.global_loss = equal_captions, global_loss
         for name in ("clip_gradient", "powerset_gradient"):  # their smoothed norms; NaN before the first step
             self.register_buffer(name, torch.full((), torch.nan), persistent=gradient_ratio is not None)
 
     def forward(self, features: Features, *, measure: bool = False) -> LossOutput:
-        """The weighted sum, and its terms "clip" and "powerset" by name.
+        """The weighted sum, and its terms "clip" (or "siglip") and "powerset" by name.
 
         With ``measure`` the output has the measures of ``PowersetAlignmentLoss``, lambda as "powerset_weight" and, as
         "gradient_ratio", lambda |g_powerset| / |g_CLIP| of this step.
@@ -74,9 +79,15 @@ class PowerCLIPLoss(nn.Module):
         Without gradient (``torch.no_grad``) no gradients are compared: the norms as they stand give lambda, or
         ``weight`` if there are none yet, and there is no cap.
         """
-        clip = clip_loss(features.image, features.text, features.logit_scale)
+        siglip = self.global_loss == "siglip" or (self.global_loss == "auto" and features.logit_bias is not None)
+        if siglip:
+            output: LossOutput = SigLIPLoss()(features)
+        else:
+            loss = clip_loss(features.image, features.text, features.logit_scale)
+            output = LossOutput(total=loss, terms={"clip": loss})
         if self.weight == 0:
-            return LossOutput(total=clip, terms={"clip": clip})
+            return output
+        clip = output.total
         part = self._part(self.powerset.step)
         measures: dict[str, Tensor] = {}
         with torch.set_grad_enabled(torch.is_grad_enabled() and part > 0):
@@ -100,7 +111,7 @@ class PowerCLIPLoss(nn.Module):
             if norms is not None or part == 0:
                 measures["gradient_ratio"] = weight * norms[1] / norms[0] if norms else torch.zeros(())
         total = clip + weight * powerset if part > 0 else clip
-        return LossOutput(total=total, terms={"clip": clip, "powerset": powerset}, measures=measures)
+        return LossOutput(total=total, terms={**output.terms, "powerset": powerset}, measures=measures)
 
     def _part(self, step: int) -> float:
         """Lambda of a training step as a part of what it is after the warm-up."""

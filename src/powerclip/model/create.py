@@ -161,7 +161,10 @@ def _load_weights(backbone: Any, start: Start) -> None:
             resize_text_pos_embed(state, backbone)
             backbone.load_state_dict(state)
         elif start.weights is not None:
+            bias = None if backbone.logit_bias is None else backbone.logit_bias.detach().clone()
             load_checkpoint(backbone, str(start.weights), weights_only=True)
+            if bias is not None and not backbone.logit_bias:  # open_clip's value for weights without one
+                backbone.logit_bias.data = bias
     except Exception as error:  # readers raise many kinds on damaged files
         reason = in_one_line(error)
         if "text_model." in str(error) and "vision_model." in str(error):
@@ -176,11 +179,13 @@ def describe(model: PowerCLIP) -> str:
     preprocess = model.backbone.visual.preprocess_cfg
     ranks = [len(parameter) for name, parameter in model.named_parameters() if ".lora_A." in name]
     lora = f", LoRA of rank {ranks[0]} in {len(ranks)} layers" if ranks else ""
+    bias = "" if model.logit_bias is None else f", bias {model.logit_bias.item():.4g}"
     (height, width), tensors = model.image_size, len(model.state_dict()) - 2 * len(ranks)
     return (
         f"Model: {model.config.get('start', 'unknown')} ({tensors} tensors, {activations}, image_pool {model.image_pool}, "
         f"text_pool {model.text_pool}, {height} x {width} pixels {preprocess['interpolation']} "
-        f"{preprocess['resize_mode']}, mean {_numbers(preprocess['mean'])}, {model.context_length} tokens{lora})"
+        f"{preprocess['resize_mode']}, mean {_numbers(preprocess['mean'])}, {model.context_length} tokens, "
+        f"scale {model.logit_scale.exp().item():.4g}{bias}{lora})"
     )
 
 
@@ -205,9 +210,22 @@ def _numbers(values: Sequence[float]) -> str:
 
 
 def make_tokenizer(model: PowerCLIP) -> Tokenizer:
-    """open_clip's tokenizer for a model: captions to (B, T) int64 ids with T = ``context_length``."""
+    """open_clip's tokenizer for a model: captions to (B, T) int64 ids with T = ``context_length``.
+
+    Raises:
+        PowerclipError: it is one of Hugging Face's, and transformers is not installed or it cannot be read.
+    """
     text = model.config["model"]["text_cfg"]
     options = {"context_length": model.context_length, **text.get("tokenizer_kwargs", {})}
-    if "hf_tokenizer_name" in text:
-        return open_clip.HFTokenizer(text["hf_tokenizer_name"], **options)  # type: ignore[no-any-return]
+    if name := text.get("hf_tokenizer_name"):
+        try:
+            return open_clip.tokenizer.HFTokenizer(name, **options)  # type: ignore[no-any-return]
+        except ImportError as error:
+            raise PowerclipError(
+                f"the tokenizer {name} needs transformers, which is not installed; pip install transformers"
+            ) from error
+        except Exception as error:  # no such folder, no network, ...
+            raise PowerclipError(
+                f"cannot read the tokenizer {name}, a folder or hub id: {in_one_line(error)}"
+            ) from error
     return open_clip.SimpleTokenizer(**options)  # type: ignore[no-any-return]

@@ -18,7 +18,7 @@ from powerclip.model import PowerCLIP, add_lora, create_model, make_tokenizer, m
 
 def build_model(config: TrainConfig) -> PowerCLIP:
     """The model a config describes, with a tower frozen or with LoRA if it says so."""
-    m, siglip = config.model, config.objective.name == "siglip"
+    m, siglip = config.model, config.objective.uses_siglip  # None: as the model is
     model = create_model(
         m.name,
         pretrained=m.pretrained,
@@ -31,7 +31,7 @@ def build_model(config: TrainConfig) -> PowerCLIP:
         context_length=m.context_length,
         **({"init_logit_scale": INIT_LOGIT_SCALE, "init_logit_bias": INIT_LOGIT_BIAS} if siglip else {}),
     )
-    if model.logit_bias is not None and not siglip:
+    if model.logit_bias is not None and siglip is False:
         model.logit_bias.requires_grad_(False)  # no other loss uses it
     if config.parallel.activation_checkpointing:
         model.set_grad_checkpointing()
@@ -53,7 +53,7 @@ def build_loss(config: TrainConfig) -> nn.Module:
     if o.name == "sparc":
         return SPARCLoss(global_weight=o.sparc_global_weight, local_weight=o.sparc_local_weight)
     if not o.uses_regions:
-        return PowerCLIPLoss(weight=0.0)
+        return PowerCLIPLoss(weight=0.0, global_loss="clip")
     powerset = PowersetAlignmentLoss(margin=o.margin, **vars(o.scoring))
     return PowerCLIPLoss(
         weight=o.powerset_weight,
@@ -63,6 +63,7 @@ def build_loss(config: TrainConfig) -> nn.Module:
         gradient_cap=o.gradient_cap,
         powerset=powerset,
         equal_captions=o.equal_captions,
+        global_loss=o.global_loss,
     )
 
 

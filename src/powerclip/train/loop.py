@@ -180,6 +180,9 @@ class _Loop:
             "data_wait_share": window.wait_s / elapsed,
             "bad_steps": engine.counters["bad_steps"],
         }
+        bias = engine.model.logit_bias
+        if bias is not None and bias.requires_grad:
+            line["logit_bias"] = bias.item()
         if engine.device.type == "cuda":
             line["gpu_memory_peak_bytes"] = torch.cuda.max_memory_allocated(engine.device)
         if (zeta := engine.calibrated_zeta) is not None:

@@ -26,7 +26,7 @@ from powerclip.train.optim import learning_rate, make_optimizer
 from powerclip.types import Batch, Features, LossOutput
 
 MAX_LOGIT_SCALE = math.log(100)
-"""The temperature stays at 1/100 or above, as in CLIP (Radford et al., 2021)."""
+"""The temperature stays at 1/100 or above, as in CLIP (Radford et al., 2021), or at that of the weights at the start."""
 
 MAX_BAD_STEPS = 10
 """Non-finite steps in a row after which a run stops."""
@@ -58,6 +58,7 @@ class Engine:
             sharding=config.parallel.sharding,
             compiled=config.parallel.compile,
         )
+        self.max_logit_scale = max(MAX_LOGIT_SCALE, model.logit_scale.item())
         self.loss: nn.Module = build_loss(config).to(device)
         self.optimizer = make_optimizer(self.model, config.optim)
         self.ema = EMA(self.model, decay=config.ema_decay) if config.ema_decay is not None else None
@@ -95,7 +96,7 @@ class Engine:
         self.bad_in_a_row = 0
         self.optimizer.step()
         with torch.no_grad():
-            self.model.logit_scale.clamp_(0, MAX_LOGIT_SCALE)
+            self.model.logit_scale.clamp_(0, self.max_logit_scale)
         if self.ema is not None:
             self.ema.update()
         return output, norm.detach()
