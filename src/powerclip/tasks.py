@@ -92,7 +92,19 @@ class Quadruples:
     items: Sequence[Quadruple]
 
 
-Task = Classification | MultiLabel | Retrieval | HardNegatives | Quadruples
+@dataclass(frozen=True, kw_only=True)
+class Grounding:
+    """A grounding task: where in an image is the object that a phrase names?"""
+
+    name: str
+    images: Sequence[Picture]
+    phrases: Sequence[Sequence[str]]
+    """For each object of an image, a phrase that is true of it and of no other object there."""
+    masks: Sequence[Masks]
+    """The objects of each image, in the order of its phrases."""
+
+
+Task = Classification | MultiLabel | Retrieval | HardNegatives | Quadruples | Grounding
 
 
 def images_of(task: Task) -> Sequence[Picture]:

@@ -1,6 +1,8 @@
 """Every metric against nested loops over Python numbers."""
 
+import copy
 import math
+import pickle
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor
 
 from powerclip.evaluate.metrics import (
     RECALLS,
+    Estimate,
     class_embeddings,
     classification_metrics,
     hard_negative_metrics,
@@ -132,6 +135,46 @@ def test_hard_negatives_equal_loops(items: list[tuple[float, float, str]]) -> No
     }
     found = hard_negative_metrics(torch.tensor(positive), torch.tensor(negative), kinds)
     assert found == pytest.approx(expected, abs=CLOSE)
+
+
+def binomial(share: float, n: int) -> float:
+    return math.sqrt(share * (1 - share) / n)
+
+
+def test_standard_errors_and_chances() -> None:
+    images = torch.tensor([[1.0], [1.0], [1.0], [-1.0]])
+    found = classification_metrics(images, torch.tensor([[1.0]] + 7 * [[0.0]]), torch.tensor([0, 0, 1, 0]))
+    assert vars(found["acc@1"]) == {"n": 4, "standard_error": pytest.approx(binomial(0.5, 4)), "chance": 1 / 8}
+    assert found["acc@5"].chance == 5 / 8
+    negatives = hard_negative_metrics(
+        torch.tensor([1.0, 1.0, 0.0, 1.0, 1.0]),
+        torch.tensor([0.0, 2.0, 1.0, 0.0, 0.0]),
+        ["a", "a", "b", "b", "b"],
+        chances=torch.tensor([1 / 2, 1 / 2, 1 / 5, 1 / 5, 1 / 5]),
+    )
+    assert negatives["micro"].standard_error == pytest.approx(binomial(3 / 5, 5))
+    assert negatives["micro"].chance == pytest.approx(8 / 25)
+    assert (negatives["macro"].n, negatives["macro"].chance) == (5, pytest.approx(7 / 20))
+    expected = math.hypot(binomial(1 / 2, 2), binomial(2 / 3, 3)) / 2
+    assert negatives["macro"].standard_error == pytest.approx(expected)
+    # The captions of an image are one draw: three of one image right, the one of the other wrong.
+    texts, owner = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [1.0, 0.0]]), torch.tensor([0, 0, 0, 1])
+    retrieved = recalls(torch.eye(2), texts, owner)
+    assert (retrieved["t2i_R@1"], retrieved["t2i_R@1"].n) == (3 / 4, 4)
+    assert retrieved["t2i_R@1"].standard_error == pytest.approx(math.sqrt(2 * (3 / 4) ** 2) / 4)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_quadruples_of_random_scores_are_near_their_chance(seed: int) -> None:
+    found = quadruple_metrics(torch.rand(3000, 2, 2, generator=torch.manual_seed(seed)))
+    for estimate in found.values():
+        assert abs(estimate - estimate.chance) < 4 * estimate.standard_error
+
+
+def test_copies_of_an_estimate_keep_what_is_known() -> None:
+    estimate = Estimate(0.25, n=8, standard_error=0.1, chance=0.5)
+    for other in (copy.deepcopy(estimate), pickle.loads(pickle.dumps(estimate))):
+        assert (other, vars(other)) == (0.25, vars(estimate))
 
 
 def test_a_release_s_macro_is_over_some_kinds() -> None:

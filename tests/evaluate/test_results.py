@@ -2,12 +2,23 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from powerclip.evaluate.datasets.images import FileImage, ShardImage
+from powerclip.evaluate.metrics import Estimate
 from powerclip.evaluate.results import Evaluation, Origin, origin_of, read_evaluation
 from powerclip.evaluate.suites import averages
-from powerclip.tasks import Classification, HardNegative, HardNegatives, MultiLabel, Quadruple, Quadruples, Retrieval
+from powerclip.tasks import (
+    Classification,
+    Grounding,
+    HardNegative,
+    HardNegatives,
+    MultiLabel,
+    Quadruple,
+    Quadruples,
+    Retrieval,
+)
 from tests.support.colours import square
 
 
@@ -20,14 +31,20 @@ def test_a_file_holds_everything_and_is_read_back(tmp_path):
         tasks={}, absent={"dtd": "https://example.org"}, pending=["c", "b"], model="/runs/x", weights="abc"
     )
     evaluation = evaluation.with_result("a", {"acc@1": 0.5}, origin("1", "scenes"))
-    evaluation = evaluation.with_result("b", {"acc@1": 0.25}, origin("2", "scenes"))
+    estimate = Estimate(0.25, n=12, standard_error=0.125, chance=0.1)
+    evaluation = evaluation.with_result("b", {"acc@1": estimate, "other": 0.5}, origin("2", "scenes"))
     evaluation.write(tmp_path / "new")
-    assert read_evaluation(tmp_path / "new") == evaluation
+    found = read_evaluation(tmp_path / "new")
+    assert found == evaluation
+    assert vars(found.tasks["b"]["acc@1"]) == {"n": 12, "standard_error": 0.125, "chance": 0.1}
+    assert not hasattr(found.tasks["b"]["other"], "n")
     value = json.loads((tmp_path / "new" / "evaluation.json").read_text())
     assert value["suite"] == "scenes"
     over = [["a", "acc@1"], ["b", "acc@1"]]
     assert value["averages"] == {"classification": {"value": 0.375, "measured": 2, "expected": 2, "over": over}}
     assert value["pending"] == ["c"]
+    assert value["tasks"]["b"] == {"acc@1": 0.25, "other": 0.5}  # numbers, as before there were estimates
+    assert value["estimates"] == {"b": {"acc@1": {"n": 12, "standard_error": 0.125, "chance": 0.1}}}
     assert value["measured_on"]["a"] == {"suite": "scenes", "data": "/data", "fingerprint": "1", "n": 2}
     assert read_evaluation(tmp_path) is None
 
@@ -69,6 +86,12 @@ def test_a_damaged_file_holds_no_results(content, tmp_path):
     assert read_evaluation(tmp_path) is None
 
 
+def grounded(phrase, row):
+    """A task of a phrase for a row of pixels."""
+    mask = np.arange(4)[None, :, None].repeat(4, axis=2) == row
+    return Grounding(name="g", images=[square("red")], phrases=[[phrase]], masks=[lambda: mask])
+
+
 def variants():
     """Pairs of tasks that ask something else."""
     red, blue = square("red"), square("blue")
@@ -101,6 +124,8 @@ def variants():
             Quadruples(name="q", items=[Quadruple(images=(red, blue), captions=("a", "b"))]),
             Quadruples(name="q", items=[Quadruple(images=(blue, red), captions=("a", "b"))]),
         ),
+        (grounded("a", 0), grounded("b", 0)),
+        (grounded("a", 0), grounded("a", 1)),
     ]
 
 

@@ -14,7 +14,7 @@ from powerclip.data.dataset import transform_with_regions
 from powerclip.data.sample import Sample
 from powerclip.data.validate import check_annotations
 from powerclip.errors import BadSampleError
-from powerclip.regions import RegionAnnotation, fixed_boxes, masks_to_grid, random_boxes, rle
+from powerclip.regions import RegionAnnotation, fixed_boxes, masks_to_grid, objects_to_grid, random_boxes, rle
 
 
 def boxes(seed, *, images=5, regions=7, grid=(6, 9)):
@@ -111,6 +111,9 @@ def test_masks_to_grid_equals_a_loop_in_fractions(patch_height, patch_width, row
     if not any(expected) and max(shares) > 0:
         expected[shares.index(max(shares))] = True
     assert masks_to_grid(torch.from_numpy(mask)[None], (rows, columns))[0].tolist() == expected
+    most = max(shares)
+    shown = [share > 0 and share >= most / 2 for share in shares]
+    assert objects_to_grid(torch.from_numpy(mask)[None], (rows, columns))[0].tolist() == shown
 
 
 def test_pixels_beyond_the_last_complete_patch_belong_to_none():

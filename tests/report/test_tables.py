@@ -5,7 +5,7 @@ import re
 import pytest
 from rich.console import Console
 
-from powerclip.evaluate import Evaluation, Origin
+from powerclip.evaluate import Estimate, Evaluation, Origin
 from powerclip.evaluate.suites import Average
 from powerclip.report.tables import (
     Spread,
@@ -76,6 +76,19 @@ def test_mean_and_sample_standard_deviation():
     assert spread.deviation == pytest.approx((2 * 0.1**2) ** 0.5)
     assert str(spread) == "20.0 ± 14.1"
     assert str(Spread(values=(0.25,))) == "25.0"
+
+
+def test_one_seed_has_its_sampling_error_and_chance():
+    one, other = Estimate(0.1, 400, 0.015, chance=0.02), Estimate(0.3, 400, 0.025, chance=0.04)
+    table = results_table({"clip": [evaluated({"t": {"acc@1": one}})], "old": [evaluated({"t": {"acc@1": 0.1}})]})
+    assert table.title == "zero-shot, % ± sampling error; in brackets: chance"
+    assert "| t | acc@1 | 10.0 ± 1.5 (2.0) | 10.0 |" in table.markdown()
+    seeds = {"clip": [evaluated({"t": {"acc@1": value}}) for value in (one, other)]}
+    table = results_table(seeds)
+    assert table.title.endswith("± standard deviation; sampling error of one seed up to 2.0; in brackets: chance")
+    assert "| t | acc@1 | 20.0 ± 14.1 (3.0) |" in table.markdown()
+    (line,) = csv.DictReader(io.StringIO(seeds_table(seeds).csv()))
+    assert [float(line[name]) for name in ("n", "standard_error", "chance")] == pytest.approx([400, 0.02, 0.03])
 
 
 def test_a_metric_that_a_seed_lacks_is_left_open():
@@ -171,7 +184,7 @@ def test_what_is_printable_stays():
 def test_one_evaluation_is_written_as_markdown_and_csv(tmp_path):
     evaluation = Evaluation(
         suite="classification",
-        tasks={"food101": {"acc@1": 0.5, "acc@5": 0.75}},
+        tasks={"food101": {"acc@1": Estimate(0.5, n=100, standard_error=0.05), "acc@5": 0.75}},
         averages={"classification": mean(0.5, "food101", expected=17)},
         absent={"dtd\x1b": "https://x.org/dtd"},
     )
@@ -180,10 +193,10 @@ def test_one_evaluation_is_written_as_markdown_and_csv(tmp_path):
     assert "| classification | mean of 1 of 17 | 50.0 |" in (tmp_path / "evaluation.md").read_text()
     assert (tmp_path / "evaluation.csv").read_text() == metrics_table(evaluation).csv()
     assert metrics_table(evaluation).csv().splitlines() == [
-        "task,metric,value",
-        "food101,acc@1,0.5",
-        "food101,acc@5,0.75",
-        "classification,mean of 1 of 17,0.5",
-        "dtd\ufffd,absent,",
+        "task,metric,value,n,standard_error,chance",
+        "food101,acc@1,0.5,100,0.05,",
+        "food101,acc@5,0.75,,,",
+        "classification,mean of 1 of 17,0.5,,,",
+        "dtd\ufffd,absent,,,,",
     ]
     assert absent_note(CLIP) == ""

@@ -9,8 +9,10 @@ import pytest
 from PIL import Image
 
 from powerclip.scenes import evaluation_tasks, generate
+from powerclip.scenes.grounding import distinct_scene
+from powerclip.scenes.render import RGB
 from powerclip.scenes.tasks import KINDS, _same_wording, contrasts, exchange
-from powerclip.scenes.world import COLOURS, HELD_OUT, SHAPES
+from powerclip.scenes.world import COLOURS, HELD_OUT, SHAPES, generator
 from tests.support.scenes_reader import read_caption, true_of_objects
 
 SIZE = 70
@@ -45,6 +47,7 @@ def test_names_and_sizes(tasks):
         "scenes-retrieval-unseen",
         "scenes-hard-negatives",
         "scenes-quadruples",
+        "scenes-grounding",
     ]
     for name, task in tasks.items():
         assert len(images_of(task)) == SIZE * {"scenes-quadruples": 2, "scenes-hard-negatives": len(KINDS)}.get(name, 1)
@@ -128,6 +131,25 @@ def test_caption_i_is_true_of_image_i_only(attributes):
         truth = [[is_true(caption, scene) for caption in captions] for scene in scenes]
         assert truth == [[True, False], [False, True]], (seed, captions)
         assert not any((o.colour, o.shape) in HELD_OUT for scene in scenes for o in scene)
+
+
+def test_every_phrase_names_one_object_which_its_mask_shows(tasks):
+    task, drawn = tasks["scenes-grounding"], 0
+    for index, (image, phrases, open_masks) in enumerate(zip(task.images, task.phrases, task.masks, strict=True)):
+        scene = distinct_scene(generator(0, "test", index, stream=6))
+        masks, pixels = open_masks(), np.asarray(image).astype(int)
+        assert 2 <= len(phrases) == len(masks) == len(scene) <= 4
+        for k, (phrase, mask) in enumerate(zip(phrases, masks, strict=True)):
+            (statement,) = read_caption(phrase)
+            truth = [true_of_objects(statement, [vars(thing)]) for thing in scene]
+            assert truth == [i == k for i in range(len(scene))]
+            if (
+                scene[k].texture == "plain"
+            ):  # inside, beyond the edge's half-covered pixels, the colour is the named one
+                near = np.abs(pixels[mask] - RGB[scene[k].colour]).max(axis=1) < 8
+                assert near.mean() > 0.6
+                drawn += 1
+    assert drawn > SIZE / 4
 
 
 def test_bad_size():

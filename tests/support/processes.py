@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from powerclip.evaluate import Estimate
+
 # Processes fork from a server that has imported what takes seconds to import; each is otherwise a fresh one.
 multiprocessing.get_context("forkserver").set_forkserver_preload(["powerclip.train", "torch.distributed.fsdp"])
 
@@ -39,4 +41,5 @@ def run_on_processes(size, function, folder, *arguments):
         for path in sorted(Path(folder).glob("stderr-*")):
             print(path.read_text(), end="", file=sys.stderr)
             path.unlink()
-    return [torch.load(Path(folder) / f"result-{rank}.pt", weights_only=True) for rank in range(size)]
+    with torch.serialization.safe_globals([Estimate]):
+        return [torch.load(Path(folder) / f"result-{rank}.pt", weights_only=True) for rank in range(size)]

@@ -1,6 +1,7 @@
 """Zero-shot evaluation: suites of tasks, their metrics, and running them on a model."""
 
 from powerclip.evaluate.datasets.own_shards import retrieval_from_shards
+from powerclip.evaluate.metrics import Estimate
 from powerclip.evaluate.results import Evaluation, Origin, read_evaluation
 from powerclip.evaluate.run import as_metrics, evaluate_model, light_suite, write_evaluation
 from powerclip.evaluate.score import evaluate_tasks
@@ -9,6 +10,7 @@ from powerclip.evaluate.suites import CLASSIFICATION, SUITES
 __all__ = [
     "CLASSIFICATION",
     "SUITES",
+    "Estimate",
     "Evaluation",
     "Origin",
     "as_metrics",

@@ -1,9 +1,12 @@
-"""Metrics: zero-shot classification, image-text retrieval and compositionality.
+"""Metrics: zero-shot classification, image-text retrieval and compositionality, with their sampling errors.
 
 In retrieval and compositionality a tie with something wrong is wrong; in classification the first of the classes that
 tie is chosen.
 """
 
+from __future__ import annotations
+
+import math
 from collections.abc import Callable, Hashable, Sequence
 
 import torch
@@ -12,6 +15,51 @@ from torch import Tensor
 RECALLS = (1, 5, 10)
 CHUNK_ELEMENTS = 2**20
 """Scores that are held in memory at once."""
+
+
+class Estimate(float):
+    """A metric, which is a mean over items, and how far it can be trusted; everywhere else an ordinary number."""
+
+    n: int
+    """Items in the mean."""
+    standard_error: float
+    """Of the mean, for items drawn at random: sqrt(p (1 - p) / n) for a share p of independent items."""
+    chance: float | None
+    """The expected value of guessing on the same items, where it is known."""
+
+    def __new__(cls, value: float, n: int, standard_error: float, chance: float | None = None) -> Estimate:
+        """The value with what is known about it."""
+        self = super().__new__(cls, value)
+        self.n, self.standard_error, self.chance = n, standard_error, chance
+        return self
+
+    def __getnewargs__(self) -> tuple[float, int, float, float | None]:  # type: ignore[override]
+        """What a copy is made of."""
+        return float(self), self.n, self.standard_error, self.chance
+
+    @classmethod
+    def of(cls, values: Tensor, *, clusters: Tensor | None = None, chance: Tensor | float | None = None) -> Estimate:
+        """The mean of (n,) values between 0 and 1, at least one; the chance is one for all or (n,).
+
+        Items with the same number in ``clusters``, (n,) int64, belong to one draw (captions of an image): the error
+        is then that of the sums over clusters.
+        """
+        chance = chance.double().mean().item() if isinstance(chance, Tensor) else chance
+        x = values.double()
+        mean = x.mean()
+        residuals = x - mean
+        if clusters is not None:
+            residuals = residuals.new_zeros(int(clusters.max()) + 1).index_add_(0, clusters, residuals)
+        error = residuals.square().sum().sqrt().item() / len(x)
+        return cls(mean.item(), len(x), error, chance)
+
+    @classmethod
+    def average(cls, parts: Sequence[Estimate]) -> Estimate:
+        """The unweighted mean of estimates over different items."""
+        error = math.hypot(*(part.standard_error for part in parts)) / len(parts)
+        known = [part.chance for part in parts if part.chance is not None]
+        chance = sum(known) / len(known) if len(known) == len(parts) else None
+        return cls(sum(parts) / len(parts), sum(part.n for part in parts), error, chance)
 
 
 def class_embeddings(prompts: Tensor) -> Tensor:
@@ -44,13 +92,13 @@ def classification_metrics(images: Tensor, classes: Tensor, labels: Tensor) -> d
     strict = (torch.count_nonzero(~(scores < own), dim=1) == 1).float() * right  # (I,) no other class ties
     present = torch.unique(labels)
     metrics = {
-        "acc@1": right.mean().item(),
+        "acc@1": Estimate.of(right, chance=1 / len(classes)),
         "mean_per_class": torch.stack([right[labels == label].mean() for label in present]).mean().item(),
     }
     if len(classes) > 5:
-        metrics["acc@5"] = (rank < 5).float().mean().item()
+        metrics["acc@5"] = Estimate.of(rank < 5, chance=5 / len(classes))
     if not torch.equal(strict, right):
-        metrics["acc@1-strict"] = strict.mean().item()
+        metrics["acc@1-strict"] = Estimate.of(strict, chance=1 / len(classes))
     return metrics
 
 
@@ -127,7 +175,10 @@ def recall_metrics(
         "i2t": _ranks(score_texts, images, texts_of, chunk or max(1, CHUNK_ELEMENTS // texts)),
         "t2i": _ranks(score_images, texts, images_of, chunk or max(1, CHUNK_ELEMENTS // images)),
     }
-    return {f"{name}_R@{k}": (rank < k).float().mean().item() for name, rank in ranks.items() for k in RECALLS}
+    clusters = {"i2t": torch.arange(images), "t2i": image_of_text}
+    return {
+        f"{way}_R@{k}": Estimate.of(rank < k, clusters=clusters[way]) for way, rank in ranks.items() for k in RECALLS
+    }
 
 
 def _ranks(score: Callable[[Tensor], Tensor], queries: int, right_of: Callable[[Tensor], Tensor], chunk: int) -> Tensor:
@@ -149,24 +200,32 @@ def same_texts(texts: Sequence[Hashable]) -> Tensor:
 
 
 def hard_negative_metrics(
-    positive: Tensor, negative: Tensor, kinds: Sequence[str], macro_kinds: frozenset[str] | None = None
+    positive: Tensor,
+    negative: Tensor,
+    kinds: Sequence[str],
+    macro_kinds: frozenset[str] | None = None,
+    *,
+    chances: Tensor | None = None,
 ) -> dict[str, float]:
     """Share of images whose right caption scores strictly higher, by kind, with micro and macro averages.
 
     ``positive`` is (I,) scores of the right captions, ``negative`` of the wrong ones, the highest where an image has
-    several, and ``kinds`` the kind of each. "macro" averages all kinds; given ``macro_kinds``, it averages those, or is
+    several, and ``kinds`` the kind of each; ``chances``, (I,), are those of guessing right. "macro" averages all kinds; given ``macro_kinds``, it averages those, or is
     left out if none of them occurs, and "macro-all-kinds" averages all. ValueError if there is no item.
     """
     if len(positive) == 0:
         raise ValueError("the hard-negative task has no item; nothing can be measured")
-    right = (positive > negative).float()
-    by_kind = {kind: right[torch.tensor([k == kind for k in kinds])].mean().item() for kind in sorted(set(kinds))}
-    metrics = {"micro": right.mean().item()}
+    right = positive > negative
+    by_kind = {}
+    for kind in sorted(set(kinds)):
+        own = torch.tensor([k == kind for k in kinds])
+        by_kind[kind] = Estimate.of(right[own], chance=None if chances is None else chances[own])
+    metrics: dict[str, float] = {"micro": Estimate.of(right, chance=chances)}
     macro = [value for kind, value in by_kind.items() if macro_kinds is None or kind in macro_kinds]
     if macro:
-        metrics["macro"] = sum(macro) / len(macro)
+        metrics["macro"] = Estimate.average(macro)
     if macro_kinds is not None:
-        metrics["macro-all-kinds"] = sum(by_kind.values()) / len(by_kind)
+        metrics["macro-all-kinds"] = Estimate.average(list(by_kind.values()))
     return metrics | by_kind
 
 
@@ -179,5 +238,6 @@ def quadruple_metrics(scores: Tensor) -> dict[str, float]:
         raise ValueError("the quadruple task has no item; nothing can be measured")
     text = (scores[:, 0, 0] > scores[:, 0, 1]) & (scores[:, 1, 1] > scores[:, 1, 0])
     image = (scores[:, 0, 0] > scores[:, 1, 0]) & (scores[:, 1, 1] > scores[:, 0, 1])
-    names = {"text": text, "image": image, "group": text & image}
-    return {name: value.float().mean().item() for name, value in names.items()}
+    chances = {"text": 1 / 4, "image": 1 / 4, "group": 1 / 6}  # of scores in random order
+    found = {"text": text, "image": image, "group": text & image}
+    return {name: Estimate.of(right, chance=chances[name]) for name, right in found.items()}

@@ -20,7 +20,7 @@ from powerclip.errors import one_of
 from powerclip.evaluate.datasets.images import key_of
 from powerclip.evaluate.encode import Encoder, Tensors, unit
 from powerclip.model import PowerCLIP, make_transforms
-from powerclip.phrases import Parser, encode_caption, load_parser, whole_caption_tree
+from powerclip.phrases import Parser, encode_captions, load_parser, whole_caption_tree
 from powerclip.phrases.clean import clean_caption
 from powerclip.regions import fixed_boxes, masks_to_grid
 from powerclip.tasks import Masks, Picture
@@ -95,17 +95,11 @@ class PowersetScorer:
 
         def prepare(captions: Sequence[str]) -> Tensors:
             captions = [clean_caption(caption) for caption in captions]
-            encoded = [
-                encode_caption(
-                    caption,
-                    tree if tree.phrases else whole_caption_tree(caption),
-                    self.encoder.tokenizer,
-                    context_length=self.model.context_length,
-                )
+            trees = [
+                tree if tree.phrases else whole_caption_tree(caption)
                 for caption, tree in zip(captions, self.parser.parse(captions), strict=True)
             ]
-            tokens, leaves = (torch.stack([getattr(e, name) for e in encoded]) for name in ("tokens", "leaf_of_token"))
-            return tokens, leaves, pad_sequence([e.phrase_spans for e in encoded], batch_first=True, padding_value=-1)
+            return encode_captions(captions, trees, self.encoder.tokenizer, context_length=self.model.context_length)
 
         keys = [(text, "phrases") for text in texts]
         return _padded(self.encoder.once(texts, keys, prepare, self.model.encode_phrases))

@@ -3,10 +3,12 @@
     {"model": "/runs/photos", "weights": "5e0c...", "suite": "pairs scenes",
      "tasks": {"retrieval:heldout": {"i2t_R@1": 0.5, ...}, "scenes-object": {...}},
      "measured_on": {"retrieval:heldout": {"suite": "pairs", "data": "/data/heldout", "fingerprint": "9b1f...", "n": 5000}, ...},
+     "estimates": {"retrieval:heldout": {"i2t_R@1": {"n": 5000, "standard_error": 0.007, "chance": null}, ...}, ...},
      "averages": {"retrieval": {"value": 0.4, "measured": 2, "expected": 2, "over": [["retrieval:heldout", "i2t_R@1"], ...]}},
      "absent": {"dtd": "https://..."}, "pending": []}
 
 ``tasks`` and ``measured_on`` have the same names, but for tasks of files written before powerclip recorded their data.
+``estimates`` has the sampling error of those metrics that are plain means over items.
 A task evaluated again on the same data takes the place of its result. On other data under the same name, the earlier result
 stays as ``NAME#FINGERPRINT``, so that ``NAME`` is always the latest. ``pending`` are tasks that an interrupted evaluation has
 not reached.
@@ -21,9 +23,11 @@ from pathlib import Path
 
 from powerclip.config import Pixels
 from powerclip.evaluate.datasets.images import identity
+from powerclip.evaluate.metrics import Estimate
 from powerclip.evaluate.suites import Average, averages
 from powerclip.files import read_json, write_json
-from powerclip.tasks import Classification, HardNegatives, Quadruples, Retrieval, Task, images_of
+from powerclip.regions import rle
+from powerclip.tasks import Classification, Grounding, HardNegatives, Quadruples, Retrieval, Task, images_of
 
 Metrics = Mapping[str, float]
 Results = Mapping[str, Metrics]
@@ -118,7 +122,9 @@ class Evaluation:
     def write(self, folder: Path) -> None:
         """Write ``evaluation.json`` into a folder."""
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / FILE, asdict(self) | {"measured_on": {n: o.fields() for n, o in self.measured_on.items()}})
+        origins = {name: origin.fields() for name, origin in self.measured_on.items()}
+        estimates = {task: details for task, metrics in self.tasks.items() if (details := details_of(metrics))}
+        write_json(folder / FILE, asdict(self) | {"measured_on": origins, "estimates": estimates})
 
 
 def read_evaluation(folder: Path) -> Evaluation | None:
@@ -129,8 +135,13 @@ def read_evaluation(folder: Path) -> Evaluation | None:
     try:
         value = read_json(folder / FILE)
         suite = str(value.get("suite", ""))
+        estimates = value.get("estimates") or {}
         tasks = {
-            task: {name: float(number) for name, number in metrics.items() if number is not None}
+            task: {
+                name: Estimate(number, **details) if (details := estimates.get(task, {}).get(name)) else float(number)
+                for name, number in metrics.items()
+                if number is not None
+            }
             for task, metrics in value["tasks"].items()
         }
         origins = {name: Origin(**origin) for name, origin in (value.get("measured_on") or {}).items()}
@@ -147,6 +158,11 @@ def read_evaluation(folder: Path) -> Evaluation | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return found if tasks else None
+
+
+def details_of(metrics: Metrics) -> dict[str, dict[str, float | None]]:
+    """What a file says of the estimates among metrics, by name."""
+    return {name: vars(metric) for name, metric in metrics.items() if isinstance(metric, Estimate)}
 
 
 def _averages(suite: str, tasks: Results, origins: Mapping[str, Origin]) -> dict[str, Average]:
@@ -169,6 +185,8 @@ def origin_of(task: Task, *, suite: str, data: str, of: int | None = None) -> Or
         texts = [(item.kind, item.positive, item.negative or "", *item.more_negatives) for item in task.items]
     elif isinstance(task, Quadruples):
         texts = [item.captions for item in task.items]
+    elif isinstance(task, Grounding):
+        texts = [*task.phrases, [rle.encode(mask) for open_masks in task.masks for mask in open_masks()]]
     else:
         answers = task.labels if isinstance(task, Classification) else task.targets
         texts = [task.class_names, task.templates, [str(answer) for answer in answers]]

@@ -15,7 +15,7 @@ from powerclip.distributed import process_group, rank, rank0_first
 from powerclip.errors import PowerclipError
 from powerclip.evaluate.datasets.own_shards import retrieval_from_shards
 from powerclip.evaluate.encode import Encoder
-from powerclip.evaluate.results import FILE, Evaluation, Origin, Results, origin_of, read_evaluation
+from powerclip.evaluate.results import FILE, Evaluation, Origin, Results, details_of, origin_of, read_evaluation
 from powerclip.evaluate.score import jobs_of, run_jobs
 from powerclip.evaluate.suites import SUITES, without_score
 from powerclip.files import write_json
@@ -222,4 +222,6 @@ def _write(folder: Path, evaluation: Evaluation, name: str) -> None:
     origin = evaluation.measured_on[name].fields()
     path = folder / "evaluation" / f"{name.replace('/', '_')}.json"
     path.parent.mkdir(exist_ok=True)
-    write_json(path, {"task": name, "weights": evaluation.weights, **origin, "metrics": evaluation.tasks[name]})
+    metrics = evaluation.tasks[name]
+    measured = {"metrics": metrics, "estimates": details_of(metrics)}
+    write_json(path, {"task": name, "weights": evaluation.weights, **origin, **measured})

@@ -1,5 +1,6 @@
 """Score tasks: embed a task's images and texts, each once, and hand the embeddings to its metrics."""
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ from torch import Tensor
 from powerclip.config import Score, ScoreRegions
 from powerclip.evaluate.datasets.images import key_of
 from powerclip.evaluate.encode import Encoder, Model, Preprocess, Tokenize
+from powerclip.evaluate.grounding import grounding_metrics
 from powerclip.evaluate.metrics import (
     average_precision_metrics,
     class_embeddings,
@@ -21,9 +23,11 @@ from powerclip.evaluate.metrics import (
 )
 from powerclip.evaluate.powerset_score import PowersetScorer
 from powerclip.evaluate.suites import POWERSET, POWERSET_STORED
+from powerclip.model import PowerCLIP
 from powerclip.tasks import (
     PLACE,
     Classification,
+    Grounding,
     HardNegative,
     HardNegatives,
     MultiLabel,
@@ -63,26 +67,35 @@ def evaluate_tasks(
     ``preprocess`` turns a PIL image into (3, H, W), in ``workers`` threads while the model works, and ``tokenizer``
     texts into (B, T). ``score`` says how an image and a text are scored: "global", the product of the global embeddings
     (what the papers report), or "powerset", the powerset similarity of a PowerCLIP model's regions and phrases, for
-    retrieval, hard negatives and quadruples; other tasks are skipped then. Its regions are "grid", boxes of fixed
-    sizes, or "stored", a task's own masks where it has them.
+    retrieval, hard negatives and quadruples; classification is skipped then. Its regions are "grid", boxes of fixed
+    sizes, or "stored", a task's own masks where it has them. Grounding is always by regions and phrases; of models
+    other than PowerCLIP it is skipped with a warning.
 
     Returns metrics by task name (followed by "-powerset" for that score, or "-powerset-stored" over the task's own
-    masks), each between 0 and 1. ValueError if a task is empty or its parts do not fit together, or the model has no
-    powerset score.
+    masks), each between 0 and 1, most of them as an ``Estimate``, which knows its standard error. ValueError if a task
+    is empty or its parts do not fit together, or the model has no powerset score.
     """
+    if not isinstance(model, PowerCLIP):
+        skipped = [task.name for task in tasks if isinstance(task, Grounding)]
+        for name in skipped:
+            warnings.warn(
+                f"{name} is skipped: {type(model).__name__} has no regions and phrases; pass a PowerCLIP model",
+                stacklevel=2,
+            )
+        tasks = [task for task in tasks if task.name not in skipped]
     encoder = Encoder(model, preprocess, tokenizer, device=device, batch_size=batch_size, workers=workers)
     jobs = jobs_of(tasks, (score,), regions)
     return {job.name: metrics for job, metrics in run_jobs(encoder, jobs, regions=regions)}
 
 
 def jobs_of(tasks: Sequence[Task], scores: Sequence[Score], regions: ScoreRegions = "grid") -> list[Job]:
-    """Every task with every score that it has: the powerset score says nothing about classes."""
+    """Every task with every score that it has: the powerset score says nothing about classes, and grounding is one."""
     jobs = []
     for task in tasks:
         has_masks = isinstance(task, Retrieval) and any(task.masks or ())
         powerset = POWERSET_STORED if regions == "stored" and has_masks else POWERSET
-        for score in scores:
-            if score == "global":
+        for score in scores[:1] if isinstance(task, Grounding) else scores:
+            if score == "global" or isinstance(task, Grounding):
                 jobs.append(Job(task.name, task, score))
             elif not isinstance(task, Classification | MultiLabel):
                 jobs.append(Job(task.name + powerset, task, score))
@@ -125,6 +138,8 @@ def _texts(task: Task) -> list[str]:
         return [text for item in task.items for text in (item.positive, *_wrong(item))]
     if isinstance(task, Quadruples):
         return [caption for item in task.items for caption in item.captions]
+    if isinstance(task, Grounding):
+        return [phrase for phrases in task.phrases for phrase in phrases]
     return [template.replace(PLACE, name) for name in task.class_names for template in task.templates]
 
 
@@ -133,6 +148,8 @@ def _wrong(item: HardNegative) -> list[str]:
 
 
 def _evaluate(scorer: Any, task: Task, encoder: Encoder) -> dict[str, float]:
+    if isinstance(task, Grounding):
+        return grounding_metrics(encoder, task)
     if isinstance(task, Classification):
         classes, labels = _classes(scorer, task), torch.tensor(list(task.labels), dtype=torch.int64)
         return classification_metrics(scorer.images(task.images), classes, labels)
@@ -161,7 +178,9 @@ def _evaluate(scorer: Any, task: Task, encoder: Encoder) -> dict[str, float]:
         right = scorer.score_pairs(i, scorer.texts([item.positive for item in task.items]))
         scores = scorer.score_pairs(i, scorer.texts(wrong), owner)
         highest = highest_of(scores, owner, count=len(i))
-        return hard_negative_metrics(right, highest, [item.kind for item in task.items], task.macro_kinds)
+        chances = 1 / (1 + torch.bincount(owner, minlength=len(i)))
+        kinds = [item.kind for item in task.items]
+        return hard_negative_metrics(right, highest, kinds, task.macro_kinds, chances=chances)
     i, t = scorer.images(images_of(task)), scorer.texts(_texts(task))
     first = torch.arange(0, 2 * len(task.items), 2)
     columns = [scorer.score_pairs(i[first + a], t[first + b]) for a in (0, 1) for b in (0, 1)]  # each (Q,)

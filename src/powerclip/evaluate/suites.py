@@ -227,7 +227,10 @@ PLACES["classification"]["classification, CLIP's metrics"] = tuple(CLIP_METRICS.
 PUBLIC = {task for of_suite in PLACES.values() for places in of_suite.values() for task, _ in places}
 """Tasks of the public suites."""
 
-HEADLINES = ("acc@1", "mAP", "i2t_R@1", "t2i_R@1", "macro", "group", "text", "image")
+HEADLINES = (
+    *("acc@1", "mAP", "i2t_R@1", "t2i_R@1", "macro", "group", "text", "image"),
+    *("patch", "region", "precision", "recall"),
+)
 """Metrics that stand for a task in short tables. A task is judged by the first of these that it has, retrieval by the
 R@1 of both directions."""
 

@@ -5,10 +5,19 @@ from powerclip.phrases.benepar_parser import BeneparParser
 from powerclip.phrases.clean import clean_caption
 from powerclip.phrases.english import english_model
 from powerclip.phrases.spacy_parser import SpacyParser
-from powerclip.phrases.tokens import encode_caption
+from powerclip.phrases.tokens import encode_caption, encode_captions
 from powerclip.phrases.tree import Parser, Phrase, PhraseTree, whole_caption_tree
 
-__all__ = ["Parser", "Phrase", "PhraseTree", "clean_caption", "encode_caption", "load_parser", "whole_caption_tree"]
+__all__ = [
+    "Parser",
+    "Phrase",
+    "PhraseTree",
+    "clean_caption",
+    "encode_caption",
+    "encode_captions",
+    "load_parser",
+    "whole_caption_tree",
+]
 
 
 def load_parser(name: str = "spacy") -> Parser:

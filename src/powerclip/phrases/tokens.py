@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from powerclip.phrases.tree import PhraseTree
 
@@ -72,6 +73,21 @@ def encode_caption(caption: str, tree: PhraseTree, tokenizer: Any, *, context_le
         tokens=tokens,
         leaf_of_token=torch.tensor(leaf_of_token),
         phrase_spans=torch.tensor(spans, dtype=torch.int64).reshape(-1, 2),
+    )
+
+
+def encode_captions(
+    captions: Sequence[str], trees: Sequence[PhraseTree], tokenizer: Any, *, context_length: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What ``PowerCLIP.encode_phrases`` takes: tokens (B, T), leaves (B, T) and spans (B, K, 2), padded with -1."""
+    encoded = [
+        encode_caption(caption, tree, tokenizer, context_length=context_length)
+        for caption, tree in zip(captions, trees, strict=True)
+    ]
+    return (
+        torch.stack([caption.tokens for caption in encoded]),
+        torch.stack([caption.leaf_of_token for caption in encoded]),
+        pad_sequence([caption.phrase_spans for caption in encoded], batch_first=True, padding_value=-1),
     )
 
 

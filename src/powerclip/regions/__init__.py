@@ -3,10 +3,18 @@
 from powerclip.errors import PowerclipError
 from powerclip.regions.annotation import RegionAnnotation
 from powerclip.regions.boxes import fixed_boxes, random_boxes
-from powerclip.regions.grid import masks_to_grid
+from powerclip.regions.grid import masks_to_grid, objects_to_grid
 from powerclip.regions.masks import Proposer
 
-__all__ = ["Proposer", "RegionAnnotation", "fixed_boxes", "load_proposer", "masks_to_grid", "random_boxes"]
+__all__ = [
+    "Proposer",
+    "RegionAnnotation",
+    "fixed_boxes",
+    "load_proposer",
+    "masks_to_grid",
+    "objects_to_grid",
+    "random_boxes",
+]
 
 
 def load_proposer(name: str, *, device: str = "auto") -> Proposer | None:

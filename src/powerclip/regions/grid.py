@@ -1,4 +1,4 @@
-"""Masks in image coordinates become regions on the patch grid."""
+"""Masks in image coordinates become regions, or objects, on the patch grid."""
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,24 @@ def masks_to_grid(masks: Tensor, grid: tuple[int, int]) -> Tensor:
     patch belong to no patch, as in the tower's patch embedding. ValueError if the masks are not three-dimensional, or
     smaller than the grid.
     """
+    covered, patch_pixels = _covered(masks, grid)
+    best = F.one_hot(covered.argmax(dim=1), covered.shape[1]).bool()
+    large = covered * 2 >= patch_pixels
+    return torch.where(large.any(dim=1, keepdim=True), large, best & (covered > 0))
+
+
+def objects_to_grid(masks: Tensor, grid: tuple[int, int]) -> Tensor:
+    """(M, N) bool, row-major, of (M, H, W) bool: the patches that show an object, for measuring what is found of it.
+
+    They are covered at least half as much as the object's most covered patch, so that a small or thin object has
+    patches too; an object outside the patches has none. ValueError as ``masks_to_grid``.
+    """
+    covered, _ = _covered(masks, grid)
+    return (covered * 2 >= covered.amax(dim=1, keepdim=True)) & (covered > 0)
+
+
+def _covered(masks: Tensor, grid: tuple[int, int]) -> tuple[Tensor, int]:
+    """(M, N) pixels of each patch that masks (M, H, W) cover, and how many a patch has."""
     if masks.ndim != 3 or masks.shape[1] < grid[0] or masks.shape[2] < grid[1]:
         raise ValueError(
             f"masks must be (M, H, W), at least as large as the grid {grid}, but have shape {tuple(masks.shape)}"
@@ -19,7 +37,5 @@ def masks_to_grid(masks: Tensor, grid: tuple[int, int]) -> Tensor:
     patch = masks.shape[1] // grid[0], masks.shape[2] // grid[1]
     masks = masks[:, : patch[0] * grid[0], : patch[1] * grid[1]]
     # Sums of zeros and ones: exact.
-    covered = F.avg_pool2d(masks[:, None].float(), patch, divisor_override=1).flatten(1)  # (M, N) pixels
-    best = F.one_hot(covered.argmax(dim=1), covered.shape[1]).bool()
-    large = covered * 2 >= patch[0] * patch[1]
-    return torch.where(large.any(dim=1, keepdim=True), large, best & (covered > 0))
+    covered = F.avg_pool2d(masks[:, None].float(), patch, divisor_override=1).flatten(1)
+    return covered, patch[0] * patch[1]

@@ -47,10 +47,35 @@ class Spread:
         """Sample standard deviation (n - 1); None for one seed."""
         return statistics.stdev(self.values) if len(self.values) > 1 else None
 
-    def __str__(self) -> str:
-        """In percent: "17.3 ± 0.8"."""
-        return f"{100 * self.mean:.1f}" + ("" if self.deviation is None else f" ± {100 * self.deviation:.1f}")
+    @property
+    def standard_error(self) -> float | None:
+        """The sampling error of one seed's value, the mean over the seeds, which see the same items; None if unknown."""
+        return self._known("standard_error")
 
+    @property
+    def chance(self) -> float | None:
+        """The mean over the seeds of what guessing would give; None if it is not known."""
+        return self._known("chance")
+
+    @property
+    def n(self) -> float | None:
+        """Items that each value is a mean over; None if it is not known."""
+        return self._known("n")
+
+    def __str__(self) -> str:
+        """In percent: "17.3 ± 0.8", the deviation or, for one seed, the sampling error; then "(12.5)", the chance."""
+        error = self.standard_error if self.deviation is None else self.deviation
+        shown = f"{100 * self.mean:.1f}" + ("" if error is None else f" ± {100 * error:.1f}")
+        return shown + ("" if self.chance is None else f" ({100 * self.chance:.1f})")
+
+    def _known(self, detail: str) -> float | None:
+        details = [getattr(value, detail, None) for value in self.values]
+        known = [found for found in details if found is not None]
+        return statistics.fmean(known) if len(known) == len(details) else None
+
+
+DETAILS = ("n", "standard_error", "chance")
+"""What is known of a metric that is an ``Estimate``, as columns."""
 
 Cell = str | float | Spread | None
 """Text, a number (shown in percent), a number per seed (shown as mean and deviation), or nothing (shown as "-")."""
@@ -116,23 +141,33 @@ def read_evaluations(runs: Mapping[str, Sequence[Path]]) -> dict[str, list[Evalu
 def results_table(results: Mapping[str, Sequence[Evaluation]]) -> Table:
     """The headline metrics and the averages as mean and standard deviation over seeds; takes each seed's, by model."""
     counts = sorted({len(seeds) for seeds in results.values()})
+    rows = tuple(_rows(results, HEADLINES))
+    spreads = [cell for row in rows for cell in row if isinstance(cell, Spread)]
+    errors = [spread.standard_error for spread in spreads if spread.standard_error is not None]
     title = "zero-shot, %"
     if counts[-1:] > [1]:
         seeds = counts[0] if len(counts) == 1 else f"{counts[0]}-{counts[-1]}"
         title += f", {seeds} seeds each, mean ± standard deviation"
-    return Table(columns=("task", "metric", *results), rows=tuple(_rows(results, HEADLINES)), title=title)
+        title += f"; sampling error of one seed up to {100 * max(errors):.1f}" if errors else ""
+    elif errors:
+        title += " ± sampling error"
+    if any(spread.chance is not None for spread in spreads):
+        title += "; in brackets: chance"
+    return Table(columns=("task", "metric", *results), rows=rows, title=title)
 
 
 def seeds_table(results: Mapping[str, Sequence[Evaluation]]) -> Table:
-    """Every metric, with one row per task, metric and model: the mean, the deviation and each seed. Made for CSV."""
+    """Every metric, a row per task, metric and model: the mean, the deviation, details and each seed. Made for CSV."""
     seeds = max(map(len, results.values()))
     rows: list[tuple[Cell, ...]] = []
     for task, metric, *spreads in _rows(results):
         for name, spread in zip(results, spreads, strict=True):
             if isinstance(spread, Spread):
                 missing = (None,) * (seeds - len(spread.values))
-                rows.append((task, metric, name, spread.mean, spread.deviation, *spread.values, *missing))
-    columns = ("task", "metric", "objective", "mean", "standard_deviation", *(f"run_{i}" for i in range(seeds)))
+                details = (getattr(spread, detail) for detail in DETAILS)
+                rows.append((task, metric, name, spread.mean, spread.deviation, *details, *spread.values, *missing))
+    summary = ("mean", "standard_deviation", *DETAILS)
+    columns = ("task", "metric", "objective", *summary, *(f"run_{i}" for i in range(seeds)))
     return Table(columns=columns, rows=tuple(rows))
 
 
@@ -140,11 +175,14 @@ def metrics_table(evaluation: Evaluation) -> Table:
     """Every metric and average of one model, and what is absent. Made for CSV."""
     tasks, averages = evaluation.tasks.items(), evaluation.averages.items()
     rows: list[tuple[Cell, ...]] = [
-        (evaluation.label(task), *metric) for task, metrics in tasks for metric in metrics.items()
+        (evaluation.label(task), name, value, *(getattr(value, detail, None) for detail in DETAILS))
+        for task, metrics in tasks
+        for name, value in metrics.items()
     ]
-    rows += [(label, f"mean of {mean.measured} of {mean.expected}", mean.value) for label, mean in averages]
-    rows += [(name, "absent", None) for name in evaluation.absent]
-    return Table(columns=("task", "metric", "value"), rows=tuple(rows))
+    nothing = (None,) * len(DETAILS)
+    rows += [(label, f"mean of {mean.measured} of {mean.expected}", mean.value, *nothing) for label, mean in averages]
+    rows += [(name, "absent", None, *nothing) for name in evaluation.absent]
+    return Table(columns=("task", "metric", "value", *DETAILS), rows=tuple(rows))
 
 
 def absent_note(evaluation: Evaluation) -> str:

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from powerclip.scenes.captions import FORMS, clause, describe, write
+from powerclip.scenes.grounding import grounding_task
 from powerclip.scenes.render import render
 from powerclip.scenes.world import (
     COLOURS,
@@ -46,6 +47,7 @@ def evaluation_tasks(*, seed: int, size: int, image_size: int = 64) -> list[Task
         _retrieval("scenes-retrieval-unseen", "compositional", seed, size, image_size),
         HardNegatives(name="scenes-hard-negatives", items=hard_negatives(seed, size, image_size)),
         Quadruples(name="scenes-quadruples", items=quadruples(seed, size, image_size)),
+        grounding_task(seed=seed, size=size, image_size=image_size),
     ]
 
 
