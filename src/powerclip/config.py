@@ -44,7 +44,7 @@ Tower = Literal["image", "text"]
 Sharding = Literal["ddp", "fsdp"]
 
 Backend = Literal["auto", "torch", "triton"]
-"""What computes the powerset similarity: "torch" runs everywhere, "triton" is not available yet, "auto" chooses."""
+"""What computes the powerset similarity: "torch" runs everywhere, "triton" is a kernel for GPUs, "auto" chooses."""
 
 
 def _require(config: object, valid: Callable[[Any], object], rule: str, *names: str) -> None:

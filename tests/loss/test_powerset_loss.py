@@ -221,7 +221,6 @@ def test_a_calibrated_zeta_follows_its_momentum():
         ({"zeta": "guessed"}, "zeta is 'guessed'; it must be a number or 'calibrated'"),
         ({"t1_activation": "sine"}, "t1_activation is 'sine'; it must be one of softplus"),
         ({"subsets": "some"}, "subsets is 'some'; it must be one of all, single"),
-        ({"backend": "triton"}, "backend 'triton' is not in this version; use 'auto' or 'torch'"),
         ({"backend": "abacus"}, "backend is 'abacus'; it must be one of auto, torch"),
         ({"zeta_momentum": 1.0}, "zeta_momentum is 1.0"),
     ],

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from functools import partial
-from typing import get_args
 
 import torch
 from torch import Tensor
@@ -10,12 +9,12 @@ from torch.distributed.tensor import DTensor
 from torch.nn.functional import pad
 
 from powerclip.alignment.calibration import choose_pairs, fit_zeta, measure_pairs
+from powerclip.alignment.kernel import check_backend, score_rows
 from powerclip.alignment.scoring import Scoring, tile_bytes_or_default
 from powerclip.alignment.subsets import draw_subsets, standard_error
-from powerclip.alignment.tiled import over_tiles, score_rows
+from powerclip.alignment.tiled import over_tiles
 from powerclip.alignment.vectors import MaskedVectors
 from powerclip.config import Backend, Method, Subsets, T1Activation, T2Activation, Zeta
-from powerclip.errors import one_of
 from powerclip.types import Similarity
 
 
@@ -52,7 +51,10 @@ def similarity(
             R2T over a random sample of subsets, unbiased, with its standard error (T2R is exact).
         tau: temperature of the aggregators; 0 is their hard limit.
         zeta: weight of log cosh in NLA-T2; "calibrated" fits it to R2T over subsets on a few of the pairs.
-        backend: "torch" runs on every device; "auto" chooses, today always torch. "triton" is refused until it exists.
+        backend: "torch" is plain PyTorch; "triton" is a kernel for GPUs that computes method "nla" with the default
+            activations; "auto" is the kernel where that is possible. With gradient, all are PyTorch. The kernel
+            multiplies float16 and bfloat16 vectors as they are, and float32 as three products of tf32, or as one
+            unless ``torch.get_float32_matmul_precision()`` is "highest"; its sums are float32.
         t1_activation, t2_activation: activation of NLA-T1, and derivative of the even part of NLA-T2.
         subsets: "all" the regions' subsets, or "single" regions only (the paper's ablation; exact by any method).
         samples: subsets that the method "sampled" draws, at least 4.
@@ -80,22 +82,22 @@ def similarity(
             scoring = replace(scoring, fitted_zeta=_calibrated_zeta(r, p, scoring=scoring, tile_bytes=budget))
         if method == "sampled":
             scoring = replace(scoring, sample=draw_subsets(samples, r.mask.shape[1], generator=generator))
-        t2r, r2t = _all_pairs(r, p, scoring=scoring, tile_bytes=budget)
+        dtype = regions.dtype if regions.dtype == phrases.dtype else r.values.dtype
+        t2r, r2t = _all_pairs(r, p, scoring=scoring, tile_bytes=budget, backend=backend, dtype=dtype)
         error = None
         if method == "sampled" and subsets == "all":
             error = _standard_errors(r, p, scoring=scoring, tile_bytes=budget)
         return Similarity(t2r=t2r, r2t=r2t, r2t_standard_error=error)
 
 
-def check_backend(backend: str) -> None:
-    """Raise ValueError, which names the backends that exist, if this one does not."""
-    if backend == "triton":
-        raise ValueError("backend 'triton' is not in this version; use 'auto' or 'torch', which run on a GPU as well")
-    one_of("backend", backend, get_args(Backend))
-
-
 def _all_pairs(
-    regions: MaskedVectors, phrases: MaskedVectors, *, scoring: Scoring, tile_bytes: int
+    regions: MaskedVectors,
+    phrases: MaskedVectors,
+    *,
+    scoring: Scoring,
+    tile_bytes: int,
+    backend: Backend,
+    dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
     """T2R and R2T, each (I, J)."""
     if torch.is_grad_enabled() and (regions.values.requires_grad or phrases.values.requires_grad):
@@ -103,7 +105,8 @@ def _all_pairs(
         t2r, r2t = over_tiles(score, regions, phrases, scoring=scoring, tile_bytes=tile_bytes)
         return t2r, r2t
     t2r, r2t = (regions.values.new_empty(len(regions), len(phrases)) for _ in range(2))
-    for images, *scores in score_rows(regions, phrases, scoring=scoring, tile_bytes=tile_bytes):
+    rows = score_rows(regions, phrases, scoring=scoring, tile_bytes=tile_bytes, backend=backend, dtype=dtype)
+    for images, *scores in rows:
         t2r[images], r2t[images] = scores
     return t2r, r2t
 

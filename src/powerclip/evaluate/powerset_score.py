@@ -10,10 +10,11 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torchvision.tv_tensors import Mask
 
+from powerclip.alignment.kernel import score_rows
 from powerclip.alignment.reference import MAX_REGIONS
 from powerclip.alignment.scoring import Scoring, tile_bytes_or_default
 from powerclip.alignment.subsets import draw_subsets
-from powerclip.alignment.tiled import score_pairs, score_rows
+from powerclip.alignment.tiled import score_pairs
 from powerclip.alignment.vectors import MaskedVectors
 from powerclip.config import ScoreRegions
 from powerclip.errors import one_of

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from powerclip.alignment.aggregators import ABSENT
 from powerclip.alignment.calibration import CalibrationPairs, choose_pairs, fit_zeta, measure_pairs
+from powerclip.alignment.kernel import check_backend, hardest_negatives
 from powerclip.alignment.scoring import UNCALIBRATED_ZETA, Scoring, tile_bytes_or_default
-from powerclip.alignment.search import Candidates, hardest_negatives
-from powerclip.alignment.similarity import check_backend, validate
+from powerclip.alignment.search import Candidates
+from powerclip.alignment.similarity import validate
 from powerclip.alignment.subsets import draw_subsets
 from powerclip.alignment.tiled import score_pairs
 from powerclip.alignment.vectors import MaskedVectors
@@ -66,7 +67,8 @@ class PowersetAlignmentLoss(nn.Module):
                 ``powerclip.config.ScoringConfig``.
             zeta: weight of log cosh in NLA-T2; "calibrated" fits it at every training step, on 256 pairs, so that T2
                 is unbiased, and smooths it over steps. Its state is saved with the module.
-            backend: as in ``powerclip.alignment.similarity``.
+            backend: of the pass without gradient, as in ``powerclip.alignment.similarity``; the kernel finds negatives
+                whose scores are the highest within the rounding of float16. Their scores are PyTorch's.
             zeta_momentum: weight of the old estimate when a calibrated zeta is updated.
             tile_bytes: working memory of the search; a suitable size for the device by default.
             distributed: use the batch of all processes; False uses this process's alone.
@@ -163,7 +165,12 @@ class PowersetAlignmentLoss(nn.Module):
 
         # First pass, without gradient: this process's B images against the C captions of all processes.
         found = hardest_negatives(
-            batch.regions, batch.phrases, candidates=batch.candidates(), scoring=scoring, tile_bytes=budget
+            batch.regions,
+            batch.phrases,
+            candidates=batch.candidates(),
+            scoring=scoring,
+            tile_bytes=budget,
+            backend=self.backend,
         )
         B, C = len(batch.regions), len(batch.phrases)
         local = torch.arange(B, device=batch.device)

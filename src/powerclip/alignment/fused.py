@@ -1,0 +1,388 @@
+"""The alignment as one Triton kernel: from vectors to scores or hardest negatives, s never in memory.
+
+A program scores ``Tile.rows`` phrase slots, ``Tile.slots`` of each of several captions, with ``Tile.images`` images. For
+each region it multiplies all of D and adds to three numbers per slot and image, which stay in registers (the formulas of
+``tiled``): sum s, sum |s| and prod (1 + 2^-|y|) with y = s / (tau log 2). Captions have different numbers of phrases:
+they are sorted by it, and a program takes as many chunks of slots as its longest caption needs, with a running mean and
+a running log-sum-exp. Then it either stores T1 and T2 or goes on to the search: one atomic maximum per row and column on
+64-bit keys, the score's bits in order above the inverted index, so that ties go to the lowest index whatever the order of
+the programs; and sums of the rows and columns of each tile, which are added up in a fixed order.
+
+The vectors are packed beforehand: phrases that are present come first, and D, slots, captions and images are padded to
+whole tiles with zeros. So no load has a mask. A phrase slot or a region that is zero has s = 0 and a factor of 2, which
+is subtracted as 1 in its logarithm.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.nn.functional import pad
+
+from powerclip.alignment import tiled
+from powerclip.alignment.aggregators import ABSENT
+from powerclip.alignment.scoring import Scoring
+from powerclip.alignment.search import Candidates, HardestNegatives
+from powerclip.alignment.vectors import MaskedVectors
+
+INTERPRETED = triton.knobs.runtime.interpret
+"""Whether Triton runs in its interpreter, on the CPU (TRITON_INTERPRET=1 when this module is imported)."""
+
+LOWEST_INDEX = 2**32 - 1
+"""Keys hold the index with these bits flipped, so that the larger of two keys with equal scores has the lower index."""
+
+STORED_PAIRS = 2**26
+"""About how many pairs ``score_rows`` scores at once."""
+
+_LOWEST_KEY = (-1 - int(torch.tensor(-ABSENT).view(torch.int32)) << 32) | LOWEST_INDEX
+"""The key of the score ABSENT and the index 0: the negative number -1 - b stands for minus the number with bits b."""
+
+_TENSORS = (
+    "captions",
+    "images",
+    "caption_offset",
+    "image_offset",
+    "scores",
+    "caption_key",
+    "image_key",
+    "caption_sum",
+    "image_sum",
+)
+
+_LN_2: tl.constexpr = tl.constexpr(0.6931471805599453)
+_ABSENT: tl.constexpr = tl.constexpr(ABSENT)
+_LOWEST_INDEX: tl.constexpr = tl.constexpr(LOWEST_INDEX)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tile:
+    """Sizes of what a program computes, all powers of two, and how it is compiled."""
+
+    images: int = 128
+    rows: int = 64
+    """Phrase slots, of rows / slots captions."""
+    slots: int = 4
+    """Slots of a caption that are computed together."""
+    depth: int = 64
+    """Elements of D that are loaded at a time."""
+    group: int = 8
+    """Tiles of captions whose programs run next to each other, so that they find the images in the cache."""
+    warps: int = 8
+    stages: int = 3
+
+    @property
+    def captions(self) -> int:
+        """Captions of a program."""
+        return self.rows // self.slots
+
+
+def tile_for(dtype: torch.dtype) -> Tile:
+    """The tile for products of float16, bfloat16 or float32: the largest of which no register is spilled on sm_90."""
+    return Tile(images=64, depth=32) if dtype == torch.float32 else Tile()
+
+
+@triton.jit
+def _ordered(x):
+    """int64 numbers in the order of float32 numbers; 0.0 and -0.0 are equal."""
+    bits = (x + 0.0).to(tl.int32, bitcast=True)
+    return tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits).to(tl.int64)
+
+
+@triton.jit
+def _align(
+    phrases,  # (chunks, J, SLOTS, D)
+    regions,  # (M, I, D)
+    captions,  # (4, J) int64: number of phrases, index, id, whether it takes part
+    images,  # (4, I) int64: number of regions, index, id, whether it takes part
+    caption_offset,  # (J,)
+    image_offset,  # (I,)
+    factors,  # (2,): what products are multiplied with to be s, zeta
+    tau,
+    J,
+    I,
+    M,
+    D,
+    scores,  # STORE: (2, J, I), T1 and T2
+    caption_key,  # else: (J,) and (I,) int64 keys of the hardest negatives
+    image_key,
+    caption_sum,  # (tiles of images, J)
+    image_sum,  # (tiles of captions, I)
+    ROWS: tl.constexpr,
+    SLOTS: tl.constexpr,
+    IMAGES: tl.constexpr,
+    DEPTH: tl.constexpr,
+    GROUP: tl.constexpr,
+    HARD: tl.constexpr,
+    REGIONS_PER_LOGARITHM: tl.constexpr,  # 0: all
+    DIRECTION: tl.constexpr,
+    BY_REGIONS: tl.constexpr,
+    STORE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    CAPTIONS: tl.constexpr = ROWS // SLOTS
+    # Programs go through GROUP tiles of captions for each tile of images.
+    caption_tiles, image_tiles = J // CAPTIONS, I // IMAGES
+    first = tl.program_id(0) // (GROUP * image_tiles) * GROUP
+    size = tl.minimum(caption_tiles - first, GROUP)
+    within = tl.program_id(0) % (GROUP * image_tiles)
+    caption_tile, image_tile = first + within % size, within // size
+    c = caption_tile * CAPTIONS + tl.arange(0, CAPTIONS)
+    i = image_tile * IMAGES + tl.arange(0, IMAGES)
+    count = tl.load(captions + c).to(tl.int32)  # (CAPTIONS,) phrases
+    present = tl.load(images + i).to(tl.float32)  # (IMAGES,) regions
+    scale, zeta = tl.load(factors), tl.load(factors + 1)
+    unit = tau * _LN_2 if not HARD else 1.0  # y = s / unit
+
+    d = tl.arange(0, DEPTH)
+    row = caption_tile.to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    phrase_at = phrases + row[None, :] * D + d[:, None]
+    region_at = regions + i.to(tl.int64)[:, None] * D + d[None, :]
+    chunk_size, region_size = J.to(tl.int64) * SLOTS * D, I.to(tl.int64) * D  # elements
+    t1 = tl.zeros((IMAGES, CAPTIONS), tl.float32)  # sum over the phrases so far, in units
+    highest = tl.full((IMAGES, CAPTIONS), _ABSENT, tl.float32)  # of the exponents of T2 so far, in units
+    exponentials = tl.zeros((IMAGES, CAPTIONS), tl.float32)  # sum of 2^(exponent - highest)
+    for chunk in range(0, tl.cdiv(tl.max(count), SLOTS)):
+        linear = tl.zeros((IMAGES, ROWS), tl.float32)  # sum of s
+        absolute = tl.zeros((IMAGES, ROWS), tl.float32)  # sum of |s|
+        product = tl.full((IMAGES, ROWS), 1.0, tl.float32)  # of 1 + 2^-|y|
+        logarithm = tl.zeros((IMAGES, ROWS), tl.float32)  # of the products before
+        phrase_chunk = phrase_at + chunk * chunk_size
+        for m in range(0, M):
+            region_m = region_at + m * region_size
+            s = tl.zeros((IMAGES, ROWS), tl.float32)
+            for start in range(0, D, DEPTH):
+                p, r = tl.load(phrase_chunk + start), tl.load(region_m + start)
+                if UPCAST:
+                    p, r = p.to(tl.float32), r.to(tl.float32)
+                s = tl.dot(r, p, s, input_precision=PRECISION)
+            linear += s
+            absolute += tl.abs(s)
+            if not HARD:
+                product += product * tl.exp2(tl.abs(s) * (-scale / unit))
+                if REGIONS_PER_LOGARITHM:  # noqa: SIM102 (decided when the kernel is compiled; the next one when it runs)
+                    if (m + 1) % REGIONS_PER_LOGARITHM == 0:
+                        logarithm += tl.log2(product)
+                        product = tl.full((IMAGES, ROWS), 1.0, tl.float32)
+        linear *= scale / unit / 2
+        absolute *= scale / unit / 2
+        softplus, even = linear + absolute, absolute
+        if not HARD:
+            # An absent region adds 1 to the logarithm: M - present of softplus, and M of log cosh less its log 2.
+            logarithm += tl.log2(product)
+            softplus += logarithm - (M - present)[:, None]
+            even += logarithm - M
+        is_phrase = (chunk * SLOTS + tl.arange(0, SLOTS))[None, :] < count[:, None]  # (CAPTIONS, SLOTS)
+        softplus = tl.reshape(softplus, (IMAGES, CAPTIONS, SLOTS))
+        t1 += tl.sum(tl.where(is_phrase[None, :, :], softplus, 0.0), axis=2)
+        exponent = tl.reshape(linear + zeta * even, (IMAGES, CAPTIONS, SLOTS))
+        exponent = tl.where(is_phrase[None, :, :], exponent, _ABSENT)
+        higher = tl.maximum(highest, tl.max(exponent, axis=2))
+        if not HARD:
+            now = tl.where(is_phrase[None, :, :], tl.exp2(exponent - higher[:, :, None]), 0.0)
+            exponentials = exponentials * tl.exp2(highest - higher) + tl.sum(now, axis=2)
+        highest = higher
+
+    scored = (count > 0)[None, :] & (present > 0)[:, None]
+    t1 = tl.where(scored, t1 * unit / tl.maximum(count, 1).to(tl.float32)[None, :], 0.0)
+    if not HARD:
+        highest += tl.log2(tl.where(scored, exponentials, 1.0))
+    t2 = tl.where(scored, highest * unit, 0.0)
+    caption_index = tl.load(captions + J + c)  # captions are sorted, what is stored is not
+    if STORE:
+        at = caption_index[None, :] * I + i[:, None]
+        tl.store(scores + at, t1)
+        tl.store(scores + at + J.to(tl.int64) * I, t2)
+    else:
+        x = t1 if DIRECTION == "t2r" else (t2 if DIRECTION == "r2t" else t1 + t2)
+        if BY_REGIONS:
+            x /= tl.maximum(present, 1.0)[:, None]
+        valid = (tl.load(captions + 3 * J + c) != 0)[None, :] & (tl.load(images + 3 * I + i) != 0)[:, None]
+        negative = valid & (tl.load(captions + 2 * J + c)[None, :] != tl.load(images + 2 * I + i)[:, None])
+        counted = tl.where(valid, x, 0.0)
+        tl.store(caption_sum + image_tile.to(tl.int64) * J + caption_index, tl.sum(counted, axis=0))
+        tl.store(image_sum + caption_tile.to(tl.int64) * I + i, tl.sum(counted, axis=1))
+        of_caption = tl.where(negative, x - tl.load(image_offset + i)[:, None], _ABSENT)
+        of_image = tl.where(negative, x - tl.load(caption_offset + c)[None, :], _ABSENT)
+        keys = (_ordered(of_caption) << 32) | (tl.load(images + I + i) ^ _LOWEST_INDEX)[:, None]
+        tl.atomic_max(caption_key + caption_index, tl.max(keys, axis=0), sem="relaxed")
+        keys = (_ordered(of_image) << 32) | (caption_index ^ _LOWEST_INDEX)[None, :]
+        tl.atomic_max(image_key + i, tl.max(keys, axis=1), sem="relaxed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Packed:
+    """Captions with their phrases or images with their regions, as the kernel takes them."""
+
+    vectors: Tensor
+    """(chunks, J, slots, D) or (M, I, D), padded to whole tiles with zeros."""
+    scale: Tensor
+    """() what the vectors were divided by."""
+    number: Tensor
+    """(J,) or (I,) int64: how many vectors are present."""
+    index: Tensor
+    """(J,) or (I,) int64: which caption or image this is; the padding's follow."""
+
+    def table(self, ids: Tensor | None = None, valid: Tensor | None = None) -> Tensor:
+        """(4, J) or (4, I) int64: number, index, id and whether it takes part, of unpadded (J,) or (I,)."""
+        others = (self.padded(x, dtype=torch.int64) for x in (ids, valid))
+        return torch.stack([self.number, self.index, *others])
+
+    def padded(self, x: Tensor | None, dtype: torch.dtype = torch.float32) -> Tensor:
+        """(J,) or (I,) values in the order of the vectors, 0 for None and for the padding."""
+        found = torch.zeros(len(self.index), dtype=dtype, device=self.index.device)
+        if x is not None:
+            found[: len(x)] = x[self.index[: len(x)]]
+        return found
+
+
+def _scale(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """() a power of 2 that brings values into the range of float16; 1 for types with the range of float32."""
+    one = torch.ones((), dtype=values.dtype, device=values.device)
+    if dtype != torch.float16 or not values.numel():
+        return one
+    return torch.ldexp(one, torch.frexp(values.abs().amax()).exponent)
+
+
+def _pack_captions(phrases: MaskedVectors, *, tile: Tile, dtype: torch.dtype) -> _Packed:
+    """Sorted by their number of phrases, the longest first; in each, those that are present come first."""
+    J, K, D = phrases.values.shape
+    chunks, rows, depth = (triton.cdiv(n, size) for n, size in ((K, tile.slots), (J, tile.captions), (D, tile.depth)))
+    rows, depth = rows * tile.captions, depth * tile.depth
+    number, index = phrases.mask.sum(dim=1).sort(descending=True, stable=True)  # (J,) each
+    order = phrases.mask.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[index]  # (J, K)
+    flat, scale = index[:, None] * K + order, _scale(phrases.values, dtype)
+    vectors = torch.zeros(chunks, rows, tile.slots, depth, dtype=dtype, device=flat.device)
+    for chunk in range(chunks):
+        of_chunk = flat[:, chunk * tile.slots : (chunk + 1) * tile.slots]  # (J, slots or fewer)
+        values = phrases.values.flatten(0, 1).index_select(0, of_chunk.flatten()).div_(scale)
+        vectors[chunk, :J, : of_chunk.shape[1], :D] = values.view(*of_chunk.shape, D)
+    padding = torch.arange(J, rows, device=flat.device)
+    return _Packed(vectors=vectors, scale=scale, number=pad(number, (0, rows - J)), index=torch.cat([index, padding]))
+
+
+def _pack_images(regions: MaskedVectors, *, tile: Tile, dtype: torch.dtype) -> _Packed:
+    I, M, D = regions.values.shape
+    rows, depth = triton.cdiv(I, tile.images) * tile.images, triton.cdiv(D, tile.depth) * tile.depth
+    scale = _scale(regions.values, dtype)
+    vectors = torch.zeros(M, rows, depth, dtype=dtype, device=regions.values.device)
+    vectors[:, :I, :D] = (regions.values / scale).transpose(0, 1)
+    number = pad(regions.mask.sum(dim=1), (0, rows - I))
+    return _Packed(vectors=vectors, scale=scale, number=number, index=torch.arange(rows, device=number.device))
+
+
+def _launch(captions: _Packed, images: _Packed, arguments: dict[str, Tensor], *, scoring: Scoring, tile: Tile) -> None:
+    """Run the kernel with what ``arguments`` hold of its other tensors."""
+    scale = (captions.scale * images.scale).float()
+    zeta = scoring.even_weight
+    zeta = zeta.to(scale) if isinstance(zeta, Tensor) else torch.full_like(scale, zeta)
+    M, I, D = images.vectors.shape
+    J = len(captions.index)
+    dtype = captions.vectors.dtype
+    exact = torch.get_float32_matmul_precision() == "highest"
+    with torch.cuda.device(images.vectors.get_device()):
+        _align[(J // tile.captions * (I // tile.images),)](
+            captions.vectors,
+            images.vectors,
+            factors=torch.stack([scale, zeta]),
+            tau=scoring.tau,
+            J=J,
+            I=I,
+            M=M,
+            D=D,
+            **(dict.fromkeys(_TENSORS, scale) | arguments),
+            ROWS=tile.rows,
+            SLOTS=tile.slots,
+            IMAGES=tile.images,
+            DEPTH=tile.depth,
+            GROUP=tile.group,
+            HARD=scoring.tau == 0,
+            REGIONS_PER_LOGARITHM=tiled.REGIONS_PER_LOGARITHM if M > tiled.REGIONS_PER_LOGARITHM else 0,
+            DIRECTION=scoring.direction,
+            BY_REGIONS=scoring.normalise_by_regions,
+            STORE="scores" in arguments,
+            PRECISION="tf32x3" if exact else "tf32",
+            UPCAST=INTERPRETED and dtype == torch.bfloat16,
+            num_warps=tile.warps,
+            num_stages=tile.stages,
+            enable_fp_fusion=True,
+        )
+
+
+@torch.no_grad()
+def score_rows(
+    regions: MaskedVectors, phrases: MaskedVectors, *, scoring: Scoring, dtype: torch.dtype, tile: Tile | None = None
+) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """As ``tiled.score_rows``; products are of ``dtype`` (float16, bfloat16, or float32 in 3 or 1 products of tf32).
+
+    Three where ``torch.get_float32_matmul_precision()`` is "highest". All sums are float32.
+    """
+    I, J = len(regions), len(phrases)
+    if not I or not J:
+        return
+    tile = tile or tile_for(dtype)
+    captions = _pack_captions(phrases, tile=tile, dtype=dtype)
+    step = max(1, STORED_PAIRS // len(captions.index) // tile.images) * tile.images
+    for start in range(0, I, step):
+        rows = slice(start, min(start + step, I))
+        images = _pack_images(regions[rows], tile=tile, dtype=dtype)
+        scores = captions.scale.new_empty(2, len(captions.index), len(images.index), dtype=torch.float32)
+        arguments = {"scores": scores, "captions": captions.table(), "images": images.table()}
+        _launch(captions, images, arguments, scoring=scoring, tile=tile)
+        t1, t2 = scores[:, :J, : rows.stop - start].transpose(1, 2)
+        yield rows, t1, t2
+
+
+@torch.no_grad()
+def hardest_negatives(
+    regions: MaskedVectors,
+    phrases: MaskedVectors,
+    *,
+    candidates: Candidates,
+    scoring: Scoring,
+    dtype: torch.dtype = torch.float16,
+    tile: Tile | None = None,
+) -> HardestNegatives:
+    """As ``search.hardest_negatives``, with products of ``dtype``: what is found is within their rounding of the highest.
+
+    Unit vectors suit float16, which rounds them 8 times less than bfloat16; vectors are scaled into its range.
+    """
+    I, J = len(regions), len(phrases)
+    tile = tile or tile_for(dtype)
+    captions, images = _pack_captions(phrases, tile=tile, dtype=dtype), _pack_images(regions, tile=tile, dtype=dtype)
+    new = captions.scale.new_empty
+    rows, columns = len(images.index), len(captions.index)
+    found = {
+        "caption_key": torch.full((columns,), _LOWEST_KEY, device=captions.index.device),
+        "image_key": torch.full((rows,), _LOWEST_KEY, device=captions.index.device),
+        "caption_sum": new(rows // tile.images, columns, dtype=torch.float32),
+        "image_sum": new(columns // tile.captions, rows, dtype=torch.float32),
+    }
+    arguments = {
+        "captions": captions.table(candidates.caption_id, candidates.caption_valid),
+        "images": images.table(candidates.image_id, candidates.image_valid),
+        "caption_offset": captions.padded(candidates.caption_offset),
+        "image_offset": images.padded(candidates.image_offset),
+    }
+    if rows and columns:
+        _launch(captions, images, arguments | found, scoring=scoring, tile=tile)
+    caption, caption_score = _from_keys(found["image_key"][:I])
+    image, image_score = _from_keys(found["caption_key"][:J])
+    return HardestNegatives(
+        caption=caption,
+        caption_score=caption_score,
+        image=image,
+        image_score=image_score,
+        image_sum=found["image_sum"].sum(dim=0)[:I],
+        caption_sum=found["caption_sum"].sum(dim=0)[:J],
+    )
+
+
+def _from_keys(keys: Tensor) -> tuple[Tensor, Tensor]:
+    """int64 index and float32 score of keys."""
+    bits = (keys >> 32).to(torch.int32)
+    score = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).view(torch.float32)
+    return keys & LOWEST_INDEX ^ LOWEST_INDEX, score
