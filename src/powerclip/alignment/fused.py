@@ -15,6 +15,7 @@ is subtracted as 1 in its logarithm.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
@@ -92,7 +93,7 @@ def _ordered(x):
 
 
 @triton.jit
-def _align(
+def align(
     phrases,  # (chunks, J, SLOTS, D)
     regions,  # (M, I, D)
     captions,  # (4, J) int64: number of phrases, index, id, whether it takes part
@@ -123,6 +124,7 @@ def _align(
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
+    """One tile of images and captions; see the module's docstring."""
     CAPTIONS: tl.constexpr = ROWS // SLOTS
     # Programs go through GROUP tiles of captions for each tile of images.
     caption_tiles, image_tiles = J // CAPTIONS, I // IMAGES
@@ -274,6 +276,31 @@ def _pack_images(regions: MaskedVectors, *, tile: Tile, dtype: torch.dtype) -> _
     return _Packed(vectors=vectors, scale=scale, number=number, index=torch.arange(rows, device=number.device))
 
 
+def options(tile: Tile) -> dict[str, Any]:
+    """How the kernel is compiled for a tile."""
+    return {"num_warps": tile.warps, "num_stages": tile.stages, "enable_fp_fusion": True}
+
+
+def constants(vectors: Tensor, *, scoring: Scoring, regions: int, tile: Tile, store: bool) -> dict[str, Any]:
+    """The kernel's compile-time arguments, for packed vectors of this dtype."""
+    exact = torch.get_float32_matmul_precision() == "highest"
+    many = regions > tiled.REGIONS_PER_LOGARITHM
+    return {
+        "ROWS": tile.rows,
+        "SLOTS": tile.slots,
+        "IMAGES": tile.images,
+        "DEPTH": tile.depth,
+        "GROUP": tile.group,
+        "HARD": scoring.tau == 0,
+        "REGIONS_PER_LOGARITHM": tiled.REGIONS_PER_LOGARITHM if many else 0,
+        "DIRECTION": scoring.direction,
+        "BY_REGIONS": scoring.normalise_by_regions,
+        "STORE": store,
+        "PRECISION": "tf32x3" if exact else "tf32",
+        "UPCAST": INTERPRETED and vectors.dtype == torch.bfloat16,  # the interpreter multiplies their bits
+    }
+
+
 def _launch(captions: _Packed, images: _Packed, arguments: dict[str, Tensor], *, scoring: Scoring, tile: Tile) -> None:
     """Run the kernel with what ``arguments`` hold of its other tensors."""
     scale = (captions.scale * images.scale).float()
@@ -281,34 +308,19 @@ def _launch(captions: _Packed, images: _Packed, arguments: dict[str, Tensor], *,
     zeta = zeta.to(scale) if isinstance(zeta, Tensor) else torch.full_like(scale, zeta)
     M, I, D = images.vectors.shape
     J = len(captions.index)
-    dtype = captions.vectors.dtype
-    exact = torch.get_float32_matmul_precision() == "highest"
     with torch.cuda.device(images.vectors.get_device()):
-        _align[(J // tile.captions * (I // tile.images),)](
+        align[(J // tile.captions * (I // tile.images),)](
             captions.vectors,
             images.vectors,
             factors=torch.stack([scale, zeta]),
-            tau=scoring.tau,
+            tau=float(scoring.tau),
             J=J,
             I=I,
             M=M,
             D=D,
             **(dict.fromkeys(_TENSORS, scale) | arguments),
-            ROWS=tile.rows,
-            SLOTS=tile.slots,
-            IMAGES=tile.images,
-            DEPTH=tile.depth,
-            GROUP=tile.group,
-            HARD=scoring.tau == 0,
-            REGIONS_PER_LOGARITHM=tiled.REGIONS_PER_LOGARITHM if M > tiled.REGIONS_PER_LOGARITHM else 0,
-            DIRECTION=scoring.direction,
-            BY_REGIONS=scoring.normalise_by_regions,
-            STORE="scores" in arguments,
-            PRECISION="tf32x3" if exact else "tf32",
-            UPCAST=INTERPRETED and dtype == torch.bfloat16,
-            num_warps=tile.warps,
-            num_stages=tile.stages,
-            enable_fp_fusion=True,
+            **constants(images.vectors, scoring=scoring, regions=M, tile=tile, store="scores" in arguments),
+            **options(tile),
         )
 
 
