@@ -34,6 +34,10 @@ Direction = Literal["both", "t2r", "r2t"]
 Subsets = Literal["all", "single"]
 T1Activation = Literal["softplus", "relu", "gelu", "silu", "elu"]
 T2Activation = Literal["tanh", "sign", "erf", "softsign", "arctan", "sigmoid"]
+Zero = float | Literal["none", "midpoint", "learned", "centred"]
+Margin = float | Literal["adaptive"]
+Negatives = Literal["hardest", "mean", "logsumexp"]
+CentreScores = Literal["none", "detached", "full"]
 EqualCaptions = Literal["negatives", "ignored"]
 RegionSource = Literal["boxes", "stored"]
 Score = Literal["global", "powerset"]
@@ -53,6 +57,12 @@ def _require(config: object, valid: Callable[[Any], object], rule: str, *names: 
         value = getattr(config, name)
         if value is not None and not valid(value):
             raise ValueError(f"{name} is {value!r}; it must be {rule}")
+
+
+def _require_number_or_word(config: object, hint: Any, name: str) -> None:
+    words = [word for option in typing.get_args(hint) for word in typing.get_args(option)]
+    rule = f"a number or {', '.join(map(repr, words))}"
+    _require(config, lambda value: not isinstance(value, str) or value in words, rule, name)
 
 
 def _require_at_least(config: object, low: int, *names: str) -> None:
@@ -122,6 +132,10 @@ class ScoringConfig:
     """Derivative of the even part of the regions-to-tree aggregator (tanh: log cosh)."""
     normalise_by_regions: bool = True
     """Divide the similarity by the number of regions, so that the margin means the same at every M."""
+    zero: Zero = "none"
+    """Where the similarity s of a region and a phrase is zero, so that the best subset neither is empty nor holds all
+    regions. A number, the midpoint between the means of matched and unmatched pairs, or a learned number is taken off
+    s; centred takes the batch's means off regions and phrases and makes them unit vectors again."""
 
     def __post_init__(self) -> None:
         hints = typing.get_type_hints(type(self))
@@ -129,11 +143,34 @@ class ScoringConfig:
             one_of(name, getattr(self, name), typing.get_args(hints[name]))
         _require_at_least(self, 0, "tau")
         _require_at_least(self, 4, "samples")
-        _require(self, lambda z: z == "calibrated" or not isinstance(z, str), "a number or 'calibrated'", "zeta")
+        _require_number_or_word(self, Zeta, "zeta")
+        _require_number_or_word(self, Zero, "zero")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ObjectiveConfig(ScoringConfig):
+class ContrastConfig:
+    """What the powerset loss makes of the scores S of all images and captions, beside the paper's form."""
+
+    negatives: Negatives = "hardest"
+    """Which negatives the triplet loss compares a pair with: the hardest (the paper), all (the mean of their hinges), or
+    all by the log of their summed exponentials, a smooth maximum."""
+    negatives_temperature: float = 0.02
+    """logsumexp only: the temperature of the smooth maximum, in units of S; towards 0 it becomes the hardest."""
+    centre_scores: CentreScores = "none"
+    """Take the means of its row and column off each score, so that no caption or image is close to all; the gradient
+    goes through the means (full) or not (detached)."""
+    max_margin: float = 1.0
+    """Limit of an adaptive margin, in units of S."""
+
+    def __post_init__(self) -> None:
+        hints = typing.get_type_hints(type(self))
+        for name in ("negatives", "centre_scores"):
+            one_of(name, getattr(self, name), typing.get_args(hints[name]))
+        _require(self, lambda value: value > 0, "positive", "negatives_temperature", "max_margin")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig(ScoringConfig, ContrastConfig):
     """The loss: PowerCLIP's (CLIP's, plus ``powerset_weight`` times the powerset alignment loss), or a baseline's."""
 
     name: Annotated[Objective, tyro.conf.arg(aliases=("--objective",))] = "powerclip"
@@ -151,8 +188,8 @@ class ObjectiveConfig(ScoringConfig):
     this ratio to that of CLIP's loss, both at the vectors that the towers give."""
     gradient_cap: float | None = None
     """Lowers lambda in steps in which that ratio would be higher than this; None leaves it."""
-    margin: float = 0.2
-    """delta of the triplet loss."""
+    margin: Margin = 0.2
+    """delta of the triplet loss; "adaptive" is the last step's mean positive minus mean negative score."""
     equal_captions: EqualCaptions = "negatives"
     """Whether pairs with the same caption are negatives of each other in the powerset loss."""
     region_source: RegionSource = "boxes"
@@ -165,12 +202,15 @@ class ObjectiveConfig(ScoringConfig):
     """sparc only: weight of the loss between tokens and grouped patches."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        ScoringConfig.__post_init__(self)
+        ContrastConfig.__post_init__(self)
         rule = "positive; choose the objective clip to train without the powerset loss"
         _require(self, lambda weight: weight > 0, rule, "powerset_weight")
         _require(self, lambda ratio: 0 < ratio < math.inf, "positive", "gradient_ratio", "gradient_cap")
         _require_at_least(self, 0, "weight_start_step", "weight_warmup_steps")
-        _require_at_least(self, 0, "margin", "sparc_global_weight", "sparc_local_weight")
+        rule = "0 or more, or 'adaptive'"
+        _require(self, lambda m: m == "adaptive" or (not isinstance(m, str) and m >= 0), rule, "margin")
+        _require_at_least(self, 0, "sparc_global_weight", "sparc_local_weight")
         _require_at_least(self, 1, "regions")
 
     @property
@@ -188,6 +228,11 @@ class ObjectiveConfig(ScoringConfig):
     def scoring(self) -> ScoringConfig:
         """The settings that a model keeps, so that it is scored as it was trained."""
         return ScoringConfig(**{f.name: getattr(self, f.name) for f in dataclasses.fields(ScoringConfig)})
+
+    @property
+    def contrast(self) -> ContrastConfig:
+        """What the powerset loss makes of the scores."""
+        return ContrastConfig(**{f.name: getattr(self, f.name) for f in dataclasses.fields(ContrastConfig)})
 
 
 @dataclass(frozen=True, kw_only=True)

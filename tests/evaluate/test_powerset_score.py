@@ -61,6 +61,12 @@ def score_alone(model, image, caption, boxes=None, **options):
         else:
             leaves, leaf_mask = pool_leaves(dense, encoded.leaf_of_token[None], leaves=len(encoded.tokens))
             phrases, _ = pool_phrases(leaves, leaf_mask, encoded.phrase_spans[None], norm=model.phrase_norm)
+        if model.scoring.zero == "centred":
+            means = model.vector_means
+            regions, phrases = normalize(regions - means[0], dim=-1), normalize(phrases - means[1], dim=-1)
+        elif model.scoring.zero != "none":  # a product of ones and -b
+            regions = torch.cat([regions, torch.ones_like(regions[..., :1])], dim=-1)
+            phrases = torch.cat([phrases, -model.scoring.zero * torch.ones_like(phrases[..., :1])], dim=-1)
         found = similarity(regions, phrases, **options)
     parts = {"both": found.total, "t2r": found.t2r, "r2t": found.r2t}
     return parts[model.scoring.direction].item() / (len(boxes) if model.scoring.normalise_by_regions else 1)
@@ -97,6 +103,8 @@ SCORINGS = {
     "single regions": ScoringConfig(subsets="single"),
     "one direction": ScoringConfig(direction="t2r"),
     "the other direction": ScoringConfig(direction="r2t"),
+    "threshold": ScoringConfig(zero=0.05),
+    "centred": ScoringConfig(zero="centred"),
     "not normalised": ScoringConfig(normalise_by_regions=False),
     "sampled": ScoringConfig(method="sampled", samples=64),
     "exact": ScoringConfig(method="exact", samples=64),
@@ -106,7 +114,10 @@ SCORINGS = {
 @pytest.mark.parametrize("scoring", SCORINGS.values(), ids=SCORINGS.keys())
 def test_a_model_is_scored_as_it_was_trained(suite, scoring, tmp_path):
     torch.manual_seed(0)
-    save(create_model("tiny", image_size=32, scoring=scoring), tmp_path)
+    trained = create_model("tiny", image_size=32, scoring=scoring)
+    if scoring.zero == "centred":
+        trained.vector_means.normal_(std=0.05)
+    save(trained, tmp_path)
     model = load(tmp_path)[0]
     pictures, texts, scores, pairs = in_both_ways(model, suite)
     names = ("tau", "zeta", "subsets", "t1_activation", "t2_activation", "samples")
@@ -122,7 +133,7 @@ def test_a_model_is_scored_as_it_was_trained(suite, scoring, tmp_path):
     torch.testing.assert_close(scores, expected, rtol=0, atol=atol)
     torch.testing.assert_close(pairs, expected.diagonal(), rtol=0, atol=atol)
     plain = create_model("tiny", image_size=32)
-    plain.load_state_dict(model.state_dict())
+    plain.load_state_dict(model.state_dict(), strict=scoring.zero != "centred")
     assert not torch.allclose(in_both_ways(plain.eval(), suite)[2], scores, rtol=0, atol=10 * CLOSE)
 
 

@@ -56,6 +56,24 @@ def test_grounding_scores_are_those_of_enumeration():
         assert (phrase.score > 0) == (phrase.regions > 0)
 
 
+def test_a_picture_has_the_zero_of_its_model():
+    scene, image, masks = scene_and_masks()
+    plain, moved = model(), model(scoring=ScoringConfig(zero=0.1))
+    found, above = (ground(m, image, scene.caption, scene.tree, masks=masks).phrases for m in (plain, moved))
+    with torch.inference_mode():
+        encoded = encode_caption(scene.caption, scene.tree, make_tokenizer(plain), context_length=48)
+        regions = plain.encode_regions(make_transforms(plain)[1](image)[None], masks[None])[0][0]
+        inputs = (x[None] for x in (encoded.tokens, encoded.leaf_of_token, encoded.phrase_spans))
+        s = regions @ plain.encode_phrases(*inputs)[0][0].T - 0.1  # (M, K)
+    assert [phrase.regions for phrase in above] == (s > 0).sum(dim=0).tolist()
+    assert sum(phrase.regions for phrase in above) != sum(phrase.regions for phrase in found)
+    torch.testing.assert_close(torch.tensor([phrase.score for phrase in above]), s.clamp(min=0).sum(dim=0))
+    centred = model(scoring=ScoringConfig(zero="centred"))
+    centred.vector_means.copy_(torch.stack([regions.mean(dim=0)] * 2))
+    again = ground(centred, image, scene.caption, scene.tree, masks=masks).phrases
+    assert [phrase.regions for phrase in again] != [phrase.regions for phrase in found]
+
+
 def test_a_model_trained_on_tokens_or_single_regions_is_drawn_by_them():
     tower = model(phrase_unit="token", scoring=ScoringConfig(subsets="single"))
     scene, image, masks = scene_and_masks()

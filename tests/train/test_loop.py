@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -498,8 +499,8 @@ def test_a_scheduled_weight_goes_on_in_a_resumed_run(config, shards, tmp_path):
         assert torch.equal(value, expected[name]), name
 
 
-def test_a_bad_step_leaves_the_calibrated_zeta_alone(config, shards, tmp_path, monkeypatch):
-    objective = dataclasses.replace(config.objective, zeta="calibrated")
+def test_a_bad_step_leaves_what_is_calibrated_or_learned_alone(config, shards, tmp_path, monkeypatch):
+    objective = dataclasses.replace(config.objective, zeta="calibrated", zero="learned")
     config = dataclasses.replace(config, objective=objective)
     forward, calls = PowerCLIPLoss.forward, []
 
@@ -514,6 +515,7 @@ def test_a_bad_step_leaves_the_calibrated_zeta_alone(config, shards, tmp_path, m
     assert [line["bad_steps"] for line in lines] == [0, 0, 0, 1, 1, 1, 1, 1]
     assert lines[3]["loss"] is None
     assert lines[3]["zeta"] == lines[2]["zeta"]
+    assert lines[3]["zero"] == lines[2]["zero"] != lines[4]["zero"]
 
 
 def test_resuming_with_other_settings_is_refused(config, shards, tmp_path):
@@ -619,6 +621,32 @@ def test_a_calibrated_zeta_is_part_of_the_checkpoint(config, shards, tmp_path):
     train(config, data=shards, output=whole, resume=True)
     again = read_metrics(whole / "metrics.jsonl")
     assert [(line["loss"], line["zeta"]) for line in again] == [(line["loss"], line["zeta"]) for line in curve]
+
+
+@pytest.mark.parametrize("zero", ["midpoint", "learned", "centred"])
+def test_the_zero_is_trained_saved_with_the_model_and_part_of_the_checkpoint(zero, config, shards, tmp_path):
+    objective = dataclasses.replace(config.objective, zero=zero, powerset_weight=1.0)
+    config = dataclasses.replace(config, objective=objective, checkpoint_every_steps=4, log_every_steps=1)
+    run = train(config, data=shards, output=tmp_path / "whole").output
+    curve, whole = read_metrics(run / "metrics.jsonl"), weights(run)
+    model = powerclip.load(run)[0]
+    if zero == "centred":
+        assert model.scoring.zero == "centred"
+        assert (model.vector_means.norm(dim=1) > 0).all()
+        assert all("zero" not in line for line in curve)
+    else:
+        assert len({line["zero"] for line in curve}) == 8
+        assert model.scoring.zero == curve[-1]["zero"] != 0
+        assert model.vector_means is None
+    if zero == "learned":  # AdamW's steps are as long as the learning rate
+        moves = [abs(line["zero"] - before["zero"]) for before, line in itertools.pairwise(curve)]
+        assert max(moves) < 1.1 * config.optim.learning_rate
+    shutil.rmtree(run / "checkpoints" / "step-00000008")
+    train(config, data=shards, output=run, resume=True)
+    again = read_metrics(run / "metrics.jsonl")
+    assert [(line["loss"], line.get("zero")) for line in again] == [(line["loss"], line.get("zero")) for line in curve]
+    for name, value in weights(run).items():
+        assert torch.equal(value, whole[name]), name
 
 
 def test_a_frozen_tower_stays_and_the_other_moves(config, shards, tmp_path):

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from powerclip.alignment.aggregators import ABSENT
 from powerclip.alignment.similarity import validate
-from powerclip.config import Subsets
+from powerclip.alignment.zero import place_zero
+from powerclip.config import Subsets, Zero
 from powerclip.errors import one_of
 
 
@@ -17,11 +18,11 @@ class Grounding:
     """For every phrase of one caption, the subset of one image's regions that maximises Q[A, phrase]."""
 
     subsets: Tensor
-    """(K, M) bool: the regions with s > 0, or of single regions the best one; all False for an absent phrase."""
+    """(K, M) bool: the regions with s above its zero, or of single regions the best one; all False for an absent phrase."""
     scores: Tensor
     """(K,) max over subsets of Q: the sum of the positive similarities, or the highest one; 0 for an absent phrase."""
     similarities: Tensor
-    """(K, M) s of every phrase and region; 0 where either is absent."""
+    """(K, M) s of every phrase and region, less its zero; 0 where either is absent."""
 
 
 def grounding(
@@ -31,6 +32,8 @@ def grounding(
     phrase_mask: Tensor | None = None,
     *,
     subsets: Subsets = "all",
+    zero: Zero = "none",
+    means: Tensor | None = None,
 ) -> Grounding:
     """The grounding subset of every phrase and its score (paper: NLA-T1 in its exact form).
 
@@ -40,6 +43,7 @@ def grounding(
         region_mask, phrase_mask: (M,) and (K,) bool, True = present; all present by default.
         subsets: "all", or "single" regions only (the paper's ablation): the best one grounds the phrase, whatever the
             sign of its similarity.
+        zero, means: where the zero of s is, as a model's ``scoring.zero`` and ``vector_means`` say.
 
     Raises:
         ValueError: an argument is out of range, or shapes, dtypes or devices do not fit; the message names it.
@@ -48,7 +52,7 @@ def grounding(
         if value.ndim != 2:
             raise ValueError(f"{name} has shape {tuple(value.shape)}; expected {letters}: one image, one caption")
     masks = (None if mask is None else mask[None] for mask in (region_mask, phrase_mask))
-    r, p = validate(regions[None], phrases[None], *masks)
+    r, p = place_zero(*validate(regions[None], phrases[None], *masks), zero=zero, means=means)
     one_of("subsets", subsets, get_args(Subsets))
     present_KM = p.mask[0][:, None] & r.mask[0]
     s_KM = p.values[0] @ r.values[0].T

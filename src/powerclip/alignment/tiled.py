@@ -1,7 +1,8 @@
 """Scores of every image and caption, computed tile by tile.
 
 Two passes over the pairs, as the gradient of the triplet loss is sparse: ``search.hardest_negatives`` looks at all of
-them without gradient, ``score_pairs`` computes the few that matter with it.
+them without gradient, ``score_pairs`` computes the few that matter with it. Where the gradient is dense, the second
+pass is ``weighted_gradient``.
 
 The fused tile of the default aggregators keeps three numbers per phrase while it goes through the regions one by one:
 with y = s / (tau log 2), sum y, sum |y| and prod (1 + 2^-|y|), from which T1 and T2 both follow, since
@@ -12,7 +13,7 @@ powers of 2 because torch computes them several times faster than exp on a CPU.
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -50,9 +51,7 @@ def score_rows(
         step = min(max(I, 1), IMAGES_PER_TILE)
         columns = max(1, tile_bytes // (4 * regions.values.element_size() * step))
     else:
-        pairs = scoring.pairs_per_tile(regions, phrases, tile_bytes=tile_bytes)
-        step = max(1, min(I, math.isqrt(pairs)))
-        columns = max(1, pairs // step) * phrases.mask.shape[1]
+        step, columns = _plain_sizes(regions, phrases, scoring=scoring, tile_bytes=tile_bytes)
     tiles = list(_caption_tiles(phrases, columns=columns))
     for i in range(0, I, step):
         images = slice(i, min(i + step, I))
@@ -63,6 +62,30 @@ def score_rows(
             scores = block(tile) if block else _plain(rows, tile, scoring=scoring, tile_bytes=tile_bytes)
             t2r[:, tile.captions], r2t[:, tile.captions] = scores
         yield images, t2r, r2t
+
+
+@torch.no_grad()
+def weighted_gradient(
+    weights: Tensor, regions: MaskedVectors, phrases: MaskedVectors, *, scoring: Scoring, tile_bytes: int
+) -> tuple[Tensor, Tensor]:
+    """(I, M, D) and (J, K, D), the gradient of sum_ij weights[i, j] S[i, j], of weights (I, J) and the total score S.
+
+    Every pair is scored with gradient, a tile at a time, and each tile's gradient is added up before the next tile.
+    """
+    of_regions, of_phrases = torch.zeros_like(regions.values), torch.zeros_like(phrases.values)
+    step, columns = _plain_sizes(regions, phrases, scoring=scoring, tile_bytes=tile_bytes)
+    tiles = list(_caption_tiles(phrases, columns=columns))
+    for i in range(0, len(regions), step):
+        images = slice(i, i + step)
+        for tile in tiles:
+            vectors = [regions.values[images].detach().requires_grad_(), tile.phrases.detach().requires_grad_()]
+            rows, part = replace(regions[images], values=vectors[0]), replace(tile, phrases=vectors[1])
+            with torch.enable_grad():
+                scores = scoring.total(*_plain(rows, part, scoring=scoring, tile_bytes=tile_bytes), rows.mask)
+            found = torch.autograd.grad(scores, vectors, weights[images, tile.captions])
+            of_regions[images] += found[0]
+            of_phrases.flatten(0, 1).index_add_(0, tile.slots, found[1])
+    return of_regions, of_phrases
 
 
 def over_tiles(
@@ -104,6 +127,8 @@ class _CaptionTile:
     """(j,) their indices."""
     phrases: Tensor
     """(j k, D) their phrase vectors, 0 where absent."""
+    slots: Tensor
+    """(j k,) where these are among the J K vectors of all captions."""
     mask: Tensor
     """(j, k) bool, True = present."""
 
@@ -122,10 +147,19 @@ def _caption_tiles(phrases: MaskedVectors, *, columns: int) -> Iterator[_Caption
         index = captions[start:stop]  # (j,)
         order = slots.index_select(0, index)[:, :width]
         mask = phrases.mask.index_select(0, index).gather(1, order)  # (j, k)
-        flat = index[:, None] * phrases.mask.shape[1] + order
-        packed = phrases.values.flatten(0, 1).index_select(0, flat.flatten())
-        yield _CaptionTile(captions=index, phrases=packed.mul_(mask.flatten()[:, None]), mask=mask)
+        flat = (index[:, None] * phrases.mask.shape[1] + order).flatten()
+        packed = phrases.values.flatten(0, 1).index_select(0, flat)
+        yield _CaptionTile(captions=index, phrases=packed.mul_(mask.flatten()[:, None]), slots=flat, mask=mask)
         start = stop
+
+
+def _plain_sizes(
+    regions: MaskedVectors, phrases: MaskedVectors, *, scoring: Scoring, tile_bytes: int
+) -> tuple[int, int]:
+    """How many images, and phrase slots of captions, a tile of ``_plain`` may have."""
+    pairs = scoring.pairs_per_tile(regions, phrases, tile_bytes=tile_bytes)
+    step = max(1, min(len(regions), math.isqrt(pairs)))
+    return step, max(1, pairs // step) * phrases.mask.shape[1]
 
 
 def _plain(regions: MaskedVectors, tile: _CaptionTile, *, scoring: Scoring, tile_bytes: int) -> tuple[Tensor, Tensor]:

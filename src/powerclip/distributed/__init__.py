@@ -9,10 +9,17 @@ from powerclip.distributed.gather import (
     world_size,
 )
 from powerclip.distributed.launch import any_rank, broadcast, is_shared, process_group, rank0_first, wait_for_all
-from powerclip.distributed.parallel import average_ignored_gradients, no_sync_unless_last, parallelize, reshard
+from powerclip.distributed.parallel import (
+    average_gradients,
+    average_ignored_gradients,
+    no_sync_unless_last,
+    parallelize,
+    reshard,
+)
 
 __all__ = [
     "any_rank",
+    "average_gradients",
     "average_ignored_gradients",
     "broadcast",
     "gather_rows",

@@ -1,6 +1,6 @@
 """Spreading a model over processes: checkpoint activations, compile, then replicate or shard; in that order."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -57,10 +57,15 @@ def reshard(model: nn.Module) -> None:
 def average_ignored_gradients(model: nn.Module) -> None:
     """Average over processes the gradients that FSDP ignores; does nothing for any other model."""
     if isinstance(model, FSDPModule):
-        for parameter in _scalars(model):
-            if parameter.grad is not None:
-                dist.all_reduce(parameter.grad, op=dist.ReduceOp.SUM)
-                parameter.grad /= world_size()
+        average_gradients(_scalars(model))
+
+
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Average the gradients of parameters that no parallel model holds over processes, as DDP and FSDP do."""
+    for parameter in parameters:
+        if parameter.grad is not None and world_size() > 1:
+            dist.all_reduce(parameter.grad, op=dist.ReduceOp.SUM)
+            parameter.grad /= world_size()
 
 
 @contextmanager

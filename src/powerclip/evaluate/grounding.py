@@ -5,6 +5,7 @@ that holds them.
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -52,6 +53,7 @@ def grounding_metrics(encoder: Encoder, task: Grounding) -> dict[str, float]:
             f"{len(task.masks)}; give each image its phrases and their masks"
         )
     transform, fixed = make_transforms(model)[1], fixed_boxes(model.grid_size)
+    ground = partial(grounding, zero=model.scoring.zero, means=model.vector_means)
     one_patch = torch.eye(fixed.shape[1]).bool()  # (N, N)
 
     def prepare(items: Sequence[Item]) -> Tensors:
@@ -74,9 +76,9 @@ def grounding_metrics(encoder: Encoder, task: Grounding) -> dict[str, float]:
             regions, present, candidates, objects, phrases, strict=True
         ):
             N = objects_ON.shape[1]
-            patches_ON = grounding(regions_MD[:N], phrases_OD).similarities
+            patches_ON = ground(regions_MD[:N], phrases_OD).similarities
             boxes = present_M.nonzero()[:, 0][N:]
-            found = grounding(regions_MD[boxes], phrases_OD, subsets=model.scoring.subsets)
+            found = ground(regions_MD[boxes], phrases_OD, subsets=model.scoring.subsets)
             targets = boxes_of(objects_ON, model.grid_size)
             values.append(measure(patches_ON, found.similarities, found.subsets, objects_ON, masks_MN[boxes], targets))
         return torch.stack(values), objects.any(dim=2)

@@ -16,6 +16,7 @@ from powerclip.alignment.scoring import Scoring, tile_bytes_or_default
 from powerclip.alignment.subsets import draw_subsets
 from powerclip.alignment.tiled import score_pairs
 from powerclip.alignment.vectors import MaskedVectors
+from powerclip.alignment.zero import place_zero
 from powerclip.config import ScoreRegions
 from powerclip.errors import one_of
 from powerclip.evaluate.datasets.images import key_of
@@ -107,7 +108,7 @@ class PowersetScorer:
 
     def score(self, images: MaskedVectors, texts: MaskedVectors) -> Tensor:
         """(I, J) scores of every image and caption."""
-        i, t = images.to(self.encoder.device), texts.to(self.encoder.device)
+        i, t = self._placed(images, texts)
         scoring = self._scoring(i)
         rows = [
             scoring.total(t2r, r2t, i.mask[some]).cpu()
@@ -120,12 +121,16 @@ class PowersetScorer:
         parts = []
         for start in range(0, len(texts), PAIRS_AT_ONCE):
             rows = slice(start, start + PAIRS_AT_ONCE)
-            i = images[rows if owner is None else owner[rows]].to(self.encoder.device)
-            t = texts[rows].to(self.encoder.device)
+            i, t = self._placed(images[rows if owner is None else owner[rows]], texts[rows])
             scoring = self._scoring(i)
             t2r, r2t = score_pairs(i, t, scoring=scoring, tile_bytes=_tile_bytes(i))
             parts.append(scoring.total(t2r, r2t, i.mask).cpu())
         return torch.cat(parts) if parts else torch.zeros(0)
+
+    def _placed(self, images: MaskedVectors, texts: MaskedVectors) -> tuple[MaskedVectors, MaskedVectors]:
+        """The vectors with the zero of their products where the model was trained to have it."""
+        i, t = images.to(self.encoder.device), texts.to(self.encoder.device)
+        return place_zero(i, t, zero=self.model.scoring.zero, means=self.model.vector_means)
 
     def _scoring(self, images: MaskedVectors) -> Scoring:
         """The model's own scoring, for this many regions.

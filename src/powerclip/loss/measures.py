@@ -3,9 +3,11 @@
 import torch
 from torch import Tensor
 
+from powerclip.alignment.aggregators import ABSENT
 from powerclip.alignment.scoring import Scoring
 from powerclip.alignment.vectors import MaskedVectors
 from powerclip.distributed import sum_over_processes
+from powerclip.loss.objectives import Pairs
 
 PAIRS = 256
 """Number of images whose similarities are looked at, each with its own caption and with one other."""
@@ -69,6 +71,22 @@ def measure_similarities(
         "unmatched_above_zero_share": share[1],
         "score_gap": mean[0] - mean[1],
     }
+
+
+@torch.no_grad()
+def measure_scores(scores: Tensor, pairs: Pairs, *, margin: float | Tensor) -> dict[str, Tensor]:
+    """What all scores (C, C) of the batch show, those that are compared: in either direction, each ().
+
+    "active_share_i2t" is the share of the images whose hardest caption comes within the margin of their own, and
+    "hub_share_i2t" that of ``hub_share``; "..._t2i" are those of the captions.
+    """
+    found = {}
+    for name, x, negative in (("i2t", scores, pairs.negative), ("t2i", scores.T, pairs.negative.T)):
+        hardest, exists = x.masked_fill(~negative, ABSENT).max(dim=1), negative.any(dim=1)
+        active = (margin + hardest.values - x.diagonal() > 0) & exists
+        found[f"active_share_{name}"] = active.sum() / pairs.valid.sum().clamp(min=1)
+        found[f"hub_share_{name}"] = hub_share(hardest.indices, exists)
+    return found
 
 
 def hub_share(hardest: Tensor, exists: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,14 +12,27 @@ from powerclip.alignment.aggregators import ABSENT
 from powerclip.alignment.calibration import CalibrationPairs, choose_pairs, fit_zeta, measure_pairs
 from powerclip.alignment.kernel import check_backend, hardest_negatives
 from powerclip.alignment.scoring import UNCALIBRATED_ZETA, Scoring, tile_bytes_or_default
-from powerclip.alignment.search import Candidates
 from powerclip.alignment.similarity import validate
 from powerclip.alignment.subsets import draw_subsets
-from powerclip.alignment.tiled import score_pairs
+from powerclip.alignment.tiled import score_pairs, score_rows, weighted_gradient
 from powerclip.alignment.vectors import MaskedVectors
-from powerclip.config import Backend, Direction, Method, Subsets, T1Activation, T2Activation, Zeta
+from powerclip.config import (
+    Backend,
+    ContrastConfig,
+    Direction,
+    Margin,
+    Method,
+    Subsets,
+    T1Activation,
+    T2Activation,
+    Zero,
+    Zeta,
+)
 from powerclip.distributed import gather_rows, max_over_processes, sum_over_processes, with_value
-from powerclip.loss.measures import hub_share, measure_similarities
+from powerclip.loss.batch import GlobalBatch
+from powerclip.loss.measures import hub_share, measure_scores, measure_similarities
+from powerclip.loss.objectives import Pairs, centre_scores, mean_gap, triplet_both_ways
+from powerclip.loss.zero import PlacedZero, smooth
 
 
 class PowersetAlignmentLoss(nn.Module):
@@ -33,6 +46,11 @@ class PowersetAlignmentLoss(nn.Module):
     these negatives tile by tile; at most 3 C pairs are then scored again with gradient. The result is that of the dense
     computation, with O(C) memory and backward cost.
 
+    Any other form (``contrast``, an adaptive margin) needs all scores at once: every process then holds C x C numbers
+    and some copies of them (4 C^2 bytes each: 64 MiB at C = 4096, 1 GiB at 16384). Centred but ``detached`` scores keep
+    the sparse gradient of the hardest negatives; gradients through the means (``full``) and through several negatives
+    are dense, so that all pairs are scored a second time with gradient, still a tile at a time.
+
     Under an initialised process group every process passes its own pairs; the loss is that of the global batch, with
     its gradient on the process's own rows. Only phrase vectors are communicated. DistributedDataParallel averages
     gradients of parameters, but their sum is needed: multiply the loss by the number of processes.
@@ -40,11 +58,12 @@ class PowersetAlignmentLoss(nn.Module):
 
     zeta_estimate: Tensor
     steps: Tensor
+    adaptive_margin: Tensor
 
     def __init__(
         self,
         *,
-        margin: float = 0.2,
+        margin: Margin = 0.2,
         tau: float = 1e-3,
         zeta: Zeta = 0.75,
         method: Method = "nla",
@@ -55,6 +74,9 @@ class PowersetAlignmentLoss(nn.Module):
         t1_activation: T1Activation = "softplus",
         t2_activation: T2Activation = "tanh",
         samples: int = 256,
+        zero: Zero = "none",
+        dimension: int | None = None,
+        contrast: ContrastConfig | None = None,
         zeta_momentum: float = 0.9,
         tile_bytes: int | None = None,
         distributed: bool = True,
@@ -62,20 +84,26 @@ class PowersetAlignmentLoss(nn.Module):
         """Set up the loss; ValueError names a setting that is out of range.
 
         Args:
-            margin: delta of the triplet loss.
+            margin: delta of the triplet loss; "adaptive" is the mean score of the pairs less that of all negatives, of
+                the last training step, between 0 and ``contrast.max_margin``. It starts at 0 and is saved with the
+                module.
             tau, method, direction, subsets, t1_activation, t2_activation, samples, normalise_by_regions: as in
                 ``powerclip.config.ScoringConfig``.
             zeta: weight of log cosh in NLA-T2; "calibrated" fits it at every training step, on 256 pairs, so that T2
                 is unbiased, and smooths it over steps. Its state is saved with the module.
             backend: of the pass without gradient, as in ``powerclip.alignment.similarity``; the kernel finds negatives
                 whose scores are the highest within the rounding of float16. Their scores are PyTorch's.
-            zeta_momentum: weight of the old estimate when a calibrated zeta is updated.
+            zero: as in ``powerclip.config.ScoringConfig``; details: ``powerclip.loss.zero.PlacedZero``. A learned
+                threshold is a parameter of this module: give it to the optimiser, and sum its gradient over processes.
+            dimension: D, which zero="centred" needs.
+            contrast: forms of the loss beside the paper's.
+            zeta_momentum: weight of the old estimate when a calibrated zeta, a midpoint or means are updated.
             tile_bytes: working memory of the search; a suitable size for the device by default.
             distributed: use the batch of all processes; False uses this process's alone.
         """
         super().__init__()
-        if not margin >= 0:
-            raise ValueError(f"margin is {margin!r}; it must be 0 or more")
+        if margin != "adaptive" and (isinstance(margin, str) or not margin >= 0):
+            raise ValueError(f"margin is {margin!r}; it must be 0 or more, or 'adaptive'")
         if not 0 <= zeta_momentum < 1:
             raise ValueError(f"zeta_momentum is {zeta_momentum!r}; it must be at least 0 and below 1")
         check_backend(backend)
@@ -89,9 +117,14 @@ class PowersetAlignmentLoss(nn.Module):
             direction=direction,
             normalise_by_regions=normalise_by_regions,
             samples=samples,
+            zero=zero,
         )
+        self.contrast = contrast or ContrastConfig()
+        self.zero = PlacedZero(zero, dimension=dimension, momentum=zeta_momentum, distributed=distributed)
         self.margin, self.backend, self.zeta_momentum = margin, backend, zeta_momentum
         self.tile_bytes, self.distributed = tile_bytes, distributed
+        if margin == "adaptive":
+            self.register_buffer("adaptive_margin", torch.zeros(()))
         self.register_buffer("zeta_estimate", torch.full((), torch.nan))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self._steps = 0  # the buffer's value, without waiting for a device
@@ -135,16 +168,35 @@ class PowersetAlignmentLoss(nn.Module):
             )
         self.scoring.check_regions(regions.shape[1])
         with torch.autocast(regions.device.type, enabled=False):
+            r, p = self.zero(r, p, fit=self.training or self._steps == 0)
             batch = self._gather(r, p, caption_ids)
             scoring = self._scoring(batch)
             if self.training:
                 self._steps += 1
                 self.steps.fill_(self._steps)
-            return self._loss(batch, scoring, measures)
+            if measures is not None:
+                measures |= measure_similarities(
+                    batch.regions,
+                    batch.phrases,
+                    valid=batch.valid,
+                    caption_ids=batch.caption_ids,
+                    start=batch.start,
+                    scoring=scoring,
+                    tile_bytes=tile_bytes_or_default(self.tile_bytes, batch.device),
+                    distributed=self.distributed,
+                )
+            if self.margin == "adaptive" or self.contrast.centre_scores != "none" or not self._hardest_only:
+                return self._dense_loss(batch, scoring, measures)
+            return self._loss(batch, scoring, measures, margin=self.margin)
 
-    def _gather(self, regions: MaskedVectors, phrases: MaskedVectors, caption_ids: Tensor | None) -> _GlobalBatch:
+    @property
+    def _hardest_only(self) -> bool:
+        """Whether only the pairs and their hardest negatives get gradient."""
+        return self.contrast.negatives == "hardest" and self.contrast.centre_scores != "full"
+
+    def _gather(self, regions: MaskedVectors, phrases: MaskedVectors, caption_ids: Tensor | None) -> GlobalBatch:
         values, start = gather_rows(phrases.values) if self.distributed else (phrases.values, 0)
-        return _GlobalBatch(
+        return GlobalBatch(
             regions=regions,
             phrases=MaskedVectors(values=values, mask=self._all_rows(phrases.mask)),
             valid=self._all_rows(regions.some & phrases.some),
@@ -155,7 +207,9 @@ class PowersetAlignmentLoss(nn.Module):
     def _all_rows(self, x: Tensor) -> Tensor:
         return gather_rows(x)[0] if self.distributed else x
 
-    def _loss(self, batch: _GlobalBatch, scoring: Scoring, measures: dict[str, Tensor] | None) -> Tensor:
+    def _loss(
+        self, batch: GlobalBatch, scoring: Scoring, measures: dict[str, Tensor] | None, *, margin: float
+    ) -> Tensor:
         """The loss; its gradient comes from the pairs whose image this process holds."""
         budget = tile_bytes_or_default(self.tile_bytes, batch.device)
 
@@ -192,8 +246,8 @@ class PowersetAlignmentLoss(nn.Module):
         known[3, own] = (found.caption_score > ABSENT).to(known.dtype)
         if self.distributed:
             known = sum_over_processes(known)
-        caption_violation = (self.margin + known[1] - known[0]) * known[3]  # (C,)
-        image_violation = (self.margin + known[2] - known[0]) * has_image  # (C,)
+        caption_violation = (margin + known[1] - known[0]) * known[3]  # (C,)
+        image_violation = (margin + known[2] - known[0]) * has_image  # (C,)
         pairs = batch.valid.sum().clamp(min=1)
         value = ((caption_violation.relu() + image_violation.relu()) * batch.valid).sum() / pairs
 
@@ -202,16 +256,6 @@ class PowersetAlignmentLoss(nn.Module):
         by_image = ((image_violation > 0) & batch.valid).to(known.dtype)  # (C,)
         if measures is not None:
             caption = self._all_rows(found.caption)  # (C,)
-            measures |= measure_similarities(
-                batch.regions,
-                batch.phrases,
-                valid=batch.valid,
-                caption_ids=batch.caption_ids,
-                start=batch.start,
-                scoring=scoring,
-                tile_bytes=budget,
-                distributed=self.distributed,
-            )
             measures["active_share_i2t"] = by_caption.sum() / pairs
             measures["active_share_t2i"] = by_image.sum() / pairs
             measures["hub_share_i2t"] = hub_share(caption, known[3].bool())
@@ -223,6 +267,40 @@ class PowersetAlignmentLoss(nn.Module):
         ) / pairs
         return with_value(share, value)
 
+    def _dense_loss(self, batch: GlobalBatch, scoring: Scoring, measures: dict[str, Tensor] | None) -> Tensor:
+        """The loss by any objective of all scores; its gradient comes from the pairs whose image this process holds."""
+        budget = tile_bytes_or_default(self.tile_bytes, batch.device)
+        r, p = batch.regions, batch.phrases
+        if not len(p):
+            return r.values.sum() + p.values.sum()  # 0, and part of the graph
+        rows = r.values.new_empty(len(r), len(p))  # (B, C)
+        for images, t2r, r2t in score_rows(r, p, scoring=scoring, tile_bytes=budget):
+            rows[images] = scoring.total(t2r, r2t, r.mask[images])
+        scores = self._all_rows(rows)  # (C, C)
+        pairs = Pairs(valid=batch.valid, negative=batch.all_candidates().negatives(slice(None)))
+        margin = self.adaptive_margin.to(scores) if self.margin == "adaptive" else self.margin
+        with torch.enable_grad():
+            compared = centre_scores(scores.requires_grad_(), pairs.valid, config=self.contrast)
+            value = triplet_both_ways(compared, pairs, config=self.contrast, margin=margin)
+            weights = torch.autograd.grad(value, scores)[0]
+        if measures is not None:
+            measures |= measure_scores(compared.detach(), pairs, margin=margin)
+        if self.margin == "adaptive" and self.training:
+            gap = mean_gap(scores.detach(), pairs).clamp(0, self.contrast.max_margin)
+            self.adaptive_margin.copy_(torch.where(gap.isfinite(), gap, self.adaptive_margin))
+        if not torch.is_grad_enabled():
+            return value.detach()
+        weights = weights[batch.start : batch.start + len(r)]  # (B, C)
+        if self._hardest_only:
+            i, j = weights.nonzero(as_tuple=True)  # (P,) each
+            picked = r[i]
+            again = scoring.total(*score_pairs(picked, p[j], scoring=scoring, tile_bytes=budget), picked.mask)
+            share = (weights[i, j] * again).sum()
+        else:
+            of_r, of_p = weighted_gradient(weights, r, p, scoring=scoring, tile_bytes=budget)
+            share = (r.values * of_r).sum() + (p.values * of_p).sum()
+        return with_value(share, value.detach())
+
     def _hardest_images(self, image: Tensor, score: Tensor) -> tuple[Tensor, Tensor]:
         """(C,) the hardest image of every caption over all processes (the first of equals), (C,) whether there is one."""
         if not self.distributed:
@@ -232,7 +310,7 @@ class PowersetAlignmentLoss(nn.Module):
         lowest = -max_over_processes(-torch.where(score == highest, image, none))
         return lowest, highest > ABSENT
 
-    def _scoring(self, batch: _GlobalBatch) -> Scoring:
+    def _scoring(self, batch: GlobalBatch) -> Scoring:
         """The scoring of this step: subsets drawn, zeta calibrated."""
         scoring = self.scoring
         if scoring.method == "sampled":
@@ -248,7 +326,7 @@ class PowersetAlignmentLoss(nn.Module):
         return scoring
 
     @torch.no_grad()
-    def _calibrate(self, batch: _GlobalBatch, scoring: Scoring) -> None:
+    def _calibrate(self, batch: GlobalBatch, scoring: Scoring) -> None:
         """Fit zeta to some pairs of the global batch and update the estimate."""
         C = len(batch.phrases)
         if C == 0:
@@ -263,10 +341,14 @@ class PowersetAlignmentLoss(nn.Module):
             tile_bytes=tile_bytes_or_default(self.tile_bytes, batch.device),
         )
         pairs = CalibrationPairs(**{name: self._all_rows(value) for name, value in vars(pairs).items()})
-        fitted = fit_zeta(pairs, tau=scoring.tau).to(self.zeta_estimate.dtype)
-        old = torch.where(self.zeta_estimate.isnan(), fitted, self.zeta_estimate)
-        moved = self.zeta_momentum * old + (1 - self.zeta_momentum) * fitted
-        self.zeta_estimate.copy_(torch.where(fitted.isnan(), self.zeta_estimate, moved))
+        smooth(self.zeta_estimate, fit_zeta(pairs, tau=scoring.tau), momentum=self.zeta_momentum)
+
+    @property
+    def fitted(self) -> dict[str, float]:
+        """Scoring settings that are fitted or learned, as they stand: zeta and zero."""
+        zeta = None if self.zeta_estimate.isnan() else float(self.zeta_estimate)
+        found = {"zeta": zeta, "zero": self.zero.fitted}
+        return {name: value for name, value in found.items() if value is not None}
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
@@ -275,31 +357,3 @@ class PowersetAlignmentLoss(nn.Module):
     def extra_repr(self) -> str:
         """The settings, for print."""
         return f"margin={self.margin}, {self.scoring}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class _GlobalBatch:
-    """This process's images and the captions of all processes."""
-
-    regions: MaskedVectors
-    """(B, M, D)"""
-    phrases: MaskedVectors
-    """(C, K, D), with the gradient of all processes."""
-    valid: Tensor
-    """(C,) bool: the pair can be scored."""
-    caption_ids: Tensor | None
-    """(C,) int64"""
-    start: int
-    """Index of the caption of this process's first image."""
-
-    @property
-    def device(self) -> torch.device:
-        """Where the vectors are."""
-        return self.regions.mask.device
-
-    def candidates(self) -> Candidates:
-        """Negatives are no pair and have no equal captions; a pair that cannot be scored takes no part."""
-        captions = len(self.phrases)
-        ids = torch.arange(captions, device=self.device) if self.caption_ids is None else self.caption_ids
-        own = slice(self.start, self.start + len(self.regions))
-        return Candidates(image_id=ids[own], caption_id=ids, image_valid=self.valid[own], caption_valid=self.valid)

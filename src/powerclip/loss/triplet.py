@@ -4,18 +4,41 @@ import torch
 from torch import Tensor
 
 from powerclip.alignment.aggregators import ABSENT
+from powerclip.config import Negatives
 
 
-def triplet_loss(scores: Tensor, *, margin: float, rows: Tensor | None = None) -> Tensor:
+def triplet_loss(
+    scores: Tensor,
+    *,
+    margin: float | Tensor,
+    rows: Tensor | None = None,
+    negative: Tensor | None = None,
+    negatives: Negatives = "hardest",
+    temperature: float = 0.02,
+) -> Tensor:
     """() mean_i max(0, margin + max_{j != i} X[i, j] - X[i, i]) (paper: the powerset loss l), in its dense form.
 
     X is ``scores`` (C, C), with the pairs on its diagonal; those that are False in ``rows`` (C,) are neither pairs nor
-    negatives, and without any negative the loss is 0. ``PowersetAlignmentLoss`` has the same value and gradient without
-    the matrix; this is its oracle. Of equal negatives the first gets the gradient, and a violation of exactly 0 none.
+    negatives, and without any negative the loss is 0. ``negative`` (C, C) bool says which entries are negatives instead.
+    ``PowersetAlignmentLoss`` has the same value and gradient without the matrix; this is its oracle. Of equal negatives
+    the first gets the gradient, and a violation of exactly 0 none.
+
+    In place of the maximum, "logsumexp" takes t log sum_j exp(X[i, j] / t) with the temperature t. "mean" takes the mean
+    over j of max(0, margin + X[i, j] - X[i, i]) (the sum of hinges in Faghri et al., VSE++, BMVC 2018, by their number).
     """
     C = scores.shape[0]
     valid = torch.ones(C, dtype=torch.bool, device=scores.device) if rows is None else rows
-    diagonal = torch.eye(C, dtype=torch.bool, device=scores.device)
-    hardest = scores.masked_fill(diagonal | ~valid[None, :], ABSENT).max(dim=1).values
-    violation = (margin + hardest - scores.diagonal()).relu()
+    if negative is None:
+        negative = valid & ~torch.eye(C, dtype=torch.bool, device=scores.device)
+    positive = scores.diagonal()
+    if negatives == "mean":
+        hinges = (margin + scores - positive[:, None]).relu() * negative
+        violation = hinges.sum(dim=1) / negative.sum(dim=1).clamp(min=1)
+    else:
+        masked = scores.masked_fill(~negative, ABSENT)
+        if negatives == "hardest":
+            against = masked.max(dim=1).values
+        else:
+            against = temperature * (masked / temperature).logsumexp(dim=1)
+        violation = (margin + against - positive).relu()
     return (violation * valid).sum() / valid.sum().clamp(min=1)

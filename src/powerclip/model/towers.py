@@ -65,6 +65,9 @@ class PowerCLIP(nn.Module):
             for parameter in (pool.latent, *pool.q.parameters(), *pool.q_norm.parameters(), *pool.k_norm.parameters()):
                 parameter.requires_grad_(False)
         self.scoring = from_dict(ScoringConfig, config.get("scoring", {}), where="scoring")
+        self.vector_means: Tensor | None
+        centred = self.scoring.zero == "centred" and "model" in config
+        self.register_buffer("vector_means", torch.zeros(2, self.embed_dim) if centred else None)
         visual = backbone.visual
         timm = isinstance(visual, TimmModel)
         rows, columns = visual.trunk.patch_embed.grid_size if timm else visual.grid_size
@@ -76,6 +79,11 @@ class PowerCLIP(nn.Module):
             raise PowerclipError(
                 f"images of {self.image_size[0]} x {self.image_size[1]} pixels are smaller than a patch"
             )
+
+    @property
+    def embed_dim(self) -> int:
+        """D, the dimension of the joint space, of a model that can be saved."""
+        return int(self.config["model"]["embed_dim"])
 
     @property
     def logit_scale(self) -> nn.Parameter:

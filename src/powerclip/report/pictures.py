@@ -67,7 +67,15 @@ def ground(
         phrases, phrase_mask = model.encode_phrases(
             encoded.tokens[None], encoded.leaf_of_token[None], encoded.phrase_spans[None]
         )
-        found = grounding(regions[0], phrases[0], region_mask[0], phrase_mask[0], subsets=model.scoring.subsets)
+        found = grounding(
+            regions[0],
+            phrases[0],
+            region_mask[0],
+            phrase_mask[0],
+            subsets=model.scoring.subsets,
+            zero=model.scoring.zero,
+            means=model.vector_means,
+        )
     if model.phrase_unit == "token":
         decode = getattr(tokenizer, "tokenizer", tokenizer).decode  # open_clip wraps Hugging Face's
         named = [(TOKEN, decode([token]).strip()) for token in encoded.tokens.tolist()]

@@ -43,8 +43,8 @@ def build_model(config: TrainConfig) -> PowerCLIP:
     return model
 
 
-def build_loss(config: TrainConfig) -> nn.Module:
-    """The loss a config describes: ``Features`` to ``LossOutput``."""
+def build_loss(config: TrainConfig, *, dimension: int) -> nn.Module:
+    """The loss a config describes, ``Features`` of vectors with ``dimension`` D to ``LossOutput``."""
     o = config.objective
     if o.name == "siglip":
         return SigLIPLoss()
@@ -54,7 +54,7 @@ def build_loss(config: TrainConfig) -> nn.Module:
         return SPARCLoss(global_weight=o.sparc_global_weight, local_weight=o.sparc_local_weight)
     if not o.uses_regions:
         return PowerCLIPLoss(weight=0.0, global_loss="clip")
-    powerset = PowersetAlignmentLoss(margin=o.margin, **vars(o.scoring))
+    powerset = PowersetAlignmentLoss(margin=o.margin, contrast=o.contrast, dimension=dimension, **vars(o.scoring))
     return PowerCLIPLoss(
         weight=o.powerset_weight,
         start_step=o.weight_start_step,

@@ -179,14 +179,13 @@ class _Loop:
             "data_wait_s": window.wait_s,
             "data_wait_share": window.wait_s / elapsed,
             "bad_steps": engine.counters["bad_steps"],
+            **engine.fitted,
         }
         bias = engine.model.logit_bias
         if bias is not None and bias.requires_grad:
             line["logit_bias"] = bias.item()
         if engine.device.type == "cuda":
             line["gpu_memory_peak_bytes"] = torch.cuda.max_memory_allocated(engine.device)
-        if (zeta := engine.calibrated_zeta) is not None:
-            line["zeta"] = zeta
         self.metrics.write(line)
         speed, waited = line["samples_per_s"], line["data_wait_share"]
         self.report(step, f"loss {line['loss']:.3f}, {speed:.0f} samples/s, data {waited:.0%}")

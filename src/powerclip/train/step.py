@@ -11,10 +11,22 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 
 from powerclip.config import TrainConfig
-from powerclip.distributed import average_ignored_gradients, parallelize, rank, wait_for_all, world_size
+from powerclip.distributed import (
+    average_gradients,
+    average_ignored_gradients,
+    parallelize,
+    rank,
+    wait_for_all,
+    world_size,
+)
 from powerclip.errors import PowerclipError, RunFailedError
 from powerclip.loss import PowerCLIPLoss
 from powerclip.model import PowerCLIP, hub
@@ -59,8 +71,10 @@ class Engine:
             compiled=config.parallel.compile,
         )
         self.max_logit_scale = max(MAX_LOGIT_SCALE, model.logit_scale.item())
-        self.loss: nn.Module = build_loss(config).to(device)
+        self.loss: nn.Module = build_loss(config, dimension=self.model.embed_dim).to(device)
         self.optimizer = make_optimizer(self.model, config.optim)
+        trained = any(True for _ in self.loss.parameters())
+        self.loss_optimizer = make_optimizer(self.loss, config.optim) if trained else None
         self.ema = EMA(self.model, decay=config.ema_decay) if config.ema_decay is not None else None
         self.counters = {"samples_seen": 0, "bad_steps": 0}
         self.bad_in_a_row = 0
@@ -75,26 +89,32 @@ class Engine:
         gradient's norm before clipping; both stay on their device. RunFailedError after ``MAX_BAD_STEPS`` steps in a row that were not finite.
         """
         rate = learning_rate(step, steps=self.steps, config=self.config.optim)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate * group["lr_scale"]
+        optimizers = [self.optimizer] if self.loss_optimizer is None else [self.optimizer, self.loss_optimizer]
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate * group["lr_scale"]
+            optimizer.zero_grad(set_to_none=True)
         self.model.train()
-        self.optimizer.zero_grad(set_to_none=True)
         seed = partial(self._seed, step)
         measured = self.is_logged(step + 1) and isinstance(self.loss, PowerCLIPLoss)
         loss = partial(self.loss, measure=True) if measured else self.loss
         output = backward(self.parallel, loss, pieces, forward=self.forward, seed=seed)
         average_ignored_gradients(self.model)
+        average_gradients(self.loss.parameters())
         limit = self.config.optim.max_gradient_norm
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), math.inf if limit is None else limit)
+        trained = [*self.model.parameters(), *self.loss.parameters()]
+        norm = torch.nn.utils.clip_grad_norm_(trained, math.inf if limit is None else limit)
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
         self.counters["samples_seen"] += self.config.batch_size
         if not torch.isfinite(norm + output.total.detach()):
             # Without gradients, saving a checkpoint initialises the optimiser's state where it is still missing.
-            self.optimizer.zero_grad(set_to_none=True)
+            for optimizer in optimizers:
+                optimizer.zero_grad(set_to_none=True)
             self._count_bad_step(pieces, step)
             return output, norm.detach()
         self.bad_in_a_row = 0
-        self.optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         with torch.no_grad():
             self.model.logit_scale.clamp_(0, self.max_logit_scale)
         if self.ema is not None:
@@ -106,15 +126,15 @@ class Engine:
         return steps % self.config.log_every_steps == 0 or steps == self.steps
 
     @property
-    def calibrated_zeta(self) -> float | None:
-        """zeta as it stands, where the run calibrates it."""
-        zeta = self.loss.state_dict().get("powerset.zeta_estimate")
-        return None if zeta is None or zeta.isnan() else float(zeta)
+    def fitted(self) -> dict[str, Any]:
+        """Scoring settings that the loss fits or learns, as they stand: zeta and zero, where the run does so."""
+        return self.loss.powerset.fitted if isinstance(self.loss, PowerCLIPLoss) else {}
 
     def save_model(self, folder: Path) -> None:
-        """Write the model as users exchange it, with a calibrated zeta as it stands; all processes take part."""
-        if self.calibrated_zeta is not None:
-            self.model.scoring = replace(self.model.scoring, zeta=self.calibrated_zeta)
+        """Write the model as users exchange it, with what its scoring needs as it stands; all processes take part."""
+        self.model.scoring = replace(self.model.scoring, **self.fitted)
+        if self.model.vector_means is not None and isinstance(self.loss, PowerCLIPLoss):
+            self.model.vector_means.copy_(self.loss.powerset.zero.means.nan_to_num(0.0))
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         state: dict[str, Any] = get_model_state_dict(self.model, options=options)
         if rank() == 0:
@@ -126,11 +146,15 @@ class Engine:
         state: dict[str, Any] = {"loss": self.loss.state_dict(), "counters": dict(self.counters)}
         if self.ema is not None:
             state["ema"] = self.ema.state_dict()
+        if self.loss_optimizer is not None:
+            state["loss_optimizer"] = get_optimizer_state_dict(self.loss, self.loss_optimizer)
         return state
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from a loaded state."""
         self.loss.load_state_dict(state["loss"])
+        if self.loss_optimizer is not None:
+            set_optimizer_state_dict(self.loss, self.loss_optimizer, state["loss_optimizer"])
         self.counters = {name: int(state["counters"][name]) for name in self.counters}
 
     def forward(self, model: nn.Module, batch: Batch) -> Features:
