@@ -142,6 +142,7 @@ def test_few_modules_import_open_clip():
     }
     assert users == {
         "powerclip.model.create",
+        "powerclip.model.hub",
         "powerclip.model.start",
         "powerclip.model.towers",
         "powerclip.model.transforms",

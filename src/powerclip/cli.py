@@ -149,26 +149,32 @@ class Evaluate:
 
     Results on other data are added to those that are there.
 
-    Example: powerclip evaluate runs/scenes --suite classification retrieval --data benchmarks
+    Example: powerclip evaluate runs/scenes --suite classification retrieval --data benchmarks; or any model of
+    open_clip: powerclip evaluate --model ViT-B-32 --pretrained laion2b_s34b_b79k --suite retrieval --data benchmarks
     """
 
-    model: tyro.conf.Positional[str]
+    place: tyro.conf.Positional[Annotated[str | None, tyro.conf.arg(metavar="MODEL")]] = None
     """Run folder, model folder or hub id."""
+    model: str | None = None
+    """The same; or with --pretrained a model of open_clip by name."""
     config: Annotated[EvaluateConfig, tyro.conf.arg(name="")] = dataclasses.field(default_factory=EvaluateConfig)
 
     def run(self) -> None:
         from powerclip.evaluate import read_evaluation
         from powerclip.evaluate.run import evaluate_model, results_folder
-        from powerclip.report.tables import absent_note, results_table, write_tables
+        from powerclip.report.tables import notes, results_table, write_tables
 
-        evaluation = evaluate_model(self.model, self.config)
+        model = self.place or self.model
+        if model is None or (self.place and self.model):
+            raise PowerclipError("name one model: powerclip evaluate MODEL, or --model NAME --pretrained TAG")
+        evaluation = evaluate_model(model, self.config)
         if int(os.environ.get("RANK", 0)) > 0:
             return
-        name = Path(self.model).name or self.model
-        folder = results_folder(self.model, self.config)
+        name = Path(model).name or model
+        folder = results_folder(model, self.config)
         write_tables(folder, name, read_evaluation(folder) or evaluation)
         Console().print(results_table({name: [evaluation]}).rich())
-        print(absent_note(evaluation), end="")
+        print(notes(evaluation), end="")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -338,9 +338,12 @@ class EvaluateConfig:
     suite: tuple[str, ...] = ()
     """One or more of: scenes (generated tasks); pairs (retrieval among the pairs in the shards --data, or without
     --data in the run's training data); and, with their data sets in folders under --data: classification, multilabel,
-    robustness, imagenet, retrieval, compositionality. Default: pairs with --data, otherwise scenes."""
+    robustness, imagenet, retrieval, compositionality, fine-grained, long-captions; or data sets by name (sugarcrepe
+    whatsup). Default: pairs with --data, otherwise scenes."""
     data: Path | None = None
     """Shards, or the folder of public data sets (docs/evaluation.md describes its layout)."""
+    pretrained: str | None = None
+    """The model is a name of open_clip (ViT-B-32, RN50, ...), with the weights of this tag or checkpoint file."""
     size: int = 400
     """Images per generated task."""
     batch_size: int = 256

@@ -13,6 +13,9 @@ that are equal (frozen dataclasses, say) open the same image, which is then enco
 Masks = Callable[[], Any]
 """A function that opens the region masks of an image when needed: (M, H, W) bool array in the image's pixels."""
 
+Content = Picture | str
+"""What is compared in hard negatives: images or texts."""
+
 PLACE = "{c}"
 """Where the class name goes in a prompt."""
 
@@ -54,26 +57,46 @@ class Retrieval:
 
 @dataclass(frozen=True, kw_only=True)
 class HardNegative:
-    """An image with one right and one or more minimally wrong captions (the form of SugarCrepe)."""
+    """An image with one right and one or more minimally wrong captions (the form of SugarCrepe).
 
-    image: Picture
-    positive: str
-    negative: str | None
+    The question may also be turned around: ``image`` is then a text, with a right and wrong images or other texts.
+    """
+
+    image: Content
+    positive: Content
+    negative: Content | None
     """The wrong caption; None where none could be made, which counts as right."""
     kind: str
     """What the captions differ in: replace_obj, swap_att, ...; each data set has its own."""
-    more_negatives: tuple[str, ...] = ()
+    more_negatives: tuple[Content, ...] = ()
     """Further wrong captions; the right one must score higher than all."""
+    group: str = ""
+    """Items of the same kind and group count as one, which is right if all are."""
+
+    @property
+    def wrong(self) -> tuple[Content, ...]:
+        """All wrong captions."""
+        return (*(() if self.negative is None else (self.negative,)), *self.more_negatives)
+
+    @property
+    def contents(self) -> tuple[Content, ...]:
+        """Everything that is compared."""
+        return (self.image, self.positive, *self.wrong)
 
 
 @dataclass(frozen=True, kw_only=True)
 class HardNegatives:
-    """A hard-negative task."""
+    """A hard-negative task; what the items ask about, and what they choose from, is all images or all texts."""
 
     name: str
     items: Sequence[HardNegative]
     macro_kinds: frozenset[str] | None = None
     """The kinds that the release's macro average is over; None for all."""
+
+    @property
+    def units(self) -> list[tuple[str, str]]:
+        """What each item is counted with: equal for those of one kind and group."""
+        return [(item.kind, item.group or f"item {i}") for i, item in enumerate(self.items)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +105,8 @@ class Quadruple:
 
     images: tuple[Picture, Picture]
     captions: tuple[str, str]
+    kind: str = ""
+    """The part of the data set it belongs to, where there are several."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,9 +133,9 @@ Task = Classification | MultiLabel | Retrieval | HardNegatives | Quadruples | Gr
 
 
 def images_of(task: Task) -> Sequence[Picture]:
-    """The images of a task, one for each item (two for quadruples)."""
+    """The images of a task, in order (two for each quadruple)."""
     if isinstance(task, HardNegatives):
-        return [item.image for item in task.items]
+        return [content for item in task.items for content in item.contents if not isinstance(content, str)]
     if isinstance(task, Quadruples):
         return [image for item in task.items for image in item.images]
     return task.images

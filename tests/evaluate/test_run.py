@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 
+import open_clip
 import pytest
 import torch
 from PIL import Image
@@ -22,6 +23,7 @@ from powerclip.evaluate import (
     light_suite,
     read_evaluation,
 )
+from powerclip.evaluate.datasets.clip_benchmark import read_webdataset
 from powerclip.evaluate.run import SCENES_SEED
 from powerclip.evaluate.suites import CLIP_METRICS, averages
 from powerclip.model import save
@@ -344,3 +346,52 @@ def test_a_training_goes_on_as_if_it_had_not_been_watched():
     flat = as_metrics(results)
     assert flat["eval/scenes-object/acc@1"] == results["scenes-object"]["acc@1"]
     assert len(flat) == sum(map(len, results.values()))
+
+
+VISION = {
+    "vit": {"image_size": 32, "layers": 1, "width": 64, "patch_size": 16, "head_width": 32},
+    "resnet": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 16, "patch_size": None},
+}
+
+
+@pytest.mark.parametrize("tower", VISION)
+def test_any_model_of_open_clip_is_evaluated_by_name(tower, tmp_path, monkeypatch, capsys):
+    name = f"small-{tower}"
+    text = {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
+    config = {"embed_dim": 32, "vision_cfg": VISION[tower], "text_cfg": text}
+    write_json(tmp_path / "configs" / f"{name}.json", config)
+    open_clip.add_model_config(tmp_path / "configs")
+    torch.manual_seed(0)
+    theirs, _, transform = open_clip.create_model_and_transforms(name)
+    torch.save(theirs.state_dict(), tmp_path / "weights.pt")
+    data = tmp_path / "data"
+    colours(data / "food101")
+    monkeypatch.chdir(tmp_path)
+    arguments = ["evaluate", "--model", name, "--pretrained", "weights.pt", "--suite", "food101", "--data", str(data)]
+    assert main(arguments) == 0
+    assert "food101 (3 of 25250)" in capsys.readouterr().out
+    found = read_evaluation(tmp_path)
+    assert found.model == f"{name}:weights.pt"
+    tasks = read_webdataset(data / "food101", "food101")
+    expected = evaluate_tasks(theirs, transform, open_clip.get_tokenizer(name), tasks)
+    assert found.tasks == expected
+    assert main(["evaluate", name, "--pretrained", "no-such-tag"]) == 2
+    assert "is neither a file, nor a run or model folder, nor a tag" in capsys.readouterr().err
+    assert main(["evaluate"]) == 2
+    assert "name one model" in capsys.readouterr().err
+
+
+def test_data_sets_are_evaluated_by_name_and_once(model, tmp_path):
+    colours(tmp_path / "food101")
+    colours(tmp_path / "pets")
+    config = EvaluateConfig(suite=("pets", "classification"), data=tmp_path, output=tmp_path / "out")
+    found = evaluate_model(str(model), config)
+    assert {name: origin.suite for name, origin in found.measured_on.items()} == {
+        "pets": "pets",
+        "food101": "classification",
+    }
+    assert found.averages["classification"].measured == 2
+    with pytest.raises(
+        PowerclipError, match="holds no data set of the sugarcrepe suite; expected folders named sugarcr"
+    ):
+        evaluate(model, "sugarcrepe", tmp_path)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from PIL import Image
@@ -80,6 +80,18 @@ class Encoder:
         """What the model sees of each text: texts whose tokens are equal cannot be told apart."""
         parts = [texts[start : start + self.batch_size] for start in range(0, len(texts), self.batch_size)]
         return [row.numpy().tobytes() for part in parts for row in self.tokenizer(list(part))]
+
+    def cut(self, texts: Sequence[str]) -> float:
+        """The share of texts that are longer than the model's context; 0 if the tokenizer does not say its length."""
+        length = getattr(self.tokenizer, "context_length", None)
+        if length is None or not texts:
+            return 0.0
+        tokenize: Any = self.tokenizer  # open_clip's can also be asked for one token more
+        padding, longer = tokenize([""])[0, -1], 0
+        for start in range(0, len(texts), self.batch_size):
+            tokens = tokenize(list(texts[start : start + self.batch_size]), context_length=length + 1)
+            longer += int((tokens[:, length] != padding).sum())
+        return longer / len(texts)
 
     def score(self, images: Tensor, texts: Tensor) -> Tensor:
         """(I, J) scores of every image and text: the products of their embeddings."""

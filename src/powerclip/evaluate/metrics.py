@@ -206,8 +206,11 @@ def hard_negative_metrics(
     macro_kinds: frozenset[str] | None = None,
     *,
     chances: Tensor | None = None,
+    units: Sequence[Hashable] | None = None,
 ) -> dict[str, float]:
     """Share of images whose right caption scores strictly higher, by kind, with micro and macro averages.
+
+    Given ``units``, images of the same one (and kind) count once, as right if all are.
 
     ``positive`` is (I,) scores of the right captions, ``negative`` of the wrong ones, the highest where an image has
     several, and ``kinds`` the kind of each; ``chances``, (I,), are those of guessing right. "macro" averages all kinds; given ``macro_kinds``, it averages those, or is
@@ -216,6 +219,11 @@ def hard_negative_metrics(
     if len(positive) == 0:
         raise ValueError("the hard-negative task has no item; nothing can be measured")
     right = positive > negative
+    if units is not None and len(set(units)) < len(units):  # whose chance depends on what their images share
+        unit = same_texts(units)
+        kinds = list(dict(zip(unit.tolist(), kinds, strict=True)).values())
+        right = torch.ones(len(kinds)).scatter_reduce(0, unit, right.float(), "amin") > 0
+        chances = None
     by_kind = {}
     for kind in sorted(set(kinds)):
         own = torch.tensor([k == kind for k in kinds])
@@ -229,10 +237,11 @@ def hard_negative_metrics(
     return metrics | by_kind
 
 
-def quadruple_metrics(scores: Tensor) -> dict[str, float]:
+def quadruple_metrics(scores: Tensor, kinds: Sequence[str] = ()) -> dict[str, float]:
     """Winoground's text, image and group scores (Thrush et al., 2022); ValueError if there is no quadruple.
 
-    ``scores``, (Q, 2, 2), is that of image i with caption j of each quadruple.
+    ``scores``, (Q, 2, 2), is that of image i with caption j of each quadruple. If there are several ``kinds``, one a
+    quadruple, their own scores follow ("text-KIND", ...).
     """
     if len(scores) == 0:
         raise ValueError("the quadruple task has no item; nothing can be measured")
@@ -240,4 +249,8 @@ def quadruple_metrics(scores: Tensor) -> dict[str, float]:
     image = (scores[:, 0, 0] > scores[:, 1, 0]) & (scores[:, 1, 1] > scores[:, 0, 1])
     chances = {"text": 1 / 4, "image": 1 / 4, "group": 1 / 6}  # of scores in random order
     found = {"text": text, "image": image, "group": text & image}
-    return {name: Estimate.of(right, chance=chances[name]) for name, right in found.items()}
+    metrics: dict[str, float] = {name: Estimate.of(right, chance=chances[name]) for name, right in found.items()}
+    for kind in sorted(set(kinds)) if len(set(kinds)) > 1 else ():
+        own = torch.tensor([k == kind for k in kinds])
+        metrics |= {f"{name}-{kind}": Estimate.of(right[own], chance=chances[name]) for name, right in found.items()}
+    return metrics

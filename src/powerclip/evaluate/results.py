@@ -27,7 +27,16 @@ from powerclip.evaluate.metrics import Estimate
 from powerclip.evaluate.suites import Average, averages
 from powerclip.files import read_json, write_json
 from powerclip.regions import rle
-from powerclip.tasks import Classification, Grounding, HardNegatives, Quadruples, Retrieval, Task, images_of
+from powerclip.tasks import (
+    Classification,
+    Grounding,
+    HardNegative,
+    HardNegatives,
+    Quadruples,
+    Retrieval,
+    Task,
+    images_of,
+)
 
 Metrics = Mapping[str, float]
 Results = Mapping[str, Metrics]
@@ -48,7 +57,7 @@ class Origin:
     fingerprint: str
     """A hash of everything the task asks: its texts, labels and images (by content or by name and size)."""
     n: int
-    """Items measured: images, or the items of hard negatives and quadruples."""
+    """Items measured: images, or quadruples and (groups of) hard negatives."""
     of: int | None = None
     """Items of the complete release, where that is known."""
 
@@ -182,7 +191,7 @@ def origin_of(task: Task, *, suite: str, data: str, of: int | None = None) -> Or
     if isinstance(task, Retrieval):
         texts = task.captions
     elif isinstance(task, HardNegatives):
-        texts = [(item.kind, item.positive, item.negative or "", *item.more_negatives) for item in task.items]
+        texts = [_texts(item) for item in task.items]
     elif isinstance(task, Quadruples):
         texts = [item.captions for item in task.items]
     elif isinstance(task, Grounding):
@@ -195,5 +204,21 @@ def origin_of(task: Task, *, suite: str, data: str, of: int | None = None) -> Or
         content = part.encode("utf-8", "surrogatepass")
         digest.update(len(content).to_bytes(8, "little"))
         digest.update(content)
-    n = len(task.items if isinstance(task, HardNegatives | Quadruples) else task.images)
+    if isinstance(task, HardNegatives):
+        n = len(set(task.units))
+    else:
+        n = len(task.items if isinstance(task, Quadruples) else task.images)
     return Origin(suite=suite, data=data, fingerprint=digest.hexdigest()[:16], n=n, of=of)
+
+
+def _texts(item: HardNegative) -> list[str]:
+    """What distinguishes an item, but for its images."""
+    texts = [
+        content if isinstance(content, str) else "" for content in (item.positive, item.negative, *item.more_negatives)
+    ]
+    return [
+        item.kind,
+        *texts,
+        *([item.image] if isinstance(item.image, str) else []),
+        *([item.group] if item.group else []),
+    ]

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,9 +18,9 @@ from powerclip.evaluate.datasets.own_shards import retrieval_from_shards
 from powerclip.evaluate.encode import Encoder
 from powerclip.evaluate.results import FILE, Evaluation, Origin, Results, details_of, origin_of, read_evaluation
 from powerclip.evaluate.score import jobs_of, run_jobs
-from powerclip.evaluate.suites import SUITES, without_score
+from powerclip.evaluate.suites import SUITES, benchmarks_of, without_score
 from powerclip.files import write_json
-from powerclip.model import load
+from powerclip.model import PowerCLIP, load, load_open_clip
 from powerclip.runs import RunFolder
 from powerclip.scenes import evaluation_tasks
 from powerclip.tasks import Task
@@ -39,6 +40,8 @@ def evaluate_model(
 ) -> Evaluation:
     """Evaluate a run folder, a model folder or a hub id zero-shot; return the results of this call.
 
+    With ``config.pretrained``, ``model`` is any model's name of open_clip.
+
     Started by torchrun, the processes share the work and get equal results; the first one writes them, as soon as a
     task is done: ``evaluation/TASK.json`` for it alone, and ``evaluation.json``, to which results on other data are
     added. ``progress`` is called with the name of each task before it runs. PowerclipError if there is no such model,
@@ -48,11 +51,12 @@ def evaluate_model(
     names = _suites(config.suite, config.data)
     pairs = [str(config.data)] if config.data else _training_data(model) if "pairs" in names else []
     with process_group(config.device) as place:
-        loaded, preprocess, tokenizer = load(model)
-        tasks, absent = _read(names, config.data, pairs, size=config.size, image_size=loaded.image_size[0])
+        given = load(model) if config.pretrained is None else load_open_clip(model, config.pretrained)
+        loaded, preprocess, tokenizer = given
+        tasks, absent = _read(names, config.data, pairs, size=config.size, image_size=_image_size(loaded))
         if config.pixels != "pil":
             tasks = [
-                (task, origin.with_pixels(config.pixels) if origin.suite in SUITES else origin)
+                (task, origin if origin.suite in OWN_SUITES else origin.with_pixels(config.pixels))
                 for task, origin in tasks
             ]
         folders = Counter(Path(origin.data).name for _, origin in tasks if origin.suite == "pairs")
@@ -66,8 +70,9 @@ def evaluate_model(
         done = [job.name for job in jobs]
         folder = results_folder(model, config)
         digest = _digest(loaded)
-        evaluation = rank0_first(lambda: _earlier_results(folder, model, digest))
-        asked = {benchmark.name for name in names for benchmark in SUITES.get(name, ())}
+        label = model if config.pretrained is None else f"{model}:{config.pretrained}"
+        evaluation = rank0_first(lambda: _earlier_results(folder, label, digest))
+        asked = {benchmark.name for name in names for benchmark in benchmarks_of(name)}
         before = {name: source for name, source in evaluation.absent.items() if name not in asked}
         evaluation = replace(evaluation, absent=before | absent, pending=done)
         encoder = Encoder(
@@ -126,9 +131,11 @@ def as_metrics(results: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
 def _suites(suite: Sequence[str], data: Path | None) -> list[str]:
     names = list(dict.fromkeys(suite)) or ["pairs" if data is not None else "scenes"]
     for name in names:
-        if name not in (*OWN_SUITES, *SUITES):
-            raise PowerclipError(f"unknown suite {name!r}; suites: {', '.join((*OWN_SUITES, *SUITES))}")
-        if name in SUITES and data is None:
+        if name not in OWN_SUITES and not benchmarks_of(name):
+            raise PowerclipError(
+                f"unknown suite {name!r}; suites: {', '.join((*OWN_SUITES, *SUITES))}, or the name of a data set"
+            )
+        if name not in OWN_SUITES and data is None:
             raise PowerclipError(f"the {name} suite needs data; add --data DIR")
     return names
 
@@ -156,6 +163,7 @@ def _read(
     """The suites' tasks with their data, and missing data sets with their source; all is read before any is encoded."""
     tasks: list[tuple[Task, Origin]] = []
     absent: dict[str, str] = {}
+    read: set[str] = set()  # data sets that several suites name
     for name in names:
         found: list[tuple[str, list[Task], dict[str, int]]] = []  # where the data are, their tasks, the complete counts
         if name == "scenes":
@@ -165,22 +173,29 @@ def _read(
             found += [(str(Path(source).resolve()), [retrieval_from_shards(source)], {}) for source in pairs]
         else:
             assert data is not None  # _suites has checked it
-            folders = {benchmark: benchmark.folder(data) for benchmark in SUITES[name]}
+            asked = benchmarks_of(name)
+            folders = {benchmark: benchmark.folder(data) for benchmark in asked}
             absent |= {benchmark.name: benchmark.source for benchmark, folder in folders.items() if folder is None}
             if not any(folders.values()):
                 raise PowerclipError(
                     f"{data} holds no data set of the {name} suite; expected folders named "
-                    f"{', '.join(benchmark.name for benchmark in SUITES[name])} (for example from "
-                    f"{SUITES[name][0].source})"
+                    f"{', '.join(benchmark.name for benchmark in asked)} (for example from {asked[0].source})"
                 )
             found += [
                 (str(folder.resolve()), benchmark.read(folder, benchmark.name), benchmark.complete)
                 for benchmark, folder in folders.items()
-                if folder is not None
+                if folder is not None and benchmark.name not in read
             ]
+            read |= {benchmark.name for benchmark in asked}
         for where, of_data, complete in found:
             tasks += [(t, origin_of(t, suite=name, data=where, of=complete.get(t.name))) for t in of_data]
     return tasks, absent
+
+
+def _image_size(model: Any) -> int:
+    """The height that images of a model have, ours or open_clip's."""
+    size = (model if isinstance(model, PowerCLIP) else model.visual).image_size
+    return int(size if isinstance(size, int) else size[0])
 
 
 def _digest(model: nn.Module) -> str:

@@ -27,8 +27,8 @@ from powerclip.model import PowerCLIP
 from powerclip.tasks import (
     PLACE,
     Classification,
+    Content,
     Grounding,
-    HardNegative,
     HardNegatives,
     MultiLabel,
     Quadruples,
@@ -36,6 +36,13 @@ from powerclip.tasks import (
     Task,
     images_of,
 )
+
+PAIRS_AT_ONCE = 2**14
+"""Pairs of an image and a text whose embeddings are put side by side at once."""
+
+
+CUT = "captions_cut"
+"""The share of captions that are longer than the model's context, beside the recalls where there are any."""
 
 
 class Job(NamedTuple):
@@ -97,7 +104,7 @@ def jobs_of(tasks: Sequence[Task], scores: Sequence[Score], regions: ScoreRegion
         for score in scores[:1] if isinstance(task, Grounding) else scores:
             if score == "global" or isinstance(task, Grounding):
                 jobs.append(Job(task.name, task, score))
-            elif not isinstance(task, Classification | MultiLabel):
+            elif not isinstance(task, Classification | MultiLabel) and len(images_of(task)):
                 jobs.append(Job(task.name + powerset, task, score))
     return jobs
 
@@ -135,16 +142,12 @@ def _texts(task: Task) -> list[str]:
     if isinstance(task, Retrieval):
         return [caption for captions in task.captions for caption in captions]
     if isinstance(task, HardNegatives):
-        return [text for item in task.items for text in (item.positive, *_wrong(item))]
+        return [content for item in task.items for content in item.contents if isinstance(content, str)]
     if isinstance(task, Quadruples):
         return [caption for item in task.items for caption in item.captions]
     if isinstance(task, Grounding):
         return [phrase for phrases in task.phrases for phrase in phrases]
     return [template.replace(PLACE, name) for name in task.class_names for template in task.templates]
-
-
-def _wrong(item: HardNegative) -> list[str]:
-    return [*([] if item.negative is None else [item.negative]), *item.more_negatives]
 
 
 def _evaluate(scorer: Any, task: Task, encoder: Encoder) -> dict[str, float]:
@@ -164,27 +167,46 @@ def _evaluate(scorer: Any, task: Task, encoder: Encoder) -> dict[str, float]:
             )
         texts, owner = _texts(task), torch.tensor([i for i, of in enumerate(task.captions) for _ in of]).long()
         i, t = scorer.images(task.images, task.masks), scorer.texts(texts)
-        return recall_metrics(
+        metrics = recall_metrics(
             lambda rows: scorer.score(i[rows], t),
             lambda rows: scorer.score(i, t[rows]).T,
             owner,
             images=len(i),
             same_text=same_texts(encoder.seen_of(texts)),
         )
+        cut = encoder.cut(texts)
+        return metrics | {CUT: cut} if cut else metrics
     if isinstance(task, HardNegatives):
-        wrong = [text for item in task.items for text in _wrong(item)]
-        owner = torch.tensor([i for i, item in enumerate(task.items) for _ in _wrong(item)]).long()
-        i = scorer.images(images_of(task))
-        right = scorer.score_pairs(i, scorer.texts([item.positive for item in task.items]))
-        scores = scorer.score_pairs(i, scorer.texts(wrong), owner)
-        highest = highest_of(scores, owner, count=len(i))
-        chances = 1 / (1 + torch.bincount(owner, minlength=len(i)))
+        right = _pair_scores(scorer, [(item.image, item.positive) for item in task.items])
+        scores = _pair_scores(scorer, [(item.image, wrong) for item in task.items for wrong in item.wrong])
+        owner = torch.tensor([i for i, item in enumerate(task.items) for _ in item.wrong]).long()
+        highest = highest_of(scores, owner, count=len(right))
+        chances = 1 / (1 + torch.bincount(owner, minlength=len(right)))
         kinds = [item.kind for item in task.items]
-        return hard_negative_metrics(right, highest, kinds, task.macro_kinds, chances=chances)
+        return hard_negative_metrics(right, highest, kinds, task.macro_kinds, chances=chances, units=task.units)
     i, t = scorer.images(images_of(task)), scorer.texts(_texts(task))
     first = torch.arange(0, 2 * len(task.items), 2)
     columns = [scorer.score_pairs(i[first + a], t[first + b]) for a in (0, 1) for b in (0, 1)]  # each (Q,)
-    return quadruple_metrics(torch.stack(columns, dim=1).view(-1, 2, 2))
+    return quadruple_metrics(torch.stack(columns, dim=1).view(-1, 2, 2), [item.kind for item in task.items])
+
+
+def _pair_scores(scorer: Any, pairs: Sequence[tuple[Content, Content]]) -> Tensor:
+    """(P,) scores of pairs of an image and a text, of a text and an image, or of two texts."""
+    if not pairs:
+        return torch.zeros(0)
+    sides = [list(side) for side in zip(*pairs, strict=True)]
+    if isinstance(sides[0][0], str):  # images first
+        sides.reverse()
+    vectors, places = [], []
+    for side in sides:
+        distinct = {key_of(content): content for content in side}
+        number = {key: i for i, key in enumerate(distinct)}
+        embed = scorer.texts if isinstance(side[0], str) else scorer.images
+        vectors.append(embed(list(distinct.values())))
+        places.append(torch.tensor([number[key_of(content)] for content in side]))
+    (a, b), (at_a, at_b) = vectors, places
+    parts = [slice(start, start + PAIRS_AT_ONCE) for start in range(0, len(pairs), PAIRS_AT_ONCE)]
+    return torch.cat([scorer.score_pairs(a[at_a[some]], b[at_b[some]]) for some in parts])
 
 
 def _classes(scorer: Encoder, task: Classification | MultiLabel) -> Tensor:

@@ -8,7 +8,19 @@ from pathlib import Path
 from powerclip.errors import PowerclipError
 from powerclip.evaluate.datasets.aro_order import order_task
 from powerclip.evaluate.datasets.clip_benchmark import FIVE_CAPTIONS, is_webdataset, read_webdataset
+from powerclip.evaluate.datasets.fine_grained import (
+    read_bivlc,
+    read_cola,
+    read_colorswap,
+    read_crepe,
+    read_eqben,
+    read_mmvp,
+    read_spec,
+    read_sugarcrepe_pp,
+    read_whatsup,
+)
 from powerclip.evaluate.datasets.imagenet import read_imagenet, read_objectnet
+from powerclip.evaluate.datasets.long_captions import read_long_captions
 from powerclip.evaluate.datasets.releases import read_aro, read_karpathy, read_sugarcrepe, read_valse, read_winoground
 from powerclip.tasks import Classification, MultiLabel, Retrieval, Task
 
@@ -24,7 +36,7 @@ class Benchmark:
     name: str
     """The name of the data set and, by default, of its task."""
     averaged: tuple[str, ...]
-    """The metrics that are averaged over the suite."""
+    """The metrics that are averaged over the suite; none if it has no average."""
     read: Reader
     """Reads its tasks, given its folder and name; raises PowerclipError if it cannot."""
     source: str
@@ -208,6 +220,69 @@ COMPOSITIONALITY = (
 )
 """Correct captions among minimally wrong ones."""
 
+FINE_GRAINED = (
+    Benchmark(
+        "sugarcrepe++",
+        (),
+        read_sugarcrepe_pp,
+        "https://github.com/Sri-Harsha/scpp (data/*.json) with COCO's val2017 images",
+        ("SugarCrepe_pp", "scpp"),
+        ("sugarcrepe++", "sugarcrepe++-text"),
+        (4757, 4757),
+    ),
+    Benchmark(
+        "whatsup",
+        (),
+        read_whatsup,
+        "https://github.com/amitakamath/whatsup_vlms (its six JSON files and images)",
+        ("whatsup_vlms",),
+        ("whatsup", "whatsup-pairs", "whatsup-sets"),
+        (4958, 410, 205),
+    ),
+    Benchmark("colorswap", (), read_colorswap, f"{HUB}/stanfordnlp/colorswap (test.json, images)", items=(300,)),
+    Benchmark(
+        "cola",
+        (),
+        read_cola,
+        "https://github.com/arijitray1993/COLA (data/COLA_multiobjects_matching_benchmark.json) with Visual Genome",
+        ("COLA",),
+        items=(210,),
+    ),
+    Benchmark("bivlc", (), read_bivlc, f"{HUB}/imirandam/BiVLC (its Parquet files)", ("BiVLC",), items=(2933,)),
+    Benchmark("eqben", (), read_eqben, "https://github.com/Wangt-CN/EqBen (the 10 % subset, or all)", ("EqBen",)),
+    Benchmark(
+        "mmvp-vlm",
+        (),
+        read_mmvp,
+        f"{HUB}/MMVP/MMVP_VLM (Questions.csv, images)",
+        ("MMVP_VLM", "MMVP-VLM"),
+        items=(135,),
+    ),
+    Benchmark(
+        "crepe",
+        (),
+        read_crepe,
+        "https://github.com/RAIVNLab/CREPE (data/*.zip, unpacked) with Visual Genome",
+        ("CREPE",),
+        ("crepe-productivity", *(f"crepe-systematicity-{corpus}" for corpus in ("cc12m", "yfcc", "laion"))),
+    ),
+    Benchmark("spec", (), read_spec, f"{HUB}/wjpoom/SPEC (data.zip, unpacked)", ("SPEC",), ("spec-i2t", "spec-t2i")),
+)
+"""Compositionality sets beyond the paper's; their metrics are of several kinds, and there is no average."""
+
+LONG_CAPTIONS = tuple(
+    Benchmark(name, (), partial(read_long_captions, first=first), source, tuple(names), items=(items,))
+    for name, items, first, source, *names in (
+        ("urban1k", 1000, None, f"{HUB}/BeichenZhang/Urban1k (image, caption)", "Urban1k", "Urban-1k"),
+        ("docci", 5000, None, "https://google.github.io/docci (docci_descriptions.jsonlines, images)", "DOCCI"),
+        ("iiw", 612, None, "https://github.com/google/imageinwords with annotations in FLAIR's form", "imageinwords"),
+        ("sharegpt4v-1k", 1000, 1000, f"{HUB}/Lin-Chen/ShareGPT4V (share-captioner_*.json) with SA-1B", "sharegpt4v"),
+        ("sharegpt4v-10k", 10000, 10000, f"{HUB}/Lin-Chen/ShareGPT4V (the same)", "sharegpt4v"),
+        ("dci", 7805, None, "https://github.com/facebookresearch/DCI (annotations, photos)", "DCI"),
+    )
+)
+"""Retrieval with captions that may be longer than a model's context; there is no average."""
+
 SUITES: dict[str, tuple[Benchmark, ...]] = {
     "classification": CLASSIFICATION,
     "multilabel": MULTILABEL,
@@ -215,7 +290,18 @@ SUITES: dict[str, tuple[Benchmark, ...]] = {
     "imagenet": IMAGENET,
     "retrieval": RETRIEVAL,
     "compositionality": COMPOSITIONALITY,
+    "fine-grained": FINE_GRAINED,
+    "long-captions": LONG_CAPTIONS,
 }
+
+BENCHMARKS = {benchmark.name: benchmark for benchmarks in SUITES.values() for benchmark in benchmarks}
+"""All data sets by name."""
+
+
+def benchmarks_of(name: str) -> tuple[Benchmark, ...]:
+    """The data sets of a suite, or the one of that name; none if there is neither."""
+    return SUITES.get(name) or ((BENCHMARKS[name],) if name in BENCHMARKS else ())
+
 
 PLACES = {
     suite: {suite: tuple(place for benchmark in benchmarks for place in benchmark.metrics)}
@@ -224,7 +310,7 @@ PLACES = {
 """The averages of each suite by name, and the task and metric of everything that belongs to them."""
 PLACES["classification"]["classification, CLIP's metrics"] = tuple(CLIP_METRICS.items())
 
-PUBLIC = {task for of_suite in PLACES.values() for places in of_suite.values() for task, _ in places}
+PUBLIC = {task for benchmark in BENCHMARKS.values() for task in benchmark.tasks or (benchmark.name,)}
 """Tasks of the public suites."""
 
 HEADLINES = (
@@ -265,7 +351,7 @@ class Average:
 def averages(suites: Iterable[str], results: Mapping[str, Mapping[str, float]]) -> dict[str, Average]:
     """Averages by label: of the named public suites, and of the families of all other tasks."""
     places = [place for suite in suites for place in PLACES.get(suite, {}).items()]
-    found = {label: _mean(results, of_suite) for label, of_suite in places}
+    found = {label: _mean(results, of_suite) for label, of_suite in places if of_suite}
     for label, mean in _family_averages(results).items():
         found[label if label not in found else f"{label}, other tasks"] = mean
     return found

@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import open_clip
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -63,6 +64,25 @@ def load(path_or_hub_id: str | Path, *, device: str | torch.device = "cpu") -> t
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise PowerclipError(f"{folder} is not a valid powerclip model: {in_one_line(error)}") from error
     return model.to(device).eval(), make_transforms(model)[1], make_tokenizer(model)
+
+
+def load_open_clip(name: str, pretrained: str, *, device: str | torch.device = "cpu") -> tuple[Any, Any, Tokenizer]:
+    """Load any model of open_clip by name and tag, or checkpoint file; the triple is ``load``'s.
+
+    The model is a ``PowerCLIP`` that pools as it was trained to, or open_clip's own if it has no dense outputs.
+
+    Raises:
+        PowerclipError: there is no such model or tag, or the weights cannot be read.
+    """
+    try:
+        model = create_model(name, pretrained=pretrained, image_pool="tower", text_pool="tower")
+        return model.to(device).eval(), make_transforms(model)[1], make_tokenizer(model)
+    except PowerclipError as error:
+        try:
+            theirs, _, transform = open_clip.create_model_and_transforms(name, pretrained, device=str(device))
+            return theirs.eval(), transform, open_clip.get_tokenizer(name)
+        except Exception:  # theirs says less than ours
+            raise error from None
 
 
 def load_for_clip_benchmark(

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from powerclip.evaluate import Evaluation, read_evaluation
 from powerclip.evaluate.results import EARLIER
+from powerclip.evaluate.score import CUT
 from powerclip.evaluate.suites import HEADLINES
 from powerclip.files import atomic_write
 
@@ -190,9 +191,19 @@ def absent_note(evaluation: Evaluation) -> str:
     return "".join(f"absent: {printable(name)}: {printable(url)}\n" for name, url in evaluation.absent.items())
 
 
+def notes(evaluation: Evaluation) -> str:
+    """What is absent, and where captions were cut at the model's context, one line each."""
+    cut = {name: metrics[CUT] for name, metrics in evaluation.tasks.items() if CUT in metrics}
+    lines = [
+        f"cut: {printable(name)}: {share:.1%} of the captions are longer than the context\n"
+        for name, share in cut.items()
+    ]
+    return absent_note(evaluation) + "".join(lines)
+
+
 def write_tables(folder: Path, name: str, evaluation: Evaluation) -> None:
     """Write ``evaluation.md``, the headline metrics, and ``evaluation.csv``, every metric unrounded."""
-    note = absent_note(evaluation).replace("absent:", "- absent:")
+    note = "".join(f"- {line}" for line in notes(evaluation).splitlines(keepends=True))
     markdown = results_table({name: [evaluation]}).markdown()
     atomic_write(folder / "evaluation.md", markdown + (f"\n{note}" if note else ""))
     atomic_write(folder / "evaluation.csv", metrics_table(evaluation).csv())

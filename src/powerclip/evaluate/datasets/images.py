@@ -7,11 +7,14 @@ the encoder knows an image that it has encoded.
 from __future__ import annotations
 
 import hashlib
+import io
 import warnings
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from powerclip.config import Pixels
@@ -20,7 +23,7 @@ from powerclip.data.sample import IMAGE_EXTENSIONS
 from powerclip.data.shards import SamplePlace
 from powerclip.errors import BadSampleError, PowerclipError
 from powerclip.regions.annotation import MAX_PIXELS
-from powerclip.tasks import Picture
+from powerclip.tasks import Content, Picture
 
 Box = tuple[int, int, int, int]
 
@@ -34,8 +37,24 @@ class FileImage:
 
     def __call__(self, pixels: Pixels = "pil") -> Image.Image:
         """Open it; raises PowerclipError if it cannot be read."""
-        image = _decoded(self.path.read_bytes, str(self.path), pixels)
+        image = _decoded(self._bytes, str(self.path), pixels)
         return image if self.crop is None else image.crop(self.crop)
+
+    @property
+    def identity(self) -> str:
+        """What tells it, wherever it is stored."""
+        return f"{self.path.name} {self.crop}"
+
+    def _bytes(self) -> bytes:
+        if self.path.suffix != ".npy":
+            return self.path.read_bytes()
+        try:  # EqBen has arrays of blue, green and red
+            pixels = np.load(self.path, allow_pickle=False)
+            buffer = io.BytesIO()
+            Image.fromarray(np.ascontiguousarray(pixels[:, :, ::-1]), "RGB").save(buffer, "BMP")
+        except (ValueError, TypeError, IndexError, EOFError) as error:
+            raise BadSampleError("not an image as an array") from error
+        return buffer.getvalue()
 
 
 @dataclass(frozen=True)
@@ -68,10 +87,46 @@ class ShardImage:
         what = f"the image of sample {self.key} in {self.shard}"
         return _decoded(lambda: entry.files(only={self.extension})[self.extension], what, self.pixels or pixels)
 
+    @property
+    def identity(self) -> str:
+        """What tells it, wherever it is stored."""
+        return self.content or f"{self.shard.name} {self.key} {self.place}"
+
+
+@dataclass(frozen=True)
+class TableImage:
+    """The image in one cell of a Parquet file, as Hugging Face's datasets store it."""
+
+    path: Path
+    group: int
+    """Row group, and the row in it."""
+    row: int
+    column: str
+
+    def __call__(self, pixels: Pixels = "pil") -> Image.Image:
+        """Open it; raises PowerclipError if it cannot be read."""
+        what = f"column {self.column} of row {self.row} in row group {self.group} of {self.path}"
+        return _decoded(lambda: _cells(self.path, self.group, self.column)[self.row], what, pixels)
+
+    @property
+    def identity(self) -> str:
+        """What tells it, wherever it is stored."""
+        return f"{self.path.name} {self.group} {self.row} {self.column}"
+
+
+@lru_cache(maxsize=4)
+def _cells(path: Path, group: int, column: str) -> list[bytes]:
+    """The images of a row group: it is read at once, and neighbours are opened one after the other."""
+    from pyarrow.parquet import ParquetFile
+
+    with ParquetFile(path) as file:
+        cells = file.read_row_group(group, columns=[column]).column(column).to_pylist()
+    return [cell["bytes"] if isinstance(cell, dict) else cell for cell in cells]
+
 
 def open_picture(picture: Picture, pixels: Pixels = "pil") -> Image.Image:
     """The image itself; ``pixels`` says how those of public data sets are read."""
-    if isinstance(picture, FileImage | ShardImage):
+    if isinstance(picture, FileImage | ShardImage | TableImage):
         return picture(pixels)
     return picture if isinstance(picture, Image.Image) else picture()
 
@@ -86,8 +141,8 @@ def _decoded(read: Callable[[], bytes], what: str, pixels: Pixels) -> Image.Imag
     return image
 
 
-def key_of(picture: Picture) -> Hashable:
-    """What equal images share as long as both are held: the opener itself, or the identity of an open image."""
+def key_of(picture: Content) -> Hashable:
+    """What equal images or texts share as long as both are held: the opener or text itself, or an open image's id."""
     return picture if isinstance(picture, Hashable) else id(picture)
 
 
@@ -95,8 +150,4 @@ def identity(picture: Picture) -> str:
     """What tells an image wherever its data set is stored: its content if that is at hand, else name and size."""
     if isinstance(picture, Image.Image):
         return hashlib.sha256(picture.tobytes()).hexdigest()
-    if isinstance(picture, FileImage):
-        return f"{picture.path.name} {picture.crop}"
-    if isinstance(picture, ShardImage):
-        return picture.content or f"{picture.shard.name} {picture.key} {picture.place}"
-    return ""
+    return picture.identity if isinstance(picture, FileImage | ShardImage | TableImage) else ""

@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from functools import cached_property
@@ -13,7 +13,8 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from powerclip.errors import PowerclipError
-from powerclip.evaluate.datasets.images import Box, FileImage
+from powerclip.evaluate.datasets.images import Box, FileImage, TableImage
+from powerclip.tasks import HardNegative, Quadruple, Quadruples
 
 Row = Mapping[str, Any]
 
@@ -55,14 +56,19 @@ class Release:
 
     def file(self, name: str) -> Path:
         """A file by name, or by the end of its path; PowerclipError if there is none, or several equally close."""
-        path = self._find(name)
+        path = self._find(name, exact=True)
         if path is None:
             raise PowerclipError(f"{self.folder} lacks {name} of the release; add it")
         return path
 
-    def images(self, names: Sequence[str], crops: Sequence[Box | None] | None = None) -> list[FileImage]:
-        """Images by name, or by the end of their paths, wherever they are; PowerclipError if some are missing."""
-        found = {name: self._find(name) for name in dict.fromkeys(names)}
+    def images(
+        self, names: Sequence[str], crops: Sequence[Box | None] | None = None, *, exact: bool = False
+    ) -> list[FileImage]:
+        """Images by name, wherever they are; PowerclipError if some are missing.
+
+        Where a name has folders, they decide between images of one name; with ``exact`` an image must be in them.
+        """
+        found = {name: self._find(name, exact=exact) for name in dict.fromkeys(names)}
         missing = [name for name, path in found.items() if path is None]
         if missing:
             raise PowerclipError(
@@ -91,7 +97,33 @@ class Release:
                 )
         return rows
 
-    def _find(self, name: str) -> Path | None:
+    def parquet(self, texts: Sequence[str], images: Sequence[str]) -> list[dict[str, Any]]:
+        """The rows of all Parquet files, as the hub stores them: texts, and images that are opened when needed.
+
+        PowerclipError if pyarrow is missing, there is no such file, or a column is missing.
+        """
+        try:
+            from pyarrow import ArrowException
+            from pyarrow.parquet import ParquetFile
+        except ModuleNotFoundError as error:
+            raise PowerclipError(f"{self.folder} needs pyarrow; pip install 'powerclip[parquet]'") from error
+        rows: list[dict[str, Any]] = []
+        for path in self.files("*.parquet"):
+            try:
+                with ParquetFile(path) as file:
+                    if missing := {*texts, *images} - set(file.schema_arrow.names):
+                        raise PowerclipError(f"{path} lacks the columns {', '.join(sorted(missing))} of the release")
+                    for group in range(file.num_row_groups):
+                        of_group = file.read_row_group(group, columns=list(texts)).to_pylist()
+                        for i, row in enumerate(of_group):
+                            rows.append(row | {name: TableImage(path, group, i, name) for name in images})
+            except (OSError, ArrowException) as error:
+                raise PowerclipError(f"{path} cannot be read ({error}); download it again") from error
+        if not rows:
+            raise PowerclipError(f"{self.folder} holds no row of a Parquet file; download the release's")
+        return rows
+
+    def _find(self, name: str, *, exact: bool) -> Path | None:
         wanted = PurePath(name).parts
 
         def distance(path: Path) -> tuple[int, int]:
@@ -99,30 +131,69 @@ class Release:
             return -sum(1 for _ in agreeing), len(path.parts)
 
         found = sorted(self._index.get(wanted[-1] if wanted else "", ()), key=distance)
+        if exact:
+            found = [path for path in found if path.parts[-len(wanted) :] == wanted]
         if len(found) > 1 and distance(found[0]) == distance(found[1]):
             raise PowerclipError(f"{name} is at {found[0]} and {found[1]}; keep one of them under {self.folder}")
         return found[0] if found else None
 
 
+def hard_negatives(
+    release: Release,
+    rows: Sequence[Row],
+    columns: Iterable[str],
+    kinds: Sequence[str] | str,
+    crops: Sequence[Box] | None = None,
+) -> list[HardNegative]:
+    """An item of each row; the columns of image, right and wrong caption are named, and the kind or that of each row."""
+    image, right, wrong = columns
+    kinds = [kinds] * len(rows) if isinstance(kinds, str) else kinds
+    pictures = release.images([row[image] for row in rows], crops)
+    return [
+        HardNegative(image=picture, positive=row[right], negative=row[wrong], kind=kind)
+        for row, picture, kind in zip(rows, pictures, kinds, strict=True)
+    ]
+
+
+def quadruples(
+    name: str,
+    release: Release,
+    images: Sequence[Sequence[str]],
+    captions: Sequence[tuple[str, str]],
+    kinds: Sequence[str] | None = None,
+    *,
+    exact: bool = False,
+) -> Quadruples:
+    """A task of two named images and two captions an item."""
+    pictures = release.images([image for pair in images for image in pair], exact=exact)
+    pairs = zip(pictures[::2], pictures[1::2], captions, kinds or [""] * len(captions), strict=True)
+    return Quadruples(
+        name=name, items=[Quadruple(images=(a, b), captions=texts, kind=kind) for a, b, texts, kind in pairs]
+    )
+
+
 @contextmanager
-def release_json(path: Path) -> Iterator[Any]:
+def release_json(path: Path, form: type = object) -> Iterator[Any]:
     """What is in a JSON file of a release, or the list of the rows of a ``.jsonl`` or ``.csv``.
 
-    PowerclipError if the file cannot be read, or the block looks for content that it does not have.
+    PowerclipError if the file cannot be read, holds nothing of the given form, or the block looks for content that it
+    does not have.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
         if path.suffix == ".csv":
             value: Any = list(csv.DictReader(io.StringIO(text, newline="")))
-        elif path.suffix == ".jsonl":
+        elif path.suffix.startswith(".jsonl"):
             value = [json.loads(line) for line in text.split("\n") if line.strip()]
         else:
             value = json.loads(text)
     except (OSError, ValueError, csv.Error) as error:
         raise PowerclipError(f"{path} cannot be read: {error}") from error
     try:
+        if not isinstance(value, form) or not value:
+            raise TypeError(f"{form.__name__} expected, {type(value).__name__} of {len(value or ())} found")
         yield value
-    except (KeyError, IndexError, TypeError, AttributeError) as error:
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError, SyntaxError) as error:
         raise PowerclipError(
             f"{path} does not have its release's format ({type(error).__name__}: {error}); download it again"
         ) from error

@@ -4,14 +4,21 @@ The images are in a folder of any name.
 """
 
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 
 from powerclip.errors import PowerclipError
 from powerclip.evaluate.datasets.clip_benchmark import retrieval_tasks
 from powerclip.evaluate.datasets.images import Box
-from powerclip.evaluate.datasets.release import NUMBER, TEXT, Release, Row, release_json
-from powerclip.tasks import HardNegative, HardNegatives, Quadruple, Quadruples, Task
+from powerclip.evaluate.datasets.release import (
+    NUMBER,
+    TEXT,
+    Release,
+    Row,
+    hard_negatives,
+    quadruples,
+    release_json,
+)
+from powerclip.tasks import HardNegatives, Task
 
 SUGARCREPE = ("add_att", "add_obj", "replace_att", "replace_obj", "replace_rel", "swap_att", "swap_obj")
 """SugarCrepe's seven subsets."""
@@ -71,7 +78,7 @@ def read_sugarcrepe(folder: Path, name: str) -> list[Task]:
     release = Release(folder)
     columns = {"filename": TEXT, "caption": TEXT, "negative_caption": TEXT}
     rows = {kind: release.rows(f"{kind}.json", columns, form=dict) for kind in SUGARCREPE}
-    items = [item for kind in SUGARCREPE for item in _items(release, rows[kind], columns, kind)]
+    items = [item for kind in SUGARCREPE for item in hard_negatives(release, rows[kind], columns, kind)]
     return [HardNegatives(name=name, items=items)]
 
 
@@ -79,13 +86,11 @@ def read_winoground(folder: Path, name: str) -> list[Task]:
     """Winoground (Thrush et al., 2022): ``examples.jsonl`` and 800 images."""
     release = Release(folder)
     rows = release.rows("examples.jsonl", dict.fromkeys(("image_0", "image_1", "caption_0", "caption_1"), TEXT))
-    names = [row[key] for row in rows for key in ("image_0", "image_1")]
-    pictures = release.images([name if Path(name).suffix else f"{name}.png" for name in names])
-    items = [
-        Quadruple(images=(pictures[2 * i], pictures[2 * i + 1]), captions=(row["caption_0"], row["caption_1"]))
-        for i, row in enumerate(rows)
+    named = [
+        [name if Path(name).suffix else f"{name}.png" for name in (row["image_0"], row["image_1"])] for row in rows
     ]
-    return [Quadruples(name=name, items=items)]
+    captions = [(row["caption_0"], row["caption_1"]) for row in rows]
+    return [quadruples(name, release, named, captions)]
 
 
 def read_aro(folder: Path, name: str) -> list[Task]:
@@ -101,7 +106,7 @@ def read_aro(folder: Path, name: str) -> list[Task]:
     for part, kind in (("relation", {"relation_name": TEXT}), ("attribution", {"attributes": list})):
         rows = release.rows(f"visual_genome_{part}.json", columns | box | kind)
         kinds = [row["relation_name"] if part == "relation" else "_".join(row["attributes"]) for row in rows]
-        items = _items(release, rows, columns, kinds, [_box(row) for row in rows])
+        items = hard_negatives(release, rows, columns, kinds, [_box(row) for row in rows])
         counts = Counter(kinds)
         few = {kind for kind, count in counts.items() if count < ARO_MIN_ITEMS}
         averaged = counts.keys() - (SYMMETRIC_RELATIONS if part == "relation" else few)
@@ -119,7 +124,7 @@ def read_valse(folder: Path, name: str) -> list[Task]:
     rows = {piece: release.rows(f"{piece}.json", columns | {"mturk": dict}, form=dict) for piece in VALSE}
     for piece in VALSE:
         valid = [row for row in rows[piece] if row["mturk"].get("caption", 0) >= VALSE_AGREEMENT]
-        items += _items(release, valid, columns, piece)
+        items += hard_negatives(release, valid, columns, piece)
     return [HardNegatives(name=name, items=items)]
 
 
@@ -160,23 +165,6 @@ def read_karpathy(folder: Path, name: str) -> list[Task]:
                 places = [str(Path(row.get("filepath", ""), row["filename"])) for row in rows]
                 captions = {at: [one["raw"] for one in row["sentences"]] for at, row in zip(places, rows, strict=True)}
     return retrieval_tasks(name, list(release.images(list(captions))), list(captions.values()))
-
-
-def _items(
-    release: Release,
-    rows: Sequence[Row],
-    columns: Sequence[str] | Row,
-    kinds: Sequence[str] | str,
-    crops: Sequence[Box] | None = None,
-) -> list[HardNegative]:
-    """An item of each row; the columns of image, right and wrong caption are named, and the kind or that of each row."""
-    image, right, wrong = columns
-    kinds = [kinds] * len(rows) if isinstance(kinds, str) else kinds
-    pictures = release.images([row[image] for row in rows], crops)
-    return [
-        HardNegative(image=picture, positive=row[right], negative=row[wrong], kind=kind)
-        for row, picture, kind in zip(rows, pictures, kinds, strict=True)
-    ]
 
 
 def _box(row: Row) -> Box:

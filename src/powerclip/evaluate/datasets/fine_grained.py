@@ -1,0 +1,209 @@
+"""Compositionality sets that are not in the paper's average, in the releases' own files; images in any folders."""
+
+import ast
+from pathlib import Path, PurePath
+from typing import Any
+
+from powerclip.errors import PowerclipError
+from powerclip.evaluate.datasets.release import NUMBER, TEXT, Release, quadruples, release_json
+from powerclip.tasks import HardNegative, HardNegatives, Quadruple, Quadruples, Task
+
+SUGARCREPE_PP = ("replace_att", "replace_obj", "replace_rel", "swap_att", "swap_obj")
+"""SugarCrepe++'s five subsets."""
+
+WHATSUP = {
+    "controlled_images": "controlled_images_dataset.json",
+    "controlled_clevr": "controlled_clevr_dataset.json",
+    "coco_one": "coco_qa_one_obj.json",
+    "coco_two": "coco_qa_two_obj.json",
+    "vg_one": "vg_qa_one_obj.json",
+    "vg_two": "vg_qa_two_obj.json",
+}
+"""What'sUp's six files: photos of two household objects (A and B), and images of COCO and Visual Genome."""
+
+SPEC = ("absolute_size", "absolute_spatial", "count", "existence", "relative_size", "relative_spatial")
+"""SPEC's six subsets, each a folder."""
+
+CREPE_NEGATIVES = ("atom", "comp", "combined")
+"""What the wrong captions of CREPE's systematicity differ in."""
+
+
+def read_sugarcrepe_pp(folder: Path, name: str) -> list[Task]:
+    """SugarCrepe++ (Dumpala et al., 2024): two right captions and a wrong one, over COCO's val2017.
+
+    An item is right if the image scores both higher than the wrong one (ITT). ``NAME-text`` asks the text tower alone:
+    the right captions must be closer to each other than either to the wrong one (TOT).
+    """
+    release = Release(folder)
+    columns = dict.fromkeys(("filename", "caption", "caption2", "negative_caption"), TEXT)
+    rows = [(kind, row) for kind in SUGARCREPE_PP for row in release.rows(f"{kind}.json", columns)]
+    pictures = release.images([row["filename"] for _, row in rows])
+    images, texts = [], []
+    for number, ((kind, row), picture) in enumerate(zip(rows, pictures, strict=True)):
+        first, second, wrong = (row[key] for key in ("caption", "caption2", "negative_caption"))
+        same: dict[str, Any] = {"negative": wrong, "kind": kind, "group": str(number)}
+        images += [HardNegative(image=picture, positive=right, **same) for right in (first, second)]
+        texts += [HardNegative(image=a, positive=b, **same) for a, b in ((first, second), (second, first))]
+    return [HardNegatives(name=name, items=images), HardNegatives(name=f"{name}-text", items=texts)]
+
+
+def read_whatsup(folder: Path, name: str) -> list[Task]:
+    """What'sUp (Kamath et al., 2023): captions that differ in a preposition, the right one first; those files that are there.
+
+    ``NAME-pairs`` and ``NAME-sets`` count the photos of the same two objects in opposite and in all four places together.
+    """
+    release = Release(folder)
+    items: list[HardNegative] = []
+    pairs, sets = [], []
+    for kind, file in WHATSUP.items():
+        if not release.files(file):
+            continue
+        with release_json(release.file(file), list) as rows:
+            if kind.startswith("controlled"):
+                images, captions = [row["image_path"] for row in rows], [row["caption_options"] for row in rows]
+            else:
+                digits = 12 if kind.startswith("coco") else 0
+                images, captions = [f"{str(row[0]).zfill(digits)}.jpg" for row in rows], [row[1:3] for row in rows]
+            for image, picture, (right, wrong, *more) in zip(images, release.images(images), captions, strict=True):
+                asked: dict[str, Any] = {
+                    "image": picture,
+                    "positive": right,
+                    "negative": wrong,
+                    "more_negatives": (*more,),
+                }
+                items.append(HardNegative(kind=kind, **asked))
+                if kind.startswith("controlled"):  # mug_left_of_plate.jpeg
+                    first, place, *_, last = PurePath(image).stem.split("_")
+                    side = "sides" if place in ("left", "right") else "others"
+                    pairs.append(HardNegative(kind=kind, group=f"{first} {last} {side}", **asked))
+                    sets.append(HardNegative(kind=kind, group=f"{first} {last}", **asked))
+    if not items:
+        raise PowerclipError(f"{folder} lacks What'sUp's files; expected some of {', '.join(WHATSUP.values())}")
+    grouped = (("pairs", pairs), ("sets", sets))
+    return [
+        HardNegatives(name=name, items=items),
+        *(HardNegatives(name=f"{name}-{what}", items=of) for what, of in grouped if of),
+    ]
+
+
+def read_colorswap(folder: Path, name: str) -> list[Task]:
+    """ColorSwap (Burapacheep et al., 2024): ``test.json`` and images."""
+    release = Release(folder)
+    rows = release.rows("test.json", dict.fromkeys(("image_1", "image_2", "caption_1", "caption_2"), TEXT))
+    images = [(row["image_1"], row["image_2"]) for row in rows]
+    return [quadruples(name, release, images, [(row["caption_1"], row["caption_2"]) for row in rows])]
+
+
+def read_cola(folder: Path, name: str) -> list[Task]:
+    """COLA's multi-object set (Ray et al., 2023), over Visual Genome; its accuracy is the image score."""
+    release = Release(folder)
+    with release_json(release.file("COLA_multiobjects_matching_benchmark.json"), list) as rows:
+        images = [(PurePath(row[0]).name, PurePath(row[2]).name) for row in rows]  # of their URLs
+        captions = [(row[1], row[3]) for row in rows]
+    return [quadruples(name, release, images, captions)]
+
+
+def read_bivlc(folder: Path, name: str) -> list[Task]:
+    """BiVLC (Miranda et al., 2024), as on the hub: SugarCrepe with images for the wrong captions.
+
+    Its I2T, T2I and group scores are the text, image and group score.
+    """
+    rows = Release(folder).parquet(("caption", "negative_caption", "type"), ("image", "negative_image"))
+    items = [
+        Quadruple(
+            images=(row["image"], row["negative_image"]),
+            captions=(row["caption"], row["negative_caption"]),
+            kind=row["type"],
+        )
+        for row in rows
+    ]
+    return [Quadruples(name=name, items=items)]
+
+
+def read_eqben(folder: Path, name: str) -> list[Task]:
+    """EqBen (Wang et al., 2023) in the form of Winoground: its 10 % subset, or all; kinds are its image folders."""
+    release = Release(folder)
+    found = release.files("*eqben*.json", "all_select.json")
+    if len(found) != 1:
+        raise PowerclipError(
+            f"{folder} holds {len(found)} annotations; expected one, eqben_subset_10percent_final.json"
+        )
+    columns = dict.fromkeys(("image0", "image1", "caption0", "caption1"), TEXT)
+    rows = release.rows(found[0].name, columns)
+    kinds = [PurePath(row["image0"]).parts[0] for row in rows]
+    captions = [(row["caption0"], row["caption1"]) for row in rows]
+    return [quadruples(name, release, [(row["image0"], row["image1"]) for row in rows], captions, kinds, exact=True)]
+
+
+def read_mmvp(folder: Path, name: str) -> list[Task]:
+    """MMVP-VLM (Tong et al., 2024): ``Questions.csv``, two rows a pair; its accuracy is the image score."""
+    release = Release(folder)
+    with release_json(release.file("Questions.csv")) as rows:
+        lines = [tuple(row.values())[:3] for row in rows]  # number, kind, statement
+        pairs = list(zip(lines[::2], lines[1::2], strict=True))
+        images = [[f"{kind}/{number}.jpg" for number, kind, _ in pair] for pair in pairs]
+        captions = [(f"a photo of {first[2]}", f"a photo of {second[2]}") for first, second in pairs]
+    return [quadruples(name, release, images, captions, [pair[0][1] for pair in pairs])]
+
+
+def read_crepe(folder: Path, name: str) -> list[Task]:
+    """CREPE (Ma et al., 2023), over Visual Genome images cut to a box: many wrong captions an image, R@1.
+
+    ``NAME-productivity`` has the kinds ``atom-4`` ... ``swap-12``; ``NAME-systematicity-CORPUS`` is for models that were
+    trained on that corpus alone, with the kinds ``seen-atom``, ...
+    """
+    release = Release(folder)
+    wanted: list[tuple[str, str, str, str]] = []  # task, kind, file, column of the wrong captions
+    for path in release.files("prod_vg_hard_negs_*.csv", "syst_vg_hard_negs_*.csv"):
+        what, _, _, _, first, *_, last = path.stem.split("_")
+        if what == "prod":
+            wanted.append((f"{name}-productivity", f"{first}-{last}", path.name, "hard_negs"))
+            continue
+        for kind in CREPE_NEGATIVES:
+            wanted.append((f"{name}-systematicity-{last}", f"{first}-{kind}", path.name, f"valid_hard_negs_{kind}"))
+    if not wanted:
+        raise PowerclipError(
+            f"{folder} lacks CREPE's files prod_vg_hard_negs_*.csv or syst_vg_hard_negs_*.csv; add them"
+        )
+    tasks: dict[str, list[HardNegative]] = {}
+    for task, kind, file, column in wanted:
+        box = ("x", "y", "width", "height")
+        rows = release.rows(file, dict.fromkeys(("image_id", "caption", column, *box), TEXT))
+        with release_json(release.file(file)):
+            boxes = [tuple(int(float(row[side])) for side in box) for row in rows]
+            lists = [ast.literal_eval(row[column]) for row in rows]
+        crops = [(x, y, x + width, y + height) for x, y, width, height in boxes]
+        pictures = release.images([f"{row['image_id']}.jpg" for row in rows], crops)
+        tasks.setdefault(task, []).extend(
+            HardNegative(image=image, positive=row["caption"], negative=None, more_negatives=tuple(wrong), kind=kind)
+            for image, row, wrong in zip(pictures, rows, lists, strict=True)
+        )
+    return [HardNegatives(name=task, items=items) for task, items in tasks.items()]
+
+
+def read_spec(folder: Path, name: str) -> list[Task]:
+    """SPEC (Peng et al., 2024): of several captions that of an image, and of several images that of a caption."""
+    release = Release(folder)
+    tasks: list[Task] = []
+    for short, file in (("i2t", "image2text.json"), ("t2i", "text2image.json")):
+        items = []
+        for kind in SPEC:
+            rows = release.rows(f"{kind}/{file}", {"query": TEXT, "keys": list, "label": NUMBER})
+            for number, row in enumerate(rows):
+                if not 0 <= row["label"] < len(row["keys"]):
+                    raise PowerclipError(
+                        f"row {number} of {release.file(f'{kind}/{file}')} has the label {row['label']} and "
+                        f"{len(row['keys'])} keys; download it again"
+                    )
+            names = [name for row in rows for name in ([row["query"]] if short == "i2t" else row["keys"])]
+            images = iter(release.images([f"{kind}/{image}" for image in names], exact=True))
+            for row in rows:
+                query = next(images) if short == "i2t" else row["query"]
+                keys: list[Any] = row["keys"] if short == "i2t" else [next(images) for _ in row["keys"]]
+                right = keys.pop(row["label"]) if short == "t2i" else keys[row["label"]]
+                wrong = keys if short == "t2i" else [key for i, key in enumerate(keys) if i != row["label"]]
+                items.append(
+                    HardNegative(image=query, positive=right, negative=None, more_negatives=tuple(wrong), kind=kind)
+                )
+        tasks.append(HardNegatives(name=f"{name}-{short}", items=items))
+    return tasks

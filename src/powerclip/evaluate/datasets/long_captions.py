@@ -1,0 +1,57 @@
+"""Retrieval with long captions: Urban-1k, DOCCI, IIW, ShareGPT4V and DCI, in the forms that they are passed around in."""
+
+from pathlib import Path
+from typing import Any
+
+from powerclip.errors import PowerclipError
+from powerclip.evaluate.datasets.clip_benchmark import retrieval_tasks
+from powerclip.evaluate.datasets.release import Release, release_json
+from powerclip.tasks import Task
+
+FORMS = {
+    "*-data.json": "DCI's files, one an image",
+    "share*.json": "ShareGPT4V's conversations",
+    "*annotations.json": "a list of annotations with image and caption",
+    "docci_descriptions.jsonl*": "DOCCI's descriptions, of which the test split is taken",
+    "*.txt": "a file for each image, of its name",
+}
+"""How the captions are stored, by the names of the files."""
+
+
+def read_long_captions(folder: Path, name: str, *, first: int | None = None) -> list[Task]:
+    """Retrieval among all images and captions, or the ``first`` ones; captions are cut at the model's context.
+
+    The form is the first of ``FORMS`` that the folder has. An image may have several captions.
+    """
+    release = Release(folder)
+    pattern = next((pattern for pattern in FORMS if release.files(pattern)), None)
+    if pattern is None:
+        raise PowerclipError(f"{folder} holds no captions; expected one of {', '.join(FORMS)}")
+    captions: dict[str, list[str]] = {}
+    for path in release.files(pattern):
+        if path.suffix == ".txt":
+            captions[_image_of(release, path)] = [path.read_text(encoding="utf-8").strip()]
+            continue
+        with release_json(path) as content:
+            for image, caption in _pairs(pattern, content):
+                captions.setdefault(image, []).append(caption)
+    some = dict(list(captions.items())[:first])
+    return retrieval_tasks(name, list(release.images(list(some))), list(some.values()))
+
+
+def _pairs(pattern: str, content: Any) -> list[tuple[str, str]]:
+    """The images and captions in one file."""
+    if pattern == "*-data.json":
+        return [(content["image"], f"{content['short_caption']}\n{content['extra_caption']}")]
+    if pattern == "share*.json":
+        return [(row["image"], row["conversations"][1]["value"]) for row in content]
+    if pattern == "*annotations.json":
+        return [(row["image"], row["caption"]) for row in content["annotations"]]
+    return [(row["image_file"], row["description"]) for row in content if row["split"] == "test"]
+
+
+def _image_of(release: Release, path: Path) -> str:
+    images = [image for image in release.files(f"{path.stem}.*") if image.suffix != ".txt"]
+    if len(images) != 1:
+        raise PowerclipError(f"{path} is the caption of {len(images)} images {path.stem}.*; expected one")
+    return str(images[0].relative_to(release.folder))
