@@ -16,12 +16,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 import tyro
 from emoji_captions import vary, with_tone
 from emoji_packages import STYLES, Emoji, image_path, obtain, read_emoji
 from emoji_sheet import write_contact_sheet
-from emoji_tasks import HELD_OUT, evaluation_tasks, is_held_out
+from emoji_tasks import HELD_OUT, evaluate, evaluation_tasks, is_held_out
 from rich.console import Console
 
 import powerclip
@@ -29,12 +28,10 @@ from powerclip.compare import finish_runs
 from powerclip.config import TrainConfig
 from powerclip.data.images import decode_image
 from powerclip.errors import PowerclipError
-from powerclip.evaluate import evaluate_tasks, write_evaluation
 from powerclip.files import write_json
 from powerclip.prepare import prepare
 from powerclip.recipes import recipe
 from powerclip.report import read_evaluations, results_table
-from powerclip.tasks import Task
 
 TRAIN_STYLE = "google"
 """The style to train on; the other one serves for evaluation only."""
@@ -134,14 +131,6 @@ def write_table(emoji: Sequence[Emoji], package: Path, *, style: str, path: Path
             caption = vary(with_tone(one.base, one.tones, key=one.key), key=one.key)
             table.writerow((target.relative_to(path.parent).as_posix(), caption))
     return path
-
-
-def evaluate(run: Path, tasks: Sequence[Task]) -> None:
-    """Evaluate a run on tasks and write its ``evaluation.json``."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model, preprocess, tokenizer = powerclip.load(run)
-    results = evaluate_tasks(model.to(device), preprocess, tokenizer, tasks, device=device, batch_size=256)
-    write_evaluation(run, results, tasks=tasks, suite="emoji")
 
 
 if __name__ == "__main__":

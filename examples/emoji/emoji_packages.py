@@ -1,4 +1,4 @@
-"""Download the two emoji packages with npm, and read images and names from them."""
+"""Download emoji packages with npm, and read images and names from them."""
 
 from __future__ import annotations
 
@@ -15,11 +15,31 @@ from emoji_captions import TONES, describe
 from powerclip.errors import PowerclipError
 from powerclip.files import atomic_folder
 
-VERSION = "16.0.0"
-"""Version of both packages."""
+
+@dataclass(frozen=True, kw_only=True)
+class Package:
+    """An npm package with a 64-pixel image of each emoji in one style, named by code points, and ``emoji.json``."""
+
+    name: str
+    version: str
+    images: str
+    """Folder of the images inside the package."""
+
+    @property
+    def tarball(self) -> str:
+        """Its file, as ``npm pack`` names it."""
+        return f"{self.name}-{self.version}.tgz"
+
+
+PACKAGES = {
+    "google": Package(name="emoji-datasource-google", version="16.0.0", images="img/google/64"),
+    "twitter": Package(name="emoji-datasource-twitter", version="16.0.0", images="img/twitter/64"),
+    "emojione": Package(name="emojione", version="2.2.7", images="assets/png"),
+}
+"""Noto, Twemoji and EmojiOne 2, by style."""
 
 STYLES = ("google", "twitter")
-"""Noto and Twemoji; the package of a style is emoji-datasource-STYLE."""
+"""The styles that have all emoji, in the same form."""
 
 MAX_MEMBER_BYTES = 8_000_000
 """A larger file is not extracted; none of the needed ones comes near this size."""
@@ -37,22 +57,19 @@ class Emoji:
     """Caption without skin tone."""
     tones: tuple[str, ...]
     """Names of skin tones, one or one per person; empty where it has none."""
+    category: str
+    """What it belongs to: "Food & Drink", ..."""
 
 
-def package_name(style: str) -> str:
-    """The npm package of a style."""
-    return f"emoji-datasource-{style}"
-
-
-def obtain(folder: Path, *, given: Path | None = None) -> dict[str, Path]:
+def obtain(folder: Path, *, given: Path | None = None, styles: Sequence[str] = STYLES) -> dict[str, Path]:
     """Unpacked packages by style: from ``given`` if it is a folder, otherwise downloaded into ``folder``.
 
     Raises:
         PowerclipError: npm is missing or fails, or ``given`` lacks a package.
     """
     unpacked = {}
-    for style in STYLES:
-        target = folder / package_name(style)
+    for style in styles:
+        target = folder / PACKAGES[style].name
         if not _is_package(target, style):
             source = _given_package(given, style) if given else _fetch(folder, style)
             if source.is_dir():
@@ -64,24 +81,24 @@ def obtain(folder: Path, *, given: Path | None = None) -> dict[str, Path]:
 
 
 def _is_package(folder: Path, style: str) -> bool:
-    return (folder / "emoji.json").is_file() and (folder / "img" / style / "64").is_dir()
+    return (folder / "emoji.json").is_file() and (folder / PACKAGES[style].images).is_dir()
 
 
 def _given_package(given: Path, style: str) -> Path:
-    name = package_name(style)
-    for folder in (given / name, given / name / "package"):
+    package = PACKAGES[style]
+    for folder in (given / package.name, given / package.name / "package"):
         if _is_package(folder, style):
             return folder
-    tarballs = sorted(given.glob(f"{name}-*.tgz"))
+    tarballs = sorted(given.glob(f"{package.name}-[0-9]*.tgz"))
     if not tarballs:
-        raise PowerclipError(f"{given} holds neither a folder {name} nor a tarball {name}-{VERSION}.tgz")
+        raise PowerclipError(f"{given} holds neither a folder {package.name} nor a tarball {package.tarball}")
     return tarballs[-1]
 
 
 def _fetch(folder: Path, style: str) -> Path:
     """The tarball of a style's package, downloaded unless it is there already."""
-    name = f"{package_name(style)}@{VERSION}"
-    tarball = folder / f"{package_name(style)}-{VERSION}.tgz"
+    name = f"{PACKAGES[style].name}@{PACKAGES[style].version}"
+    tarball = folder / PACKAGES[style].tarball
     if tarball.is_file():
         return tarball
     npm = shutil.which("npm")
@@ -122,19 +139,22 @@ def extract(tarball: Path, target: Path, *, style: str) -> None:
         except (tarfile.TarError, EOFError, OSError) as error:
             raise PowerclipError(f"{tarball} cannot be unpacked ({error}); delete it and try again") from error
         if not _is_package(folder, style):
-            raise PowerclipError(f"{tarball} holds no emoji.json or no img/{style}/64; is it the right package?")
+            raise PowerclipError(
+                f"{tarball} holds no emoji.json or no {PACKAGES[style].images}; is it the right package?"
+            )
 
 
 def _wanted(member: tarfile.TarInfo, style: str) -> bool:
     path = PurePosixPath(member.name)
-    image = path.parts[:-1] == ("package", "img", style, "64") and path.suffix == ".png"
-    names = path.parts in (("package", "emoji.json"), ("package", "LICENSE"))
+    image = path.parent == PurePosixPath("package", PACKAGES[style].images) and path.suffix == ".png"
+    names = path.parent == PurePosixPath("package") and path.name in ("emoji.json", "LICENSE", "LICENSE.md")
     return member.isfile() and member.size <= MAX_MEMBER_BYTES and (image or names)
 
 
 def image_path(package: Path, style: str, emoji: Emoji) -> Path:
     """Where the image of an emoji is stored in an unpacked package."""
-    return package / "img" / style / "64" / f"{emoji.key}.png"
+    key = emoji.key.replace("-fe0f", "") if style == "emojione" else emoji.key
+    return package / PACKAGES[style].images / f"{key}.png"
 
 
 def read_emoji(packages: dict[str, Path]) -> list[Emoji]:
@@ -147,9 +167,7 @@ def read_emoji(packages: dict[str, Path]) -> list[Emoji]:
     try:
         found = list(_records(json.loads(path.read_text(encoding="utf-8"))))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise PowerclipError(
-            f"{path} does not have the form of {package_name('google')} {VERSION}: {error!r}"
-        ) from error
+        raise PowerclipError(f"{path} does not have the form of {PACKAGES['google'].name}'s: {error!r}") from error
     unique = {emoji.key: emoji for emoji in found}
     return [
         emoji
@@ -164,9 +182,12 @@ def _records(entries: Sequence[dict[str, object]]) -> Iterator[Emoji]:
         if entry.get("short_name") == "person_in_tuxedo":
             name = "PERSON IN TUXEDO"  # the list names it like the man
         base = describe(name, subcategory=str(entry.get("subcategory", "")))
-        yield Emoji(key=str(entry["image"]).removesuffix(".png"), name=name, base=base, tones=())
+        category = str(entry.get("category", ""))
+        key = str(entry["image"]).removesuffix(".png")
+        yield Emoji(key=key, name=name, base=base, tones=(), category=category)
         variations = entry.get("skin_variations") or {}
         assert isinstance(variations, dict)
         for modifiers, variation in variations.items():
             tones = tuple(TONES[code] for code in modifiers.split("-"))
-            yield Emoji(key=variation["image"].removesuffix(".png"), name=name, base=base, tones=tones)
+            key = variation["image"].removesuffix(".png")
+            yield Emoji(key=key, name=name, base=base, tones=tones, category=category)

@@ -1,13 +1,17 @@
-"""What is held out of training, and the evaluation tasks."""
+"""What is held out of training, the evaluation tasks, and evaluating a run."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
+import torch
 from emoji_captions import TONES, with_tone
 from emoji_packages import Emoji
 from PIL import Image
 
+import powerclip
+from powerclip.evaluate import evaluate_tasks, write_evaluation
 from powerclip.tasks import Classification, Retrieval, Task
 
 PROFESSIONS = (
@@ -82,3 +86,11 @@ def evaluation_tasks(emoji: Sequence[Emoji], images: Mapping[str, Mapping[str, I
 def _by_person(text: str) -> tuple[str, ...]:
     """Prompts for a woman, a man and a person."""
     return (f"a woman {text}", f"a man {text}", f"the {text}")
+
+
+def evaluate(run: Path, tasks: Sequence[Task], *, suite: str = "emoji", output: Path | None = None) -> None:
+    """Evaluate a run on tasks and write ``evaluation.json`` into the run's folder, or into ``output``."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model, preprocess, tokenizer = powerclip.load(run)
+    results = evaluate_tasks(model.to(device), preprocess, tokenizer, tasks, device=device, batch_size=256)
+    write_evaluation(output or run, results, tasks=tasks, suite=suite)
