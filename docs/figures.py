@@ -1,13 +1,18 @@
 """Draws docs/method.png: what powerset alignment matches, on a generated scene with its true regions.
 
-Run: python docs/figures.py
+With a run or model folder, docs/dense.png instead: the same scene, and where the model sees each of three texts.
+
+Run: python docs/figures.py [RUN]
 """
 
+import sys
 from pathlib import Path
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 
+import powerclip
 from powerclip.scenes.render import object_mask, render
 from powerclip.scenes.world import Object
 
@@ -24,8 +29,8 @@ def scene() -> tuple[Object, ...]:
     )
 
 
-def main() -> None:
-    """Draw the picture next to this file."""
+def draw_method() -> None:
+    """Draw method.png next to this file."""
     things = scene()
     image = np.asarray(render(things, image_size=SIDE, random=np.random.default_rng(3)))
     masks = [object_mask(thing, image_size=SIDE) for thing in things]
@@ -55,5 +60,31 @@ def main() -> None:
     figure.savefig(Path(__file__).with_name("method.png"))
 
 
+def draw_dense(run: str) -> None:
+    """Draw dense.png next to this file: the cosine of every patch with texts on one scale, and less their mean."""
+    texts = ["a red cube", "a blue ball", "a green cone"]
+    model, preprocess, tokenizer = powerclip.load(run)
+    image = render(scene(), image_size=SIDE, random=np.random.default_rng(3))
+    with torch.inference_mode():
+        text = model.encode_text(tokenizer(texts), normalize=True)
+        patches = torch.nn.functional.normalize(model.encode_patches(preprocess(image)[None])[0], dim=-1)
+    maps = (text @ patches.T).unflatten(1, model.grid_size)  # (3, rows, columns)
+    figure = Figure(figsize=(11, 5.6), dpi=120, layout="constrained")
+    axes = figure.subplots(2, 1 + len(texts))
+    for row, (values, label) in enumerate(((maps, "cosine"), (maps - maps.mean(dim=0), "less the mean of the texts"))):
+        for name, panel, value in zip(texts, axes[row, 1:], values, strict=True):
+            size = {"extent": (0, SIDE, SIDE, 0), "vmin": values.min(), "vmax": values.max()}
+            shown = panel.imshow(value, **size)
+            for thing in scene():
+                mask = object_mask(thing, image_size=SIDE)
+                panel.contour(mask, levels=[0.5], colors=["white"], linewidths=1.2)
+            panel.set_title(f'"{name}"' if row == 0 else "", fontsize=11)
+        figure.colorbar(shown, ax=list(axes[row, 1:]), shrink=0.9, label=label)
+    axes[0, 0].imshow(image)
+    for panel in axes.flat:
+        panel.set_axis_off()
+    figure.savefig(Path(__file__).with_name("dense.png"))
+
+
 if __name__ == "__main__":
-    main()
+    draw_dense(sys.argv[1]) if sys.argv[1:] else draw_method()

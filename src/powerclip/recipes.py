@@ -78,7 +78,7 @@ def finetune_open_clip() -> TrainConfig:
         recipe="finetune_open_clip",
         model=ModelConfig(name="ViT-B-16", pretrained="openai", image_pool="tower", text_pool="tower"),
         data=DataConfig(workers=4),
-        optim=OptimConfig(learning_rate=1e-5, warmup_steps=500, weight_decay=0.1, layer_decay=0.75),
+        optim=OptimConfig(learning_rate=1e-5, warmup_steps=50, weight_decay=0.1, layer_decay=0.75),
         batch_size=256,
         epochs=5,
         ema_decay=0.999,

@@ -200,7 +200,10 @@ def architecture(model: PowerCLIP) -> dict[str, Any]:
         **{f"text_cfg.{name}": value for name, value in vars(text).items() if name not in _NOT_ARCHITECTURE},
         "image_pool": model.image_pool,
         "text_pool": model.text_pool,
-        **{f"preprocess.{name}": value for name, value in model.backbone.visual.preprocess_cfg.items()},
+        **{
+            f"preprocess.{name}": tuple(value) if isinstance(value, list) else value  # JSON has no tuples
+            for name, value in model.backbone.visual.preprocess_cfg.items()
+        },
         **{f"shape of {name}": tuple(value.shape) for name, value in model.state_dict().items()},
     }
 
