@@ -157,11 +157,37 @@ def test_standard_errors_and_chances() -> None:
     assert (negatives["macro"].n, negatives["macro"].chance) == (5, pytest.approx(7 / 20))
     expected = math.hypot(binomial(1 / 2, 2), binomial(2 / 3, 3)) / 2
     assert negatives["macro"].standard_error == pytest.approx(expected)
+    assert negatives["b"].standard_error == pytest.approx(binomial(2 / 3, 3))
+    found = classification_metrics(images, torch.tensor([[1.0], [-1.0]]), torch.tensor([0, 1, 1, 1]))
+    assert found["mean_per_class"] == pytest.approx((1 + 1 / 3) / 2)
+    assert found["mean_per_class"].standard_error == pytest.approx(binomial(1 / 3, 3) / 2)
     # The captions of an image are one draw: three of one image right, the one of the other wrong.
     texts, owner = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [1.0, 0.0]]), torch.tensor([0, 0, 0, 1])
     retrieved = recalls(torch.eye(2), texts, owner)
     assert (retrieved["t2i_R@1"], retrieved["t2i_R@1"].n) == (3 / 4, 4)
     assert retrieved["t2i_R@1"].standard_error == pytest.approx(math.sqrt(2 * (3 / 4) ** 2) / 4)
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 2), st.integers(0, 3)), min_size=1, max_size=16))
+def test_the_error_of_a_mean_of_means_equals_a_loop(items: list[tuple[bool, int, int]]) -> None:
+    values, kinds, images = zip(*items, strict=True)
+    found = Estimate.of(torch.tensor(values), strata=torch.tensor(kinds), clusters=torch.tensor(images))
+    of_kind = {kind: [v for v, k, _ in items if k == kind] for kind in set(kinds)}
+    means = {kind: sum(of) / len(of) for kind, of in of_kind.items()}
+    assert found == pytest.approx(sum(means.values()) / len(means))
+    draws = [
+        sum((v - means[k]) / len(of_kind[k]) / len(means) for v, k, i in items if i == image) for image in set(images)
+    ]
+    assert found.standard_error == pytest.approx(math.sqrt(sum(x * x for x in draws)), abs=1e-12)
+
+
+def test_the_seven_captions_of_an_image_are_one_draw() -> None:
+    """All right for two of three images: what varies is the image."""
+    right = torch.tensor([1.0, 1.0, 0.0]).repeat_interleave(7)
+    kinds = [f"kind {i % 7}" for i in range(21)]
+    found = hard_negative_metrics(right, torch.full((21,), 0.5), kinds, images=torch.arange(3).repeat_interleave(7))
+    for name in ("micro", "macro", "kind 0"):
+        assert found[name].standard_error == pytest.approx(binomial(2 / 3, 3))
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -338,7 +338,7 @@ def test_a_training_goes_on_as_if_it_had_not_been_watched():
     colour_model = ColourModel().train()
     state = torch.get_rng_state()
     tasks = light_suite(image_size=64, size=2)
-    with pytest.warns(UserWarning, match="scenes-grounding is skipped: ColourModel has no regions and phrases; pass a"):
+    with pytest.warns(UserWarning, match="scenes-grounding is skipped: it needs the regions .* which ColourModel"):
         results = evaluate_tasks(colour_model, preprocess, tokenizer, tasks, batch_size=2)
     assert list(results) == [task.name for task in tasks[:-1]]
     assert colour_model.training
@@ -375,6 +375,13 @@ def test_any_model_of_open_clip_is_evaluated_by_name(tower, tmp_path, monkeypatc
     tasks = read_webdataset(data / "food101", "food101")
     expected = evaluate_tasks(theirs, transform, open_clip.get_tokenizer(name), tasks)
     assert found.tasks == expected
+    assert main(["evaluate", name, "--pretrained", "weights.pt", "--suite", "scenes", "--size", "2"]) == 0
+    lacking = (
+        "absent: scenes-grounding: it needs the regions and phrases of a PowerCLIP model, which CLIP does not have\n"
+    )
+    assert (lacking in capsys.readouterr().out) is not hasattr(theirs.visual, "patch_size")
+    found = read_evaluation(tmp_path)
+    assert ("scenes-grounding" in found.absent) is not ("scenes-grounding" in found.tasks)
     assert main(["evaluate", name, "--pretrained", "no-such-tag"]) == 2
     assert "is neither a file, nor a run or model folder, nor a tag" in capsys.readouterr().err
     assert main(["evaluate"]) == 2

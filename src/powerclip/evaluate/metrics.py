@@ -6,7 +6,6 @@ tie is chosen.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Hashable, Sequence
 
 import torch
@@ -38,28 +37,33 @@ class Estimate(float):
         return float(self), self.n, self.standard_error, self.chance
 
     @classmethod
-    def of(cls, values: Tensor, *, clusters: Tensor | None = None, chance: Tensor | float | None = None) -> Estimate:
+    def of(
+        cls,
+        values: Tensor,
+        *,
+        strata: Tensor | None = None,
+        clusters: Tensor | None = None,
+        chance: Tensor | float | None = None,
+    ) -> Estimate:
         """The mean of (n,) values between 0 and 1, at least one; the chance is one for all or (n,).
 
-        Items with the same number in ``clusters``, (n,) int64, belong to one draw (captions of an image): the error
-        is then that of the sums over clusters.
+        With ``strata``, (n,) int64, it is the unweighted mean of the means of the items with the same number: kinds, or
+        classes. Items with the same number in ``clusters``, (n,) int64, are one draw (all captions of an image): what
+        varies is their sum. The items of a stratum of one item seem not to vary.
         """
-        chance = chance.double().mean().item() if isinstance(chance, Tensor) else chance
         x = values.double()
-        mean = x.mean()
-        residuals = x - mean
+        group = (
+            torch.zeros(len(x), dtype=torch.int64) if strata is None else torch.unique(strata, return_inverse=True)[1]
+        )
+        sizes = group.bincount()
+        weights = (1 / sizes.double() / len(sizes))[group]  # (n,), their sum is 1
+        means = torch.zeros_like(sizes, dtype=x.dtype).index_add_(0, group, x) / sizes
+        residuals = weights * (x - means[group])
         if clusters is not None:
             residuals = residuals.new_zeros(int(clusters.max()) + 1).index_add_(0, clusters, residuals)
-        error = residuals.square().sum().sqrt().item() / len(x)
-        return cls(mean.item(), len(x), error, chance)
-
-    @classmethod
-    def average(cls, parts: Sequence[Estimate]) -> Estimate:
-        """The unweighted mean of estimates over different items."""
-        error = math.hypot(*(part.standard_error for part in parts)) / len(parts)
-        known = [part.chance for part in parts if part.chance is not None]
-        chance = sum(known) / len(known) if len(known) == len(parts) else None
-        return cls(sum(parts) / len(parts), sum(part.n for part in parts), error, chance)
+        if isinstance(chance, Tensor):
+            chance = (weights * chance).sum().item()
+        return cls(means.mean().item(), len(x), residuals.norm().item(), chance)
 
 
 def class_embeddings(prompts: Tensor) -> Tensor:
@@ -90,10 +94,9 @@ def classification_metrics(images: Tensor, classes: Tensor, labels: Tensor) -> d
     rank = ahead.sum(dim=1).masked_fill(own[:, 0].isnan(), len(classes))
     right = (rank == 0).float()
     strict = (torch.count_nonzero(~(scores < own), dim=1) == 1).float() * right  # (I,) no other class ties
-    present = torch.unique(labels)
-    metrics = {
+    metrics: dict[str, float] = {
         "acc@1": Estimate.of(right, chance=1 / len(classes)),
-        "mean_per_class": torch.stack([right[labels == label].mean() for label in present]).mean().item(),
+        "mean_per_class": Estimate.of(right, strata=labels),
     }
     if len(classes) > 5:
         metrics["acc@5"] = Estimate.of(rank < 5, chance=5 / len(classes))
@@ -207,34 +210,45 @@ def hard_negative_metrics(
     *,
     chances: Tensor | None = None,
     units: Sequence[Hashable] | None = None,
+    images: Tensor | None = None,
 ) -> dict[str, float]:
     """Share of images whose right caption scores strictly higher, by kind, with micro and macro averages.
 
     Given ``units``, images of the same one (and kind) count once, as right if all are.
 
     ``positive`` is (I,) scores of the right captions, ``negative`` of the wrong ones, the highest where an image has
-    several, and ``kinds`` the kind of each; ``chances``, (I,), are those of guessing right. "macro" averages all kinds; given ``macro_kinds``, it averages those, or is
+    several, and ``kinds`` the kind of each; ``chances``, (I,), are those of guessing right, and ``images``,
+    (I,) int64, equal for equal images. "macro" averages all kinds; given ``macro_kinds``, it averages those, or is
     left out if none of them occurs, and "macro-all-kinds" averages all. ValueError if there is no item.
     """
     if len(positive) == 0:
         raise ValueError("the hard-negative task has no item; nothing can be measured")
     right = positive > negative
+    clusters = torch.arange(len(right)) if images is None else images
     if units is not None and len(set(units)) < len(units):  # whose chance depends on what their images share
         unit = same_texts(units)
         kinds = list(dict(zip(unit.tolist(), kinds, strict=True)).values())
         right = torch.ones(len(kinds)).scatter_reduce(0, unit, right.float(), "amin") > 0
+        clusters = torch.zeros(len(kinds), dtype=torch.int64).scatter(0, unit, clusters)
         chances = None
-    by_kind = {}
-    for kind in sorted(set(kinds)):
-        own = torch.tensor([k == kind for k in kinds])
-        by_kind[kind] = Estimate.of(right[own], chance=None if chances is None else chances[own])
-    metrics: dict[str, float] = {"micro": Estimate.of(right, chance=chances)}
-    macro = [value for kind, value in by_kind.items() if macro_kinds is None or kind in macro_kinds]
-    if macro:
-        metrics["macro"] = Estimate.average(macro)
+    number = same_texts(kinds)
+
+    def mean(items: Tensor, *, of_kinds: bool = False) -> Estimate:
+        """Over (I,) bool items, or over their kinds."""
+        chance = None if chances is None else chances[items]
+        return Estimate.of(
+            right[items], strata=number[items] if of_kinds else None, clusters=clusters[items], chance=chance
+        )
+
+    by_kind = {kind: torch.tensor([k == kind for k in kinds]) for kind in sorted(set(kinds))}
+    everything = torch.ones_like(right)
+    some = torch.tensor([macro_kinds is None or kind in macro_kinds for kind in kinds])
+    metrics: dict[str, float] = {"micro": mean(everything)}
+    if some.any():
+        metrics["macro"] = mean(some, of_kinds=True)
     if macro_kinds is not None:
-        metrics["macro-all-kinds"] = Estimate.average(list(by_kind.values()))
-    return metrics | by_kind
+        metrics["macro-all-kinds"] = mean(everything, of_kinds=True)
+    return metrics | {kind: mean(items) for kind, items in by_kind.items()}
 
 
 def quadruple_metrics(scores: Tensor, kinds: Sequence[str] = ()) -> dict[str, float]:

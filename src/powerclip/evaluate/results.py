@@ -84,7 +84,8 @@ class Evaluation:
     averages: Mapping[str, Average] = field(default_factory=dict)
     """Averages by label, of the public suites and of the families of other tasks; each says what it is over."""
     absent: Mapping[str, str] = field(default_factory=dict)
-    """Data sets that were asked for and are missing, and where to get them."""
+    """Data sets that were asked for and are missing, with where to get them, and tasks that the model lacks the
+    outputs for."""
     pending: Sequence[str] = ()
     """Tasks that were asked for and are not done."""
     model: str = ""

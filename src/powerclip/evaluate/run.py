@@ -17,7 +17,7 @@ from powerclip.errors import PowerclipError
 from powerclip.evaluate.datasets.own_shards import retrieval_from_shards
 from powerclip.evaluate.encode import Encoder
 from powerclip.evaluate.results import FILE, Evaluation, Origin, Results, details_of, origin_of, read_evaluation
-from powerclip.evaluate.score import jobs_of, run_jobs
+from powerclip.evaluate.score import jobs_of, run_jobs, skipped
 from powerclip.evaluate.suites import SUITES, benchmarks_of, without_score
 from powerclip.files import write_json
 from powerclip.model import PowerCLIP, load, load_open_clip
@@ -66,7 +66,8 @@ def evaluate_model(
                 label = folder_name if folders[folder_name] == 1 else origin.data
                 tasks[i] = replace(task, name=f"{task.name}:{label}"), origin
         origins = {id(task): origin for task, origin in tasks}
-        jobs = jobs_of([task for task, _ in tasks], config.scores, config.regions)
+        absent |= skipped(loaded, [task for task, _ in tasks])
+        jobs = jobs_of([task for task, _ in tasks if task.name not in absent], config.scores, config.regions)
         done = [job.name for job in jobs]
         folder = results_folder(model, config)
         digest = _digest(loaded)

@@ -82,17 +82,21 @@ def evaluate_tasks(
     masks), each between 0 and 1, most of them as an ``Estimate``, which knows its standard error. ValueError if a task
     is empty or its parts do not fit together, or the model has no powerset score.
     """
-    if not isinstance(model, PowerCLIP):
-        skipped = [task.name for task in tasks if isinstance(task, Grounding)]
-        for name in skipped:
-            warnings.warn(
-                f"{name} is skipped: {type(model).__name__} has no regions and phrases; pass a PowerCLIP model",
-                stacklevel=2,
-            )
-        tasks = [task for task in tasks if task.name not in skipped]
+    reasons = skipped(model, tasks)
+    for name, reason in reasons.items():
+        warnings.warn(f"{name} is skipped: {reason}", stacklevel=2)
+    tasks = [task for task in tasks if task.name not in reasons]
     encoder = Encoder(model, preprocess, tokenizer, device=device, batch_size=batch_size, workers=workers)
     jobs = jobs_of(tasks, (score,), regions)
     return {job.name: metrics for job, metrics in run_jobs(encoder, jobs, regions=regions)}
+
+
+def skipped(model: object, tasks: Sequence[Task]) -> dict[str, str]:
+    """The tasks that a model cannot be asked, and why."""
+    if isinstance(model, PowerCLIP):
+        return {}
+    reason = f"it needs the regions and phrases of a PowerCLIP model, which {type(model).__name__} does not have"
+    return {task.name: reason for task in tasks if isinstance(task, Grounding)}
 
 
 def jobs_of(tasks: Sequence[Task], scores: Sequence[Score], regions: ScoreRegions = "grid") -> list[Job]:
@@ -183,7 +187,10 @@ def _evaluate(scorer: Any, task: Task, encoder: Encoder) -> dict[str, float]:
         highest = highest_of(scores, owner, count=len(right))
         chances = 1 / (1 + torch.bincount(owner, minlength=len(right)))
         kinds = [item.kind for item in task.items]
-        return hard_negative_metrics(right, highest, kinds, task.macro_kinds, chances=chances, units=task.units)
+        image = same_texts([key_of(item.image) for item in task.items])
+        return hard_negative_metrics(
+            right, highest, kinds, task.macro_kinds, chances=chances, units=task.units, images=image
+        )
     i, t = scorer.images(images_of(task)), scorer.texts(_texts(task))
     first = torch.arange(0, 2 * len(task.items), 2)
     columns = [scorer.score_pairs(i[first + a], t[first + b]) for a in (0, 1) for b in (0, 1)]  # each (Q,)
