@@ -8,6 +8,7 @@ import signal
 import pytest
 from rich.console import Console
 
+from powerclip import load
 from powerclip.compare import compare, finish_runs
 from powerclip.config import EvaluateConfig, ModelConfig, load_config
 from powerclip.data.shards import write_shards
@@ -65,6 +66,22 @@ def test_a_comparison_trains_all_evaluates_all_and_skips_what_is_finished(case):
     after = trained_at(output)
     assert after.keys() - times.keys() == {"siglip-seed-5"}
     assert {name: after[name] for name in times} == times
+
+
+def test_both_kinds_of_clip_stand_side_by_side_and_their_grounding_is_measured(case):
+    """By averages, as PowerCLIP pools, and by the class token and the end of the text, as CLIP was published."""
+    configs, arguments = case
+    averages = configs["siglip"].with_objective("clip")
+    tower = dataclasses.replace(
+        averages, model=dataclasses.replace(averages.model, image_pool="tower", text_pool="tower")
+    )
+    table = compare({"averages": averages, "tower": tower}, seeds=1, **arguments)
+    assert "zero-shot, % ± sampling error; in brackets: chance" in table.read_text()
+    lines = list(csv.DictReader(io.StringIO((arguments["output"] / "comparison.csv").read_text())))
+    grounded = {(line["metric"], line["objective"]) for line in lines if line["task"] == "scenes-grounding"}
+    assert grounded == {(m, name) for m in ("patch", "region", "precision", "recall") for name in ("averages", "tower")}
+    models = [load(arguments["output"] / f"{name}-seed-3")[0] for name in ("averages", "tower")]
+    assert [(model.image_pool, model.text_pool) for model in models] == [("avg", "avg"), ("tower", "tower")]
 
 
 def test_nothing_to_compare_is_refused_and_leaves_no_folder(case):
