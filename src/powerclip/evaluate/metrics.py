@@ -56,14 +56,16 @@ class Estimate(float):
             torch.zeros(len(x), dtype=torch.int64) if strata is None else torch.unique(strata, return_inverse=True)[1]
         )
         sizes = group.bincount()
-        weights = (1 / sizes.double() / len(sizes))[group]  # (n,), their sum is 1
-        means = torch.zeros_like(sizes, dtype=x.dtype).index_add_(0, group, x) / sizes
-        residuals = weights * (x - means[group])
+
+        def means(of: Tensor) -> Tensor:
+            return torch.zeros_like(sizes, dtype=torch.float64).index_add_(0, group, of.double()) / sizes
+
+        residuals = (x - means(x)[group]) / (len(sizes) * sizes[group])
         if clusters is not None:
             residuals = residuals.new_zeros(int(clusters.max()) + 1).index_add_(0, clusters, residuals)
         if isinstance(chance, Tensor):
-            chance = (weights * chance).sum().item()
-        return cls(means.mean().item(), len(x), residuals.norm().item(), chance)
+            chance = means(chance).mean().item()
+        return cls(means(x).mean().item(), len(x), residuals.norm().item(), chance)
 
 
 def class_embeddings(prompts: Tensor) -> Tensor:
