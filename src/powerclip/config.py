@@ -22,7 +22,7 @@ MAX_YAML_BYTES = 1 << 20
 """Size up to which a YAML file is read; a config has some 3,000 bytes."""
 
 # The values that settings may have; the docstrings of the settings say what they mean.
-Objective = Literal["clip", "siglip", "filip", "sparc", "powerclip"]
+Objective = Literal["clip", "siglip", "filip", "sparc", "superclip", "powerclip"]
 GlobalLoss = Literal["auto", "clip", "siglip"]
 ImagePool = Literal["avg", "tower"]
 TextPool = Literal["avg", "tower", "argmax"]
@@ -200,6 +200,8 @@ class ObjectiveConfig(ScoringConfig, ContrastConfig):
     """sparc only: weight of CLIP's loss."""
     sparc_local_weight: float = 1.0
     """sparc only: weight of the loss between tokens and grouped patches."""
+    superclip_weight: float = 1.0
+    """superclip only: weight of the loss of telling a caption's tokens from the image."""
 
     def __post_init__(self) -> None:
         ScoringConfig.__post_init__(self)
@@ -210,7 +212,7 @@ class ObjectiveConfig(ScoringConfig, ContrastConfig):
         _require_at_least(self, 0, "weight_start_step", "weight_warmup_steps")
         rule = "0 or more, or 'adaptive'"
         _require(self, lambda m: m == "adaptive" or (not isinstance(m, str) and m >= 0), rule, "margin")
-        _require_at_least(self, 0, "sparc_global_weight", "sparc_local_weight")
+        _require_at_least(self, 0, "sparc_global_weight", "sparc_local_weight", "superclip_weight")
         _require_at_least(self, 1, "regions")
 
     @property

@@ -76,6 +76,8 @@ class Features:
     """(B, T, D) token embeddings in the joint space, as they are."""
     token_mask: Tensor | None = None
     """(B, T) bool, False = padding."""
+    token_ids: Tensor | None = None
+    """(B, T) int64, as in ``Batch.tokens``."""
 
     def dense(self) -> tuple[Tensor, Tensor, Tensor]:
         """``patches``, ``tokens`` and ``token_mask``, for the losses that need them; ValueError if one is not there."""

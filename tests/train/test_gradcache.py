@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from powerclip.loss import FILIPLoss, PowerCLIPLoss, PowersetAlignmentLoss, SigLIPLoss, SPARCLoss
+from powerclip.loss import FILIPLoss, PowerCLIPLoss, PowersetAlignmentLoss, SigLIPLoss, SPARCLoss, SuperCLIPLoss
 from powerclip.train.gradcache import backward, join
 from powerclip.types import Batch, Features
 
@@ -40,6 +40,7 @@ class Towers(nn.Module):
             patches=patches,
             tokens=tokens,
             token_mask=batch.tokens > 0,
+            token_ids=batch.tokens,
         )
 
 
@@ -57,6 +58,12 @@ def batch():
     )
 
 
+def trained_head(loss):
+    """SuperCLIP's loss as if its head had been trained: at 0 it gives the towers no gradient."""
+    nn.init.normal_(loss.head.weight, generator=torch.Generator().manual_seed(2))
+    return loss
+
+
 LOSSES = {
     "powerclip": lambda: PowerCLIPLoss(powerset=PowersetAlignmentLoss(tau=0.1), global_loss="clip"),
     "powerclip, siglip": lambda: PowerCLIPLoss(powerset=PowersetAlignmentLoss(tau=0.1)),
@@ -70,6 +77,7 @@ LOSSES = {
     "siglip": SigLIPLoss,
     "filip": FILIPLoss,
     "sparc": SPARCLoss,
+    "superclip": lambda: trained_head(SuperCLIPLoss(dimension=D, vocabulary=9).double()),
 }
 
 

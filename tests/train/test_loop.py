@@ -179,12 +179,13 @@ def test_every_ablation_is_a_setting_that_changes_the_run(ablation, config, few_
     assert found != plain_losses
 
 
-@pytest.mark.parametrize("name", ["clip", "siglip", "filip", "sparc"])
+@pytest.mark.parametrize("name", ["clip", "siglip", "filip", "sparc", "superclip"])
 def test_every_baseline_trains_in_the_same_loop(name, config, shards, tmp_path):
     config = dataclasses.replace(config, objective=ObjectiveConfig(name=name))
     result = train(config, data=shards, output=tmp_path / "run")
     terms = {key for key in read_metrics(result.output / "metrics.jsonl")[-1] if key.startswith("loss_")}
-    assert terms == {"clip": {"loss_clip"}, "sparc": {"loss_clip", "loss_sparc"}}.get(name, {f"loss_{name}"})
+    two = {"sparc": {"loss_clip", "loss_sparc"}, "superclip": {"loss_clip", "loss_token"}}
+    assert terms == two.get(name, {f"loss_{name}"})
     model, _, _ = powerclip.load(str(result.output))
     assert (model.logit_bias is not None) == (name == "siglip")
     assert load_config(result.output / "config.yaml").objective.name == name

@@ -6,6 +6,7 @@ from powerclip.loss.powerclip import PowerCLIPLoss
 from powerclip.loss.powerset import PowersetAlignmentLoss
 from powerclip.loss.siglip import SigLIPLoss, siglip_loss
 from powerclip.loss.sparc import SPARCLoss, sparc_loss
+from powerclip.loss.superclip import SuperCLIPLoss
 from powerclip.loss.triplet import triplet_loss
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "PowersetAlignmentLoss",
     "SPARCLoss",
     "SigLIPLoss",
+    "SuperCLIPLoss",
     "clip_loss",
     "filip_loss",
     "siglip_loss",

@@ -95,6 +95,11 @@ class PowerCLIP(nn.Module):
         """() bias of the similarities (SigLIP's); None if the model has none."""
         return self.backbone.logit_bias  # type: ignore[no-any-return]
 
+    @property
+    def vocabulary(self) -> int:
+        """Number of token ids that the text tower knows."""
+        return int(_text_tower(self.backbone).token_embedding.num_embeddings)
+
     def encode_patches(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) images to (B, N, D) patch embeddings in the joint space, row-major over the grid.
 
@@ -231,6 +236,7 @@ class PowerCLIP(nn.Module):
             patches=patches,
             tokens=dense,
             token_mask=self.valid_tokens(batch.tokens),
+            token_ids=batch.tokens,
         )
 
     def blocks(self) -> list[nn.Module]:

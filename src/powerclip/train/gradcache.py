@@ -40,12 +40,12 @@ def backward(
         (output.total * world_size()).backward()  # type: ignore[no-untyped-call]
         return output
     keep_dense = bool(getattr(loss, "needs_dense", False))  # they would fill the memory of a large batch
+    dropped = {} if keep_dense else dict.fromkeys(("patches", "tokens", "token_mask", "token_ids"))
     found = []
     with torch.no_grad():
         for number, piece in enumerate(pieces):
             seed(number)
-            features = forward(model, piece)
-            found.append(features if keep_dense else replace(features, patches=None, tokens=None, token_mask=None))
+            found.append(replace(forward(model, piece), **dropped))
     features = join(found)
     leaves = {name: x.detach().requires_grad_() for name, x in _tensors(features).items() if x.is_floating_point()}
     output = loss(replace(features, **leaves))
