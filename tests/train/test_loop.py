@@ -79,7 +79,9 @@ def test_training_lowers_the_loss(config, shards, tmp_path):
     assert sum(curve[-5:]) < sum(curve[:5])
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(config, shards, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["powerclip", "superclip"])
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(name, config, shards, tmp_path, monkeypatch):
+    config = config.with_objective(name)
     whole = train(config, data=shards, output=tmp_path / "whole").output
     real_step, cut = Engine.step, tmp_path / "cut"
 

@@ -56,6 +56,11 @@ INSTRUMENTS = {
             "all regions, and if both are near 0, it is empty.",
         ),
         Panel(
+            title="zero",
+            names=("zero",),
+            reading="What is taken off every similarity, where it is fitted or learned; it should settle.",
+        ),
+        Panel(
             title="score gap",
             names=("score_gap",),
             reading="Mean score of matched less that of unmatched pairs: it should rise, towards the margin and above.",

@@ -11,7 +11,7 @@ from powerclip.data.dataset import TowerInputs
 from powerclip.data.loader import Loader, OpenedData
 from powerclip.data.remote import ShardCache
 from powerclip.distributed import rank, world_size
-from powerclip.loss import FILIPLoss, PowerCLIPLoss, PowersetAlignmentLoss, SigLIPLoss, SPARCLoss
+from powerclip.loss import FILIPLoss, PowerCLIPLoss, PowersetAlignmentLoss, SigLIPLoss, SPARCLoss, SuperCLIPLoss
 from powerclip.loss.siglip import INIT_LOGIT_BIAS, INIT_LOGIT_SCALE
 from powerclip.model import PowerCLIP, add_lora, create_model, make_tokenizer, make_transforms
 
@@ -43,8 +43,8 @@ def build_model(config: TrainConfig) -> PowerCLIP:
     return model
 
 
-def build_loss(config: TrainConfig, *, dimension: int) -> nn.Module:
-    """The loss a config describes, ``Features`` of vectors with ``dimension`` D to ``LossOutput``."""
+def build_loss(config: TrainConfig, model: PowerCLIP) -> nn.Module:
+    """The loss that a config describes for a model's ``Features``: to ``LossOutput``."""
     o = config.objective
     if o.name == "siglip":
         return SigLIPLoss()
@@ -52,9 +52,11 @@ def build_loss(config: TrainConfig, *, dimension: int) -> nn.Module:
         return FILIPLoss()
     if o.name == "sparc":
         return SPARCLoss(global_weight=o.sparc_global_weight, local_weight=o.sparc_local_weight)
+    if o.name == "superclip":
+        return SuperCLIPLoss(dimension=model.embed_dim, vocabulary=model.vocabulary, weight=o.superclip_weight)
     if not o.uses_regions:
         return PowerCLIPLoss(weight=0.0, global_loss="clip")
-    powerset = PowersetAlignmentLoss(margin=o.margin, contrast=o.contrast, dimension=dimension, **vars(o.scoring))
+    powerset = PowersetAlignmentLoss(margin=o.margin, contrast=o.contrast, dimension=model.embed_dim, **vars(o.scoring))
     return PowerCLIPLoss(
         weight=o.powerset_weight,
         start_step=o.weight_start_step,

@@ -8,6 +8,7 @@ weights. The result is the large batch's gradient, up to rounding, at the price 
 
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +41,7 @@ def backward(
         (output.total * world_size()).backward()  # type: ignore[no-untyped-call]
         return output
     keep_dense = bool(getattr(loss, "needs_dense", False))  # they would fill the memory of a large batch
-    dropped = {} if keep_dense else dict.fromkeys(("patches", "tokens", "token_mask", "token_ids"))
+    dropped: dict[str, Any] = {} if keep_dense else dict.fromkeys(("patches", "tokens", "token_mask", "token_ids"))
     found = []
     with torch.no_grad():
         for number, piece in enumerate(pieces):

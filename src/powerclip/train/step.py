@@ -71,7 +71,7 @@ class Engine:
             compiled=config.parallel.compile,
         )
         self.max_logit_scale = max(MAX_LOGIT_SCALE, model.logit_scale.item())
-        self.loss: nn.Module = build_loss(config, dimension=self.model.embed_dim).to(device)
+        self.loss: nn.Module = build_loss(config, self.model).to(device)
         self.optimizer = make_optimizer(self.model, config.optim)
         trained = any(True for _ in self.loss.parameters())
         self.loss_optimizer = make_optimizer(self.loss, config.optim) if trained else None
