@@ -15,7 +15,7 @@ import torch
 
 import powerclip
 from powerclip.cli import main
-from powerclip.config import ParallelConfig, PeriodicEvaluationConfig
+from powerclip.config import ObjectiveConfig, ParallelConfig, PeriodicEvaluationConfig
 from powerclip.data.shards import write_shards
 from powerclip.errors import PowerclipError
 from powerclip.recipes import scenes_tiny
@@ -48,6 +48,12 @@ SETTINGS = {
         "parallel": ParallelConfig(sharding="fsdp"),
         "objective": dataclasses.replace(scenes_tiny().objective, zero="centred"),
     },
+    "superclip": {"objective": ObjectiveConfig(name="superclip")},
+    "fsdp, superclip": {
+        "parallel": ParallelConfig(sharding="fsdp", accumulate=2),
+        "objective": ObjectiveConfig(name="superclip"),
+    },
+    "by gradient": {"objective": ObjectiveConfig(gradient_ratio=0.5, gradient_cap=1.0, weight_warmup_steps=3)},
     "evaluated": {"evaluation": PeriodicEvaluationConfig(every_steps=3, size=6)},
     "fsdp, evaluated": {
         "parallel": ParallelConfig(sharding="fsdp"), "ema_decay": 0.5, "evaluation": PeriodicEvaluationConfig(every_steps=3, size=6)
@@ -95,6 +101,9 @@ def assert_same(many, one, steps=6):
         (3, "ddp"),
         (2, "pieces"),
         (2, "fsdp"),
+        (2, "superclip"),
+        (2, "fsdp, superclip"),
+        (2, "by gradient"),
         (2, "evaluated"),
         (2, "fsdp, evaluated"),
         (2, "lora"),
