@@ -6,7 +6,22 @@ from torch import nn
 
 import powerclip
 from powerclip.config import OptimConfig
-from powerclip.train.optim import learning_rate, make_optimizer
+from powerclip.train.optim import clip_gradients, learning_rate, make_optimizer
+
+
+@pytest.mark.parametrize("limit", [None, 0.5, 100.0])
+def test_modules_are_clipped_as_one(limit):
+    torch.manual_seed(0)
+    together, apart = (nn.ModuleList([nn.Linear(3, 2), nn.Linear(2, 2, bias=False)]) for _ in range(2))
+    apart.load_state_dict(together.state_dict())
+    for pair in (together, apart):
+        pair[1](pair[0](torch.ones(4, 3))).square().sum().backward()
+    expected = torch.nn.utils.clip_grad_norm_(together.parameters(), math.inf if limit is None else limit)
+    torch.testing.assert_close(clip_gradients(apart, limit=limit), expected)
+    for mine, theirs in zip(apart.parameters(), together.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad)
+    alone = clip_gradients((together, nn.LayerNorm(2)), limit=limit)  # nothing of the second has a gradient
+    torch.testing.assert_close(alone, expected if limit is None else expected.clamp(max=limit))
 
 
 def test_warm_up_then_cosine():

@@ -108,7 +108,7 @@ def test_the_global_loss_follows_the_model_unless_it_is_named(theirs, tmp_path):
             region_mask=torch.ones(4, 2, dtype=torch.bool), phrase_mask=torch.ones(4, 2, dtype=torch.bool),
             logit_scale=built.logit_scale.exp(), logit_bias=built.logit_bias,
         )  # fmt: skip
-        output = build_loss(config)(features)
+        output = build_loss(config, built)(features)
         assert output.terms.keys() == {term, "powerset"}
         powerset = PowersetAlignmentLoss(**vars(config.objective.scoring))(features.regions, features.phrases)
         torch.testing.assert_close(output.total, output.terms[term] + 0.2 * powerset)

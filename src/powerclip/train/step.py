@@ -34,7 +34,7 @@ from powerclip.runs import RunFolder
 from powerclip.train.build import autocast, build_loss
 from powerclip.train.ema import EMA
 from powerclip.train.gradcache import backward
-from powerclip.train.optim import learning_rate, make_optimizer
+from powerclip.train.optim import clip_gradients, learning_rate, make_optimizer
 from powerclip.types import Batch, Features, LossOutput
 
 MAX_LOGIT_SCALE = math.log(100)
@@ -86,7 +86,8 @@ class Engine:
         that is random in a step is a function of the seed and its number, so a resumed run repeats it.
 
         Returns the loss and its terms, of the batch of all processes and in logged steps with measures, and () the
-        gradient's norm before clipping; both stay on their device. RunFailedError after ``MAX_BAD_STEPS`` steps in a row that were not finite.
+        gradient's norm before clipping; both stay on their device. RunFailedError after ``MAX_BAD_STEPS`` steps in a
+        row that were not finite.
         """
         rate = learning_rate(step, steps=self.steps, config=self.config.optim)
         optimizers = [self.optimizer] if self.loss_optimizer is None else [self.optimizer, self.loss_optimizer]
@@ -101,10 +102,7 @@ class Engine:
         output = backward(self.parallel, loss, pieces, forward=self.forward, seed=seed)
         average_ignored_gradients(self.model)
         average_gradients(self.loss.parameters())
-        limit = self.config.optim.max_gradient_norm
-        trained = [*self.model.parameters(), *self.loss.parameters()]
-        norm = torch.nn.utils.clip_grad_norm_(trained, math.inf if limit is None else limit)
-        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        norm = clip_gradients((self.model, self.loss), limit=self.config.optim.max_gradient_norm)
         self.counters["samples_seen"] += self.config.batch_size
         if not torch.isfinite(norm + output.total.detach()):
             # Without gradients, saving a checkpoint initialises the optimiser's state where it is still missing.
