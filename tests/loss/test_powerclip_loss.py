@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
+from powerclip.config import ContrastConfig
 from powerclip.loss import PowerCLIPLoss, PowersetAlignmentLoss, clip_loss
 from powerclip.loss.powerclip import gradient_norm
 from powerclip.types import Features
@@ -32,8 +33,8 @@ def features(C=7, seed=0, rows=slice(None)):
     )
 
 
-def powerset_loss():
-    return PowersetAlignmentLoss(tau=0.1, margin=0.3, normalise_by_regions=True)
+def powerset_loss(contrast=None):
+    return PowersetAlignmentLoss(tau=0.1, margin=0.3, normalise_by_regions=True, contrast=contrast)
 
 
 def terms_and_gradients(seed):
@@ -208,13 +209,15 @@ ROWS = {2: (5, 2), 3: (3, 1, 3)}
 SETTINGS = {
     "ratio": {"gradient_ratio": 0.5, "start_step": 1, "warmup_steps": 3},
     "cap": {"weight": 5.0, "gradient_cap": 0.3},
+    "all scores": {"gradient_ratio": 0.5},
 }
 
 
 def steps_of(rows):
     found = {}
     for name, options in SETTINGS.items():
-        loss = PowerCLIPLoss(**options, powerset=powerset_loss())
+        contrast = ContrastConfig(centre_scores="full" if name == "all scores" else "none")
+        loss = PowerCLIPLoss(**options, powerset=powerset_loss(contrast))
         for seed in range(3):
             x = features(seed=seed, rows=rows)
             output = loss(x, measure=True)
