@@ -36,6 +36,7 @@ T1Activation = Literal["softplus", "relu", "gelu", "silu", "elu"]
 T2Activation = Literal["tanh", "sign", "erf", "softsign", "arctan", "sigmoid"]
 Zero = float | Literal["none", "midpoint", "learned", "centred"]
 Margin = float | Literal["adaptive"]
+Form = Literal["triplet", "softmax", "sigmoid"]
 Negatives = Literal["hardest", "mean", "logsumexp"]
 CentreScores = Literal["none", "detached", "full"]
 EqualCaptions = Literal["negatives", "ignored"]
@@ -151,6 +152,8 @@ class ScoringConfig:
 class ContrastConfig:
     """What the powerset loss makes of the scores S of all images and captions, beside the paper's form."""
 
+    form: Form = "triplet"
+    """The triplet loss (the paper), or CLIP's softmax or SigLIP's sigmoid loss of S with a learned scale (and bias)."""
     negatives: Negatives = "hardest"
     """Which negatives the triplet loss compares a pair with: the hardest (the paper), all (the mean of their hinges), or
     all by the log of their summed exponentials, a smooth maximum."""
@@ -164,7 +167,7 @@ class ContrastConfig:
 
     def __post_init__(self) -> None:
         hints = typing.get_type_hints(type(self))
-        for name in ("negatives", "centre_scores"):
+        for name in ("form", "negatives", "centre_scores"):
             one_of(name, getattr(self, name), typing.get_args(hints[name]))
         _require(self, lambda value: value > 0, "positive", "negatives_temperature", "max_margin")
 

@@ -42,7 +42,7 @@ SETTINGS = {
     "learned": {"objective": dataclasses.replace(scenes_tiny().objective, zero="learned", centre_scores="full")},
     "fsdp, learned": {
         "parallel": ParallelConfig(sharding="fsdp", accumulate=2),
-        "objective": dataclasses.replace(scenes_tiny().objective, zero="learned", negatives="mean"),
+        "objective": dataclasses.replace(scenes_tiny().objective, zero="learned", form="softmax"),
     },
     "fsdp, centred": {
         "parallel": ParallelConfig(sharding="fsdp"),

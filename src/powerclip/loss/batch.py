@@ -9,6 +9,7 @@ from torch import Tensor
 
 from powerclip.alignment.search import Candidates
 from powerclip.alignment.vectors import MaskedVectors
+from powerclip.distributed import gather_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,11 +26,17 @@ class GlobalBatch:
     """(C,) int64"""
     start: int
     """Index of the caption of this process's first image."""
+    distributed: bool
+    """Whether the captions are those of all processes, or this one's alone."""
 
     @property
     def device(self) -> torch.device:
         """Where the vectors are."""
         return self.regions.mask.device
+
+    def all_rows(self, x: Tensor) -> Tensor:
+        """(C, ...) the rows (B, ...) of all processes."""
+        return gather_rows(x)[0] if self.distributed else x
 
     def candidates(self) -> Candidates:
         """Negatives of this process's images are no pair and have no equal captions; both can be scored."""

@@ -74,17 +74,18 @@ def measure_similarities(
 
 
 @torch.no_grad()
-def measure_scores(scores: Tensor, pairs: Pairs, *, margin: float | Tensor) -> dict[str, Tensor]:
+def measure_scores(scores: Tensor, pairs: Pairs, *, margin: float | Tensor | None) -> dict[str, Tensor]:
     """What all scores (C, C) of the batch show, those that are compared: in either direction, each ().
 
     "active_share_i2t" is the share of the images whose hardest caption comes within the margin of their own, and
-    "hub_share_i2t" that of ``hub_share``; "..._t2i" are those of the captions.
+    "hub_share_i2t" that of ``hub_share``; "..._t2i" are those of the captions. Without a margin there is no active share.
     """
     found = {}
     for name, x, negative in (("i2t", scores, pairs.negative), ("t2i", scores.T, pairs.negative.T)):
         hardest, exists = x.masked_fill(~negative, ABSENT).max(dim=1), negative.any(dim=1)
-        active = (margin + hardest.values - x.diagonal() > 0) & exists
-        found[f"active_share_{name}"] = active.sum() / pairs.valid.sum().clamp(min=1)
+        if margin is not None:
+            active = (margin + hardest.values - x.diagonal() > 0) & exists
+            found[f"active_share_{name}"] = active.sum() / pairs.valid.sum().clamp(min=1)
         found[f"hub_share_{name}"] = hub_share(hardest.indices, exists)
     return found
 

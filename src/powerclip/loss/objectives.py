@@ -1,12 +1,21 @@
 """What a loss makes of the complete matrix of scores S of C images (rows) and C captions (columns)."""
 
+import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from powerclip.config import ContrastConfig
+from powerclip.config import ContrastConfig, Form, Margin
+from powerclip.loss.siglip import INIT_LOGIT_BIAS, INIT_LOGIT_SCALE
 from powerclip.loss.triplet import triplet_loss
+
+INIT_LOG_SCALE: dict[Form, float] = {"softmax": math.log(1 / 0.07), "sigmoid": INIT_LOGIT_SCALE}
+"""Initial log of the scale of S: CLIP's and SigLIP's of their similarities."""
+
+MAX_LOG_SCALE = math.log(100)
+"""The scale stays at 100 or below, as in CLIP (Radford et al., 2021)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,35 +28,126 @@ class Pairs:
     """(C, C) bool: the image and the caption are negatives of each other."""
 
 
-def triplet_both_ways(scores: Tensor, pairs: Pairs, *, config: ContrastConfig, margin: float | Tensor) -> Tensor:
-    """() l(S) + l(S^T) of scores (C, C), with the negatives that the config names."""
-    i2t, t2i = (
-        triplet_loss(
-            x,
-            margin=margin,
-            rows=pairs.valid,
-            negative=negative,
-            negatives=config.negatives,
-            temperature=config.negatives_temperature,
+class Objective(nn.Module):
+    """The loss of the scores of a batch: which form, of which scores, and with which margin or scale.
+
+    State, where the settings have it: the buffer ``adaptive_margin`` (), and the parameters ``log_scale`` () and
+    ``bias`` () of the forms softmax and sigmoid.
+    """
+
+    adaptive_margin: Tensor
+    log_scale: Tensor
+    bias: Tensor
+
+    def __init__(self, config: ContrastConfig, *, margin: Margin) -> None:
+        """Set up the state; ValueError if the margin is out of range."""
+        super().__init__()
+        if margin != "adaptive" and (isinstance(margin, str) or not margin >= 0):
+            raise ValueError(f"margin is {margin!r}; it must be 0 or more, or 'adaptive'")
+        self.config, self.fixed_margin = config, margin
+        if margin == "adaptive":
+            self.register_buffer("adaptive_margin", torch.zeros(()))
+        if config.form != "triplet":
+            self.log_scale = nn.Parameter(torch.tensor(INIT_LOG_SCALE[config.form]))
+        if config.form == "sigmoid":
+            self.bias = nn.Parameter(torch.tensor(INIT_LOGIT_BIAS))
+
+    @property
+    def margin(self) -> float | Tensor | None:
+        """The margin of the triplet loss in this step; None in the other forms."""
+        if self.config.form != "triplet":
+            return None
+        return self.adaptive_margin if isinstance(self.fixed_margin, str) else self.fixed_margin
+
+    @property
+    def sparse(self) -> bool:
+        """Whether only the pairs and their hardest negatives get gradient."""
+        c = self.config
+        return c.form == "triplet" and c.negatives == "hardest" and c.centre_scores != "full"
+
+    @property
+    def by_search(self) -> bool:
+        """Whether the loss can do without the matrix of scores."""
+        return self.sparse and self.config.centre_scores == "none" and self.fixed_margin != "adaptive"
+
+    def compared(self, scores: Tensor, pairs: Pairs) -> Tensor:
+        """(C, C) the scores that are compared: as they are, or centred."""
+        if self.config.centre_scores == "none":
+            return scores
+        return centre_scores(scores, pairs.valid, detached=self.config.centre_scores == "detached")
+
+    def forward(self, scores: Tensor, pairs: Pairs) -> Tensor:
+        """() the loss in both directions, of ``compared`` scores (C, C); differentiable."""
+        c = self.config
+        if c.form != "triplet":
+            if self.training:
+                with torch.no_grad():
+                    self.log_scale.clamp_(max=MAX_LOG_SCALE)
+            scores = self.log_scale.to(scores.dtype).exp() * scores
+        if c.form == "softmax":
+            return softmax_loss(scores, pairs)
+        if c.form == "sigmoid":
+            return sigmoid_loss(scores + self.bias.to(scores.dtype), pairs)
+        margin = self.margin
+        assert margin is not None
+        i2t, t2i = (
+            triplet_loss(
+                x,
+                margin=margin,
+                rows=pairs.valid,
+                negative=negative,
+                negatives=c.negatives,
+                temperature=c.negatives_temperature,
+            )
+            for x, negative in ((scores, pairs.negative), (scores.T, pairs.negative.T))
         )
-        for x, negative in ((scores, pairs.negative), (scores.T, pairs.negative.T))
-    )
-    return i2t + t2i
+        return i2t + t2i
+
+    @torch.no_grad()
+    def adapt(self, scores: Tensor, pairs: Pairs) -> None:
+        """Set an adaptive margin for the next step, in training, from the scores (C, C) of this one."""
+        if self.fixed_margin == "adaptive" and self.training:
+            gap = mean_gap(scores, pairs).clamp(0, self.config.max_margin)
+            self.adaptive_margin.copy_(torch.where(gap.isfinite(), gap, self.adaptive_margin))
+
+    def measures(self) -> dict[str, Tensor]:
+        """What is fitted or learned, for the logs: "margin", "score_scale" and "score_bias", each ()."""
+        found = {} if self.fixed_margin != "adaptive" else {"margin": self.adaptive_margin.clone()}
+        if self.config.form != "triplet":
+            found["score_scale"] = self.log_scale.detach().exp()
+        if self.config.form == "sigmoid":
+            found["score_bias"] = self.bias.detach().clone()
+        return found
+
+    def extra_repr(self) -> str:
+        """The settings, for print."""
+        return f"margin={self.fixed_margin}, {self.config}"
 
 
-def centre_scores(scores: Tensor, valid: Tensor, *, config: ContrastConfig) -> Tensor:
+def softmax_loss(logits: Tensor, pairs: Pairs) -> Tensor:
+    """() mean of the cross-entropies of rows and of columns (CLIP's loss), of logits (C, C) of pairs and negatives."""
+    others = ~(pairs.negative | torch.eye(len(logits), dtype=torch.bool, device=logits.device))
+    kept = logits.masked_fill(others, -torch.inf)
+    each = (kept.logsumexp(dim=1) + kept.logsumexp(dim=0)) / 2 - logits.diagonal()  # (C,)
+    return (each * pairs.valid).sum() / pairs.valid.sum().clamp(min=1)
+
+
+def sigmoid_loss(logits: Tensor, pairs: Pairs) -> Tensor:
+    """() -1/C sum_ij log sigmoid(z_ij logits_ij), z = 1 for pairs and -1 for negatives (SigLIP's loss); (C, C)."""
+    of_pairs = F.logsigmoid(logits.diagonal()) * pairs.valid
+    of_negatives = F.logsigmoid(-logits) * pairs.negative
+    return -(of_pairs.sum() + of_negatives.sum()) / pairs.valid.sum().clamp(min=1)
+
+
+def centre_scores(scores: Tensor, valid: Tensor, *, detached: bool) -> Tensor:
     """S[i, j] - mean_i S[i, j] - mean_j S[i, j] + mean S, of scores (C, C), the means over the valid rows and columns.
-
-    The scores as they are if the config says "none".
 
     An image's own mean is the same for all captions it is compared with, and so makes no difference to them; what
     counts is that S[i, j] - mean_i S[i, j] is compared with S[i, i] - mean_i S[i, i], and likewise for captions.
-    Through the means in full every score gets gradient; with detached means only those that get it without centring.
+    Through the means every score gets gradient; through ``detached`` ones only those that get it without centring.
     """
-    if config.centre_scores == "none":
-        return scores
     share = valid.to(scores.dtype) / valid.sum().clamp(min=1)  # (C,)
-    known = scores.detach() if config.centre_scores == "detached" else scores
+    known = scores.detach() if detached else scores
     rows, columns = known @ share, share @ known  # (C,) each
     return scores - rows[:, None] - columns + rows @ share
 

@@ -1,0 +1,66 @@
+"""Any loss of the complete matrix of scores, which every process holds.
+
+The scores are computed without gradient, each process its images' rows, and gathered: C x C numbers and some copies of
+them, of 4 C^2 bytes each (64 MiB at C = 4096, 1 GiB at 16384). The objective is differentiated with respect to them, and
+the pairs whose score has a gradient are scored again, with gradient to their vectors. The objective's ``sparse`` forms
+(the hardest negatives, of scores that are not centred or less means without gradient) leave at most 3 C such pairs. All
+others leave C^2: a second pass over all pairs, a tile at a time, after which the loss takes 4 to 8 times as long (docs/training.md).
+"""
+
+import torch
+from torch import Tensor
+
+from powerclip.alignment.kernel import score_rows
+from powerclip.alignment.scoring import Scoring
+from powerclip.alignment.tiled import score_pairs, weighted_gradient
+from powerclip.config import Backend
+from powerclip.distributed import with_value, world_size
+from powerclip.loss.batch import GlobalBatch
+from powerclip.loss.measures import measure_scores
+from powerclip.loss.objectives import Objective, Pairs
+
+
+def matrix_loss(
+    batch: GlobalBatch,
+    *,
+    objective: Objective,
+    scoring: Scoring,
+    tile_bytes: int,
+    backend: Backend,
+    measures: dict[str, Tensor] | None,
+) -> Tensor:
+    """() the loss; its gradient comes from this process's images, and for the objective's parameters in equal shares.
+
+    ``measures``, if given, receives what the scores show and the objective's own numbers.
+    """
+    r, p = batch.regions, batch.phrases
+    if not len(p):
+        return r.values.sum() + p.values.sum()  # 0, and part of the graph
+    rows = r.values.new_empty(len(r), len(p))  # (B, C)
+    for images, t2r, r2t in score_rows(r, p, scoring=scoring, tile_bytes=tile_bytes, backend=backend):
+        rows[images] = scoring.total(t2r, r2t, r.mask[images])
+    scores = batch.all_rows(rows)  # (C, C)
+    pairs = Pairs(valid=batch.valid, negative=batch.all_candidates().negatives(slice(None)))
+    learned = list(objective.parameters())
+    with torch.enable_grad():
+        compared = objective.compared(scores.requires_grad_(), pairs)
+        value: Tensor = objective(compared, pairs)
+        weights, *gradients = torch.autograd.grad(value, [scores, *learned])
+    if measures is not None:
+        measures |= measure_scores(compared.detach(), pairs, margin=objective.margin) | objective.measures()
+    objective.adapt(scores.detach(), pairs)
+    if not torch.is_grad_enabled():
+        return value.detach()
+    weights = weights[batch.start : batch.start + len(r)]  # (B, C)
+    if objective.sparse:
+        i, j = weights.nonzero(as_tuple=True)  # (P,) each
+        picked = r[i]
+        again = scoring.total(*score_pairs(picked, p[j], scoring=scoring, tile_bytes=tile_bytes), picked.mask)
+        share = (weights[i, j] * again).sum()
+    else:
+        of_r, of_p = weighted_gradient(weights, r, p, scoring=scoring, tile_bytes=tile_bytes)
+        share = (r.values * of_r).sum() + (p.values * of_p).sum()
+    processes = world_size() if batch.distributed else 1  # each has the complete gradient of these
+    for parameter, gradient in zip(learned, gradients, strict=True):
+        share = share + parameter * gradient / processes
+    return with_value(share, value.detach())
