@@ -37,7 +37,7 @@ def run_demo(
     data = training_scenes(output / "scenes" / f"train-{scenes}-seed-{seed}", count=scenes, seed=seed)
     runs = {name: output / name for name in configs}
     run_configs = {runs[name]: config for name, config in configs.items()}
-    evaluation = EvaluateConfig(suite=("scenes",), size=images)
+    evaluation = EvaluateConfig(suite=("scenes", "scenes-segmentation"), size=images)
     done = finish_runs(
         run_configs,
         data=data,

@@ -13,7 +13,25 @@ that are equal (frozen dataclasses, say) open the same image, which is then enco
 Masks = Callable[[], Any]
 """A function that opens the region masks of an image when needed: (M, H, W) bool array in the image's pixels."""
 
-Content = Picture | str
+Truth = Callable[[], Any]
+"""A function that opens the labels of an image's pixels: (H, W) integer array, ``IGNORED`` where there is none."""
+
+IGNORED = 255
+"""The label of pixels that do not count."""
+
+
+@dataclass(frozen=True, eq=False)
+class Region:
+    """A box of an image, whose vector is that of the patches inside: (left, top, right, bottom) in pixels."""
+
+    image: Picture
+    box: tuple[float, float, float, float]
+
+
+Shown = Picture | Region
+"""What is shown to a model: an image, or a box of one."""
+
+Content = Shown | str
 """What is compared in hard negatives: images or texts."""
 
 PLACE = "{c}"
@@ -22,10 +40,10 @@ PLACE = "{c}"
 
 @dataclass(frozen=True, kw_only=True)
 class Classification:
-    """A zero-shot classification task: single-label images and the class names to choose from."""
+    """A zero-shot classification task: single-label images or boxes and the class names to choose from."""
 
     name: str
-    images: Sequence[Picture]
+    images: Sequence[Shown]
     labels: Sequence[int]
     class_names: Sequence[str]
     templates: Sequence[str]
@@ -129,10 +147,30 @@ class Grounding:
     """The objects of each image, in the order of its phrases."""
 
 
-Task = Classification | MultiLabel | Retrieval | HardNegatives | Quadruples | Grounding
+@dataclass(frozen=True, kw_only=True)
+class Segmentation:
+    """A zero-shot segmentation task; the settings are SCLIP's."""
+
+    name: str
+    images: Sequence[Picture]
+    truths: Sequence[Truth]
+    class_names: Sequence[Sequence[str]]
+    """The names of each class; a class is as likely as its likeliest name."""
+    templates: Sequence[str]
+    short_side: int = 0
+    """Pixels to which an image's shorter side is resized; at least the model's image size."""
+    logit_scale: float = 40.0
+    """Inverse temperature of the likelihoods."""
+    least_probability: float = 0.0
+    """Pixels whose class is less likely become background, class 0."""
+    least_area: float = 0.0
+    """Classes with a smaller share of the pixels that are not background become background."""
 
 
-def images_of(task: Task) -> Sequence[Picture]:
+Task = Segmentation | Classification | MultiLabel | Retrieval | HardNegatives | Quadruples | Grounding
+
+
+def images_of(task: Task) -> Sequence[Shown]:
     """The images of a task, in order (two for each quadruple)."""
     if isinstance(task, HardNegatives):
         return [content for item in task.items for content in item.contents if not isinstance(content, str)]

@@ -14,7 +14,9 @@ from torch.nn.utils.rnn import pad_sequence
 from powerclip.config import Pixels
 from powerclip.distributed import gather_rows, rank, world_size
 from powerclip.evaluate.datasets.images import key_of, open_picture
-from powerclip.tasks import Picture
+from powerclip.model import PowerCLIP, make_transforms
+from powerclip.regions import masks_to_grid
+from powerclip.tasks import Picture, Region, Shown
 
 Item = TypeVar("Item")
 Preprocess = Callable[[Image.Image], Tensor]
@@ -22,6 +24,10 @@ Tokenize = Callable[[list[str]], Tensor]
 Tensors = tuple[Tensor, ...]
 Key = tuple[Hashable, Hashable]
 """``key_of`` an image, or a text; and what is computed of it."""
+
+
+BOXES_AT_ONCE = 16
+"""Boxes of an image whose vectors are kept in a row; an image with more is encoded again."""
 
 
 class Model(Protocol):
@@ -62,10 +68,48 @@ class Encoder:
     known: dict[Key, tuple[object, Tensors]] = field(default_factory=dict)
     """What was computed, with its item, which is held so that the key can be its id."""
 
-    def images(self, pictures: Sequence[Picture], masks: object = None) -> Tensor:
-        """(I, D) embeddings, which do not depend on masks."""
+    def images(self, shown: Sequence[Shown], masks: object = None) -> Tensor:
+        """(I, D) embeddings, which do not depend on masks, of images; or of regions, if the first is one."""
+        if shown and isinstance(shown[0], Region):
+            return self._regions([region for region in shown if isinstance(region, Region)])
+        pictures = [picture for picture in shown if not isinstance(picture, Region)]
         keys = [(key_of(picture), "image") for picture in pictures]
         return _stacked(self.once(pictures, keys, self.open_images, lambda x: (unit(self.model.encode_image(x)),)))
+
+    def _regions(self, regions: Sequence[Region]) -> Tensor:
+        """(R, D) unit vectors of regions, from one pass over each image, which is squeezed to the tower's size."""
+        model = self.model
+        if not isinstance(model, PowerCLIP):
+            raise ValueError(f"regions need the patches of a PowerCLIP model, got {type(model).__name__}")
+        transform = make_transforms(model, crop="none")[0]
+        by_image: dict[Hashable, list[Region]] = {}
+        for region in regions:
+            by_image.setdefault(key_of(region.image), []).append(region)
+        parts: list[list[Region]] = []
+        for of_image in by_image.values():
+            parts += [of_image[start : start + BOXES_AT_ONCE] for start in range(0, len(of_image), BOXES_AT_ONCE)]
+
+        def prepare(items: Sequence[list[Region]]) -> Tensors:
+            pictures = [open_picture(part[0].image, self.pixels) for part in items]
+            grids = [self._on_grid(model, part, size.size) for part, size in zip(items, pictures, strict=True)]
+            return torch.stack([transform(picture) for picture in pictures]), pad_sequence(grids, batch_first=True)
+
+        keys = [(key_of(part[0].image), tuple(id(region) for region in part)) for part in parts]
+        rows = self.once(parts, keys, prepare, lambda images, grids: model.encode_regions(images, grids)[:1])
+        found = {id(region): row[i] for part, (row,) in zip(parts, rows, strict=True) for i, region in enumerate(part)}
+        return torch.stack([found[id(region)] for region in regions])
+
+    @staticmethod
+    def _on_grid(model: PowerCLIP, regions: Sequence[Region], size: tuple[int, int]) -> Tensor:
+        """(M, N) bool: the patches of each region of an image of (width, height) pixels; at least one."""
+        height, width = model.image_size
+        masks = torch.zeros(len(regions), height, width, dtype=torch.bool)
+        for mask, region in zip(masks, regions, strict=True):
+            x0, x1 = (region.box[i] * width / size[0] for i in (0, 2))
+            y0, y1 = (region.box[i] * height / size[1] for i in (1, 3))
+            left, top = (min(max(round(at), 0), end - 1) for at, end in ((x0, width), (y0, height)))
+            mask[top : max(round(y1), top + 1), left : max(round(x1), left + 1)] = True
+        return masks_to_grid(masks, model.grid_size)
 
     def texts(self, texts: Sequence[str]) -> Tensor:
         """(J, D) embeddings."""

@@ -34,6 +34,7 @@ from powerclip.tasks import (
     HardNegatives,
     Quadruples,
     Retrieval,
+    Segmentation,
     Task,
     images_of,
 )
@@ -195,6 +196,9 @@ def origin_of(task: Task, *, suite: str, data: str, of: int | None = None) -> Or
         texts = [_texts(item) for item in task.items]
     elif isinstance(task, Quadruples):
         texts = [item.captions for item in task.items]
+    elif isinstance(task, Segmentation):
+        settings = (task.short_side, task.logit_scale, task.least_probability, task.least_area)
+        texts = [*task.class_names, task.templates, [str(setting) for setting in settings]]
     elif isinstance(task, Grounding):
         texts = [*task.phrases, [rle.encode(mask) for open_masks in task.masks for mask in open_masks()]]
     else:

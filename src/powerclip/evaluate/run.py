@@ -22,7 +22,7 @@ from powerclip.evaluate.suites import SUITES, benchmarks_of, without_score
 from powerclip.files import write_json
 from powerclip.model import PowerCLIP, load, load_open_clip
 from powerclip.runs import RunFolder
-from powerclip.scenes import evaluation_tasks
+from powerclip.scenes import evaluation_tasks, segmentation_task
 from powerclip.tasks import Task
 
 SCENES_SEED = 20_000
@@ -31,7 +31,7 @@ SCENES_SEED = 20_000
 LIGHT_SEED = 10_000
 """Seed of the scenes to watch a training by; those of the final evaluation must not influence when a training ends."""
 
-OWN_SUITES = ("scenes", "pairs")
+OWN_SUITES = ("scenes", "pairs", "scenes-segmentation")
 """Suites that need no public data: generated tasks, and retrieval among the pairs of your own shards."""
 
 
@@ -134,7 +134,7 @@ def _suites(suite: Sequence[str], data: Path | None) -> list[str]:
     for name in names:
         if name not in OWN_SUITES and not benchmarks_of(name):
             raise PowerclipError(
-                f"unknown suite {name!r}; suites: {', '.join((*OWN_SUITES, *SUITES))}, or the name of a data set"
+                f"unknown suite {name!r}; suites: {', '.join((*OWN_SUITES[:2], *SUITES, *OWN_SUITES[2:]))}, or the name of a data set"
             )
         if name not in OWN_SUITES and data is None:
             raise PowerclipError(f"the {name} suite needs data; add --data DIR")
@@ -167,8 +167,9 @@ def _read(
     read: set[str] = set()  # data sets that several suites name
     for name in names:
         found: list[tuple[str, list[Task], dict[str, int]]] = []  # where the data are, their tasks, the complete counts
-        if name == "scenes":
-            scenes = evaluation_tasks(seed=seed, size=size, image_size=image_size)
+        if name.startswith("scenes"):
+            options = {"seed": seed, "size": size, "image_size": image_size}
+            scenes = evaluation_tasks(**options) if name == "scenes" else [segmentation_task(**options)]
             found.append((f"generated: seed {seed}, {image_size} pixels", list(scenes), {}))
         elif name == "pairs":
             found += [(str(Path(source).resolve()), [retrieval_from_shards(source)], {}) for source in pairs]

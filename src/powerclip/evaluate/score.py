@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from powerclip.config import Score, ScoreRegions
-from powerclip.evaluate.datasets.images import key_of
+from powerclip.evaluate.datasets.images import key_of, whole
 from powerclip.evaluate.encode import Encoder, Model, Preprocess, Tokenize
 from powerclip.evaluate.grounding import grounding_metrics
 from powerclip.evaluate.metrics import (
@@ -22,6 +22,7 @@ from powerclip.evaluate.metrics import (
     same_texts,
 )
 from powerclip.evaluate.powerset_score import PowersetScorer
+from powerclip.evaluate.segmentation import prompts_of, segmentation_metrics
 from powerclip.evaluate.suites import POWERSET, POWERSET_STORED
 from powerclip.model import PowerCLIP
 from powerclip.tasks import (
@@ -32,7 +33,9 @@ from powerclip.tasks import (
     HardNegatives,
     MultiLabel,
     Quadruples,
+    Region,
     Retrieval,
+    Segmentation,
     Task,
     images_of,
 )
@@ -75,8 +78,8 @@ def evaluate_tasks(
     texts into (B, T). ``score`` says how an image and a text are scored: "global", the product of the global embeddings
     (what the papers report), or "powerset", the powerset similarity of a PowerCLIP model's regions and phrases, for
     retrieval, hard negatives and quadruples; classification is skipped then. Its regions are "grid", boxes of fixed
-    sizes, or "stored", a task's own masks where it has them. Grounding is always by regions and phrases; of models
-    other than PowerCLIP it is skipped with a warning.
+    sizes, or "stored", a task's own masks where it has them. Grounding is always by regions and phrases,
+    segmentation by patches; of models other than PowerCLIP, these and tasks on regions are skipped with a warning.
 
     Returns metrics by task name (followed by "-powerset" for that score, or "-powerset-stored" over the task's own
     masks), each between 0 and 1, most of them as an ``Estimate``, which knows its standard error. ValueError if a task
@@ -96,7 +99,13 @@ def skipped(model: object, tasks: Sequence[Task]) -> dict[str, str]:
     if isinstance(model, PowerCLIP):
         return {}
     reason = f"it needs the regions and phrases of a PowerCLIP model, which {type(model).__name__} does not have"
-    return {task.name: reason for task in tasks if isinstance(task, Grounding)}
+    return {task.name: reason for task in tasks if _is_dense(task)}
+
+
+def _is_dense(task: Task) -> bool:
+    """Whether a task is about parts of images."""
+    dense = isinstance(task, Grounding | Segmentation)
+    return dense or any(isinstance(shown, Region) for shown in images_of(task))
 
 
 def jobs_of(tasks: Sequence[Task], scores: Sequence[Score], regions: ScoreRegions = "grid") -> list[Job]:
@@ -105,10 +114,13 @@ def jobs_of(tasks: Sequence[Task], scores: Sequence[Score], regions: ScoreRegion
     for task in tasks:
         has_masks = isinstance(task, Retrieval) and any(task.masks or ())
         powerset = POWERSET_STORED if regions == "stored" and has_masks else POWERSET
-        for score in scores[:1] if isinstance(task, Grounding) else scores:
-            if score == "global" or isinstance(task, Grounding):
+        dense = isinstance(task, Grounding | Segmentation)
+        for score in scores[:1] if dense else scores:
+            if score == "global" or dense:
                 jobs.append(Job(task.name, task, score))
-            elif not isinstance(task, Classification | MultiLabel) and len(images_of(task)):
+            elif not isinstance(task, Classification | MultiLabel) and any(
+                not isinstance(x, Region) for x in images_of(task)
+            ):
                 jobs.append(Job(task.name + powerset, task, score))
     return jobs
 
@@ -128,7 +140,11 @@ def run_jobs(
     scorers: dict[Score, Any] = {"global": encoder}
     if any(job.score == "powerset" for job in jobs):
         scorers["powerset"] = PowersetScorer(encoder, regions=regions)
-    last = {key: i for i, job in enumerate(jobs) for key in (*map(key_of, images_of(job.task)), *_texts(job.task))}
+    last = {
+        key: i
+        for i, job in enumerate(jobs)
+        for key in (*(key_of(whole(shown)) for shown in images_of(job.task)), *_texts(job.task))
+    }
     with evaluating(encoder.model):
         for number, job in enumerate(jobs):
             if progress is not None:
@@ -149,6 +165,8 @@ def _texts(task: Task) -> list[str]:
         return [content for item in task.items for content in item.contents if isinstance(content, str)]
     if isinstance(task, Quadruples):
         return [caption for item in task.items for caption in item.captions]
+    if isinstance(task, Segmentation):
+        return prompts_of(task)
     if isinstance(task, Grounding):
         return [phrase for phrases in task.phrases for phrase in phrases]
     return [template.replace(PLACE, name) for name in task.class_names for template in task.templates]
@@ -157,6 +175,8 @@ def _texts(task: Task) -> list[str]:
 def _evaluate(scorer: Any, task: Task, encoder: Encoder) -> dict[str, float]:
     if isinstance(task, Grounding):
         return grounding_metrics(encoder, task)
+    if isinstance(task, Segmentation):
+        return segmentation_metrics(encoder, task)
     if isinstance(task, Classification):
         classes, labels = _classes(scorer, task), torch.tensor(list(task.labels), dtype=torch.int64)
         return classification_metrics(scorer.images(task.images), classes, labels)

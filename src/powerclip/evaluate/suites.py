@@ -21,7 +21,9 @@ from powerclip.evaluate.datasets.fine_grained import (
 )
 from powerclip.evaluate.datasets.imagenet import read_imagenet, read_objectnet
 from powerclip.evaluate.datasets.long_captions import read_long_captions
+from powerclip.evaluate.datasets.regions import read_boxes, read_fg_ovd
 from powerclip.evaluate.datasets.releases import read_aro, read_karpathy, read_sugarcrepe, read_valse, read_winoground
+from powerclip.evaluate.datasets.segmentation import read_segmentation
 from powerclip.tasks import Classification, MultiLabel, Retrieval, Task
 
 Reader = Callable[[Path, str], list[Task]]
@@ -283,6 +285,56 @@ LONG_CAPTIONS = tuple(
 )
 """Retrieval with captions that may be longer than a model's context; there is no average."""
 
+REGIONS = (
+    Benchmark(
+        "fg-ovd",
+        (),
+        read_fg_ovd,
+        "https://github.com/360CVGroup/FG-CLIP (data/fgovd/*.jsonl) with COCO's 2017 images",
+        ("fgovd",),
+        items=(11357,),
+    ),
+    Benchmark(
+        "coco-boxes",
+        (),
+        partial(read_boxes, file="instances_val2017.json"),
+        "https://cocodataset.org (instances_val2017.json, val2017)",
+        ("coco",),
+        items=(36781,),
+    ),
+    Benchmark(
+        "lvis-boxes",
+        (),
+        partial(read_boxes, file="lvis_v1_val.json"),
+        "https://www.lvisdataset.org (lvis_v1_val.json) with COCO's 2017 images",
+        ("lvis",),
+        items=(244707,),
+    ),
+)
+"""Boxes of images against texts; there is no average."""
+
+SEGMENTATION = tuple(
+    Benchmark(
+        name,
+        ("mIoU",),
+        read_segmentation,
+        f"{source}, with cls_{name}.txt of https://github.com/wangf3014/SCLIP (configs)",
+        tuple(names),
+        items=items,
+    )
+    for name, source, items, *names in (
+        ("voc20", "VOC2012", (1449,), "voc2012", "VOC2012", "VOCdevkit"),
+        ("voc21", "VOC2012", (1449,), "voc2012", "VOC2012", "VOCdevkit"),
+        ("context59", "Pascal Context, as mmsegmentation converts it", (), "pascal_context", "VOC2010", "VOCdevkit"),
+        ("context60", "Pascal Context, as mmsegmentation converts it", (), "pascal_context", "VOC2010", "VOCdevkit"),
+        ("coco_object", "COCO's val2017, converted by SCLIP's cvt_coco_object.py", (5000,), "coco-object"),
+        ("coco_stuff", "COCO-Stuff164k, as mmsegmentation converts it", (5000,), "coco_stuff164k"),
+        ("ade20k", "ADEChallengeData2016", (2000,), "ADEChallengeData2016", "ade"),
+        ("city_scapes", "Cityscapes, as mmsegmentation converts it", (500,), "cityscapes"),
+    )
+)
+"""Zero-shot segmentation, by mIoU."""
+
 SUITES: dict[str, tuple[Benchmark, ...]] = {
     "classification": CLASSIFICATION,
     "multilabel": MULTILABEL,
@@ -292,6 +344,8 @@ SUITES: dict[str, tuple[Benchmark, ...]] = {
     "compositionality": COMPOSITIONALITY,
     "fine-grained": FINE_GRAINED,
     "long-captions": LONG_CAPTIONS,
+    "regions": REGIONS,
+    "segmentation": SEGMENTATION,
 }
 
 BENCHMARKS = {benchmark.name: benchmark for benchmarks in SUITES.values() for benchmark in benchmarks}
@@ -314,7 +368,7 @@ PUBLIC = {task for benchmark in BENCHMARKS.values() for task in benchmark.tasks 
 """Tasks of the public suites."""
 
 HEADLINES = (
-    *("acc@1", "mAP", "i2t_R@1", "t2i_R@1", "macro", "group", "text", "image"),
+    *("acc@1", "mAP", "mIoU", "i2t_R@1", "t2i_R@1", "macro", "group", "text", "image"),
     *("patch", "region", "precision", "recall"),
 )
 """Metrics that stand for a task in short tables. A task is judged by the first of these that it has, retrieval by the

@@ -13,6 +13,7 @@ from powerclip.data.sample import Sample
 from powerclip.errors import one_of
 from powerclip.regions import RegionAnnotation, rle
 from powerclip.scenes.captions import describe
+from powerclip.scenes.grounding import segmentation_task
 from powerclip.scenes.render import object_box, object_mask, render
 from powerclip.scenes.tasks import evaluation_tasks
 from powerclip.scenes.world import Split, generator, random_scene
@@ -20,7 +21,7 @@ from powerclip.scenes.world import Split, generator, random_scene
 SMALLEST_IMAGE = 32
 """Side in pixels below which textures are no longer visible."""
 
-__all__ = ["Split", "evaluation_tasks", "generate", "sample"]
+__all__ = ["Split", "evaluation_tasks", "generate", "sample", "segmentation_task"]
 
 
 def generate(split: Split, *, count: int, seed: int, image_size: int = 64) -> Iterator[Sample]:

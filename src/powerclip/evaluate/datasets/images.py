@@ -23,7 +23,7 @@ from powerclip.data.sample import IMAGE_EXTENSIONS
 from powerclip.data.shards import SamplePlace
 from powerclip.errors import BadSampleError, PowerclipError
 from powerclip.regions.annotation import MAX_PIXELS
-from powerclip.tasks import Content, Picture
+from powerclip.tasks import Content, Picture, Region, Shown
 
 Box = tuple[int, int, int, int]
 
@@ -146,8 +146,15 @@ def key_of(picture: Content) -> Hashable:
     return picture if isinstance(picture, Hashable) else id(picture)
 
 
-def identity(picture: Picture) -> str:
+def whole(shown: Shown) -> Picture:
+    """The image that a region is part of, or an image itself."""
+    return shown.image if isinstance(shown, Region) else shown
+
+
+def identity(picture: Shown) -> str:
     """What tells an image wherever its data set is stored: its content if that is at hand, else name and size."""
+    if isinstance(picture, Region):
+        return f"{identity(picture.image)} {picture.box}"
     if isinstance(picture, Image.Image):
         return hashlib.sha256(picture.tobytes()).hexdigest()
     return picture.identity if isinstance(picture, FileImage | ShardImage | TableImage) else ""

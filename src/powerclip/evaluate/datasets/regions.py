@@ -1,0 +1,56 @@
+"""Boxes of images: FG-OVD's attributes, and the object classes of COCO and LVIS."""
+
+from pathlib import Path, PurePath
+
+from powerclip.errors import PowerclipError
+from powerclip.evaluate.datasets.prompts import imagenet_templates
+from powerclip.evaluate.datasets.release import NUMBER, TEXT, Release, Row, release_json
+from powerclip.tasks import Classification, HardNegative, HardNegatives, Region, Task
+
+FG_OVD = {
+    "hard": "h_attributes_llava.jsonl",
+    "medium": "m_attributes_llava.jsonl",
+    "easy": "e_attributes_llava.jsonl",
+    "trivial": "shuffle_negatives_llava.jsonl",
+}
+"""FG-OVD's four levels: what the wrong descriptions of a box differ in."""
+
+
+def read_fg_ovd(folder: Path, name: str) -> list[Task]:
+    """FG-OVD (Bianchi et al., 2024) as FG-CLIP has it: a box of COCO's, one right and up to ten wrong texts."""
+    release = Release(folder)
+    columns = {"img_path": TEXT, "bbox": list, "pos_expression": list, "neg_expression": list}
+    rows = [(kind, row) for kind, file in FG_OVD.items() for row in release.rows(file, columns)]
+    items = []
+    for (kind, row), image in zip(rows, release.images([row["img_path"] for _, row in rows]), strict=True):
+        right, *others = [text.lower() for text in (*row["pos_expression"], *row["neg_expression"])]
+        region = Region(image=image, box=_box(release, row))
+        items.append(HardNegative(image=region, positive=right, negative=None, more_negatives=tuple(others), kind=kind))
+    return [HardNegatives(name=name, items=items)]
+
+
+def read_boxes(folder: Path, name: str, *, file: str) -> list[Task]:
+    """The boxes of annotations in COCO's format, each to be given its class; all boxes count, groups included."""
+    release = Release(folder)
+    with release_json(release.file(file), dict) as content:
+        classes = {row["id"]: row["name"].replace("_", " ") for row in content["categories"]}
+        names = {row["id"]: row.get("file_name") or PurePath(row["coco_url"]).name for row in content["images"]}
+        rows = content["annotations"]
+        number = {category: i for i, category in enumerate(classes)}
+        labels = [number[row["category_id"]] for row in rows]
+        images = release.images([names[row["image_id"]] for row in rows])
+        regions = [Region(image=image, box=_box(release, row)) for image, row in zip(images, rows, strict=True)]
+    templates = imagenet_templates()
+    return [
+        Classification(
+            name=name, images=regions, labels=labels, class_names=list(classes.values()), templates=templates
+        )
+    ]
+
+
+def _box(release: Release, row: Row) -> tuple[float, float, float, float]:
+    """Left, top, right and bottom of COCO's left, top, width and height."""
+    if len(row["bbox"]) != 4 or not all(isinstance(value, NUMBER) for value in row["bbox"]):
+        raise PowerclipError(f"{release.folder} has the bbox {row['bbox']}; expected [x, y, width, height]")
+    x, y, width, height = row["bbox"]
+    return (x, y, x + width, y + height)
