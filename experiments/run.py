@@ -1,7 +1,7 @@
 """Run the experiments: train and evaluate every config of a study with every seed, and keep each run's result.
 
-    python experiments/run.py scenes               # all of docs/evidence.md's main table (hours on a CPU)
-    python experiments/run.py scenes --only clip powerclip --seeds 1
+    python experiments/run.py scenes               # everything on generated scenes (a day on two cores)
+    python experiments/run.py scenes --only clip unit --seeds 0 1
 
 A second call continues where the first stopped. Each finished run leaves a small JSON in ``experiments/results/STUDY``,
 from which ``experiments/tables.py`` makes the tables and plots without training. A result that is there is not run again.
@@ -15,6 +15,7 @@ import sys
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -57,22 +58,21 @@ def run(study: Study, name: str, *, seed: int, output: Path, results: Path) -> b
     config = replace(study.configs[name], seed=seed)
     result, folder = results / f"{name}-seed-{seed}.json", output / f"{name}-seed-{seed}"
     if result.exists():
-        if (kept := read_json(result)["config"]) != json.loads(json.dumps(asdict(config))):
-            sys.exit(
-                f"{result} is of other settings ({_differences(kept, config)}); delete it to run this config again"
-            )
+        if changed := differences(read_json(result)["config"], asdict(config)):
+            sys.exit(f"{result} is of other settings ({', '.join(changed)}); delete it to run this config again")
         return True
     console = Console()
     console.rule(f"{name}, seed {seed}")
     data = study.make_data(output)
     if not finish_runs({folder: config}, data=data, evaluate=study.evaluate, console=console):
         return False
+    results.mkdir(parents=True, exist_ok=True)
     write_json(result, summary(folder, config))
     return True
 
 
 def summary(folder: Path, config: TrainConfig) -> dict[str, object]:
-    """What is kept of a run: settings, results, curves, time and machine."""
+    """What is kept of a run: settings, results, curves, versions and machine."""
     evaluation = read_evaluation(folder)
     assert evaluation is not None
     lines = [json.loads(line) for line in RunFolder(folder).metrics_file.read_text(encoding="utf-8").splitlines()]
@@ -85,7 +85,6 @@ def summary(folder: Path, config: TrainConfig) -> dict[str, object]:
         "tasks": evaluation.tasks,
         "counts": {task: origin.n for task, origin in evaluation.measured_on.items()},
         "curves": {key: [line.get(key) for line in kept] for key in kept[-1] if _is_number(kept[-1][key])},
-        "seconds": sum(line["seconds"] for line in lines if "seconds" in line),
         "date": time.strftime("%Y-%m-%d"),
         "versions": {"powerclip": powerclip.__version__, "torch": re.sub(r"\+.*", "", torch.__version__)},
         "machine": machine,
@@ -96,9 +95,15 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _differences(kept: dict[str, object], config: TrainConfig) -> str:
-    new = json.loads(json.dumps(asdict(config)))
-    return ", ".join(key for key in new if new[key] != kept.get(key))
+def differences(kept: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Settings that differ; what a result made before a setting existed does not say, is no difference."""
+    found = []
+    for key, value in json.loads(json.dumps(new)).items():
+        if isinstance(value, dict) and isinstance(kept.get(key), dict):
+            found += [f"{key}.{name}" for name in differences(kept[key], value)]
+        elif key in kept and kept[key] != value:
+            found.append(key)
+    return found
 
 
 if __name__ == "__main__":

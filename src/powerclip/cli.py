@@ -124,7 +124,7 @@ class Compare:
     """What to evaluate, as in powerclip evaluate."""
     suite_data: Path | None = None
     """Data of the suite."""
-    size: int = 400
+    size: int = 1000
     """Images per generated task."""
     config: Annotated[TrainConfig, tyro.conf.arg(name="")]
 
@@ -197,7 +197,7 @@ class Interpolate:
     """Evaluate each model on this, as in powerclip evaluate; nothing is evaluated without it or --data."""
     data: Path | None = None
     """Data of the suite."""
-    size: int = 400
+    size: int = 1000
     """Images per generated task."""
 
     def run(self) -> None:

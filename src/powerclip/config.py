@@ -349,7 +349,7 @@ class EvaluateConfig:
     """Shards, or the folder of public data sets (docs/evaluation.md describes its layout)."""
     pretrained: str | None = None
     """The model is a name of open_clip (ViT-B-32, RN50, ...), with the weights of this tag or checkpoint file."""
-    size: int = 400
+    size: int = 1000
     """Images per generated task."""
     batch_size: int = 256
     """Images or captions encoded at once."""

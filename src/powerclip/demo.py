@@ -25,7 +25,7 @@ def demo_configs(*, steps: int | None = None, seed: int = 0) -> dict[str, TrainC
 
 
 def run_demo(
-    output: Path, configs: Mapping[str, TrainConfig], *, console: Console, scenes: int = 16384, images: int = 400
+    output: Path, configs: Mapping[str, TrainConfig], *, console: Console, scenes: int = 16384, images: int = 1000
 ) -> Path | None:
     """Train the models, evaluate them, print the table and write ``output/report.html``; continue an interrupted demo.
 

@@ -25,7 +25,7 @@ from powerclip.runs import RunFolder
 from powerclip.scenes import evaluation_tasks, segmentation_task
 from powerclip.tasks import Task
 
-SCENES_SEED = 20_000
+SCENES_SEED = 30_000
 """Seed of the evaluation scenes: the same for every model; the training scenes are of another split."""
 
 LIGHT_SEED = 10_000

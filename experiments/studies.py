@@ -1,0 +1,217 @@
+"""The studies: which configs are compared, on which data, with which seeds."""
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+from powerclip.config import EvaluateConfig, ObjectiveConfig, TrainConfig
+from powerclip.demo import training_scenes
+from powerclip.evaluate.run import evaluate_model
+from powerclip.recipes import scenes_tiny
+
+sys.path.append(str(Path(__file__).parents[1] / "examples" / "emoji"))
+
+from emoji_packages import obtain
+from emoji_scene_tasks import evaluation_tasks
+from emoji_tasks import evaluate
+from emoji_world import STYLES, Drawings, read_drawings, training_shards
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One set of tables and plots of a study."""
+
+    name: str
+    configs: tuple[str, ...]
+    against: tuple[str, ...]
+    """Configs that the others are compared with, seed by seed."""
+    drawn: tuple[str, ...]
+    """Configs whose curves are drawn."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """Configs that are trained on the same data in the same order, and evaluated on the same tasks."""
+
+    configs: Mapping[str, TrainConfig]
+    seeds: tuple[int, ...]
+    make_data: Callable[[Path], Path]
+    """Makes the training data below a folder, unless they are there, and returns their place."""
+    evaluate: Callable[[Path], object]
+    """Evaluates a run folder."""
+    metrics: tuple[tuple[str, str], ...]
+    """Tasks and metrics that the tables show, all those of ``evaluation.json`` being kept."""
+    parts: tuple[Part, ...]
+    """The tables."""
+
+
+def _scenes(output: Path) -> Path:
+    return training_scenes(output / "train", count=16384)
+
+
+def _evaluate_scenes(run: Path) -> object:
+    return evaluate_model(str(run), EvaluateConfig(suite=("scenes",), size=1000))
+
+
+def _emoji_scenes(output: Path) -> Path:
+    return training_shards(_drawings(output.parent), output / "train", count=20_000)
+
+
+def _evaluate_emoji(run: Path) -> None:
+    evaluate(run, evaluation_tasks(_drawings(run.parents[1])), suite="emoji-scenes")
+
+
+@cache
+def _drawings(output: Path) -> Drawings:
+    return read_drawings(obtain(output / "packages", given=None, styles=STYLES))
+
+
+def _emoji_configs() -> dict[str, TrainConfig]:
+    """The settings chosen on the generated scenes, on drawings of 240 names."""
+    scenes = _scenes_configs()
+    return {name: scenes[name] for name in ("clip", "clip-tower", "unit", "grounded")}
+
+
+def _objective(base: TrainConfig, **settings: object) -> TrainConfig:
+    return replace(base, objective=replace(base.objective, **settings))
+
+
+def _tower_pooling(base: TrainConfig) -> TrainConfig:
+    """The class token and the end of text, as CLIP pools (and as the paper's baseline does)."""
+    return replace(base, model=replace(base.model, image_pool="tower", text_pool="tower"))
+
+
+def _paper(base: TrainConfig) -> TrainConfig:
+    """The paper's text taken literally: phrases are sums of leaves, S is a sum over regions, and lambda is constant."""
+    config = replace(base, model=replace(base.model, phrase_norm="sum"))
+    return replace(config, objective=ObjectiveConfig(name="powerclip", powerset_weight=0.2, normalise_by_regions=False))
+
+
+def _scenes_configs() -> dict[str, TrainConfig]:
+    unit = replace(scenes_tiny(), objective=ObjectiveConfig(name="powerclip"))
+    centred = _objective(
+        unit, powerset_weight=1.0, centre_scores="full", weight_start_step=200, weight_warmup_steps=300
+    )
+    clip = centred.with_objective("clip")  # which uses none of the other settings
+    return {
+        "clip": clip,
+        "clip-tower": _tower_pooling(clip),
+        # The powerset loss with unit phrases and S / M, as the settings' defaults have it, and the paper's text literally.
+        "unit": unit,
+        "paper": _paper(unit),
+        "gold": _objective(unit, region_source="stored"),
+        # What may put the zero of similarities and of scores where subsets choose, and how strongly it acts.
+        "centred": centred,
+        "centred-3": _objective(centred, powerset_weight=3.0),
+        "midpoint": _objective(centred, centre_scores="none", zero="midpoint"),
+        "grounded": _objective(centred, zero="midpoint", gradient_ratio=0.5),
+        "grounded-025": _objective(centred, zero="midpoint", gradient_ratio=0.25),
+        "zero-04": _objective(centred, zero=0.4, gradient_ratio=0.5),
+        # CLIP's own pooling beside the powerset loss.
+        "tower-unit-1": _tower_pooling(_objective(unit, powerset_weight=1.0)),
+        "tower-midpoint": _tower_pooling(_objective(centred, centre_scores="none", zero="midpoint")),
+        "tower-softmax": _tower_pooling(_objective(unit, powerset_weight=0.5, form="softmax")),
+        # Other objectives.
+        "siglip": clip.with_objective("siglip"),
+        "filip": clip.with_objective("filip"),
+        "sparc": clip.with_objective("sparc"),
+        "superclip": clip.with_objective("superclip"),
+        # The paper's ablation.
+        "single-regions": _objective(unit, subsets="single"),
+        "tokens": replace(unit, model=replace(unit.model, phrase_unit="token")),
+        "t2r-only": _objective(unit, direction="t2r"),
+        "r2t-only": _objective(unit, direction="r2t"),
+        "no-triplet": _objective(unit, form="softmax"),
+    }
+
+
+SCENES_METRICS = (
+    ("scenes-object", "acc@1"),
+    ("scenes-colour-object", "acc@1"),
+    ("scenes-colour-object-unseen", "acc@1"),
+    ("scenes-retrieval", "i2t_R@1"),
+    ("scenes-retrieval", "t2i_R@1"),
+    ("scenes-retrieval-unseen", "i2t_R@1"),
+    ("scenes-retrieval-unseen", "t2i_R@1"),
+    ("scenes-hard-negatives", "replace_obj"),
+    ("scenes-hard-negatives", "swap_att"),
+    ("scenes-hard-negatives", "replace_rel"),
+    ("scenes-hard-negatives", "macro"),
+    ("scenes-quadruples", "group"),
+    ("scenes-grounding", "patch"),
+    ("scenes-grounding", "region"),
+    ("scenes-grounding", "precision"),
+    ("scenes-grounding", "recall"),
+)
+EMOJI_METRICS = tuple(
+    (f"emoji-{task}{suffix}", metric)
+    for task, metric, suffixes in (
+        ("object", "acc@1", ("", "-new-style")),
+        ("retrieval", "i2t_R@1", ("", "-new-style", "-unseen")),
+        ("retrieval", "t2i_R@1", ("", "-new-style", "-unseen")),
+        ("hard-negatives", "macro", ("", "-new-style", "-unseen")),
+        ("grounding", "patch", ("", "-new-style", "-unseen")),
+        ("grounding", "region", ("", "-new-style", "-unseen")),
+    )
+    for suffix in suffixes
+)
+
+STUDIES: dict[str, Study] = {
+    "scenes": Study(
+        configs=_scenes_configs(),
+        seeds=(0, 1, 2),
+        make_data=_scenes,
+        evaluate=_evaluate_scenes,
+        metrics=SCENES_METRICS,
+        parts=(
+            Part(
+                name="main",
+                configs=("clip", "clip-tower", "unit", "centred", "grounded"),
+                against=("clip", "clip-tower"),
+                drawn=("clip", "unit", "centred", "grounded"),
+            ),
+            Part(
+                name="zero",
+                configs=("centred", "centred-3", "midpoint", "grounded", "grounded-025", "zero-04"),
+                against=("centred",),
+                drawn=("centred", "grounded", "zero-04"),
+            ),
+            Part(
+                name="tower",
+                configs=("clip-tower", "tower-unit-1", "tower-midpoint", "tower-softmax"),
+                against=("clip-tower",),
+                drawn=("tower-unit-1", "tower-midpoint", "tower-softmax"),
+            ),
+            Part(
+                name="baselines",
+                configs=("clip", "unit", "paper", "gold", "siglip", "filip", "sparc", "superclip"),
+                against=("clip",),
+                drawn=("clip", "unit", "paper", "gold"),
+            ),
+            Part(
+                name="ablation",
+                configs=("unit", "single-regions", "tokens", "t2r-only", "r2t-only", "no-triplet"),
+                against=("unit",),
+                drawn=("unit", "single-regions", "tokens"),
+            ),
+        ),
+    ),
+    "emoji": Study(
+        configs=_emoji_configs(),
+        seeds=(0, 1, 2),
+        make_data=_emoji_scenes,
+        evaluate=_evaluate_emoji,
+        metrics=EMOJI_METRICS,
+        parts=(
+            Part(
+                name="main",
+                configs=tuple(_emoji_configs()),
+                against=("clip", "clip-tower"),
+                drawn=("clip", "unit", "grounded"),
+            ),
+        ),
+    ),
+}
+"""By name."""

@@ -1,0 +1,154 @@
+"""Tables and plots of the results that ``run.py`` left: rewrites the marked parts of docs/evidence.md and its pictures.
+
+    python experiments/tables.py
+
+Nothing is trained and nothing is typed in: every number comes from ``experiments/results``.
+"""
+
+import math
+import re
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from scipy.stats import t as student
+from studies import STUDIES, Study
+
+from powerclip.files import atomic_write, read_json
+from powerclip.report.plots import PANELS, Panel, comparison_plot, curves, png
+from powerclip.report.tables import Cell, Spread, Table
+
+HERE = Path(__file__).parent
+PAGE = HERE.parent / "docs" / "evidence.md"
+CLIP_LOSS = PANELS[0]
+INSTRUMENTS = (
+    CLIP_LOSS,
+    Panel(
+        title="above the zero", names=("matched_above_zero_share", "unmatched_above_zero_share"), limits=(-0.03, 1.03)
+    ),
+    Panel(title="active hinges", names=("active_share_i2t", "active_share_t2i"), limits=(-0.03, 1.03)),
+    Panel(title="five commonest negatives", names=("hub_share_i2t", "hub_share_t2i"), limits=(-0.03, 1.03)),
+    Panel(title="gradient ratio", names=("gradient_ratio",)),
+)
+
+Results = Mapping[str, Mapping[int, dict[str, Any]]]
+"""Results by config and seed."""
+
+
+def main(path: Path = PAGE) -> int:
+    """Rewrite the page, and its pictures beside it."""
+    page = path.read_text(encoding="utf-8")
+    for name, study in STUDIES.items():
+        results = read(study, HERE / "results" / name)
+        for part in study.parts:
+            shown = {config: results[config] for config in part.configs if results[config]}
+            missing = [config for config in part.configs if config not in shown]
+            if set(shown) <= set(part.against):  # nothing to compare
+                page = replaced(page, f"{name}-{part.name}", f"Not run yet: {', '.join(missing)}.\n")
+                continue
+            table = means(shown, study.metrics)
+            body = [table.markdown(), f"Seeds: {counts(shown)}.\n"]
+            body += [f"Not run yet: {', '.join(missing)}.\n"] if missing else []
+            body += [paired(shown, study.metrics, against=base).markdown() for base in part.against if base in shown]
+            body.append(costs(shown).markdown())
+            page = replaced(page, f"{name}-{part.name}", "\n".join(body))
+            atomic_write(path.parent / f"evidence-{name}-{part.name}.png", png(comparison_plot(table)))
+            drawn = {config: lines(shown[config]) for config in part.drawn if config in shown}
+            if drawn:
+                atomic_write(path.parent / f"evidence-{name}-{part.name}-curves.png", png(curves(drawn, INSTRUMENTS)))
+    atomic_write(path, page)
+    return 0
+
+
+def read(study: Study, folder: Path) -> Results:
+    """The results of a study that are there."""
+    found: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in study.configs}
+    for name in study.configs:
+        for seed in study.seeds:
+            if (path := folder / f"{name}-seed-{seed}.json").exists():
+                found[name][seed] = read_json(path)
+    return found
+
+
+def value(result: Mapping[str, Any], metric: tuple[str, str]) -> float | None:
+    """A metric of a run, by task and name; None if the run has none."""
+    found = result["tasks"].get(metric[0], {}).get(metric[1])
+    return None if found is None else float(found)
+
+
+def means(results: Results, metrics: Sequence[tuple[str, str]]) -> Table:
+    """Mean and standard deviation over seeds, in percent."""
+    rows: list[tuple[Cell, ...]] = []
+    for metric in metrics:
+        values = [[value(result, metric) for result in seeds.values()] for seeds in results.values()]
+        cells = [None if None in row else Spread(values=tuple(v for v in row if v is not None)) for row in values]
+        rows.append((metric[0].removeprefix("scenes-"), metric[1], *cells))
+    return Table(columns=("task", "metric", *results), rows=tuple(rows))
+
+
+def paired(results: Results, metrics: Sequence[tuple[str, str]], *, against: str) -> Table:
+    """Differences to one config, seed by seed: mean and 95 % interval (Student's t), in points; "*" excludes 0."""
+    others = [name for name in results if name != against]
+    rows: list[tuple[Cell, ...]] = []
+    for metric in metrics:
+        cells: list[Cell] = []
+        for name in others:
+            pairs = [
+                (value(results[name][seed], metric), value(results[against][seed], metric))
+                for seed in results[name].keys() & results[against].keys()
+            ]
+            cells.append(interval([100 * (a - b) for a, b in pairs if a is not None and b is not None]))
+        rows.append((metric[0].removeprefix("scenes-"), metric[1], *cells))
+    columns = ("task", "metric", *(f"{name} less {against}" for name in others))
+    return Table(columns=columns, rows=tuple(rows), title=f"Paired differences to {against}, points, 95 % interval")
+
+
+def interval(differences: Sequence[float]) -> str:
+    """Mean and half-width of the 95 % interval of a mean."""
+    if not differences:
+        return "-"
+    mean, n = statistics.fmean(differences), len(differences)
+    if n == 1:
+        return f"{mean:+.1f} (one seed)"
+    half = float(student.ppf(0.975, n - 1)) * statistics.stdev(differences) / math.sqrt(n)
+    return f"{mean:+.1f} ± {half:.1f}{'*' if abs(mean) > half else ''}"
+
+
+def costs(results: Results) -> Table:
+    """Samples of a run, and the median speed over its steps and seeds."""
+    rows: list[tuple[Cell, ...]] = []
+    for name, seeds in results.items():
+        samples = {run["config"]["steps"] * run["config"]["batch_size"] for run in seeds.values()}
+        speeds = [speed for run in seeds.values() for speed in run["curves"]["samples_per_s"]]
+        rows.append((name, " ".join(f"{n:,}" for n in sorted(samples)), f"{statistics.median(speeds):.0f}"))
+    return Table(columns=("config", "samples seen", "samples a second"), rows=tuple(rows))
+
+
+def counts(results: Results) -> str:
+    """How many seeds each config has."""
+    numbers = {name: len(seeds) for name, seeds in results.items()}
+    if len(set(numbers.values())) == 1:
+        return f"{next(iter(numbers.values()))} each"
+    return ", ".join(f"{name} {n}" for name, n in numbers.items())
+
+
+def lines(seeds: Mapping[int, dict[str, Any]]) -> list[dict[str, Any]]:
+    """The curves of the first seed, a mapping for each point."""
+    columns = seeds[min(seeds)]["curves"]
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def replaced(page: str, name: str, body: str) -> str:
+    """The page with another body between the marks of a part."""
+    begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
+    if begin not in page or end not in page:
+        sys.exit(f"the page has no {begin} ... {end}; write them where the tables are to stand")
+    return re.sub(
+        f"{re.escape(begin)}.*?{re.escape(end)}", lambda _: f"{begin}\n\n{body}\n{end}", page, flags=re.DOTALL
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

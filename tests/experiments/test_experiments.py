@@ -1,0 +1,90 @@
+"""The experiments' driver on a study of seconds, and that the page says what the kept results say."""
+
+import shutil
+import statistics
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+from scipy.stats import ttest_1samp
+
+from powerclip.config import EvaluateConfig
+from powerclip.demo import training_scenes
+from powerclip.evaluate import evaluate_model
+from powerclip.files import read_json
+from powerclip.recipes import scenes_tiny
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "experiments"))
+
+import run as driver  # noqa: E402 (found by the line above)
+import studies  # noqa: E402
+import tables  # noqa: E402
+
+
+def tiny_study():
+    config = replace(scenes_tiny(), steps=3, batch_size=4, log_every_steps=1)
+    return studies.Study(
+        configs={"clip": config.with_objective("clip"), "powerclip": config},
+        seeds=(0, 1),
+        make_data=lambda output: training_scenes(output / "train", count=12),
+        evaluate=lambda run: evaluate_model(str(run), EvaluateConfig(suite=("scenes",), size=3)),
+        metrics=(("scenes-object", "acc@1"),),
+        parts=(studies.Part(name="main", configs=("clip", "powerclip"), against=("clip",), drawn=("powerclip",)),),
+    )
+
+
+def test_a_run_leaves_its_result_once_and_refuses_another_setting(tmp_path, capsys):
+    study, results = tiny_study(), tmp_path / "results"
+    for name in study.configs:
+        assert driver.run(study, name, seed=1, output=tmp_path / "runs", results=results)
+    kept = read_json(results / "powerclip-seed-1.json")
+    assert kept["config"]["seed"] == 1
+    assert kept["curves"]["step"] == [1, 2, 3]
+    assert set(kept["tasks"]) == set(kept["counts"]) >= {"scenes-object", "scenes-grounding"}
+    shutil.rmtree(tmp_path / "runs")  # what is kept is enough
+    assert driver.run(study, "clip", seed=1, output=tmp_path / "runs", results=results)
+    assert not (tmp_path / "runs").exists()
+    longer = replace(study, configs={"clip": replace(study.configs["clip"], steps=4)})
+    with pytest.raises(SystemExit, match=r"clip-seed-1\.json is of other settings \(steps\); delete it"):
+        driver.run(longer, "clip", seed=1, output=tmp_path / "runs", results=results)
+    read = tables.read(study, results)
+    assert [len(of_name) for of_name in read.values()] == [1, 1]
+    table = tables.means(read, study.metrics)
+    assert table.rows[0][2].mean == read_json(results / "clip-seed-1.json")["tasks"]["scenes-object"]["acc@1"]
+
+
+def test_a_setting_that_did_not_exist_is_no_difference():
+    config = asdict(scenes_tiny())
+    kept = {**config, "objective": dict(config["objective"])}
+    del kept["objective"]["margin"], kept["ema_decay"]
+    assert driver.differences(kept, config) == []
+    kept["objective"]["tau"] = 0.5
+    assert driver.differences(kept, config) == ["objective.tau"]
+
+
+def test_intervals_are_those_of_a_t_test():
+    values = [1.0, 2.5, 1.5]
+    low, high = ttest_1samp(values, 0).confidence_interval(0.95)
+    mean = statistics.fmean(values)
+    assert tables.interval(values) == f"{mean:+.1f} ± {high - mean:.1f}" + ("*" if low > 0 else "")
+    assert tables.interval([3.0, 3.1, 3.2]).endswith("*")
+    assert tables.interval([2.0]) == "+2.0 (one seed)"
+
+
+@pytest.mark.parametrize("name", studies.STUDIES)
+def test_kept_results_are_of_the_studies_settings(name):
+    study, found = studies.STUDIES[name], sorted((ROOT / "experiments" / "results" / name).glob("*.json"))
+    for path in found:
+        config, seed = path.stem.rsplit("-seed-", 1)
+        new = asdict(replace(study.configs[config], seed=int(seed)))
+        assert driver.differences(read_json(path)["config"], new) == [], path.name
+
+
+def test_the_page_is_what_the_results_say(tmp_path):
+    page = shutil.copy(ROOT / "docs" / "evidence.md", tmp_path / "evidence.md")
+    tables.main(Path(page))
+    assert Path(page).read_text() == (ROOT / "docs" / "evidence.md").read_text(), "run python experiments/tables.py"
+    pictures = {path.name for path in tmp_path.glob("*.png")}
+    assert pictures == {path.name for path in (ROOT / "docs").glob("evidence-*.png")}

@@ -1,0 +1,26 @@
+import torch
+
+import powerclip
+from powerclip.model import load, save
+
+
+def test_patches_are_convolutional_and_no_image_depends_on_its_batch():
+    model = powerclip.create_model("tiny-conv").eval()
+    images = torch.randn(3, 3, 48, 48, generator=torch.Generator().manual_seed(0))
+    alone = torch.cat([model.encode_patches(image[None]) for image in images])
+    torch.testing.assert_close(model.train().encode_patches(images), alone, rtol=0, atol=1e-5)
+    assert alone.shape == (3, model.grid_size[0] * model.grid_size[1], 96)
+    moved = images.clone()
+    moved[0, :, 7, 7] += 1.0  # the last pixel of the first patch, which its neighbours' convolutions see too
+    stem = model.backbone.visual.trunk.patch_embed
+    changed = (stem(moved[:1]) != stem(images[:1])).any(dim=-1)[0]
+    assert changed.view(model.grid_size).nonzero().tolist() == [[0, 0], [0, 1], [1, 0], [1, 1]]
+
+
+def test_it_is_saved_and_resized_as_any_other(tmp_path):
+    model = powerclip.create_model("tiny-conv", image_size=64).eval()
+    assert model.grid_size == (8, 8)
+    save(model, tmp_path / "m")
+    again, _, _ = load(tmp_path / "m")
+    images = torch.randn(2, 3, 64, 64)
+    assert torch.equal(again.encode_image(images), model.encode_image(images))
