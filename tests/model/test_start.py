@@ -10,7 +10,7 @@ from open_clip.transform import PreprocessCfg
 from safetensors.torch import load_file, save_file
 
 import powerclip
-from powerclip.config import ModelConfig, TrainConfig
+from powerclip.config import ModelConfig, ObjectiveConfig, TrainConfig
 from powerclip.errors import PowerclipError
 from powerclip.model import describe, save, start
 from powerclip.recipes import finetune_open_clip
@@ -87,8 +87,10 @@ def test_an_average_leaves_the_attention_query_alone(tmp_path):
     (model.encode_image(images).sum() + model.encode_text(tokens).sum()).backward()
     unused = {n for n, p in model.named_parameters() if p.requires_grad and p.grad is None}
     assert unused == {"backbone.logit_scale", "backbone.logit_bias"}
-    trained = build_model(TrainConfig(model=ModelConfig(name=name), steps=1))
-    assert not trained.logit_bias.requires_grad
+    for global_loss, trained in (("clip", False), ("auto", True)):
+        objective = ObjectiveConfig(global_loss=global_loss)
+        built = build_model(TrainConfig(model=ModelConfig(name=name), objective=objective, steps=1))
+        assert built.logit_bias.requires_grad is trained
 
 
 def test_padding_of_any_kind_is_not_averaged(tmp_path):

@@ -276,3 +276,23 @@ def test_gradient_checkpointing_changes_no_value(model):
     plain = model.train().encode_patches(images)
     model.set_grad_checkpointing()
     torch.testing.assert_close(model.encode_patches(images), plain)
+
+
+@pytest.mark.parametrize("text_pool", ["avg", "tower"])
+@pytest.mark.parametrize("architecture", [SMALL, CUSTOM, TIMM], ids=["native", "custom text", "timm"])
+def test_padding_that_is_cut_off_changes_nothing(tmp_path, architecture, text_pool):
+    """Forward and gradient: a causal tower does not look at what follows."""
+    torch.manual_seed(0)
+    model = powerclip.create_model(config_file(tmp_path, architecture), text_pool=text_pool)
+    tokens = make_tokenizer(model)(CAPTIONS)
+    gradients = []
+    for T in (16, 10):
+        model.zero_grad()
+        dense, embedding = model.encode_tokens(tokens[:, :T])[:, :10], model.encode_text(tokens[:, :T])
+        torch.testing.assert_close(embedding, model.encode_text(tokens), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(dense, model.encode_tokens(tokens)[:, :10], rtol=1e-5, atol=1e-6)
+        embedding.square().sum().backward()
+        gradients.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, whole in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], whole, rtol=1e-4, atol=1e-5, msg=name)

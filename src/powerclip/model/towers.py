@@ -131,16 +131,21 @@ class PowerCLIP(nn.Module):
         """(B, T, D) token embeddings and the (B, D) global ones, not normalised."""
         text: Any = _text_tower(self.backbone)
         T = tokens.shape[1]
-        # open_clip's text towers take exactly their context length; the tokenizer pads in the same way.
-        padded = F.pad(tokens, (0, self.context_length - T), value=getattr(text, "pad_id", 0))
-        x: Tensor = self.backbone.forward_intermediates(
-            text=padded, text_indices=1, normalize_intermediates=True, intermediates_only=True, text_output_fmt="NLC"
-        )["text_intermediates"][0]  # (B, context, width), after the last norm
+        pool, eos = _pool_type(text)
+        if pool == "last" or text.attn_mask is None or getattr(text, "use_pad_mask", False):
+            # What follows a token matters to it, or the last of the context is pooled: pad as the tokenizer does.
+            tokens = F.pad(tokens, (0, self.context_length - T), value=getattr(text, "pad_id", 0))
+            x: Tensor = self.backbone.forward_intermediates(
+                text=tokens, text_indices=1, normalize_intermediates=True, intermediates_only=True
+            )["text_intermediates"][0]  # (B, context, width), after the last norm
+        else:
+            x = text.token_embedding(tokens).to(text.transformer.get_cast_dtype())
+            x = x + text.positional_embedding[:T].to(x.dtype)
+            x = text.ln_final(text.transformer(x, attn_mask=text.attn_mask[:T, :T]))  # (B, T, width)
         dense = _projected(x[:, :T], text.text_projection)  # (B, T, D)
         if self.text_pool == "avg":
-            return dense, mean_of_valid(dense, self.valid_tokens(tokens))
-        pool, eos = _pool_type(text)
-        return dense, _projected(text_global_pool(x, padded, pool, eos_token_id=eos), text.text_projection)
+            return dense, mean_of_valid(dense, self.valid_tokens(tokens[:, :T]))
+        return dense, _projected(text_global_pool(x, tokens, pool, eos_token_id=eos), text.text_projection)
 
     def encode_regions(self, images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
         """Region vectors of images.
