@@ -22,13 +22,23 @@ ABSENT = -1e30
 """Used as minus infinity in maxima over phrases: finite, so that its gradient is 0 and never NaN."""
 
 
+NEGLIGIBLE = 64.0
+"""exp(-64) and 2^-64 vanish beside 1, in float64 too. Smaller ones are taken for these: around exp(-90), where similarities
+at a small tau lie, numbers are subnormal in float32, and a CPU is up to 100 times slower with such numbers."""
+
+
+def _decay(x: Tensor) -> Tensor:
+    """exp(-x) of x >= 0."""
+    return torch.exp(-x.clamp(max=NEGLIGIBLE))
+
+
 def _softplus(x: Tensor) -> Tensor:
     # torch's softplus is linear beyond a threshold; this one is also exact in float64.
-    return x.clamp(min=0) + torch.log1p(torch.exp(-x.abs()))
+    return x.clamp(min=0) + torch.log1p(_decay(x.abs()))
 
 
 def _log_cosh(x: Tensor) -> Tensor:
-    return x.abs() + torch.log1p(torch.exp(-2 * x.abs())) - math.log(2)
+    return x.abs() + torch.log1p(_decay(2 * x.abs())) - math.log(2)
 
 
 T1_ACTIVATIONS: dict[T1Activation, Callable[[Tensor], Tensor]] = {
@@ -96,7 +106,11 @@ def linear_and_even(s: Tensor, *, tau: float, activation: T2Activation = "tanh")
 def soft_max_over_phrases(value: Tensor, phrase_mask: Tensor, *, tau: float) -> Tensor:
     """tau log sum_k exp(value / tau) over the phrases that are present; their maximum at tau = 0. (..., K) -> (...)."""
     value = value.masked_fill(~phrase_mask, ABSENT)
-    return value.amax(dim=-1) if tau == 0 else tau * (value / tau).logsumexp(dim=-1)
+    if tau == 0:
+        return value.amax(dim=-1)
+    exponent = value / tau
+    lowest = exponent.detach().amax(dim=-1, keepdim=True) - NEGLIGIBLE
+    return tau * torch.maximum(exponent, lowest).logsumexp(dim=-1)
 
 
 def best_single_region(s: Tensor, region_mask: Tensor, phrase_mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from powerclip.alignment.aggregators import soft_max_over_phrases
+from powerclip.alignment.aggregators import ABSENT, NEGLIGIBLE
 from powerclip.alignment.scoring import Scoring
 from powerclip.alignment.vectors import MaskedVectors
 
@@ -195,7 +195,7 @@ class _FusedBlock:
             torch.mm(region, columns, out=buffer)
             absolute += buffer.abs_()
             if product is not None:
-                product.addcmul_(product, buffer.neg_().exp2_())
+                product.addcmul_(product, buffer.neg_().clamp_(min=-NEGLIGIBLE).exp2_())
                 if (m + 1) % REGIONS_PER_LOGARITHM == 0:
                     logarithm = logarithm + product.log2()
                     product.fill_(1.0)
@@ -212,7 +212,11 @@ class _FusedBlock:
             # An absent region has y = 0, so a factor of 2: it added 1 to softplus, and nothing to log cosh.
             t1 -= self.unit * self.absent[:, None]
             even = absolute.add_(logarithm).sub_(M)
-        exponent = linear.add_(even * self.zeta).mul_(self.unit).view(-1, j, k)  # (i, j, k)
-        t2 = soft_max_over_phrases(exponent, tile.mask, tau=self.tau)  # (i, j)
+        exponent = linear.add_(even * self.zeta).view(-1, j, k).masked_fill_(~tile.mask, ABSENT)  # (i, j, k), in units
+        highest = exponent.amax(dim=-1)  # (i, j)
+        t2 = highest
+        if self.tau:
+            t2 = exponent.sub_(highest[..., None]).clamp_(min=-NEGLIGIBLE).exp2_().sum(dim=-1).log2_().add_(highest)
+        t2 = t2 * self.unit
         unscored = ~(self.present[:, None] & tile.mask.any(dim=1))  # (i, j)
         return t1.masked_fill_(unscored, 0.0), t2.masked_fill_(unscored, 0.0)
