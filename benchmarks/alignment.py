@@ -2,6 +2,7 @@
 
     python benchmarks/alignment.py                       # growth with C, then with M and K; about ten minutes
     python benchmarks/alignment.py --pairs 128 512       # these batch sizes only
+    python benchmarks/alignment.py --parts --pairs 512         # what the time is spent on, on one thread
     python benchmarks/alignment.py --plot docs/alignment.png   # exact 2^M against nla M, as a plot
 
 Times are medians of interleaved repetitions in one process. Memory is the highest resident size of a separate
@@ -29,6 +30,10 @@ from rich.table import Table
 from torch import Tensor
 
 from powerclip.alignment import similarity
+from powerclip.alignment.scoring import TILE_BYTES, Scoring
+from powerclip.alignment.search import Candidates, hardest_negatives
+from powerclip.alignment.similarity import validate
+from powerclip.alignment.tiled import IMAGES_PER_TILE
 from powerclip.loss import PowersetAlignmentLoss, triplet_loss
 
 TAU, ZETA, MARGIN = 1e-3, 0.75, 0.2
@@ -160,16 +165,65 @@ def compare(console: Console, title: str, shapes: list[tuple[int, int, int, int]
     console.print(table)
 
 
-def product_seconds(inputs: tuple[Tensor, Tensor]) -> float:
+def product_seconds(inputs: tuple[Tensor, Tensor], repetitions: int = 3) -> float:
     """The floor: the matrix product of all regions and phrases alone, in row blocks, without keeping s."""
     a, b = (x.detach().flatten(0, 1) for x in inputs)
     found = []
-    for _ in range(3):
+    for _ in range(repetitions):
         start = time.perf_counter()
         for rows in a.split(512):
             _ = rows @ b.T
         found.append(time.perf_counter() - start)
     return min(found)
+
+
+def parts(console: Console, shape: tuple[int, int, int, int], repetitions: int) -> None:
+    """Print the CPU time of one thread that each part takes: the lowest of some runs, as others use the machine too."""
+    torch.set_num_threads(1)
+    inputs = make_inputs(*shape)
+    r, p = validate(*(x.detach() for x in inputs), None, None)
+    ids = torch.arange(shape[0])
+    candidates = Candidates(image_id=ids, caption_id=ids, image_valid=ids >= 0, caption_valid=ids >= 0)
+    scoring, tile_bytes = Scoring(tau=TAU, zeta=ZETA), TILE_BYTES["cpu"]
+
+    def products() -> None:
+        by_region, columns = r.values.transpose(0, 1).contiguous(), p.values.flatten(0, 1)
+        tile = tile_bytes // (16 * IMAGES_PER_TILE)
+        for images in by_region.split(IMAGES_PER_TILE, dim=1):
+            for part in columns.split(tile):
+                buffer = torch.empty(images.shape[1], len(part))
+                for region in images:
+                    torch.mm(region, part.T, out=buffer)
+
+    def whole() -> None:
+        step("ours", inputs)
+
+    def search() -> None:
+        hardest_negatives(r, p, candidates=candidates, scoring=scoring, tile_bytes=tile_bytes)
+
+    def product() -> None:
+        product_seconds(inputs, repetitions=1)
+
+    found = {}
+    for function in (product, products, search, whole):
+        runs = []
+        for _ in range(repetitions + 1):
+            start = time.thread_time()
+            function()
+            runs.append(time.thread_time() - start)
+        found[function.__name__] = min(runs[1:])
+    table = Table(title=f"CPU time of one thread, C, M, K, D = {shape}")
+    for heading in ("part", "ms", "of all"):
+        table.add_column(heading, justify="left" if heading == "part" else "right")
+    for name, seconds in {
+        "one product of all regions and phrases": found["product"],
+        "products of the search's tiles": found["products"],
+        "the rest of the search": found["search"] - found["products"],
+        "pairs scored with gradient": found["whole"] - found["search"],
+        "all": found["whole"],
+    }.items():
+        table.add_row(name, f"{seconds * 1e3:.0f}", f"{seconds / found['whole']:.0%}")
+    console.print(table)
 
 
 def plot(path: Path, console: Console) -> None:
@@ -218,6 +272,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, nargs="*", default=[128, 256, 512, 1024, 2048, 4096])
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--plot", type=Path)
+    parser.add_argument("--parts", action="store_true")
     parser.add_argument("--measure", nargs=5, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
@@ -227,6 +282,10 @@ def main() -> None:
     console = Console(width=120)
     if arguments.plot:
         plot(arguments.plot, console)
+        return
+    if arguments.parts:
+        for C in arguments.pairs:
+            parts(console, (C, 10, 8, 256), arguments.repetitions)
         return
     console.print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, float32", highlight=False)
     compare(console, "growth with C", [(C, 10, 8, 256) for C in arguments.pairs], arguments.repetitions)
