@@ -16,7 +16,7 @@ import tyro
 from rich.console import Console
 
 import powerclip
-from powerclip.config import EvaluateConfig, Objective, PrepareConfig, TrainConfig
+from powerclip.config import EvaluateConfig, ExportTarget, Objective, PrepareConfig, TrainConfig
 from powerclip.errors import PowerclipError, RunFailedError, did_you_mean
 from powerclip.recipes import RECIPES, recipe
 
@@ -213,6 +213,35 @@ class Interpolate:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Export:
+    """Write a model in another library's form, with a model card, and compare it with the original.
+
+    Targets: open_clip; transformers; onnx (both towers, for onnxruntime); hub-folder (powerclip's own form, ready to
+    be uploaded). What computes something else than the original is not written.
+
+    Example: powerclip export runs/photos --to onnx
+    """
+
+    model: tyro.conf.Positional[str]
+    """Run folder, model folder or hub id."""
+    to: ExportTarget
+    """Whose form."""
+    output: Path | None = None
+    """Folder to make; default: export/TARGET in the run folder."""
+    data: str | None = None
+    """Shards whose images and captions are compared; default: the run's own data, else generated scenes."""
+    licence: Annotated[str, tyro.conf.arg(aliases=("--license",))] = ""
+    """Licence of the weights for the model card, as the Hugging Face hub spells it, for example apache-2.0."""
+
+    def run(self) -> None:
+        from powerclip.export import export
+
+        folder, parity = export(self.model, self.to, output=self.output, data=self.data, licence=self.licence)
+        print("\n".join(parity.lines()))
+        print(f"Wrote {folder}; README.md in it is the model card")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Report:
     """Write one self-contained HTML page about one or more runs: settings, curves, results, grounded phrases.
 
@@ -236,7 +265,8 @@ class Report:
 
 
 COMMANDS: dict[str, type[Any]] = {
-    command.__name__.lower(): command for command in (Demo, Prepare, Train, Compare, Evaluate, Interpolate, Report)
+    command.__name__.lower(): command
+    for command in (Demo, Prepare, Train, Compare, Evaluate, Interpolate, Export, Report)
 }
 
 

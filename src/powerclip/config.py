@@ -47,6 +47,7 @@ Pixels = Literal["pil", "training"]
 Crop = Literal["random", "none"]
 Tower = Literal["image", "text"]
 Sharding = Literal["ddp", "fsdp"]
+ExportTarget = Literal["open_clip", "transformers", "onnx", "hub-folder"]
 
 Backend = Literal["auto", "torch", "triton"]
 """What computes the powerset similarity: "torch" runs everywhere, "triton" is a kernel for GPUs, "auto" chooses."""

@@ -100,6 +100,8 @@ def _read_own(folder: Path) -> PowerCLIP:
             "open_clip has written"
         )
     config.pop("powerclip", None)
+    if (folder / "tokenizer_config.json").is_file():
+        config["model"]["text_cfg"]["hf_tokenizer_name"] = str(folder.resolve())
     model = build(config)
     model.load_state_dict(load_file(str(folder / WEIGHTS)))
     return model

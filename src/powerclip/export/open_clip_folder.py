@@ -1,0 +1,87 @@
+"""open_clip's form: ``open_clip_config.json`` and ``open_clip_model.safetensors``."""
+
+import copy
+import dataclasses
+import shutil
+from pathlib import Path
+
+import open_clip
+from open_clip.constants import HF_SAFE_WEIGHTS_NAME
+from open_clip.timm_model import TimmModel
+from safetensors.torch import save_file
+
+from powerclip.errors import PowerclipError
+from powerclip.export import open_clip_average
+from powerclip.export.parity import Exported
+from powerclip.files import write_json
+from powerclip.model import PowerCLIP
+from powerclip.model.start import KEPT, OPEN_CLIP_CONFIG
+from powerclip.model.towers import Tokenizer
+
+
+def write(model: PowerCLIP, tokenizer: Tokenizer, folder: Path) -> None:
+    """Write the folder, which also keeps powerclip's config for ``powerclip.load``.
+
+    The mean of the patches is open_clip's ``pool_type`` "avg": projection and mean commute. For texts it has no mean: its
+    ``pool_type`` "none" gives all tokens, and ``open_clip_average.py`` in the folder averages them.
+
+    Raises:
+        PowerclipError: open_clip has no pooling that gives the same.
+    """
+    config = copy.deepcopy(model.config["model"])
+    if model.image_pool == "avg":
+        if isinstance(model.backbone.visual, TimmModel):
+            raise PowerclipError(
+                "open_clip has no average of a timm tower's normalised patches (image_pool avg); use --to onnx or hub-folder"
+            )
+        config["vision_cfg"] |= {"pool_type": "avg", "final_ln_after_pool": False}
+    if model.text_pool == "avg":
+        if not isinstance(tokenizer, open_clip.SimpleTokenizer):
+            raise PowerclipError(
+                "open_clip has no average of tokens, and the file that adds it knows CLIP's tokenizer only; use --to onnx "
+                "or hub-folder"
+            )
+        config["text_cfg"]["pool_type"] = "none"
+        shutil.copy(open_clip_average.__file__, folder)
+    if hasattr(tokenizer, "save_pretrained"):
+        tokenizer.save_pretrained(folder)
+    kept = {**model.config, "scoring": dataclasses.asdict(model.scoring)}
+    preprocess = model.backbone.visual.preprocess_cfg
+    write_json(folder / OPEN_CLIP_CONFIG, {"model_cfg": config, "preprocess_cfg": preprocess, KEPT: kept})
+    state = {name: value.contiguous() for name, value in model.backbone.state_dict().items()}
+    save_file(state, folder / HF_SAFE_WEIGHTS_NAME)
+
+
+def read(folder: Path) -> Exported:
+    """The model as open_clip builds it, or as the file in the folder does with its help."""
+    if (folder / Path(open_clip_average.__file__).name).is_file():
+        model, preprocess, tokenizer = open_clip_average.load(folder)
+    else:
+        model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}", require_pretrained=True)
+        tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
+        model.eval()
+    return Exported(
+        encode_image=model.encode_image,
+        encode_text=model.encode_text,
+        preprocess=preprocess,
+        tokenizer=lambda texts: tokenizer(list(texts)),
+    )
+
+
+def usage(model: PowerCLIP) -> str:
+    """How to load it."""
+    if model.text_pool == "avg":
+        return """The text embedding is the mean over the tokens, which open_clip's own classes lack: loaded by open_clip alone, the model
+gives the embedding of every token. The file `open_clip_average.py` in this folder, which needs only open_clip, averages them:
+
+```python
+from open_clip_average import load
+
+model, preprocess, tokenizer = load("FOLDER")
+```"""
+    return """```python
+import open_clip
+
+model, _, preprocess = open_clip.create_model_and_transforms("local-dir:FOLDER")  # or hf-hub:ORGANISATION/NAME
+tokenizer = open_clip.get_tokenizer("local-dir:FOLDER")
+```"""
