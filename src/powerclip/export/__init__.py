@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 
 from powerclip.config import ExportTarget
 from powerclip.data.images import decode_image
@@ -11,18 +12,20 @@ from powerclip.evaluate import retrieval_from_shards
 from powerclip.evaluate.datasets.images import open_picture
 from powerclip.export import hub_folder, onnx_files, open_clip_folder, transformers_folder
 from powerclip.export.card import model_card
-from powerclip.export.parity import Pairs, Parity, Target, compare
+from powerclip.export.parity import Pairs, Parity, compare
 from powerclip.files import atomic_folder, atomic_write
 from powerclip.model import load
 from powerclip.runs import RunFolder, require_free
-from powerclip.scenes import SMALLEST_IMAGE, generate
+from powerclip.scenes import generate
 
-TARGETS: Mapping[ExportTarget, Target] = {
+TARGETS: Mapping[ExportTarget, ModuleType] = {
     "open_clip": open_clip_folder,
     "transformers": transformers_folder,
     "onnx": onnx_files,
     "hub-folder": hub_folder,
 }
+"""Each has ``write(model, tokenizer, folder)``, which raises PowerclipError for what the form cannot express,
+``read(folder) -> Exported`` with the library that it is for, and ``usage(model)``, how to load it in Markdown."""
 
 PAIRS = 16
 """Images, and captions, that an exported model is compared on."""
@@ -57,7 +60,7 @@ def export(
     parent = Path(model) / "export" if Path(model).is_dir() else Path()
     output = output or parent / (target if Path(model).is_dir() else f"{Path(model).name}-{target}")
     require_free(output)
-    pairs = _pairs(model, data, image_size=max(*loaded.image_size, SMALLEST_IMAGE))
+    pairs = _pairs(model, data, image_size=2 * max(loaded.image_size))
     form = TARGETS[target]
     with atomic_folder(output) as temporary:
         form.write(loaded, tokenizer, temporary)
@@ -76,7 +79,7 @@ def export(
 
 
 def _pairs(model: str, data: str | None, *, image_size: int) -> Pairs:
-    """Images and captions of the given data, of the run's own, or else of generated scenes."""
+    """Images and captions of the given data, of the run's own, or else of generated scenes of ``image_size``."""
     own = RunFolder(model).data()
     sources = [data] if data is not None else [] if own is None else [s for s in own.sources if not is_remote(s)]
     for source in sources:
@@ -87,7 +90,7 @@ def _pairs(model: str, data: str | None, *, image_size: int) -> Pairs:
                 raise
             continue  # moved since
         return Pairs([open_picture(image) for image in task.images], [own[0] for own in task.captions], source)
-    scenes = list(generate("test", count=PAIRS, seed=SCENES_SEED, image_size=image_size))
+    scenes = list(generate("test", count=PAIRS, seed=SCENES_SEED, image_size=max(image_size, 64)))
     pictures = [decode_image(scene.image) for scene in scenes]
     return Pairs(pictures, [scene.caption for scene in scenes], "generated scenes, as no data of the run are at hand")
 

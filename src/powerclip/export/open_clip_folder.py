@@ -9,6 +9,7 @@ import open_clip
 from open_clip.constants import HF_SAFE_WEIGHTS_NAME
 from open_clip.timm_model import TimmModel
 from safetensors.torch import save_file
+from timm.models import model_entrypoint
 
 from powerclip.errors import PowerclipError
 from powerclip.export import open_clip_average
@@ -26,9 +27,14 @@ def write(model: PowerCLIP, tokenizer: Tokenizer, folder: Path) -> None:
     ``pool_type`` "none" gives all tokens, and ``open_clip_average.py`` in the folder averages them.
 
     Raises:
-        PowerclipError: open_clip has no pooling that gives the same.
+        PowerclipError: open_clip has no such tower, or no pooling that gives the same.
     """
     config = copy.deepcopy(model.config["model"])
+    name = config["vision_cfg"].get("timm_model_name")
+    if name is not None and not model_entrypoint(name).__module__.startswith("timm."):
+        raise PowerclipError(
+            f"the image tower {name} is not one of timm's, as open_clip needs; use --to onnx or hub-folder"
+        )
     if model.image_pool == "avg":
         if isinstance(model.backbone.visual, TimmModel):
             raise PowerclipError(

@@ -3,8 +3,7 @@
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from PIL import Image
@@ -42,22 +41,6 @@ class Exported:
     """The library's own; None where it has none."""
     tokenizer: Callable[[Sequence[str]], Tensor] | None = None
     """The same; padding is 0."""
-
-
-class Target(Protocol):
-    """What a module of this package offers."""
-
-    @property
-    def write(self) -> Callable[[PowerCLIP, Tokenizer, Path], None]:
-        """Write a model into an empty folder; PowerclipError if the form cannot express it."""
-
-    @property
-    def read(self) -> Callable[[Path], Exported]:
-        """Read it back with the library that it is for."""
-
-    @property
-    def usage(self) -> Callable[[PowerCLIP], str]:
-        """How to load it, in Markdown."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from powerclip.errors import PowerclipError
 from powerclip.export.parity import Exported
 from powerclip.export.tokenizer_files import write_tokenizer
-from powerclip.files import read_json
+from powerclip.files import read_json, write_json
 from powerclip.model import PowerCLIP
 from powerclip.model.towers import Tokenizer
 
@@ -90,6 +90,9 @@ def write(model: PowerCLIP, tokenizer: Tokenizer, folder: Path) -> None:
     )
     processor = transformers.SiglipProcessor if siglip else transformers.CLIPProcessor
     processor(images, _tokenizer(folder, siglip=siglip)).save_pretrained(folder)
+    if siglip:  # its text tower also attends to the padding: no mask for it
+        file = folder / "tokenizer_config.json"
+        write_json(file, {**read_json(file), "model_input_names": ["input_ids"]})
 
 
 def read(folder: Path) -> Exported:

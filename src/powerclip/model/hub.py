@@ -112,7 +112,8 @@ def _read_open_clip(folder: Path, name: str) -> PowerCLIP:
     kept = read_json(folder / OPEN_CLIP_CONFIG).get(KEPT)
     if kept is None:
         return create_model(name, image_pool="tower", text_pool="tower")
-    return build(kept, start=find_start(name, None))
+    start = find_start(name, None)
+    return build({**kept, "model": start.model}, start=start)
 
 
 def _find(path_or_hub_id: str) -> tuple[Path, str]:

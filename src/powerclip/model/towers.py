@@ -197,8 +197,9 @@ class PowerCLIP(nn.Module):
             end = torch.eq(tokens, -1 if eos is None else eos).int().argmax(dim=1)
         else:  # the padding is a run of one id; unless it is the tower's own, its first is the end of the text
             last = tokens[:, -1]
-            run = (tokens == last[:, None]).flip(1).cumprod(dim=1).sum(dim=1)
-            end = tokens.shape[1] - run - (last == getattr(text, "pad_id", 0)).long()
+            positions = torch.arange(tokens.shape[1], device=tokens.device)
+            before = torch.where(tokens == last[:, None], -1, positions).amax(dim=1)  # of the run
+            end = before + 1 - (last == getattr(text, "pad_id", 0)).long()
         return torch.arange(tokens.shape[1], device=tokens.device) <= end[:, None]
 
     def encode_image(self, images: Tensor, normalize: bool = False) -> Tensor:

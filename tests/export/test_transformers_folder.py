@@ -1,0 +1,135 @@
+"""transformers' form, read by AutoModel and AutoProcessor without powerclip and open_clip."""
+
+import json
+import shutil
+import sys
+
+import pytest
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from transformers import CLIPTokenizer, PreTrainedTokenizerFast
+
+import powerclip
+from powerclip.errors import PowerclipError
+from powerclip.export import export
+from tests.support.exports import SIGLIP, assert_the_same_without_powerclip, model_to_export
+from tests.support.models import TINY
+
+PROGRAM = """
+sys.modules["open_clip"] = None
+import torch
+from transformers import AutoModel, AutoProcessor
+
+def encode(folder, pictures, captions):
+    config = json.load(open(folder + "/config.json"))
+    trust = {"trust_remote_code": True} if "auto_map" in config else {}
+    model, processor = (auto.from_pretrained(folder, **trust) for auto in (AutoModel, AutoProcessor))
+    length = {"padding": "max_length", "max_length": config["text_config"]["max_position_embeddings"], "truncation": True}
+    with torch.no_grad():
+        found = model(**processor(text=captions, images=pictures, return_tensors="pt", **length))
+    return found.image_embeds, found.text_embeds
+"""
+"""The embeddings that its scores are computed of, not those of its other methods, which the parity check takes."""
+
+
+@pytest.mark.slow
+def test_transformers_computes_the_same(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "cache"))  # code from the folders is copied there
+    words = word_tokenizer(tmp_path / "words")
+    siglip = {**SIGLIP, "text_cfg": {**SIGLIP["text_cfg"], "vocab_size": 32, "pad_id": 1, "hf_tokenizer_name": words}}
+    cases = []
+    for number, (config, image_pool, text_pool) in enumerate(
+        [
+            (TINY, "tower", "tower"),
+            ({**TINY, "quick_gelu": True, "custom_text": True}, "tower", "tower"),
+            (TINY, "avg", "avg"),
+            (TINY, "tower", "avg"),
+            (TINY, "avg", "tower"),
+            (siglip, "tower", "tower"),
+        ]
+    ):
+        model = model_to_export(tmp_path / f"m{number}", config, image_pool=image_pool, text_pool=text_pool)
+        folder, parity = export(str(model), "transformers", output=tmp_path / f"case-{number}")
+        assert parity.captions == 0
+        kind = json.loads((folder / "config.json").read_text())["model_type"]
+        averages = "avg" in (image_pool, text_pool)
+        assert kind == ("siglip" if config is siglip else "averaged_clip" if averages else "clip")
+        cases.append((model, folder, parity))
+    # Not resized: the library resizes on tensors, powerclip as Pillow does.
+    assert_the_same_without_powerclip(cases, PROGRAM, image_size=64)
+
+
+def word_tokenizer(folder):
+    """A small tokenizer of transformers, which pads with 1."""
+    words = [
+        "<unk>",
+        "<pad>",
+        "</s>",
+        *[
+            "a",
+            "an",
+            "red",
+            "green",
+            "blue",
+            "cube",
+            "ball",
+            "cone",
+            "and",
+            "is",
+            "of",
+            "the",
+            "to",
+            "left",
+            "right",
+            "hello",
+        ],
+    ]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<pad>", eos_token="</s>"
+    ).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("target", ["open_clip", "hub-folder"])
+def test_a_tokenizer_of_transformers_goes_with_the_model(target, tmp_path):
+    words = word_tokenizer(tmp_path / "words")
+    config = {**TINY, "text_cfg": {**TINY["text_cfg"], "vocab_size": 32, "pad_id": 1, "hf_tokenizer_name": words}}
+    config["text_cfg"] |= {"pool_type": "eos", "eos_id": 2}
+    model = model_to_export(tmp_path, config, image_pool="tower", text_pool="tower")
+    folder, parity = export(str(model), target, output=tmp_path / "out")
+    assert parity.captions == 0
+    shutil.rmtree(words)
+    loaded, _, tokenizer = powerclip.load(folder)
+    assert tokenizer(["a red cube </s>"])[0, :5].tolist() == [3, 5, 8, 2, 1]
+
+
+def test_the_tokenizer_is_clip_s(tmp_path):
+    folder, _ = export(str(model_to_export(tmp_path, image_pool="tower", text_pool="tower")), "transformers")
+    assert CLIPTokenizer.from_pretrained(folder)("Hello, World!")["input_ids"] == [49406, 3306, 267, 1002, 256, 49407]
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "reason"),
+    [
+        ({"text_cfg": {**TINY["text_cfg"], "no_causal_mask": True}}, {}, "attends in both directions"),
+        ({"text_cfg": {**TINY["text_cfg"], "pool_type": "last"}}, {"text_pool": "tower"}, "text tower pools by last"),
+        ({"vision_cfg": {**TINY["vision_cfg"], "pool_type": "avg"}}, {"image_pool": "tower"}, "pools by avg"),
+        ({"vision_cfg": {**TINY["vision_cfg"], "no_ln_pre": True}}, {}, "differ in vision_model.pre_layrnorm.bias"),
+        ({"vision_cfg": {**TINY["vision_cfg"], "image_size": [64, 32]}}, {}, "not square"),
+        (SIGLIP, {"image_pool": "avg"}, "its image and text embeddings are averages"),
+    ],
+)
+def test_what_it_cannot_express_is_refused_with_the_reason(change, options, reason, tmp_path):
+    model = model_to_export(tmp_path, {**TINY, **change}, **options)
+    with pytest.raises(
+        PowerclipError, match=f"transformers cannot express this model: .*{reason}.*; use --to onnx"
+    ) as e:
+        export(str(model), "transformers")
+    assert "\n" not in str(e.value)
+
+
+def test_what_is_not_installed_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(PowerclipError, match=r'install it: pip install "powerclip\[transformers\]"'):
+        export(str(model_to_export(tmp_path)), "transformers")
