@@ -91,8 +91,8 @@ def write(model: PowerCLIP, tokenizer: Tokenizer, folder: Path) -> None:
     processor = transformers.SiglipProcessor if siglip else transformers.CLIPProcessor
     processor(images, _tokenizer(folder, siglip=siglip)).save_pretrained(folder)
     if siglip:  # its text tower also attends to the padding: no mask for it
-        file = folder / "tokenizer_config.json"
-        write_json(file, {**read_json(file), "model_input_names": ["input_ids"]})
+        settings = folder / "tokenizer_config.json"
+        write_json(settings, {**read_json(settings), "model_input_names": ["input_ids"]})
 
 
 def read(folder: Path) -> Exported:
