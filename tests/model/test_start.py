@@ -2,6 +2,7 @@
 
 import json
 import struct
+import sys
 
 import open_clip
 import pytest
@@ -23,6 +24,7 @@ from tests.support.pretrained import (
     config_file,
     inputs,
     local_dir,
+    siglip_folder,
     theirs_of,
 )
 
@@ -137,7 +139,12 @@ def test_the_fine_tuning_recipe_starts_as_the_pretrained_model(tag):
 
 @pytest.mark.parametrize(
     ("name", "pretrained"),
-    [("ViT-L-14", "laion2b_s32b_b82k"), ("MobileCLIP-B", "datacompdr"), ("ViT-L-14-CLIPA", "datacomp1b")],
+    [
+        ("ViT-L-14", "laion2b_s32b_b82k"),
+        ("ViT-B-16-SigLIP", "webli"),
+        ("MobileCLIP-B", "datacompdr"),
+        ("ViT-L-14-CLIPA", "datacomp1b"),
+    ],
 )
 def test_a_tag_brings_its_preprocessing(name, pretrained, monkeypatch):
     monkeypatch.setattr(open_clip, "download_pretrained", lambda *a, **k: "unused")
@@ -179,7 +186,7 @@ def test_a_folder_of_open_clip_is_read_or_refused(tmp_path, monkeypatch):
         powerclip.create_model(f"local-dir:{tmp_path / 'other'}", pretrained="openai")
 
 
-@pytest.mark.parametrize("family", ["QuickGELU", "SigLIP"])
+@pytest.mark.parametrize("family", ["QuickGELU", "EVA", "SigLIP"])
 def test_an_own_model_is_a_start_at_any_size(family, tmp_path):
     own = powerclip.create_model(config_file(tmp_path, FAMILIES[family]), image_pool="tower").eval()
     own.config["preprocess"] = {"mean": [0.5] * 3}
@@ -247,6 +254,31 @@ def test_a_damaged_or_foreign_weights_file_is_one_line(tmp_path):
     save_file({**transformers, "logit_scale": torch.zeros(())}, tmp_path / "hf.safetensors")
     with pytest.raises(PowerclipError, match="format of Hugging Face's transformers"):
         powerclip.create_model("tiny", pretrained=str(tmp_path / "hf.safetensors"))
+
+
+def test_a_folder_of_transformers_and_a_hub_without_a_network_are_one_line(tmp_path, monkeypatch):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "clip", "architectures": ["CLIPModel"]}))
+    save_file({"logit_scale": torch.zeros(())}, tmp_path / "model.safetensors")
+    with pytest.raises(PowerclipError, match="is in the format of Hugging Face's transformers; name open_clip's"):
+        powerclip.create_model(pretrained=str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(
+        PowerclipError, match="the model hf-hub:no/model: .*; without a network, name a folder"
+    ) as caught:
+        powerclip.create_model("hf-hub:no/model")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_tokenizer_that_is_not_there_is_one_line(tmp_path, monkeypatch):
+    siglip_folder(tmp_path / "siglip")
+    model = powerclip.create_model(f"local-dir:{tmp_path / 'siglip'}")
+    model.config["model"]["text_cfg"]["hf_tokenizer_name"] = str(tmp_path / "gone")
+    with pytest.raises(PowerclipError, match="cannot read the tokenizer .*gone, a folder or hub id: ") as caught:
+        powerclip.model.make_tokenizer(model)
+    assert "\n" not in str(caught.value)
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(PowerclipError, match="needs transformers, which is not installed; pip install transformers"):
+        powerclip.model.make_tokenizer(model)
 
 
 def test_images_smaller_than_a_patch_are_refused():

@@ -31,6 +31,32 @@ FAMILIES = {
         "vision_cfg": {**TIMM, "timm_pool": "token", "timm_proj": None},
     },
     "EVA": {**SMALL, "custom_text": True, "vision_cfg": {**EVA, "timm_pool": "token", "timm_proj": None}},
+    "relative positions": {
+        **SMALL,
+        "vision_cfg": {
+            **TIMM,
+            "timm_model_name": "vit_relpos_small_patch16_224",
+            "timm_pool": "avg",
+            "timm_proj": "linear",
+        },
+    },
+    "ViTamin": {
+        **SMALL,
+        "custom_text": True,
+        "vision_cfg": {**TIMM, "timm_model_name": "vitamin_small_224", "timm_pool": "", "timm_proj": "linear"},
+    },
+    "PE": {
+        **SMALL,
+        "embed_dim": 512,
+        "custom_text": True,
+        "vision_cfg": {
+            "timm_model_name": "vit_pe_core_tiny_patch16_384",
+            "timm_model_pretrained": False,
+            "image_size": 384,
+            "timm_pool": "map",
+            "timm_proj": None,
+        },
+    },
     "SigLIP": {
         "embed_dim": 192,
         "custom_text": True,

@@ -22,7 +22,7 @@ from torch import nn
 import powerclip.model.tiny  # noqa: F401  (registers a tower with timm)
 from powerclip.config import ImagePool, PhraseNorm, PhraseUnit, ScoringConfig, TextPool
 from powerclip.errors import PowerclipError, one_of
-from powerclip.model.start import Start, find_start, in_one_line
+from powerclip.model.start import TRANSFORMERS, Start, find_start, in_one_line
 from powerclip.model.towers import PowerCLIP, Tokenizer
 
 _NOT_ARCHITECTURE = {"patch_dropout", "timm_model_pretrained", "timm_drop", "timm_drop_path", "hf_tokenizer_name"}
@@ -168,7 +168,7 @@ def _load_weights(backbone: Any, start: Start) -> None:
     except Exception as error:  # readers raise many kinds on damaged files
         reason = in_one_line(error)
         if "text_model." in str(error) and "vision_model." in str(error):
-            reason = "they are in the format of Hugging Face's transformers; name open_clip's version of the model"
+            reason = f"they are {TRANSFORMERS}"
         raise PowerclipError(f"the weights of {start.source} are damaged or do not fit the model: {reason}") from error
 
 

@@ -15,6 +15,7 @@ from powerclip.files import read_json
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
+TRANSFORMERS = "in the format of Hugging Face's transformers; name open_clip's version of the model"
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 KEPT = "powerclip"
 """Key in ``open_clip_config.json`` under which an exported model keeps its own config."""
@@ -115,6 +116,8 @@ def _read_own(folder: Path, weights: Path) -> Start:
     """A model that powerclip saved: architecture and preprocessing are its own."""
     try:
         config = read_json(folder / CONFIG)
+        if "model_type" in config:
+            raise PowerclipError(f"{folder} is {TRANSFORMERS}")
         model, preprocess = dict(config["model"]), dict(config.get("preprocess", {}))
         image_size = model["vision_cfg"]["image_size"]
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -130,7 +133,8 @@ def _read_open_clip_folder(name: str) -> Start:
         if parse_model_name(name)[0] == "local-dir":  # what powerclip exported pools in a way that open_clip cannot say
             model = read_json(Path(parse_model_name(name)[1]) / OPEN_CLIP_CONFIG).get(KEPT, {}).get("model", model)
     except Exception as error:  # missing, damaged, no network, ...
-        raise PowerclipError(f"cannot read the model {name}: {in_one_line(error)}") from error
+        hint = "; without a network, name a folder: local-dir:FOLDER" if name.startswith("hf-hub:") else ""
+        raise PowerclipError(f"cannot read the model {name}: {in_one_line(error)}{hint}") from error
     folder = Path(parse_model_name(name)[1])
     if "hf_tokenizer_name" in model["text_cfg"] and (folder / "tokenizer_config.json").is_file():
         model["text_cfg"]["hf_tokenizer_name"] = str(folder.resolve())
