@@ -127,3 +127,12 @@ def test_embeddings_are_dropped_after_the_last_task_that_needs_them():
     held = [list(encoder.known) for _ in run_jobs(encoder, jobs_of([first, second], ("global",)))]
     assert held == [[(Counted("green"), "image"), ("green", "text")], []]
     assert OPENED == {"red": 1, "green": 1, "blue": 1}
+
+
+def test_embeddings_of_all_batches_are_in_one_block():
+    """Kept one by one between larger tensors that are freed, they would split the heap and let memory creep."""
+    encoder = Encoder(ColourModel().eval(), preprocess, tokenizer, device="cpu", batch_size=2)
+    with torch.inference_mode():
+        found = encoder.texts([f"{name} {number}" for number in range(3) for name in NAMES])
+    assert found.tolist() == [[float(name == other) for other in NAMES] for _ in range(3) for name in NAMES]
+    assert len({row.untyped_storage().data_ptr() for _, (row,) in encoder.known.values()}) == 1

@@ -160,12 +160,16 @@ class Encoder:
         new = {key: item for key, item in zip(keys, items, strict=True) if key not in self.known}
         if new:
             distinct = list(new.values())
-            found = [
-                (embed(*(x.to(self.device) for x in batch)), own) for batch, own in self._batches(distinct, prepare)
-            ]
-            # A process without batches of its own takes no row of others'; what it computed has the right form.
-            parts = [batch for batch, own in found if own] or [tuple(x[:0] for x in found[0][0])]
-            columns = [gather_rows(_joined(column))[0].cpu() for column in zip(*parts, strict=True)]
+            # One block for all rows: small tensors kept between large ones that are freed would split the heap.
+            blocks: list[Tensor] = []
+            count, filled = sum(len(distinct[start : start + self.batch_size]) for start in self._own(distinct)), 0
+            for batch, own in self._batches(distinct, prepare):
+                made = embed(*(x.to(self.device) for x in batch))
+                blocks = blocks or [x.new_zeros(count, *x.shape[1:]) for x in made]
+                if own:
+                    blocks = [_put(block, x, filled) for block, x in zip(blocks, made, strict=True)]
+                    filled += len(made[0])
+            columns = [gather_rows(block)[0].cpu() for block in blocks]
             rows = zip(*columns, strict=True)
             self.known |= {key: (item, row) for (key, item), row in zip(new.items(), rows, strict=True)}
         return [self.known[key][1] for key in keys]
@@ -189,13 +193,18 @@ class Encoder:
         All processes get the same number: a model sharded over them can only be run by all. Where one has fewer of its
         own, the first ones of others follow, whose embeddings are not used.
         """
-        starts = range(0, len(items), self.batch_size)
+        starts, own = range(0, len(items), self.batch_size), self._own(items)
         per_process = -(-len(starts) // world_size())
-        own = starts[rank() * per_process : (rank() + 1) * per_process]
         begins = [*own, *starts[: per_process - len(own)]]
         parts = [items[start : start + self.batch_size] for start in begins]
         for number, batch in enumerate(map(prepare, parts) if self.workers == 0 else _ahead(parts, prepare)):
             yield batch, number < len(own)
+
+    def _own(self, items: Sequence[Item]) -> range:
+        """Where this process's batches start."""
+        starts = range(0, len(items), self.batch_size)
+        per_process = -(-len(starts) // world_size())
+        return starts[rank() * per_process : (rank() + 1) * per_process]
 
 
 def unit(embedded: Tensor) -> Tensor:
@@ -212,9 +221,17 @@ def _ahead(parts: Sequence[Sequence[Item]], prepare: Callable[[Sequence[Item]], 
         yield prepared.result()
 
 
-def _joined(batches: Sequence[Tensor]) -> Tensor:
-    rows = [row for batch in batches for row in batch]
-    return pad_sequence(rows, batch_first=True) if rows else batches[0]
+def _put(block: Tensor, rows: Tensor, at: int) -> Tensor:
+    """The block with a batch's rows from a place on; both are padded with zeros to the longer rows."""
+    if rows.ndim == 1:
+        block[at : at + len(rows)] = rows
+        return block
+    if rows.shape[1] > block.shape[1]:
+        wider = block.new_zeros(len(block), *rows.shape[1:])
+        wider[:, : block.shape[1]] = block
+        block = wider
+    block[at : at + len(rows), : rows.shape[1]] = rows
+    return block
 
 
 def _stacked(rows: Sequence[Tensors]) -> Tensor:
