@@ -1,8 +1,12 @@
 import dataclasses
 import json
+import multiprocessing
+import os
+import signal
 
 import pytest
 
+from powerclip import runs
 from powerclip.config import DataConfig, OptimConfig, TrainConfig
 from powerclip.errors import PowerclipError
 from powerclip.runs import RunFolder, all_checkpoints, checkpoint_path, read_metrics, step_of
@@ -127,3 +131,44 @@ def test_damaged_lines_of_metrics_are_left_out(tmp_path):
     )
     assert read_metrics(path) == [{"step": 1, "loss": 2.0}, {"step": 4}]
     assert read_metrics(tmp_path / "missing") == []
+
+
+def hold(path, held, end):
+    """Train in a folder, as far as its lock is concerned, with a loader worker that outlives this process."""
+    with RunFolder(path).locked(CONFIG, resume=True):
+        worker = multiprocessing.get_context("fork").Process(target=end.wait, args=(20,))
+        worker.start()
+        held.set()
+        worker.join()
+
+
+def test_two_trainings_never_share_a_folder(run, monkeypatch):
+    monkeypatch.setattr(runs, "LOCK_WAIT_S", 0)
+    spawn = multiprocessing.get_context("spawn")
+    held, end = spawn.Event(), spawn.Event()
+    other = spawn.Process(target=hold, args=(run.path, held, end))
+    other.start()
+    assert held.wait(60)
+    with (
+        pytest.raises(PowerclipError, match=rf"^process {other.pid} on .* is training in .*run; wait for it or end it"),
+        run.locked(CONFIG, resume=True),
+    ):
+        pass
+    os.kill(other.pid, signal.SIGKILL)
+    other.join()
+    end.set()  # its worker ends
+    monkeypatch.setattr(runs, "LOCK_WAIT_S", 20)
+    with run.locked(CONFIG, resume=True):
+        assert f"process {os.getpid()} on" in run.lock_file.read_text()
+
+
+def test_a_lock_is_released_and_is_not_a_use_of_the_folder(tmp_path):
+    run = RunFolder(tmp_path / "run")
+    for _ in range(2):
+        with run.locked(CONFIG, resume=False):
+            pass
+
+
+def test_a_run_that_began_after_the_check_is_noticed(run):
+    with pytest.raises(PowerclipError, match="is not empty"), run.locked(CONFIG, resume=False):
+        pass

@@ -2,13 +2,18 @@
 
 import dataclasses
 import json
+import os
 import re
+import socket
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from powerclip.config import TrainConfig, from_dict, load_config, to_yaml
-from powerclip.distributed import broadcast, is_shared, rank, wait_for_all
+from powerclip.distributed import broadcast, is_shared, rank, rank0_first, wait_for_all
 from powerclip.errors import PowerclipError
 from powerclip.files import atomic_write, read_json, write_json
 from powerclip.types import DataProvenance
@@ -36,6 +41,9 @@ MAY_CHANGE_AND_IS_REPORTED = frozenset(
 )
 """Settings that may change too, since a run may have to be fixed or made longer; the change is reported."""
 
+LOCK_WAIT_S = 6.0
+"""How long a start waits for another training in the same folder: loader workers outlive a killed one by 5 s."""
+
 
 class RunFolder:
     """A run folder: where everything in it is, who may train in it, and what it says about its run."""
@@ -62,6 +70,8 @@ class RunFolder:
         """The model of the best evaluation in training, with that evaluation."""
         self.evaluation_file = self.path / "evaluation.json"
         """The results of ``powerclip evaluate``."""
+        self.lock_file = self.path / ".lock"
+        """Locked while a training writes to the folder; names its process."""
 
     def check(self, config: TrainConfig, *, resume: bool) -> str:
         """Check, without writing, that a run can start here, or continue; PowerclipError if not.
@@ -71,7 +81,7 @@ class RunFolder:
         output = self.path
         if output.exists() and not output.is_dir():
             raise PowerclipError(f"output {output} is a file; name a folder for the run")
-        if not output.is_dir() or not any(output.iterdir()):
+        if not output.is_dir() or not set(output.iterdir()) - {self.lock_file}:
             return ""
         if not resume:
             raise PowerclipError(
@@ -93,8 +103,36 @@ class RunFolder:
             )
         return ", ".join(changes.values())
 
+    @contextmanager
+    def locked(self, config: TrainConfig, *, resume: bool) -> Iterator[None]:
+        """Create the folder and keep other trainings out of it; all processes take part, the first holds the lock.
+
+        The lock ends with its process, however that ends. It holds on a file system that the nodes share if that has
+        ``flock``. PowerclipError if another training holds it, or has used the folder since it was checked.
+        """
+        lock = FileLock(self.lock_file, timeout=LOCK_WAIT_S)
+        try:
+            rank0_first(lambda: self._lock(lock, config, resume=resume))
+            yield
+        finally:
+            lock.release()
+
+    def _lock(self, lock: FileLock, config: TrainConfig, *, resume: bool) -> None:
+        if rank() > 0:
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            owner = self.lock_file.read_text(encoding="utf-8", errors="replace").strip() or "another process"
+            raise PowerclipError(
+                f"{owner} is training in {self.path}; wait for it or end it, or name another folder"
+            ) from error
+        self.lock_file.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+        self.check(config, resume=resume)
+
     def open(self, config: TrainConfig, data: DataProvenance, *, resume: bool) -> Path | None:
-        """Create the folder, or find the checkpoint to resume from; all processes take part and get the same answer.
+        """Start in the folder, or find the checkpoint to resume from; all processes take part and get the same answer.
 
         A new run's config and data are recorded. PowerclipError if the processes do not share the folder, or its run
         was trained on other data.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -54,11 +54,11 @@ def train(
     may also be resumed on another number of processes.
 
     ``data`` is a folder of shards, one tar, a pattern or a URL, or several of them; ``output`` is the run folder to
-    make, whose newest checkpoint, if there is one, ``resume`` continues from. Progress goes to ``console``, standard
+    make, whose newest checkpoint, if there is one, ``resume`` continues from; one training at a time writes to it. Progress goes to ``console``, standard
     error by default, from the first process alone. PowerclipError if the data or the run folder cannot be used; the
     message says why and what to do. RunFailedError if training started and could not be finished.
     """
-    with process_group(config.device) as device, stop_on_signal() as stop:
+    with process_group(config.device) as device, stop_on_signal() as stop, ExitStack() as held:
         console = (console or Console(stderr=True)) if rank() == 0 else Console(quiet=True)
         say = partial(console.print, highlight=False, soft_wrap=True)
         run = RunFolder(output)
@@ -74,7 +74,8 @@ def train(
         engine = Engine(config, model, device=device, steps=steps, output=output)
         evaluator = Evaluator(config, engine)
         tracker = find_tracker(config)
-        start = run.open(config, opened.provenance, resume=resume)  # after all that can be refused
+        held.enter_context(run.locked(config, resume=resume))  # after all that can be refused
+        start = run.open(config, opened.provenance, resume=resume)
         started_at = 0 if start is None else step_of(start)
         if started_at > steps:
             raise PowerclipError(
