@@ -1,4 +1,5 @@
 import tarfile
+import time
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from powerclip.errors import BadSampleError, PowerclipError
 from powerclip.phrases import whole_caption_tree
 from powerclip.scenes import generate
 from tests.support.images import one_colour
-from tests.support.tars import write_tar
+from tests.support.tars import header, padded, write_tar
 
 
 def sample(**changes):
@@ -123,3 +124,12 @@ def test_links_and_devices_in_a_shard_are_skipped(tmp_path):
     link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
     write_tar(tmp_path / "a.tar", [link])
     assert index_shard(tmp_path / "a.tar") == []
+
+
+def test_a_header_of_digits_is_refused_before_it_is_parsed(tmp_path):
+    records = b"7" * 2**17
+    (tmp_path / "a.tar").write_bytes(header("p", tarfile.XHDTYPE, len(records)) + padded(records) + header() + bytes(1024))
+    start = time.process_time()
+    with pytest.raises(PowerclipError, match="more than 128 digits in a row"):
+        index_shard(tmp_path / "a.tar")
+    assert time.process_time() - start < 1  # parsing takes a minute before Python 3.11.10 and 3.12.6

@@ -1,3 +1,7 @@
+import random
+import string
+import time
+
 import open_clip
 import pytest
 import torch
@@ -153,3 +157,30 @@ def test_hugging_face_tokenizers(strip):
     clean = " ".join(caption.split())
     plain = encode_caption(clean, whole_caption_tree(clean), fast, context_length=16)
     assert torch.equal(plain.leaf_of_token, encoded.leaf_of_token)
+
+
+LETTERS = string.ascii_letters
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text(st.sampled_from("abehnrst\u00e9\u4e2d"), min_size=65, max_size=400))
+@example("a" * 300)
+@example("ha" * 200)
+@example("photograph" * 40)
+@example(open_clip.tokenizer.basic_clean("".join(random.Random(0).choices(LETTERS, k=600))))
+def test_a_long_word_has_the_tokenizers_own_pieces(word):
+    encoded = encode_caption(word, whole_caption_tree(word), TOKENIZER, context_length=450)
+    assert torch.equal(encoded.tokens, TOKENIZER([word], 450)[0])
+
+
+def test_a_caption_of_one_long_word_costs_no_more_than_some_plain_ones():
+    plain = [f"a {colour} cube in row {i}" for i in range(500) for colour in ("red", "blue")]
+    long = "".join(random.Random(1).choices(LETTERS, k=2**18))
+    kept, costs = len(TOKENIZER.cache), []
+    for captions in (plain, [long]):
+        start = time.process_time()
+        for caption in captions:
+            encode_caption(caption, whole_caption_tree(caption), TOKENIZER, context_length=77)
+        costs.append(time.process_time() - start)
+    assert costs[1] < costs[0]  # of a thousand captions
+    assert not any(len(word) > 64 for word in list(TOKENIZER.cache)[kept:])

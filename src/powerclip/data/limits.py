@@ -21,6 +21,9 @@ MAX_FILES = 64
 MAX_HEADER_BYTES = 2**20
 """Limit of a member's headers (long names, pax records, maps of holes), which tarfile reads into memory."""
 
+MAX_HEADER_DIGITS = 128
+"""Digits in a row in a member's headers: Python before 3.11.10 and 3.12.6 takes time quadratic in them (CVE-2024-6232)."""
+
 MAX_SAMPLES = 200_000
 """Samples of a shard that can be trained on: their places are held in memory. Published shards hold 10,000."""
 

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import tarfile
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
@@ -12,10 +13,19 @@ import webdataset
 from webdataset.shardlists import expand_urls
 
 from powerclip.data.images import IMAGE_SUFFIXES
-from powerclip.data.limits import MAX_ANNOTATION_BYTES, MAX_FILES, MAX_HEADER_BYTES, MAX_MEMBER_BYTES, MAX_SAMPLES
+from powerclip.data.limits import (
+    MAX_ANNOTATION_BYTES,
+    MAX_FILES,
+    MAX_HEADER_BYTES,
+    MAX_HEADER_DIGITS,
+    MAX_MEMBER_BYTES,
+    MAX_SAMPLES,
+)
 from powerclip.data.sample import Sample
 from powerclip.errors import BadSampleError, PowerclipError
 from powerclip.files import atomic_file
+
+MANY_DIGITS = re.compile(rb"\d{%d}" % (MAX_HEADER_DIGITS + 1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +171,7 @@ class BrokenShardError(ValueError):
 
 
 class _Headers(io.BufferedReader):
-    """A tar that is read for its headers, with a limit of bytes for each member."""
+    """A tar that is read for its headers, with a limit of bytes for each member, and of digits in a row."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(io.FileIO(path))
@@ -171,7 +181,10 @@ class _Headers(io.BufferedReader):
         if size is None or not 0 <= size <= self.left:
             raise tarfile.ReadError(f"a member's headers take more than {MAX_HEADER_BYTES} bytes")
         self.left -= size
-        return super().read(size)
+        block = super().read(size)
+        if MANY_DIGITS.search(block):
+            raise tarfile.ReadError(f"a member's headers have more than {MAX_HEADER_DIGITS} digits in a row")
+        return block
 
 
 def _files(shard: Path) -> Iterator[tuple[str, str, tuple[int, int]]]:

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from functools import cache
+from heapq import heapify, heappop, heappush
 from html import unescape
-from itertools import islice
+from itertools import islice, pairwise
 from typing import Any
 
 import torch
@@ -18,6 +19,12 @@ from powerclip.phrases.tree import PhraseTree
 
 ALIGNED_PER_TOKEN = 16
 """Characters that are aligned for each token of the context where a tokenizer reads another text than the caption's."""
+
+LONG_WORD_BYTES = 64
+"""open_clip's BPE takes time quadratic in a word's length and keeps each word for ever; longer ones are split here."""
+
+MAX_WORD_BYTES = 2**14
+"""Of a longer word, only this much is split into pieces."""
 
 CHARACTER = re.compile(r"&(?:amp;)*#?\w{1,32};|.", re.DOTALL)
 """A character of an uncleaned caption, which may be written as an HTML entity, escaped once or more."""
@@ -134,8 +141,10 @@ def _encode_bpe(caption: str, tokenizer: Any, context_length: int) -> tuple[Tens
 def _pieces(cleaned: str, tokenizer: Any) -> Iterator[tuple[int, int, int]]:
     """The id of each piece of open_clip's BPE, and the span of characters it covers, completely or in part."""
     for match in tokenizer.pat.finditer(cleaned):
-        word, start = match.group(), match.start()
-        pieces = tokenizer.bpe("".join([tokenizer.byte_encoder[byte] for byte in word.encode("utf-8")])).split(" ")
+        word, start = match.group()[:MAX_WORD_BYTES], match.start()
+        symbols = "".join([tokenizer.byte_encoder[byte] for byte in word.encode("utf-8")[:MAX_WORD_BYTES]])
+        short = len(symbols) <= LONG_WORD_BYTES
+        pieces = tokenizer.bpe(symbols).split(" ") if short else _merged(symbols, tokenizer.bpe_ranks)
         if len(pieces) == 1:
             yield tokenizer.encoder[pieces[0]], start, match.end()
             continue
@@ -144,6 +153,30 @@ def _pieces(cleaned: str, tokenizer: Any) -> Iterator[tuple[int, int, int]]:
         for piece in pieces:
             first, position = position, position + len(piece.removesuffix("</w>"))
             yield tokenizer.encoder[piece], character_of_byte[first], character_of_byte[position - 1] + 1
+
+
+def _merged(word: str, ranks: dict[tuple[str, str], int]) -> list[str]:
+    """The pieces of a word by byte-pair encoding (Sennrich et al. 2016), in O(n log n) for n bytes.
+
+    The pair of lowest rank is merged first, of several the leftmost. A merge makes only pairs of higher ranks, since
+    they are numbered in the order in which they were learnt; so this equals merging all pairs of a rank at once.
+    """
+    pieces = [*word[:-1], f"{word[-1]}</w>"]  # a merged piece stands at its first byte, and leaves "" at the others
+    before, after = list(range(-1, len(pieces) - 1)), list(range(1, len(pieces) + 1))
+    heap = [(ranks[pair], i, pair) for i, pair in enumerate(pairwise(pieces)) if pair in ranks]
+    heapify(heap)
+    while heap:
+        _, i, pair = heappop(heap)
+        j = after[i]
+        if j == len(pieces) or (pieces[i], pieces[j]) != pair:
+            continue  # one of the two has been merged since
+        pieces[i], pieces[j], after[i] = "".join(pair), "", after[j]
+        if after[i] < len(pieces):
+            before[after[i]] = i
+        for left, right in ((before[i], i), (i, after[i])):
+            if left >= 0 and right < len(pieces) and (new := (pieces[left], pieces[right])) in ranks:
+                heappush(heap, (ranks[new], left, new))
+    return [piece for piece in pieces if piece]
 
 
 def _encode_hf(caption: str, tokenizer: Any, context_length: int) -> tuple[Tensor, str, list[tuple[int, int]]]:
