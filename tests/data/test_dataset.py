@@ -11,6 +11,8 @@ from powerclip.data.dataset import transform_with_regions
 from powerclip.data.sample import Sample
 from powerclip.data.shards import read_shards, write_shards
 from powerclip.errors import BadSampleError, PowerclipError
+from powerclip.phrases import whole_caption_tree
+from powerclip.phrases.tree import Phrase
 from powerclip.regions import RegionAnnotation
 from powerclip.scenes import generate
 from tests.support.images import encoded
@@ -164,3 +166,21 @@ def test_phrases_arrive_over_the_tokens(scenes, tower):
         assert set(leaves.tolist()) - {-1} == set(range(len(tree.leaves)))
         found = {tuple(span) for span in spans.tolist()} - {(-1, -1)}
         assert found == {(p.first, p.last) for p in tree.phrases}
+
+
+def test_crossing_phrases_are_refused_and_do_not_widen_the_batch(tmp_path):
+    caption = " ".join(["dog"] * 75)
+    tree = whole_caption_tree(caption)
+    every = tuple(Phrase(label="X", first=i, last=j) for i in range(75) for j in range(i, 75))
+    nested = tuple(Phrase(label="X", first=0, last=j) for j in range(75))
+    plain = replace(sample_of(np.ones((1, 40, 60), bool)), caption=caption)
+    samples = [
+        replace(plain, key="crossing", tree=replace(tree, phrases=every)),
+        replace(plain, key="nested", tree=replace(tree, phrases=nested)),
+    ]
+    write_shards(samples, tmp_path)
+    loader = loader_of(tmp_path, batch_size=2, shuffle=False, max_bad_share=1.0)
+    (batch,) = epoch_of(loader)
+    assert batch.keys == ("nested", "nested")
+    assert batch.phrase_spans.shape[1] <= 75
+    assert loader.bad == {"phrases cross": 1}

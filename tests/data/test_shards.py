@@ -128,7 +128,9 @@ def test_links_and_devices_in_a_shard_are_skipped(tmp_path):
 
 def test_a_header_of_digits_is_refused_before_it_is_parsed(tmp_path):
     records = b"7" * 2**17
-    (tmp_path / "a.tar").write_bytes(header("p", tarfile.XHDTYPE, len(records)) + padded(records) + header() + bytes(1024))
+    (tmp_path / "a.tar").write_bytes(
+        header("p", tarfile.XHDTYPE, len(records)) + padded(records) + header() + bytes(1024)
+    )
     start = time.process_time()
     with pytest.raises(PowerclipError, match="more than 128 digits in a row"):
         index_shard(tmp_path / "a.tar")

@@ -22,7 +22,7 @@ from powerclip.data.published import patch_masks
 from powerclip.data.remote import Shard
 from powerclip.data.sample import REGION_FILES, Sample
 from powerclip.data.shards import SamplePlace
-from powerclip.data.validate import stored_masks
+from powerclip.data.validate import check_phrases, stored_masks
 from powerclip.errors import BadSampleError, PowerclipError, RunFailedError
 from powerclip.phrases import encode_caption, whole_caption_tree
 from powerclip.regions import masks_to_grid, random_boxes
@@ -132,6 +132,7 @@ class ShardDataset(Dataset[LoadedBatch]):
 
     def _encode(self, position: int, seed: tuple[int, ...]) -> EncodedSample:
         sample, towers = self._read(position), self.towers
+        check_phrases(sample)
         tree = sample.tree if sample.tree is not None and sample.tree.phrases else whole_caption_tree(sample.caption)
         try:
             caption = encode_caption(sample.caption, tree, towers.tokenizer, context_length=towers.context_length)

@@ -11,18 +11,23 @@ from powerclip.regions.annotation import RegionAnnotation
 
 
 def check_annotations(sample: Sample, size: tuple[int, int]) -> None:
-    """Check phrases (in the caption, nested or disjoint) and masks against ``size`` (H, W); BadSampleError if unfit."""
-    tree = sample.tree
-    if tree is not None and tree.leaves and tree.leaves[-1][1] > len(sample.caption):
-        raise BadSampleError("phrases reach beyond the caption")
-    if tree is not None and tree.crossing:
-        raise BadSampleError("phrases cross")
+    """Check phrases and masks against the caption and ``size`` (H, W); BadSampleError if they do not fit."""
+    check_phrases(sample)
     if sample.regions is not None:
         _check_size(sample.regions, size)
         try:
             sample.regions.validate()
         except ValueError as error:
             raise BadSampleError("malformed regions.json") from error
+
+
+def check_phrases(sample: Sample) -> None:
+    """Check that phrases lie in the caption and are nested or disjoint, so fewer than 2 L of L leaves; BadSampleError."""
+    tree = sample.tree
+    if tree is not None and tree.leaves and tree.leaves[-1][1] > len(sample.caption):
+        raise BadSampleError("phrases reach beyond the caption")
+    if tree is not None and tree.crossing:
+        raise BadSampleError("phrases cross")
 
 
 def stored_masks(regions: RegionAnnotation, size: tuple[int, int], indices: Sequence[int]) -> NDArray[np.bool_]:
