@@ -1,6 +1,7 @@
 """Tars from anywhere: what is damaged or hostile in them costs itself, is counted, and is read in bounded memory."""
 
 import contextlib
+import io
 import json
 import subprocess
 import sys
@@ -8,12 +9,14 @@ import tarfile
 import tracemalloc
 
 import pytest
+from rich.console import Console
 
 from powerclip.data.loader import open_data
 from powerclip.data.shards import BrokenShardError, index_shard, read_shards, stream_shard
 from powerclip.errors import BadSampleError, PowerclipError
+from powerclip.prepare.check import check
 from powerclip.regions import RegionAnnotation
-from tests.support.sources import FULL, WHOLE, pairs, picture, prepared, write_raw
+from tests.support.sources import FULL, WHOLE, captions, pairs, picture, prepared, write_raw
 from tests.support.tars import header, padded, pax, signed, write_tar
 
 LARGE = 2**60
@@ -156,8 +159,41 @@ def test_a_tars_caption_is_cleaned_and_the_original_kept_with_its_metadata(tmp_p
 def test_what_macos_leaves_behind_is_skipped(tmp_path):
     members = [(f"{folder}{name}", data) for name, data in pairs() for folder in ("", "._")]
     write_tar(tmp_path / "in.tar", members)
-    assert prepared(tmp_path / "in.tar", tmp_path / "out")["skipped"] == {}
+    text = io.StringIO()
+    report = prepared(tmp_path / "in.tar", tmp_path / "out", text=text)
+    assert (report["samples"], report["skipped"], report["ignored"]) == (20, {}, {"hidden": 40})
+    assert "other files in the source: 40 hidden" in text.getvalue()
+    assert prepared(tmp_path / "in.tar", tmp_path / "out")["ignored"] == {"hidden": 40}  # nothing is made again
     assert len(index_shard(tmp_path / "in.tar")) == 20
+
+
+def test_every_file_of_a_tar_is_used_or_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr("powerclip.data.shards.MAX_FILES", 5)
+    link, folder = tarfile.TarInfo("l.jpg"), tarfile.TarInfo("in")
+    link.type, link.linkname, folder.type = tarfile.SYMTYPE, "a.jpg", tarfile.DIRTYPE
+    (tmp_path / "tars").mkdir()
+    write_tar(tmp_path / "tars" / "0.tar", [
+        folder, ("a.jpg", picture()), ("a.png", picture()), ("a.txt", b"a dog"), ("a.json", b"{}"), ("a.cls", b"1"),
+        link, (".DS_Store", b""), ("._a.txt", b"x"),
+        ("b.jpg", picture()), ("b.txt", b"first"), ("b.txt", b"second"),
+        *((f"c.{i}", b"") for i in range(7)), ("c.jpg", picture()), ("c.txt", b"a dog"),
+    ])  # fmt: skip
+    (tmp_path / "tars" / "._0.tar").write_bytes(b"x")
+    report = prepared(tmp_path / "tars", tmp_path / "out")
+    assert report["ignored"] == {
+        "hidden": 3, "link or special file": 1, ".png": 1, ".cls": 1, "file beyond 5 of one key": 4,
+        ".0": 1, ".1": 1, ".2": 1, ".3": 1, ".4": 1,
+    }  # fmt: skip
+    assert report["skipped"] == {"key occurs twice in its tar": 1, "no image": 1}
+    assert captions(tmp_path / "out") == ["a dog", "first"]
+
+
+def test_a_check_counts_what_training_does_not_read(tmp_path):
+    write_tar(tmp_path / "0.tar", [("._a.jpg", b""), ("a.jpg", picture()), ("a.jpg", picture(1)), ("a.txt", b"a dog")])
+    text = io.StringIO()
+    result = check(tmp_path, console=Console(file=text, width=200))
+    assert result["ignored"] == {"hidden": 1, "second file of a name": 1}
+    assert "other files: 1 hidden, 1 second file of a name" in text.getvalue()
 
 
 def test_files_that_are_apart_are_reported(tmp_path):

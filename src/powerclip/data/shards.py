@@ -4,6 +4,7 @@ import io
 import os
 import re
 import tarfile
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -116,19 +117,22 @@ def _visible_files(paths: Iterable[Path]) -> list[Path]:
     return [path for path in paths if not path.name.startswith(".") and path.is_file()]
 
 
-def index_shard(shard: Path) -> list[SamplePlace]:
+def index_shard(shard: Path, ignored: Counter[str] | None = None) -> list[SamplePlace]:
     """The samples of a shard in order of their first file, found from its headers alone.
 
-    Links and other special files are skipped, as are hidden ones and the second file of a name; nothing is ever
-    extracted to disk. PowerclipError if the file is not a tar, is truncated, or holds more than ``MAX_SAMPLES``
+    Links and other special files are skipped, as are hidden ones and the second file of a name; ``ignored`` counts
+    them by kind. Nothing is ever extracted to disk. PowerclipError if the file is not a tar, is truncated, or holds more than ``MAX_SAMPLES``
     samples.
     """
     samples: dict[str, SamplePlace] = {}
+    ignored = Counter() if ignored is None else ignored
     try:
-        for key, extension, place in _files(shard):
+        for key, extension, place in _files(shard, ignored):
             members = samples.setdefault(key, SamplePlace(shard=shard, key=key, members={})).members
-            if len(members) < MAX_FILES:
-                members.setdefault(extension, place)
+            if extension in members:
+                ignored["second file of a name"] += 1
+            else:
+                _add(members, extension, place, ignored)
             if len(samples) > MAX_SAMPLES:
                 raise PowerclipError(
                     f"{shard} holds more than {MAX_SAMPLES} samples, too many for one shard; "
@@ -142,28 +146,36 @@ def index_shard(shard: Path) -> list[SamplePlace]:
     return list(samples.values())
 
 
-def stream_shard(shard: Path) -> Iterator[SamplePlace]:
+def stream_shard(shard: Path, ignored: Counter[str] | None = None) -> Iterator[SamplePlace]:
     """The samples of a shard in order, in bounded memory whatever it holds: adjacent files of one key are a sample.
 
+    The second file of a name begins another sample. ``ignored`` counts hidden and special files as they are passed.
     BrokenShardError if the file is not a tar, or is truncated; what comes before has been yielded, the last sample with
     those of its files that are complete.
     """
     sample: SamplePlace | None = None
     broken: BrokenShardError | None = None
+    ignored = Counter() if ignored is None else ignored
     try:
-        for key, extension, place in _files(shard):
+        for key, extension, place in _files(shard, ignored):
             if sample is None or key != sample.key or extension in sample.members:
                 if sample is not None:
                     yield sample
                 sample = SamplePlace(shard=shard, key=key, members={})
-            if len(sample.members) < MAX_FILES:
-                sample.members[extension] = place
+            _add(sample.members, extension, place, ignored)
     except BrokenShardError as error:
         broken = error
     if sample is not None:
         yield sample
     if broken is not None:
         raise broken
+
+
+def _add(members: dict[str, tuple[int, int]], extension: str, place: tuple[int, int], ignored: Counter[str]) -> None:
+    if len(members) < MAX_FILES:
+        members[extension] = place
+    else:
+        ignored[f"file beyond {MAX_FILES} of one key"] += 1
 
 
 class BrokenShardError(ValueError):
@@ -187,8 +199,11 @@ class _Headers(io.BufferedReader):
         return block
 
 
-def _files(shard: Path) -> Iterator[tuple[str, str, tuple[int, int]]]:
-    """Key, extension, and offset and size of each regular file of a tar; only the file at hand is held in memory."""
+def _files(shard: Path, ignored: Counter[str]) -> Iterator[tuple[str, str, tuple[int, int]]]:
+    """Key, extension, and offset and size of each regular file of a tar; only the file at hand is held in memory.
+
+    ``ignored`` counts the other members, but for folders.
+    """
     try:
         with _Headers(shard) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             end, size = 0, os.fstat(file.fileno()).st_size
@@ -199,8 +214,14 @@ def _files(shard: Path) -> Iterator[tuple[str, str, tuple[int, int]]]:
                 tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
                 tar.pax_headers = {}  # and the records that are for all members
                 folder, _, name = member.name.rpartition("/")
+                if member.isdir():
+                    continue
                 # A file with holes takes less space than its size says.
-                if not member.isfile() or member.issparse() or name.startswith("."):
+                if not member.isfile() or member.issparse():
+                    ignored["link or special file"] += 1
+                    continue
+                if name.startswith("."):
+                    ignored["hidden"] += 1
                     continue
                 stem, _, extension = name.partition(".")
                 key = f"{folder}/{stem}" if folder else stem

@@ -17,7 +17,7 @@ from powerclip.data.sample import Sample
 from powerclip.data.shards import write_shard
 from powerclip.errors import BadSampleError
 from powerclip.phrases import Parser, load_parser
-from powerclip.prepare.pairs import Chunk, Item
+from powerclip.prepare.pairs import Chunk, Item, UnusedFileError
 from powerclip.regions import RegionAnnotation, load_proposer
 from powerclip.regions.masks import Proposer
 
@@ -83,6 +83,9 @@ def annotated(
         try:
             sample, image = item.load()
             regions = _propose(proposer, image) if proposer and sample.regions is None else sample.regions
+        except UnusedFileError as error:
+            _count(counts.ignored, str(error))
+            continue
         except BadSampleError as error:
             counts.skip(str(error), item.name)
             continue
@@ -126,6 +129,8 @@ class Counts:
     """Samples by the annotations that they came with."""
     skipped: Counter[str] = field(default_factory=Counter)
     """Items that cannot be used, by reason."""
+    ignored: Counter[str] = field(default_factory=Counter)
+    """Files that are no part of a pair, by kind."""
     examples: dict[str, list[str]] = field(default_factory=dict)
     """Names of some of them, by reason."""
 
@@ -154,6 +159,7 @@ class Counts:
             setattr(self, name, getattr(self, name) + other.get(name, 0))
         for name in ("parsers", "proposers", "kept", "skipped"):
             getattr(self, name).update(other[name])
+        self.ignored.update(other.get("ignored", {}))  # earlier versions did not count them
         for reason, names in other["examples"].items():
             self._keep_names(reason, names)
 

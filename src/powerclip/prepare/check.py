@@ -107,7 +107,7 @@ def check_shard(shard: Path) -> dict[str, Any]:
     measures: list[tuple[float, ...]] = []
     broken: str | None = None
     try:
-        places = index_shard(shard)
+        places = index_shard(shard, counts.ignored)
     except PowerclipError as error:
         places, broken = [], str(error)
     for place, (sample, image) in _valid(places, counts):
@@ -148,6 +148,7 @@ def _summary(results: list[dict[str, Any]]) -> dict[str, Any]:
         "samples": len(table),
         "bad": dict(total.skipped.most_common()),
         "examples": total.examples,
+        "ignored": dict(total.ignored),
         "broken": [result["broken"] for result in results if result["broken"]],
         "phrases": dict(labels.most_common()),
         "without_phrases": int((table[:, 1] == 0).sum()),
@@ -168,6 +169,8 @@ def _print(result: dict[str, Any], console: Console, *, title: str) -> None:
         table.add_row(name, f"{spread['mean']:.1f}", *(f"{spread[key]:.0f}" for key in ("median", "min", "max")))
     console.print(table)
     lines = [f"bad: {n} {reason} (e.g. {', '.join(result['examples'][reason])})" for reason, n in result["bad"].items()]
+    if result["ignored"]:
+        lines.insert(0, "other files: " + ", ".join(f"{n} {kind}" for kind, n in result["ignored"].items()))
     if result["phrases"]:
         lines.insert(0, "phrases: " + ", ".join(f"{n} {label}" for label, n in result["phrases"].items()))
     for line in (*lines, *(f"broken: {message}" for message in result["broken"])):

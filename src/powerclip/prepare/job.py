@@ -1,6 +1,7 @@
 """The job: pairs in, annotated shards out, shard by shard, so that it can stop anywhere and continue later."""
 
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -74,7 +75,7 @@ def prepare(
     _check(total, config.max_bad_share)
     usual = (f"phrases of {makers['parser']}", f"regions of {makers['proposer']}")
     kept = [f"{what} ({number})" for what, number in total.kept.most_common() if what not in usual]
-    ignored = [f"{number} {kind}" for kind, number in pairs.ignored.items()]
+    ignored = [f"{number} {kind}" for kind, number in report["ignored"].items()]
     console.print(
         f"{total.samples} samples in {output}, {total.skipped.total()} skipped; "
         f"{report['phrases_per_caption']:.1f} phrases per caption, "
@@ -157,7 +158,7 @@ def _report(source: str, pairs: Source, total: Counts, *, unfinished: int) -> di
         "unfinished_shards": unfinished,
         "skipped": dict(total.skipped.most_common()),
         "examples": total.examples,
-        "ignored": dict(pairs.ignored),
+        "ignored": {**pairs.ignored, **(total.ignored + Counter(pairs.ignored))},
         "phrases_per_caption": total.phrases / max(1, total.samples),
         "regions_per_image": total.regions / max(1, total.samples),
         "parser": dict(total.parsers.most_common()),

@@ -29,13 +29,17 @@ Pair = tuple[Sample, Image.Image]
 """A usable sample, and its decoded image: upright RGB."""
 
 
+class UnusedFileError(BadSampleError):
+    """A file of the source that is no part of a pair; its message is the kind, as in ``Source.ignored``."""
+
+
 class Item(NamedTuple):
     """A pair that may or may not be usable."""
 
     name: str
     """Where it is in the source, for messages."""
     load: Callable[[], Pair]
-    """Reads the pair; raises ``BadSampleError`` if it cannot be used."""
+    """Reads the pair; raises ``BadSampleError`` if it cannot be used, ``UnusedFileError`` if it is a file by itself."""
 
 
 Chunk = Callable[[], Iterator[Item]]
@@ -53,7 +57,7 @@ class Source:
     fingerprint: str
     """Changes when the source does."""
     ignored: Mapping[str, int] = field(default_factory=dict)
-    """Number of files in the source that are not pairs, by kind: an extension, "hidden", ..."""
+    """Number of files in the source that are not pairs, by kind: an extension, "hidden", ...; others are items."""
 
 
 def in_chunks(read: Callable[[Sequence[T], int], Iterator[Item]], rows: Iterable[T], size: int) -> Iterator[Chunk]:
@@ -110,11 +114,16 @@ def read_file(path: Path, limit: int, *, missing: str) -> bytes:
 
 def bad(name: str, reason: str) -> Item:
     """An item that cannot be used, and why."""
+    return Item(name, partial(_refuse, BadSampleError(reason)))
 
-    def load() -> Pair:
-        raise BadSampleError(reason)
 
-    return Item(name, load)
+def unused(name: str, kind: str) -> Item:
+    """An item that is a file without use."""
+    return Item(name, partial(_refuse, UnusedFileError(kind)))
+
+
+def _refuse(error: BadSampleError) -> Pair:
+    raise error
 
 
 def make_key(index: int, name: str) -> str:

@@ -2,10 +2,11 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
-from itertools import islice
+from itertools import islice, repeat
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from powerclip.data.limits import MAX_SAMPLES
 from powerclip.data.sample import CAPTION_EXTENSION, IMAGE_EXTENSIONS, Sample
 from powerclip.data.shards import BrokenShardError, SamplePlace, find_shards, stream_shard
 from powerclip.errors import BadSampleError, PowerclipError
-from powerclip.prepare.pairs import Item, Pair, Source, bad, count_kinds, decoded, digest, make_key, stamp
+from powerclip.prepare.pairs import Item, Pair, Source, bad, count_kinds, decoded, digest, make_key, stamp, unused
 from powerclip.prepare.tables import CAPTION_COLUMNS
 
 PROBED = 100
@@ -23,6 +24,10 @@ PROBED = 100
 
 READ = (*IMAGE_EXTENSIONS, *(suffix[1:] for suffix in IMAGE_SUFFIXES if suffix[1:] not in IMAGE_EXTENSIONS))
 """Extensions of images, in the order of preference."""
+
+
+ANNOTATIONS = ("phrases.json", "regions.json", "njson")
+"""Extensions of annotations that are kept."""
 
 
 def open_tars(path: Path, config: PrepareConfig) -> Source:
@@ -43,11 +48,14 @@ def open_tars(path: Path, config: PrepareConfig) -> Source:
 def tar_items(shard: Path, caption_key: str, *, keep: bool = True) -> Iterator[Item]:
     """The samples of a tar in order; repeated keys, and samples beyond the limit, are items that cannot be used.
 
+    Other files (hidden ones, links, extensions that are not read) follow as items without use.
+
     The captions are under an extension, or in "json:KEY" ("json:a.b" for b in a). ``keep`` keeps phrases and regions.
     """
     seen: set[int] = set()
+    ignored = Counter[str]()
     try:
-        for i, entry in enumerate(stream_shard(shard)):
+        for i, entry in enumerate(stream_shard(shard, ignored)):
             name = f"{shard.name}/{entry.key[:200]}"
             if i >= MAX_SAMPLES:
                 yield bad(name, f"beyond the first {MAX_SAMPLES} samples of its tar")
@@ -58,13 +66,17 @@ def tar_items(shard: Path, caption_key: str, *, keep: bool = True) -> Iterator[I
             else:
                 seen.add(hash(entry.key))
                 yield Item(name, partial(_load, i, entry, caption_key, keep))
+                read = {caption_key, "json", _image(entry), *(ANNOTATIONS if keep else ())}
+                yield from (unused(name, f".{extension[:19]}") for extension in entry.members if extension not in read)
     except BrokenShardError:
         yield bad(shard.name, "tar damaged or truncated")
+    for kind, number in ignored.items():
+        yield from repeat(unused(shard.name, kind), number)
 
 
 def _load(index: int, entry: SamplePlace, caption_key: str, keep: bool) -> Pair:
     image = _image(entry)
-    annotations = ("phrases.json", "regions.json", "njson") if keep else ()
+    annotations = ANNOTATIONS if keep else ()
     files = entry.files(only=(CAPTION_EXTENSION, "json", caption_key, image, *annotations))  # others may be of any size
     if caption_key != CAPTION_EXTENSION:
         caption = _caption(files, caption_key)
