@@ -23,7 +23,7 @@ def scenes_tiny() -> TrainConfig:
 
 
 def scenes_grounded() -> TrainConfig:
-    """The same, with settings under which subsets choose: phrases find their objects, at a price in recognition.
+    """The same, with settings under which subsets choose: phrases find their objects; new combinations suffer.
 
     Scores are centred, the zero of similarities is between matched and unmatched ones, and after 200 steps of CLIP alone
     the powerset loss is given half of CLIP's gradient; docs/evidence.md says what that gains and costs.
