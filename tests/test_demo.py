@@ -19,7 +19,7 @@ def test_the_demo_leaves_runs_results_and_a_page(tmp_path):
     table = console.file.getvalue()
     for name in ("clip", "powerclip"):
         tasks = json.loads((tmp_path / name / "evaluation.json").read_text())["tasks"]
-        assert len(tasks) == 7
+        assert {"scenes-object", "scenes-grounding", "scenes-segmentation"} <= tasks.keys()
         assert name in table
     assert f"{100 * tasks['scenes-object']['acc@1']:.1f}" in table
     page = report.read_text()
