@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 import powerclip
 from powerclip.evaluate.run import SCENES_SEED
+from powerclip.files import atomic_write
 from powerclip.phrases import encode_captions, whole_caption_tree
 from powerclip.report.plots import png
 from powerclip.scenes import evaluation_tasks
@@ -51,7 +52,7 @@ def main(runs: list[str]) -> int:
             axes.contour(mask, levels=[0.5], colors="white", linewidths=1.4)
             axes.set_title(phrase, fontsize=8)
             axes.set(xticks=[], yticks=[])
-    (Path(__file__).parents[1] / "docs" / "evidence-grounding.png").write_bytes(png(figure))
+    atomic_write(Path(__file__).parents[1] / "docs" / "evidence-grounding.png", png(figure))
     return 0
 
 
