@@ -436,9 +436,11 @@ class PrepareConfig:
     """How ``powerclip prepare`` reads a source and annotates its pairs."""
 
     image_column: str | None = None
-    """Column of the image in a table (a path or the bytes); guessed from common names by default."""
+    """Column of the image in a table (a path or the bytes), its name or number; guessed from common names by default."""
     caption_column: str | None = None
-    """Column of the caption in a table; guessed from common names by default."""
+    """Column of the caption in a table, its name or number; guessed from common names by default."""
+    header: bool = True
+    """Whether the first line of a CSV or TSV file names the columns; without, name them by their numbers (1, 2, ...)."""
     caption_key: str | None = None
     """Where tars hold the caption: an extension (txt), or json:KEY for a key inside the json; found by default."""
     parser: str = "spacy"

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from powerclip.data.images import decode_image
+from powerclip.data import images
+from powerclip.data.images import FORMATS, decode_image
 from powerclip.errors import BadSampleError
 from powerclip.prepare.pairs import make_pair
 from tests.support.images import encoded, one_colour
@@ -74,6 +75,31 @@ def test_a_picture_is_turned_upright_once(kind, options, orientation):
     np.testing.assert_array_equal(np.asarray(upright), TURNED[orientation](stored))
     assert upright.info == {}
     assert ORIENTATION not in upright.getexif()
+
+
+HEIC = {"quality": -1, "chroma": 444, "matrix_coefficients": 0}
+"""pillow-heif's settings for pixels that come back as they were."""
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_heic_is_read_as_the_file_itself_turns_it(orientation):
+    """Its own properties say how it is turned, which the decoder follows; EXIF's tag repeats them (ISO/IEC 23008-12)."""
+    read = decode_image(encoded(noise(16, 24), "HEIF", exif=turn(orientation), **HEIC))
+    np.testing.assert_array_equal(np.asarray(read), np.asarray(noise(16, 24)))
+    assert read.format == "HEIF"
+    assert ORIENTATION not in read.getexif()
+
+
+def test_what_is_transparent_in_a_heic_is_white():
+    see_through = Image.new("RGBA", (16, 16), (255, 0, 0, 0))
+    assert (np.asarray(decode_image(encoded(see_through, "HEIF", **HEIC))) == 255).all()
+
+
+def test_heic_without_its_library_says_what_to_install(monkeypatch):
+    data = encoded(noise(16, 24), "HEIF")
+    monkeypatch.setattr(images, "FORMATS", tuple(kind for kind in FORMATS if kind != "HEIF"))
+    with pytest.raises(BadSampleError, match=r"HEIC image, which needs pillow-heif .pip install 'powerclip.heic.'.$"):
+        decode_image(data)
 
 
 def test_grey_of_16_bits_and_a_palette_are_turned_too():

@@ -71,7 +71,7 @@ def test_captions_in_upper_case(suffix, tmp_path):
 def test_what_is_not_a_pair_is_counted_and_printed(tmp_path):
     put(tmp_path / "photos", "a")
     put(tmp_path / "photos" / ".hidden", "b")
-    for name in ("c.heic", "c.txt", "d.json", "README", "._a.jpg"):
+    for name in ("c.psd", "c.txt", "d.json", "README", "._a.jpg"):
         (tmp_path / "photos" / name).write_text("x")
     (tmp_path / "photos" / "e.jpg").symlink_to(tmp_path / "gone.jpg")
     (tmp_path / "photos" / "e.txt").write_text("a dog")
@@ -80,14 +80,22 @@ def test_what_is_not_a_pair_is_counted_and_printed(tmp_path):
     report = prepared(tmp_path / "photos", tmp_path / "out", text=text)
     assert report["skipped"] == {"image file missing": 1}
     assert report["ignored"] == {
-        "hidden": 2, ".heic": 1, "caption without an image": 1, ".json": 1, "no extension": 1, "broken link": 1,
+        "hidden": 2, ".psd": 1, "caption without an image": 1, ".json": 1, "no extension": 1, "broken link": 1,
     }  # fmt: skip
     assert "1 skipped" in text.getvalue()
     assert "other files in the source: 2 hidden, " in text.getvalue()
-    assert "1 .heic" in text.getvalue()
+    assert "1 .psd" in text.getvalue()
 
 
-KINDS = {".jfif": "JPEG", ".jpe": "JPEG", ".pgm": "PPM", ".avif": "AVIF", ".jp2": "JPEG2000", ".apng": "PNG"}
+KINDS = {
+    ".jfif": "JPEG",
+    ".jpe": "JPEG",
+    ".pgm": "PPM",
+    ".avif": "AVIF",
+    ".jp2": "JPEG2000",
+    ".apng": "PNG",
+    ".heic": "HEIF",
+}
 
 
 @pytest.mark.parametrize("suffix", KINDS)

@@ -136,21 +136,66 @@ def test_line_ends_and_byte_order_marks_of_any_system(end, mark, photos, tmp_pat
 @pytest.mark.parametrize(
     ("header", "message"),
     [
-        (
-            "path,caption,caption",
-            "2 columns 'caption' and 'caption'; rename one, or choose another with --caption-column",
-        ),
-        (
-            "path,Caption,caption",
-            "2 columns 'Caption' and 'caption'; rename one, or choose another with --caption-column",
-        ),
-        ("path,path,caption", "2 columns 'path' and 'path'; rename one, or choose another with --image-column"),
+        ("path,caption,caption", "2 columns 'caption' and 'caption'; rename one, .* --caption-column .* .2 or 3.$"),
+        ("path,Caption,caption", "2 columns 'Caption' and 'caption'; rename one, .* --caption-column .* .2 or 3.$"),
+        ("path,path,caption", "2 columns 'path' and 'path'; rename one, or choose with --image-column .* .1 or 2.$"),
     ],
 )
 def test_of_two_columns_neither_is_chosen(header, message, photos, tmp_path):
     (photos / "t.csv").write_text(f"{header}\n0.jpg,1.jpg,a dog\n")
     with pytest.raises(PowerclipError, match=message):
         prepared(photos / "t.csv", tmp_path / "out")
+
+
+@pytest.mark.parametrize(("column", "caption"), [("2", "a dog"), ("3", "a cat")])
+def test_one_of_two_columns_of_a_name_is_chosen_by_its_number(column, caption, photos, tmp_path):
+    (photos / "t.csv").write_text("path,caption,caption\n0.jpg,a dog,a cat\n")
+    prepared(photos / "t.csv", tmp_path / "out", caption_column=column)
+    assert captions(tmp_path / "out") == [caption]
+    with pytest.raises(PowerclipError, match="holds shards of another source"):
+        prepared(photos / "t.csv", tmp_path / "out", caption_column=str(5 - int(column)))
+
+
+def test_a_name_goes_before_a_number(photos, tmp_path):
+    (photos / "t.csv").write_text("path,x,2,1\n0.jpg,a dog,a cat,a bird\n")
+    prepared(photos / "t.csv", tmp_path / "out", caption_column="2")
+    assert captions(tmp_path / "out") == ["a cat"]
+    with pytest.raises(PowerclipError, match="has no column '5'; columns: path, x, 2, 1"):
+        prepared(photos / "t.csv", tmp_path / "other", caption_column="5")
+
+
+@pytest.mark.parametrize("step", [1, 1000])
+@pytest.mark.parametrize(("suffix", "separator"), [("tsv", "\t"), ("csv", ",")])
+def test_a_table_without_a_header_has_numbered_columns(suffix, separator, step, photos, tmp_path):
+    """The form of Conceptual Captions: caption and URL, from the first line on."""
+    rows = [(f"dog {i}", f"file://{photos}/{i}.jpg") for i in range(3)]
+    source = photos / f"t.{suffix}"
+    source.write_text("".join(separator.join(row) + "\n" for row in [*rows, ("no image",), ("a", "b", "c")]))
+    settings = {"header": False, "caption_column": "1", "image_column": "2", "samples_per_shard": step}
+    report = prepared(source, tmp_path / "out", **settings)
+    assert captions(tmp_path / "out") == ["dog 0", "dog 1", "dog 2"]
+    assert report["skipped"] == {
+        "no image": 1, "more fields than columns (quote captions that hold the separator)": 1
+    }  # fmt: skip
+    with pytest.raises(PowerclipError, match=r"no column named .*--image-column .columns: 1, 2.$"):
+        prepared(source, tmp_path / "other", header=False)
+    with pytest.raises(PowerclipError, match=r"columns: dog 0, .*; if that is a row already, add --no-header$"):
+        prepared(source, tmp_path / "other")
+
+
+@pytest.mark.parametrize("name", ["t.jsonl", "t.parquet", "photos"])
+def test_only_text_tables_have_a_header(name, photos, tmp_path):
+    with pytest.raises(PowerclipError, match="--no-header is for CSV and TSV files"):
+        prepared(photos if name == "photos" else tmp_path / name, tmp_path / "out", header=False)
+
+
+def test_two_columns_of_one_name_in_a_parquet_file_are_refused_even_by_number(tmp_path):
+    columns = [pa.array([picture()]), pa.array(["a dog"]), pa.array(["a cat"])]
+    parquet.write_table(pa.Table.from_arrays(columns, ["image", "caption", "caption"]), tmp_path / "t.parquet")
+    with pytest.raises(PowerclipError, match="has 2 columns 'caption' and 'caption'; rename one, or"):
+        prepared(tmp_path / "t.parquet", tmp_path / "out")
+    with pytest.raises(PowerclipError, match="has 2 columns 'caption'; rename one$"):
+        prepared(tmp_path / "t.parquet", tmp_path / "out", caption_column="3")
 
 
 def test_one_of_two_similar_columns_can_be_named(photos, tmp_path):

@@ -10,14 +10,19 @@ import tracemalloc
 
 import pytest
 from rich.console import Console
+from torchvision.transforms import v2
 
+from powerclip.data.dataset import transform_with_regions
+from powerclip.data.images import decode_image
 from powerclip.data.loader import open_data
 from powerclip.data.shards import BrokenShardError, index_shard, read_shards, stream_shard
 from powerclip.errors import BadSampleError, PowerclipError
+from powerclip.phrases import load_parser
 from powerclip.prepare.check import check
 from powerclip.regions import RegionAnnotation
+from tests.support.images import one_colour
 from tests.support.sources import FULL, WHOLE, captions, pairs, picture, prepared, write_raw
-from tests.support.tars import header, padded, pax, signed, write_tar
+from tests.support.tars import header, npy, padded, pax, signed, write_tar
 
 LARGE = 2**60
 CUT = "tar damaged or truncated"
@@ -134,13 +139,13 @@ def test_what_the_reader_takes_the_writer_writes(tmp_path):
 
 
 def test_only_the_files_that_matter_are_read(tmp_path, monkeypatch):
-    """A sample's other files may be of any size, and those of published regions do not outlast a crop."""
+    """A sample's other files may be of any size."""
     import os
 
     read = []
     pread = os.pread
     monkeypatch.setattr(os, "pread", lambda file, size, place: read.append(size) or pread(file, size, place))
-    others = [("k.mp4", b"\0" * 7777), ("k.png", b"\0" * 7777), ("k.samlens.npy", b"\0" * 7777)]
+    others = [("k.mp4", b"\0" * 7777), ("k.png", b"\0" * 7777), ("k.sam.npy", b"\0" * 7777)]
     write_tar(tmp_path / "in.tar", [("k.jpg", picture()), ("k.txt", b"a dog"), *others])
     assert prepared(tmp_path / "in.tar", tmp_path / "out")["samples"] == 1
     assert read
@@ -318,3 +323,58 @@ def test_annotations_that_are_valid_stay(tmp_path):
     assert prepared(tmp_path / "in.tar", tmp_path / "out")["regions_per_image"] == 20
     (sample,) = read_shards(tmp_path / "out")
     assert sample.regions == RegionAnnotation.from_json(json.loads(regions))
+
+
+PUBLISHED = "A xylophonist's T-shirt, and 2019 dogs"
+"""Tokens: start-of-text, a, xy, lo, ph, onist, 's, t, -, shirt, a comma, and, 2, 0, 1, 9, dogs, end-of-text."""
+BOXES = [[0, 1, 14, 15], list(range(196)), [], [195], [100, 101]]
+
+
+def published(
+    size=(640, 480), boxes=BOXES, phrases=((1, 2, 3, 4, 5), (1, 2, 3, 4, 5, 6, 7, 8, 9), (12, 13, 14, 15, 16))
+):
+    """The files of a sample in the form of the shards published with the paper."""
+    return [
+        ("k.jpg", one_colour("red", "JPEG", size=size)), ("k.txt", PUBLISHED.encode()),
+        ("k.samlens.npy", npy([len(box) for box in boxes])), ("k.samcat.npy", npy([i for box in boxes for i in box])),
+        ("k.njson", json.dumps([[len(phrase) for phrase in phrases], [i for phrase in phrases for i in phrase]]).encode()),
+    ]  # fmt: skip
+
+
+def test_published_phrases_become_phrases_over_words(tmp_path):
+    write_tar(tmp_path / "in.tar", published())
+    text = io.StringIO()
+    report = prepared(tmp_path / "in.tar", tmp_path / "out", text=text)
+    (sample,) = read_shards(tmp_path / "out")
+    words = [PUBLISHED[a:b] for a, b in sample.tree.leaves]
+    assert words == ["A", "xylophonist", "s", "T-shirt", "and", "2019", "dogs"]
+    assert [(p.first, p.last) for p in sample.tree.phrases] == [(0, 3), (0, 1), (5, 6)]
+    assert (report["parser"], report["proposer"]) == ({"njson": 1}, {"samlens": 1})
+    assert "kept from the source: phrases of njson (1), regions of samlens (1)" in text.getvalue()
+    assert report["ignored"] == {}
+    ours = prepared(tmp_path / "in.tar", tmp_path / "other", parser="spacy", replace_annotations=True)
+    assert set(ours["parser"]) == {load_parser("spacy").name}
+    assert (ours["proposer"], ours["ignored"]) == ({"none": 1}, {".samlens.npy": 1, ".samcat.npy": 1, ".njson": 1})
+
+
+@pytest.mark.parametrize("size", [(224, 224), (37, 500), (640, 480), (60, 47)])
+def test_published_regions_are_the_same_patches_once_converted(size, tmp_path):
+    """What training sees of them on the squeezed image, 14 x 14 patches of 16 pixels."""
+    write_tar(tmp_path / "in.tar", published(size))
+    prepared(tmp_path / "in.tar", tmp_path / "out")
+    seen = []
+    for folder in (tmp_path / "in.tar", tmp_path / "out"):
+        (sample,) = read_shards(folder)
+        image = decode_image(sample.image)
+        _, regions = transform_with_regions(sample, image, v2.Resize((224, 224)), count=9, grid=(14, 14))
+        seen.append(sorted(map(tuple, regions[regions.any(dim=1)].tolist())))
+    assert seen[0] == seen[1]
+    assert len(seen[0]) == 4
+    assert sample.regions.masks().shape == (4, size[1], size[0])
+
+
+def test_published_regions_that_do_not_fit_cost_their_sample(tmp_path, monkeypatch):
+    monkeypatch.setattr("powerclip.prepare.tars.MAX_MASK_PIXELS", 3 * 640 * 480)
+    write_tar(tmp_path / "in.tar", [*published(), *pairs(1)])
+    report = prepared(tmp_path / "in.tar", tmp_path / "out")
+    assert report["skipped"] == {"too many regions for the size of the image": 1}

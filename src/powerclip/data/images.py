@@ -3,7 +3,7 @@
 import io
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from PIL import Image
 
@@ -12,12 +12,27 @@ from powerclip.pixels import to_rgb
 from powerclip.regions.annotation import MAX_PIXELS
 
 Image.init()
-FORMATS = tuple(
-    kind for kind in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF") if kind in Image.OPEN
-)
-"""Formats whose decoders are tried: those within Pillow; the one for EPS, for example, would start Ghostscript."""
+with suppress(ImportError):
+    from pillow_heif import register_heif_opener  # an extra
 
-IMAGE_SUFFIXES = tuple(sorted(suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS))
+    register_heif_opener()
+
+FORMATS = tuple(
+    kind
+    for kind in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "HEIF")
+    if kind in Image.OPEN
+)
+"""Formats whose decoders are tried: Pillow's own, of which the one for EPS, for example, would start Ghostscript, and
+pillow-heif's if it is installed."""
+
+HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
+"""How the bytes 8 to 12 of HEIC files name their kind."""
+HEIC_SUFFIXES = (".heic", ".heif")
+"""Taken for images even without pillow-heif, so that a pair is not lost without a reason."""
+
+IMAGE_SUFFIXES = tuple(
+    sorted({*HEIC_SUFFIXES, *(suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS)})
+)
 """Extensions of the files that are taken for images, wherever they come from: ".avif", ".bmp", ..."""
 
 
@@ -42,6 +57,8 @@ def decode_image(data: bytes) -> Image.Image:
     the bytes are not a complete image, it has more than ``MAX_PIXELS``, or its numbers (floats, 32-bit integers) have
     no defined range, so that it could be shown as anything.
     """
+    if "HEIF" not in FORMATS and data[4:8] == b"ftyp" and data[8:12] in HEIC_BRANDS:
+        raise BadSampleError("HEIC image, which needs pillow-heif (pip install 'powerclip[heic]')")
     with _pillow_errors():
         image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
         if image.width * image.height > MAX_PIXELS:

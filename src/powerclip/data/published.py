@@ -27,6 +27,8 @@ GRID = (14, 14)
 """Rows and columns of the patch grid that the regions are given on."""
 CONTEXT = 77
 """Tokens of a caption, start-of-text and end-of-text included."""
+PARSER = "njson"
+"""What the trees that are read here name as their parser."""
 
 log = logging.getLogger(__name__)
 _logged: set[str] = set()
@@ -96,7 +98,7 @@ def read_phrases(data: bytes, caption: str) -> PhraseTree | None:
             _log_once("gaps", "njson: phrases that leave out tokens between their own are skipped")
     counted = "start-of-text" if start else "the first token of the text"
     _log_once(names + counted, "njson read: %s, token positions counted from %s", names, counted)
-    return PhraseTree.from_spans(leaves, spans, parser="njson") if spans else None
+    return PhraseTree.from_spans(leaves, spans, parser=PARSER) if spans else None
 
 
 def _phrase_lists(value: Any) -> tuple[list[int], list[int], str] | None:

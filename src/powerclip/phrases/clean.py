@@ -18,6 +18,9 @@ EMOJI = "\u2600-\u27bf\u2b00-\u2bff\U0001f000-\U0001fbff"
 WORD = re.compile(rf"[^\W_]|[{EMOJI}]")
 EMOJI_RUN = re.compile(f"[{EMOJI}][{EMOJI}\u200d\ufe0e\ufe0f\u20e3\U000e0020-\U000e007f]*")
 """Emoji that touch, with the characters that join and vary them."""
+HYPHENS = "-\u2010\u2011"
+WHOLE_WORD = re.compile(rf"[^\W_]+(?:[{HYPHENS}]+[^\W_]+)*|{EMOJI_RUN.pattern}")
+"""A word where no parser says what is one: letters and digits, joined by hyphens."""
 
 
 def clean_caption(text: str) -> str:

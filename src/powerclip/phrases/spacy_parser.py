@@ -27,7 +27,7 @@ from itertools import tee
 from typing import Any
 
 from powerclip.errors import PowerclipError
-from powerclip.phrases.clean import EMOJI_RUN, is_word, parser_text
+from powerclip.phrases.clean import EMOJI_RUN, HYPHENS, is_word, parser_text
 from powerclip.phrases.tree import PhraseTree, Span, whole_caption_tree
 
 NOMINAL = {"NOUN", "PROPN", "PRON", "NUM"}
@@ -44,7 +44,6 @@ BEFORE_PREPOSITION = {"next", "close", "adjacent", "due", "because", "ahead", "i
 """Words that form one preposition with the one that follows: "next to", "because of"."""
 WITHIN_PREPOSITION = {"front", "top", "back", "spite", "place", "addition"}
 """Nouns inside a preposition of three words: "in front of"."""
-HYPHENS = "-\u2010\u2011"
 
 
 class SpacyParser:

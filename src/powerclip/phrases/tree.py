@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Protocol
+
+from powerclip.phrases.clean import WHOLE_WORD
 
 MAX_WORDS = 1_000
 """A tree without a parse has no more leaves; a text tower reads fewer."""
@@ -53,6 +56,19 @@ class PhraseTree:
         ordered = sorted(kept.items(), key=lambda item: (item[0][0], -item[0][1]))
         phrases = tuple(Phrase(label=label, first=first, last=last) for (first, last), label in ordered)
         return cls(leaves=leaves, phrases=phrases, parser=parser)
+
+    def over_words(self, caption: str) -> PhraseTree:
+        """The same phrases over whole words (``WHOLE_WORD``), of a tree whose leaves are parts of words.
+
+        A phrase holds every word that it holds a part of; one without any is left out.
+        """
+        words = [match.span() for match in WHOLE_WORD.finditer(caption)]
+        starts, ends = [start for start, _ in words], [end for _, end in words]
+        spans = (
+            (p.label, bisect_right(ends, self.leaves[p.first][0]), bisect_left(starts, self.leaves[p.last][1]) - 1)
+            for p in self.phrases
+        )
+        return PhraseTree.from_spans(words, (span for span in spans if span[1] <= span[2]), parser=self.parser)
 
     @property
     def crossing(self) -> bool:

@@ -13,7 +13,7 @@ from powerclip.data.sample import Sample
 from powerclip.data.shards import tars_in
 from powerclip.errors import PowerclipError
 from powerclip.prepare.pairs import Item, Source, count_kinds, decoded, digest, in_chunks, load_files, make_key, stamp
-from powerclip.prepare.tables import TABLES, is_dataset, open_arrow, open_dataset, open_text
+from powerclip.prepare.tables import SEPARATORS, TABLES, is_dataset, open_arrow, open_dataset, open_text
 from powerclip.prepare.tars import open_tars
 from powerclip.scenes import generate
 
@@ -28,6 +28,8 @@ def open_source(source: str, config: PrepareConfig) -> Source:
         return _scenes(source.removeprefix("scenes:"), config)
     path = Path(source).absolute()  # a worker may run in another folder
     suffix = path.suffix.lower()
+    if not config.header and suffix not in SEPARATORS:
+        raise PowerclipError(f"--no-header is for CSV and TSV files, and {source} is neither; leave it out")
     if path.is_dir():
         if is_dataset(path):
             return open_dataset(path, config)

@@ -18,7 +18,8 @@ from powerclip.errors import BadSampleError, PowerclipError, did_you_mean
 from powerclip.files import read_json
 from powerclip.prepare.pairs import Item, Pair, Source, bad, digest, in_chunks, make_key, make_pair, read_file, stamp
 
-TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
+SEPARATORS = {".csv": ",", ".tsv": "\t"}
+TABLES = (*SEPARATORS, ".jsonl", ".parquet")
 
 IMAGE_COLUMNS = (
     "path", "image", "filepath", "file", "filename", "image_path", "img", "file_name", "jpg", "png", "url", "image_url"
@@ -86,30 +87,36 @@ def _find_image(cell: str, folder: Path) -> Path:
     raise BadSampleError("image is a URL (download the images first, for example with img2dataset)")
 
 
-def find_columns(path: Path, columns: Sequence[str], config: PrepareConfig) -> tuple[str, str]:
-    """The columns of images and of captions, given or well-known; PowerclipError if there are none, or several."""
+def find_columns(path: Path, columns: Sequence[str], config: PrepareConfig) -> tuple[int, int]:
+    """The places of the image and caption columns, given or well-known; PowerclipError if there are none, or several.
+
+    A given column is a name, or a number from 1 where no column has that name.
+    """
+    hint = "; if that is a row already, add --no-header" * (config.header and path.suffix.lower() in SEPARATORS)
     return (
-        _column(path, columns, config.image_column, IMAGE_COLUMNS, "image-column"),
-        _column(path, columns, config.caption_column, CAPTION_COLUMNS, "caption-column"),
+        _column(path, columns, config.image_column, IMAGE_COLUMNS, "image-column", hint),
+        _column(path, columns, config.caption_column, CAPTION_COLUMNS, "caption-column", hint),
     )
 
 
-def _column(path: Path, columns: Sequence[str], given: str | None, known: tuple[str, ...], option: str) -> str:
-    if given is not None:
-        matches = [name for name in columns if name == given]
-    else:
-        candidates = ([name for name in columns if name.strip().lower() == word] for word in known)
-        matches = next(filter(None, candidates), [])
+def _column(
+    path: Path, columns: Sequence[str], given: str | None, known: tuple[str, ...], option: str, hint: str
+) -> int:
+    names = columns if given is not None else [name.strip().lower() for name in columns]
+    places = ([i for i, name in enumerate(names) if name == word] for word in ([given] if given is not None else known))
+    numbers = [str(i + 1) for i in range(len(columns))]
+    matches = next(filter(None, places), [numbers.index(given)] if given in numbers else [])
     if len(matches) == 1:
         return matches[0]
     seen = "columns: " + ", ".join(column[:40] for column in columns[:40])
     if matches:
-        same = " and ".join(map(repr, matches))
-        why = f"has {len(matches)} columns {same}; rename one, or choose another with --{option}"
+        same = " and ".join(repr(columns[i]) for i in matches)
+        number = " or ".join(numbers[i] for i in matches)
+        why = f"has {len(matches)} columns {same}; rename one, or choose with --{option} and a number ({number})"
     elif given is not None:
         why = f"has no column {given!r}; {did_you_mean(given, columns, otherwise=seen)}"
     else:
-        why = f"has no column named {', '.join(known[:4])} or the like; name it with --{option} ({seen})"
+        why = f"has no column named {', '.join(known[:4])} or the like; name it with --{option} ({seen}){hint}"
     raise PowerclipError(f"{path} {why}")
 
 
@@ -120,7 +127,7 @@ def open_text(path: Path, config: PrepareConfig) -> Source:
     PowerclipError if it cannot be read, has no row, or its columns cannot be determined.
     """
     try:
-        columns, rows = _text_rows(path)
+        columns, rows = _text_rows(path, header=config.header)
         count = sum(1 for _ in rows)
         with path.open("rb") as file:
             content = hashlib.file_digest(file, "sha256").hexdigest()
@@ -129,16 +136,19 @@ def open_text(path: Path, config: PrepareConfig) -> Source:
     if not count:
         raise PowerclipError(f"{path} has no row")
     image, caption = find_columns(path, columns, config)
-    cells = (row if isinstance(row, str) else (row.get(image), row.get(caption)) for row in _text_rows(path)[1])
+    pairs = (
+        row if isinstance(row, str) else (row[image], row[caption])
+        for row in _text_rows(path, header=config.header)[1]
+    )  # fmt: skip
     return Source(
-        chunks=in_chunks(partial(table_items, folder=path.parent), islice(cells, count), config.samples_per_shard),
+        chunks=in_chunks(partial(table_items, folder=path.parent), islice(pairs, count), config.samples_per_shard),
         count=-(-count // config.samples_per_shard),
-        fingerprint=digest([content, image, caption]),
+        fingerprint=digest([content, f"{config.header}", *(f"{i} {columns[i]}" for i in (image, caption))]),
     )
 
 
-def _text_rows(path: Path) -> tuple[list[str], Iterator[Mapping[str, Any] | str]]:
-    """The columns of a text file, and its rows; for a row that cannot be read, the reason."""
+def _text_rows(path: Path, *, header: bool) -> tuple[list[str], Iterator[Sequence[Any] | str]]:
+    """The columns of a text file, numbers without a header, and its rows; for a row that cannot be read, the reason."""
     with path.open("rb") as file:
         if file.read(2) in (b"\xff\xfe", b"\xfe\xff"):
             raise ValueError("it is UTF-16; save it as UTF-8")
@@ -149,14 +159,19 @@ def _text_rows(path: Path) -> tuple[list[str], Iterator[Mapping[str, Any] | str]
         keys = dict.fromkeys(key for row in first if not isinstance(row, str) for key in row)
         if first and not keys:
             raise ValueError(f"none of its first {len(first)} lines is a JSON object")
-        return list(keys), chain(first, rows)
-    cells = separated_rows(_read_lines(path), "," if suffix == ".csv" else "\t")
-    header = next(cells, [])
-    if isinstance(header, str):
-        raise ValueError(f"its first line should name the columns, but: {header}")
-    if len(header) == 1 and any(separator in header[0] for separator in "\t;,|"):
-        raise ValueError(f"its first line is one column, {header[0][:80]!r}; CSV is separated by commas, TSV by tabs")
-    return header, (_named(row, header) for row in cells)
+        columns = list(keys)
+        return columns, (
+            row if isinstance(row, str) else [row.get(name) for name in columns] for row in chain(first, rows)
+        )
+    cells = separated_rows(_read_lines(path), SEPARATORS[suffix])
+    top = next(cells, [])
+    if isinstance(top, str):
+        raise ValueError(f"its first line should name the columns, but: {top}" if header else f"its first line: {top}")
+    if len(top) == 1 and any(separator in top[0] for separator in "\t;,|"):
+        raise ValueError(f"its first line is one column, {top[0][:80]!r}; CSV is separated by commas, TSV by tabs")
+    if header:
+        return top, (_full(row, len(top)) for row in cells)
+    return [str(i + 1) for i in range(len(top))], (_full(row, len(top)) for row in chain([top] * bool(top), cells))
 
 
 def _read_lines(path: Path) -> Iterator[str]:
@@ -206,12 +221,13 @@ def separated_rows(lines: Iterable[str], separator: str) -> Iterator[list[str] |
             yield row
 
 
-def _named(cells: list[str] | str, header: Sequence[str]) -> Mapping[str, Any] | str:
+def _full(cells: list[str] | str, columns: int) -> Sequence[str | None] | str:
+    """A row of as many cells as there are columns."""
     if isinstance(cells, str):
         return cells
-    if len(cells) > len(header):
+    if len(cells) > columns:
         return "more fields than columns (quote captions that hold the separator)"
-    return dict(zip(header, cells, strict=False))
+    return cells + [None] * (columns - len(cells))
 
 
 def _json_row(line: str) -> Mapping[str, Any] | str:
@@ -252,7 +268,10 @@ def open_arrow(paths: Sequence[Path], config: PrepareConfig, *, ignored: Mapping
             columns, rows = _shape(path)
         except (ArrowException, OSError, ValueError, KeyError, TypeError) as error:
             raise PowerclipError(f"cannot read the table {path}: {error}") from error
-        names = find_columns(path, columns, config)
+        image, caption = find_columns(path, columns, config)
+        names = columns[image], columns[caption]
+        if twice := [name for name in names if columns.count(name) > 1]:
+            raise PowerclipError(f"{path} has {columns.count(twice[0])} columns {twice[0]!r}; rename one")
         for start in range(0, rows, config.samples_per_shard):
             end = min(start + config.samples_per_shard, rows)
             chunks.append(partial(_arrow_items, path, names, start, end, first + start))

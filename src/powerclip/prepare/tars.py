@@ -5,19 +5,27 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from itertools import islice, repeat
 from pathlib import Path
 from typing import Any
 
+from PIL.Image import Image
+
 from powerclip.config import PrepareConfig
 from powerclip.data.images import IMAGE_SUFFIXES
 from powerclip.data.limits import MAX_SAMPLES
-from powerclip.data.sample import CAPTION_EXTENSION, IMAGE_EXTENSIONS, Sample
+from powerclip.data.published import GRID, patch_masks
+from powerclip.data.published import PARSER as PUBLISHED_PARSER
+from powerclip.data.sample import CAPTION_EXTENSION, IMAGE_EXTENSIONS, REGION_FILES, Sample
 from powerclip.data.shards import BrokenShardError, SamplePlace, find_shards, stream_shard
 from powerclip.errors import BadSampleError, PowerclipError
 from powerclip.prepare.pairs import Item, Pair, Source, bad, count_kinds, decoded, digest, make_key, stamp, unused
 from powerclip.prepare.tables import CAPTION_COLUMNS
+from powerclip.regions import RegionAnnotation, rle
+from powerclip.regions.annotation import MAX_MASK_PIXELS
+from powerclip.regions.masks import masks_at_size
 
 PROBED = 100
 """The captions are looked for in the first samples, this many."""
@@ -26,7 +34,7 @@ READ = (*IMAGE_EXTENSIONS, *(suffix[1:] for suffix in IMAGE_SUFFIXES if suffix[1
 """Extensions of images, in the order of preference."""
 
 
-ANNOTATIONS = ("phrases.json", "regions.json", "njson")
+ANNOTATIONS = ("phrases.json", "njson", *REGION_FILES)
 """Extensions of annotations that are kept."""
 
 
@@ -87,7 +95,25 @@ def _load(index: int, entry: SamplePlace, caption_key: str, keep: bool) -> Pair:
     if image and image not in IMAGE_EXTENSIONS:
         files[IMAGE_EXTENSIONS[0]] = files.pop(image)  # ``decoded`` converts it
     key = entry.key if re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_/-]{0,199}", entry.key) else make_key(index, entry.key)
-    return decoded(Sample.from_members(key, files))
+    pair = decoded(Sample.from_members(key, files))
+    return pair if "phrases.json" in files and "regions.json" in files else _converted(*pair)
+
+
+def _converted(sample: Sample, image: Image) -> Pair:
+    """A pair of the published shards with annotations that follow any tokenizer and crop; others as they are."""
+    tree, regions = sample.tree, sample.regions
+    if tree is not None and tree.parser == PUBLISHED_PARSER:
+        tree = tree.over_words(sample.caption)
+    if regions is None and sample.patch_regions is not None:
+        masks = patch_masks(sample.patch_regions).reshape(-1, 1, *GRID)
+        masks = masks[masks.any(axis=(1, 2, 3))]
+        if len(masks) * image.height * image.width > MAX_MASK_PIXELS:
+            raise BadSampleError("too many regions for the size of the image")
+        regions = RegionAnnotation(
+            height=image.height, width=image.width, scores=(1.0,) * len(masks), proposer="samlens",
+            rles=tuple(rle.encode(masks_at_size(mask, image)[0]) for mask in masks),
+        )  # fmt: skip
+    return replace(sample, tree=tree, regions=regions), image
 
 
 def _image(entry: SamplePlace) -> str:
