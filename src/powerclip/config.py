@@ -342,10 +342,11 @@ class EvaluateConfig:
     """What a model is evaluated on, and how: the settings of ``powerclip evaluate``."""
 
     suite: tuple[str, ...] = ()
-    """One or more of: scenes and scenes-segmentation (generated tasks); pairs (retrieval among the pairs in the shards --data, or without
-    --data in the run's training data); and, with their data sets in folders under --data: classification, multilabel,
-    robustness, imagenet, retrieval, compositionality, fine-grained, long-captions, regions, segmentation; or data sets by
-    name (sugarcrepe whatsup). Default: pairs with --data, otherwise scenes."""
+    """One or more of: scenes and scenes-segmentation (generated tasks); pairs (retrieval among the pairs in the shards
+    --data, or without --data in the run's training data); and, with their data sets in folders under --data:
+    classification, multilabel, robustness, imagenet, linear-probe, retrieval, compositionality, fine-grained,
+    long-captions, regions, segmentation; or data sets by name (sugarcrepe whatsup). Default: pairs with --data,
+    otherwise scenes."""
     data: Path | None = None
     """Shards, or the folder of public data sets (docs/evaluation.md describes its layout)."""
     pretrained: str | None = None

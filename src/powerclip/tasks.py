@@ -167,7 +167,20 @@ class Segmentation:
     """Classes with a smaller share of the pixels that are not background become background."""
 
 
-Task = Segmentation | Classification | MultiLabel | Retrieval | HardNegatives | Quadruples | Grounding
+@dataclass(frozen=True, kw_only=True)
+class LinearProbe:
+    """A linear classifier is trained on the embeddings of some images and tested on those of others."""
+
+    name: str
+    images: Sequence[Picture]
+    """Images to train on, then images to choose the regularisation by, then test images."""
+    labels: Sequence[int]
+    counts: tuple[int, int, int]
+    """How many images of each; if there is none to choose by, part of the training images is taken."""
+    classes: int
+
+
+Task = Segmentation | Classification | MultiLabel | Retrieval | HardNegatives | Quadruples | Grounding | LinearProbe
 
 
 def images_of(task: Task) -> Sequence[Shown]:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from powerclip.evaluate import evaluate_tasks
 from powerclip.evaluate.encode import Encoder
 from powerclip.model import make_tokenizer, make_transforms, save
 from powerclip.scenes import evaluation_tasks
-from powerclip.tasks import Classification, Retrieval
+from powerclip.tasks import Classification, LinearProbe, Retrieval
 from tests.support.colours import NAMES, ColourModel, preprocess, square, tokenizer
 from tests.support.processes import run_on_processes
 
@@ -43,8 +44,10 @@ def colours(process, size):
         Classification(name="c", images=images, labels=[0, 1, 2, 0, 0, 0, 0], class_names=NAMES, templates=("a {c}",)),
         Retrieval(name="r", images=images[:3], captions=[(name, f"a {name}") for name in NAMES]),
         Retrieval(name="one", images=images[:1], captions=[("red",)]),
+        LinearProbe(name="p", images=images, labels=[0, 1, 2, 0, 1, 2, 0], counts=(4, 1, 2), classes=3),
     ]
-    return evaluate_tasks(ColourModel(), preprocess, tokenizer, tasks, batch_size=2)
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # the probe's search ends at its end
+        return evaluate_tasks(ColourModel(), preprocess, tokenizer, tasks, batch_size=2)
 
 
 def test_two_processes_share_the_batches(tmp_path):

@@ -388,6 +388,24 @@ def test_any_model_of_open_clip_is_evaluated_by_name(tower, tmp_path, monkeypatc
     assert "name one model" in capsys.readouterr().err
 
 
+def test_linear_probes_of_the_sets_that_have_training_images(model, tmp_path, capsys):
+    for name in ("food101", "vtab/pets", "vtab-cifar10"):
+        colours(tmp_path / name)
+    for name in ("food101", "vtab/pets"):
+        samples = [(name, str(i).encode()) for i, name in enumerate(NAMES)] * 10
+        webdataset(tmp_path / name, samples, "cls", split="train")
+    arguments = ["evaluate", str(model), "--suite", "linear-probe", "food101", "--data", str(tmp_path)]
+    with pytest.warns(UserWarning, match="is best at the end of the search"):  # colours are easily told apart
+        assert main([*arguments, "--scores", "global", "powerset", "--output", str(tmp_path / "out")]) == 0
+    found = read_evaluation(tmp_path / "out")
+    assert set(found.tasks) == {"food101", "food101-linear-probe", "pets-linear-probe"}
+    assert found.tasks["pets-linear-probe"]["acc@1"] == 1
+    assert found.averages["linear-probe"].over == (("food101-linear-probe", "acc@1"), ("pets-linear-probe", "acc@1"))
+    assert found.averages["linear-probe"].expected == len(SUITES["linear-probe"]) == 18
+    assert found.absent["cifar10-linear-probe"].endswith("wds_vtab-cifar10")  # which has no training images
+    assert "food101-linear-probe (3 of 25250)" in capsys.readouterr().out
+
+
 def test_data_sets_are_evaluated_by_name_and_once(model, tmp_path):
     colours(tmp_path / "food101")
     colours(tmp_path / "pets")

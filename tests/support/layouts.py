@@ -6,15 +6,17 @@ from tests.support.colours import NAMES, png
 from tests.support.tars import write_tar
 
 
-def webdataset(folder, samples, extension, *, per_shard=2, kind=None, classes=NAMES, templates=("a {c}",)):
+def webdataset(
+    folder, samples, extension, *, per_shard=2, kind=None, split="test", classes=NAMES, templates=("a {c}",)
+):
     """Write (colour, label file content) pairs as clip_benchmark does."""
     shards = [samples[i : i + per_shard] for i in range(0, len(samples), per_shard)]
     for number, shard in enumerate(shards):
         members = []
         for i, (colour, label) in enumerate(shard):
             members += [(f"s{number}{i}.png", png(colour)), (f"s{number}{i}.{extension}", label)]
-        write_tar(folder / "test" / f"{number}.tar", members)
-    (folder / "test" / "nshards.txt").write_text(f"{len(shards)}\n")
+        write_tar(folder / split / f"{number}.tar", members)
+    (folder / split / "nshards.txt").write_text(f"{len(shards)}\n")
     if kind is not None:
         (folder / "dataset_type.txt").write_text(f"{kind}\n")
     if kind != "retrieval":

@@ -32,6 +32,7 @@ from powerclip.tasks import (
     Grounding,
     HardNegative,
     HardNegatives,
+    LinearProbe,
     Quadruples,
     Retrieval,
     Segmentation,
@@ -58,7 +59,7 @@ class Origin:
     fingerprint: str
     """A hash of everything the task asks: its texts, labels and images (by content or by name and size)."""
     n: int
-    """Items measured: images, or quadruples and (groups of) hard negatives."""
+    """Items measured: images (to test on), or quadruples and (groups of) hard negatives."""
     of: int | None = None
     """Items of the complete release, where that is known."""
 
@@ -201,6 +202,8 @@ def origin_of(task: Task, *, suite: str, data: str, of: int | None = None) -> Or
         texts = [*task.class_names, task.templates, [str(setting) for setting in settings]]
     elif isinstance(task, Grounding):
         texts = [*task.phrases, [rle.encode(mask) for open_masks in task.masks for mask in open_masks()]]
+    elif isinstance(task, LinearProbe):
+        texts = [[str(number) for number in (task.classes, *task.counts, *task.labels)]]
     else:
         answers = task.labels if isinstance(task, Classification) else task.targets
         texts = [task.class_names, task.templates, [str(answer) for answer in answers]]
@@ -211,6 +214,8 @@ def origin_of(task: Task, *, suite: str, data: str, of: int | None = None) -> Or
         digest.update(content)
     if isinstance(task, HardNegatives):
         n = len(set(task.units))
+    elif isinstance(task, LinearProbe):
+        n = task.counts[-1]
     else:
         n = len(task.items if isinstance(task, Quadruples) else task.images)
     return Origin(suite=suite, data=data, fingerprint=digest.hexdigest()[:16], n=n, of=of)

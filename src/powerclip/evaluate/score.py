@@ -12,6 +12,7 @@ from powerclip.config import Score, ScoreRegions
 from powerclip.evaluate.datasets.images import key_of, whole
 from powerclip.evaluate.encode import Encoder, Model, Preprocess, Tokenize
 from powerclip.evaluate.grounding import grounding_metrics
+from powerclip.evaluate.linear_probe import linear_probe_metrics
 from powerclip.evaluate.metrics import (
     average_precision_metrics,
     class_embeddings,
@@ -31,6 +32,7 @@ from powerclip.tasks import (
     Content,
     Grounding,
     HardNegatives,
+    LinearProbe,
     MultiLabel,
     Quadruples,
     Region,
@@ -77,7 +79,7 @@ def evaluate_tasks(
     ``preprocess`` turns a PIL image into (3, H, W), in ``workers`` threads while the model works, and ``tokenizer``
     texts into (B, T). ``score`` says how an image and a text are scored: "global", the product of the global embeddings
     (what the papers report), or "powerset", the powerset similarity of a PowerCLIP model's regions and phrases, for
-    retrieval, hard negatives and quadruples; classification is skipped then. Its regions are "grid", boxes of fixed
+    retrieval, hard negatives and quadruples; classification and probes are skipped then. Its regions are "grid", boxes of fixed
     sizes, or "stored", a task's own masks where it has them. Grounding is always by regions and phrases,
     segmentation by patches; of models other than PowerCLIP, these and tasks on regions are skipped with a warning.
 
@@ -118,7 +120,7 @@ def jobs_of(tasks: Sequence[Task], scores: Sequence[Score], regions: ScoreRegion
         for score in scores[:1] if dense else scores:
             if score == "global" or dense:
                 jobs.append(Job(task.name, task, score))
-            elif not isinstance(task, Classification | MultiLabel) and any(
+            elif not isinstance(task, Classification | MultiLabel | LinearProbe) and any(
                 not isinstance(x, Region) for x in images_of(task)
             ):
                 jobs.append(Job(task.name + powerset, task, score))
@@ -169,6 +171,8 @@ def _texts(task: Task) -> list[str]:
         return prompts_of(task)
     if isinstance(task, Grounding):
         return [phrase for phrases in task.phrases for phrase in phrases]
+    if isinstance(task, LinearProbe):
+        return []
     return [template.replace(PLACE, name) for name in task.class_names for template in task.templates]
 
 
@@ -177,6 +181,8 @@ def _evaluate(scorer: Any, task: Task, encoder: Encoder) -> dict[str, float]:
         return grounding_metrics(encoder, task)
     if isinstance(task, Segmentation):
         return segmentation_metrics(encoder, task)
+    if isinstance(task, LinearProbe):
+        return linear_probe_metrics(encoder, task)
     if isinstance(task, Classification):
         classes, labels = _classes(scorer, task), torch.tensor(list(task.labels), dtype=torch.int64)
         return classification_metrics(scorer.images(task.images), classes, labels)

@@ -20,6 +20,7 @@ from powerclip.evaluate.datasets.fine_grained import (
     read_whatsup,
 )
 from powerclip.evaluate.datasets.imagenet import read_imagenet, read_objectnet
+from powerclip.evaluate.datasets.linear_probe import PROBE, read_linear_probe
 from powerclip.evaluate.datasets.long_captions import read_long_captions
 from powerclip.evaluate.datasets.regions import read_boxes, read_fg_ovd
 from powerclip.evaluate.datasets.releases import read_aro, read_karpathy, read_sugarcrepe, read_valse, read_winoground
@@ -48,6 +49,8 @@ class Benchmark:
     """Its tasks, if they have other names."""
     items: tuple[int, ...] = ()
     """How many items (as ``Origin.n``) each task of the complete release has, where that is known."""
+    needs: str = ""
+    """A folder in its folder, without which it is missing."""
 
     @property
     def metrics(self) -> tuple[tuple[str, str], ...]:
@@ -60,10 +63,10 @@ class Benchmark:
         return dict(zip(self.tasks or (self.name,), self.items, strict=False))
 
     def folder(self, data: Path) -> Path | None:
-        """Where the data set is under a folder; None if it is missing."""
+        """Where the data set is under a folder; None if it, or what it needs, is missing."""
         for name in (self.name, *self.also_known_as):
             for form in (name, f"wds_{name}", f"wds_vtab-{name}", f"vtab-{name}", f"vtab/{name}"):
-                if (data / form).is_dir():
+                if (data / form / self.needs).is_dir():
                     return data / form
         return None
 
@@ -163,6 +166,19 @@ ROBUSTNESS = (
 
 IMAGENET = (_imagenet("imagenet1k", 50000, 1000, "imagenet", "ILSVRC2012"),)
 """ImageNet's validation images (``val/`` with class folders, or clip_benchmark's layout)."""
+
+LINEAR_PROBE = tuple(
+    replace(
+        benchmark,
+        name=f"{benchmark.name}{PROBE}",
+        read=partial(read_linear_probe, release=partial(read_imagenet, classes=1000) if imagenet else _no_release),
+        also_known_as=(benchmark.name, *benchmark.also_known_as),
+        needs="train",
+    )
+    for benchmarks, imagenet in ((CLASSIFICATION, False), (IMAGENET, True))
+    for benchmark in benchmarks
+)
+"""A linear classifier trained on the embeddings of the training images: 18 of the sets above that have such images."""
 
 RETRIEVAL = tuple(
     Benchmark(
@@ -340,6 +356,7 @@ SUITES: dict[str, tuple[Benchmark, ...]] = {
     "multilabel": MULTILABEL,
     "robustness": ROBUSTNESS,
     "imagenet": IMAGENET,
+    "linear-probe": LINEAR_PROBE,
     "retrieval": RETRIEVAL,
     "compositionality": COMPOSITIONALITY,
     "fine-grained": FINE_GRAINED,

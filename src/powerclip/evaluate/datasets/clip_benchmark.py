@@ -1,6 +1,6 @@
 """Data sets in clip_benchmark's WebDataset layout.
 
-``FOLDER/test/nshards.txt`` and ``FOLDER/test/0.tar, 1.tar, ...`` of ``KEY.jpg|jpeg|png|webp`` with ``KEY.cls`` (a class
+``FOLDER/test/nshards.txt`` and ``FOLDER/test/0.tar, 1.tar, ...`` (other splits in other folders) of ``KEY.jpg|jpeg|png|webp`` with ``KEY.cls`` (a class
 number), ``KEY.npy`` (0 or 1 for each class) or ``KEY.txt`` (one caption per line); next to ``test``, ``classnames.txt``,
 ``zeroshot_classification_templates.txt`` and ``dataset_type.txt`` (multilabel or retrieval; classification if it is missing).
 """
@@ -23,18 +23,18 @@ CAPTIONS_PER_IMAGE = 5
 """A few images of COCO have six or seven captions."""
 
 
-def is_webdataset(folder: Path) -> bool:
-    """Whether a folder has this layout."""
-    return (folder / "test" / "nshards.txt").is_file()
+def is_webdataset(folder: Path, split: str = "test") -> bool:
+    """Whether a folder has a split in this layout."""
+    return (folder / split / "nshards.txt").is_file()
 
 
-def read_webdataset(folder: Path, name: str) -> list[Task]:
-    """The task in a folder, under a name; two for retrieval with more than five captions of an image.
+def read_webdataset(folder: Path, name: str, split: str = "test") -> list[Task]:
+    """The task of a split in a folder, under a name; two for retrieval with more than five captions of an image.
 
     PowerclipError if a file is missing or has another format.
     """
     kind = _lines(folder / "dataset_type.txt", default=["classification"])[0].lower()
-    entries = _entries(folder / "test")
+    entries = _entries(folder / split)
     pictures: list[Picture] = [ShardImage.of(entry) for entry in entries]
     if kind == "retrieval":
         texts = [_member(entry, "txt").decode("utf-8").splitlines() for entry in entries]
