@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from powerclip.files import atomic_file, atomic_folder, atomic_write, read_json, write_json
+from powerclip.files import MAX_JSON_BYTES, atomic_file, atomic_folder, atomic_write, read_json, write_json
 
 
 def names(folder):
@@ -107,7 +107,7 @@ def test_what_json_cannot_hold_is_refused_and_the_old_file_stays(tmp_path):
     assert read_json(path) == 1
 
 
-@pytest.mark.parametrize("content", [b"{", b"", b"\xff\xfe", b"[" * 100_000])
+@pytest.mark.parametrize("content", [b"{", b"", b"\xff\xfe", b"[" * 100_000, b" " * MAX_JSON_BYTES + b"1"])
 def test_a_file_that_is_not_json_is_named(content, tmp_path):
     path = tmp_path / "broken.json"
     path.write_bytes(content)

@@ -1,15 +1,25 @@
-"""Writing files so that a reader, or a restart after a power cut, finds either the old content or the new."""
+"""Writing files so that a reader, or a restart after a power cut, finds either the old content or the new; checksums."""
 
+import hashlib
 import json
 import math
 import os
 import secrets
 import shutil
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
+
+SUMS = "SHA256SUMS"
+"""In checkpoints and model folders: a hash of each file, as ``sha256sum --check`` reads them."""
+
+MAX_SUMS_BYTES = 2**20
+"""No more is read of such a file."""
+
+MAX_JSON_BYTES = 16 * 2**20
+"""A larger JSON file is refused: an ``index.json`` of 150,000 shards is smaller."""
 
 
 @contextmanager
@@ -81,11 +91,51 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The value in a JSON file; ValueError, which names the file, if it is not JSON in UTF-8."""
+    """The value in a JSON file of up to ``MAX_JSON_BYTES``; ValueError, which names the file, if it is not one."""
     try:
-        return json.loads(path.read_bytes())
+        with path.open("rb") as file:
+            content = file.read(MAX_JSON_BYTES + 1)
+        if len(content) > MAX_JSON_BYTES:
+            raise ValueError(f"it is larger than {MAX_JSON_BYTES} bytes")
+        return json.loads(content)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON ({error}); re-create it or remove it") from error
+
+
+def sha256_of(paths: Sequence[Path]) -> list[str]:
+    """The SHA-256 of files, as hexadecimal digits."""
+    hashes = []
+    for path in paths:
+        with path.open("rb") as file:
+            hashes.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return hashes
+
+
+def checksums(folder: Path, hashes: Callable[[Sequence[Path]], Sequence[str]] = sha256_of) -> str:
+    """What ``SUMS`` holds for the files in and below a folder: all but itself and Markdown, which people edit."""
+    files = _summed(folder)
+    return "".join(f"{digest}  {name}\n" for name, digest in zip(files, hashes(list(files.values())), strict=True))
+
+
+def find_damaged(folder: Path, hashes: Callable[[Sequence[Path]], Sequence[str]] = sha256_of) -> str | None:
+    """The first file that is not as its folder's ``SUMS`` says, by name; None if there is none.
+
+    Files that are not listed, and folders without the list, as earlier versions wrote them, pass.
+    """
+    try:
+        with (folder / SUMS).open("rb") as file:
+            lines = file.read(MAX_SUMS_BYTES).decode("utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        return None
+    listed = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+    files = {name: path for name, path in _summed(folder).items() if name in listed}
+    found = zip(files, hashes(list(files.values())), strict=True)
+    return next((name for name, digest in found if digest != listed[name]), None)
+
+
+def _summed(folder: Path) -> dict[str, Path]:
+    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {name: path for name, path in files.items() if name != SUMS and path.suffix != ".md"}
 
 
 def sync_folder(folder: Path) -> None:

@@ -1,6 +1,7 @@
-"""A local HTTP server plays a shard store that stalls, resets, answers 500, or goes away."""
+"""A local HTTP server plays a shard store that stalls, resets, answers 500, never ends, lies, or goes away."""
 
 import contextlib
+import hashlib
 import http.server
 import json
 import logging
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from powerclip.data.index import open_index
 from powerclip.data.loader import open_data
 from powerclip.data.remote import RetryPolicy, ShardCache, fetch
 from powerclip.data.shards import write_shards
@@ -23,10 +25,18 @@ QUICK = RetryPolicy(timeout_s=0.3, attempts=3, first_wait_s=0.01)
 
 
 class Store(http.server.SimpleHTTPRequestHandler):
-    """Serves a folder with ranges; ``faults`` are what the next requests for a tar meet with, in order."""
+    """Serves a folder with ranges; ``faults`` are what the next requests for a tar meet with, in order.
+
+    "short" breaks off after 5000 bytes, and "cut" so that HTTP cannot tell it from the end; "replaced" does too, and
+    the file is another one then.
+    """
 
     faults: list[str]
     asked: list[tuple[str, str | None]]
+    validator = "ETag"
+    """How it tells versions of a file apart."""
+    honest = True
+    """Whether it looks at If-Range."""
 
     def do_GET(self):
         self.asked.append((self.path, self.headers.get("Range")))
@@ -34,18 +44,27 @@ class Store(http.server.SimpleHTTPRequestHandler):
         path = Path(self.translate_path(self.path))
         if fault == "500":
             return self.send_error(500)
+        if fault in ("endless", "drip") or self.path == "/endless/index.json":
+            return self.send_without_end(fault)
         if not path.is_file():
             return self.send_error(404)
         data, start = path.read_bytes(), 0
-        wanted = self.headers.get("Range")
-        if wanted and fault != "no ranges":
+        quote = '"' if self.validator == "ETag" else ""
+        version = f"{quote}{hashlib.sha256(data).hexdigest()}{quote}"
+        wanted, same = self.headers.get("Range"), not self.honest or self.headers.get("If-Range") == version
+        if wanted and same and fault != "no ranges":
             start = int(wanted.removeprefix("bytes=").rstrip("-"))
             self.send_response(206)
+            at = start + 100 if fault == "elsewhere" else start
+            self.send_header("Content-Range", f"bytes {at}-{len(data) - 1}/{len(data)}")
         else:
             self.send_response(200)
-        self.send_header("Content-Length", str(len(data) - start))
+        if self.validator:
+            self.send_header(self.validator, version)
+        if fault not in ("cut", "no length"):
+            self.send_header("Content-Length", str(10**15 if fault == "huge" else len(data) - start))
         self.end_headers()
-        if fault in ("stall", "reset", "short"):
+        if fault in ("stall", "reset", "short", "cut", "replaced"):
             self.wfile.write(data[start : start + 5000])
             self.wfile.flush()
             if fault == "stall":
@@ -53,10 +72,19 @@ class Store(http.server.SimpleHTTPRequestHandler):
             elif fault == "reset":
                 self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 self.connection.close()
+            elif fault == "replaced":
+                path.write_bytes((self.folder / "shard-000001.tar").read_bytes())
             self.close_connection = True
             return None
         self.wfile.write(data[start:])
         return None
+
+    def send_without_end(self, fault):
+        self.send_response(200)
+        self.end_headers()
+        with contextlib.suppress(OSError):  # until the client has had enough
+            while not self.server.released.wait(0.02 if fault == "drip" else 0):
+                self.wfile.write(b"0" if fault == "drip" else bytes(2**20))
 
     def finish(self):
         with contextlib.suppress(OSError, ValueError):
@@ -103,16 +131,69 @@ def shards_of(store):
 def test_a_file_arrives_whole_whatever_happens_on_the_way(store, tmp_path, faults, caplog):
     store.faults[:] = faults
     with caplog.at_level(logging.WARNING):
-        fetch(f"{store.url}/shard-000000.tar", tmp_path / "copy", retry=QUICK)
+        fetch(f"{store.url}/shard-000000.tar", tmp_path / "copy", retry=QUICK, max_bytes=2**30)
     assert (tmp_path / "copy").read_bytes() == (store.folder / "shard-000000.tar").read_bytes()
     assert len(caplog.records) == sum(fault != "no ranges" for fault in faults)
     if faults == ["short"]:  # a reset may take with it what was sent before
         assert store.asked[-1][1] == "bytes=5000-"
 
 
+@pytest.mark.parametrize("honest", [True, False])
+@pytest.mark.parametrize("validator", ["ETag", "Last-Modified", None])
+def test_a_file_replaced_between_two_ranges_is_read_from_the_start_again(store, tmp_path, validator, honest):
+    store.validator, store.honest = validator, honest
+    store.faults[:] = ["replaced"]
+    fetch(f"{store.url}/shard-000000.tar", tmp_path / "copy", retry=QUICK, max_bytes=2**30)
+    assert (tmp_path / "copy").read_bytes() == (store.folder / "shard-000001.tar").read_bytes()
+
+
+def test_a_part_from_elsewhere_is_not_taken(store, tmp_path):
+    store.faults[:] = ["short", "elsewhere"]
+    fetch(f"{store.url}/shard-000000.tar", tmp_path / "copy", retry=QUICK, max_bytes=2**30)
+    assert (tmp_path / "copy").read_bytes() == (store.folder / "shard-000000.tar").read_bytes()
+    assert [part for _, part in store.asked] == [None, "bytes=5000-", None]
+
+
+@pytest.mark.parametrize("fault", ["endless", "huge"])
+def test_a_body_larger_than_the_cache_ends_there(store, tmp_path, fault):
+    store.faults[:] = [fault] * 9
+    cache = ShardCache(folder=tmp_path / "copies", max_bytes=3 * 2**20, retry=QUICK)
+    with pytest.raises(PowerclipError, match=r"shard-000000.tar has .*, where at most 3145728 are allowed .*cache-gib"):
+        cache.path(f"{store.url}/shard-000000.tar")
+    assert len(store.asked) == 1
+    assert sum(path.stat().st_size for path in cache.folder.iterdir()) == 0
+
+
+def test_a_body_that_drips_is_given_up(store, cache):
+    store.faults[:] = ["drip"] * 3
+    with pytest.raises(RunFailedError, match=r"in 3 attempts in a row.*it sent \d+ bytes in 0 s"):
+        cache.path(f"{store.url}/shard-000000.tar")
+    assert len(store.asked) == 3
+
+
+def test_a_copy_that_was_cut_is_dropped_and_fetched_again(store, cache):
+    store.faults[:] = ["cut", "no length"]
+    opened = open_data(f"{store.url}/shard-000000.tar", cache=cache)
+    assert opened.counts == [8]
+    assert [path for path, _ in store.asked] == ["/index.json", "/shard-000000.tar", "/shard-000000.tar"]
+
+
+def test_a_copy_that_is_cut_each_time_is_fetched_three_times_and_not_for_each_sample(store, cache):
+    open_data(store.folder)  # which writes index.json
+    loader = loader_of(shards_of(store), cache=cache, batch_size=8, max_bad_share=0.5)
+    (store.folder / "shard-000001.tar").write_bytes((store.folder / "shard-000001.tar").read_bytes()[:9000])
+    list(epoch_of(loader))
+    assert loader.bad == {"shard changed or truncated": 8}
+    assert [path for path, _ in store.asked].count("/shard-000001.tar") == 3
+    with pytest.raises(
+        PowerclipError, match=r"shard-000001.tar was fetched 3 times and is not a complete tar \(.+\); "
+    ):
+        open_index(loader.dataset.shards[1])
+
+
 def test_progress_resets_the_attempts(store, tmp_path):
     store.faults[:] = ["short"] * 6
-    fetch(f"{store.url}/shard-000000.tar", tmp_path / "copy", retry=QUICK)
+    fetch(f"{store.url}/shard-000000.tar", tmp_path / "copy", retry=QUICK, max_bytes=2**30)
     assert len(store.asked) == 7 > QUICK.attempts
 
 
@@ -153,6 +234,19 @@ def test_an_index_without_digests_counts_too(store, cache):
     assert opened.counts == [8, 8, 8]
     assert [path for path, _ in store.asked] == ["/index.json", "/shard-000000.tar"]
     assert opened.digest == open_data(shards_of(store), cache=cache).digest
+
+
+@pytest.mark.parametrize("samples", [10**9, -1, 8.0, True, "8", None])
+def test_an_index_that_cannot_be_is_not_believed(store, cache, samples):
+    shards = {f"shard-00000{i}.tar": {"samples": samples if i == 1 else 8} for i in range(3)}
+    (store.folder / "index.json").write_text(json.dumps({"shards": shards}))
+    assert open_data(shards_of(store), cache=cache).counts == [8, 8, 8]
+    assert [path for path, _ in store.asked].count("/shard-000001.tar") == 1
+
+
+def test_an_index_without_end_is_none(store, cache):
+    assert cache.read_json(f"{store.url}/endless/index.json") is None
+    assert not list(cache.folder.iterdir())
 
 
 def test_counts_are_noted_and_copies_bounded(store, tmp_path):
@@ -198,3 +292,21 @@ def test_other_stores_are_read_through_fsspec(cache):
         cache.path("memory://store/b.tar")
     with pytest.raises(PowerclipError, match="cannot read nosuch:// URLs"):
         cache.path("nosuch://store/b.tar")
+
+
+def test_a_file_of_another_store_that_is_replaced_while_it_is_read_is_read_again(cache, monkeypatch):
+    import fsspec
+
+    with fsspec.open("memory://store/c.tar", "wb") as file:
+        file.write(b"old" * 1000)
+    stores, real = fsspec.filesystem("memory"), fsspec.filesystem("memory").open
+
+    def open_and_replace(name, mode):
+        monkeypatch.undo()
+        stream = real(name, mode)
+        with fsspec.open("memory://store/c.tar", "wb") as file:
+            file.write(b"new" * 1000)
+        return stream
+
+    monkeypatch.setattr(stores, "open", open_and_replace)
+    assert cache.path("memory://store/c.tar").read_bytes() == b"new" * 1000

@@ -40,7 +40,7 @@ def test_the_command_compares_on_the_run_s_own_data_and_writes_a_card(run, capsy
     assert "text embeddings differ by at most 0.0e+00 (tolerance" in printed
     assert f"measured on 2 pairs: {run.parent / 'pairs'}" in printed
     folder = run / "export" / "hub-folder"
-    assert {path.name for path in folder.iterdir()} == {"README.md", "config.json", "model.safetensors"}
+    assert {path.name for path in folder.iterdir()} == {"README.md", "SHA256SUMS", "config.json", "model.safetensors"}
     assert torch.equal(powerclip.load(folder)[0].logit_scale, powerclip.load(run)[0].logit_scale)
     _, front, card = (folder / "README.md").read_text().split("---\n", 2)
     assert yaml.safe_load(front)["license"] == "cc-by-4.0"

@@ -8,11 +8,14 @@ import open_clip
 import pytest
 import torch
 from huggingface_hub import constants
+from hypothesis import given
+from hypothesis import strategies as st
 from open_clip_train import zero_shot
 from safetensors.torch import save_file
 
 import powerclip
 from powerclip.errors import PowerclipError
+from powerclip.files import SUMS
 from powerclip.model import save
 from tests.support.models import TINY
 
@@ -68,6 +71,44 @@ def test_a_hub_id_is_a_model_of_ours_or_of_open_clip(hub, open_clip_folder, tmp_
         assert loaded.text_pool == ("avg" if name == "someone/ours" else "tower")
     with pytest.raises(PowerclipError, match="someone/nothing is not a local folder and could not be downloaded"):
         powerclip.load("someone/nothing")
+
+
+@given(st.data())
+def test_a_flipped_bit_in_a_model_is_noticed_wherever_it_is_loaded(saved_tiny, data):
+    name = data.draw(st.sampled_from(["config.json", "model.safetensors"]))
+    sound = (saved_tiny / name).read_bytes()
+    content = bytearray(sound)
+    content[data.draw(st.integers(0, len(content) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    (saved_tiny / name).write_bytes(content)
+    message = rf"{name} is not as it was written: its checksum differs from that in SHA256SUMS; copy or write the model"
+    for load in (powerclip.load, lambda folder: powerclip.create_model("tiny", pretrained=str(folder))):
+        with pytest.raises(PowerclipError, match=message):
+            load(saved_tiny)
+    (saved_tiny / name).write_bytes(sound)
+
+
+@pytest.fixture(scope="module")
+def saved_tiny(tmp_path_factory):
+    return save(powerclip.create_model("tiny"), tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.mark.parametrize("listed", ["/dev/zero", "../../../../../dev/zero", "nowhere", "\xff"])
+def test_a_list_of_checksums_leads_nowhere_else(listed, tmp_path):
+    folder = save(powerclip.create_model("tiny"), tmp_path / "tiny")
+    (folder / SUMS).write_text(f"{'0' * 64}  {listed}\n", encoding="latin-1")
+    powerclip.load(folder)
+
+
+def test_a_model_is_loaded_without_checksums_and_with_other_files_beside_it(tmp_path):
+    folder = save(powerclip.create_model("tiny"), tmp_path / "tiny")
+    (folder / "notes.md").write_text("mine")
+    (folder / "evaluation.json").write_text("{}")
+    powerclip.load(folder)
+    (folder / "config.json").write_text((folder / "config.json").read_text().replace("\n", "\n "))
+    with pytest.raises(PowerclipError, match="or delete SHA256SUMS if you have changed the file yourself"):
+        powerclip.load(folder)
+    (folder / SUMS).unlink()
+    powerclip.load(folder)
 
 
 def test_a_config_of_another_library_is_one_line(tmp_path):

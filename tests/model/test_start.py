@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 import powerclip
 from powerclip.config import ModelConfig, ObjectiveConfig, TrainConfig
 from powerclip.errors import PowerclipError
+from powerclip.files import SUMS
 from powerclip.model import describe, save, start
 from powerclip.recipes import finetune_open_clip
 from powerclip.train.build import build_model
@@ -287,7 +288,7 @@ def test_images_smaller_than_a_patch_are_refused():
 
 
 def test_a_damaged_own_folder_is_one_line(tmp_path):
-    save(powerclip.create_model("tiny"), tmp_path / "model")
+    (save(powerclip.create_model("tiny"), tmp_path / "model") / SUMS).unlink()
     for content in ("{", "[]", '{"model": {"embed_dim": 3}}', '{"model": 3}'):
         (tmp_path / "model" / "config.json").write_text(content)
         with pytest.raises(PowerclipError, match="not a valid powerclip model") as caught:

@@ -10,6 +10,7 @@ from torch.nn.functional import normalize
 import powerclip
 from powerclip.config import ScoringConfig
 from powerclip.errors import PowerclipError
+from powerclip.files import SUMS
 from powerclip.model import from_open_clip, make_tokenizer, save
 from powerclip.model.pooling import caption_ids
 from powerclip.types import Batch
@@ -175,6 +176,7 @@ def test_a_model_keeps_how_it_is_scored(tmp_path):
     scoring = ScoringConfig(tau=0.01, zeta=0.3, t2_activation="erf", direction="t2r")
     save(powerclip.create_model("tiny", scoring=scoring), tmp_path / "model")
     assert powerclip.load(tmp_path / "model")[0].scoring == scoring
+    (tmp_path / "model" / SUMS).unlink()
     path = tmp_path / "model" / "config.json"
     config = json.loads(path.read_text())
     old = {name: value for name, value in config.items() if name != "scoring"}

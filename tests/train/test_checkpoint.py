@@ -2,13 +2,17 @@
 
 import pickle
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from powerclip.errors import PowerclipError, RunFailedError
+from powerclip.files import SUMS
 from powerclip.train import checkpoint
 
 
@@ -62,14 +66,36 @@ DAMAGES = {
 }
 
 
+@pytest.mark.parametrize("checksums", [True, False])  # earlier versions wrote none
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_checkpoint_is_named(damage, saved):
+def test_a_damaged_checkpoint_is_named(damage, checksums, saved):
     name, change = DAMAGES[damage]
+    if not checksums:
+        (saved / SUMS).unlink()
     (saved / name).write_bytes(change((saved / name).read_bytes()))
     with pytest.raises(
         RunFailedError, match=r"step-00000007 is damaged \(.+\); delete it, and --resume auto continues"
     ):
         checkpoint.load(saved, **parts(), extra=extra())
+
+
+@given(st.sampled_from([".metadata", "__0_0.distcp"]), st.floats(0, 1, exclude_max=True), st.integers(0, 7))
+def test_a_flipped_bit_is_noticed_wherever_it_is(tmp_path_factory, name, place, bit):
+    saved = checkpoint.save(tmp_path_factory.mktemp("run"), step=7, **parts(), extra=extra(7, 0.5))
+    content = bytearray((saved / name).read_bytes())
+    content[int(place * len(content))] ^= 1 << bit
+    (saved / name).write_bytes(content)
+    with pytest.raises(
+        RunFailedError, match=rf"step-00000007 is damaged \({name} is not as it was written: its checksum"
+    ):
+        checkpoint.load(saved, **parts(), extra=extra())
+
+
+@pytest.mark.skipif(shutil.which("sha256sum") is None, reason="needs coreutils")
+def test_coreutils_reads_the_checksums(saved):
+    command = ["sha256sum", "--check", "--strict", SUMS]
+    checked = subprocess.run(command, cwd=saved, capture_output=True, text=True, check=True)
+    assert checked.stdout.splitlines() == [".metadata: OK", "__0_0.distcp: OK"]
 
 
 @pytest.mark.parametrize("name", [".metadata", "__0_0.distcp"])
@@ -89,6 +115,7 @@ def test_a_checkpoint_of_another_model_is_no_damage(saved):
 
 def test_no_pickle_of_a_checkpoint_is_run(saved, tmp_path):
     mark = tmp_path / "mark"
+    (saved / SUMS).unlink()
     (saved / ".metadata").write_bytes(pickle.dumps(Touch(mark)))
     with pytest.raises(RunFailedError, match=r"is damaged \(it names pathlib\.Path\.touch"):
         checkpoint.load(saved, **parts(), extra=extra())

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from rich.progress import track
 
+from powerclip.data.limits import MAX_SAMPLES
 from powerclip.data.remote import INDEX_FOLDER, Shard
 from powerclip.data.shards import SamplePlace, index_shard, tars_in
 from powerclip.data.worker import outlast_first_signal
@@ -39,7 +40,7 @@ FETCHES = 8
 """Remote shards that are fetched at once to be counted."""
 
 ATTEMPTS = 3
-"""How often a copy is fetched again that another process has removed to make room."""
+"""How often a copy is fetched that is bad, or that another process has removed to make room."""
 
 ARRAYS = ("extensions", "keys", "key_ends", "member_ends", "members")
 """Of an index, as stored with its shard's stamp and summary."""
@@ -48,6 +49,9 @@ Stamp = tuple[int, int]
 """Size, and modification time in nanoseconds: a shard whose stamp differs is indexed again."""
 
 Array = np.ndarray[Any, np.dtype[Any]]
+
+_refused: dict[str, str] = {}
+"""Remote shards that this process does not fetch again, and why."""
 
 
 class ShardSummary(NamedTuple):
@@ -94,16 +98,34 @@ class ShardIndex:
 
 
 def open_index(shard: Shard) -> ShardIndex:
-    """A shard's index, fetched first if need be; the latest are held. Raises as ``read_index``, ``Shard.path``."""
-    for _ in range(ATTEMPTS - 1):
+    """A shard's index, fetched first if need be; the latest are held. Raises as ``read_index``, ``Shard.path``.
+
+    A copy of a remote shard that cannot be indexed (it was cut, say) is dropped and fetched again, in each process
+    ``ATTEMPTS`` times at most.
+    """
+    if shard.cache is None:
+        path = shard.path()
+        return _held(path, _stamp(path))
+    if shard.location in _refused:
+        raise PowerclipError(_refused[shard.location])
+    failure: Exception
+    for _ in range(ATTEMPTS):
         path = shard.path()
         try:
-            return _held(path, _stamp(path))
-        except (FileNotFoundError, PowerclipError):
-            if shard.cache is None or path.exists():
-                raise
-    path = shard.path()
-    return _held(path, _stamp(path))
+            stamp = _stamp(path)
+            return _held(path, stamp)
+        except FileNotFoundError as error:  # another process has removed it to make room
+            failure = error
+        except PowerclipError as error:
+            failure = error
+            shard.cache.drop(path, stamp[1])
+    if isinstance(failure, PowerclipError):
+        reason = failure.__cause__ or failure
+        _refused[shard.location] = (
+            f"{shard} was fetched {ATTEMPTS} times and is not a complete tar ({reason}); check the store"
+        )
+        raise PowerclipError(_refused[shard.location]) from failure
+    raise failure
 
 
 def read_index(shard: Path) -> ShardIndex:
@@ -196,12 +218,14 @@ def _read_notes(path: Path) -> dict[str, ShardSummary]:
 
 
 def _published(value: Any) -> dict[str, ShardSummary]:
-    """Summaries by shard name; none where an ``index.json`` does not have that form."""
-    try:
-        entries = value["shards"].items()
-        return {name: ShardSummary(int(entry["samples"]), str(entry.get("digest", ""))) for name, entry in entries}
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return {}
+    """Summaries by shard name; without those that an ``index.json`` does not have in that form, or that cannot be."""
+    summaries = {}
+    shards = value.get("shards") if isinstance(value, dict) else None
+    for name, entry in shards.items() if isinstance(shards, dict) else ():
+        samples = entry.get("samples") if isinstance(entry, dict) else None
+        if type(samples) is int and 0 <= samples <= MAX_SAMPLES:
+            summaries[name] = ShardSummary(samples, str(entry.get("digest", ""))[:64])
+    return summaries
 
 
 @lru_cache(maxsize=CACHED_SHARDS)

@@ -1,10 +1,10 @@
 """Where a shard's file comes from: this machine, or a URL that is copied to a bounded folder, with retries."""
 
 import hashlib
-import json
 import logging
 import os
 import random
+import re
 import tempfile
 import time
 import urllib.error
@@ -12,7 +12,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from http.client import HTTPException
+from http.client import HTTPException, HTTPResponse
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
@@ -22,6 +22,7 @@ from filelock import FileLock
 from webdataset.shardlists import expand_urls
 
 from powerclip.errors import PowerclipError, RunFailedError
+from powerclip.files import MAX_JSON_BYTES, read_json
 
 INDEX_FOLDER = ".index"
 """In each folder of shards: what ``powerclip.data.index`` keeps, a file per shard."""
@@ -38,9 +39,10 @@ class RetryPolicy:
     """How long to wait for a store."""
 
     timeout_s: float = 30.0
-    """An attempt ends after this long without a byte."""
+    """An attempt ends after this long without a byte, or with fewer than ``least_bytes_per_s``."""
+    least_bytes_per_s: float = 1024.0
     attempts: int = 8
-    """Attempts in a row without a single new byte, after which the download fails."""
+    """Attempts in a row that bring less than that in ``timeout_s``, after which the download fails."""
     first_wait_s: float = 1.0
     """Wait after the first failure; it doubles with each, and varies by a quarter so that processes spread out."""
     longest_wait_s: float = 60.0
@@ -60,8 +62,8 @@ class ShardCache:
     def path(self, url: str) -> Path:
         """The local copy of a file, which is fetched if it is not there.
 
-        PowerclipError if the store says that there is no such file; RunFailedError if it does not answer, or breaks
-        off, time and again.
+        PowerclipError if the store says that there is no such file, or it is larger than the folder may be;
+        RunFailedError if the store does not answer, or breaks off, time and again.
         """
         path = self.folder / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{_name(url)}"
         try:
@@ -73,18 +75,27 @@ class ShardCache:
         with FileLock(f"{path}.lock"):
             if not path.exists():
                 temporary = path.with_name(f".{path.name}.part")
-                fetch(url, temporary, retry=self.retry)
-                temporary.rename(path)
+                try:
+                    fetch(url, temporary, retry=self.retry, max_bytes=self.max_bytes)
+                    temporary.rename(path)
+                finally:
+                    temporary.unlink(missing_ok=True)
                 self._make_room(path)
         return path
 
+    def drop(self, path: Path, modified_ns: int) -> None:
+        """Remove a bad copy, so that it is fetched again, unless that has been done since it was ``modified_ns``."""
+        with FileLock(f"{path}.lock"), suppress(FileNotFoundError):
+            if path.stat().st_mtime_ns == modified_ns:
+                path.unlink()
+
     def read_json(self, url: str) -> Any:
-        """A store's small JSON file, not kept; None if missing or malformed; RunFailedError without an answer."""
+        """A store's JSON file, not kept; None if missing, too large or malformed; RunFailedError without an answer."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=self.folder, suffix=".json") as file:
             try:
-                fetch(url, Path(file.name), retry=self.retry)
-                return json.loads(Path(file.name).read_bytes())
+                fetch(url, Path(file.name), retry=self.retry, max_bytes=MAX_JSON_BYTES)
+                return read_json(Path(file.name))
             except RunFailedError:
                 raise
             except (PowerclipError, ValueError):
@@ -146,31 +157,30 @@ def find_remote(url: str, cache: ShardCache) -> list[Shard]:
     return [Shard(location=name, cache=cache) for name in urls]
 
 
-def fetch(url: str, path: Path, *, retry: RetryPolicy) -> None:
+def fetch(url: str, path: Path, *, retry: RetryPolicy, max_bytes: int) -> None:
     """Copy a remote file; if the connection breaks, the next attempt continues after what has arrived.
 
-    PowerclipError if the store says that there is no such file, or the kind of URL is not supported; RunFailedError if
-    it failed ``retry.attempts`` times in a row.
+    It starts over if the store does not say which version of the file it has, or has another by then. PowerclipError if
+    the store says that there is no such file, it has more than ``max_bytes``, or the kind of URL is not supported;
+    RunFailedError if it failed ``retry.attempts`` times in a row.
     """
-    path.unlink(missing_ok=True)
-    path.touch()
-    failures, started = 0, time.monotonic()
+    copy, failures, started = _Copy(url, path, retry, max_bytes), 0, time.monotonic()
     while True:
-        had = path.stat().st_size
+        had = copy.size
         try:
-            _append(url, path, retry.timeout_s)
+            copy.proceed()
             return
         except urllib.error.HTTPError as error:
             if error.code in GONE:
                 raise PowerclipError(f"{url}: the store answers {error.code} {error.reason}; check the URL") from error
             reason = f"{error.code} {error.reason}"
             if error.code == 416:  # it is shorter than what was read of it, so another file by now
-                path.write_bytes(b"")
+                copy.version = ""
         except FileNotFoundError as error:
             raise PowerclipError(f"{url} is not there; check the URL") from error
-        except (OSError, HTTPException, EOFError) as error:
+        except (OSError, ValueError, HTTPException, EOFError) as error:
             reason = str(getattr(error, "reason", error)) or type(error).__name__
-        failures = 1 if path.stat().st_size > had else failures + 1
+        failures = 1 if copy.size - had >= copy.least_bytes else failures + 1
         if failures >= retry.attempts:
             raise RunFailedError(
                 f"{url} could not be read in {failures} attempts in a row, over {time.monotonic() - started:.0f} s "
@@ -181,40 +191,85 @@ def fetch(url: str, path: Path, *, retry: RetryPolicy) -> None:
         time.sleep(wait)
 
 
-def _append(url: str, path: Path, timeout_s: float) -> None:
-    """Read from where the local file ends to the end of the remote one."""
-    have = path.stat().st_size
-    with _open(url, have, timeout_s) as (stream, start, size), path.open("r+b") as file:
-        file.truncate(start)  # a store without ranges starts from the beginning
-        file.seek(start)
-        read = getattr(stream, "read1", stream.read)  # read1 returns what came before a break
-        while chunk := read(CHUNK_BYTES):
-            file.write(chunk)
-        file.flush()
-        os.fsync(file.fileno())
-        if size is not None and file.tell() != size:
-            raise EOFError(f"it broke off after {file.tell()} of {size} bytes")
+class _Copy:
+    """A local copy of a remote file that several attempts make."""
 
+    def __init__(self, url: str, path: Path, retry: RetryPolicy, max_bytes: int) -> None:
+        self.url, self.path, self.timeout_s, self.max_bytes = url, path, retry.timeout_s, max_bytes
+        self.least_bytes = retry.timeout_s * retry.least_bytes_per_s
+        self.version = ""
+        """Of the file that the copy is the start of; "" if the store does not say, so that nothing can follow it."""
+        path.write_bytes(b"")
 
-@contextmanager
-def _open(url: str, have: int, timeout_s: float) -> Iterator[tuple[BinaryIO, int, int | None]]:
-    """A stream of a remote file, the byte it starts at, and the size of the complete file if the store gives it."""
-    scheme = urlsplit(url).scheme
-    if scheme in ("http", "https"):
-        request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
-        with urllib.request.urlopen(request, timeout=timeout_s) as answer:
-            start = have if answer.status == 206 else 0
-            length = answer.headers.get("Content-Length")
-            yield answer, start, None if length is None else start + int(length)
-        return
-    try:
-        files, name = fsspec.core.url_to_fs(url)
-    except (ValueError, ImportError) as error:
-        raise PowerclipError(f"cannot read {scheme}:// URLs: {error}") from error
-    size = files.size(name)
-    with files.open(name, "rb") as stream:
-        stream.seek(have)
-        yield stream, have, size
+    @property
+    def size(self) -> int:
+        """Bytes that have arrived."""
+        return self.path.stat().st_size
+
+    def proceed(self) -> None:
+        """Read to the end of the remote file, from the end of the copy on if both are of one version."""
+        with self._open() as (stream, start, size), self.path.open("r+b") as file:
+            if size is not None and size > self.max_bytes:
+                raise PowerclipError(self._too_large(f"{size} bytes"))
+            file.truncate(start)
+            file.seek(start)
+            read = getattr(stream, "read1", stream.read)  # read1 returns what came before a break
+            checked, position = time.monotonic(), start
+            while chunk := read(CHUNK_BYTES):
+                file.write(chunk)
+                if file.tell() > self.max_bytes:
+                    raise PowerclipError(self._too_large("no end"))
+                if time.monotonic() - checked > self.timeout_s:
+                    if file.tell() - position < self.least_bytes:
+                        raise EOFError(f"it sent {file.tell() - position} bytes in {self.timeout_s:.0f} s")
+                    checked, position = time.monotonic(), file.tell()
+            file.flush()
+            os.fsync(file.fileno())
+            if size is not None and file.tell() != size:
+                raise EOFError(f"it broke off after {file.tell()} of {size} bytes")
+
+    def _too_large(self, found: str) -> str:
+        return f"{self.url} has {found}, where at most {self.max_bytes} are allowed (of shards: --data.cache-gib)"
+
+    @contextmanager
+    def _open(self) -> Iterator[tuple[BinaryIO, int, int | None]]:
+        """A stream of the remote file, the byte it starts at, and the complete size if the store gives it."""
+        scheme = urlsplit(self.url).scheme
+        if scheme in ("http", "https"):
+            have = self.size if self.version else 0
+            headers = {"Range": f"bytes={have}-", "If-Range": self.version} if have else {}
+            request = urllib.request.Request(self.url, headers=headers)
+            with urllib.request.urlopen(request, timeout=self.timeout_s) as answer:
+                yield answer, *self._accept(answer, have)
+            return
+        try:
+            files, name = fsspec.core.url_to_fs(self.url)
+        except (ValueError, ImportError) as error:
+            raise PowerclipError(f"cannot read {scheme}:// URLs: {error}") from error
+        before, self.version = self.version, files.ukey(name)
+        start = self.size if self.version == before else 0
+        with files.open(name, "rb") as stream:
+            stream.seek(start)
+            yield stream, start, files.size(name)
+        files.invalidate_cache(name)
+        if files.ukey(name) != self.version:
+            raise EOFError("it was replaced while it was read")
+
+    def _accept(self, answer: HTTPResponse, have: int) -> tuple[int, int | None]:
+        """Where the body of an answer starts, and the size of the complete file; EOFError if it does not follow."""
+        headers = answer.headers
+        if answer.status != 206:
+            tag = headers.get("ETag", "")
+            self.version = (
+                tag if tag.startswith('"') else headers.get("Last-Modified", "")
+            )  # a weak tag is not of bytes
+            return 0, answer.length
+        place = re.fullmatch(r"bytes (\d{1,18})-\d+/(\d{1,18}|\*)", headers.get("Content-Range", ""))
+        kind = "ETag" if self.version.startswith('"') else "Last-Modified"
+        if place is None or int(place[1]) != have or headers.get(kind, self.version) != self.version:
+            self.version = ""
+            raise EOFError("the store continues with another version, or at another place")
+        return have, None if place[2] == "*" else int(place[2])
 
 
 def _name(url: str) -> str:

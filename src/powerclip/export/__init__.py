@@ -13,7 +13,7 @@ from powerclip.evaluate.datasets.images import open_picture
 from powerclip.export import hub_folder, onnx_files, open_clip_folder, transformers_folder
 from powerclip.export.card import model_card
 from powerclip.export.parity import Pairs, Parity, compare
-from powerclip.files import atomic_folder, atomic_write
+from powerclip.files import SUMS, atomic_folder, atomic_write, checksums
 from powerclip.model import load
 from powerclip.runs import RunFolder, require_free
 from powerclip.scenes import generate
@@ -75,6 +75,7 @@ def export(
         del exported  # it may hold files open
         card = model_card(model, loaded, usage=form.usage(loaded), parity=parity, licence=licence)
         atomic_write(temporary / "README.md", card)
+        atomic_write(temporary / SUMS, checksums(temporary))
     return output, parity
 
 

@@ -16,10 +16,19 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from powerclip.errors import PowerclipError
-from powerclip.files import atomic_folder, read_json
+from powerclip.files import SUMS, atomic_folder, checksums, read_json
 from powerclip.model.create import build, create_model, make_tokenizer
 from powerclip.model.lora import merge_lora
-from powerclip.model.start import CONFIG, KEPT, OPEN_CLIP_CONFIG, WEIGHTS, find_start, in_one_line, model_folder
+from powerclip.model.start import (
+    CONFIG,
+    KEPT,
+    OPEN_CLIP_CONFIG,
+    WEIGHTS,
+    find_start,
+    in_one_line,
+    model_folder,
+    require_undamaged,
+)
 from powerclip.model.towers import PowerCLIP, Tokenizer, Transform
 from powerclip.model.transforms import make_transforms
 
@@ -41,6 +50,7 @@ def save(model: PowerCLIP, folder: Path | str, *, state: Mapping[str, Tensor] | 
     with atomic_folder(folder) as temporary:
         (temporary / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         save_file({name: value.detach().cpu().contiguous() for name, value in weights.items()}, temporary / WEIGHTS)
+        (temporary / SUMS).write_text(checksums(temporary), encoding="utf-8")
     return folder
 
 
@@ -93,6 +103,7 @@ def load_for_clip_benchmark(
 
 
 def _read_own(folder: Path) -> PowerCLIP:
+    require_undamaged(folder)
     config: dict[str, Any] = read_json(folder / CONFIG)
     if "model" not in config:
         raise PowerclipError(
@@ -129,7 +140,7 @@ def _find(path_or_hub_id: str) -> tuple[Path, str]:
             "or a run folder with model/"
         )
     try:
-        folder = Path(snapshot_download(path_or_hub_id, allow_patterns=["*.json", "*.txt"]))
+        folder = Path(snapshot_download(path_or_hub_id, allow_patterns=["*.json", "*.txt", SUMS]))
         exported = (folder / OPEN_CLIP_CONFIG).is_file()
         if exported and KEPT not in read_json(folder / OPEN_CLIP_CONFIG):
             return folder, f"hf-hub:{path_or_hub_id}"  # open_clip knows where it keeps the weights

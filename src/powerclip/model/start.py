@@ -11,7 +11,7 @@ from open_clip.transform import merge_preprocess_dict
 from torch import Tensor
 
 from powerclip.errors import PowerclipError, did_you_mean
-from powerclip.files import read_json
+from powerclip.files import SUMS, find_damaged, read_json
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
@@ -37,6 +37,15 @@ class Start:
     """Weights that have been read, by open_clip's names, instead of a checkpoint."""
     image_size: Any = None
     """The image size of the weights, where that of a timm tower may be another than its default."""
+
+
+def require_undamaged(folder: Path) -> None:
+    """Compare a model's files with the checksums that were written with them; PowerclipError if one differs."""
+    if damaged := find_damaged(folder):
+        raise PowerclipError(
+            f"{folder / damaged} is not as it was written: its checksum differs from that in {SUMS}; copy or write the "
+            f"model again, or delete {SUMS} if you have changed the file yourself"
+        )
 
 
 def in_one_line(error: Exception) -> str:
@@ -114,6 +123,7 @@ def read_config(name: str) -> dict[str, Any]:
 
 def _read_own(folder: Path, weights: Path) -> Start:
     """A model that powerclip saved: architecture and preprocessing are its own."""
+    require_undamaged(folder)
     try:
         config = read_json(folder / CONFIG)
         if "model_type" in config:
@@ -127,6 +137,8 @@ def _read_own(folder: Path, weights: Path) -> Start:
 
 def _read_open_clip_folder(name: str) -> Start:
     """A model with config and weights in a folder or on the hub: ``local-dir:FOLDER`` or ``hf-hub:ORGANISATION/NAME``."""
+    if parse_model_name(name)[0] == "local-dir":
+        require_undamaged(Path(parse_model_name(name)[1]))
     try:
         theirs = open_clip.create_model(name, require_pretrained=True)
         model = open_clip.get_model_config(name)

@@ -4,7 +4,7 @@ import io
 import pickle
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,9 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from torch.distributed.checkpoint.state_dict_loader import load as load_distributed
 from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
 
-from powerclip.distributed import broadcast, rank, wait_for_all
+from powerclip.distributed import broadcast, rank, sum_over_processes, wait_for_all, world_size
 from powerclip.errors import PowerclipError, RunFailedError
-from powerclip.files import sync_folder
+from powerclip.files import SUMS, atomic_write, checksums, find_damaged, sha256_of, sync_folder
 from powerclip.runs import all_checkpoints, checkpoint_path
 
 UNPICKLED = {
@@ -62,8 +62,9 @@ def save(folder: Path, *, step: int, model: nn.Module, optimizer: torch.optim.Op
             "then continue with --resume auto"
         ) from error
     wait_for_all()
+    sums = checksums(temporary, _sha256_by_all)
     if rank() == 0:
-        sync_folder(temporary)
+        atomic_write(temporary / SUMS, sums)
         temporary.rename(target)
         sync_folder(folder)
     wait_for_all()
@@ -76,12 +77,14 @@ def load(
     """Put a checkpoint's state into a model and its optimiser; return its ``extra``.
 
     PowerclipError if it is of another model or other settings; RunFailedError if a file of it is missing, truncated or
-    damaged.
+    damaged, which checksums tell to the bit. All processes take part.
     """
     model_state, optimizer_state = get_state_dict(model, optimizer)
     state: dict[str, Any] = {"model": model_state, "optimizer": optimizer_state, "extra": extra}
     reader = _Reader(checkpoint)
     try:
+        if damaged := find_damaged(checkpoint, _sha256_by_all):
+            raise pickle.UnpicklingError(f"{damaged} is not as it was written: its checksum differs")
         reader.read_metadata()  # torch would look for other descriptions, and log a stack trace
         with _without_process_group_warning():
             load_distributed(state, storage_reader=reader, planner=_Planner())
@@ -97,6 +100,15 @@ def load(
         ) from error
     set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
     return dict(state["extra"])
+
+
+def _sha256_by_all(paths: Sequence[Path]) -> list[str]:
+    """The SHA-256 of files, each of which one of the processes reads."""
+    hashes = torch.zeros(len(paths), 32, dtype=torch.uint8)
+    own = slice(rank(), None, world_size())
+    for row, digest in zip(hashes[own], sha256_of(paths[own]), strict=True):
+        row[:] = torch.tensor(list(bytes.fromhex(digest)))
+    return [bytes(row.tolist()).hex() for row in sum_over_processes(hashes)]
 
 
 @contextmanager
