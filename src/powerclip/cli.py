@@ -284,9 +284,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             known = f"commands: {', '.join(COMMANDS)}"
             raise PowerclipError(f"unknown command {argv[0]!r}; {did_you_mean(argv[0], COMMANDS, otherwise=known)}")
         parse(argv[0], argv[1:]).run()
-    except KeyboardInterrupt:
-        print("powerclip: interrupted", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        return _fail(error, 130, "interrupted")
     except BrokenPipeError:
         return 0
     except (RunFailedError, OSError) as error:
@@ -296,9 +295,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _fail(error: Exception, status: int) -> int:
+def _fail(error: BaseException, status: int, message: str = "") -> int:
+    """Print an error and its notes in one line."""
+    said = ". ".join((message or str(error), *getattr(error, "__notes__", ())))
     process = f" [process {os.environ['RANK']}]" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
-    print(f"powerclip{process}: " + " ".join(str(error).split()), file=sys.stderr)
+    print(f"powerclip{process}: " + " ".join(said.split()), file=sys.stderr)
     return status
 
 

@@ -3,6 +3,7 @@ import io
 import json
 import os
 import shutil
+import warnings
 
 import open_clip
 import pytest
@@ -246,17 +247,61 @@ def test_results_that_do_not_name_their_weights_are_set_aside_if_the_model_is_ne
     assert (run / "evaluation-earlier.json").exists() is trained_since
 
 
-def test_finished_tasks_are_kept_when_a_later_one_breaks(model, tmp_path):
-    for name in ("food101", "cifar10"):
+def test_finished_tasks_are_kept_when_a_later_one_breaks_and_the_same_command_continues(model, tmp_path, capsys):
+    for name in ("food101", "cifar10", "pets"):
         colours(tmp_path / name)
     tar = tmp_path / "cifar10" / "test" / "1.tar"
-    tar.write_bytes(tar.read_bytes().replace(b"\x89PNG", b"gone"))
-    with pytest.raises(PowerclipError, match=r"image of sample s10 in .*1\.tar cannot be read \(corrupt image\)"):
-        evaluate(model, "classification", tmp_path, tmp_path / "out")
-    found = read_evaluation(tmp_path / "out")
-    assert list(found.tasks) == ["food101"]
-    assert found.pending == ["cifar10"]
-    assert (tmp_path / "out" / "evaluation" / "food101.json").is_file()
+    whole, out = tar.read_bytes(), tmp_path / "out"
+    tar.write_bytes(whole.replace(b"\x89PNG", b"gone"))
+    arguments = ["--suite", "cifar10", "food101", "pets", "--data", str(tmp_path), "--output", str(out)]
+    arguments = ["evaluate", str(model), *arguments]
+    assert main(arguments) == 2
+    assert capsys.readouterr().err.endswith(" cannot be read (corrupt image); download it again\n")  # nothing is kept
+    assert not out.exists()
+    order = ("food101", "cifar10", "pets")
+    arguments[3:6] = order
+    for again in (False, True):  # again: nothing is new
+        with warnings.catch_warnings(record=True, action="always") as warned:
+            assert main(arguments) == 2
+        assert [str(w.message)[:33] for w in warned] == ["continued: the results of food101"] * again
+        assert capsys.readouterr().err.endswith(
+            f"1.tar cannot be read (corrupt image); download it again. The results of food101 are kept in "
+            f"{out / 'evaluation.json'}; the same command continues with cifar10\n"
+        )
+        found = read_evaluation(out)
+        assert list(found.tasks) == ["food101"]
+        assert found.pending == ["cifar10", "pets"]
+        assert (out / "evaluation" / "food101.json").is_file()
+    tar.write_bytes(whole)
+    ran, other = [], EvaluateConfig(suite=("food101",), data=tmp_path, output=tmp_path / "other")
+    shutil.copytree(out, tmp_path / "other")
+    evaluate_model(str(model), other, progress=ran.append)  # does not ask for what is pending: not continued
+    config = EvaluateConfig(suite=order, data=tmp_path, output=out)
+    with pytest.warns(UserWarning, match="the results of food101 are of the interrupted evaluation"):
+        continued = evaluate_model(str(model), config, progress=ran.append)
+    assert ran == ["food101", "cifar10", "pets"]
+    assert list(continued.tasks) == ["food101", "cifar10", "pets"]
+    assert not read_evaluation(out).pending
+    assert evaluate_model(str(model), config, progress=ran.append).tasks == continued.tasks
+    assert ran[3:] == ["food101", "cifar10", "pets"]  # all of it: it was finished
+
+
+def test_an_interrupted_evaluation_measures_what_is_of_other_data(model, tmp_path):
+    for name in ("food101", "cifar10"):
+        colours(tmp_path / name)
+
+    def stop(name):
+        if name == "cifar10":
+            raise KeyboardInterrupt
+
+    config = EvaluateConfig(suite=("food101", "cifar10"), data=tmp_path, output=tmp_path / "out")
+    with pytest.raises(KeyboardInterrupt) as caught:
+        evaluate_model(str(model), config, progress=stop)
+    assert caught.value.__notes__[0].endswith("the same command continues with cifar10")
+    webdataset(tmp_path / "food101", [("red", b"1")], "cls")
+    ran = []
+    evaluate_model(str(model), config, progress=ran.append)
+    assert ran == ["food101", "cifar10"]
 
 
 def test_pairs_without_data_are_those_of_the_run(tmp_path):

@@ -111,12 +111,23 @@ class Evaluation:
         origin = self.measured_on.get(name)
         return name if origin is None or origin.of in (None, origin.n) else f"{name} ({origin.n} of {origin.of})"
 
+    def has(self, name: str, origin: Origin) -> bool:
+        """Whether there is a result of a task on these data."""
+        before = self.measured_on.get(name)
+        return name in self.tasks and before is not None and before.fingerprint == origin.fingerprint
+
+    def kept(self, asked: Mapping[str, Origin]) -> list[str]:
+        """What an interrupted evaluation has measured of the tasks asked for, if all that it had still to do is among them."""
+        if not self.pending or not set(self.pending) <= asked.keys():
+            return []
+        return [name for name, origin in asked.items() if name not in self.pending and self.has(name, origin)]
+
     def with_result(self, name: str, metrics: Metrics, origin: Origin) -> Evaluation:
         """With one more result; a result of the same name on other data stays, under another name."""
         before, replaced = self.measured_on.get(name), (name, f"{name}{_mark(origin)}")
         tasks = {task: result for task, result in self.tasks.items() if task not in replaced}
         origins = {task: other for task, other in self.measured_on.items() if task not in replaced}
-        if name in self.tasks and (before is None or before.fingerprint != origin.fingerprint):
+        if name in self.tasks and not self.has(name, origin):
             aside = f"{name}{_mark(before)}"
             tasks[aside] = self.tasks[name]
             origins |= {aside: before} if before else {}

@@ -1,6 +1,7 @@
 """Evaluate a saved model on suites: load it, read the data sets, run their tasks, write the results."""
 
 import hashlib
+import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -44,7 +45,10 @@ def evaluate_model(
 
     Started by torchrun, the processes share the work and get equal results; the first one writes them, as soon as a
     task is done: ``evaluation/TASK.json`` for it alone, and ``evaluation.json``, to which results on other data are
-    added. ``progress`` is called with the name of each task before it runs. PowerclipError if there is no such model,
+    added. If the last evaluation of these weights was interrupted, and all that it had still to do is asked for again,
+    only what it lacks is measured, with a warning. What interrupts this one gets a note of what is kept.
+
+    ``progress`` is called with the name of each task before it runs. PowerclipError if there is no such model,
     suite or data, or none of a suite's data sets is there.
     """
     config = config or EvaluateConfig()
@@ -54,28 +58,24 @@ def evaluate_model(
         given = load(model) if config.pretrained is None else load_open_clip(model, config.pretrained)
         loaded, preprocess, tokenizer = given
         tasks, absent = _read(names, config.data, pairs, size=config.size, image_size=_image_size(loaded))
-        if config.pixels != "pil":
-            tasks = [
-                (task, origin if origin.suite in OWN_SUITES else origin.with_pixels(config.pixels))
-                for task, origin in tasks
-            ]
-        folders = Counter(Path(origin.data).name for _, origin in tasks if origin.suite == "pairs")
-        for i, (task, origin) in enumerate(tasks):
-            if origin.suite == "pairs":  # other data get another row in tables
-                folder_name = Path(origin.data).name
-                label = folder_name if folders[folder_name] == 1 else origin.data
-                tasks[i] = replace(task, name=f"{task.name}:{label}"), origin
+        tasks = _named(tasks, config)
         origins = {id(task): origin for task, origin in tasks}
         absent |= skipped(loaded, [task for task, _ in tasks])
         jobs = jobs_of([task for task, _ in tasks if task.name not in absent], config.scores, config.regions)
-        done = [job.name for job in jobs]
+        asked_for = [job.name for job in jobs]
         folder = results_folder(model, config)
         digest = _digest(loaded)
         label = model if config.pretrained is None else f"{model}:{config.pretrained}"
         evaluation = rank0_first(lambda: _earlier_results(folder, label, digest))
         asked = {benchmark.name for name in names for benchmark in benchmarks_of(name)}
         before = {name: source for name, source in evaluation.absent.items() if name not in asked}
-        evaluation = replace(evaluation, absent=before | absent, pending=done)
+        kept = evaluation.kept({job.name: origins[id(job.task)] for job in jobs})
+        jobs = [job for job in jobs if job.name not in kept]
+        if kept:
+            warnings.warn(
+                f"continued: the results of {', '.join(kept)} are of the interrupted evaluation", stacklevel=2
+            )
+        evaluation = replace(evaluation, absent=before | absent, pending=[job.name for job in jobs])
         encoder = Encoder(
             loaded.to(place),
             preprocess,
@@ -85,11 +85,33 @@ def evaluate_model(
             workers=config.workers,
             pixels=config.pixels,
         )
-        for job, metrics in run_jobs(encoder, jobs, regions=config.regions, progress=progress):
-            evaluation = evaluation.with_result(job.name, metrics, origins[id(job.task)])
-            if rank() == 0:
-                _write(folder, evaluation, job.name)
-        return replace(evaluation.only(done), absent=absent)
+        try:
+            for job, metrics in run_jobs(encoder, jobs, regions=config.regions, progress=progress):
+                evaluation = evaluation.with_result(job.name, metrics, origins[id(job.task)])
+                if rank() == 0:
+                    _write(folder, evaluation, job.name)
+        except BaseException as error:  # a key press, too
+            if finished := [name for name in asked_for if name not in evaluation.pending]:
+                error.add_note(
+                    f"The results of {', '.join(finished)} are kept in {folder / FILE}; the same command continues with "
+                    f"{evaluation.pending[0]}"
+                )
+            raise
+        return replace(evaluation.only(asked_for), absent=absent)
+
+
+def _named(tasks: Sequence[tuple[Task, Origin]], config: EvaluateConfig) -> list[tuple[Task, Origin]]:
+    """The tasks with the names of their results, and their data with the way in which images are read."""
+    folders = Counter(Path(origin.data).name for _, origin in tasks if origin.suite == "pairs")
+    named = []
+    for task, origin in tasks:
+        if origin.suite == "pairs":  # other data get another row in tables
+            folder = Path(origin.data).name
+            task = replace(task, name=f"{task.name}:{folder if folders[folder] == 1 else origin.data}")
+        elif config.pixels != "pil" and origin.suite not in OWN_SUITES:
+            origin = origin.with_pixels(config.pixels)
+        named.append((task, origin))
+    return named
 
 
 def results_folder(model: str, config: EvaluateConfig) -> Path:
@@ -225,7 +247,7 @@ def _earlier_results(folder: Path, model: str, weights: str) -> Evaluation:
         if (own := folder / f"evaluation-{weights[:8]}.json").exists():  # these were evaluated here before
             own.rename(folder / FILE)
         found = read_evaluation(folder)
-    return replace(found or Evaluation(tasks={}), model=place, weights=weights, pending=())
+    return replace(found or Evaluation(tasks={}), model=place, weights=weights)
 
 
 def _is_older(file: Path, model: str) -> bool:
