@@ -17,10 +17,10 @@ class EMA:
         self._averages = [parameter.detach().float().clone() for parameter in self._parameters]
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Move towards the model's weights."""
+    def update(self, *, where: Tensor) -> None:
+        """Move towards the model's weights, unless ``where``, () bool on their device, is False."""
         weights = [parameter.detach().float() for parameter in self._parameters]
-        torch._foreach_lerp_(self._averages, weights, 1 - self.decay)
+        torch._foreach_lerp_(self._averages, weights, [(1 - self.decay) * where] * len(weights))
 
     def state_dict(self) -> dict[str, Tensor]:
         """The averages by parameter name; writing into them changes them."""

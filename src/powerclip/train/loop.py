@@ -141,6 +141,7 @@ class _Loop:
             step += 1
             window.samples += config.batch_size
             if self.engine.is_logged(step):
+                self.engine.settle()  # on all processes, which may stop here together
                 self._log(output, norm, step, window)
                 window = _Window()
             late = minutes is not None and time.monotonic() - saved > 60 * minutes

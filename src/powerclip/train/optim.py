@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.nn.utils import get_total_norm
 
 from powerclip.config import OptimConfig
 
@@ -38,18 +38,12 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     )
 
 
-def clip_gradients(modules: Sequence[nn.Module], *, limit: float | None) -> Tensor:
-    """() norm of the gradients of all modules as one vector, which are scaled down to ``limit``; None leaves them.
-
-    One of the modules may be sharded by FSDP and the others not.
-    """
-    groups = [[p for p in module.parameters() if p.grad is not None] for module in modules]
-    norms = [get_total_norm([p.grad for p in group if p.grad is not None]) for group in groups if group]
+def gradient_norm(modules: Sequence[nn.Module]) -> Tensor:
+    """() norm of the gradients of all modules as one vector; one of them may be sharded by FSDP and the others not."""
+    groups = [[p.grad for p in module.parameters() if p.grad is not None] for module in modules]
+    norms = [get_total_norm(group) for group in groups if group]
     norms = [x.full_tensor() if isinstance(x, DTensor) else x for x in norms]
-    norm = norms[0] if len(norms) == 1 else torch.stack(norms).norm()
-    for group in groups:
-        clip_grads_with_norm_(group, math.inf if limit is None else limit, norm)
-    return norm
+    return norms[0] if len(norms) == 1 else torch.stack(norms).norm()
 
 
 def learning_rate(step: int, *, steps: int, config: OptimConfig) -> float:

@@ -34,7 +34,8 @@ from powerclip.runs import RunFolder
 from powerclip.train.build import autocast, build_loss
 from powerclip.train.ema import EMA
 from powerclip.train.gradcache import backward
-from powerclip.train.optim import clip_gradients, learning_rate, make_optimizer
+from powerclip.train.optim import gradient_norm, learning_rate, make_optimizer
+from powerclip.train.prefetch import Prefetch
 from powerclip.types import Batch, Features, LossOutput
 
 MAX_LOGIT_SCALE = math.log(100)
@@ -78,16 +79,19 @@ class Engine:
         self.ema = EMA(self.model, decay=config.ema_decay) if config.ema_decay is not None else None
         self.counters = {"samples_seen": 0, "bad_steps": 0}
         self.bad_in_a_row = 0
+        self._prefetch = Prefetch(device)
+        self._outcome: _Outcome | None = None  # of the last step, while it is on its way
 
     def step(self, pieces: Sequence[Batch], step: int) -> tuple[LossOutput, Tensor]:
         """One optimiser step on the pieces of a batch; a non-finite loss or gradient changes nothing and is counted.
 
-        The gradient is that of the complete batch, over all processes; only the current piece is on the device. All
-        that is random in a step is a function of the seed and its number, so a resumed run repeats it.
+        The gradient is that of the complete batch, over all processes; only the current piece and the images of the
+        next are on the device. All that is random in a step is a function of the seed and its number, so a resumed run
+        repeats it. Nothing here waits for this step: a flag on the device decides whether the weights move, and the
+        host reads it one step later (``settle``).
 
         Returns the loss and its terms, of the batch of all processes and in logged steps with measures, and () the
-        gradient's norm before clipping; both stay on their device. RunFailedError after ``MAX_BAD_STEPS`` steps in a
-        row that were not finite.
+        gradient's norm before clipping; both stay on their device. RunFailedError as ``settle``, for the step before.
         """
         rate = learning_rate(step, steps=self.steps, config=self.config.optim)
         optimizers = [self.optimizer] if self.loss_optimizer is None else [self.optimizer, self.loss_optimizer]
@@ -102,22 +106,49 @@ class Engine:
         output = backward(self.parallel, loss, pieces, forward=self.forward, seed=seed)
         average_ignored_gradients(self.model)
         average_gradients(self.loss.parameters())
-        norm = clip_gradients((self.model, self.loss), limit=self.config.optim.max_gradient_norm)
-        self.counters["samples_seen"] += self.config.batch_size
-        if not torch.isfinite(norm + output.total.detach()):
-            # Without gradients, saving a checkpoint initialises the optimiser's state where it is still missing.
-            for optimizer in optimizers:
-                optimizer.zero_grad(set_to_none=True)
-            self._count_bad_step(pieces, step)
-            return output, norm.detach()
-        self.bad_in_a_row = 0
+        norm = gradient_norm((self.model, self.loss)).detach()
+        finite = torch.isfinite(norm + output.total.detach())
+        limit = self.config.optim.max_gradient_norm
         for optimizer in optimizers:
+            # AdamW takes both as from a GradScaler: it divides gradients by the one and does nothing if the other is 1.
+            # So clipping needs no pass of its own over the gradients.
+            scaled: Any = optimizer
+            scaled.grad_scale = None if limit is None else ((norm + 1e-6) / limit).clamp(min=1).float()
+            scaled.found_inf = (~finite).float()
             optimizer.step()
         with torch.no_grad():
             self.model.logit_scale.clamp_(0, self.max_logit_scale)
         if self.ema is not None:
-            self.ema.update()
-        return output, norm.detach()
+            self.ema.update(where=finite)
+        self.counters["samples_seen"] += self.config.batch_size
+        # The only wait for the device, for the end of the step before: the device has all of this step to do meanwhile,
+        # and the host is never more than a step ahead.
+        self.settle()
+        self._outcome = _Outcome(finite, step, [key for piece in pieces for key in piece.keys])
+        return output, norm
+
+    def settle(self) -> None:
+        """Wait for the last step, and count it if it was not finite.
+
+        RunFailedError after ``MAX_BAD_STEPS`` steps in a row that were not.
+        """
+        outcome, self._outcome = self._outcome, None
+        if outcome is None:
+            return
+        if outcome.finite():
+            self.bad_in_a_row = 0
+            return
+        self.counters["bad_steps"] += 1
+        self.bad_in_a_row += 1
+        path = RunFolder(self.output).bad_batches_file
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": outcome.step + 1, "process": rank(), "keys": outcome.keys}) + "\n")
+        if self.bad_in_a_row >= MAX_BAD_STEPS:
+            raise RunFailedError(
+                f"the loss or its gradient was not finite in {self.bad_in_a_row} steps in a row, up to step "
+                f"{outcome.step + 1} (samples {', '.join(outcome.keys[:5])}, ...; all in {path}); lower "
+                "optim.learning-rate or look at those samples"
+            )
 
     def is_logged(self, steps: int) -> bool:
         """Whether the log gets a line after this many steps."""
@@ -140,7 +171,11 @@ class Engine:
         wait_for_all()
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint holds in addition to the model and its optimiser; loading writes into it."""
+        """What a checkpoint holds in addition to the model and its optimiser; loading writes into it.
+
+        RunFailedError as ``settle``.
+        """
+        self.settle()
         state: dict[str, Any] = {"loss": self.loss.state_dict(), "counters": dict(self.counters)}
         if self.ema is not None:
             state["ema"] = self.ema.state_dict()
@@ -158,7 +193,7 @@ class Engine:
     def forward(self, model: nn.Module, batch: Batch) -> Features:
         """A model's features, under autocast where the config asks for it."""
         with autocast(self.config, self.device):
-            features: Features = model(batch.to(self.device, non_blocking=True))
+            features: Features = model(self._prefetch(batch))
         return features
 
     def _seed(self, step: int, piece: int) -> None:
@@ -168,16 +203,17 @@ class Engine:
         if self.device.type == "cuda":
             torch.cuda.manual_seed(int(state[0] >> 1))
 
-    def _count_bad_step(self, pieces: Sequence[Batch], step: int) -> None:
-        keys = [key for piece in pieces for key in piece.keys]
-        self.counters["bad_steps"] += 1
-        self.bad_in_a_row += 1
-        path = RunFolder(self.output).bad_batches_file
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step + 1, "process": rank(), "keys": keys}) + "\n")
-        if self.bad_in_a_row >= MAX_BAD_STEPS:
-            raise RunFailedError(
-                f"the loss or its gradient was not finite in {self.bad_in_a_row} steps in a row, up to step "
-                f"{step + 1} (samples {', '.join(keys[:5])}, ...; all in {path}); lower "
-                "optim.learning-rate or look at those samples"
-            )
+
+class _Outcome:
+    """Whether a step was finite, on its way to the host."""
+
+    def __init__(self, finite: Tensor, step: int, keys: list[str]) -> None:
+        self.step, self.keys = step, keys
+        self._flag = finite.to("cpu", non_blocking=True)
+        self._copied = torch.cuda.current_stream().record_event() if finite.is_cuda else None
+
+    def finite(self) -> bool:
+        """Wait until it is known."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        return bool(self._flag)
