@@ -31,7 +31,18 @@ MAY_IMPORT = {
     "evaluate": {*LEAVES, "distributed", "model", "data", "scenes", "phrases", "regions", "alignment", "runs"},
     "train": {*LEAVES, "distributed", "model", "loss", "data", "evaluate", "runs"},
     "export": {*LEAVES, "model", "data", "scenes", "evaluate", "report", "runs"},
-    "report": {*LEAVES, "model", "data", "scenes", "regions", "phrases", "alignment", "evaluate", "runs"},
+    "report": {
+        *LEAVES,
+        "distributed",
+        "model",
+        "data",
+        "scenes",
+        "regions",
+        "phrases",
+        "alignment",
+        "evaluate",
+        "runs",
+    },
 }
 TOP = {"cli", "compare", "demo", "interpolate", "__init__"}
 

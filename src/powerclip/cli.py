@@ -243,7 +243,7 @@ class Export:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Write one self-contained HTML page about one or more runs: settings, curves, results, grounded phrases.
+    """Write one self-contained HTML page about one or more runs: who is ahead, curves, results, and examples to explore.
 
     Example: powerclip report runs/demo/clip runs/demo/powerclip --output report.html
     """
@@ -261,7 +261,9 @@ class Report:
         runs = {run.name or str(run): run for run in self.runs}
         if len(runs) < len(self.runs):
             runs = {str(run): run for run in self.runs}
-        print(f"Wrote {write_report(runs, self.output)}")
+        console = Console(stderr=True)
+        written = write_report(runs, self.output, progress=lambda text: console.print(f"{text} ...", highlight=False))
+        print(f"Wrote {written}")
 
 
 COMMANDS: dict[str, type[Any]] = {

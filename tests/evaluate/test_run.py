@@ -23,6 +23,7 @@ from powerclip.evaluate import (
     evaluate_tasks,
     light_suite,
     read_evaluation,
+    task_again,
 )
 from powerclip.evaluate.datasets.clip_benchmark import read_webdataset
 from powerclip.evaluate.run import SCENES_SEED
@@ -449,6 +450,24 @@ def test_linear_probes_of_the_sets_that_have_training_images(model, tmp_path, ca
     assert found.averages["linear-probe"].expected == len(SUITES["linear-probe"]) == 18
     assert found.absent["cifar10-linear-probe"].endswith("wds_vtab-cifar10")  # which has no training images
     assert "food101-linear-probe (3 of 25250)" in capsys.readouterr().out
+
+
+def test_a_task_is_read_again_from_what_a_result_says_of_it(model, tmp_path):
+    write_shards(generate("train", count=3, seed=0), tmp_path / "held-out")
+    webdataset(tmp_path / "data" / "flickr8k", [(name, name.encode()) for name in NAMES], "txt", kind="retrieval")
+    evaluate(model, "pairs", tmp_path / "held-out", tmp_path / "out")
+    evaluate(model, "flickr8k", tmp_path / "data", tmp_path / "out")
+    evaluate_model(str(model), EvaluateConfig(suite=("scenes",), size=2, output=tmp_path / "out"))
+    measured = read_evaluation(tmp_path / "out").measured_on
+    for name, images in (("retrieval:held-out", 2), ("flickr8k", 3), ("scenes-retrieval", 2), ("scenes-object", 2)):
+        task = task_again(name, measured[name], size=2)
+        assert len(task.images) == images
+        assert task.name == name.split(":")[0]
+    assert task_again("flickr8k-powerset", measured["flickr8k"].with_pixels("training"), size=2).name == "flickr8k"
+    again = task_again("scenes-hard-negatives", measured["scenes-hard-negatives"], size=2)
+    assert again.items[0].positive == evaluation_tasks(seed=SCENES_SEED, size=2)[5].items[0].positive
+    shutil.rmtree(tmp_path / "held-out")
+    assert task_again("retrieval:held-out", measured["retrieval:held-out"], size=2) is None
 
 
 def test_data_sets_are_evaluated_by_name_and_once(model, tmp_path):

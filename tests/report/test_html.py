@@ -1,9 +1,9 @@
 """The page fetches nothing, escapes everything, and survives broken run folders and odd names."""
 
 import base64
+import hashlib
 import io
 import json
-import re
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,31 +12,43 @@ import torch
 from PIL import Image
 
 from powerclip import create_model
+from powerclip.config import EvaluateConfig
+from powerclip.data.shards import write_shards
 from powerclip.errors import PowerclipError
+from powerclip.evaluate import evaluate_model
 from powerclip.model import save
 from powerclip.report import write_report
+from powerclip.scenes import generate
 from tests.support.runs import own_data, record_data
 
 SCRIPT = "<script>alert(1)</script>"
 
 
 class Page(HTMLParser):
-    """A page's elements with their attributes, and its text."""
+    """A page's elements with their attributes, its text, and the data for its script."""
 
     def __init__(self, html):
         super().__init__()
-        self.elements, self.words = [], []
+        self.elements, self.words, self.scripts, self.open = [], [], [], ""
         self.feed(html)
         self.text = " ".join(" ".join(self.words).split())
+        self.data = json.loads(self.scripts[0])
 
     def handle_starttag(self, tag, attrs):
         self.elements.append((tag, dict(attrs)))
+        self.open = tag
 
     def handle_data(self, data):
-        self.words.append(data)
+        (self.scripts if self.open == "script" and data.strip() else self.words).append(data)
+
+    def handle_endtag(self, tag):
+        self.open = ""
 
     def all(self, tag):
         return [attributes for name, attributes in self.elements if name == tag]
+
+    def captions(self):
+        return [a["aria-label"].partition(", as ")[0] for a in self.all("svg")]
 
 
 def report(runs, folder):
@@ -47,7 +59,9 @@ def complete_run(folder: Path, *, weight: float, data: Path | None = None) -> Pa
     folder.mkdir()
     torch.manual_seed(0)
     save(create_model("tiny"), folder / "model")
-    (folder / "config.yaml").write_text(f"seed: 0\nloss:\n  weight: {weight}\n  name: '<i>'\n", encoding="utf-8")
+    (folder / "config.yaml").write_text(
+        f"seed: 0\nobjective:\n  powerset_weight: {weight}\n  name: '<i>'\n", encoding="utf-8"
+    )
     lines = [{"step": s, "samples_seen": 8 * s, "loss": 4 / s, "loss_clip": 3 / s} for s in range(1, 6)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     tasks = {"x": {"acc@1": weight}, "<u>": {"acc@1": 0.5}}
@@ -62,56 +76,100 @@ def test_the_page_is_complete_and_fetches_nothing(tmp_path):
         "<clip>": complete_run(tmp_path / "one", weight=0.0),
         "power": complete_run(tmp_path / "two", weight=0.25),
     }
-    output = write_report(runs, tmp_path / "deep" / "report.html")
+    said = []
+    output = write_report(runs, tmp_path / "deep" / "report.html", progress=said.append)
     html = output.read_text(encoding="utf-8")
     page = Page(html)
-    sources = [image["src"] for image in page.all("img")]
-    assert len(sources) == 7  # the curves and six examples
-    for source in sources:
-        data = base64.b64decode(source.removeprefix("data:image/png;base64,"), validate=True)
-        assert Image.open(io.BytesIO(data)).format == "PNG"
-    first, *groundings = [image["alt"] for image in page.all("img")]
-    assert "CLIP loss" in first
-    for text in groundings:
-        assert re.search(r"<clip>: .+ \(\d+ regions, \d+\.\d\d\).*; power: .+ \(\d+ regions, ", text)
-    assert "The images are generated test scenes. <clip> does not say which data it was trained on." in page.text
+    assert len(html) < 2_000_000
+    assert said[0] == "grounding, image 1 of 6"
+    for source in page.data["images"]:
+        data = base64.b64decode(source.removeprefix("data:image/webp;base64,"), validate=True)
+        assert Image.open(io.BytesIO(data)).format == "WEBP"
+    shown = [int(a["data-image"]) for tag, a in page.elements if "data-image" in a]
+    assert set(shown) == set(range(len(page.data["images"])))
+    assert [panel["title"] for panel in page.data["curves"][0]] == ["CLIP loss"]
+    line = page.data["curves"][0][0]["lines"][1]
+    assert (line["run"], line["dashed"], line["points"][3]) == (1, False, [4, 0.75, 0.75, 0.75])
+    assert len(page.captions()) == 12
+    assert [len(of_sample) for of_sample in page.data["masks"]] == [2] * 6
+    assert all(len(mask) == 64 for of_sample in page.data["masks"] for of_run in of_sample for mask in of_run)
+    assert (
+        "The images are generated test scenes. The regions are boxes of two fixed sizes. <clip> does not" in page.text
+    )
     assert all(link["href"].startswith("#") for link in page.all("a"))
     assert {link["href"][1:] for link in page.all("a")} == {section["id"] for section in page.all("section")}
-    assert not {"script", "link", "iframe", "clip", "u", "i"} & {tag for tag, _ in page.elements}
+    assert not {"link", "iframe", "clip", "u"} & {tag for tag, _ in page.elements}
+    policy = page.all("meta")[1]["content"]
+    digest = base64.b64encode(hashlib.sha256(page.scripts[1].encode()).digest()).decode()
+    assert policy == f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    assert len(page.scripts) == 2
     assert "url(" not in html
-    for said in ("<clip>", "<u>", "One run and one seed each", "loss.weight", "Different (1)", "mean of 2"):
-        assert said in page.text
-    assert len(page.all("strong")) == 2  # x and the mean; the other task is level
+    assert "http" not in html.replace("http://www.w3.org/2000/svg", "").replace("http-equiv", "")
+    for part in (
+        "<clip>",
+        "<u>",
+        "One run and one seed each",
+        "objective.powerset_weight",
+        "Different (1)",
+        "mean of 2",
+    ):
+        assert part in page.text
+    assert "power is ahead in 1 of 2 headline metrics, in 0 of them beyond the sampling error." in page.text
+    assert "Among 200 images with one caption each, generated scenes" in page.text
     assert [path.name for path in output.parent.iterdir()] == ["report.html"]
 
 
-def test_instruments_are_shown_of_the_runs_that_have_them(tmp_path):
+def test_curves_are_shown_of_the_runs_that_have_them(tmp_path):
     old, new = (complete_run(tmp_path / name, weight=0.5) for name in ("old", "new"))
-    before = report({"old": old}, tmp_path)
-    assert "Do subsets choose?" not in before.text
-    assert before.all("h3") == []
     measures = {"matched_above_zero_share": 0.9, "unmatched_above_zero_share": 0.2, "hub_share_t2i": 0.4}
     lines = [{"step": s, "loss": 1.0, **measures, "powerset_weight": 0.2} for s in range(1, 6)]
+    lines.append({"step": 5, "eval/mean": 0.5, "eval/a/b/acc@1": 0.25, "eval/a/b/acc@5": 1.0})
     (new / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     page = report({"old": old, "new": new}, tmp_path)
-    texts = [image["alt"] for image in page.all("img")][1:4]
-    assert texts == [
-        f"Curves of {title} over the training steps of old, new"
-        for title in ("similarities above zero", "five commonest negatives", "lambda")
+    assert [[panel["title"] for panel in group] for group in page.data["curves"]] == [
+        ["CLIP loss"],
+        ["mean", "a b acc@1"],
+        ["similarities above zero"],
+        ["five commonest negatives"],
+        ["lambda"],
+    ]
+    above = page.data["curves"][2][0]
+    assert [(line["run"], line["dashed"], line["points"][0]) for line in above["lines"]] == [
+        (1, False, [1, 0.9, 0.9, 0.9]),
+        (1, True, [1, 0.2, 0.2, 0.2]),
     ]
     assert "similarities above zero: Share of region-phrase similarities" in page.text
     assert "score gap" not in page.text
-    assert len(page.all("img")) == len(before.all("img")) + 3
 
 
-def test_phrases_are_grounded_in_the_run_s_own_data(tmp_path):
+def test_examples_are_of_the_run_s_own_data(tmp_path):
     data = own_data(tmp_path / "data", "a first dog", f"a second {SCRIPT}", "a third")
     run = complete_run(tmp_path / "run", weight=0.5, data=data)
     page = report({"run": run}, tmp_path)
     assert "The images are from the data that the runs were trained on." in page.text
-    assert len(page.all("figcaption")) == 3
-    assert f"a second {SCRIPT}" in page.text
-    assert "a third (" in page.all("img")[3]["alt"]
+    assert page.captions() == ["a first dog", f"a second {SCRIPT}", "a third"]
+    assert (
+        f"Among 3 images with one caption each, from the start of the data that the models were trained on, {data}"
+        in page.text
+    )
+    assert f"\u201c{SCRIPT}" not in page.text
+    (run / "evaluation.json").unlink()
+    evaluate_model(
+        str(run), EvaluateConfig(suite=("pairs",), data=own_data(tmp_path / "held-out", "x", "y"), device="cpu")
+    )
+    page = report({"run": run}, tmp_path)
+    assert "Among 2 images with one caption each, from retrieval, on which the results above were measured" in page.text
+
+
+def test_a_run_trained_on_stored_regions_is_shown_with_them(tmp_path):
+    run = complete_run(tmp_path / "run", weight=0.5)
+    (run / "config.yaml").write_text("objective: {region_source: stored}\n")
+    write_shards(generate("train", count=2, seed=0), tmp_path / "data")
+    record_data(run, tmp_path / "data")
+    page = report({"run": run}, tmp_path)
+    objects = [len(sample.regions.rles) for sample in generate("train", count=2, seed=0)]
+    assert [len(of_run) for (of_run,) in page.data["masks"]] == objects
+    assert "Where a sample has regions of its own, those are the regions of run; others are boxes" in page.text
 
 
 def test_nothing_that_a_run_holds_becomes_markup(tmp_path):
@@ -120,16 +178,16 @@ def test_nothing_that_a_run_holds_becomes_markup(tmp_path):
     (run / "evaluation.json").write_text(json.dumps(evaluation))
     lines = [
         {"step": 1, "loss": SCRIPT, "loss_clip": SCRIPT, SCRIPT: SCRIPT, "samples_seen": SCRIPT},
-        {"step": 2, "loss": 1.5, "loss_clip": 1.0, "samples_seen": SCRIPT},
+        {"step": 2, "loss": 1.5, "loss_clip": 1.0, "samples_seen": SCRIPT, f"eval/{SCRIPT}/acc@1": 1.0},
         {"step": SCRIPT},
     ]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (run / "config.yaml").write_text(json.dumps({SCRIPT: {SCRIPT: SCRIPT, "odd": '"><b>&'}}))
+    (run / "config.yaml").write_text(json.dumps({SCRIPT: {SCRIPT: SCRIPT, "odd": '"><u>&'}, "model": {"name": SCRIPT}}))
     page = report({f"run\x1b\ud800{SCRIPT}": run}, tmp_path)
-    assert not {"script", "b"} & {tag for tag, _ in page.elements}
+    assert len(page.all("script")) == len(page.scripts) == 2
+    assert "u" not in {tag for tag, _ in page.elements}
     assert page.text.count(SCRIPT) >= 6
-    assert "2 steps" in page.text
-    assert "loss 1.500" in page.text
+    assert page.data["curves"][1][0]["title"] == f"{SCRIPT.replace('/', ' ')} acc@1"
     assert all("onerror" not in attributes for _, attributes in page.elements)
 
 
@@ -143,7 +201,7 @@ def test_what_a_run_lacks_is_said(tmp_path):
     page = report({"b": broken, "e": empty}, tmp_path)
     for said in ("Not evaluated", "No metrics yet", "No complete model yet", "No readable config.yaml"):
         assert f"{said}: b, e" in page.text
-    assert page.all("img") == []
+    assert page.data["images"] == page.data["curves"] == page.data["masks"] == []
 
 
 def test_a_folder_that_does_not_exist_is_named(tmp_path):

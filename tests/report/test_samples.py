@@ -1,7 +1,9 @@
 import pytest
 
+from powerclip.evaluate import Evaluation, Origin
 from powerclip.phrases import whole_caption_tree
-from powerclip.report.samples import own_pairs, scene_pairs
+from powerclip.report.samples import own_pairs, scene_pairs, task_to_show
+from powerclip.tasks import HardNegatives, Retrieval
 from tests.support.runs import own_data, record_data
 
 
@@ -62,3 +64,39 @@ def test_scenes_are_the_same_every_time_and_have_the_size_asked_for():
     assert [pair.image.size for pair in pairs] == [(96, 96)] * 2
     assert [pair.caption for pair in pairs] == [pair.caption for pair in scene_pairs(count=2, image_size=96)]
     assert all(len(pair.tree.phrases) > 1 for pair in pairs)
+
+
+def measured(**results):
+    """An evaluation with the suite and data of each task."""
+    metrics = {"scenes-hard-negatives": {"micro": 0.5}}
+    return Evaluation(
+        tasks={name: metrics.get(name, {"t2i_R@1": 0.5}) for name in results},
+        measured_on={
+            name: Origin(suite=suite, data=str(data), fingerprint="0", n=1) for name, (suite, data) in results.items()
+        },
+    )
+
+
+def test_tasks_are_those_that_the_runs_were_evaluated_on_pairs_first_then_their_data_then_scenes(run, tmp_path):
+    record_data(run, own_data(tmp_path / "own", *"abc"))
+    held_out = own_data(tmp_path / "held-out", "x", "y")
+    generated = "generated: seed 3, 64 pixels"
+    options = {"size": 2, "image_size": 32}
+    both = measured(**{"scenes-retrieval": ("scenes", generated), "retrieval": ("pairs", held_out)})
+    task, origin = task_to_show(Retrieval, {"r": run}, [both], **options)
+    assert (task.captions, origin) == (
+        [("x",), ("y",)],
+        "from retrieval, on which the results above were measured",
+    )
+    task, _ = task_to_show(Retrieval, {"r": run}, [measured(**{"scenes-retrieval": ("scenes", generated)})], **options)
+    assert [image.size for image in task.images] == [(64, 64)] * 2
+    for evaluations in ([], [measured(retrieval=("pairs", tmp_path / "gone"))]):
+        task, origin = task_to_show(Retrieval, {"r": run}, evaluations, **options)
+        assert task.captions == [("a",), ("b",)]
+        assert origin.startswith("from the start of the data that the models were trained on, ")
+    task, origin = task_to_show(HardNegatives, {"r": run}, [], **options)
+    assert (task.name, len({id(item.image) for item in task.items}), origin) == (
+        "scenes-hard-negatives",
+        2,
+        "generated scenes",
+    )

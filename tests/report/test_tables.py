@@ -117,6 +117,28 @@ def test_averages_share_a_row_only_if_they_are_over_the_same():
     ]
 
 
+def test_an_average_has_the_error_of_its_metrics_within_a_task_in_step_between_tasks_independent():
+    tasks = {
+        "x": {"i2t_R@1": Estimate(0.3, 10, 0.03), "t2i_R@1": Estimate(0.3, 10, 0.03)},
+        "y": {"acc@1": Estimate(0.6, 10, 0.08)},
+    }
+    over = (("x", "i2t_R@1"), ("x", "t2i_R@1"), ("y", "acc@1"))
+    average = Average(value=0.4, measured=3, expected=3, over=over)
+    row = next(
+        row
+        for row in results_table({"a": [Evaluation(tasks=tasks, averages={"all": average})]}).rows
+        if row[0] == "all"
+    )
+    assert row[2].standard_error == pytest.approx(0.1 / 3)  # hypot(0.03 + 0.03, 0.08) / 3
+    tasks["y"] = {"acc@1": 0.6}
+    row = next(
+        row
+        for row in results_table({"a": [Evaluation(tasks=tasks, averages={"all": average})]}).rows
+        if row[0] == "all"
+    )
+    assert row[2].standard_error is None
+
+
 def test_results_on_different_data_do_not_share_a_row():
     def on(fingerprint, value):
         origin = Origin(suite="pairs", data="/data/heldout", fingerprint=fingerprint, n=9)
@@ -190,7 +212,7 @@ def test_one_evaluation_is_written_as_markdown_and_csv(tmp_path):
     )
     write_tables(tmp_path, "model", evaluation)
     assert (tmp_path / "evaluation.md").read_text().endswith("\n\n- absent: dtd\ufffd: https://x.org/dtd\n")
-    assert "| classification | mean of 1 of 17 | 50.0 |" in (tmp_path / "evaluation.md").read_text()
+    assert "| classification | mean of 1 of 17 | 50.0 ± 5.0 |" in (tmp_path / "evaluation.md").read_text()
     assert (tmp_path / "evaluation.csv").read_text() == metrics_table(evaluation).csv()
     assert metrics_table(evaluation).csv().splitlines() == [
         "task,metric,value,n,standard_error,chance",

@@ -3,7 +3,7 @@
 from powerclip.evaluate.datasets.own_shards import retrieval_from_shards
 from powerclip.evaluate.metrics import Estimate
 from powerclip.evaluate.results import Evaluation, Origin, read_evaluation
-from powerclip.evaluate.run import as_metrics, evaluate_model, light_suite, write_evaluation
+from powerclip.evaluate.run import as_metrics, evaluate_model, light_suite, task_again, write_evaluation
 from powerclip.evaluate.score import evaluate_tasks
 from powerclip.evaluate.suites import CLASSIFICATION, SUITES
 
@@ -19,5 +19,6 @@ __all__ = [
     "light_suite",
     "read_evaluation",
     "retrieval_from_shards",
+    "task_again",
     "write_evaluation",
 ]

@@ -1,6 +1,7 @@
 """Evaluate a saved model on suites: load it, read the data sets, run their tasks, write the results."""
 
 import hashlib
+import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +18,16 @@ from powerclip.distributed import process_group, rank, rank0_first
 from powerclip.errors import PowerclipError
 from powerclip.evaluate.datasets.own_shards import retrieval_from_shards
 from powerclip.evaluate.encode import Encoder
-from powerclip.evaluate.results import FILE, Evaluation, Origin, Results, details_of, origin_of, read_evaluation
+from powerclip.evaluate.results import (
+    EARLIER,
+    FILE,
+    Evaluation,
+    Origin,
+    Results,
+    details_of,
+    origin_of,
+    read_evaluation,
+)
 from powerclip.evaluate.score import jobs_of, run_jobs, skipped
 from powerclip.evaluate.suites import SUITES, benchmarks_of, without_score
 from powerclip.files import write_json
@@ -112,6 +122,25 @@ def _named(tasks: Sequence[tuple[Task, Origin]], config: EvaluateConfig) -> list
             origin = origin.with_pixels(config.pixels)
         named.append((task, origin))
     return named
+
+
+def task_again(name: str, origin: Origin, *, size: int) -> Task | None:
+    """The task that a result is of, read again: all of it, or ``size`` images of pairs and scenes; None if it is gone.
+
+    PowerclipError if its data are there and cannot be read.
+    """
+    name, place = without_score(name.split(EARLIER)[0]), origin.data.split(" (pixels: ")[0]
+    if generated := re.fullmatch(r"generated: seed (\d+), (\d+) pixels", place):
+        seed, image_size = map(int, generated.groups())
+        found: Sequence[Task] = evaluation_tasks(seed=seed, size=size, image_size=image_size)
+    elif not Path(place).exists():
+        return None
+    elif origin.suite == "pairs":
+        return retrieval_from_shards(place, limit=size)
+    else:
+        readers = [b for b in benchmarks_of(origin.suite) if name in (b.name, *b.tasks)]
+        found = [task for benchmark in readers for task in benchmark.read(Path(place), benchmark.name)]
+    return next((task for task in found if task.name == name), None)
 
 
 def results_folder(model: str, config: EvaluateConfig) -> Path:

@@ -1,95 +1,163 @@
 """The report on one or more runs: one HTML page that needs no other file."""
 
 import base64
-from collections.abc import Mapping, Sequence
+import hashlib
+import json
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
+from markupsafe import Markup
 
-from powerclip.config import read_yaml
+from powerclip.distributed import process_group
 from powerclip.errors import PowerclipError
+from powerclip.evaluate.encode import Encoder
 from powerclip.files import atomic_write
-from powerclip.model import PowerCLIP, load
-from powerclip.report.pictures import Grounding, ground, picture, shown_phrases
-from powerclip.report.plots import INSTRUMENTS, PANELS, Panel, curves, is_number, png
-from powerclip.report.samples import own_pairs, scene_pairs
+from powerclip.model import PowerCLIP, load, make_tokenizer, make_transforms
+from powerclip.report.examples import POOL, Images, hard_negatives, retrieval
+from powerclip.report.grounding import ground, regions_of, rows
+from powerclip.report.plots import INSTRUMENTS, PANELS, evaluation_panels, series
+from powerclip.report.samples import own_pairs, scene_pairs, task_to_show
+from powerclip.report.summary import facts, headlines, read_settings, suite_tables, verdicts
 from powerclip.report.tables import TEMPLATES, Table, read_evaluations, results_table
 from powerclip.runs import RunFolder, read_metrics
+from powerclip.tasks import HardNegatives, Retrieval
 
 EXAMPLES = 6
 """Image-caption pairs whose grounding is shown."""
 
+GROUNDED_SIDE = 400
+"""Pixels of the longer side of their images."""
 
-def write_report(runs: Mapping[str, Path], output: Path) -> Path:
-    """Write an HTML page on runs, by the name to show: results, curves, grounding, settings. It says what a run lacks.
 
-    The write is atomic and creates the file's folder. PowerclipError if a run's folder does not exist.
+def write_report(runs: Mapping[str, Path], output: Path, *, progress: Callable[[str], None] | None = None) -> Path:
+    """Write an HTML page on runs, by the name to show: summary, results, curves, examples. It says what a run lacks.
+
+    The write is atomic and creates the file's folder. The models run on a GPU if there is one; ``progress`` is called with
+    each thing that takes time. PowerclipError if a run's folder does not exist.
     """
     for name, run in runs.items():
         if not run.is_dir():
             raise PowerclipError(f"run {name}: there is no folder {run}; train it first, or check the path")
-    evaluations = read_evaluations({name: [run] for name, run in runs.items()})
+    found = read_evaluations({name: [run] for name, run in runs.items()})
+    evaluations = {name: seeds for name, seeds in found.items() if seeds}
+    metrics = {name: lines for name, run in runs.items() if (lines := read_metrics(RunFolder(run).metrics_file))}
+    say, images = progress or (lambda text: None), Images()
+    with process_group() as device:
+        models: dict[str, PowerCLIP] = {}
+        for name, run in runs.items():
+            with suppress(PowerclipError):
+                models[name] = load(run, device=device)[0]
+        content = {
+            "runs": list(runs),
+            "facts": facts(runs, metrics, models),
+            "verdicts": verdicts(results_table(evaluations)),
+            "headlines": headlines(evaluations),
+            "suites": suite_tables(evaluations),
+            "evaluated": list(evaluations),
+            "measured": list(metrics),
+            "loaded": list(models),
+            "settings": _settings(runs),
+        }
+        curves = _curves(metrics)
+        grounding, masks = _grounding(runs, models, images, say)
+        content |= {"curves": curves, "grounding": grounding, **_examples(runs, models, evaluations, images, say)}
+    drawn = [group["panels"] for group in curves]
+    data = {"runs": list(runs), "images": images.sources, "curves": drawn, "masks": masks}
+    script = _text("page.js")
     page = TEMPLATES.get_template("page.html.jinja").render(
-        runs=list(runs),
-        results=results_table({name: found for name, found in evaluations.items() if found}),
-        training=_training(runs),
-        grounding=_grounding(runs),
-        settings=_settings(runs),
+        **content,
+        data=Markup(json.dumps(data).replace("<", "\\u003c")),
+        style=_text("page.css"),
+        script=script,
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
     output.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(output, page)
     return output
 
 
-def _training(runs: Mapping[str, Path]) -> dict[str, Any]:
-    metrics = {name: lines for name, run in runs.items() if (lines := read_metrics(RunFolder(run).metrics_file))}
-    ends = []
-    for name, lines in metrics.items():
-        loss = next((line["loss"] for line in reversed(lines) if is_number(line.get("loss"))), None)
-        ends.append({"name": name, "step": lines[-1]["step"], "samples": lines[-1].get("samples_seen"), "loss": loss})
-    instruments = {}
-    for question, group in INSTRUMENTS.items():
-        if panels := [panel for panel in group if panel.in_any(metrics)]:
-            instruments[question] = {"curves": _curves(metrics, panels), "panels": panels}
-    shown = _curves(metrics, PANELS) if metrics else None
-    return {"found": metrics, "curves": shown, "ends": ends, "instruments": instruments}
+def _text(name: str) -> Markup:
+    """A file next to this one, which is ours, so that it needs no escaping."""
+    return Markup(Path(__file__).with_name(name).read_text(encoding="utf-8"))
 
 
-def _curves(metrics: Mapping[str, list[dict[str, Any]]], panels: Sequence[Panel]) -> dict[str, str]:
-    titles = ", ".join(panel.title for panel in panels)
-    return _image(curves(metrics, panels), f"Curves of {titles} over the training steps of {', '.join(metrics)}")
+def _curves(metrics: Mapping[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The groups of panels that a run has numbers for: a question, its panels' data, and how to read them."""
+    groups = {"": list(PANELS), "How good is it while it trains?": evaluation_panels(metrics), **INSTRUMENTS}
+    shown = {question: [panel for panel in group if panel.in_any(metrics)] for question, group in groups.items()}
+    return [
+        {"question": question, "panels": series(metrics, group), "readings": [p for p in group if p.reading]}
+        for question, group in shown.items()
+        if group
+    ]
 
 
-def _grounding(runs: Mapping[str, Path]) -> dict[str, Any]:
-    models: dict[str, PowerCLIP] = {}
-    for name, run in runs.items():
-        with suppress(PowerclipError):
-            models[name] = load(run)[0]
+def _grounding(
+    runs: Mapping[str, Path], models: Mapping[str, PowerCLIP], images: Images, say: Callable[[str], None]
+) -> tuple[dict[str, Any], list[list[list[str]]]]:
+    """The pairs with their trees, and the masks of each pair and run as strings of 0 and 1."""
     pairs, notes = own_pairs({name: runs[name] for name in models}, count=EXAMPLES)
     are_own = bool(pairs)
     if models and not are_own:
         pairs = scene_pairs(count=EXAMPLES, image_size=next(iter(models.values())).image_size[0])
-    images = []
-    for pair in pairs:
-        found = {name: ground(model, pair.image, pair.caption, pair.tree) for name, model in models.items()}
-        images.append(_image(picture(found), _described(found), caption=pair.caption))
-    return {"found": models, "images": images, "are_own": are_own, "notes": notes}
+    stored = {name for name in models if read_settings(RunFolder(runs[name]).config_file).get(SOURCE) == "stored"}
+    shown, masks = [], []
+    for number, pair in enumerate(pairs):
+        say(f"grounding, image {number + 1} of {len(pairs)}")
+        found = {
+            name: ground(
+                model,
+                pair.image,
+                pair.caption,
+                pair.tree,
+                masks=regions_of(model, pair.regions) if name in stored else None,
+            )
+            for name, model in models.items()
+        }
+        tree = rows(found)
+        scores = [phrase.score for one in found.values() for phrase in one.phrases.values()]
+        seen = {name: images.add(one.image, pair.caption, side=GROUNDED_SIDE).number for name, one in found.items()}
+        shown.append({"caption": pair.caption, "rows": tree, "found": found, "seen": seen, "most": max([0.0, *scores])})
+        masks.append([["".join("01"[bit] for bit in mask) for mask in one.masks.tolist()] for one in found.values()])
+    return {"samples": shown, "are_own": are_own, "notes": notes, "stored": sorted(stored)}, masks
 
 
-def _described(groundings: Mapping[str, Grounding]) -> str:
-    """The phrases that are shown and the numbers below them, as text."""
-    models = []
-    for name, found in groundings.items():
-        phrases = [f"{p.text} ({p.regions} regions, {p.score:.2f})" for p in shown_phrases(found.phrases)]
-        models.append(f"{name}: {', '.join(phrases) or 'no phrase'}")
-    return f"Where the model sees each phrase. {'; '.join(models)}."
+SOURCE = "objective.region_source"
+"""The setting of a run that says which regions it was trained on."""
+
+
+def _examples(
+    runs: Mapping[str, Path],
+    models: Mapping[str, PowerCLIP],
+    evaluations: Mapping[str, Any],
+    images: Images,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Retrieval and hard negatives of the runs with a model."""
+    if not models:
+        return {"retrieval": None, "hard_negatives": None}
+    encoders = {
+        name: Encoder(
+            model, make_transforms(model)[1], make_tokenizer(model), device=model.logit_scale.device, batch_size=32
+        )
+        for name, model in models.items()
+    }
+    read = [one for seeds in evaluations.values() for one in seeds]
+    options: dict[str, Any] = {"size": POOL, "image_size": next(iter(models.values())).image_size[0]}
+    say(f"retrieval among up to {POOL} images")
+    task, origin = task_to_show(Retrieval, runs, read, **options)
+    found: dict[str, Any] = {"retrieval": {"directions": retrieval(task, encoders, images), "origin": origin}}
+    say(f"up to {POOL} hard negatives")
+    negatives, origin = task_to_show(HardNegatives, runs, read, **options)
+    items, wrong, asked = hard_negatives(negatives, encoders, images)
+    return found | {"hard_negatives": {"shown": items, "wrong": wrong, "asked": asked, "origin": origin}}
 
 
 def _settings(runs: Mapping[str, Path]) -> dict[str, Any]:
     """One row per setting and one column per run: those that differ, and those that are the same."""
-    settings = {name: _read_settings(RunFolder(run).config_file) for name, run in runs.items()}
+    settings = {name: read_settings(RunFolder(run).config_file) for name, run in runs.items()}
     names = dict.fromkeys(name for values in settings.values() for name in values)
     rows = [(name, *(values.get(name, "-") for values in settings.values())) for name in names]
     differing = [row for row in rows if len(set(row[1:])) > 1]
@@ -97,25 +165,3 @@ def _settings(runs: Mapping[str, Path]) -> dict[str, Any]:
     parts = {"Different": differing, "The same in all runs" if len(runs) > 1 else "All": equal}
     tables = {title: Table(columns=("setting", *runs), rows=tuple(part)) for title, part in parts.items() if part}
     return {"found": [name for name, values in settings.items() if values], "tables": tables}
-
-
-def _read_settings(path: Path) -> dict[str, str]:
-    """A run's settings by dotted name; empty if the file is missing or not a mapping."""
-    with suppress(ValueError):
-        if isinstance(value := read_yaml(path), dict):
-            return _flat(value)
-    return {}
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    flat: dict[str, str] = {}
-    for name, value in values.items():
-        is_group = isinstance(value, dict) and value
-        flat |= _flat(value, f"{prefix}{name}.") if is_group else {f"{prefix}{name}": str(value)}
-    return flat
-
-
-def _image(figure: Figure, text: str, *, caption: str = "") -> dict[str, str]:
-    """An image on the page: a data URI, its description for readers who cannot see it, and what is shown above it."""
-    source = f"data:image/png;base64,{base64.b64encode(png(figure)).decode()}"
-    return {"source": source, "text": text, "caption": caption}

@@ -1,6 +1,7 @@
 """Figures of training curves and of comparisons."""
 
 import io
+import statistics
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogFormatter
 from numpy.typing import NDArray
 
+from powerclip.evaluate.suites import HEADLINES
 from powerclip.report.tables import Spread, Table, printable
 
 
@@ -97,6 +99,9 @@ INSTRUMENTS = {
 }
 """Panels by the question that they answer, of runs with the powerset loss."""
 
+BINS = 120
+"""Points of a curve on a page at most."""
+
 STYLE = {
     "font.size": 8,
     "text.parse_math": False,  # a dollar in a name is a dollar
@@ -128,12 +133,51 @@ def curves(metrics: Mapping[str, Sequence[Mapping[str, Any]]], panels: Sequence[
 def _curve(
     axes: Axes, lines: Sequence[Mapping[str, Any]], name: str, *, color: str, style: str, positive: bool
 ) -> None:
-    pairs: list[tuple[Any, Any]] = [(line["step"], line.get(name)) for line in lines]
-    points = [pair for pair in pairs if all(map(is_number, pair)) and (pair[1] > 0 or not positive)]
-    if points:
+    if points := _points(lines, name, positive=positive):
         steps, values = np.asarray(points, dtype=float).T
         axes.plot(steps, values, style, color=color, alpha=0.25, linewidth=0.8)
         axes.plot(steps, smooth(values), style, color=color, linewidth=1.6)
+
+
+def evaluation_panels(metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Panel]:
+    """A panel for the mean, and for each headline metric of each task, that was measured during training."""
+    names = {name for lines in metrics.values() for line in lines for name in line if name.startswith("eval/")}
+    headlines = sorted(name for name in names if name.rpartition("/")[2] in HEADLINES)
+    shown = [*(["eval/mean"] if "eval/mean" in names else []), *headlines]
+    return [Panel(title=name.removeprefix("eval/").replace("/", " "), names=(name,)) for name in shown]
+
+
+def series(metrics: Mapping[str, Sequence[Mapping[str, Any]]], panels: Sequence[Panel]) -> list[dict[str, Any]]:
+    """The panels as a page's script draws them: for each line its run's number and up to ``BINS`` points.
+
+    A point is [last step, mean, lowest, highest] of consecutive values; what is not a number is left out.
+    """
+    return [
+        {
+            "title": panel.title,
+            "limits": panel.limits,
+            "logarithmic": panel.logarithmic,
+            "lines": [
+                {"run": number, "dashed": name != panel.names[0], "points": points}
+                for number, lines in enumerate(metrics.values())
+                for name in panel.names
+                if (points := _binned(_points(lines, name, positive=panel.logarithmic)))
+            ],
+        }
+        for panel in panels
+    ]
+
+
+def _binned(points: Sequence[tuple[float, float]]) -> list[list[float]]:
+    width = -(-len(points) // BINS)
+    parts = (points[start : start + width] for start in range(0, len(points), width or 1))
+    found = [(part[-1][0], [value for _, value in part]) for part in parts]
+    return [[step, *(float(f"{f(values):.5g}") for f in (statistics.fmean, min, max))] for step, values in found]
+
+
+def _points(lines: Sequence[Mapping[str, Any]], name: str, *, positive: bool) -> list[tuple[float, float]]:
+    pairs: list[tuple[Any, Any]] = [(line["step"], line.get(name)) for line in lines]
+    return [pair for pair in pairs if all(map(is_number, pair)) and (pair[1] > 0 or not positive)]
 
 
 @rc_context(STYLE)

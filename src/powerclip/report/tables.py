@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 import re
 import statistics
 from collections import Counter
@@ -14,10 +15,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from rich.text import Text
 
-from powerclip.evaluate import Evaluation, read_evaluation
+from powerclip.evaluate import Estimate, Evaluation, read_evaluation
 from powerclip.evaluate.results import EARLIER
 from powerclip.evaluate.score import CUT
-from powerclip.evaluate.suites import HEADLINES
+from powerclip.evaluate.suites import HEADLINES, Average
 from powerclip.files import atomic_write
 
 TEMPLATES = Environment(
@@ -139,10 +140,10 @@ def read_evaluations(runs: Mapping[str, Sequence[Path]]) -> dict[str, list[Evalu
     return {name: [found for run in of_name if (found := read_evaluation(run))] for name, of_name in runs.items()}
 
 
-def results_table(results: Mapping[str, Sequence[Evaluation]]) -> Table:
-    """The headline metrics and the averages as mean and standard deviation over seeds; takes each seed's, by model."""
+def results_table(results: Mapping[str, Sequence[Evaluation]], metrics: Collection[str] = HEADLINES) -> Table:
+    """Metrics (all, if none is named) and averages as mean and standard deviation over seeds; takes each seed's, by model."""
     counts = sorted({len(seeds) for seeds in results.values()})
-    rows = tuple(_rows(results, HEADLINES))
+    rows = tuple(_rows(results, metrics))
     spreads = [cell for row in rows for cell in row if isinstance(cell, Spread)]
     errors = [spread.standard_error for spread in spreads if spread.standard_error is not None]
     title = "zero-shot, %"
@@ -257,7 +258,21 @@ def _values(evaluation: Evaluation, known: Mapping[str, str], metrics: Collectio
         if average.value is not None:
             of = f" of {average.expected}" if average.measured < average.expected else ""
             over = tuple((task, metric, data.get(task, "")) for task, metric in average.over)
-            yield (label, f"mean of {average.measured}{of}", over), average.value
+            yield (label, f"mean of {average.measured}{of}", over), _with_error(evaluation, average)
+
+
+def _with_error(evaluation: Evaluation, average: Average) -> float:
+    """An average as an estimate if its metrics are: their errors taken as equal in sign within a task, independent between
+    tasks."""
+    assert average.value is not None
+    found = [(task, evaluation.tasks.get(task, {}).get(metric)) for task, metric in average.over]
+    errors: dict[str, float] = {}
+    for task, metric in found:
+        if not isinstance(metric, Estimate):
+            return average.value
+        errors[task] = errors.get(task, 0.0) + metric.standard_error
+    items = sum(metric.n for _, metric in found if isinstance(metric, Estimate))
+    return Estimate(average.value, items, math.hypot(*errors.values()) / len(found))
 
 
 def _shown(row: Sequence[Cell]) -> list[tuple[str, bool]]:
