@@ -40,3 +40,8 @@ def test_captions_are_cleaned_and_shufflings_that_change_nothing_left_out():
     assert (one_word.positive, one_word.negative, one_word.more_negatives) == ("dog", None, ())  # it has no other order
     again = order_task("order", Retrieval(name="r", images=[square("red")] * 2, captions=captions))
     assert again.items[0].more_negatives == item.more_negatives
+
+
+def test_long_captions_are_cut_to_thirty_words():
+    words = [str(number) for number in range(40)]
+    assert clean(" ".join(words)).split() == words[:30]

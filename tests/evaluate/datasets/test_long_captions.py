@@ -23,7 +23,9 @@ def urban(folder):
 
 def flair(folder):
     rows = [
-        {"image_id": i, "image": f"{name}.jpg", "caption": f"{name} {k}"} for i, name in enumerate(NAMES) for k in "ab"
+        {"image_id": i, "image": f"{name}.jpg", "caption": f"{name} {k}"}
+        for i, name in enumerate(NAMES)
+        for k in "abcdef"
     ]
     write_json(folder / "annotations" / "annotations.json", {"annotations": rows})
     for colour in NAMES:
@@ -56,7 +58,7 @@ def dci(folder):
     write_json(folder / "splits.json", {"test": []})
 
 
-@pytest.mark.parametrize(("make", "captions"), [(urban, 1), (flair, 2), (docci, 1), (sharegpt4v, 1), (dci, 1)])
+@pytest.mark.parametrize(("make", "captions"), [(urban, 1), (flair, 6), (docci, 1), (sharegpt4v, 1), (dci, 1)])
 def test_each_form_has_an_image_s_captions(make, captions, tmp_path):
     make(tmp_path)
     (task,) = read_long_captions(tmp_path, "long")

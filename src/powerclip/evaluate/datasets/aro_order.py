@@ -18,6 +18,9 @@ NOUNS = {"NN", "NNS", "NNP", "NNPS"}
 ADJECTIVES = {"JJ", "JJR", "JJS"}
 SEED = 1
 
+MAX_WORDS = 30
+"""Longer captions are cut, as by the authors."""
+
 
 def order_task(name: str, captions: Retrieval) -> HardNegatives:
     """Every caption of a retrieval task against its shufflings; PowerclipError without spaCy's English model."""
@@ -32,8 +35,8 @@ def order_task(name: str, captions: Retrieval) -> HardNegatives:
 
 
 def clean(caption: str) -> str:
-    """Lower case, without the punctuation that ARO strips: commas, question marks and hyphens stay."""
-    return " ".join(re.sub(r"[.!\"()*#:;~]", " ", caption.lower()).split())
+    """The first 30 words in lower case, without the punctuation that ARO strips: commas, question marks and hyphens stay."""
+    return " ".join(re.sub(r"[.!\"()*#:;~]", " ", caption.lower()).split()[:MAX_WORDS])
 
 
 def shufflings(words: Sequence[str], tags: Sequence[str], random: np.random.Generator) -> list[str]:

@@ -36,7 +36,7 @@ def read_long_captions(folder: Path, name: str, *, first: int | None = None) -> 
             for image, caption in _pairs(pattern, content):
                 captions.setdefault(image, []).append(caption)
     some = dict(list(captions.items())[:first])
-    return retrieval_tasks(name, list(release.images(list(some))), list(some.values()))
+    return retrieval_tasks(name, list(release.images(list(some))), list(some.values()))[:1]  # all captions
 
 
 def _pairs(pattern: str, content: Any) -> list[tuple[str, str]]:
