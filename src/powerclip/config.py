@@ -41,6 +41,7 @@ Negatives = Literal["hardest", "mean", "logsumexp"]
 CentreScores = Literal["none", "detached", "full"]
 EqualCaptions = Literal["negatives", "ignored"]
 RegionSource = Literal["boxes", "stored"]
+RegionShape = Literal["masks", "boxes"]
 Score = Literal["global", "powerset"]
 ScoreRegions = Literal["grid", "stored"]
 Pixels = Literal["pil", "training"]
@@ -447,7 +448,10 @@ class PrepareConfig:
     parser: str = "spacy"
     """Phrase parser: spacy, spacy:PIPELINE (any installed spaCy pipeline or its path), benepar[:MODEL], or none."""
     regions: str = "boxes"
-    """boxes (drawn in training, not stored), superpixels, sam, or sam:MODEL (hub name or folder of SAM or SAM 2)."""
+    """boxes (drawn in training, not stored), superpixels, sam, sam-large, sam-huge, sam2, sam2-base-plus, sam2-small,
+    sam2-tiny, or sam:MODEL (hub name or folder of SAM or SAM 2)."""
+    regions_as: RegionShape = "masks"
+    """What is stored of the regions that are found: masks, or their bounding boxes, as the paper did with SAM's."""
     replace_annotations: bool = False
     """Replace the phrases and regions that tars or scenes bring along; by default they are kept."""
     device: str = "auto"
@@ -470,6 +474,10 @@ class PrepareConfig:
     def __post_init__(self) -> None:
         _require_at_least(self, 1, "samples_per_shard", "workers", "count")
         _require(self, lambda share: 0 <= share <= 1, "between 0 and 1", "max_bad_share")
+        if self.regions_as == "boxes" and self.regions == "boxes":
+            raise ValueError(
+                "regions_as is boxes, but regions is boxes, of which nothing is stored; add --regions superpixels or sam"
+            )
 
 
 def to_yaml(config: object) -> str:

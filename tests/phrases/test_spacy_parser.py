@@ -175,14 +175,14 @@ def test_what_a_leaf_is(parser, caption, leaves):
 @pytest.mark.parametrize("piece", ["!", "(", "🎂", "&amp;", "'s", "犬"])
 def test_little_of_a_hostile_caption_goes_to_the_parser(parser, monkeypatch, piece):
     handed = []
-    pipe = parser._nlp.pipe
+    pipe = parser.nlp.pipe
 
     def record(texts, **settings):
         for document in pipe(texts, **settings):
             handed.append(document)
             yield document
 
-    monkeypatch.setattr(parser, "_nlp", types.SimpleNamespace(pipe=record))
+    monkeypatch.setattr(parser, "nlp", types.SimpleNamespace(pipe=record))
     tree = next(parser.parse([piece * 10_000]))
     (document,) = handed
     assert len(document) <= len(document.text) <= MAX_CHARACTERS

@@ -11,8 +11,11 @@ from powerclip.data.shards import read_shards
 from powerclip.phrases.tree import PhraseTree
 from powerclip.prepare.annotate import Counts, annotated
 from powerclip.prepare.pairs import Item, make_pair
+from powerclip.regions import RegionAnnotation
 from tests.support.sources import FULL, WHOLE, picture, prepared
 from tests.support.tars import write_tar
+
+SIZE = {"height": 9, "width": 12}
 
 
 def items(*images):
@@ -42,18 +45,21 @@ def test_an_image_is_decoded_once(opened, tmp_path):
     assert [sample.image_extension for sample in read_shards(tmp_path / "out")] == ["jpg", "jpg", "png"]
 
 
-def test_an_image_that_the_proposer_refuses_costs_itself():
-    def propose(image):
-        if image.width == 7:
+@pytest.mark.parametrize(("batch_size", "at_once"), [(1, [1, 1, 1]), (2, [1, 2, 2]), (9, [1, 1, 1])])
+def test_an_image_that_the_proposer_refuses_costs_itself(batch_size, at_once):
+    def propose(images):
+        if any(image.width == 7 for image in images):
             raise ValueError("Size must contain 'height'")
+        return [RegionAnnotation(**SIZE, rles=(), scores=(), proposer=f"{len(images)} at once") for _ in images]
 
     counts = Counts()
-    proposer = SimpleNamespace(name="x", propose=propose)
-    samples = annotated(items(picture(), picture(size=(7, 500)), picture()), None, proposer, counts)
-    assert [sample.key for sample in samples] == ["0", "2"]
+    proposer = SimpleNamespace(name="x", propose=propose, batch_size=batch_size)
+    samples = list(annotated(items(picture(), picture(size=(7, 500)), picture(), picture()), None, proposer, counts))
+    assert [sample.key for sample in samples] == ["0", "2", "3"]
+    assert [int(sample.regions.proposer[0]) for sample in samples] == at_once
     assert counts.skipped == {"image refused by the region proposer": 1}
     assert counts.examples == {"image refused by the region proposer": ["item 1"]}
-    assert counts.samples == 2
+    assert counts.samples == 3
 
 
 def test_captions_are_parsed_in_batches_bounded_by_number_and_bytes():

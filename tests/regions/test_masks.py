@@ -1,5 +1,8 @@
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 from powerclip.config import PrepareConfig
@@ -8,7 +11,7 @@ from powerclip.data.images import decode_image
 from powerclip.data.shards import read_shards
 from powerclip.errors import PowerclipError
 from powerclip.prepare import prepare
-from powerclip.regions import load_proposer
+from powerclip.regions import RegionAnnotation, load_proposer
 from powerclip.regions.masks import MAX_PROPOSALS, annotate, deduplicate_masks, masks_at_size
 
 
@@ -39,6 +42,50 @@ def test_nothing_proposed_is_normal():
     assert (len(annotation.rles), annotation.masks().shape) == (0, (0, 9, 7))
 
 
+def test_boxes_of_masks_are_stored_once_each():
+    masks = np.zeros((5, 30, 40), bool)
+    masks[0, 3:9, 5] = masks[0, 8, 5:20] = True  # an L
+    masks[1, 3, 5:20] = masks[1, 3:9, 19] = True  # another one in the same box
+    masks[2, 29, 39] = True
+    masks[4] = True
+    annotation = RegionAnnotation.from_masks(masks, scores=[0.9, 0.8, 0.7, 0.6, 0.5], proposer="test")
+    boxes = annotation.as_boxes("boxes")
+    assert (boxes.scores, boxes.proposer, boxes.height, boxes.width) == ((0.9, 0.7, 0.5), "boxes", 30, 40)
+    expected = np.zeros((3, 30, 40), bool)
+    expected[0, 3:9, 5:20] = expected[1, 29, 39] = expected[2] = True
+    np.testing.assert_array_equal(boxes.masks(), expected)
+
+
+@given(arrays(np.bool_, st.tuples(st.integers(1, 9), st.integers(1, 9))))
+def test_the_box_of_any_mask_holds_it_and_no_more(mask):
+    boxes = RegionAnnotation.from_masks(mask[None], scores=[1.0], proposer="test").as_boxes("boxes").masks()
+    assert len(boxes) == mask.any()
+    for box in boxes:
+        for axis in (0, 1):
+            on = np.nonzero(mask.any(axis=axis))[0]
+            assert np.nonzero(box.any(axis=axis))[0].tolist() == list(range(on[0], on[-1] + 1))
+        assert box.sum() == box.any(axis=0).sum() * box.any(axis=1).sum()
+
+
+def test_prepare_stores_boxes_instead_of_masks(tmp_path):
+    (tmp_path / "photos").mkdir()
+    noise = np.random.default_rng(0).integers(0, 255, (6, 8, 3), np.uint8)
+    Image.fromarray(noise).resize((96, 64)).save(tmp_path / "photos" / "a.png")
+    (tmp_path / "photos" / "a.txt").write_text("noise")
+    found = {}
+    for shape in ("masks", "boxes"):
+        config = PrepareConfig(regions="superpixels", regions_as=shape, parser="none")
+        prepare(tmp_path / "photos", tmp_path / shape, config)
+        (sample,) = read_shards(tmp_path / shape)
+        found[shape] = sample.regions
+    assert found["boxes"] == found["masks"].as_boxes(f"{found['masks'].proposer}:boxes")
+    assert 3 < len(found["boxes"].rles) <= len(found["masks"].rles)
+    with pytest.raises(PowerclipError, match="other settings .proposer was .*:boxes, now superpixels"):
+        prepare(tmp_path / "photos", tmp_path / "boxes", PrepareConfig(regions="superpixels", parser="none"))
+    with pytest.raises(ValueError, match="regions_as is boxes, but regions is boxes, of which nothing is stored"):
+        PrepareConfig(regions_as="boxes")
+
+
 def test_masks_of_a_smaller_copy_fit_the_image():
     masks = squares((0, 0, 20))
     large = masks_at_size(masks, Image.new("RGB", (80, 120)))
@@ -50,7 +97,7 @@ def test_masks_of_a_smaller_copy_fit_the_image():
 def test_superpixels_find_a_square_on_a_plain_ground():
     pixels = np.full((300, 400, 3), 200, np.uint8)
     pixels[100:200, 150:300] = (255, 0, 0)
-    found = load_proposer("superpixels").propose(Image.fromarray(pixels))
+    found = load_proposer("superpixels").propose([Image.fromarray(pixels)])[0]
     assert found.masks().shape[1:] == (300, 400)
     assert list(found.scores) == sorted(found.scores, reverse=True)
     square = np.zeros((300, 400), bool)
@@ -61,7 +108,7 @@ def test_superpixels_find_a_square_on_a_plain_ground():
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 300), (33, 7)])
 def test_superpixels_of_odd_sizes(size):
-    found = load_proposer("superpixels").propose(Image.new("RGB", size, "red"))
+    found = load_proposer("superpixels").propose([Image.new("RGB", size, "red")])[0]
     assert found.masks().shape[1:] == size[::-1]
 
 
@@ -92,7 +139,7 @@ def test_regions_lie_on_the_upright_picture_wherever_it_is_read(orientation, sho
 
 def test_what_cannot_be_loaded_is_named(tmp_path):
     assert load_proposer("boxes") is None
-    with pytest.raises(PowerclipError, match="unknown regions 'magic'; use boxes, superpixels, sam or sam:MODEL"):
+    with pytest.raises(PowerclipError, match="unknown regions 'magic'; use boxes, superpixels, sam, .* or sam:MODEL"):
         load_proposer("magic")
     with pytest.raises(PowerclipError, match="cannot load the SAM model"):
         load_proposer(f"sam:{tmp_path}")

@@ -31,7 +31,7 @@ class BeneparParser(SpacyParser):
             ) from error
         super().__init__(spacy_pipeline)
         try:
-            self._nlp.add_pipe("benepar", config={"model": model})
+            self.nlp.add_pipe("benepar", config={"model": model})
         except (LookupError, OSError, ValueError) as error:
             raise PowerclipError(
                 f"there is no benepar model {model!r}; fetch it with python -c \"import benepar; benepar.download('{model}')\""

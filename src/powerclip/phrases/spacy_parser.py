@@ -57,19 +57,19 @@ class SpacyParser:
         import spacy
 
         try:
-            self._nlp = spacy.load(pipeline, exclude=["ner", "lemmatizer"])
+            self.nlp: Any = spacy.load(pipeline, exclude=["ner", "lemmatizer"])
         except (OSError, ValueError) as error:
             raise PowerclipError(
                 f"spaCy has no pipeline {pipeline!r}; install it, or name another with spacy:NAME"
             ) from error
-        if "parser" not in self._nlp.pipe_names:
+        if "parser" not in self.nlp.pipe_names:
             raise PowerclipError(f"the spaCy pipeline {pipeline!r} has no dependency parser; name another")
-        self.name = f"spacy:{pipeline}-{self._nlp.meta.get('version', '?')}"
+        self.name = f"spacy:{pipeline}-{self.nlp.meta.get('version', '?')}"
 
     def parse(self, captions: Iterable[str]) -> Iterator[PhraseTree]:
         """One tree for each caption, in order; captions go through spaCy in batches."""
         kept, given = tee(captions)
-        documents = self._nlp.pipe(map(parser_text, given), batch_size=self.batch_size)
+        documents = self.nlp.pipe(map(parser_text, given), batch_size=self.batch_size)
         for document, caption in zip(documents, kept, strict=True):
             yield self._tree(document, caption)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import chain
@@ -17,8 +17,9 @@ from powerclip.data.sample import Sample
 from powerclip.data.shards import write_shard
 from powerclip.errors import BadSampleError
 from powerclip.phrases import Parser, load_parser
-from powerclip.prepare.pairs import Chunk, Item, UnusedFileError
+from powerclip.prepare.pairs import Chunk, Item, Pair, UnusedFileError
 from powerclip.regions import RegionAnnotation, load_proposer
+from powerclip.regions.annotation import MAX_PIXELS
 from powerclip.regions.masks import Proposer
 
 EXAMPLES = 5
@@ -53,7 +54,9 @@ def make_shard(task: ShardTask) -> Counts:
     The bytes are a function of the task, so it makes no difference which worker does it, or if two do.
     """
     counts = Counts()
-    parser, proposer = parser_of(task.config.parser), proposer_of(task.config.regions, device=task.config.device)
+    config = task.config
+    parser = parser_of(config.parser)
+    proposer = proposer_of(config.regions, shape=config.regions_as, device=config.device)
     samples = annotated(task.chunk(), parser, proposer, counts)
     first = next(samples, None)
     if first is None:
@@ -74,23 +77,14 @@ def annotated(
 ) -> Iterator[Sample]:
     """The usable samples with phrases and regions; those that they came with are kept.
 
-    Each image is decoded once, and only one at a time is held decoded. Captions are parsed in batches, which are full
-    with ``batch_size`` samples or ``batch_bytes`` of encoded images. ``counts`` is updated.
+    Each image is decoded once, and as many are held decoded as the proposer takes at once, but not more than
+    ``MAX_PIXELS`` and another one. Captions are parsed in batches, which are full with ``batch_size`` samples or
+    ``batch_bytes`` of encoded images. ``counts`` is updated.
     """
     batch: list[Sample] = []
     size = 0
-    for item in items:
-        try:
-            sample, image = item.load()
-            regions = _propose(proposer, image) if proposer and sample.regions is None else sample.regions
-        except UnusedFileError as error:
-            _count(counts.ignored, str(error))
-            continue
-        except BadSampleError as error:
-            counts.skip(str(error), item.name)
-            continue
-        counts.keep(sample)
-        batch.append(replace(sample, regions=regions))
+    for sample in _with_regions(_loaded(items, counts), proposer, counts):
+        batch.append(sample)
         size += len(sample.image)
         if len(batch) == batch_size or size >= batch_bytes:
             yield from _parsed(batch, parser, counts)
@@ -98,11 +92,49 @@ def annotated(
     yield from _parsed(batch, parser, counts)
 
 
-def _propose(proposer: Proposer, image: Image) -> RegionAnnotation:
+def _loaded(items: Iterable[Item], counts: Counts) -> Iterator[tuple[str, Pair]]:
+    """The names and pairs of the items that can be used; the others are counted."""
+    for item in items:
+        try:
+            yield item.name, item.load()
+        except UnusedFileError as error:
+            _count(counts.ignored, str(error))
+        except BadSampleError as error:
+            counts.skip(str(error), item.name)
+
+
+def _with_regions(pairs: Iterable[tuple[str, Pair]], proposer: Proposer | None, counts: Counts) -> Iterator[Sample]:
+    """The samples with regions."""
+    for group in _groups(pairs, proposer.batch_size if proposer else 1):
+        bare = [image for _, (sample, image) in group if sample.regions is None]
+        found = iter(_propose(proposer, bare) if proposer and bare else ())
+        for name, (sample, _) in group:
+            regions = next(found) if proposer and sample.regions is None else sample.regions
+            if proposer and regions is None:
+                counts.skip("image refused by the region proposer", name)
+                continue
+            counts.keep(sample)
+            yield replace(sample, regions=regions)
+
+
+def _groups(pairs: Iterable[tuple[str, Pair]], size: int) -> Iterator[list[tuple[str, Pair]]]:
+    """Pairs, ``size`` at a time, or fewer if their images are large."""
+    group: list[tuple[str, Pair]] = []
+    for name, pair in pairs:
+        group.append((name, pair))
+        if len(group) == size or sum(image.width * image.height for _, (_, image) in group) > MAX_PIXELS:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _propose(proposer: Proposer, images: Sequence[Image]) -> list[RegionAnnotation | None]:
+    """The regions of each image, None where the proposer refuses it."""
     try:
-        return proposer.propose(image)
-    except ValueError as error:
-        raise BadSampleError("image refused by the region proposer") from error
+        return [*proposer.propose(images)]
+    except ValueError:
+        return [None] if len(images) == 1 else [found for image in images for found in _propose(proposer, [image])]
 
 
 def _parsed(samples: list[Sample], parser: Parser | None, counts: Counts) -> Iterator[Sample]:

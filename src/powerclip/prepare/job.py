@@ -47,7 +47,8 @@ def prepare(
     if Path(source).is_dir() and output.resolve().is_relative_to(Path(source).resolve()):
         raise PowerclipError(f"output {output} is inside the source {source}; name a folder outside of it")
     # Loaded here too: a wrong name is reported before any work begins, and the plan needs what was loaded.
-    parser, proposer = parser_of(config.parser), proposer_of(config.regions, device=config.device)
+    parser = parser_of(config.parser)
+    proposer = proposer_of(config.regions, shape=config.regions_as, device=config.device)
     makers = {"parser": parser.name if parser else "none", "proposer": proposer.name if proposer else "none"}
     plan = {
         "source": pairs.fingerprint, "samples_per_shard": config.samples_per_shard,

@@ -23,9 +23,8 @@ from powerclip.data.shards import BrokenShardError, SamplePlace, find_shards, st
 from powerclip.errors import BadSampleError, PowerclipError
 from powerclip.prepare.pairs import Item, Pair, Source, bad, count_kinds, decoded, digest, make_key, stamp, unused
 from powerclip.prepare.tables import CAPTION_COLUMNS
-from powerclip.regions import RegionAnnotation, rle
 from powerclip.regions.annotation import MAX_MASK_PIXELS
-from powerclip.regions.masks import masks_at_size
+from powerclip.regions.masks import scaled_annotation
 
 PROBED = 100
 """The captions are looked for in the first samples, this many."""
@@ -105,14 +104,11 @@ def _converted(sample: Sample, image: Image) -> Pair:
     if tree is not None and tree.parser == PUBLISHED_PARSER:
         tree = tree.over_words(sample.caption)
     if regions is None and sample.patch_regions is not None:
-        masks = patch_masks(sample.patch_regions).reshape(-1, 1, *GRID)
-        masks = masks[masks.any(axis=(1, 2, 3))]
+        masks = patch_masks(sample.patch_regions).reshape(-1, *GRID)
+        masks = masks[masks.any(axis=(1, 2))]
         if len(masks) * image.height * image.width > MAX_MASK_PIXELS:
             raise BadSampleError("too many regions for the size of the image")
-        regions = RegionAnnotation(
-            height=image.height, width=image.width, scores=(1.0,) * len(masks), proposer="samlens",
-            rles=tuple(rle.encode(masks_at_size(mask, image)[0]) for mask in masks),
-        )  # fmt: skip
+        regions = scaled_annotation(masks, [1.0] * len(masks), image, proposer="samlens")
     return replace(sample, tree=tree, regions=regions), image
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -53,6 +53,16 @@ class RegionAnnotation:
         for mask, lengths in zip(masks, runs, strict=True):
             mask[:] = rle.decode(lengths, self.height, self.width)
         return masks
+
+    def as_boxes(self, proposer: str) -> RegionAnnotation:
+        """The bounding boxes of the masks, as masks; of equal boxes the first is kept, and an empty mask has none."""
+        scores: dict[tuple[int, int, int, int], float] = {}
+        for text, score in zip(self.rles, self.scores, strict=True):
+            box = rle.bounding_box(text, self.height, self.width)
+            if box[0] < box[2]:
+                scores.setdefault(box, score)
+        rles = tuple(rle.encode_box(box, self.height, self.width) for box in scores)
+        return replace(self, rles=rles, scores=tuple(scores.values()), proposer=proposer)
 
     def validate(self) -> None:
         """Check every mask without decoding it; ValueError if a string is not a mask of this size."""

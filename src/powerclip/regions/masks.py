@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from powerclip.regions import rle
 from powerclip.regions.annotation import RegionAnnotation
 
 MAX_PROPOSALS = 64
@@ -24,9 +25,23 @@ class Proposer(Protocol):
 
     name: str
     """Method and settings, or model: written to ``regions.json``."""
+    batch_size: int
+    """Images that are best proposed for at once."""
 
-    def propose(self, image: Image.Image) -> RegionAnnotation:
-        """The regions of an RGB image, in its pixels, best first; ValueError if the method cannot process it."""
+    def propose(self, images: Sequence[Image.Image]) -> list[RegionAnnotation]:
+        """The regions of each RGB image, in its pixels, best first; ValueError if the method cannot process one."""
+
+
+class AsBoxes:
+    """What another proposer finds, as bounding boxes."""
+
+    def __init__(self, proposer: Proposer) -> None:
+        self.name, self.batch_size = f"{proposer.name}:boxes", proposer.batch_size
+        self._proposer = proposer
+
+    def propose(self, images: Sequence[Image.Image]) -> list[RegionAnnotation]:
+        """As ``Proposer.propose``."""
+        return [found.as_boxes(self.name) for found in self._proposer.propose(images)]
 
 
 def deduplicate_masks(masks: NDArray[np.bool_], scores: Sequence[float]) -> list[int]:
@@ -52,8 +67,17 @@ def annotate(
 ) -> RegionAnnotation:
     """The annotation of an image from (M, h, w) masks of a smaller copy, deduplicated, best first."""
     kept = deduplicate_masks(masks, scores)
-    resized = masks_at_size(masks[kept], image)
-    return RegionAnnotation.from_masks(resized, scores=[scores[i] for i in kept], proposer=proposer)
+    return scaled_annotation(masks[kept], [scores[i] for i in kept], image, proposer=proposer)
+
+
+def scaled_annotation(
+    masks: NDArray[np.bool_], scores: Sequence[float], image: Image.Image, *, proposer: str
+) -> RegionAnnotation:
+    """The annotation of an image from (M, h, w) masks of a smaller copy or a grid; one at a time is at full size."""
+    rles = tuple(rle.encode(masks_at_size(masks[m : m + 1], image)[0]) for m in range(len(masks)))
+    return RegionAnnotation(
+        height=image.height, width=image.width, rles=rles, scores=tuple(scores), proposer=proposer
+    )  # fmt: skip
 
 
 def shrink_to(image: Image.Image, longest: int) -> Image.Image:

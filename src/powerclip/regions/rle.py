@@ -13,6 +13,20 @@ def encode(mask: NDArray[np.bool_]) -> str:
     return coco.encode(np.asfortranarray(mask, dtype=np.uint8))["counts"].decode("ascii")  # type: ignore[no-any-return]
 
 
+def encode_box(box: tuple[int, int, int, int], height: int, width: int) -> str:
+    """The string of a mask that is a box: left, top, right and bottom, the latter two exclusive."""
+    left, top, right, bottom = box
+    mask = np.zeros((height, width), dtype=np.bool_)
+    mask[top:bottom, left:right] = True
+    return encode(mask)
+
+
+def bounding_box(rle: str, height: int, width: int) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom, the latter two exclusive, of a string that ``encode`` made; zeros if it is empty."""
+    left, top, across, down = (int(v) for v in coco.toBbox({"size": [height, width], "counts": rle.encode()}))
+    return left, top, left + across, top + down
+
+
 def read_runs(rle: str, height: int, width: int) -> list[int]:
     """Lengths of a COCO string's runs, off and on in turn, column by column; ValueError if they do not fit the size."""
     try:

@@ -1,5 +1,7 @@
 """Regions without weights: graph-based segmentation at three scales (Felzenszwalb and Huttenlocher, IJCV 2004)."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -19,6 +21,7 @@ class Superpixels:
     """Segments of an image at three scales; the score is the share of the image that a segment covers."""
 
     name = f"superpixels:felzenszwalb-{'-'.join(map(str, SCALES))}"
+    batch_size = 1
 
     def __init__(self) -> None:
         try:
@@ -29,8 +32,11 @@ class Superpixels:
             ) from error
         self._segment = felzenszwalb
 
-    def propose(self, image: Image.Image) -> RegionAnnotation:
-        """The segments of an image, the largest first."""
+    def propose(self, images: Sequence[Image.Image]) -> list[RegionAnnotation]:
+        """The segments of each image, the largest first."""
+        return [self._segments(image) for image in images]
+
+    def _segments(self, image: Image.Image) -> RegionAnnotation:
         pixels = np.asarray(shrink_to(image, LONGEST_SIDE))
         smallest = max(1, round(MIN_AREA * pixels.shape[0] * pixels.shape[1]))
         candidates: list[tuple[int, int, int, NDArray[np.int64]]] = []  # area, order, number, segments of its scale
