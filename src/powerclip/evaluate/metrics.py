@@ -89,13 +89,16 @@ def classification_metrics(images: Tensor, classes: Tensor, labels: Tensor) -> d
             f"{labels.min() if len(labels) else '-'} to {labels.max() if len(labels) else '-'}; expected one label per "
             "image, from 0 to the number of classes less one"
         )
-    scores = images @ classes.T
-    own = scores.gather(1, labels[:, None])
     number = torch.arange(len(classes))  # (C,)
-    ahead = ~(scores <= own) | ((scores == own) & (number < labels[:, None]))  # (I, C)
-    rank = ahead.sum(dim=1).masked_fill(own[:, 0].isnan(), len(classes))
+    rank, alone = torch.empty_like(labels), torch.empty_like(labels, dtype=torch.bool)  # each (I,)
+    for rows in torch.split(torch.arange(len(images)), max(1, CHUNK_ELEMENTS // len(classes))):
+        scores, label = images[rows] @ classes.T, labels[rows, None]
+        own = scores.gather(1, label)
+        ahead = ~(scores <= own) | ((scores == own) & (number < label))
+        rank[rows] = ahead.sum(dim=1).masked_fill(own[:, 0].isnan(), len(classes))
+        alone[rows] = torch.count_nonzero(~(scores < own), dim=1) == 1  # no other class ties
     right = (rank == 0).float()
-    strict = (torch.count_nonzero(~(scores < own), dim=1) == 1).float() * right  # (I,) no other class ties
+    strict = alone.float() * right
     metrics: dict[str, float] = {
         "acc@1": Estimate.of(right, chance=1 / len(classes)),
         "mean_per_class": Estimate.of(right, strata=labels),
