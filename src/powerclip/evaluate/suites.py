@@ -257,7 +257,13 @@ FINE_GRAINED = (
         ("whatsup", "whatsup-pairs", "whatsup-sets"),
         (4958, 410, 205),
     ),
-    Benchmark("colorswap", (), read_colorswap, f"{HUB}/stanfordnlp/colorswap (test.json, images)", items=(300,)),
+    Benchmark(
+        "colorswap",
+        (),
+        read_colorswap,
+        f"{HUB}/stanfordnlp/colorswap (its Parquet files, or test.json and images)",
+        items=(300,),
+    ),
     Benchmark(
         "cola",
         (),

@@ -1,6 +1,7 @@
 """Each release on a small copy of its form, by its own rule as a loop; and other forms of its files."""
 
 import csv
+import shutil
 from zlib import crc32
 
 import numpy as np
@@ -182,22 +183,34 @@ def mmvp(folder):
     return items, kinds
 
 
-def bivlc(folder):
+def in_cells(folder, columns, more):
+    """Parquet files of the hub with columns of two images and two captions, and what else there is in a row."""
     from pyarrow import Table, parquet
 
-    rows, items, kinds = [], [], []
+    rows, items = [], []
     for i in range(ITEMS):
         names, captions = (f"{i}a.png", f"{i}b.png"), (f"a {i}", f"b {i}")
         items.append(vectors(folder / "images", names, captions))
         cells = [{"bytes": (folder / "images" / name).read_bytes(), "path": name} for name in names]
-        kinds.append(("replace", "swap")[i % 2])
-        row = {"image": cells[0], "negative_image": cells[1], "caption": captions[0], "negative_caption": captions[1]}
-        rows.append(row | {"type": kinds[-1], "subtype": "obj"})
+        rows.append(dict(zip(columns, (*cells, *captions), strict=True)) | more(i))
     (folder / "data").mkdir()
     for part in range(2):
         some = Table.from_pylist(rows[part * 20 : part * 20 + 20])
         parquet.write_table(some, folder / "data" / f"test-0000{part}.parquet", row_group_size=7)
-    return items, kinds
+    return items
+
+
+def bivlc(folder):
+    kinds = [("replace", "swap")[i % 2] for i in range(ITEMS)]
+    columns = ("image", "negative_image", "caption", "negative_caption")
+    return in_cells(folder, columns, lambda i: {"type": kinds[i], "subtype": "obj"}), kinds
+
+
+def colorswap_of_the_hub(folder):
+    columns = ("image_1", "image_2", "caption_1", "caption_2")
+    items = in_cells(folder, columns, lambda i: {"id": i, "image_source": "midjourney"})
+    shutil.copy(folder / "data" / "test-00000.parquet", folder / "data" / "train-00000.parquet")
+    return items, [""] * ITEMS
 
 
 @pytest.mark.parametrize(
@@ -208,8 +221,9 @@ def bivlc(folder):
         (eqben, fg.read_eqben),
         (mmvp, fg.read_mmvp),
         (bivlc, fg.read_bivlc),
+        (colorswap_of_the_hub, fg.read_colorswap),
     ],
-    ids=["colorswap", "cola", "eqben", "mmvp", "bivlc"],
+    ids=["colorswap", "cola", "eqben", "mmvp", "bivlc", "colorswap-parquet"],
 )
 def test_quadruples_by_the_rule_of_winoground(make, read, tmp_path):
     items, kinds = make(tmp_path)
@@ -324,6 +338,7 @@ def test_spec_in_both_directions(tmp_path):
         ("Questions.csv", [], fg.read_mmvp, r"Questions\.csv does not have its release's format"),
         ("a.parquet", [], fg.read_bivlc, r"a\.parquet cannot be read"),
         ("b.json", [], fg.read_bivlc, "holds no row of a Parquet file"),
+        ("train.parquet", [], fg.read_colorswap, "holds no row of a Parquet file named test; download"),
         ("b.json", [], fg.read_crepe, "lacks CREPE's files"),
         ("image2text.json", [], fg.read_spec, r"lacks absolute_size/image2text\.json"),
         ("swap_att.json", [], fg.read_sugarcrepe_pp, r"lacks replace_att\.json"),

@@ -8,6 +8,8 @@ from powerclip.errors import PowerclipError
 from powerclip.evaluate.datasets.release import NUMBER, TEXT, Release, quadruples, release_json
 from powerclip.tasks import HardNegative, HardNegatives, Quadruple, Quadruples, Task
 
+Pair = tuple[str, str]
+
 SUGARCREPE_PP = ("replace_att", "replace_obj", "replace_rel", "swap_att", "swap_obj")
 """SugarCrepe++'s five subsets."""
 
@@ -87,8 +89,11 @@ def read_whatsup(folder: Path, name: str) -> list[Task]:
 
 
 def read_colorswap(folder: Path, name: str) -> list[Task]:
-    """ColorSwap (Burapacheep et al., 2024): ``test.json`` and images."""
+    """ColorSwap (Burapacheep et al., 2024): ``test.json`` and images, or the hub's Parquet files of that split."""
     release = Release(folder)
+    if not release.files("test.json"):
+        columns = (("image_1", "image_2"), ("caption_1", "caption_2"))
+        return [Quadruples(name=name, items=_in_cells(release, *columns, split="test"))]
     rows = release.rows("test.json", dict.fromkeys(("image_1", "image_2", "caption_1", "caption_2"), TEXT))
     images = [(row["image_1"], row["image_2"]) for row in rows]
     return [quadruples(name, release, images, [(row["caption_1"], row["caption_2"]) for row in rows])]
@@ -108,16 +113,17 @@ def read_bivlc(folder: Path, name: str) -> list[Task]:
 
     Its I2T, T2I and group scores are the text, image and group score.
     """
-    rows = Release(folder).parquet(("caption", "negative_caption", "type"), ("image", "negative_image"))
-    items = [
-        Quadruple(
-            images=(row["image"], row["negative_image"]),
-            captions=(row["caption"], row["negative_caption"]),
-            kind=row["type"],
-        )
-        for row in rows
+    columns = (("image", "negative_image"), ("caption", "negative_caption"))
+    return [Quadruples(name=name, items=_in_cells(Release(folder), *columns, kind="type"))]
+
+
+def _in_cells(release: Release, images: Pair, captions: Pair, *, kind: str = "", split: str = "") -> list[Quadruple]:
+    """The items in Parquet files, by the names of their columns."""
+    rows = release.parquet([*captions, *([kind] if kind else [])], images, split=split)
+    (a, b), (c, d) = images, captions
+    return [
+        Quadruple(images=(row[a], row[b]), captions=(row[c], row[d]), kind=row[kind] if kind else "") for row in rows
     ]
-    return [Quadruples(name=name, items=items)]
 
 
 def read_eqben(folder: Path, name: str) -> list[Task]:

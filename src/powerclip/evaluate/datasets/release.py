@@ -97,8 +97,8 @@ class Release:
                 )
         return rows
 
-    def parquet(self, texts: Sequence[str], images: Sequence[str]) -> list[dict[str, Any]]:
-        """The rows of all Parquet files, as the hub stores them: texts, and images that are opened when needed.
+    def parquet(self, texts: Sequence[str], images: Sequence[str], *, split: str = "") -> list[dict[str, Any]]:
+        """The rows of all Parquet files, or of those with a split's name, as the hub stores them: texts, and images that are opened when needed.
 
         PowerclipError if pyarrow is missing, there is no such file, or a column is missing.
         """
@@ -108,7 +108,7 @@ class Release:
         except ModuleNotFoundError as error:
             raise PowerclipError(f"{self.folder} needs pyarrow; pip install 'powerclip[parquet]'") from error
         rows: list[dict[str, Any]] = []
-        for path in self.files("*.parquet"):
+        for path in (x for x in self.files("*.parquet") if split in x.name or split == x.parent.name):
             try:
                 with ParquetFile(path) as file:
                     if missing := {*texts, *images} - set(file.schema_arrow.names):
@@ -120,7 +120,9 @@ class Release:
             except (OSError, ArrowException) as error:
                 raise PowerclipError(f"{path} cannot be read ({error}); download it again") from error
         if not rows:
-            raise PowerclipError(f"{self.folder} holds no row of a Parquet file; download the release's")
+            raise PowerclipError(
+                f"{self.folder} holds no row of a Parquet file{split and f' named {split}'}; download the release's"
+            )
         return rows
 
     def _find(self, name: str, *, exact: bool) -> Path | None:
