@@ -8,22 +8,17 @@ import torch
 from powerclip.alignment import similarity
 from powerclip.alignment.scoring import Scoring
 from powerclip.loss import PowersetAlignmentLoss
+from powerclip.loss.batch import GlobalBatch
 from powerclip.loss.measures import PAIRS, hub_share, measure_similarities
 from tests.support.problems import masked, problem
+from tests.support.processes import run_on_processes
+
+SCORING = Scoring(tau=0.1, normalise_by_regions=True)
 
 
-def measured(inputs, *, ids=None, start=0, rows=slice(None), valid=None, **options):
-    regions, phrases = masked(inputs)
-    return measure_similarities(
-        regions[rows],
-        phrases,
-        valid=regions.some & phrases.some if valid is None else valid,
-        caption_ids=ids,
-        start=start,
-        scoring=Scoring(tau=0.1, normalise_by_regions=True, **options),
-        tile_bytes=2**20,
-        distributed=False,
-    )
+def measured(inputs, *, ids=None):
+    batch = GlobalBatch.gather(*masked(inputs), ids, distributed=False)
+    return measure_similarities(batch, scoring=SCORING, tile_bytes=2**20)
 
 
 def share_above_zero(inputs, pairs):
@@ -81,19 +76,16 @@ def test_the_sample_stands_for_all_pairs(C):
     assert found["matched_above_zero_share"] > found["unmatched_above_zero_share"]
 
 
-def test_parts_of_the_images_add_up_to_all(monkeypatch):
-    inputs = batch(C=7)
-    whole, sums = measured(inputs), []
-    monkeypatch.setattr("powerclip.loss.measures.sum_over_processes", lambda x: sums.append(x) or x)
-    regions, phrases = masked(inputs)
-    for rows in (slice(0, 3), slice(3, 7)):
-        measure_similarities(
-            regions[rows], phrases, valid=regions.some & phrases.some, caption_ids=None, start=rows.start,
-            scoring=Scoring(tau=0.1, normalise_by_regions=True), tile_bytes=2**20, distributed=True,
-        )  # fmt: skip
-    above, of, _, _ = sum(sums).unbind(dim=1)
-    torch.testing.assert_close(above[0] / of[0], whole["matched_above_zero_share"])
-    torch.testing.assert_close(above[1] / of[1], whole["unmatched_above_zero_share"])
+def share_of_seven(process, size):
+    rows = (slice(0, 3), slice(3, 7))[process]
+    batch_of_all = GlobalBatch.gather(*(x[rows] for x in masked(batch(C=7))), None, distributed=True)
+    return measure_similarities(batch_of_all, scoring=SCORING, tile_bytes=2**20)
+
+
+def test_parts_of_the_images_add_up_to_all(tmp_path):
+    whole = measured(batch(C=7))
+    for found in run_on_processes(2, share_of_seven, tmp_path):
+        torch.testing.assert_close(found, whole)
 
 
 def test_equal_captions_are_not_unmatched():

@@ -6,6 +6,8 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 from torch.nn.functional import normalize
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from powerclip.alignment import similarity
 from powerclip.loss import PowersetAlignmentLoss, triplet_loss
@@ -288,6 +290,41 @@ def test_many_processes_are_one_with_the_whole_batch(size, tmp_path):
     for process, result in enumerate(results):
         alone = PowersetAlignmentLoss(margin=MARGIN)(*own_rows(process, size, batch()))
         assert result["alone"][0] == alone
+
+
+class Largest(TorchDispatchMode):
+    """Notes the most numbers that one tensor of floats holds."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        found = function(*args, **(kwargs or {}))
+        sizes = [x.numel() for x in tree_leaves(found) if isinstance(x, torch.Tensor) and x.is_floating_point()]
+        self.numbers = max(self.numbers, *sizes, 0)
+        return found
+
+
+def largest_of_a_step(process, size):
+    g = torch.Generator().manual_seed(process)
+    regions = torch.randn(B, 2, 64, generator=g).requires_grad_()
+    phrases = torch.randn(B, 12, 64, generator=g).requires_grad_()
+    if process == 0:  # one image that is the hardest of all captions: all want it from the same process
+        with torch.no_grad():
+            regions[0] *= 100
+    with Largest() as largest:
+        PowersetAlignmentLoss(tau=0.1)(regions, phrases).backward()
+    assert regions.grad is not None
+    return largest.numbers
+
+
+B = 16
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_no_process_holds_the_phrases_of_all(size, tmp_path):
+    share = B * 12 * 64
+    for largest in run_on_processes(size, largest_of_a_step, tmp_path):
+        assert share <= largest < share * size
 
 
 def test_a_dtensor_is_refused(tmp_path):

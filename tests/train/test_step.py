@@ -53,7 +53,7 @@ def some_negatives(regions, phrases, **_):
 
 
 @pytest.mark.parametrize("pieces", [1, 2])
-@pytest.mark.parametrize("name", ["clip"])
+@pytest.mark.parametrize("name", ["clip", "powerclip"])
 def test_a_step_is_queued_without_reading_a_number(name, pieces, tmp_path, monkeypatch):
     """Fake tensors have no numbers: whoever reads one, or needs to know how many are not zero, is an error."""
     monkeypatch.setattr("powerclip.loss.search.hardest_negatives", some_negatives)

@@ -1,6 +1,7 @@
-"""Many processes: joining them, gathering a batch that is spread over them, and spreading a model."""
+"""Many processes: joining them, exchanging the rows of a batch that is spread over them, and spreading a model."""
 
 from powerclip.distributed.gather import (
+    exchange_sizes,
     gather_rows,
     max_over_processes,
     rank,
@@ -16,12 +17,16 @@ from powerclip.distributed.parallel import (
     parallelize,
     reshard,
 )
+from powerclip.distributed.rows import RowRequest, fetch_rows, request_rows, ring
 
 __all__ = [
+    "RowRequest",
     "any_rank",
     "average_gradients",
     "average_ignored_gradients",
     "broadcast",
+    "exchange_sizes",
+    "fetch_rows",
     "gather_rows",
     "is_shared",
     "max_over_processes",
@@ -30,7 +35,9 @@ __all__ = [
     "process_group",
     "rank",
     "rank0_first",
+    "request_rows",
     "reshard",
+    "ring",
     "sum_over_processes",
     "wait_for_all",
     "with_value",

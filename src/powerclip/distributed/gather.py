@@ -1,4 +1,4 @@
-"""Collectives that are the identity on one process.
+"""Collectives that are the identity on one process; ``rows`` has those in which no process gets everything.
 
 The convention of every loss here: a process computes its rows' share of the global loss, and the backward pass of
 ``gather_rows`` sums over processes. So a process's own rows get the gradient of the global loss.
@@ -46,6 +46,26 @@ def with_value(share: Tensor, value: Tensor) -> Tensor:
     return share + (value - share).detach()
 
 
+def talking_device(device: torch.device) -> torch.device:
+    """Where processes with tensors on ``device`` exchange small numbers: on the CPU if their group has a backend for it.
+
+    What is read there does not wait for a GPU.
+    """
+    alone = world_size() == 1
+    return torch.device("cpu") if alone or "cpu:" in dist.get_backend_config() else device
+
+
+def exchange_sizes(*sizes: int, device: torch.device) -> list[list[int]]:
+    """Every process's sizes, as many on each; ``device`` is that of their tensors."""
+    if world_size() == 1:
+        return [list(sizes)]
+    mine = torch.tensor(sizes, device=talking_device(device))
+    everyone = [torch.empty_like(mine) for _ in range(world_size())]
+    dist.all_gather(everyone, mine)
+    found: list[list[int]] = torch.stack(everyone).tolist()
+    return found
+
+
 def gather_rows(x: Tensor) -> tuple[Tensor, int]:
     """The rows (B, ...) of all processes, in rank order, and the index of this process's first row among them.
 
@@ -54,10 +74,7 @@ def gather_rows(x: Tensor) -> tuple[Tensor, int]:
     """
     if world_size() == 1:
         return x, 0
-    shape = torch.tensor(x.shape[:2], device=x.device)
-    shapes = [torch.empty_like(shape) for _ in range(world_size())]
-    dist.all_gather(shapes, shape)
-    rows, *widths = torch.stack(shapes, dim=1).tolist()
+    rows, *widths = zip(*exchange_sizes(*x.shape[:2], device=x.device), strict=True)
     if widths and max(widths[0]) > x.shape[1]:
         x = torch.cat([x, x.new_zeros(x.shape[0], max(widths[0]) - x.shape[1], *x.shape[2:])], dim=1)
     gathered: Tensor = _GatherRows.apply(x, rows)
@@ -68,7 +85,7 @@ class _GatherRows(torch.autograd.Function):
     """all-gather forward; backward sums every process's gradient and keeps this process's rows."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, rows: list[int]) -> Tensor:
+    def forward(ctx: Any, x: Tensor, rows: tuple[int, ...]) -> Tensor:
         ctx.rows = rows
         boolean = x.dtype == torch.bool
         mine = x.new_zeros(max(rows), *x.shape[1:], dtype=torch.uint8 if boolean else x.dtype)

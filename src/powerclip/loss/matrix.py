@@ -33,7 +33,7 @@ def matrix_loss(
 
     ``measures``, if given, receives what the scores show and the objective's own numbers.
     """
-    r, p = batch.regions, batch.phrases
+    r, p = batch.regions, batch.all_phrases()
     if not len(p):
         return r.values.sum() + p.values.sum()  # 0, and part of the graph
     rows = r.values.new_empty(len(r), len(p))  # (B, C)
@@ -51,7 +51,7 @@ def matrix_loss(
     objective.adapt(scores.detach(), pairs)
     if not torch.is_grad_enabled():
         return value.detach()
-    weights = weights[batch.start : batch.start + len(r)]  # (B, C)
+    weights = weights[batch.own]  # (B, C)
     if objective.sparse:
         i, j = weights.nonzero(as_tuple=True)  # (P,) each
         picked = r[i]

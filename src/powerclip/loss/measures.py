@@ -5,8 +5,7 @@ from torch import Tensor
 
 from powerclip.alignment.aggregators import ABSENT
 from powerclip.alignment.scoring import Scoring
-from powerclip.alignment.vectors import MaskedVectors
-from powerclip.distributed import sum_over_processes
+from powerclip.loss.batch import GlobalBatch
 from powerclip.loss.objectives import Pairs
 
 PAIRS = 256
@@ -17,54 +16,34 @@ HUBS = 5
 
 
 @torch.no_grad()
-def measure_similarities(
-    regions: MaskedVectors,
-    phrases: MaskedVectors,
-    *,
-    valid: Tensor,
-    caption_ids: Tensor | None,
-    start: int,
-    scoring: Scoring,
-    tile_bytes: int,
-    distributed: bool,
-) -> dict[str, Tensor]:
+def measure_similarities(batch: GlobalBatch, *, scoring: Scoring, tile_bytes: int) -> dict[str, Tensor]:
     """Where the zero is among the similarities s of regions and phrases, and how far apart the scores S are.
 
     Up to ``PAIRS`` images, evenly spread over the C of the batch of all processes, are compared with their own captions
-    (matched) and with one other each (unmatched); the same ones in every step, so that curves are smooth.
-
-    Args:
-        regions: (B, M, D) of this process's images.
-        phrases: (C, K, D) of all captions; image i belongs to caption ``start + i``.
-        valid: (C,) bool: the pair can be scored.
-        caption_ids: (C,) int64, equal for captions that are not unmatched; None takes all for different.
-        scoring, tile_bytes: as in ``score_pairs``.
-        distributed: whether C holds the pairs of several processes.
+    (matched) and with one other each (unmatched); the same ones in every step, so that curves are smooth. A caption of
+    an id that the image's own has is not unmatched.
 
     Returns:
         "matched_above_zero_share" and "unmatched_above_zero_share", the share of s > 0 of the pairs of each kind, and
         "score_gap", mean matched less mean unmatched S: each (), NaN without such pairs, equal on all processes.
     """
-    B, C, device = len(regions), len(phrases), regions.mask.device
+    C, ids = len(batch), batch.ids
     number = torch.arange(min(PAIRS, C))
     image = number * C // max(1, len(number))
     # Steps of the golden ratio reach every distance to another caption equally often.
     other = (image + 1 + ((number.double() * 0.6180339887498949) % 1.0 * (C - 1)).long()) % max(1, C)
-    here = (image >= start) & (image < start + B)
-    image, other = image[here].to(device), other[here].to(device)
-    sums = []
-    for caption in (image, other):
-        scored = valid[image] & valid[caption]  # (P,)
-        if caption is other:
-            scored = scored & (image != other if caption_ids is None else caption_ids[image] != caption_ids[other])
-        r, p = regions[image - start], phrases[caption]
-        s_PMK = torch.bmm(r.values, p.values.transpose(1, 2))
-        present_PMK = r.mask[:, :, None] & p.mask[:, None] & scored[:, None, None]
-        total = scoring.total(*scoring.score(s_PMK, r.mask, p.mask, tile_bytes=tile_bytes), r.mask)  # (P,)
-        counts = ((s_PMK > 0) & present_PMK).sum(), present_PMK.sum(), (total * scored).sum(), scored.sum()
-        sums.append(torch.stack([x.to(total.dtype) for x in counts]))
-    both = torch.stack(sums)  # (2, 4)
-    (above, of, score, pairs) = (sum_over_processes(both) if distributed else both).unbind(dim=1)
+    here = (image >= batch.own.start) & (image < batch.own.stop)
+    images = image[here].repeat(2).to(batch.device)  # matched, then unmatched: (2 P,) each
+    captions = torch.cat([image[here], other[here]]).to(batch.device)
+    r, p = batch.regions[images - batch.start], batch.fetch_phrases(batch.request(captions))
+    s_PMK = torch.bmm(r.values, p.values.transpose(1, 2))
+    total = scoring.total(*scoring.score(s_PMK, r.mask, p.mask, tile_bytes=tile_bytes), r.mask)  # (2 P,)
+    matched = torch.arange(len(images), device=batch.device) < len(images) // 2
+    scored = batch.valid[images] & batch.valid[captions] & (matched | (ids[images] != ids[captions]))  # (2 P,)
+    present_PMK = r.mask[:, :, None] & p.mask[:, None] & scored[:, None, None]
+    counts = ((s_PMK > 0) & present_PMK).sum((1, 2)), present_PMK.sum((1, 2)), total * scored, scored
+    both = torch.stack([x.to(total.dtype) for x in counts], dim=-1).view(2, -1, 4).sum(dim=1)  # (2, 4)
+    above, of, score, pairs = batch.total(both).unbind(dim=1)
     share, mean = above / of, score / pairs  # (2,) each
     return {
         "matched_above_zero_share": share[0],

@@ -13,7 +13,6 @@ from powerclip.alignment.kernel import check_backend
 from powerclip.alignment.scoring import UNCALIBRATED_ZETA, Scoring, tile_bytes_or_default
 from powerclip.alignment.similarity import validate
 from powerclip.alignment.subsets import draw_subsets
-from powerclip.alignment.vectors import MaskedVectors
 from powerclip.config import (
     Backend,
     ContrastConfig,
@@ -26,7 +25,6 @@ from powerclip.config import (
     Zero,
     Zeta,
 )
-from powerclip.distributed import gather_rows
 from powerclip.loss.batch import GlobalBatch
 from powerclip.loss.matrix import matrix_loss
 from powerclip.loss.measures import measure_similarities
@@ -47,7 +45,7 @@ class PowersetAlignmentLoss(nn.Module):
     adaptive margin choose, need all scores at once (``powerclip.loss.matrix`` says at what cost).
 
     Under an initialised process group every process passes its own pairs; the loss is that of the global batch, with
-    its gradient on the process's own rows. Only phrase vectors are communicated. DistributedDataParallel averages
+    its gradient on the process's own rows. DistributedDataParallel averages
     gradients of parameters, but their sum is needed: multiply the loss by the number of processes.
     """
 
@@ -160,23 +158,14 @@ class PowersetAlignmentLoss(nn.Module):
         self.scoring.check_regions(regions.shape[1])
         with torch.autocast(regions.device.type, enabled=False):
             r, p = self.zero(r, p, fit=self.training or self._steps == 0)
-            batch = self._gather(r, p, caption_ids)
+            batch = GlobalBatch.gather(r, p, caption_ids, distributed=self.distributed)
             scoring = self._scoring(batch)
             if self.training:
                 self._steps += 1
                 self.steps.fill_(self._steps)
             budget = tile_bytes_or_default(self.tile_bytes, batch.device)
             if measures is not None:
-                measures |= measure_similarities(
-                    batch.regions,
-                    batch.phrases,
-                    valid=batch.valid,
-                    caption_ids=batch.caption_ids,
-                    start=batch.start,
-                    scoring=scoring,
-                    tile_bytes=budget,
-                    distributed=self.distributed,
-                )
+                measures |= measure_similarities(batch, scoring=scoring, tile_bytes=budget)
             way = search_loss if self.objective.by_search else matrix_loss
             return way(
                 batch,
@@ -186,20 +175,6 @@ class PowersetAlignmentLoss(nn.Module):
                 backend=self.backend,
                 measures=measures,
             )
-
-    def _gather(self, regions: MaskedVectors, phrases: MaskedVectors, caption_ids: Tensor | None) -> GlobalBatch:
-        values, start = gather_rows(phrases.values) if self.distributed else (phrases.values, 0)
-        return GlobalBatch(
-            regions=regions,
-            phrases=MaskedVectors(values=values, mask=self._all_rows(phrases.mask)),
-            valid=self._all_rows(regions.some & phrases.some),
-            caption_ids=None if caption_ids is None else self._all_rows(caption_ids),
-            start=start,
-            distributed=self.distributed,
-        )
-
-    def _all_rows(self, x: Tensor) -> Tensor:
-        return gather_rows(x)[0] if self.distributed else x
 
     def _scoring(self, batch: GlobalBatch) -> Scoring:
         """The scoring of this step: subsets drawn, zeta calibrated."""
@@ -219,19 +194,21 @@ class PowersetAlignmentLoss(nn.Module):
     @torch.no_grad()
     def _calibrate(self, batch: GlobalBatch, scoring: Scoring) -> None:
         """Fit zeta to some pairs of the global batch and update the estimate."""
-        C = len(batch.phrases)
+        C = len(batch)
         if C == 0:
             return
         image, caption = choose_pairs(C, C, shift=self._steps)
-        here = (image >= batch.start) & (image < batch.start + len(batch.regions))
-        i, j = (image[here] - batch.start).to(batch.device), caption[here].to(batch.device)
+        here = (image >= batch.own.start) & (image < batch.own.stop)
+        i, j = (
+            (x[here] - first).to(batch.device, non_blocking=True) for x, first in ((image, batch.start), (caption, 0))
+        )
         pairs = measure_pairs(
             batch.regions[i],
-            batch.phrases[j],
+            batch.fetch_phrases(batch.request(j)),
             scoring=scoring,
             tile_bytes=tile_bytes_or_default(self.tile_bytes, batch.device),
         )
-        pairs = CalibrationPairs(**{name: self._all_rows(value) for name, value in vars(pairs).items()})
+        pairs = CalibrationPairs(**{name: batch.all_rows(value) for name, value in vars(pairs).items()})
         smooth(self.zeta_estimate, fit_zeta(pairs, tau=scoring.tau), momentum=self.zeta_momentum)
 
     @property

@@ -2,6 +2,11 @@
 
 A pass without gradient finds the hardest negatives tile by tile; at most 3 C pairs are then scored again with gradient.
 The result is that of the dense computation.
+
+Of several processes each searches with its B images and the phrases of one process after the other, whose blocks go
+round in a ring. It then scores, with gradient, its own B pairs, its images with their hardest captions and its captions
+with their hardest images; what it lacks it fetches, and sends the gradient back. So it holds a few times its share of
+the vectors, also where all have the same hardest negative.
 """
 
 import torch
@@ -10,9 +15,8 @@ from torch import Tensor
 from powerclip.alignment.aggregators import ABSENT
 from powerclip.alignment.kernel import hardest_negatives
 from powerclip.alignment.scoring import Scoring
-from powerclip.alignment.tiled import score_pairs
 from powerclip.config import Backend
-from powerclip.distributed import max_over_processes, sum_over_processes, with_value
+from powerclip.distributed import max_over_processes, with_value
 from powerclip.loss.batch import GlobalBatch
 from powerclip.loss.measures import hub_share
 from powerclip.loss.objectives import Objective
@@ -27,74 +31,61 @@ def search_loss(
     backend: Backend,
     measures: dict[str, Tensor] | None,
 ) -> Tensor:
-    """() l(S) + l(S^T), of an objective that is ``by_search``; its gradient comes from this process's images.
+    """() l(S) + l(S^T), of an objective that is ``by_search``; its gradient comes from this process's pairs.
 
     ``measures``, if given, receives the shares of active hinges and of hubs.
     """
+    caption, caption_score, image, image_score = _search(batch, scoring=scoring, tile_bytes=tile_bytes, backend=backend)
+    own, r, p = batch.own, batch.regions, batch.phrases
+    # Both requests come before both answers: the second then waits for nothing that the first has not waited for.
+    captions, images = batch.request(caption), batch.request(image[own])
+    # With gradient. All s go through one call: it has many small operations.
+    sides = ((r, p), (r, batch.fetch_phrases(captions)), (batch.fetch_regions(images), p))
+    s_PMK = torch.cat([torch.bmm(r.values, p.values.transpose(1, 2)) for r, p in sides])
+    region_mask, phrase_mask = (torch.cat([vectors.mask for vectors in side]) for side in zip(*sides, strict=True))
+    scores = scoring.total(*scoring.score(s_PMK, region_mask, phrase_mask, tile_bytes=tile_bytes), region_mask)
+    positive, caption_negative, image_negative = scores.view(3, -1)  # (B,) each
 
-    def score(images: Tensor, captions: Tensor) -> Tensor:
-        r, p = batch.regions[images], batch.phrases[captions]
-        return scoring.total(*score_pairs(r, p, scoring=scoring, tile_bytes=tile_bytes), r.mask)
-
-    # First pass, without gradient: this process's B images against the C captions of all processes.
-    found = hardest_negatives(
-        batch.regions,
-        batch.phrases,
-        candidates=batch.candidates(),
-        scoring=scoring,
-        tile_bytes=tile_bytes,
-        backend=backend,
-    )
-    B, C = len(batch.regions), len(batch.phrases)
-    local = torch.arange(B, device=batch.device)
-    own = local + batch.start  # (B,) the captions of these images
-    image = found.image + batch.start
-    image, has_image = _hardest_images(image, found.image_score, distributed=batch.distributed)  # (C,) each
-    # (P,) the captions whose hardest image is on this process
-    here = ((image >= batch.start) & (image < batch.start + B) & has_image).nonzero()[:, 0]
-
-    # Second pass, with gradient.
-    positive = score(local, own)  # (B,)
-    caption_negative = score(local, found.caption)  # (B,)
-    image_negative = score(image[here] - batch.start, here)  # (P,)
-
-    # The scores of all C pairs, from what each process knows: positive, hardest caption, hardest image, and whether
-    # there is a hardest caption. No gradient goes through them.
-    known = positive.new_zeros(4, C)
-    known[0, own], known[1, own] = positive.detach(), caption_negative.detach()
-    known[2, here] = image_negative.detach()
-    known[3, own] = (found.caption_score > ABSENT).to(known.dtype)
-    if batch.distributed:
-        known = sum_over_processes(known)
     margin = objective.margin
     assert margin is not None
-    caption_violation = (margin + known[1] - known[0]) * known[3]  # (C,)
-    image_violation = (margin + known[2] - known[0]) * has_image  # (C,)
-    pairs = batch.valid.sum().clamp(min=1)
-    value = ((caption_violation.relu() + image_violation.relu()) * batch.valid).sum() / pairs
-
-    # Each positive hinge is linear in its two scores: this process's terms of the sum.
-    by_caption = ((caption_violation > 0) & batch.valid).to(known.dtype)  # (C,)
-    by_image = ((image_violation > 0) & batch.valid).to(known.dtype)  # (C,)
+    valid, pairs = batch.valid[own], batch.valid.sum().clamp(min=1)
+    has_caption, has_image = caption_score > ABSENT, image_score > ABSENT  # (B,), (C,)
+    by_caption = (margin + caption_negative - positive).relu() * (valid & has_caption)  # (B,)
+    by_image = (margin + image_negative - positive).relu() * (valid & has_image[own])  # (B,)
     if measures is not None:
-        caption = batch.all_rows(found.caption)  # (C,)
-        measures["active_share_i2t"] = by_caption.sum() / pairs
-        measures["active_share_t2i"] = by_image.sum() / pairs
-        measures["hub_share_i2t"] = hub_share(caption, known[3].bool())
-        measures["hub_share_t2i"] = hub_share(image.where(has_image, 0), has_image)
-    share = (
-        (by_caption[own] * (caption_negative - positive)).sum()
-        - (by_image[own] * positive).sum()
-        + (by_image[here] * image_negative).sum()
-    ) / pairs
-    return with_value(share, value)
+        active = torch.stack([(hinge > 0).sum() for hinge in (by_caption, by_image)])
+        measures["active_share_i2t"], measures["active_share_t2i"] = batch.total(active) / pairs
+        measures["hub_share_i2t"] = hub_share(batch.all_rows(caption), batch.all_rows(has_caption))
+        measures["hub_share_t2i"] = hub_share(image, has_image)
+    share = (by_caption + by_image).sum() / pairs
+    return with_value(share, batch.total(share))
 
 
-def _hardest_images(image: Tensor, score: Tensor, *, distributed: bool) -> tuple[Tensor, Tensor]:
-    """(C,) the hardest image of every caption over all processes (the first of equals), (C,) whether there is one."""
-    if not distributed:
-        return image, score > ABSENT
-    highest = max_over_processes(score)
-    none = torch.iinfo(torch.int64).max
-    lowest = -max_over_processes(-torch.where(score == highest, image, none))
-    return lowest, highest > ABSENT
+def _search(
+    batch: GlobalBatch, *, scoring: Scoring, tile_bytes: int, backend: Backend
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(B,) each: the hardest captions of this process's images and their scores; (C,) each: those of all captions.
+
+    Indices are of all processes' pairs; the lowest of equals. Without a negative they are 0 and the score is ``ABSENT``.
+    """
+    parts = []
+    for pairs, phrases in batch.phrase_blocks():
+        found = hardest_negatives(
+            batch.regions,
+            phrases,
+            candidates=batch.candidates(pairs),
+            scoring=scoring,
+            tile_bytes=tile_bytes,
+            backend=backend,
+        )
+        parts.append((pairs.start, found))
+    if not batch.distributed:
+        return found.caption, found.caption_score, found.image, found.image_score
+    parts.sort(key=lambda part: part[0])
+    caption_score, block = torch.stack([found.caption_score for _, found in parts]).max(dim=0)  # (B,) each
+    caption = torch.stack([start + found.caption for start, found in parts]).gather(0, block[None])[0]
+    image_score = torch.cat([found.image_score for _, found in parts])  # (C,) of this process's images
+    image = torch.cat([found.image for _, found in parts]) + batch.start
+    highest, none = max_over_processes(image_score), torch.iinfo(torch.int64).max
+    lowest = -max_over_processes(-torch.where((image_score == highest) & (highest > ABSENT), image, none))
+    return caption, caption_score, lowest.where(highest > ABSENT, 0), highest

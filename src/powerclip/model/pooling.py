@@ -102,8 +102,6 @@ def caption_ids(tokens: Tensor) -> Tensor:
 
     A polynomial hash modulo 2^64: the probability that any two of 2^15 different captions share an id is about 2^-35.
     """
-    weight, weights = 1, []
-    for _ in range(tokens.shape[1]):
-        weight = weight * 6364136223846793005 % 2**64
-        weights.append(weight - 2**64 if weight >= 2**63 else weight)
-    return (tokens.long() * torch.tensor(weights, dtype=torch.int64, device=tokens.device)).sum(dim=1)
+    # Computed on the tokens' device: a copy to it would wait for it.
+    factors = torch.full((tokens.shape[1],), 6364136223846793005, dtype=torch.int64, device=tokens.device)
+    return (tokens.long() * factors.cumprod(dim=0)).sum(dim=1)
