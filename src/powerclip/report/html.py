@@ -146,8 +146,9 @@ def _examples(
     }
     read = [one for seeds in evaluations.values() for one in seeds]
     options: dict[str, Any] = {"size": POOL, "image_size": next(iter(models.values())).image_size[0]}
-    say(f"retrieval among up to {POOL} images")
+    say("reading what to retrieve")
     task, origin = task_to_show(Retrieval, runs, read, **options)
+    say(f"retrieval among up to {POOL} images")
     found: dict[str, Any] = {"retrieval": {"directions": retrieval(task, encoders, images), "origin": origin}}
     say(f"up to {POOL} hard negatives")
     negatives, origin = task_to_show(HardNegatives, runs, read, **options)

@@ -99,9 +99,9 @@ for (const card of all("article.grounding")) {
     const rows = Number(layer.dataset.rows), columns = Number(layer.dataset.columns);
     const cells = Array.from({length: rows * columns}, (_, n) =>
       svg("rect", {x: n % columns, y: Math.floor(n / columns), width: 1, height: 1}));
-    const outline = svg("path", {});
-    layer.append(...cells, outline);
-    return {figure, masks, rows, columns, cells, outline, slider: figure.querySelector("input"),
+    const outlines = [svg("path", {class: "under"}), svg("path", {})];
+    layer.append(...cells, ...outlines);
+    return {figure, masks, rows, columns, cells, outlines, slider: figure.querySelector("input"),
       area: masks.map((mask) => mask.reduce((a, b) => a + b, 0)),
       covering: cells.map((_, n) => masks.reduce((count, mask) => count + mask[n], 0))};
   });
@@ -116,7 +116,7 @@ for (const card of all("article.grounding")) {
   function clear() {
     for (const lit of all(".lit", card)) lit.classList.remove("lit");
     for (const view of views) {
-      view.outline.setAttribute("d", "");
+      view.outlines.forEach((outline) => outline.setAttribute("d", ""));
       view.slider.value = 0;
       view.slider.setAttribute("aria-valuetext", "none");
       view.cells.forEach((cell) => { cell.style.fillOpacity = 0; });
@@ -128,6 +128,7 @@ for (const card of all("article.grounding")) {
     clear();
     if (k < 0) return;
     const counts = views.map((view, run) => {
+      if (!phrases[k].querySelector(`[data-run="${run}"]`)) return `${names[run]} does not score this`;
       view.cells.forEach((cell, n) => { cell.style.fillOpacity = 0.8 * (1 - heat[k][run][n] / most); });
       const found = parts[k][run], sum = found.reduce((total, [, s]) => total + s, 0);
       return `${names[run]}: ${sum.toFixed(2)}, the sum of ${found.length} region${found.length === 1 ? "" : "s"}`;
@@ -137,7 +138,7 @@ for (const card of all("article.grounding")) {
 
   function showRegion(run, region) {
     clear();
-    const {masks, rows, columns, outline, slider} = views[run], mask = masks[region];
+    const {masks, rows, columns, outlines, slider} = views[run], mask = masks[region];
     const inside = (row, column) => row >= 0 && column >= 0 && row < rows && column < columns && mask[row * columns + column];
     let edges = "";
     mask.forEach((one, n) => {
@@ -148,7 +149,7 @@ for (const card of all("article.grounding")) {
       if (!inside(row, column - 1)) edges += `M${column} ${row}v1`;
       if (!inside(row, column + 1)) edges += `M${column + 1} ${row}v1`;
     });
-    outline.setAttribute("d", edges);
+    outlines.forEach((outline) => outline.setAttribute("d", edges));
     const grounded = [];
     parts.forEach((of_run, k) => {
       for (const [m, s, part] of of_run[run]) {
