@@ -450,6 +450,9 @@ def test_linear_probes_of_the_sets_that_have_training_images(model, tmp_path, ca
     assert found.averages["linear-probe"].expected == len(SUITES["linear-probe"]) == 18
     assert found.absent["cifar10-linear-probe"].endswith("wds_vtab-cifar10")  # which has no training images
     assert "food101-linear-probe (3 of 25250)" in capsys.readouterr().out
+    assert (
+        (tmp_path / "out" / "evaluation.md").read_text().startswith("zero-shot and linear probes, % ± sampling error")
+    )
 
 
 def test_a_task_is_read_again_from_what_a_result_says_of_it(model, tmp_path):

@@ -16,6 +16,7 @@ from markupsafe import Markup
 from rich.text import Text
 
 from powerclip.evaluate import Estimate, Evaluation, read_evaluation
+from powerclip.evaluate.datasets.linear_probe import PROBE
 from powerclip.evaluate.results import EARLIER
 from powerclip.evaluate.score import CUT
 from powerclip.evaluate.suites import HEADLINES, Average
@@ -146,7 +147,7 @@ def results_table(results: Mapping[str, Sequence[Evaluation]], metrics: Collecti
     rows = tuple(_rows(results, metrics))
     spreads = [cell for row in rows for cell in row if isinstance(cell, Spread)]
     errors = [spread.standard_error for spread in spreads if spread.standard_error is not None]
-    title = "zero-shot, %"
+    title = "zero-shot and linear probes, %" if any(PROBE in str(row[0]) for row in rows) else "zero-shot, %"
     if counts[-1:] > [1]:
         seeds = counts[0] if len(counts) == 1 else f"{counts[0]}-{counts[-1]}"
         title += f", {seeds} seeds each, mean ± standard deviation"
