@@ -17,6 +17,7 @@ from powerclip.evaluate.datasets.fine_grained import (
     read_mmvp,
     read_spec,
     read_sugarcrepe_pp,
+    read_vl_checklist,
     read_whatsup,
 )
 from powerclip.evaluate.datasets.imagenet import read_imagenet, read_objectnet
@@ -291,6 +292,14 @@ FINE_GRAINED = (
         ("crepe-productivity", *(f"crepe-systematicity-{corpus}" for corpus in ("cc12m", "yfcc", "laion"))),
     ),
     Benchmark("spec", (), read_spec, f"{HUB}/wjpoom/SPEC (data.zip, unpacked)", ("SPEC",), ("spec-i2t", "spec-t2i")),
+    Benchmark(
+        "vl-checklist",
+        (),
+        read_vl_checklist,
+        "https://github.com/om-ai-lab/VL-CheckList (data) with the images of Visual Genome, HAKE and SWiG",
+        ("VL-CheckList",),
+        ("vl-checklist-attribute", "vl-checklist-object", "vl-checklist-relation"),
+    ),
 )
 """Compositionality sets beyond the paper's; their metrics are of several kinds, and there is no average."""
 

@@ -327,6 +327,44 @@ def test_spec_in_both_directions(tmp_path):
         fg.read_spec(tmp_path, "spec")
 
 
+def test_vl_checklist_leaves_out_what_has_no_image(tmp_path):
+    files = {
+        "Attribute/vaw/action": 8,
+        "Attribute/vg/action": 6,
+        "Relation/vg/spatial": 10,
+        "Object/Size/swig_place": 0,
+    }
+    right, number = {}, 0
+    for file, count in files.items():
+        rows = []
+        for i in range(count):
+            number += 1
+            image = photo(tmp_path / "vg" / f"VG_100K_{1 + i % 2}" / f"{number}.jpg", number)
+            texts = [f"{what} {number}" for what in ("right", "wrong")]
+            rows.append([f"VG_100K_{1 + i % 2}/{number}.jpg", {"POS": [texts[0], "other"], "NEG": [texts[1]]}])
+            scores = [cosine(image, of_text(text)) for text in texts]
+            right.setdefault(file, []).append(scores[0] > scores[1])
+        write_json(tmp_path / "data" / f"{file}.json", rows)
+    write_json(tmp_path / "corpus.json", {"large": {}})
+    for gone in (1, 15):
+        next((tmp_path / "vg").rglob(f"{gone}.jpg")).unlink()
+    photo(tmp_path / "vg" / "other" / "1.jpg", 0)  # of the same name in another folder
+    del right["Attribute/vaw/action"][0], right["Relation/vg/spatial"][0]
+    with pytest.warns(UserWarning, match="vl: 2 of 24 items have no image under"):
+        tasks = fg.read_vl_checklist(tmp_path, "vl")
+    assert [task.name for task in tasks] == ["vl-attribute", "vl-relation"]
+    found = run(tasks)
+    a, b, c = (sum(values) / len(values) for values in right.values())
+    assert found["vl-attribute"]["vaw-action"] == pytest.approx(a)
+    assert found["vl-attribute"]["vg-action"] == pytest.approx(b)
+    assert found["vl-attribute"]["macro"] == pytest.approx((a + b) / 2)
+    assert found["vl-relation"]["micro"] == pytest.approx(c)
+    assert 0 < a + b + c < 3
+    shutil.rmtree(tmp_path / "vg")
+    with pytest.raises(PowerclipError, match="holds no item of VL-CheckList with its image"):
+        fg.read_vl_checklist(tmp_path, "vl")
+
+
 @pytest.mark.parametrize(
     ("file", "content", "read", "message"),
     [
@@ -339,6 +377,12 @@ def test_spec_in_both_directions(tmp_path):
         ("a.parquet", [], fg.read_bivlc, r"a\.parquet cannot be read"),
         ("b.json", [], fg.read_bivlc, "holds no row of a Parquet file"),
         ("train.parquet", [], fg.read_colorswap, "holds no row of a Parquet file named test; download"),
+        (
+            "Object/a.json",
+            [["a.jpg", {"POS": []}]],
+            fg.read_vl_checklist,
+            r"a\.json does not have its release's format",
+        ),
         ("b.json", [], fg.read_crepe, "lacks CREPE's files"),
         ("image2text.json", [], fg.read_spec, r"lacks absolute_size/image2text\.json"),
         ("swap_att.json", [], fg.read_sugarcrepe_pp, r"lacks replace_att\.json"),

@@ -1,6 +1,7 @@
 """Compositionality sets that are not in the paper's average, in the releases' own files; images in any folders."""
 
 import ast
+import warnings
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -25,6 +26,9 @@ WHATSUP = {
 
 SPEC = ("absolute_size", "absolute_spatial", "count", "existence", "relative_size", "relative_spatial")
 """SPEC's six subsets, each a folder."""
+
+VL_CHECKLIST = ("Attribute", "Object", "Relation")
+"""VL-CheckList's parts, each a folder."""
 
 CREPE_NEGATIVES = ("atom", "comp", "combined")
 """What the wrong captions of CREPE's systematicity differ in."""
@@ -213,3 +217,34 @@ def read_spec(folder: Path, name: str) -> list[Task]:
                 )
         tasks.append(HardNegatives(name=f"{name}-{short}", items=items))
     return tasks
+
+
+def read_vl_checklist(folder: Path, name: str) -> list[Task]:
+    """VL-CheckList (Zhao et al., 2022): a right and a wrong phrase for an image; a task for each part, a kind for each file.
+
+    As by its authors, the first of several phrases is taken, and items without an image are left out; a warning says how many.
+    """
+    release = Release(folder)
+    rows: list[tuple[str, str, str, str, str]] = []  # part, kind, image, right and wrong phrase
+    for path in release.files("*.json"):
+        part = next((part for part in VL_CHECKLIST if part in path.relative_to(folder).parts), None)
+        if part is None or path.read_text(encoding="utf-8").strip() == "[]":  # three files of the release
+            continue
+        kind = f"{path.parent.name}-{path.stem}"
+        with release_json(path, list) as content:
+            rows += [(part, kind, image, texts["POS"][0], texts["NEG"][0]) for image, texts in content]
+    kept = [row for row in rows if release.find(row[2], exact=True)]
+    if not kept:
+        raise PowerclipError(
+            f"{folder} holds no item of VL-CheckList with its image; add {', '.join(VL_CHECKLIST)} and images"
+        )
+    if len(kept) < len(rows):
+        warnings.warn(
+            f"{name}: {len(rows) - len(kept)} of {len(rows)} items have no image under {folder}", stacklevel=2
+        )
+    pictures = release.images([row[2] for row in kept], exact=True)
+    parts: dict[str, list[HardNegative]] = {}
+    for (part, kind, _, right, wrong), picture in zip(kept, pictures, strict=True):
+        item = HardNegative(image=picture, positive=right, negative=wrong, kind=kind)
+        parts.setdefault(part, []).append(item)
+    return [HardNegatives(name=f"{name}-{part.lower()}", items=items) for part, items in sorted(parts.items())]

@@ -56,7 +56,7 @@ class Release:
 
     def file(self, name: str) -> Path:
         """A file by name, or by the end of its path; PowerclipError if there is none, or several equally close."""
-        path = self._find(name, exact=True)
+        path = self.find(name, exact=True)
         if path is None:
             raise PowerclipError(f"{self.folder} lacks {name} of the release; add it")
         return path
@@ -68,7 +68,7 @@ class Release:
 
         Where a name has folders, they decide between images of one name; with ``exact`` an image must be in them.
         """
-        found = {name: self._find(name, exact=exact) for name in dict.fromkeys(names)}
+        found = {name: self.find(name, exact=exact) for name in dict.fromkeys(names)}
         missing = [name for name, path in found.items() if path is None]
         if missing:
             raise PowerclipError(
@@ -125,7 +125,8 @@ class Release:
             )
         return rows
 
-    def _find(self, name: str, *, exact: bool) -> Path | None:
+    def find(self, name: str, *, exact: bool) -> Path | None:
+        """A file by name, as ``images`` looks for it; None if there is none, PowerclipError if two are equally close."""
         wanted = PurePath(name).parts
 
         def distance(path: Path) -> tuple[int, int]:
