@@ -11,7 +11,8 @@ Picture = Image.Image | Callable[[], Image.Image]
 that are equal (frozen dataclasses, say) open the same image, which is then encoded once."""
 
 Masks = Callable[[], Any]
-"""A function that opens the region masks of an image when needed: (M, H, W) bool array in the image's pixels."""
+"""A function that opens the region masks of an image when needed: (M, H, W) bool array in the image's pixels, or (H, W)
+arrays one after the other."""
 
 Truth = Callable[[], Any]
 """A function that opens the labels of an image's pixels: (H, W) integer array, ``IGNORED`` where there is none."""

@@ -1,5 +1,6 @@
 import io
 import json
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -10,12 +11,13 @@ from PIL import Image
 from powerclip.data.dataset import transform_with_regions
 from powerclip.data.sample import Sample
 from powerclip.data.shards import read_shards, write_shards
+from powerclip.data.validate import stored_masks
 from powerclip.errors import BadSampleError, PowerclipError
 from powerclip.phrases import whole_caption_tree
 from powerclip.phrases.tree import Phrase
-from powerclip.regions import RegionAnnotation
+from powerclip.regions import RegionAnnotation, rle, unpack_masks
 from powerclip.scenes import generate
-from tests.support.images import encoded
+from tests.support.images import encoded, one_colour
 from tests.support.loaders import batches_of, epoch_of, loader_of
 from tests.support.models import tiny_tower
 from tests.support.tars import npy, write_tar
@@ -30,6 +32,26 @@ def sample_of(masks, *, size=(40, 60), pixels=None, key="a"):
 
 def opened(sample):
     return Image.open(io.BytesIO(sample.image))
+
+
+def test_masks_of_a_large_image_take_an_eighth_of_a_byte_a_pixel():
+    half = np.zeros((2000, 2000), dtype=bool)
+    half[:1000] = True
+    regions = RegionAnnotation(
+        height=2000, width=2000, rles=(rle.encode(half),) * 64, scores=(1.0,) * 64, proposer="test"
+    )
+    tracemalloc.start()
+    planes = stored_masks(regions, (2000, 2000), range(64))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert unpack_masks(planes[:, ::100, ::100], 64).sum() == 64 * 10 * 20
+    assert peak < 64 * half.size / 8 + 4 * half.size  # those being decoded
+
+
+def test_metadata_are_not_read_in_training(tmp_path):
+    write_tar(tmp_path / "a.tar", [("a.png", one_colour()), ("a.txt", b"a dog"), ("a.json", b"[" * 10**6)])
+    (batch,) = batches_of(tmp_path, batch_size=1)
+    assert list(batch.keys) == ["a"]
 
 
 def test_masks_follow_the_image_through_crop_and_flip():

@@ -203,7 +203,7 @@ def test_stored_masks_of_shards_are_the_regions(model, tmp_path):
     with torch.inference_mode():
         images = scorer.images(task.images, task.masks)
         scores = scorer.score(images, scorer.texts([captions[0] for captions in task.captions]))
-    objects = [len(open_masks()) for open_masks in task.masks]
+    objects = [len(list(open_masks())) for open_masks in task.masks]
     assert images.mask.sum(dim=1).tolist() == objects
     masks = scorer.on_grid(task.masks[1])
     expected = score_alone(model, task.images[1](), task.captions[2][0], masks)

@@ -42,10 +42,14 @@ def test_any_json_is_a_tree_or_a_value_error(value):
 
 
 @pytest.mark.parametrize(
-    "text", ['{"leaves": [[0, Infinity]], "phrases": []}', '{"leaves": [[0, 1e999]], "phrases": []}']
+    "text",
+    [
+        *(f'{{"leaves": [[0, {end}]], "phrases": []}}' for end in ("Infinity", "1e999", "3.0", "true", '"3"', "null")),
+        '{"leaves": [[0, 3]], "phrases": [{"label": "NP", "leaves": [false, 0]}]}',
+    ],
 )
-def test_an_infinite_offset_is_a_value_error(text):
-    with pytest.raises(ValueError, match="reading failed with OverflowError"):
+def test_only_integers_are_offsets(text):
+    with pytest.raises(ValueError, match="reading failed with TypeError: a place that is not an integer"):
         PhraseTree.from_json(json.loads(text))
 
 

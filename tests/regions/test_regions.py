@@ -9,12 +9,24 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from pycocotools import mask as coco
+from torchvision import tv_tensors
+from torchvision.transforms import v2
 
 from powerclip.data.dataset import transform_with_regions
 from powerclip.data.sample import Sample
 from powerclip.data.validate import check_annotations
 from powerclip.errors import BadSampleError
-from powerclip.regions import RegionAnnotation, fixed_boxes, masks_to_grid, objects_to_grid, random_boxes, rle
+from powerclip.regions import (
+    RegionAnnotation,
+    fixed_boxes,
+    masks_to_grid,
+    objects_to_grid,
+    pack_masks,
+    random_boxes,
+    rle,
+    unpack_masks,
+)
 
 
 def boxes(seed, *, images=5, regions=7, grid=(6, 9)):
@@ -189,7 +201,30 @@ def test_a_string_that_is_not_a_mask_is_refused_when_it_is_decoded_or_checked():
 
 def test_a_run_length_without_end_is_refused_as_it_is_read():
     with pytest.raises(ValueError, match="a run longer than any mask"):
+        rle.read_runs("o" * 2_000_000 + "0", 4, 5)
+    with pytest.raises(ValueError, match="it ends within a number"):
         rle.read_runs("o" * 2_000_000, 4, 5)
+
+
+@given(st.lists(st.integers(1, 2**31), min_size=1, max_size=40), st.booleans())
+def test_runs_are_read_as_pycocotools_writes_them(runs, starts_on):
+    """Of any length: a mask's width is that of all runs, and its height one pixel."""
+    runs = [0, *runs] if starts_on else runs
+    text = coco.frPyObjects({"counts": runs, "size": [1, sum(runs)]}, 1, sum(runs))["counts"].decode()
+    assert rle.read_runs(text, 1, sum(runs)).tolist() == runs
+
+
+def test_packed_masks_move_as_each_would_by_itself():
+    torch.manual_seed(0)
+    masks = torch.rand(19, 50, 70) < 0.3
+    planes = pack_masks(masks.numpy(), (19, 50, 70))
+    assert planes.shape == (3, 50, 70)
+    assert torch.equal(unpack_masks(planes, 19), masks)
+    for move in (v2.Resize((23, 31)), v2.RandomCrop(30), v2.RandomHorizontalFlip(1), v2.Pad(5), v2.Resize((90, 90))):
+        seed = torch.get_rng_state()
+        moved = move(tv_tensors.Mask(planes))
+        torch.set_rng_state(seed)
+        assert torch.equal(unpack_masks(moved, 19), move(tv_tensors.Mask(masks.to(torch.uint8))).bool())
 
 
 def test_invalid_masks_take_no_memory():

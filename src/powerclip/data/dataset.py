@@ -25,7 +25,7 @@ from powerclip.data.shards import SamplePlace
 from powerclip.data.validate import check_phrases, stored_masks
 from powerclip.errors import BadSampleError, PowerclipError, RunFailedError
 from powerclip.phrases import encode_caption, whole_caption_tree
-from powerclip.regions import masks_to_grid, random_boxes
+from powerclip.regions import masks_to_grid, random_boxes, unpack_masks
 from powerclip.types import Batch
 
 Request = list[tuple[int, tuple[int, ...]]]
@@ -122,7 +122,7 @@ class ShardDataset(Dataset[LoadedBatch]):
 
     def _read(self, position: int) -> Sample:
         place = self._place(position)
-        without = () if self.stored else REGION_FILES
+        without = ("json",) if self.stored else ("json", *REGION_FILES)
         try:
             return place.read(without=without)
         except BadSampleError:
@@ -167,8 +167,8 @@ def transform_with_regions(
         drawn = torch.randperm(len(published))[:count].tolist()
         return pixels, torch.from_numpy(patch_masks([published[i] for i in drawn]))
     drawn = torch.randperm(len(sample.regions.rles))[:count].tolist()
-    masks = torch.from_numpy(stored_masks(sample.regions, (image.height, image.width), drawn))
-    if not len(masks):
+    planes = stored_masks(sample.regions, (image.height, image.width), drawn)
+    if not drawn:
         return transform(image), torch.zeros((0, grid[0] * grid[1]), dtype=torch.bool)
-    moved, masks = transform(image, tv_tensors.Mask(masks.to(torch.uint8)))
-    return moved, masks_to_grid(masks.bool(), grid)
+    moved, planes = transform(image, tv_tensors.Mask(planes))
+    return moved, masks_to_grid(unpack_masks(planes, len(drawn)), grid)

@@ -1,6 +1,7 @@
 """Image bytes to pixels, safely."""
 
 import io
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -35,6 +36,14 @@ IMAGE_SUFFIXES = tuple(
 )
 """Extensions of the files that are taken for images, wherever they come from: ".avif", ".bmp", ..."""
 
+MAX_SCANNED_PIXELS = 16 * MAX_PIXELS
+"""Pixels of a JPEG, once for each of its scans; programs write ten, but a file may have thousands."""
+
+JPEG_SEGMENT = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")
+"""The start of a JPEG's segment, after which its length follows; within a scan, 255 is followed by 0 or by a restart."""
+
+START_OF_SCAN, END_OF_IMAGE = b"\xda", b"\xd9"
+
 
 def decode_for_benchmark(data: bytes) -> Image.Image:
     """What PIL's ``convert("RGB")`` makes of an image's bytes, by which published numbers were measured.
@@ -63,10 +72,21 @@ def decode_image(data: bytes) -> Image.Image:
         image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
         if image.width * image.height > MAX_PIXELS:
             raise BadSampleError("image too large")
+        if image.format in ("JPEG", "MPO") and _scans(data) * image.width * image.height > MAX_SCANNED_PIXELS:
+            raise BadSampleError("image with too many scans")
         image.load()
         rgb = to_rgb(image)
     rgb.format = image.format
     return rgb
+
+
+def _scans(data: bytes) -> int:
+    """Scans of the first image in a JPEG file, each of which passes over all of its pixels."""
+    position, scans = 0, 0
+    while (match := JPEG_SEGMENT.search(data, position)) and match[1] != END_OF_IMAGE:
+        scans += match[1] == START_OF_SCAN
+        position = match.end() + int.from_bytes(data[match.end() : match.end() + 2])
+    return scans
 
 
 @contextmanager

@@ -6,11 +6,12 @@ The limit of an image's pixels is that of its masks: ``powerclip.regions.annotat
 MAX_MEMBER_BYTES = 64 * 2**20
 """A larger image in a shard is not read."""
 
-MAX_CAPTION_BYTES = 2**20
+MAX_CAPTION_BYTES = 2**16
 """A larger caption is refused; a text tower reads some hundred characters."""
 
-MAX_ANNOTATION_BYTES = 16 * 2**20
-"""A larger file of another kind is not read: parsed, it takes about twenty times its size."""
+MAX_ANNOTATION_BYTES = 4 * 2**20
+"""A larger file of another kind is not read: parsed, it takes about twenty times its size. The phrases of any caption,
+and 64 masks of any image, take less."""
 
 MAX_JSON_DEPTH = 100
 """Deeper JSON is refused: what is read must be written again, and Python's writer does not go as deep as its reader."""
@@ -26,6 +27,3 @@ MAX_HEADER_DIGITS = 128
 
 MAX_SAMPLES = 200_000
 """Samples of a shard that can be trained on: their places are held in memory. Published shards hold 10,000."""
-
-MAX_PUBLISHED_REGIONS = 10_000
-"""An image of the published shards may have this many regions; SAM finds some hundred."""

@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from powerclip.data.limits import MAX_PUBLISHED_REGIONS
 from powerclip.errors import BadSampleError
 from powerclip.phrases.tokens import clip_pieces
 from powerclip.phrases.tree import PhraseTree, Span
+from powerclip.regions.annotation import MAX_MASKS
 
 GRID = (14, 14)
 """Rows and columns of the patch grid that the regions are given on."""
@@ -41,8 +41,8 @@ def read_patch_regions(files: Mapping[str, bytes]) -> tuple[tuple[int, ...], ...
     if "samcat.npy" not in files:
         raise BadSampleError("samlens.npy without samcat.npy")
     lengths, patches = (_integers(files, name) for name in ("samlens.npy", "samcat.npy"))
-    if len(lengths) > MAX_PUBLISHED_REGIONS:
-        raise BadSampleError(f"more than {MAX_PUBLISHED_REGIONS} regions")
+    if len(lengths) > MAX_MASKS:
+        raise BadSampleError(f"more than {MAX_MASKS} regions")
     inside = (patches >= 0) & (patches < GRID[0] * GRID[1])
     possible = (lengths >= 0) & (lengths <= len(patches))
     if not possible.all() or lengths.sum() != len(patches) or not inside.all():

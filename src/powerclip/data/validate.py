@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-import numpy as np
-from numpy.typing import NDArray
+from torch import Tensor
 
 from powerclip.data.sample import Sample
 from powerclip.errors import BadSampleError
+from powerclip.regions import pack_masks
 from powerclip.regions.annotation import RegionAnnotation
 
 
@@ -30,11 +30,11 @@ def check_phrases(sample: Sample) -> None:
         raise BadSampleError("phrases cross")
 
 
-def stored_masks(regions: RegionAnnotation, size: tuple[int, int], indices: Sequence[int]) -> NDArray[np.bool_]:
-    """Stored masks by index, (M, H, W) bool; BadSampleError if malformed, or not of ``size``, the image's (H, W)."""
+def stored_masks(regions: RegionAnnotation, size: tuple[int, int], indices: Sequence[int]) -> Tensor:
+    """Stored masks by index, packed; BadSampleError if malformed, or not of ``size``, the image's (H, W)."""
     _check_size(regions, size)
     try:
-        return regions.masks(indices)
+        return pack_masks(regions.each(indices), (len(indices), *size))
     except ValueError as error:
         raise BadSampleError("malformed regions.json") from error
 

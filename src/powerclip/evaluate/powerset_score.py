@@ -151,8 +151,9 @@ class PowersetScorer:
         """(M, N) bool: an image's stored masks, put through the same crop as the image, or the fixed boxes."""
         if open_masks is None:
             return self.boxes
-        masks = torch.from_numpy(open_masks()).to(torch.uint8)  # (M, h, w)
-        if not len(masks):
+        # One at a time: all of a large image take gigabytes.
+        masks = [self.transform(Mask(torch.from_numpy(mask).to(torch.uint8)[None])) for mask in open_masks()]
+        if not masks:
             return self.boxes
-        grids = masks_to_grid(self.transform(Mask(masks)).bool(), self.model.grid_size)  # (M, N)
+        grids = masks_to_grid(torch.cat(masks).bool(), self.model.grid_size)  # (M, N)
         return grids if grids.any() else self.boxes

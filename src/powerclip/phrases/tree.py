@@ -6,7 +6,7 @@ import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, Protocol
 
 from powerclip.phrases.clean import WHOLE_WORD
@@ -49,8 +49,8 @@ class PhraseTree:
         leaves = tuple(leaves)
         kept: dict[tuple[int, int], str] = {}
         for label, first, last in spans:
-            if not any(a < first <= b < last or first < a <= last < b for a, b in kept):
-                kept.setdefault((first, last), label)
+            if (first, last) not in kept and not any(a < first <= b < last or first < a <= last < b for a, b in kept):
+                kept[first, last] = label
         if leaves and not kept:
             kept[0, len(leaves) - 1] = "CAPTION"
         ordered = sorted(kept.items(), key=lambda item: (item[0][0], -item[0][1]))
@@ -84,14 +84,16 @@ class PhraseTree:
 
     def to_brackets(self, caption: str) -> str:
         """The caption with its phrases in square brackets: "[NP a cat [PP on [NP a chair]]]"."""
-        text, position = "", 0
-        ordered = sorted(self.phrases, key=lambda p: (p.first, -p.last))
-        for leaf, (start, end) in enumerate(self.leaves):
-            opened = "".join(f"[{phrase.label} " for phrase in ordered if phrase.first == leaf)
-            closed = "]" * sum(phrase.last == leaf for phrase in ordered)
-            text += caption[position:start] + opened + caption[start:end] + closed
+        opened = ["" for _ in self.leaves]
+        closed = opened.copy()
+        for phrase in sorted(self.phrases, key=lambda p: (p.first, -p.last)):
+            opened[phrase.first] += f"[{phrase.label} "
+            closed[phrase.last] += "]"
+        parts, position = [], 0
+        for (start, end), before, after in zip(self.leaves, opened, closed, strict=True):
+            parts.append(caption[position:start] + before + caption[start:end] + after)
             position = end
-        return text + caption[position:]
+        return "".join(parts) + caption[position:]
 
     def to_json(self) -> dict[str, Any]:
         """The content of a ``KEY.phrases.json`` file."""
@@ -105,12 +107,14 @@ class PhraseTree:
     def from_json(cls, value: Mapping[str, Any]) -> PhraseTree:
         """Read the content of a ``KEY.phrases.json`` file; ValueError says where it does not have that form."""
         try:
-            leaves = tuple((int(start), int(end)) for start, end in value["leaves"])
+            leaves = tuple((start, end) for start, end in value["leaves"])
             phrases = tuple(
-                Phrase(label=str(p["label"]), first=int(p["leaves"][0]), last=int(p["leaves"][1]))
-                for p in value["phrases"]
+                Phrase(label=str(p["label"]), first=p["leaves"][0], last=p["leaves"][1]) for p in value["phrases"]
             )
-        except (KeyError, TypeError, IndexError, ValueError, OverflowError) as error:
+            places = chain(chain.from_iterable(leaves), *((p.first, p.last) for p in phrases))
+            if any(type(place) is not int for place in places):
+                raise TypeError("a place that is not an integer")
+        except (KeyError, TypeError, IndexError, ValueError) as error:
             raise ValueError(
                 "phrases.json must hold leaves [[start, end], ...] and phrases "
                 f"[{{label, leaves: [first, last]}}], but reading failed with {type(error).__name__}: {error}"

@@ -197,7 +197,7 @@ def contact_sheet(pairs: Sequence[Pair]) -> Figure:
             axes.set_axis_off()
         for axes, (sample, image) in zip(panels, pairs, strict=False):
             small = shrink_to(image, LONGEST_SIDE)
-            masks = masks_at_size(_masks(sample), small)
+            masks = [masks_at_size(mask[None], small)[0] for mask in _masks(sample)]
             axes.imshow(_painted(small, masks))
             text = sample.tree.to_brackets(sample.caption) if sample.tree else sample.caption
             shown = "\n".join(wrap(text, CHARACTERS, max_lines=LINES, placeholder=" …"))
@@ -209,15 +209,15 @@ def contact_sheet(pairs: Sequence[Pair]) -> Figure:
     return figure
 
 
-def _masks(sample: Sample) -> NDArray[np.bool_]:
-    """(M, H, W) in the pixels of the image, or on the grid of published regions."""
+def _masks(sample: Sample) -> Iterable[NDArray[np.bool_]]:
+    """(H, W) each, in the pixels of the image or on the grid of published regions."""
     if sample.regions is not None:
-        return sample.regions.masks()
+        return sample.regions.each()
     return patch_masks(sample.patch_regions or ()).reshape(-1, *PUBLISHED_GRID)
 
 
-def _painted(image: Image.Image, masks: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """(H, W, 3) pixels with (M, H, W) masks, each in its own colour with an opaque edge."""
+def _painted(image: Image.Image, masks: Sequence[NDArray[np.bool_]]) -> NDArray[np.uint8]:
+    """(H, W, 3) pixels with masks, (H, W) each, each in its own colour with an opaque edge."""
     pixels = np.asarray(image, dtype=np.float32)
     colours = matplotlib.colormaps["hsv"]
     order = sorted(range(len(masks)), key=lambda m: -int(masks[m].sum()))

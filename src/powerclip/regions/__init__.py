@@ -4,7 +4,7 @@ from powerclip.config import RegionShape
 from powerclip.errors import PowerclipError
 from powerclip.regions.annotation import RegionAnnotation
 from powerclip.regions.boxes import fixed_boxes, random_boxes
-from powerclip.regions.grid import masks_to_grid, objects_to_grid
+from powerclip.regions.grid import masks_to_grid, objects_to_grid, pack_masks, unpack_masks
 from powerclip.regions.masks import AsBoxes, Proposer
 
 __all__ = [
@@ -14,7 +14,9 @@ __all__ = [
     "load_proposer",
     "masks_to_grid",
     "objects_to_grid",
+    "pack_masks",
     "random_boxes",
+    "unpack_masks",
 ]
 
 

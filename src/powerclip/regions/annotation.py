@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +14,9 @@ from powerclip.regions import rle
 
 MAX_PIXELS = 64_000_000
 """Pixels of an image, and of each of its masks; a larger one is refused before it is decoded."""
+
+MAX_MASKS = 10_000
+"""Masks of an image; SAM finds some hundred."""
 
 MAX_MASK_PIXELS = 64 * MAX_PIXELS
 """Pixels of all masks of an image together."""
@@ -48,10 +50,12 @@ class RegionAnnotation:
 
         ValueError, before memory is allocated, if a string is not a mask of this size.
         """
-        runs = [self._runs(m) for m in (range(len(self.rles)) if indices is None else indices)]
-        masks = np.zeros((len(runs), self.height, self.width), dtype=np.bool_)
-        for mask, lengths in zip(masks, runs, strict=True):
-            mask[:] = rle.decode(lengths, self.height, self.width)
+        indices = range(len(self.rles)) if indices is None else indices
+        for m in indices:
+            self._runs(m)
+        masks = np.zeros((len(indices), self.height, self.width), dtype=np.bool_)
+        for mask, decoded in zip(masks, self.each(indices), strict=True):
+            mask[:] = decoded
         return masks
 
     def as_boxes(self, proposer: str) -> RegionAnnotation:
@@ -64,12 +68,17 @@ class RegionAnnotation:
         rles = tuple(rle.encode_box(box, self.height, self.width) for box in scores)
         return replace(self, rles=rles, scores=tuple(scores.values()), proposer=proposer)
 
+    def each(self, indices: Sequence[int] | None = None) -> Iterator[NDArray[np.bool_]]:
+        """The same masks one after the other, (H, W) each: all of a large image take gigabytes."""
+        for m in range(len(self.rles)) if indices is None else indices:
+            yield rle.decode(self._runs(m), self.height, self.width)
+
     def validate(self) -> None:
         """Check every mask without decoding it; ValueError if a string is not a mask of this size."""
         for m in range(len(self.rles)):
             self._runs(m)
 
-    def _runs(self, index: int) -> list[int]:
+    def _runs(self, index: int) -> NDArray[np.int64]:
         return rle.read_runs(self.rles[index], self.height, self.width)
 
     def to_json(self) -> dict[str, Any]:
@@ -84,7 +93,7 @@ class RegionAnnotation:
         ValueError if the value, of whatever type, does not have that form; the message says where.
         """
         try:
-            height, width = operator.index(value["height"]), operator.index(value["width"])
+            height, width = (_checked(value[side], int, "an integer") for side in ("height", "width"))
             rles = tuple(_checked(entry["rle"], str, "a string") for entry in value["masks"])
             scores = tuple(
                 float(_checked(entry.get("score", 1.0), int | float, "a number")) for entry in value["masks"]
@@ -97,7 +106,7 @@ class RegionAnnotation:
             ) from error
         if height < 1 or width < 1:
             raise ValueError(f"regions.json gives a size of {height} x {width} pixels; both must be positive")
-        if height * width > MAX_PIXELS or len(rles) * height * width > MAX_MASK_PIXELS:
+        if height * width > MAX_PIXELS or len(rles) > MAX_MASKS or len(rles) * height * width > MAX_MASK_PIXELS:
             raise ValueError(f"regions.json holds {len(rles)} masks of {height} x {width} pixels, too many to read")
         if not all(map(math.isfinite, scores)):
             raise ValueError("regions.json holds a score that is not a finite number")
@@ -105,6 +114,6 @@ class RegionAnnotation:
 
 
 def _checked(value: Any, kind: Any, expected: str) -> Any:
-    if not isinstance(value, kind):
+    if not isinstance(value, kind) or isinstance(value, bool):
         raise TypeError(f"expected {expected}, not {type(value).__name__}")
     return value

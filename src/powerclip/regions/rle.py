@@ -27,47 +27,46 @@ def bounding_box(rle: str, height: int, width: int) -> tuple[int, int, int, int]
     return left, top, left + across, top + down
 
 
-def read_runs(rle: str, height: int, width: int) -> list[int]:
+def read_runs(rle: str, height: int, width: int) -> NDArray[np.int64]:
     """Lengths of a COCO string's runs, off and on in turn, column by column; ValueError if they do not fit the size."""
     try:
-        runs = _runs(rle.encode("ascii"))
-        if sum(runs) != height * width:
-            raise ValueError(f"its runs cover {sum(runs)} pixels")
-    except (ValueError, IndexError) as error:
+        runs = _runs(rle.encode("ascii"), height * width)
+        if runs.sum() != height * width:
+            raise ValueError(f"its runs cover {runs.sum()} pixels")
+    except ValueError as error:
         raise ValueError(
             f"{rle[:40]!r} is not a valid run-length mask of {height} x {width} pixels: {error}"
         ) from error
     return runs
 
 
-def decode(runs: list[int], height: int, width: int) -> NDArray[np.bool_]:
+def decode(runs: NDArray[np.int64], height: int, width: int) -> NDArray[np.bool_]:
     """The (H, W) bool mask of runs that ``read_runs`` returned for that size."""
     return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height).T
 
 
-def _runs(runs: bytes) -> list[int]:
+def _runs(text: bytes, pixels: int) -> NDArray[np.int64]:
     """Lengths of the runs: COCO writes 5 bits a byte, sign-extended, from the fourth on as differences.
 
     Decoded here because pycocotools reads out of bounds if the lengths do not fit the size.
     """
-    counts: list[int] = []
-    position = 0
-    while position < len(runs):
-        value, shift, more = 0, 0, True
-        while more:
-            byte = runs[position] - 48
-            if not 0 <= byte < 64:
-                raise ValueError("it holds a character that the encoding does not use")
-            if shift >= MAX_BITS:
-                raise ValueError("it holds a run longer than any mask")
-            value |= (byte & 0x1F) << shift
-            more = bool(byte & 0x20)
-            position, shift = position + 1, shift + 5
-            if not more and byte & 0x10:
-                value |= -1 << shift
-        if len(counts) > 2:
-            value += counts[-2]
-        if value < 0:
-            raise ValueError("it holds a negative run")
-        counts.append(value)
+    codes = np.frombuffer(text, np.uint8) - np.uint8(48)  # characters below wrap around
+    if not (codes < 64).all():
+        raise ValueError("it holds a character that the encoding does not use")
+    ends = np.flatnonzero(codes < 32)  # of each number; its other bytes have a bit more
+    if not len(ends) or ends[-1] != len(codes) - 1:
+        raise ValueError("it ends within a number")
+    sizes = np.diff(ends, prepend=-1)
+    if sizes.max() > MAX_BITS // 5:
+        raise ValueError("it holds a run longer than any mask")
+    starts = ends + 1 - sizes
+    places = np.arange(len(codes)) - np.repeat(starts, sizes)
+    counts = np.add.reduceat((codes & 31).astype(np.int64) << 5 * places, starts)
+    counts -= (codes[ends] >> 4).astype(np.int64) << 5 * sizes  # the highest bit is the sign
+    if (np.abs(counts) > pixels).any():
+        raise ValueError("it holds a run longer than the mask")
+    for first in (1, 2):
+        counts[first::2] = np.cumsum(counts[first::2])
+    if (counts < 0).any():
+        raise ValueError("it holds a negative run")
     return counts

@@ -102,6 +102,9 @@ def test_an_image_without_a_caption_is_named(tmp_path):
     [
         (lambda f: (f / "test" / "1.tar").unlink(), "lacks 1.tar of its 2 shards"),
         (lambda f: (f / "test" / "nshards.txt").write_text("many"), "says 'many'; expected the number of shards"),
+        (lambda f: (f / "test" / "nshards.txt").write_text("²"), "says '²'; expected the number of shards"),
+        (lambda f: (f / "test" / "nshards.txt").write_text("9" * 5000), "says '9{40}'; expected the number of shards"),
+        (lambda f: (f / "test" / "nshards.txt").write_text("3000000000"), "lacks 2.tar of its 3000000000 shards"),
         (lambda f: (f / "test" / "nshards.txt").write_text(""), "is empty"),
         (lambda f: (f / "dataset_type.txt").write_text("video"), "says 'video'; expected classification"),
         (lambda f: (f / "dataset_type.txt").write_text("retrieval"), "has cls, png; expected KEY.txt"),

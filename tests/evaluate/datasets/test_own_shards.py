@@ -65,7 +65,7 @@ def test_masks_are_read_when_they_are_needed_and_the_best_are_kept(tmp_path):
     task = retrieval_from_shards(tmp_path)
     first, second = task.masks
     assert second is None
-    assert np.array_equal(first(), masks[:2:-1])
+    assert np.array_equal(list(first()), masks[:2:-1])
     (tmp_path / "shard-000000.tar").unlink()
     with pytest.raises(ValueError, match="shard cannot be read"):
         first()

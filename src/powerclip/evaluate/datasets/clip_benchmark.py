@@ -6,6 +6,7 @@ number), ``KEY.npy`` (0 or 1 for each class) or ``KEY.txt`` (one caption per lin
 """
 
 import io
+import re
 from pathlib import Path
 
 import numpy as np
@@ -69,12 +70,13 @@ def retrieval_tasks(name: str, images: list[Picture], captions: list[list[str]])
 
 def _entries(folder: Path) -> list[SamplePlace]:
     text = _lines(folder / "nshards.txt")[0]
-    if not text.isdigit() or int(text) < 1:
-        raise PowerclipError(f"{folder / 'nshards.txt'} says {text!r}; expected the number of shards")
-    shards = [folder / f"{number}.tar" for number in range(int(text))]
-    missing = [shard.name for shard in shards if not shard.is_file()]
-    if missing:
-        raise PowerclipError(f"{folder} lacks {', '.join(missing[:5])} of its {text} shards; download the rest")
+    if not re.fullmatch("[1-9][0-9]{0,9}", text):
+        raise PowerclipError(f"{folder / 'nshards.txt'} says {text[:40]!r}; expected the number of shards")
+    shards = []
+    for number in range(int(text)):  # which may be any: the first that is missing ends it
+        shards.append(folder / f"{number}.tar")
+        if not shards[-1].is_file():
+            raise PowerclipError(f"{folder} lacks {shards[-1].name} of its {text} shards; download it, and the rest")
     return [entry for shard in shards for entry in index_shard(shard)]
 
 

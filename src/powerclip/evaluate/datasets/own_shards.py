@@ -1,6 +1,7 @@
 """Evaluation on your own shards."""
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,12 +26,12 @@ class ShardMasks:
 
     entry: SamplePlace
 
-    def __call__(self) -> NDArray[np.bool_]:
-        """(M, H, W) bool: the masks with the highest scores, at most ``MAX_MASKS``."""
+    def __call__(self) -> Iterator[NDArray[np.bool_]]:
+        """(H, W) bool each: the masks with the highest scores, at most ``MAX_MASKS``."""
         regions = self.entry.read().regions
         assert regions is not None
         best = sorted(range(len(regions.rles)), key=lambda m: -regions.scores[m])
-        return regions.masks(best[:MAX_MASKS])
+        return regions.each(best[:MAX_MASKS])
 
 
 def retrieval_from_shards(path: Path | str, *, limit: int | None = None) -> Retrieval:
