@@ -6,12 +6,12 @@ The limit of an image's pixels is that of its masks: ``powerclip.regions.annotat
 MAX_MEMBER_BYTES = 64 * 2**20
 """A larger image in a shard is not read."""
 
-MAX_CAPTION_BYTES = 2**16
+MAX_CAPTION_BYTES = 2**20
 """A larger caption is refused; a text tower reads some hundred characters."""
 
 MAX_ANNOTATION_BYTES = 4 * 2**20
-"""A larger file of another kind is not read: parsed, it takes about twenty times its size. The phrases of any caption,
-and 64 masks of any image, take less."""
+"""A larger file of another kind is not read: parsed, it takes about twenty times its size. The phrases that prepare
+makes of a caption, and 64 masks of any image, take less."""
 
 MAX_JSON_DEPTH = 100
 """Deeper JSON is refused: what is read must be written again, and Python's writer does not go as deep as its reader."""
