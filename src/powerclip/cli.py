@@ -16,7 +16,7 @@ import tyro
 from rich.console import Console
 
 import powerclip
-from powerclip.config import EvaluateConfig, ExportTarget, Objective, PrepareConfig, TrainConfig
+from powerclip.config import EmbedConfig, EvaluateConfig, ExportTarget, Objective, PrepareConfig, TrainConfig
 from powerclip.errors import PowerclipError, RunFailedError, did_you_mean
 from powerclip.recipes import RECIPES, recipe
 
@@ -266,9 +266,33 @@ class Report:
         print(f"Wrote {written}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Embed:
+    """Write the embeddings of images and captions to a Parquet file, for faiss, DuckDB, an embedding atlas, ...
+
+    SOURCE is anything that powerclip prepare reads, or shards. If it is interrupted, the same command continues where it
+    stopped.
+
+    Example: powerclip embed runs/photos data/photos --output embeddings.parquet --workers 4
+    """
+
+    model: tyro.conf.Positional[str]
+    """Run folder, model folder or hub id; or with --pretrained a model of open_clip by name."""
+    source: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="SOURCE")]]
+    """Where the pairs are."""
+    output: Path
+    """The Parquet file."""
+    config: Annotated[EmbedConfig, tyro.conf.arg(name="")] = dataclasses.field(default_factory=EmbedConfig)
+
+    def run(self) -> None:
+        from powerclip.embed import embed
+
+        embed(self.model, self.source, self.output, self.config, console=Console(stderr=True))
+
+
 COMMANDS: dict[str, type[Any]] = {
     command.__name__.lower(): command
-    for command in (Demo, Prepare, Train, Compare, Evaluate, Interpolate, Export, Report)
+    for command in (Demo, Prepare, Train, Compare, Evaluate, Interpolate, Export, Embed, Report)
 }
 
 

@@ -480,6 +480,40 @@ class PrepareConfig:
             )
 
 
+@dataclass(frozen=True, kw_only=True)
+class EmbedConfig:
+    """How ``powerclip embed`` reads pairs and writes their embeddings."""
+
+    pretrained: str | None = None
+    """The model is a name of open_clip (ViT-B-32, RN50, ...), with the weights of this tag or checkpoint file."""
+    image_column: str | None = None
+    """Column of the image in a table, as for powerclip prepare, like the next three."""
+    caption_column: str | None = None
+    """Column of the caption in a table."""
+    header: bool = True
+    """Whether the first line of a CSV or TSV file names the columns."""
+    caption_key: str | None = None
+    """Where tars hold the caption."""
+    count: int = 8192
+    """Scenes to generate (scenes: sources only)."""
+    seed: int = 0
+    """Seed of the generated scenes (scenes: sources only)."""
+    thumbnail_pixels: int = 96
+    """Longer side of the thumbnails; 0 for none."""
+    batch_size: int = 64
+    """Pairs encoded at once."""
+    rows_per_part: int = 1000
+    """Pairs that are written together; an interrupted job loses at most this many for each worker. Tars stay whole."""
+    workers: int = 1
+    """Processes, each with a copy of the model; they share out the GPUs of this machine."""
+    device: str = "auto"
+    """auto, cpu, cuda, ..."""
+
+    def __post_init__(self) -> None:
+        _require_at_least(self, 1, "count", "batch_size", "rows_per_part", "workers")
+        _require_at_least(self, 0, "thumbnail_pixels")
+
+
 def to_yaml(config: object) -> str:
     """A config dataclass as YAML, with every setting."""
     return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)  # type: ignore[call-overload]

@@ -127,7 +127,7 @@ def test_two_jobs_do_not_write_to_one_folder(photos, tmp_path):
     from filelock import FileLock
 
     prepare(photos, tmp_path / "out", PrepareConfig(parser="none"))
-    with FileLock(tmp_path / "out" / ".lock"), pytest.raises(PowerclipError, match="another powerclip prepare"):
+    with FileLock(tmp_path / "out" / ".lock"), pytest.raises(PowerclipError, match="another job is writing to"):
         prepare(photos, tmp_path / "out", PrepareConfig(parser="none"))
 
 

@@ -74,7 +74,7 @@ def evaluate_model(
         jobs = jobs_of([task for task, _ in tasks if task.name not in absent], config.scores, config.regions)
         asked_for = [job.name for job in jobs]
         folder = results_folder(model, config)
-        digest = _digest(loaded)
+        digest = digest_of(loaded)
         label = model if config.pretrained is None else f"{model}:{config.pretrained}"
         evaluation = rank0_first(lambda: _earlier_results(folder, label, digest))
         asked = {benchmark.name for name in names for benchmark in benchmarks_of(name)}
@@ -251,7 +251,7 @@ def _image_size(model: Any) -> int:
     return int(size if isinstance(size, int) else size[0])
 
 
-def _digest(model: nn.Module) -> str:
+def digest_of(model: nn.Module) -> str:
     """A hash of a model's weights."""
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):

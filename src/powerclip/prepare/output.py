@@ -39,7 +39,7 @@ def reserved(output: Path, plan: Mapping[str, Any]) -> Iterator[None]:
             finally:
                 _clear(output)
     except Timeout as error:
-        raise PowerclipError(f"another powerclip prepare is writing to {output}; wait for it, or end it") from error
+        raise PowerclipError(f"another job is writing to {output}; wait for it, or end it") from error
 
 
 def _clear(output: Path) -> None:
@@ -66,7 +66,7 @@ def _claim(mark: Path, plan: Mapping[str, Any]) -> None:
         settings = "; ".join(f"{name} was {noted.get(name)}, now {plan.get(name)}" for name in changed)
         of_another = "of another source, or the source has changed"
         why = of_another if "source" in changed else f"made with other settings ({settings})"
-        raise PowerclipError(f"{mark.parent} holds shards {why}; name an empty folder")
+        raise PowerclipError(f"{mark.parent} holds shards {why}; name an empty folder, or remove this one")
 
 
 def counts_of(shard: Path) -> Path:

@@ -1,0 +1,171 @@
+"""Embeddings of image-caption pairs as one Parquet file, for vector indexes, databases and viewers."""
+
+import io
+import json
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
+from rich.console import Console
+
+from powerclip.config import EmbedConfig, PrepareConfig
+from powerclip.errors import BadSampleError, PowerclipError
+from powerclip.evaluate.encode import unit
+from powerclip.evaluate.run import digest_of
+from powerclip.files import atomic_file
+from powerclip.model import load, load_open_clip
+from powerclip.prepare.output import reserved
+from powerclip.prepare.pairs import Chunk, Pair, UnusedFileError
+from powerclip.prepare.source import open_source
+from powerclip.prepare.workers import run_local
+from powerclip.runs import require_free
+from powerclip.train.log import progress_bar
+
+
+class Part(NamedTuple):
+    """Some pairs of a source, and the file for their embeddings."""
+
+    chunk: Chunk
+    path: Path
+    model: str
+    config: EmbedConfig
+
+
+def embed(model: str, source: str, output: Path, config: EmbedConfig | None = None, *, console: Console) -> int:
+    """Write the embeddings of a source's pairs to a Parquet file; return the number of its rows.
+
+    The columns: ``key`` and ``source`` (where the pair is) and ``caption``, strings; ``image`` and ``text``, the
+    (D,) float32 embeddings of unit length; ``thumbnail``, {bytes, path} of a JPEG, as ``datasets`` has images. Pairs are in
+    the source's order; those that cannot be used are counted by reason.
+
+    The work is done in parts, which are kept in ``OUTPUT.parts`` until the file is complete; the same call continues with
+    what is missing. PowerclipError if pyarrow is not installed, there is no such model or source, ``output`` exists, or
+    the parts are of another model or source; RunFailedError if a worker died.
+    """
+    try:
+        import pyarrow.parquet as parquet
+    except ImportError as error:
+        raise PowerclipError(
+            "embeddings need pyarrow, which is not installed; pip install 'powerclip[parquet]'"
+        ) from error
+    config = config or EmbedConfig()
+    require_free(output)
+    columns = ("image_column", "caption_column", "header", "caption_key", "count", "seed")
+    reading = PrepareConfig(
+        **{name: getattr(config, name) for name in columns}, parser="none", samples_per_shard=config.rows_per_part
+    )
+    pairs = open_source(source, reading)
+    folder = output.with_name(f"{output.name}.parts").absolute()
+    same = {name: getattr(config, name) for name in ("rows_per_part", "thumbnail_pixels")}
+    plan = {
+        "source": pairs.fingerprint,
+        "weights": digest_of(_loaded(model, config.pretrained, config.device)[0]),
+        **same,
+    }
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with reserved(folder, plan):
+        paths = [folder / f"shard-{number:06d}.parquet" for number in range(pairs.count)]
+        made, new = sum(path.exists() for path in paths), 0
+        parts = (
+            Part(chunk, path, model, config)
+            for path, chunk in zip(paths, pairs.chunks, strict=False)
+            if not path.exists()
+        )
+        bar = progress_bar("embedding, parts", steps=len(paths), done=made, console=console)
+        with bar as show, closing(run_local(embed_part, parts, workers=config.workers)) as results:
+            for number, (_, rows) in enumerate(results, start=made + 1):
+                new += rows
+                show(number, f"{new} pairs")
+        rows, skipped = sum(parquet.read_metadata(path).num_rows for path in paths), Counter[str]()
+        for path in paths:
+            skipped.update(json.loads(parquet.read_schema(path).metadata[SKIPPED]))
+        if not rows:
+            raise PowerclipError(f"no pair of {source} can be used: {_listed(skipped)}; see powerclip prepare")
+        about = {b"powerclip": json.dumps({"model": model, **plan}).encode()}
+        schema = parquet.read_schema(paths[0]).with_metadata(about)
+        with atomic_file(output) as file, parquet.ParquetWriter(file, schema) as writer:
+            for path in paths:
+                writer.write_table(parquet.read_table(path).replace_schema_metadata(about))
+    shutil.rmtree(folder)
+    reasons = f"; skipped: {_listed(skipped)}" if skipped else ""
+    console.print(f"{rows} pairs in {output}{reasons}", highlight=False, soft_wrap=True)
+    return rows
+
+
+SKIPPED = b"skipped"
+"""The metadata of a part that counts what could not be used, by reason."""
+
+
+def embed_part(part: Part) -> int:
+    """Write the file of a part; return the number of its rows."""
+    import pyarrow
+    import pyarrow.parquet as parquet
+
+    config, skipped = part.config, Counter[str]()
+    model, preprocess, tokenizer = _loaded(part.model, config.pretrained, config.device)
+    device = next(model.parameters()).device
+    columns: dict[str, list[Any]] = {name: [] for name in ("key", "source", "caption", "image", "text", "thumbnail")}
+    usable = _usable(part.chunk, skipped)
+    while some := list(islice(usable, config.batch_size)):
+        samples = [sample for _, (sample, _) in some]
+        with torch.inference_mode():
+            images = torch.stack([preprocess(image) for _, (_, image) in some])
+            columns["image"] += list(unit(model.encode_image(images.to(device))).cpu().numpy())
+            tokens = tokenizer([sample.caption for sample in samples])
+            columns["text"] += list(unit(model.encode_text(tokens.to(device))).cpu().numpy())
+        columns["key"] += [sample.key for sample in samples]
+        columns["source"] += [place for place, _ in some]
+        columns["caption"] += [sample.caption for sample in samples]
+        columns["thumbnail"] += [_thumbnail(image, config.thumbnail_pixels) for _, (_, image) in some]
+    vector = pyarrow.list_(pyarrow.float32())
+    types = {
+        "image": vector,
+        "text": vector,
+        "thumbnail": pyarrow.struct({"bytes": pyarrow.binary(), "path": pyarrow.string()}),
+    }
+    schema = pyarrow.schema(
+        [(name, types.get(name, pyarrow.string())) for name in columns],
+        metadata={SKIPPED: json.dumps(skipped).encode()},
+    )
+    with atomic_file(part.path) as file:
+        parquet.write_table(pyarrow.table(columns, schema=schema), file)
+    return len(columns["key"])
+
+
+def _usable(chunk: Chunk, skipped: Counter[str]) -> Iterator[tuple[str, Pair]]:
+    """The pairs that can be used, with where they are; others are counted, but for files that belong to no pair."""
+    for item in chunk():
+        try:
+            yield item.name, item.load()
+        except UnusedFileError:
+            continue
+        except BadSampleError as error:
+            skipped[str(error)] += 1
+
+
+def _thumbnail(image: Image.Image, pixels: int) -> dict[str, Any] | None:
+    if not pixels:
+        return None
+    small = image.convert("RGB")
+    small.thumbnail((pixels, pixels))
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=80)
+    return {"bytes": buffer.getvalue(), "path": None}
+
+
+@lru_cache(maxsize=1)
+def _loaded(model: str, pretrained: str | None, device: str) -> Any:
+    """The model with its transform and tokenizer, once in each process; a worker's own GPU is its current one."""
+    place = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    return load(model, device=place) if pretrained is None else load_open_clip(model, pretrained, device=place)
+
+
+def _listed(counts: Counter[str]) -> str:
+    return ", ".join(f"{number} {reason}" for reason, number in counts.most_common()) or "it holds none"
