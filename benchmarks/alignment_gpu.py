@@ -1,7 +1,7 @@
 """Time and memory of the alignment's Triton kernel on a GPU, next to its floor and to what it replaces.
 
     python benchmarks/alignment_gpu.py                      # search, and loss with its gradient, at growing C
-    python benchmarks/alignment_gpu.py --pairs 4096 --tiles # the kernel with other tiles; --tiles 0 5: with those of TILES
+    python benchmarks/alignment_gpu.py --pairs 4096 --tiles # the kernel with other tiles
     python benchmarks/alignment_gpu.py --registers          # what the compiler makes of the tiles for sm_90; needs no GPU
     TRITON_INTERPRET=1 python benchmarks/alignment_gpu.py --pairs 12 --regions 2 --phrases 3 --dimension 16   # toy, on a CPU
 
@@ -53,23 +53,18 @@ from powerclip.loss import PowersetAlignmentLoss, triplet_loss
 TAU, ZETA, MARGIN = 1e-3, 0.75, 0.2
 SCORING = Scoring(tau=TAU, zeta=ZETA)
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-WIDE = fused.Tile(rows=128, group=16, stages=4, descriptors=True, flat=True)
 TILES = [
     fused.Tile(),
-    fused.Tile(group=16, stages=4),
+    fused.Tile(slots=8),
+    fused.Tile(slots=16),
+    fused.Tile(images=64, rows=128),
+    fused.Tile(images=64, rows=64),
+    fused.Tile(depth=32, stages=4),
+    fused.Tile(stages=2),
+    fused.Tile(stages=4),
+    fused.Tile(group=8),
     fused.Tile(group=32, stages=4),
-    fused.Tile(group=16, stages=4, images=64, rows=128),
-    fused.Tile(group=16, stages=4, descriptors=True),
-    fused.Tile(group=16, stages=4, descriptors=True, flat=True),
-    fused.Tile(group=16, stages=6, descriptors=True, flat=True),
-    replace(WIDE, sum_by_product=True),
-    replace(WIDE, sum_by_product=True, stages=6),
-    replace(WIDE, sum_by_product=True, depth=128, stages=3),
-    replace(WIDE, sum_by_product=True, merged=True),
-    replace(WIDE, sum_by_product=True, merged=True, descriptors=False),
-    replace(WIDE, merged=True),
 ]
-"""What is timed beside the default, which is the first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,10 +225,10 @@ def rounding(way: str, problem: Problem) -> float:
     """How far a way's scores may be off: similarities are at most 1, and derivatives of a score by them too.
 
     D sums of a similarity and M of a score are rounded to float32, where tensor cores truncate to 2^-23; s of "eager
-    bfloat16" is stored in bfloat16, that of "compiled" perhaps in float16, and the sum of the regions of some tiles is.
+    bfloat16" is stored in bfloat16, that of "compiled" perhaps in float16.
     """
     M, D = problem.regions.values.shape[1:]
-    stored = {"eager bfloat16": 2**-8, "compiled": 2**-11}.get(way, 2**-11 if "sum_by_product" in way else 0.0)
+    stored = {"eager bfloat16": 2**-8, "compiled": 2**-11}.get(way, 0.0)
     return M * stored + (2 * M * D + 4 * M * M + 4 * M) * 2**-23 + M * 2**-21
 
 
@@ -334,9 +329,9 @@ def print_times(
 ) -> None:
     table = Table(title=title)
     for heading in ("way", "median ms", "spread ms", "of triton", "useful TFLOP/s", "peak MB"):
-        table.add_column(heading, justify="left" if heading == "way" else "right", no_wrap=heading == "way")
+        table.add_column(heading, justify="left" if heading == "way" else "right")
     found = measure(ways, problem, repetitions)
-    reference = statistics.median(found["triton" if "triton" in found else next(reversed(found))])
+    reference = statistics.median(found["triton"])
     for way, times in found.items():
         median, memory = statistics.median(times), peak_bytes(ways[way], problem)
         table.add_row(
@@ -350,31 +345,11 @@ def print_times(
     console.print(table)
 
 
-def named(tile: fused.Tile) -> str:
-    """What differs from the default."""
-    changed = {name: x for name, x in vars(tile).items() if x != vars(fused.Tile())[name]}
-    return ", ".join(name if x is True else f"{name}={x}" for name, x in changed.items()) or "triton"
-
-
-def loss_with(tile: fused.Tile, problem: Problem) -> Tensor:
-    """The loss, forward and backward, with a tile in place of the default."""
-    before, fused.tile_for = fused.tile_for, lambda dtype: tile
-    try:
-        return LOSSES["triton"](problem)
-    finally:
-        fused.tile_for = before
-
-
-def sweep(console: Console, problem: Problem, tiles: list[fused.Tile], repetitions: int) -> None:
-    """Print the times of the search and, up to C = 8192, of the loss with some tiles, each checked first."""
-    C = len(problem.regions)
-    searches = {named(tile): (lambda problem, tile=tile: triton_search(problem, tile)) for tile in tiles}
-    check_searches(searches, problem)
-    print_times(console, f"search, C = {C}", {"gemm": gemm, **searches}, problem, repetitions)
-    losses = {named(tile): (lambda problem, tile=tile: loss_with(tile, problem)) for tile in tiles}
-    if C <= 2**13:  # beyond, the loss is the search
-        check_losses({**losses, "torch": LOSSES["torch"]}, problem)
-        print_times(console, f"loss, C = {C}", losses, problem, repetitions)
+def sweep(console: Console, problem: Problem, repetitions: int) -> None:
+    """Print the times of the search with other tiles, each checked first; "triton" is the default."""
+    ways = {str(tile): (lambda problem, tile=tile: triton_search(problem, tile)) for tile in TILES[1:]}
+    check_searches({"triton": triton_search, **ways}, problem)
+    print_times(console, f"tiles, C = {len(problem.regions)}", {"triton": triton_search, **ways}, problem, repetitions)
 
 
 def compile_for(architecture: int, dtype: torch.dtype, tile: fused.Tile) -> tuple[int, int, int]:
@@ -383,12 +358,6 @@ def compile_for(architecture: int, dtype: torch.dtype, tile: fused.Tile) -> tupl
     floats = {torch.float16: "*fp16", torch.float32: "*fp32"}
     types = dict.fromkeys(names[: names.index("ROWS")], "*fp32")
     types |= dict.fromkeys(("phrases", "regions"), floats[dtype]) | dict.fromkeys("JIMD", "i32") | {"tau": "fp32"}
-    if tile.descriptors:
-        element = floats[dtype].removeprefix("*")
-        types |= {
-            name: f"tensordesc<{element}[{rows}, {tile.depth}]>"
-            for name, rows in (("phrases", tile.rows), ("regions", tile.images))
-        }
     types |= dict.fromkeys(("captions", "images", "caption_key", "image_key"), "*i64")
     constants = fused.constants(torch.empty(0, dtype=dtype), scoring=SCORING, regions=10, tile=tile, store=False)
     multiples = {name for name, kind in types.items() if kind.startswith("*")} | set("JID")
@@ -411,11 +380,22 @@ def compile_for(architecture: int, dtype: torch.dtype, tile: fused.Tile) -> tupl
 def registers(console: Console, architecture: int) -> None:
     """Print what Triton and ptxas make of every tile: a thread has 255 registers, and what it spills costs time."""
     table = Table(title=f"compiled for sm_{architecture}, triton {triton.__version__}")
-    for heading in ("products", "tile", "registers", "spilled bytes", "shared KB"):
-        table.add_column(heading, justify="left" if heading == "tile" else "right", no_wrap=heading == "tile")
+    for heading in (
+        "products",
+        "images",
+        "rows",
+        "slots",
+        "depth",
+        "stages",
+        "registers",
+        "spilled bytes",
+        "shared KB",
+    ):
+        table.add_column(heading, justify="right")
     for dtype, tile in [*((torch.float16, tile) for tile in TILES), (torch.float32, fused.tile_for(torch.float32))]:
         used, spilled, shared = compile_for(architecture, dtype, tile)
-        table.add_row(str(dtype).removeprefix("torch."), named(tile), str(used), str(spilled), str(shared // 1000))
+        sizes = (tile.images, tile.rows, tile.slots, tile.depth, tile.stages, used, spilled, shared // 1000)
+        table.add_row(str(dtype).removeprefix("torch."), *map(str, sizes))
     console.print(table)
 
 
@@ -426,10 +406,10 @@ def main() -> None:
     parser.add_argument("--phrases", type=int, default=12)
     parser.add_argument("--dimension", type=int, default=512)
     parser.add_argument("--repetitions", type=int, default=20)
-    parser.add_argument("--tiles", type=int, nargs="*", metavar="N", help="time these of TILES; all if none is named")
+    parser.add_argument("--tiles", action="store_true")
     parser.add_argument("--registers", nargs="?", type=int, const=90, metavar="ARCHITECTURE")
     arguments = parser.parse_args()
-    console = Console(width=160)
+    console = Console(width=120)
     if arguments.registers:
         registers(console, arguments.registers)
         return
@@ -439,8 +419,8 @@ def main() -> None:
     console.print(f"{device}; {versions}; M = {M}, K = {K}, D = {D}", highlight=False)
     for C in arguments.pairs:
         problem = Problem.make(C, M, K, D)
-        if arguments.tiles is not None:
-            sweep(console, problem, [TILES[n] for n in arguments.tiles] or TILES, arguments.repetitions)
+        if arguments.tiles:
+            sweep(console, problem, arguments.repetitions)
             continue
         for task in ("search", "loss"):
             compare(console, task, problem, arguments.repetitions)

@@ -49,18 +49,9 @@ def test_a_way_that_finds_other_negatives_is_not_timed():
         script["check_losses"](losses, problem)
 
 
-def test_other_tiles_are_checked_and_timed(monkeypatch, capsys):
-    sizes = ["--pairs", "6", "--regions", "2", "--phrases", "3", "--dimension", "16", "--repetitions", "1"]
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *sizes, "--tiles", "0", "7"])
-    runpy.run_path(str(SCRIPT), run_name="__main__")
-    printed = capsys.readouterr().out
-    assert len(re.findall(r"│ triton +│ +[0-9.]+ │", printed)) == 2  # search and loss
-    assert len(re.findall(r"│ rows=128, .*sum_by_product +│ +[0-9.]+ │", printed)) == 2
-
-
 @pytest.mark.slow
 def test_the_kernel_compiles_for_a_gpu_that_is_not_there():
-    """With tensor cores' instructions, and as few registers as a thread has; the default spills none."""
+    """With tensor cores' instructions, and as few registers as a thread has."""
     environment = {**os.environ, "TRITON_INTERPRET": "0"}
     command = [sys.executable, str(SCRIPT), "--registers", "90"]
     answer = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
@@ -69,6 +60,5 @@ def test_the_kernel_compiles_for_a_gpu_that_is_not_there():
     for row in rows:
         registers, spilled, shared = (int(cell) for cell in row[-3:])
         assert 0 < registers <= 255
-        # Candidates may spill a few outside the loop over regions.
-        assert spilled <= (0 if row[1].strip() == "triton" else 64)
+        assert spilled == 0
         assert 0 < shared <= 227  # what a block may have on sm_90

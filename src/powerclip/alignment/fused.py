@@ -22,8 +22,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 from torch.nn.functional import pad
-from triton.language.extra import libdevice
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from powerclip.alignment import tiled
 from powerclip.alignment.aggregators import ABSENT
@@ -71,18 +69,10 @@ class Tile:
     """Slots of a caption that are computed together."""
     depth: int = 64
     """Elements of D that are loaded at a time."""
-    group: int = 8
+    group: int = 16
     """Tiles of captions whose programs run next to each other, so that they find the images in the cache."""
     warps: int = 8
     stages: int = 3
-    descriptors: bool = False
-    """Loads by the tensor memory accelerator (compute capability 9.0) instead of by all threads."""
-    flat: bool = False
-    """One loop over regions and D, so that the next region is loaded while this one's similarities are added up."""
-    sum_by_product: bool = False
-    """sum s by one more product, with the sum of the regions, instead of an accumulator."""
-    merged: bool = False
-    """|s| and the logarithm in one accumulator, at the cost of a logarithm per similarity."""
 
     @property
     def captions(self) -> int:
@@ -103,73 +93,9 @@ def _ordered(x):
 
 
 @triton.jit
-def _log2(x, FAST: tl.constexpr):
-    """log2 of x >= 1, to 2^-22 of 1 or of itself; triton's own is a polynomial with branches."""
-    return libdevice.fast_log2f(x) if FAST else tl.log2(x)
-
-
-@triton.jit
-def _multiply(
-    s,
-    phrases,  # descriptor, or pointers (DEPTH, ROWS) to the first rows
-    regions,  # descriptor, or pointers (IMAGES, DEPTH) to the first rows
-    phrase_row,
-    region_row,
-    start,
-    D,
-    DESCRIPTORS: tl.constexpr,
-    PRECISION: tl.constexpr,
-    UPCAST: tl.constexpr,
-):
-    """s (IMAGES, ROWS) and the product of DEPTH elements, from ``start``, of regions and phrases."""
-    if DESCRIPTORS:
-        p, r = phrases.load([phrase_row, start]).T, regions.load([region_row, start])
-    else:
-        p = tl.load(phrases + (phrase_row.to(tl.int64) * D + start))
-        r = tl.load(regions + (region_row.to(tl.int64) * D + start))
-    if UPCAST:
-        p, r = p.to(tl.float32), r.to(tl.float32)
-    return tl.dot(r, p, s, input_precision=PRECISION)
-
-
-@triton.jit
-def _accumulate(
-    s,
-    linear,
-    even,
-    product,
-    logarithm,
-    m,
-    scale,  # s in units
-    HARD: tl.constexpr,
-    EVERY: tl.constexpr,  # regions per logarithm, 0: all
-    MERGED: tl.constexpr,
-    SUM: tl.constexpr,
-    FAST: tl.constexpr,
-):
-    """The accumulators with the similarities s of region m."""
-    if not SUM:
-        linear += s
-    if MERGED:
-        even += tl.abs(s) * (scale / 2)
-        if not HARD:
-            factor = 1.0 + tl.exp2(tl.abs(s) * -scale)
-            even += _log2(factor, FAST)
-    else:
-        even += tl.abs(s)
-        if not HARD:
-            product += product * tl.exp2(tl.abs(s) * -scale)
-            if EVERY:  # noqa: SIM102 (decided when the kernel is compiled; the next one when it runs)
-                if (m + 1) % EVERY == 0:
-                    logarithm += _log2(product, FAST)
-                    product = tl.full(product.shape, 1.0, tl.float32)
-    return linear, even, product, logarithm
-
-
-@triton.jit
 def align(
-    phrases,  # (chunks, J / 4, SLOTS / 2, 4, 2, D), or the descriptor of these rows
-    regions,  # (M, I, D), or the descriptor of these rows; SUM: one more, the sum of all
+    phrases,  # (chunks, J, SLOTS, D)
+    regions,  # (M, I, D)
     captions,  # (4, J) int64: number of phrases, index, id, whether it takes part
     images,  # (4, I) int64: number of regions, index, id, whether it takes part
     caption_offset,  # (J,)
@@ -191,17 +117,12 @@ def align(
     DEPTH: tl.constexpr,
     GROUP: tl.constexpr,
     HARD: tl.constexpr,
-    EVERY: tl.constexpr,  # regions per logarithm; 0: all
+    REGIONS_PER_LOGARITHM: tl.constexpr,  # 0: all
     DIRECTION: tl.constexpr,
     BY_REGIONS: tl.constexpr,
     STORE: tl.constexpr,
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
-    DESCRIPTORS: tl.constexpr,
-    FLAT: tl.constexpr,
-    SUM: tl.constexpr,  # the sum of s is a product with region M
-    MERGED: tl.constexpr,  # see Tile
-    FAST: tl.constexpr,
 ):
     """One tile of images and captions; see the module's docstring."""
     CAPTIONS: tl.constexpr = ROWS // SLOTS
@@ -218,91 +139,60 @@ def align(
     scale, zeta = tl.load(factors), tl.load(factors + 1)
     unit = tau * _LN_2 if not HARD else 1.0  # y = s / unit
 
-    if not DESCRIPTORS:
-        d = tl.arange(0, DEPTH)
-        phrases += tl.arange(0, ROWS)[None, :] * D + d[:, None]
-        regions += tl.arange(0, IMAGES)[:, None] * D + d[None, :]
-    GROUPS: tl.constexpr = CAPTIONS // 4
-    slot = 2 * tl.arange(0, SLOTS // 2)[:, None, None] + tl.arange(0, 2)[None, None, :]  # (SLOTS / 2, 1, 2)
-    counts = tl.reshape(count, (GROUPS, 1, 4, 1))
-    t1 = tl.zeros((IMAGES, GROUPS, 4), tl.float32)  # sum over the phrases so far, in units
-    t2 = tl.full((IMAGES, GROUPS, 4), _ABSENT, tl.float32)  # log2 sum 2^exponent over the phrases so far, in units
+    d = tl.arange(0, DEPTH)
+    row = caption_tile.to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    phrase_at = phrases + row[None, :] * D + d[:, None]
+    region_at = regions + i.to(tl.int64)[:, None] * D + d[None, :]
+    chunk_size, region_size = J.to(tl.int64) * SLOTS * D, I.to(tl.int64) * D  # elements
+    t1 = tl.zeros((IMAGES, CAPTIONS), tl.float32)  # sum over the phrases so far, in units
+    highest = tl.full((IMAGES, CAPTIONS), _ABSENT, tl.float32)  # of the exponents of T2 so far, in units
+    exponentials = tl.zeros((IMAGES, CAPTIONS), tl.float32)  # sum of 2^(exponent - highest)
     for chunk in range(0, tl.cdiv(tl.max(count), SLOTS)):
         linear = tl.zeros((IMAGES, ROWS), tl.float32)  # sum of s
-        even = tl.zeros((IMAGES, ROWS), tl.float32)  # sum of |s|; if merged, of |y| / 2 + log2(1 + 2^-|y|)
+        absolute = tl.zeros((IMAGES, ROWS), tl.float32)  # sum of |s|
         product = tl.full((IMAGES, ROWS), 1.0, tl.float32)  # of 1 + 2^-|y|
         logarithm = tl.zeros((IMAGES, ROWS), tl.float32)  # of the products before
-        phrase_row = chunk * J * SLOTS + caption_tile * ROWS
-        if FLAT:
+        phrase_chunk = phrase_at + chunk * chunk_size
+        for m in range(0, M):
+            region_m = region_at + m * region_size
             s = tl.zeros((IMAGES, ROWS), tl.float32)
-            m, start = 0, 0
-            for _ in range(0, (M + SUM) * (D // DEPTH)):
-                s = _multiply(
-                    s,
-                    phrases,
-                    regions,
-                    phrase_row,
-                    image_tile * IMAGES + m * I,
-                    start,
-                    D,
-                    DESCRIPTORS,
-                    PRECISION,
-                    UPCAST,
-                )
-                last = start == D - DEPTH
-                if last & (m < M):
-                    linear, even, product, logarithm = _accumulate(
-                        s, linear, even, product, logarithm, m, scale / unit, HARD, EVERY, MERGED, SUM, FAST
-                    )
-                    s = tl.zeros((IMAGES, ROWS), tl.float32)
-                m, start = m + last, tl.where(last, 0, start + DEPTH)
-        else:
-            for m in range(0, M):
-                s = tl.zeros((IMAGES, ROWS), tl.float32)
-                for start in range(0, D, DEPTH):
-                    s = _multiply(
-                        s,
-                        phrases,
-                        regions,
-                        phrase_row,
-                        image_tile * IMAGES + m * I,
-                        start,
-                        D,
-                        DESCRIPTORS,
-                        PRECISION,
-                        UPCAST,
-                    )
-                linear, even, product, logarithm = _accumulate(
-                    s, linear, even, product, logarithm, m, scale / unit, HARD, EVERY, MERGED, SUM, FAST
-                )
-        if SUM:
-            linear = s
-        linear *= scale / unit / 2
-        if not MERGED:
-            even *= scale / unit / 2
+            for start in range(0, D, DEPTH):
+                p, r = tl.load(phrase_chunk + start), tl.load(region_m + start)
+                if UPCAST:
+                    p, r = p.to(tl.float32), r.to(tl.float32)
+                s = tl.dot(r, p, s, input_precision=PRECISION)
+            linear += s
+            absolute += tl.abs(s)
             if not HARD:
-                even += logarithm + _log2(product, FAST)
-        softplus = linear + even
+                product += product * tl.exp2(tl.abs(s) * (-scale / unit))
+                if REGIONS_PER_LOGARITHM:  # noqa: SIM102 (decided when the kernel is compiled; the next one when it runs)
+                    if (m + 1) % REGIONS_PER_LOGARITHM == 0:
+                        logarithm += tl.log2(product)
+                        product = tl.full((IMAGES, ROWS), 1.0, tl.float32)
+        linear *= scale / unit / 2
+        absolute *= scale / unit / 2
+        softplus, even = linear + absolute, absolute
         if not HARD:
             # An absent region adds 1 to the logarithm: M - present of softplus, and M of log cosh less its log 2.
-            softplus -= (M - present)[:, None]
-            even -= M
-        is_phrase = (chunk * SLOTS + slot < counts)[None]  # (1, GROUPS, SLOTS / 2, 4, 2)
-        softplus = tl.reshape(softplus, (IMAGES, GROUPS, SLOTS // 2, 4, 2))
-        t1 += tl.sum(tl.sum(tl.where(is_phrase, softplus, 0.0), axis=4), axis=2)
-        exponent = tl.reshape(linear + zeta * even, (IMAGES, GROUPS, SLOTS // 2, 4, 2))
-        exponent = tl.where(is_phrase, exponent, _ABSENT)
-        value = tl.max(tl.max(exponent, axis=4), axis=2)
+            logarithm += tl.log2(product)
+            softplus += logarithm - (M - present)[:, None]
+            even += logarithm - M
+        is_phrase = (chunk * SLOTS + tl.arange(0, SLOTS))[None, :] < count[:, None]  # (CAPTIONS, SLOTS)
+        softplus = tl.reshape(softplus, (IMAGES, CAPTIONS, SLOTS))
+        t1 += tl.sum(tl.where(is_phrase[None, :, :], softplus, 0.0), axis=2)
+        exponent = tl.reshape(linear + zeta * even, (IMAGES, CAPTIONS, SLOTS))
+        exponent = tl.where(is_phrase[None, :, :], exponent, _ABSENT)
+        higher = tl.maximum(highest, tl.max(exponent, axis=2))
         if not HARD:
-            now = tl.exp2(exponent - value[:, :, None, :, None])
-            value += _log2(tl.sum(tl.sum(now, axis=4), axis=2), FAST)
-        both = tl.maximum(t2, value)
-        t2 = both if HARD else both + _log2(1.0 + tl.exp2(-tl.abs(t2 - value)), FAST)
+            now = tl.where(is_phrase[None, :, :], tl.exp2(exponent - higher[:, :, None]), 0.0)
+            exponentials = exponentials * tl.exp2(highest - higher) + tl.sum(now, axis=2)
+        highest = higher
 
-    t1, t2 = tl.reshape(t1, (IMAGES, CAPTIONS)), tl.reshape(t2, (IMAGES, CAPTIONS))
     scored = (count > 0)[None, :] & (present > 0)[:, None]
     t1 = tl.where(scored, t1 * unit / tl.maximum(count, 1).to(tl.float32)[None, :], 0.0)
-    t2 = tl.where(scored, t2 * unit, 0.0)
+    if not HARD:
+        highest += tl.log2(tl.where(scored, exponentials, 1.0))
+    t2 = tl.where(scored, highest * unit, 0.0)
     caption_index = tl.load(captions + J + c)  # captions are sorted, what is stored is not
     if STORE:
         at = caption_index[None, :] * I + i[:, None]
@@ -330,7 +220,7 @@ class _Packed:
     """Captions with their phrases or images with their regions, as the kernel takes them."""
 
     vectors: Tensor
-    """(chunks J slots, D) or (M I, D), padded to whole tiles with zeros, in the kernel's order."""
+    """(chunks, J, slots, D) or (M, I, D), padded to whole tiles with zeros."""
     scale: Tensor
     """() what the vectors were divided by."""
     number: Tensor
@@ -363,15 +253,16 @@ def _pack_captions(phrases: MaskedVectors, *, tile: Tile, dtype: torch.dtype) ->
     """Sorted by their number of phrases, the longest first; in each, those that are present come first."""
     J, K, D = phrases.values.shape
     chunks, rows, depth = (triton.cdiv(n, size) for n, size in ((K, tile.slots), (J, tile.captions), (D, tile.depth)))
-    rows, depth, mask = rows * tile.captions, depth * tile.depth, phrases.mask
-    number, index = mask.sum(dim=1).sort(descending=True, stable=True)  # (J,) each
-    j = torch.empty_like(index).index_copy_(0, index, torch.arange(J, device=index.device))[:, None]  # (J, 1) places
-    k = torch.where(mask, mask.cumsum(dim=1), (~mask).cumsum(dim=1) + mask.sum(dim=1, keepdim=True)) - 1  # (J, K)
-    row = (k // tile.slots * rows + j // 4 * 4) * tile.slots + k % tile.slots // 2 * 8 + j % 4 * 2 + k % 2
-    scale = _scale(phrases.values, dtype)
-    vectors = torch.zeros(chunks * rows * tile.slots, depth, dtype=dtype, device=index.device)
-    vectors[:, :D].index_copy_(0, row.flatten(), phrases.values.div(scale).to(dtype).flatten(0, 1))
-    padding = torch.arange(J, rows, device=index.device)
+    rows, depth = rows * tile.captions, depth * tile.depth
+    number, index = phrases.mask.sum(dim=1).sort(descending=True, stable=True)  # (J,) each
+    order = phrases.mask.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[index]  # (J, K)
+    flat, scale = index[:, None] * K + order, _scale(phrases.values, dtype)
+    vectors = torch.zeros(chunks, rows, tile.slots, depth, dtype=dtype, device=flat.device)
+    for chunk in range(chunks):
+        of_chunk = flat[:, chunk * tile.slots : (chunk + 1) * tile.slots]  # (J, slots or fewer)
+        values = phrases.values.flatten(0, 1).index_select(0, of_chunk.flatten()).div_(scale)
+        vectors[chunk, :J, : of_chunk.shape[1], :D] = values.view(*of_chunk.shape, D)
+    padding = torch.arange(J, rows, device=flat.device)
     return _Packed(vectors=vectors, scale=scale, number=pad(number, (0, rows - J)), index=torch.cat([index, padding]))
 
 
@@ -379,14 +270,10 @@ def _pack_images(regions: MaskedVectors, *, tile: Tile, dtype: torch.dtype) -> _
     I, M, D = regions.values.shape
     rows, depth = triton.cdiv(I, tile.images) * tile.images, triton.cdiv(D, tile.depth) * tile.depth
     scale = _scale(regions.values, dtype)
-    vectors = torch.zeros(M + tile.sum_by_product, rows, depth, dtype=dtype, device=scale.device)
-    vectors[:M, :I, :D] = regions.values.div(scale).transpose(0, 1)
-    if tile.sum_by_product:
-        vectors[M, :I, :D] = regions.values.sum(dim=1).div_(scale)
+    vectors = torch.zeros(M, rows, depth, dtype=dtype, device=regions.values.device)
+    vectors[:, :I, :D] = (regions.values / scale).transpose(0, 1)
     number = pad(regions.mask.sum(dim=1), (0, rows - I))
-    return _Packed(
-        vectors=vectors.flatten(0, 1), scale=scale, number=number, index=torch.arange(rows, device=number.device)
-    )
+    return _Packed(vectors=vectors, scale=scale, number=number, index=torch.arange(rows, device=number.device))
 
 
 def options(tile: Tile) -> dict[str, Any]:
@@ -405,17 +292,12 @@ def constants(vectors: Tensor, *, scoring: Scoring, regions: int, tile: Tile, st
         "DEPTH": tile.depth,
         "GROUP": tile.group,
         "HARD": scoring.tau == 0,
-        "EVERY": tiled.REGIONS_PER_LOGARITHM if many else 0,
+        "REGIONS_PER_LOGARITHM": tiled.REGIONS_PER_LOGARITHM if many else 0,
         "DIRECTION": scoring.direction,
         "BY_REGIONS": scoring.normalise_by_regions,
         "STORE": store,
         "PRECISION": "tf32x3" if exact else "tf32",
         "UPCAST": INTERPRETED and vectors.dtype == torch.bfloat16,  # the interpreter multiplies their bits
-        "DESCRIPTORS": tile.descriptors,
-        "FLAT": tile.flat,
-        "SUM": tile.sum_by_product,
-        "MERGED": tile.merged,
-        "FAST": not INTERPRETED and not torch.version.hip,
     }
 
 
@@ -424,15 +306,12 @@ def _launch(captions: _Packed, images: _Packed, arguments: dict[str, Tensor], *,
     scale = (captions.scale * images.scale).float()
     zeta = scoring.even_weight
     zeta = zeta.to(scale) if isinstance(zeta, Tensor) else torch.full_like(scale, zeta)
-    vectors = [captions.vectors, images.vectors]
-    J, I, D = len(captions.index), len(images.index), vectors[1].shape[1]
-    M = len(vectors[1]) // I - tile.sum_by_product
-    if tile.descriptors:
-        blocks = [tile.rows, tile.depth], [tile.images, tile.depth]
-        vectors = [TensorDescriptor.from_tensor(x, block) for x, block in zip(vectors, blocks, strict=True)]
+    M, I, D = images.vectors.shape
+    J = len(captions.index)
     with torch.cuda.device(images.vectors.get_device()):
         align[(J // tile.captions * (I // tile.images),)](
-            *vectors,
+            captions.vectors,
+            images.vectors,
             factors=torch.stack([scale, zeta]),
             tau=float(scoring.tau),
             J=J,
