@@ -62,6 +62,8 @@ class Prepare:
     """Folder for the shards."""
     check: Path | None = None
     """Instead of making shards: validate these, print their statistics, write a contact sheet next to them."""
+    look: bool = True
+    """With --check, print three samples and what is odd about the captions."""
     config: Annotated[PrepareConfig, tyro.conf.arg(name="")] = dataclasses.field(default_factory=PrepareConfig)
 
     def run(self) -> None:
@@ -70,7 +72,7 @@ class Prepare:
                 raise PowerclipError("--check FOLDER checks existing shards; leave out SOURCE and OUTPUT")
             from powerclip.prepare.check import check
 
-            check(self.check, workers=self.config.workers, console=Console())
+            check(self.check, workers=self.config.workers, console=Console(), look=self.look)
             return
         if self.source is None or self.output is None:
             raise PowerclipError("no source and output given: powerclip prepare SOURCE OUTPUT, or --check FOLDER")
@@ -92,12 +94,14 @@ class Train:
     """The run folder."""
     resume: Literal["never", "auto"] = "never"
     """auto: continue from the newest checkpoint in the run folder, if there is one."""
+    look: bool = True
+    """Before the first step, print three samples as the model sees them and what is odd about the captions."""
     config: Annotated[TrainConfig, tyro.conf.arg(name="")]
 
     def run(self) -> None:
         from powerclip.train import train as run
 
-        result = run(self.config, data=self.data, output=self.output, resume=self.resume == "auto")
+        result = run(self.config, data=self.data, output=self.output, resume=self.resume == "auto", look=self.look)
         if not result.interrupted and int(os.environ.get("RANK", 0)) == 0:
             print(f"Trained {result.steps} steps: {result.output}. Next: powerclip evaluate {result.output}")
 

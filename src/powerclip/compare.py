@@ -87,7 +87,7 @@ def finish_runs(
     for path, config in configs.items():
         run = RunFolder(path)
         unfinished = bool(run.check(config, resume=True)) or not run.is_finished()
-        if unfinished and train(config, data=data, output=path, resume=True).interrupted:
+        if unfinished and train(config, data=data, output=path, resume=True, look=False).interrupted:
             console.print("Run the same command to continue.", highlight=False)
             return False
         if not _is_evaluated(run, suites):

@@ -9,6 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from powerclip.phrases import encode_caption, whole_caption_tree
+from powerclip.phrases.tokens import count_tokens, read_tokens
 from powerclip.phrases.tree import Phrase, PhraseTree
 
 TOKENIZER = open_clip.SimpleTokenizer()
@@ -157,6 +158,20 @@ def test_hugging_face_tokenizers(strip):
     clean = " ".join(caption.split())
     plain = encode_caption(clean, whole_caption_tree(clean), fast, context_length=16)
     assert torch.equal(plain.leaf_of_token, encoded.leaf_of_token)
+    for tokenizer in (wrapper, fast):
+        number = count_tokens(clean, tokenizer)
+        assert number == int((plain.tokens != 0).sum()) == 9
+        assert count_tokens(" ".join([clean] * 9), tokenizer) == 9 * (number - 2) + 2  # beyond any context
+        assert read_tokens(plain.tokens, tokenizer) == "a red cube , bl ##e ##d"  # this one has no decoder of pieces
+
+
+def test_tokens_are_counted_beyond_the_context_and_read_back():
+    caption = "A xylophonist's 2 dogs"
+    tokens = TOKENIZER([caption])[0]
+    assert count_tokens(caption, TOKENIZER) == int((tokens != 0).sum())
+    assert read_tokens(tokens, TOKENIZER) == "a xylophonist 's 2 dogs"
+    assert count_tokens(" ".join(["dog"] * 100), TOKENIZER) == 102
+    assert read_tokens(TOKENIZER([" ".join(["dog"] * 100)])[0], TOKENIZER) == " ".join(["dog"] * 75)
 
 
 LETTERS = string.ascii_letters

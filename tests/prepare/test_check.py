@@ -57,6 +57,14 @@ def test_results_of_a_pattern_are_written_next_to_its_first_shard(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "c"]
 
 
+def test_some_samples_are_shown_unless_they_are_not_asked_for(out):
+    text = printed(out)[1]
+    assert "Of 12 captions, 0 (0%) are longer than the context of 77 tokens" in text
+    assert "train-00000000: 64 x 64 pixels, " in text
+    assert text.count("  phrases: '") == 3
+    assert "Of 12 captions" not in printed(out, look=False)[1]
+
+
 def test_results_that_cannot_be_written_are_printed(out):
     (out / "check.json").mkdir()
     result, text = printed(out)

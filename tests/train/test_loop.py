@@ -1,4 +1,5 @@
 import dataclasses
+import io
 import itertools
 import json
 import math
@@ -13,6 +14,7 @@ import threading
 import open_clip
 import pytest
 import torch
+from rich.console import Console
 
 import powerclip
 from powerclip.config import ModelConfig, ObjectiveConfig, ParallelConfig, PeriodicEvaluationConfig, load_config
@@ -71,6 +73,37 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(config, shard
         assert torch.equal(value, weights(runs[1])[name]), name
     other = train(dataclasses.replace(config, seed=1), data=shards, output=tmp_path / "c").output
     assert losses(other) != losses(runs[0])
+
+
+def test_what_the_model_sees_is_shown_before_the_first_step_only(config, shards, tmp_path):
+    def printed(name, **options):
+        text = io.StringIO()
+        run = train(
+            config, data=shards, output=tmp_path / name, console=Console(file=text, width=200), **options
+        ).output
+        return run, text.getvalue()
+
+    run, text = printed("a")
+    assert "Of 40 captions, 0 (0%) are longer than the context of " in text
+    assert re.search(
+        r"train-00000000: 64 x 64 pixels, seen as 64 x 64 with 10 boxes\n  caption: 'a .*'\n  phrases: 'a ", text
+    )
+    assert text.count("  caption: ") == 3
+    assert text.index("Of 40 captions") < text.index("8/8 steps")
+    assert "caption" not in printed("a", resume=True)[1]
+    blind, text = printed("b", look=False)
+    assert "caption" not in text
+    assert losses(blind) == losses(run)
+
+
+def test_stored_regions_are_shown_too(config, shards, tmp_path):
+    objective = dataclasses.replace(config.objective, region_source="stored", regions=2)
+    text = io.StringIO()
+    config = dataclasses.replace(config, objective=objective, steps=1)
+    train(config, data=shards, output=tmp_path / "run", console=Console(file=text, width=200))
+    drawn = re.findall(r"with (\d) of (\d) stored regions", text.getvalue())
+    assert len(drawn) == 3
+    assert all(int(some) == min(2, int(stored)) > 0 for some, stored in drawn)
 
 
 def test_training_lowers_the_loss(config, shards, tmp_path):

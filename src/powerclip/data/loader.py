@@ -17,9 +17,10 @@ from powerclip.config import DataConfig, RegionSource
 from powerclip.data.collate import equally_wide
 from powerclip.data.dataset import MIN_SEEN, LoadedBatch, Request, ShardDataset, TowerInputs
 from powerclip.data.index import ShardSummary, open_index, summarize
+from powerclip.data.look import look_at_sample, look_at_texts, read_some, read_texts, sample_places
 from powerclip.data.published import GRID as PUBLISHED_GRID
 from powerclip.data.remote import Shard, ShardCache, find_remote, is_remote
-from powerclip.data.sample import CAPTION_EXTENSION, IMAGE_EXTENSIONS
+from powerclip.data.sample import CAPTION_EXTENSION, IMAGE_EXTENSIONS, REGION_FILES
 from powerclip.data.sampler import Order
 from powerclip.data.shards import find_shards
 from powerclip.data.worker import outlast_first_signal, worker_death_as_error
@@ -243,6 +244,24 @@ class Loader:
         finally:
             if self.settings.workers:  # now: the traceback of an error would keep them
                 batches._shutdown_workers()
+
+    def look(self) -> list[str]:
+        """Lines on what a model sees of the data before the first step: three samples, and the texts of many."""
+        data = self.dataset
+        near = [shard for shard in data.shards if shard.cache is None] or data.shards[:1]  # others are not fetched yet
+        places = list(sample_places(near, open_index))
+        text = {"tokenizer": data.towers.tokenizer, "context_length": data.towers.context_length}
+        lines = look_at_texts(list(read_texts(places)), **text)
+        for sample, image in read_some(places, without=() if data.stored else REGION_FILES):
+            with torch.random.fork_rng(devices=[]):
+                _, height, width = data.towers.transform(image).shape
+            stored = len(sample.regions.rles if sample.regions else sample.patch_regions or ())
+            drawn = (
+                f"{min(stored, data.regions)} of {stored} stored regions" if data.stored else f"{data.regions} boxes"
+            )
+            regions = f"seen as {width} x {height}" + f" with {drawn}" * bool(data.regions)
+            lines += look_at_sample(sample, **text, size=(image.height, image.width), regions=regions)
+        return lines
 
     def _next(self, batches: Iterator[LoadedBatch]) -> Batch:
         with worker_death_as_error():

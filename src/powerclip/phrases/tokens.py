@@ -98,9 +98,28 @@ def encode_captions(
     )
 
 
+def count_tokens(caption: str, tokenizer: Any) -> int:
+    """How many tokens a tokenizer makes of a complete caption, with those that begin and end it."""
+    if hasattr(tokenizer, "byte_encoder"):
+        return 2 + sum(1 for _ in _pieces(tokenizer.clean_fn(caption), tokenizer))
+    cleaned = tokenizer.clean_fn(caption) if hasattr(tokenizer, "clean_fn") else caption
+    fast = getattr(tokenizer, "tokenizer", tokenizer)
+    return len(fast(cleaned, truncation=False, verbose=False)["input_ids"])
+
+
+def read_tokens(tokens: Tensor, tokenizer: Any) -> str:
+    """The text of a caption's tokens (T,), as far as a text tower reads it."""
+    ids: list[int] = tokens.tolist()
+    if hasattr(tokenizer, "byte_encoder"):
+        text = tokenizer.decode(ids[1 : ids.index(tokenizer.eot_token_id)])
+    else:
+        text = getattr(tokenizer, "tokenizer", tokenizer).decode(ids, skip_special_tokens=True)
+    return str(text).strip()
+
+
 def clip_pieces(caption: str, *, count: int) -> list[tuple[int, int]]:
     """Spans of a clean caption's characters that the first ``count`` pieces of CLIP's tokenizer cover; may overlap."""
-    tokenizer = _clip_tokenizer()
+    tokenizer = clip_tokenizer()
     # Not the tokenizer's cleaning: the caption is clean, and the letters that change their length must keep their place.
     folded = [(i, c) for i, character in enumerate(caption) for c in character.lower()]
     pieces = _pieces("".join(c for _, c in folded), tokenizer)
@@ -108,7 +127,8 @@ def clip_pieces(caption: str, *, count: int) -> list[tuple[int, int]]:
 
 
 @cache
-def _clip_tokenizer() -> Any:
+def clip_tokenizer() -> Any:
+    """The tokenizer of CLIP, made once."""
     from open_clip.tokenizer import SimpleTokenizer
 
     return SimpleTokenizer()

@@ -18,12 +18,14 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Column, Table
 
+from powerclip.data.look import look_at_sample, look_at_texts, read_some, read_texts, sample_places
+from powerclip.data.published import CONTEXT, patch_masks
 from powerclip.data.published import GRID as PUBLISHED_GRID
-from powerclip.data.published import patch_masks
 from powerclip.data.sample import Sample
 from powerclip.data.shards import SamplePlace, find_shards, index_shard
 from powerclip.errors import BadSampleError, PowerclipError, RunFailedError
 from powerclip.files import read_json, write_json
+from powerclip.phrases.tokens import clip_tokenizer
 from powerclip.prepare.annotate import Counts
 from powerclip.prepare.output import REPORT
 from powerclip.prepare.pairs import Pair, decoded
@@ -43,11 +45,12 @@ CHARACTERS, LINES = 44, 5
 OPACITY = 0.45
 
 
-def check(path: Path, *, workers: int = 1, console: Console | None = None) -> dict[str, Any]:
+def check(path: Path, *, workers: int = 1, console: Console | None = None, look: bool = True) -> dict[str, Any]:
     """Read every sample of some shards (``find_shards``), print what they hold, and draw 16 of them.
 
     ``check.json``, with the statistics, and ``contact_sheet.png`` are written next to the (first) shard; the table goes
-    to ``console``, standard output by default; ``workers`` processes read.
+    to ``console``, standard output by default; ``workers`` processes read. With ``look``, some samples are printed as
+    CLIP's tokenizer reads them, with what it cuts of the captions, and warnings (``powerclip.data.look``).
 
     Returns "shards", "samples", "bad" (number by reason), "examples" (their names), "broken" (shards that are not
     complete tars), "missing" (samples that ``report.json`` counts and the shards do not hold), "phrases" (number by
@@ -64,6 +67,8 @@ def check(path: Path, *, workers: int = 1, console: Console | None = None) -> di
     result = _summary([results[shard] for shard in shards])
     result["missing"] = max(0, _reported(path) - result["samples"] - sum(result["bad"].values()))
     _print(result, console, title=str(path))
+    for line in _look(shards) if look else ():
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
     try:
         write_json(folder / RESULT, result)
         examples = list(_spread_samples(shards))
@@ -74,6 +79,17 @@ def check(path: Path, *, workers: int = 1, console: Console | None = None) -> di
         console.print(f"Nothing written to {folder}: {error}", highlight=False, soft_wrap=True)
     _raise_if_wrong(result, path)
     return result
+
+
+def _look(shards: Sequence[Path]) -> Iterator[str]:
+    """Some samples and the texts of many, as CLIP's tokenizer reads them."""
+    places = list(sample_places(shards, index_shard))
+    text = {"tokenizer": clip_tokenizer(), "context_length": CONTEXT}
+    yield from look_at_texts(list(read_texts(places)), **text)
+    for sample, image in read_some(places):
+        stored = len(sample.regions.rles if sample.regions else sample.patch_regions or ())
+        size = image.height, image.width
+        yield from look_at_sample(sample, **text, size=size, regions=f"{stored} stored regions")
 
 
 def _reported(path: Path) -> int:

@@ -90,8 +90,9 @@ def shrink_to(image: Image.Image, longest: int) -> Image.Image:
 
 def masks_at_size(masks: Any, image: Image.Image) -> NDArray[np.bool_]:
     """(M, h, w) masks of a smaller copy, scaled to the image by nearest neighbour: (M, H, W)."""
-    masks = np.asarray(masks, dtype=np.bool_)
-    rows = np.arange(image.height) * masks.shape[1] // image.height
-    columns = np.arange(image.width) * masks.shape[2] // image.width
-    result: NDArray[np.bool_] = masks[:, rows[:, None], columns]
-    return result
+    result: NDArray[np.bool_] = np.asarray(masks, dtype=np.bool_)
+    if result.shape[1:] == (image.height, image.width):
+        return result
+    rows = np.arange(image.height) * result.shape[1] // image.height
+    columns = np.arange(image.width) * result.shape[2] // image.width
+    return result[:, rows[:, None], columns]

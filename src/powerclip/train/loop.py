@@ -42,7 +42,13 @@ class TrainResult:
 
 
 def train(
-    config: TrainConfig, *, data: Data, output: Path, resume: bool = False, console: Console | None = None
+    config: TrainConfig,
+    *,
+    data: Data,
+    output: Path,
+    resume: bool = False,
+    console: Console | None = None,
+    look: bool = True,
 ) -> TrainResult:
     """Train a model on shards and leave a run folder.
 
@@ -54,8 +60,9 @@ def train(
     may also be resumed on another number of processes.
 
     ``data`` is a folder of shards, one tar, a pattern or a URL, or several of them; ``output`` is the run folder to
-    make, whose newest checkpoint, if there is one, ``resume`` continues from; one training at a time writes to it. Progress goes to ``console``, standard
-    error by default, from the first process alone. PowerclipError if the data or the run folder cannot be used; the
+    make, whose newest checkpoint, if there is one, ``resume`` continues from; one training at a time writes
+    to it. Progress goes to ``console``, standard error by default, from the first process alone; with ``look``, before
+    the first step, what the model sees of some samples (``powerclip.data.look``). PowerclipError if the data or the run folder cannot be used; the
     message says why and what to do. RunFailedError if training started and could not be finished.
     """
     with process_group(config.device) as device, stop_on_signal() as stop, ExitStack() as held:
@@ -91,6 +98,9 @@ def train(
             run.record(config, opened.provenance)
             if changed:
                 say(f"Changed since the run started: {changed}")
+        elif look and rank() == 0:
+            for line in loader.look():
+                say(line, markup=False)
         run.write_status(step=started_at, steps=steps)
         logs: AbstractContextManager[MetricsLog | None] = nullcontext()
         if rank() == 0:
