@@ -9,14 +9,17 @@ from powerclip.errors import PowerclipError
 from powerclip.evaluate.datasets.aro_order import order_task
 from powerclip.evaluate.datasets.clip_benchmark import FIVE_CAPTIONS, is_webdataset, read_webdataset
 from powerclip.evaluate.datasets.fine_grained import (
+    NEGBENCH,
     read_bivlc,
     read_cola,
     read_colorswap,
     read_crepe,
     read_eqben,
     read_mmvp,
+    read_negbench,
     read_spec,
     read_sugarcrepe_pp,
+    read_svo_probes,
     read_vl_checklist,
     read_whatsup,
 )
@@ -299,6 +302,21 @@ FINE_GRAINED = (
         "https://github.com/om-ai-lab/VL-CheckList (data) with the images of Visual Genome, HAKE and SWiG",
         ("VL-CheckList",),
         ("vl-checklist-attribute", "vl-checklist-object", "vl-checklist-relation"),
+    ),
+    Benchmark(
+        "svo-probes",
+        (),
+        read_svo_probes,
+        "https://github.com/google-deepmind/svo_probes (svo_probes.csv) with the images of its URLs",
+        ("svo_probes",),
+    ),
+    Benchmark(
+        "negbench",
+        (),
+        read_negbench,
+        "https://github.com/m1k2zoo/negbench (its CSV files of images) with COCO's val2017, VOC2007 and the synthetic images",
+        ("NegBench",),
+        tuple(f"negbench-{part}" for part in NEGBENCH),
     ),
 )
 """Compositionality sets beyond the paper's; their metrics are of several kinds, and there is no average."""

@@ -350,7 +350,7 @@ def test_vl_checklist_leaves_out_what_has_no_image(tmp_path):
         next((tmp_path / "vg").rglob(f"{gone}.jpg")).unlink()
     photo(tmp_path / "vg" / "other" / "1.jpg", 0)  # of the same name in another folder
     del right["Attribute/vaw/action"][0], right["Relation/vg/spatial"][0]
-    with pytest.warns(UserWarning, match="vl: 2 of 24 items have no image under"):
+    with pytest.warns(UserWarning, match="vl: 2 of 24 items lack an image under"):
         tasks = fg.read_vl_checklist(tmp_path, "vl")
     assert [task.name for task in tasks] == ["vl-attribute", "vl-relation"]
     found = run(tasks)
@@ -361,8 +361,61 @@ def test_vl_checklist_leaves_out_what_has_no_image(tmp_path):
     assert found["vl-relation"]["micro"] == pytest.approx(c)
     assert 0 < a + b + c < 3
     shutil.rmtree(tmp_path / "vg")
-    with pytest.raises(PowerclipError, match="holds no item of VL-CheckList with its image"):
+    with pytest.raises(PowerclipError, match="holds no item of vl with its images; add them"):
         fg.read_vl_checklist(tmp_path, "vl")
+
+
+def write_csv(path, rows):
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def test_svo_probes_chooses_between_two_images(tmp_path):
+    rows, right = [], {"subj": [], "verb": [], "obj": []}
+    for i in range(30):
+        kind = ("subj", "verb", "obj")[i % 3]
+        pos, neg = (photo(tmp_path / "images" / f"{number}.jpg", number) for number in (2 * i, 2 * i + 1))
+        sentence = f"A person runs, {i} times."
+        row = {"sentence": sentence, "pos_triplet": "person,run,", "pos_image_id": 2 * i, "neg_image_id": 2 * i + 1}
+        rows.append(row | {f"{other}_neg": other == kind for other in right})
+        right[kind].append(cosine(of_text(sentence), pos) > cosine(of_text(sentence), neg))
+    write_csv(tmp_path / "svo_probes.csv", rows)
+    (tmp_path / "images" / "1.jpg").unlink()
+    del right["subj"][0]
+    with pytest.warns(UserWarning, match="svo: 1 of 30 items lack an image"):
+        found = run(fg.read_svo_probes(tmp_path, "svo"))["svo"]
+    assert found["micro"] == share([value for values in right.values() for value in values])
+    for kind, values in right.items():
+        assert found[kind] == pytest.approx(sum(values) / len(values))
+
+
+def test_negbench_asks_for_one_of_four_captions_and_retrieves(tmp_path):
+    rows, right, vectors = [], {"positive": [], "negative": [], "hybrid": []}, []
+    for i in range(30):
+        image, kind = photo(tmp_path / "val2017" / f"{i:012}.jpg", i), list(right)[i % 3]
+        captions = [f"a dog, {i}, but no cat {choice}" for choice in range(4)]
+        row = {"image_path": f"data/coco/images/val2017/{i:012}.jpg", "correct_answer": i % 4}
+        rows.append(row | {f"caption_{c}": text for c, text in enumerate(captions)} | {"correct_answer_template": kind})
+        scores = [cosine(image, of_text(text)) for text in captions]
+        right[kind].append(max(scores) == scores[i % 4])
+        vectors.append((image, captions[:2]))
+    write_csv(tmp_path / fg.NEGBENCH["coco"], rows)
+    pairs = [{"filepath": row["image_path"], "captions": str(of)} for row, (_, of) in zip(rows, vectors, strict=True)]
+    write_csv(tmp_path / fg.NEGBENCH["coco-negated-retrieval"], pairs)
+    found = run(fg.read_negbench(tmp_path, "neg"))
+    assert list(found) == ["neg-coco", "neg-coco-negated-retrieval"]
+    assert found["neg-coco"]["micro"] == share([value for values in right.values() for value in values])
+    for kind, values in right.items():
+        assert found["neg-coco"][kind] == pytest.approx(sum(values) / len(values))
+    ranks = []
+    for i, (own, captions) in enumerate(vectors):
+        for text in captions:
+            scores = [cosine(image, of_text(text)) for image, _ in vectors]
+            ranks.append(sum(score > cosine(own, of_text(text)) for score in scores))
+            assert scores[i] == cosine(own, of_text(text))
+    assert found["neg-coco-negated-retrieval"]["t2i_R@5"] == share([rank < 5 for rank in ranks])
 
 
 @pytest.mark.parametrize(
@@ -383,6 +436,9 @@ def test_vl_checklist_leaves_out_what_has_no_image(tmp_path):
             fg.read_vl_checklist,
             r"a\.json does not have its release's format",
         ),
+        ("svo_probes.csv", [], fg.read_svo_probes, r"svo_probes\.csv does not have its release's format"),
+        ("b.json", [], fg.read_negbench, "lacks NegBench's files; expected some of COCO_val_mcq"),
+        ("COCO_val_retrieval.csv", [], fg.read_negbench, r"COCO_val_retrieval\.csv"),
         ("b.json", [], fg.read_crepe, "lacks CREPE's files"),
         ("image2text.json", [], fg.read_spec, r"lacks absolute_size/image2text\.json"),
         ("swap_att.json", [], fg.read_sugarcrepe_pp, r"lacks replace_att\.json"),

@@ -2,14 +2,17 @@
 
 import ast
 import warnings
+from collections.abc import Sequence
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, TypeVar
 
 from powerclip.errors import PowerclipError
+from powerclip.evaluate.datasets.clip_benchmark import retrieval_tasks
 from powerclip.evaluate.datasets.release import NUMBER, TEXT, Release, quadruples, release_json
 from powerclip.tasks import HardNegative, HardNegatives, Quadruple, Quadruples, Task
 
 Pair = tuple[str, str]
+Item = TypeVar("Item")
 
 SUGARCREPE_PP = ("replace_att", "replace_obj", "replace_rel", "swap_att", "swap_obj")
 """SugarCrepe++'s five subsets."""
@@ -29,6 +32,17 @@ SPEC = ("absolute_size", "absolute_spatial", "count", "existence", "relative_siz
 
 VL_CHECKLIST = ("Attribute", "Object", "Relation")
 """VL-CheckList's parts, each a folder."""
+
+NEGBENCH = {
+    "coco": "COCO_val_mcq_llama3.1_rephrased.csv",
+    "voc2007": "VOC2007_mcq_llama3.1_rephrased.csv",
+    "synthetic": "synthetic_mcq_llama3.1_rephrased.csv",
+    "coco-retrieval": "COCO_val_retrieval.csv",
+    "coco-negated-retrieval": "COCO_val_negated_retrieval_llama3.1_rephrased_affneg_true.csv",
+    "synthetic-retrieval": "synthetic_retrieval_v1.csv",
+    "synthetic-negated-retrieval": "synthetic_retrieval_v2.csv",
+}
+"""NegBench's files of images."""
 
 CREPE_NEGATIVES = ("atom", "comp", "combined")
 """What the wrong captions of CREPE's systematicity differ in."""
@@ -233,18 +247,80 @@ def read_vl_checklist(folder: Path, name: str) -> list[Task]:
         kind = f"{path.parent.name}-{path.stem}"
         with release_json(path, list) as content:
             rows += [(part, kind, image, texts["POS"][0], texts["NEG"][0]) for image, texts in content]
-    kept = [row for row in rows if release.find(row[2], exact=True)]
-    if not kept:
-        raise PowerclipError(
-            f"{folder} holds no item of VL-CheckList with its image; add {', '.join(VL_CHECKLIST)} and images"
-        )
-    if len(kept) < len(rows):
-        warnings.warn(
-            f"{name}: {len(rows) - len(kept)} of {len(rows)} items have no image under {folder}", stacklevel=2
-        )
+    kept = _with_images(release, name, rows, [(row[2],) for row in rows])
     pictures = release.images([row[2] for row in kept], exact=True)
     parts: dict[str, list[HardNegative]] = {}
     for (part, kind, _, right, wrong), picture in zip(kept, pictures, strict=True):
         item = HardNegative(image=picture, positive=right, negative=wrong, kind=kind)
         parts.setdefault(part, []).append(item)
     return [HardNegatives(name=f"{name}-{part.lower()}", items=items) for part, items in sorted(parts.items())]
+
+
+def read_svo_probes(folder: Path, name: str) -> list[Task]:
+    """SVO-Probes (Hendricks and Nematzadeh, 2021): which of two images, ``IMAGE_ID.jpg``, fits a sentence.
+
+    The kinds are what differs: subject, verb or object. Its images are URLs; items without both are left out with a warning.
+    """
+    release = Release(folder)
+    differs = ("subj_neg", "verb_neg", "obj_neg")
+    columns = dict.fromkeys(("sentence", "pos_image_id", "neg_image_id", *differs), TEXT)
+    rows = release.rows("svo_probes.csv", columns)
+    names = [(f"{row['pos_image_id']}.jpg", f"{row['neg_image_id']}.jpg") for row in rows]
+    pairs = _with_images(release, name, list(zip(rows, names, strict=True)), names)
+    pictures = release.images([image for _, pair in pairs for image in pair])
+    kinds = [next((kind for kind in differs if row[kind] == "True"), "other").removesuffix("_neg") for row, _ in pairs]
+    items = [
+        HardNegative(image=row["sentence"], positive=right, negative=wrong, kind=kind)
+        for (row, _), right, wrong, kind in zip(pairs, pictures[::2], pictures[1::2], kinds, strict=True)
+    ]
+    return [HardNegatives(name=name, items=items)]
+
+
+def _with_images(release: Release, name: str, rows: Sequence[Item], images: Sequence[Sequence[str]]) -> list[Item]:
+    """The rows whose images are there, as by authors whose images are gone in part; a warning says how many are not."""
+    kept = [row for row, of_row in zip(rows, images, strict=True) if all(release.find(x, exact=True) for x in of_row)]
+    if not kept:
+        raise PowerclipError(f"{release.folder} holds no item of {name} with its images; add them")
+    if len(kept) < len(rows):
+        lacking = f"{len(rows) - len(kept)} of {len(rows)} items lack an image under {release.folder}"
+        warnings.warn(f"{name}: {lacking}", stacklevel=3)
+    return kept
+
+
+def read_negbench(folder: Path, name: str) -> list[Task]:
+    """NegBench's images (Alhamoud et al., 2025), those files that are there: retrieval, and one of four captions.
+
+    The kinds of the latter are its authors': the right caption affirms, negates, or does both ("hybrid").
+    """
+    release, tasks = Release(folder), list[Task]()
+    choices = [f"caption_{i}" for i in range(4)]
+    for part, file in NEGBENCH.items():
+        if not release.files(file):
+            continue
+        if "retrieval" in part:
+            rows = release.rows(file, dict.fromkeys(("filepath", "captions"), TEXT))
+            with release_json(release.file(file)):
+                captions = [list(map(str, ast.literal_eval(row["captions"]))) for row in rows]
+            pictures = list(release.images([row["filepath"] for row in rows]))
+            tasks += retrieval_tasks(f"{name}-{part}", list(pictures), captions)[:1]
+            continue
+        columns = ("image_path", "correct_answer", "correct_answer_template", *choices)
+        rows = release.rows(file, dict.fromkeys(columns, TEXT))
+        with release_json(release.file(file)):
+            right = [choices[int(float(row["correct_answer"]))] for row in rows]
+        items = [
+            HardNegative(
+                image=picture,
+                positive=row[answer],
+                negative=None,
+                more_negatives=tuple(row[choice] for choice in choices if choice != answer),
+                kind=row["correct_answer_template"],
+            )
+            for row, answer, picture in zip(
+                rows, right, release.images([row["image_path"] for row in rows]), strict=True
+            )
+        ]
+        tasks.append(HardNegatives(name=f"{name}-{part}", items=items))
+    if not tasks:
+        raise PowerclipError(f"{folder} lacks NegBench's files; expected some of {', '.join(NEGBENCH.values())}")
+    return tasks
