@@ -82,7 +82,7 @@ def test_what_is_not_a_pair_is_counted_and_printed(tmp_path):
     assert report["ignored"] == {
         "hidden": 2, ".psd": 1, "caption without an image": 1, ".json": 1, "no extension": 1, "broken link": 1,
     }  # fmt: skip
-    assert "1 skipped" in text.getvalue()
+    assert "1 skipped (1 image file missing); " in text.getvalue()
     assert "other files in the source: 2 hidden, " in text.getvalue()
     assert "1 .psd" in text.getvalue()
 

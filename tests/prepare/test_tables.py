@@ -296,7 +296,8 @@ def test_a_datasets_folder_of_several_files_is_read_in_order(step, photos, tmp_p
     features = datasets.Features({"image": datasets.Image(), "caption": datasets.Value("string")})
     datasets.Dataset.from_dict(rows, features=features).save_to_disk(str(tmp_path / "in"), num_shards=3)
     (tmp_path / "in" / "cache-0123.arrow").write_bytes(b"left by datasets")
-    assert prepared(tmp_path / "in", tmp_path / "out", samples_per_shard=step)["skipped"] == {}
+    report = prepared(tmp_path / "in", tmp_path / "out", samples_per_shard=step)
+    assert (report["skipped"], report["ignored"]) == ({}, {".arrow": 1})
     assert captions(tmp_path / "out") == rows["caption"]
     assert len(list((tmp_path / "out").glob("*.tar"))) == -(-10 // step)  # shards do not end where the files do
 

@@ -77,8 +77,9 @@ def prepare(
     usual = (f"phrases of {makers['parser']}", f"regions of {makers['proposer']}")
     kept = [f"{what} ({number})" for what, number in total.kept.most_common() if what not in usual]
     ignored = [f"{number} {kind}" for kind, number in report["ignored"].items()]
+    reasons = f" ({', '.join(f'{number} {reason}' for reason, number in total.skipped.most_common())})"
     console.print(
-        f"{total.samples} samples in {output}, {total.skipped.total()} skipped; "
+        f"{total.samples} samples in {output}, {total.skipped.total()} skipped{reasons * bool(total.skipped)}; "
         f"{report['phrases_per_caption']:.1f} phrases per caption, "
         f"{report['regions_per_image']:.1f} stored regions per image"
         + (f"; kept from the source: {', '.join(kept)}" if kept else "")

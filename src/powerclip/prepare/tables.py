@@ -6,6 +6,7 @@ import json
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache, partial
 from itertools import accumulate, chain, islice, repeat
 from pathlib import Path
@@ -16,7 +17,19 @@ from powerclip.config import PrepareConfig
 from powerclip.data.limits import MAX_MEMBER_BYTES
 from powerclip.errors import BadSampleError, PowerclipError, did_you_mean
 from powerclip.files import read_json
-from powerclip.prepare.pairs import Item, Pair, Source, bad, digest, in_chunks, make_key, make_pair, read_file, stamp
+from powerclip.prepare.pairs import (
+    Item,
+    Pair,
+    Source,
+    bad,
+    count_kinds,
+    digest,
+    in_chunks,
+    make_key,
+    make_pair,
+    read_file,
+    stamp,
+)
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 TABLES = (*SEPARATORS, ".jsonl", ".parquet")
@@ -238,6 +251,10 @@ def _json_row(line: str) -> Mapping[str, Any] | str:
     return row if isinstance(row, dict) else "line is not a JSON object"
 
 
+DATASET_FILES = ("state.json", "dataset_info.json")
+"""What a datasets folder says of itself."""
+
+
 def is_dataset(folder: Path) -> bool:
     """Whether a folder was written by Hugging Face's ``save_to_disk``."""
     return (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file()
@@ -249,7 +266,9 @@ def open_dataset(folder: Path, config: PrepareConfig) -> Source:
         splits = sorted(path.name for path in folder.iterdir() if is_dataset(path))
         first = folder / (splits or ["?"])[0]
         raise PowerclipError(f"{folder} holds the splits {', '.join(splits)}; name one: {first}")
-    return open_arrow([folder], config)
+    source = open_arrow([folder], config)
+    used = {folder / name for name in (*DATASET_FILES, *_dataset_parts(folder))}
+    return replace(source, ignored=count_kinds(set(folder.iterdir()) - used))
 
 
 def open_arrow(paths: Sequence[Path], config: PrepareConfig, *, ignored: Mapping[str, int] | None = None) -> Source:
@@ -296,13 +315,17 @@ def _shape(path: Path) -> tuple[list[str], int]:
     return file.schema_arrow.names, rows
 
 
+def _dataset_parts(folder: Path) -> list[str]:
+    """The names of the files that hold the rows of a datasets folder."""
+    return [Path(file["filename"]).name for file in read_json(folder / "state.json")["_data_files"]]
+
+
 @lru_cache(maxsize=4)
 def _dataset(folder: Path) -> Any:
     """The table in a datasets folder, which takes no memory until its rows are used."""
     import pyarrow
 
-    names = [Path(file["filename"]).name for file in read_json(folder / "state.json")["_data_files"]]
-    maps = (pyarrow.memory_map(str(folder / name)) for name in names)
+    maps = (pyarrow.memory_map(str(folder / name)) for name in _dataset_parts(folder))
     return pyarrow.concat_tables(pyarrow.ipc.open_stream(file).read_all() for file in maps)
 
 
