@@ -256,18 +256,26 @@ class Report:
     """Run folders."""
     output: Path = Path("report.html")
     """The HTML file."""
+    watch: bool = False
+    """Write the page again whenever a run has something new, until Ctrl-C; the page reloads itself."""
 
     def run(self) -> None:
         if not self.runs:
             raise PowerclipError("no run folder given; name at least one: powerclip report runs/NAME")
-        from powerclip.report import write_report
+        from powerclip.report.html import watch, write_report
 
         runs = {run.name or str(run): run for run in self.runs}
         if len(runs) < len(self.runs):
             runs = {str(run): run for run in self.runs}
         console = Console(stderr=True)
-        written = write_report(runs, self.output, progress=lambda text: console.print(f"{text} ...", highlight=False))
-        print(f"Wrote {written}")
+
+        def say(text: str) -> None:
+            console.print(f"{text} ...", highlight=False)
+
+        if self.watch:
+            console.print(f"Keeping {self.output} fresh; Ctrl-C ends this", highlight=False, soft_wrap=True)
+            watch(runs, self.output, progress=say)
+        print(f"Wrote {write_report(runs, self.output, progress=say)}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,8 @@ import base64
 import hashlib
 import io
 import json
+import os
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from powerclip.errors import PowerclipError
 from powerclip.evaluate import evaluate_model
 from powerclip.model import save
 from powerclip.report import write_report
+from powerclip.report.html import watch
 from powerclip.scenes import generate
 from tests.support.runs import own_data, record_data
 
@@ -208,3 +211,29 @@ def test_a_folder_that_does_not_exist_is_named(tmp_path):
     with pytest.raises(PowerclipError, match=r"run gone: there is no folder .*gone; train it first"):
         write_report({"gone": tmp_path / "gone"}, tmp_path / "report.html")
     assert not (tmp_path / "report.html").exists()
+
+
+def test_a_watched_page_is_written_again_when_a_run_has_something_new(tmp_path, monkeypatch):
+    run = complete_run(tmp_path / "run", weight=0.5)
+    shutil.rmtree(run / "model")
+    output, seen = tmp_path / "report.html", []
+
+    def next_round(seconds):
+        seen.append((seconds, output.stat().st_mtime_ns))
+        if len(seen) == 2:  # nothing was new in the second round
+            with (run / "metrics.jsonl").open("a") as file:
+                file.write(json.dumps({"step": 6, "eval/mean": 0.25}) + "\n")
+            os.utime(run / "metrics.jsonl", ns=(1, 1))
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("powerclip.report.html.time.sleep", next_round)
+    with pytest.raises(KeyboardInterrupt):
+        watch({"run": run}, output, every_s=7.0)
+    times = [written for _, written in seen]
+    assert times[0] == times[1] < times[2]
+    assert [seconds for seconds, _ in seen] == [7.0] * 3
+    page = Page(output.read_text())
+    assert page.all("body") == [{"data-reload-s": "7.0"}]
+    assert [panel["title"] for panel in page.data["curves"][1]] == ["mean"]
+    assert Page(write_report({"run": run}, output).read_text()).all("body") == [{}]

@@ -272,3 +272,19 @@ def test_without_scripts_the_tables_are_there_and_the_rest_is_explained(open_pag
     page = open_page(java_script_enabled=False)
     assert page.get_by_text("which did not run").is_visible()
     assert page.get_by_text("second is ahead in 1 of 1 headline metrics").is_visible()
+
+
+def test_a_watched_page_loads_itself_again_once_its_reader_is_idle(browser, report, tmp_path):
+    watched = tmp_path / "watched.html"
+    watched.write_text(report.read_text().replace("<body>", '<body data-reload-s="2">'))
+    page = browser.new_page()
+    page.goto(watched.as_uri())
+    page.evaluate("window.stale = true")
+    for i in range(4):  # for longer than two seconds
+        page.mouse.move(50 + i, 50)
+        page.wait_for_timeout(800)
+    assert page.evaluate("window.stale")
+    with page.expect_navigation(timeout=20_000):
+        pass
+    assert page.evaluate("window.stale") is None
+    page.close()

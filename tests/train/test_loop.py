@@ -699,9 +699,15 @@ def test_a_frozen_tower_stays_and_the_other_moves(config, shards, tmp_path):
 def test_evaluation_while_training_keeps_the_best_and_changes_nothing(config, shards, tmp_path):
     plain = train(config, data=shards, output=tmp_path / "plain").output
     evaluation = PeriodicEvaluationConfig(every_steps=4, size=8)
-    run = train(dataclasses.replace(config, evaluation=evaluation), data=shards, output=tmp_path / "run").output
+    config = dataclasses.replace(config, evaluation=evaluation)
+    console = Console(file=io.StringIO(), width=200)
+    run = train(config, data=shards, output=tmp_path / "run", console=console).output
     lines = read_metrics(run / "metrics.jsonl")
     evaluated = [line for line in lines if "eval/mean" in line]
+    mean = f"{evaluated[0]['eval/mean']:.1%} in the evaluation after step 4"
+    said = {line.split(" steps, ")[0].split()[-1]: line for line in console.file.getvalue().splitlines()}
+    assert mean not in said["3/8"]
+    assert all(mean in said[f"{step}/8"] for step in (5, 6, 7))
     assert [line["step"] for line in evaluated] == [4, 8]
     assert 0 <= evaluated[0]["eval/scenes-retrieval/i2t_R@1"] <= 1
     best = json.loads((run / "model_best" / "evaluation.json").read_text())

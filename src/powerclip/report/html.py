@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -31,11 +32,37 @@ GROUNDED_SIDE = 400
 """Pixels of the longer side of their images."""
 
 
-def write_report(runs: Mapping[str, Path], output: Path, *, progress: Callable[[str], None] | None = None) -> Path:
+def watch(
+    runs: Mapping[str, Path], output: Path, *, every_s: float = 30.0, progress: Callable[[str], None] | None = None
+) -> None:
+    """Write the page again whenever a run has new metrics, results or weights, until it is interrupted.
+
+    The page loads itself again in the browser. PowerclipError as ``write_report``.
+    """
+    before: list[int] = []
+    while True:
+        files = [
+            file for run in map(RunFolder, runs.values()) for file in (run.metrics_file, run.evaluation_file, run.model)
+        ]
+        now = [file.stat().st_mtime_ns if file.exists() else 0 for file in files]
+        if now != before:
+            write_report(runs, output, reload_s=every_s, progress=progress)
+            before = now
+        time.sleep(every_s)
+
+
+def write_report(
+    runs: Mapping[str, Path],
+    output: Path,
+    *,
+    reload_s: float | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Path:
     """Write an HTML page on runs, by the name to show: summary, results, curves, examples. It says what a run lacks.
 
     The write is atomic and creates the file's folder. The models run on a GPU if there is one; ``progress`` is called with
-    each thing that takes time. PowerclipError if a run's folder does not exist.
+    each thing that takes time. A browser loads the page again every ``reload_s`` seconds, if given, as long as nobody uses it.
+    PowerclipError if a run's folder does not exist.
     """
     for name, run in runs.items():
         if not run.is_dir():
@@ -71,6 +98,7 @@ def write_report(runs: Mapping[str, Path], output: Path, *, progress: Callable[[
         data=Markup(json.dumps(data).replace("<", "\\u003c")),
         style=_text("page.css"),
         script=script,
+        reload_s=reload_s,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -195,4 +195,12 @@ for (const card of all("article.grounding")) {
   const best = phrases.reduce((a, _, k) => (a < 0 || score(k) > score(a) ? k : a), -1);
   if (best >= 0) phrases[best].querySelector("button").click();
 }
+// A page that is kept fresh loads itself again, once its reader has been idle for that long.
+if (document.body.dataset.reloadS) {
+  const wait = 1000 * document.body.dataset.reloadS;
+  let timer = setTimeout(() => location.reload(), wait);
+  for (const used of ["pointermove", "keydown", "scroll"]) {
+    addEventListener(used, () => { clearTimeout(timer); timer = setTimeout(() => location.reload(), wait); }, {passive: true});
+  }
+}
 document.getElementById("unscripted").remove();

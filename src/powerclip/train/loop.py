@@ -134,6 +134,8 @@ class _Loop:
     metrics: MetricsLog | None
     """None on all processes but the first."""
     report: Report
+    evaluated: str = ""
+    """The last evaluation, for the terminal."""
 
     def steps(self, step: int, stop: Stop) -> int:
         """Train from ``step`` to the end or to a stop; return the step reached."""
@@ -170,7 +172,10 @@ class _Loop:
         return any(line["step"] == step and "eval/mean" in line for line in lines)
 
     def _evaluate(self, step: int) -> None:
+        self.report(step, "evaluating ...")
         values = self.evaluator.evaluate(step)
+        self.evaluated = f", {values['eval/mean']:.1%} in the evaluation after step {step}"
+        self.report(step, self.evaluated.removeprefix(", "))
         if self.metrics is not None:
             self.metrics.write({"step": step, **values})
 
@@ -200,7 +205,7 @@ class _Loop:
             line["gpu_memory_peak_bytes"] = torch.cuda.max_memory_allocated(engine.device)
         self.metrics.write(line)
         speed, waited = line["samples_per_s"], line["data_wait_share"]
-        self.report(step, f"loss {line['loss']:.3f}, {speed:.0f} samples/s, data {waited:.0%}")
+        self.report(step, f"loss {line['loss']:.3f}, {speed:.0f} samples/s, data {waited:.0%}{self.evaluated}")
 
     def _save(self, step: int) -> None:
         engine, run = self.engine, RunFolder(self.engine.output)
