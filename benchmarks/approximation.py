@@ -99,7 +99,7 @@ def trained_vectors(path: str) -> Vectors:
         caption = encode_caption(sample.caption, sample.tree, tokenizer, context_length=model.context_length)
         image = preprocess(Image.open(io.BytesIO(sample.image)))
         boxes = random_boxes(1, regions=REGIONS, grid=model.grid_size, generator=generator)[0]
-        samples.append(EncodedSample(key=sample.key, image=image, caption=caption, regions=boxes))
+        samples.append(EncodedSample(key=sample.key, image=image, captions=[caption], regions=boxes))
     features = model(collate(samples, patches=math.prod(model.grid_size), regions=REGIONS))
     return Vectors(
         name="trained",

@@ -26,9 +26,10 @@ def another(value, hint):
     options = [option for option in typing.get_args(hint) if option is not type(None)]
     if typing.get_origin(hint) is Literal:
         return next(option for option in options if option != value)
-    if options and typing.get_origin(hint) is not tuple:
+    if options and typing.get_origin(hint) not in (tuple, dict):
         return another(value, options[0])
-    return {int: 77, float: 0.0625, bool: not value, str: "other", tuple[float, ...]: (1.0, 2.5)}[hint]
+    others = {int: 77, float: 0.0625, bool: not value, str: "other", tuple[float, ...]: (1.0, 2.5)}
+    return {**others, dict[str, float]: {"alt": 1.0, "other": 2.5}}[hint]
 
 
 def all_changed(config):

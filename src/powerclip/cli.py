@@ -51,7 +51,8 @@ class Prepare:
 
     SOURCE is a folder of images with a .txt caption next to each; a folder of WebDataset tars, or one; a CSV, TSV,
     JSONL or Parquet table of images and captions; a folder saved by Hugging Face's datasets; or scenes:train,
-    scenes:test, scenes:compositional (generated). If it is interrupted, the same command continues where it stopped.
+    scenes:test, scenes:compositional (generated). With --captions TABLE, SOURCE is shards, whose images get the captions
+    of the table, joined by --join key or url. If it is interrupted, the same command continues where it stopped.
 
     Example: powerclip prepare photos.csv data/photos --workers 8; then powerclip prepare --check data/photos
     """

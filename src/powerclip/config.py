@@ -48,6 +48,7 @@ Pixels = Literal["pil", "training"]
 Crop = Literal["random", "none"]
 Tower = Literal["image", "text"]
 Sharding = Literal["ddp", "fsdp"]
+Join = Literal["key", "url"]
 ExportTarget = Literal["open_clip", "transformers", "onnx", "hub-folder"]
 
 Backend = Literal["auto", "torch", "triton"]
@@ -254,6 +255,13 @@ class DataConfig:
     """Share of each of several sources given as data, in their order; None shows all samples equally often."""
     resample: bool = False
     """Draw samples with replacement, instead of each once per epoch."""
+    captions: int = 1
+    """n: captions of each image in a step, drawn from those it has; all are positives of the image."""
+    caption_weights: dict[str, float] | None = None
+    """How often captions of each source are drawn (alt 1 synthetic 3); sources not named are not drawn. None draws all
+    captions of an image equally often."""
+    sentences: float = 0.0
+    """Probability that a drawn caption is cut to one of its sentences, a sub-caption."""
     crop: Crop = "random"
     """A random crop of at least 90 % of the area, or the complete image squeezed to the tower's size."""
     flip: float = 0.0
@@ -267,8 +275,11 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         _require_at_least(self, 0, "workers")
+        _require_at_least(self, 1, "captions")
         _require(self, lambda size: size > 0, "positive", "cache_gib")
-        _require(self, lambda share: 0 <= share <= 1, "between 0 and 1", "flip", "max_bad_share")
+        _require(self, lambda share: 0 <= share <= 1, "between 0 and 1", "flip", "sentences", "max_bad_share")
+        rule = "positive numbers by source"
+        _require(self, lambda w: w and all(0 < x < math.inf for x in w.values()), rule, "caption_weights")
         rule = "positive numbers, one for each source"
         _require(self, lambda weights: weights and all(0 < w < math.inf for w in weights), rule, "weights")
 
@@ -439,12 +450,22 @@ class PrepareConfig:
 
     image_column: str | None = None
     """Column of the image in a table (a path or the bytes), its name or number; guessed from common names by default."""
-    caption_column: str | None = None
-    """Column of the caption in a table, its name or number; guessed from common names by default."""
+    caption_column: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Column of the caption in a table, its name or number, guessed from common names by default; or several, the
+    first for KEY.txt."""
     header: bool = True
     """Whether the first line of a CSV or TSV file names the columns; without, name them by their numbers (1, 2, ...)."""
-    caption_key: str | None = None
-    """Where tars hold the caption: an extension (txt), or json:KEY for a key inside the json; found by default."""
+    caption_key: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Where tars hold the caption: an extension (txt), or json:KEY for a key inside the json; found by default. Several
+    may be given, as for columns."""
+    caption_lines: bool = False
+    """Each line of a caption is a caption."""
+    captions: str | None = None
+    """A table of new captions for the images of shards, which are the source; the captions there are stay."""
+    join: Join = "key"
+    """What the table's rows have in common with samples: their keys, or the url in KEY.json."""
+    join_column: str | None = None
+    """Column of that in the table of new captions; guessed from common names by default."""
     parser: str = "spacy"
     """Phrase parser: spacy, spacy:PIPELINE (any installed spaCy pipeline or its path), benepar[:MODEL], or none."""
     regions: str = "boxes"
@@ -472,6 +493,10 @@ class PrepareConfig:
     """Share of a GPU that each of Ray's workers takes for SAM."""
 
     def __post_init__(self) -> None:
+        for name in ("caption_column", "caption_key"):
+            given = getattr(self, name)
+            object.__setattr__(self, name, (given,) if isinstance(given, str) else tuple(given or ()))
+        one_of("join", self.join, typing.get_args(Join))
         _require_at_least(self, 1, "samples_per_shard", "workers", "count")
         _require(self, lambda share: 0 <= share <= 1, "between 0 and 1", "max_bad_share")
         if self.regions_as == "boxes" and self.regions == "boxes":
@@ -550,6 +575,10 @@ def _fits(value: object, hint: Any) -> bool:
         return any(_fits(value, option) for option in options)
     if origin is tuple:
         return isinstance(value, list) and all(_fits(item, options[0]) for item in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(
+            _fits(x, hint) for item in value.items() for x, hint in zip(item, options, strict=True)
+        )
     if hint in (int, float):
         return isinstance(value, int | hint) and not isinstance(value, bool)
     return isinstance(value, hint)
@@ -562,7 +591,9 @@ def _described(hint: Any) -> str:
         return ", ".join(map(repr, options))
     if origin in (typing.Union, types.UnionType):
         return " or ".join(map(_described, options))
-    return "a list" if origin is tuple else "None" if hint is types.NoneType else str(hint.__name__)
+    if origin in (tuple, dict):
+        return "a list" if origin is tuple else "a mapping"
+    return "None" if hint is types.NoneType else str(hint.__name__)
 
 
 def load_config(path: Path) -> TrainConfig:

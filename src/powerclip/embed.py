@@ -41,9 +41,9 @@ class Part(NamedTuple):
 def embed(model: str, source: str, output: Path, config: EmbedConfig | None = None, *, console: Console) -> int:
     """Write the embeddings of a source's pairs to a Parquet file; return the number of its rows.
 
-    The columns: ``key`` and ``source`` (where the pair is) and ``caption``, strings; ``image`` and ``text``, the
-    (D,) float32 embeddings of unit length; ``thumbnail``, {bytes, path} of a JPEG, as ``datasets`` has images. Pairs are in
-    the source's order; those that cannot be used are counted by reason.
+    The columns: ``key`` and ``source`` (where the pair is) and ``caption`` (the first of several), strings; ``image``
+    and ``text``, the (D,) float32 embeddings of unit length; ``thumbnail``, {bytes, path} of a JPEG, as ``datasets`` has
+    images. Pairs are in the source's order; those that cannot be used are counted by reason.
 
     The work is done in parts, which are kept in ``OUTPUT.parts`` until the file is complete; the same call continues with
     what is missing. PowerclipError if pyarrow is not installed, there is no such model or source, ``output`` exists, or
@@ -143,7 +143,9 @@ def _usable(chunk: Chunk, skipped: Counter[str]) -> Iterator[tuple[str, Pair]]:
     """The pairs that can be used, with where they are; others are counted, but for files that belong to no pair."""
     for item in chunk():
         try:
-            yield item.name, item.load()
+            sample, image = item.load()
+            assert image is not None  # of a source of pairs
+            yield item.name, (sample, image)
         except UnusedFileError:
             continue
         except BadSampleError as error:

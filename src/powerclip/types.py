@@ -17,16 +17,19 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """A batch of image-caption pairs, ready for the model."""
+    """A batch of images, each with n captions (one, unless more are asked for), ready for the model.
+
+    Caption j belongs to image j // n.
+    """
 
     images: Tensor
     """(B, 3, H, W) float, normalised as the image tower expects."""
     tokens: Tensor
-    """(B, T) int64 token ids, padded as the tokenizer pads."""
+    """(B n, T) int64 token ids, padded as the tokenizer pads."""
     leaf_of_token: Tensor
-    """(B, T) int64: the leaf each token belongs to, -1 for specials and padding."""
+    """(B n, T) int64: the leaf each token belongs to, -1 for specials and padding."""
     phrase_spans: Tensor
-    """(B, K, 2) int64: first and last leaf of each phrase, inclusive; -1, -1 where absent."""
+    """(B n, K, 2) int64: first and last leaf of each phrase, inclusive; -1, -1 where absent."""
     region_masks: Tensor
     """(B, M, N) bool: regions on the patch grid, row-major; an all-False region is absent."""
     keys: tuple[str, ...] = ()
@@ -50,34 +53,34 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class Features:
-    """What the towers make of a batch: everything a loss may need."""
+    """What the towers make of a batch: everything a loss may need. Caption j belongs to image j // n."""
 
     image: Tensor
     """(B, D) unit global image embeddings."""
     text: Tensor
-    """(B, D) unit global text embeddings."""
+    """(B n, D) unit global text embeddings."""
     regions: Tensor
     """(B, M, D) unit region vectors, zero where absent."""
     region_mask: Tensor
     """(B, M) bool, True = present."""
     phrases: Tensor
-    """(B, K, D) phrase vectors, zero where absent."""
+    """(B n, K, D) phrase vectors, zero where absent."""
     phrase_mask: Tensor
-    """(B, K) bool, True = present."""
+    """(B n, K) bool, True = present."""
     logit_scale: Tensor
     """() the inverse temperature itself (already exponentiated)."""
     caption_ids: Tensor | None = None
-    """(B,) int64, equal for captions of equal tokens."""
+    """(B n,) int64, equal for captions of equal tokens."""
     logit_bias: Tensor | None = None
     """() bias of the similarities, where the model has one (SigLIP)."""
     patches: Tensor | None = None
     """(B, N, D) patch embeddings in the joint space, as they are."""
     tokens: Tensor | None = None
-    """(B, T, D) token embeddings in the joint space, as they are."""
+    """(B n, T, D) token embeddings in the joint space, as they are."""
     token_mask: Tensor | None = None
-    """(B, T) bool, False = padding."""
+    """(B n, T) bool, False = padding."""
     token_ids: Tensor | None = None
-    """(B, T) int64, as in ``Batch.tokens``."""
+    """(B n, T) int64, as in ``Batch.tokens``."""
 
     def dense(self) -> tuple[Tensor, Tensor, Tensor]:
         """``patches``, ``tokens`` and ``token_mask``, for the losses that need them; ValueError if one is not there."""

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from powerclip.data.collate import annotate
-from powerclip.data.sample import Sample, read_caption
+from powerclip.data.sample import Sample
 from powerclip.data.shards import read_shards, write_shards
 from powerclip.errors import BadSampleError
 from powerclip.phrases import encode_caption, load_parser
@@ -41,8 +41,14 @@ def test_a_caption_without_a_tree_is_cleaned(text, caption, original, tmp_path):
 
 
 def test_the_first_original_is_kept_among_the_metadata():
-    metadata = {"url": "x", "caption_original": "&amp;amp;"}
-    assert read_caption(b"salt  &amp; pepper", metadata) == ("salt & pepper", metadata)
+    files = {
+        "png": one_colour(),
+        "txt": b"salt  &amp; pepper",
+        "json": b'{"url": "x", "caption_original": "&amp;amp;"}',
+    }
+    sample = Sample.from_members("k", files)
+    assert sample.caption == "salt & pepper"
+    assert sample.metadata == {"url": "x", "caption_original": "&amp;amp;"}
 
 
 @pytest.mark.parametrize("text", ["", " \n", "\ufeff", "&nbsp;\u3000", "&#1;"])

@@ -213,7 +213,7 @@ def test_columns_of_a_jsonl_are_those_of_its_first_lines(photos, tmp_path):
     ]
     (photos / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
     report = prepared(photos / "t.jsonl", tmp_path / "out")
-    assert report["skipped"] == {"empty caption": 1, "line is not a JSON object": 1}
+    assert report["skipped"] == {"no caption": 1, "line is not a JSON object": 1}
     assert captions(tmp_path / "out") == ["a dog", "a cat"]
 
 
@@ -285,7 +285,7 @@ def test_other_columns_of_a_datasets_folder_are_not_looked_at(tmp_path):
         "mask": [{"bytes": b"junk", "path": None}] * 4,
     }  # fmt: skip
     datasets.Dataset.from_dict(rows, features=datasets.Features(columns)).save_to_disk(str(tmp_path / "in"))
-    assert prepared(tmp_path / "in", tmp_path / "out")["skipped"] == {"empty caption": 1}
+    assert prepared(tmp_path / "in", tmp_path / "out")["skipped"] == {"no caption": 1}
     assert captions(tmp_path / "out") == ["a dog", "a cat", "a bird"]
 
 
@@ -361,4 +361,4 @@ def test_a_path_that_the_system_refuses_is_a_bad_sample(photos, tmp_path):
 
 def test_a_row_that_is_short_has_no_caption(photos, tmp_path):
     (photos / "t.csv").write_text(plain_rows(["a dog"] * 11) + "\n11.jpg\n")
-    assert prepared(photos / "t.csv", tmp_path / "out")["skipped"] == {"empty caption": 1}
+    assert prepared(photos / "t.csv", tmp_path / "out")["skipped"] == {"no caption": 1}

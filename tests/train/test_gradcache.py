@@ -44,14 +44,15 @@ class Towers(nn.Module):
         )
 
 
-def batch():
+def batch(n=1):
+    """B images with n captions each."""
     g = torch.Generator().manual_seed(1)
-    spans = torch.zeros(B, K, 2, dtype=torch.int64)
+    spans = torch.zeros(B * n, K, 2, dtype=torch.int64)
     spans[3, 1] = -1
     return Batch(
         images=torch.randn(B, 3, 2, 2, generator=g, dtype=torch.float64),
-        tokens=torch.randint(1, 9, (B, T), generator=g),
-        leaf_of_token=torch.zeros(B, T, dtype=torch.int64),
+        tokens=torch.randint(1, 9, (B * n, T), generator=g),
+        leaf_of_token=torch.zeros(B * n, T, dtype=torch.int64),
         phrase_spans=spans,
         region_masks=torch.rand(B, M, N, generator=g) < 0.6,
         keys=tuple("abcdefg"),
@@ -81,12 +82,17 @@ LOSSES = {
 }
 
 
-@pytest.mark.parametrize("pieces", [1, 2, 3, 7])
+def part_of(whole, first, end):
+    """Some of the images, with their captions."""
+    each = {name: len(value) // B for name, value in vars(whole).items()}
+    return Batch(**{name: value[first * each[name] : end * each[name]] for name, value in vars(whole).items()})
+
+
+@pytest.mark.parametrize(("pieces", "n"), [(1, 1), (2, 1), (3, 1), (7, 1), (3, 2)])
 @pytest.mark.parametrize("name", LOSSES)
-def test_pieces_give_the_gradient_of_the_whole_with_dropout_replayed(name, pieces):
+def test_pieces_give_the_gradient_of_the_whole_with_dropout_replayed(name, pieces, n):
     bounds = [round(piece * B / pieces) for piece in range(pieces + 1)]
-    values = vars(batch())
-    parts = [Batch(**{field: value[first:end] for field, value in values.items()}) for first, end in pairwise(bounds)]
+    parts = [part_of(batch(n), first, end) for first, end in pairwise(bounds)]
     results = []
     for way in ("whole", "pieces"):
         model, loss = Towers(), LOSSES[name]()

@@ -15,7 +15,7 @@ import torch
 
 import powerclip
 from powerclip.cli import main
-from powerclip.config import ObjectiveConfig, ParallelConfig, PeriodicEvaluationConfig
+from powerclip.config import DataConfig, ObjectiveConfig, ParallelConfig, PeriodicEvaluationConfig
 from powerclip.data.shards import write_shards
 from powerclip.errors import PowerclipError
 from powerclip.recipes import scenes_tiny
@@ -39,6 +39,7 @@ SETTINGS = {
     "ddp": {},
     "pieces": {"parallel": ParallelConfig(accumulate=2)},
     "fsdp": {"parallel": ParallelConfig(sharding="fsdp", accumulate=2), "ema_decay": 0.5},
+    "two captions": {"data": DataConfig(captions=2), "parallel": ParallelConfig(accumulate=2)},
     "learned": {"objective": dataclasses.replace(scenes_tiny().objective, zero="learned", centre_scores="full")},
     "fsdp, learned": {
         "parallel": ParallelConfig(sharding="fsdp", accumulate=2),
@@ -100,6 +101,7 @@ def assert_same(many, one, steps=6):
         (2, "ddp"),
         (3, "ddp"),
         (2, "pieces"),
+        (2, "two captions"),
         (2, "fsdp"),
         (2, "superclip"),
         (2, "fsdp, superclip"),

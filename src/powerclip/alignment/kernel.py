@@ -60,10 +60,11 @@ def hardest_negatives(
 ) -> search.HardestNegatives:
     """The hardest negative of every row and column of I images and J captions; ties go to the lowest index.
 
-    The kernel multiplies in float16, so that what it finds is within the rounding of that of the highest.
+    The kernel multiplies in float16, so that what it finds is within the rounding of that of the highest. It knows one
+    id for each image: if images have several, PyTorch searches.
     """
     fused = _kernel(backend, regions, scoring)
-    if fused:
+    if fused and candidates.image_id.ndim == 1:
         found: search.HardestNegatives = fused.hardest_negatives(
             regions, phrases, candidates=candidates, scoring=scoring
         )

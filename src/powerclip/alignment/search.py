@@ -16,7 +16,7 @@ class Candidates:
     """Which pairs of I images and J captions are negatives, and what is taken off their scores before the search."""
 
     image_id: Tensor
-    """(I,) int64."""
+    """(I,) int64, or (I, n) if images have several ids."""
     caption_id: Tensor
     """(J,) int64: a caption is no negative of the images that have its id."""
     image_valid: Tensor
@@ -30,7 +30,9 @@ class Candidates:
 
     def negatives(self, images: slice) -> Tensor:
         """(images, J) bool: the ids differ, and both take part."""
-        return (self.image_id[images, None] != self.caption_id) & self.valid(images)
+        ids = self.image_id[images]
+        differs = ids[..., None] != self.caption_id  # (images, J), or (images, n, J)
+        return (differs.all(dim=1) if ids.ndim > 1 else differs) & self.valid(images)
 
     def valid(self, images: slice) -> Tensor:
         """(images, J) bool: both take part."""

@@ -26,6 +26,13 @@ class MaskedVectors:
             return MaskedVectors(values=self.values[rows], mask=self.mask[rows])
         return MaskedVectors(values=self.values.index_select(0, rows), mask=self.mask.index_select(0, rows))
 
+    def joined(self, count: int) -> MaskedVectors:
+        """(count, n K, D) the vectors of n consecutive captions as those of one."""
+        width = (len(self) // max(1, count) or 1) * self.mask.shape[1]
+        return MaskedVectors(
+            values=self.values.reshape(count, width, self.values.shape[2]), mask=self.mask.reshape(count, width)
+        )
+
     def to(self, device: torch.device | str) -> MaskedVectors:
         """The same vectors on another device."""
         return MaskedVectors(values=self.values.to(device), mask=self.mask.to(device))

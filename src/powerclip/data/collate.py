@@ -23,16 +23,18 @@ class EncodedSample:
 
     key: str
     image: Tensor
-    caption: EncodedCaption
+    captions: Sequence[EncodedCaption]
+    """n of them, the same number for all samples of a batch."""
     regions: Tensor | None = None
     has_phrases: bool = True
-    """False if its caption stands in for phrases."""
+    """False if a caption stands in for phrases."""
 
 
 def collate(samples: Sequence[EncodedSample], *, patches: int, regions: int = 0) -> Batch:
     """Stack samples; phrases are padded with -1 to the longest list, regions with empty ones to M = ``regions``."""
-    spans = [sample.caption.phrase_spans for sample in samples]
-    phrase_spans = torch.full((len(samples), max(map(len, spans)), 2), -1, dtype=torch.int64)
+    captions = [caption for sample in samples for caption in sample.captions]
+    spans = [caption.phrase_spans for caption in captions]
+    phrase_spans = torch.full((len(captions), max(map(len, spans)), 2), -1, dtype=torch.int64)
     for row, span in zip(phrase_spans, spans, strict=True):
         row[: len(span)] = span
     region_masks = torch.zeros((len(samples), regions, patches), dtype=torch.bool)
@@ -41,8 +43,8 @@ def collate(samples: Sequence[EncodedSample], *, patches: int, regions: int = 0)
             masks[: len(sample.regions)] = sample.regions
     return Batch(
         images=torch.stack([sample.image for sample in samples]),
-        tokens=torch.stack([sample.caption.tokens for sample in samples]),
-        leaf_of_token=torch.stack([sample.caption.leaf_of_token for sample in samples]),
+        tokens=torch.stack([caption.tokens for caption in captions]),
+        leaf_of_token=torch.stack([caption.leaf_of_token for caption in captions]),
         phrase_spans=phrase_spans,
         region_masks=region_masks,
         keys=tuple(sample.key for sample in samples),
@@ -90,7 +92,7 @@ def annotate(
         EncodedSample(
             key="",
             image=image,
-            caption=encode_caption(caption, tree, tokenizer, context_length=context_length),
+            captions=[encode_caption(caption, tree, tokenizer, context_length=context_length)],
             regions=regions,
         )
         for image, caption, tree, regions in zip(images, captions, parser.parse(captions), region_masks, strict=True)

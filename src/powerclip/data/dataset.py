@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
 from powerclip.config import RegionSource
+from powerclip.data.captions import ONE_CAPTION, CaptionDraw
 from powerclip.data.collate import EncodedSample, collate
 from powerclip.data.images import decode_image
 from powerclip.data.index import open_index
@@ -79,9 +80,11 @@ class ShardDataset(Dataset[LoadedBatch]):
         towers: TowerInputs,
         *,
         seed: int,
+        captions: CaptionDraw = ONE_CAPTION,
         regions: int = 0,
         region_source: RegionSource = "boxes",
     ) -> None:
+        self.captions = captions
         self.shards, self.towers, self.seed = shards, towers, seed
         self.regions, self.stored = regions, bool(regions) and region_source == "stored"
         self.starts = np.cumsum([0, *counts])
@@ -133,9 +136,19 @@ class ShardDataset(Dataset[LoadedBatch]):
     def _encode(self, position: int, seed: tuple[int, ...]) -> EncodedSample:
         sample, towers = self._read(position), self.towers
         check_phrases(sample)
-        tree = sample.tree if sample.tree is not None and sample.tree.phrases else whole_caption_tree(sample.caption)
+        captions = self.captions(sample.captions, seed)
         try:
-            caption = encode_caption(sample.caption, tree, towers.tokenizer, context_length=towers.context_length)
+            encoded = [
+                encode_caption(
+                    caption.text,
+                    caption.tree
+                    if caption.tree is not None and caption.tree.phrases
+                    else whole_caption_tree(caption.text),
+                    towers.tokenizer,
+                    context_length=towers.context_length,
+                )
+                for caption in captions
+            ]
         except ValueError as error:
             raise BadSampleError("phrases do not fit the caption") from error
         image = decode_image(sample.image)
@@ -149,9 +162,8 @@ class ShardDataset(Dataset[LoadedBatch]):
             pixels, regions = towers.transform(image), None
             if self.regions:
                 (regions,) = random_boxes(1, regions=self.regions, grid=towers.grid, generator=torch.default_generator)
-        return EncodedSample(
-            key=sample.key, image=pixels, caption=caption, regions=regions, has_phrases=sample.tree is not None
-        )
+        parsed = all(caption.tree is not None for caption in captions)
+        return EncodedSample(key=sample.key, image=pixels, captions=encoded, regions=regions, has_phrases=parsed)
 
 
 def transform_with_regions(

@@ -9,6 +9,9 @@ MAX_MEMBER_BYTES = 64 * 2**20
 MAX_CAPTION_BYTES = 2**20
 """A larger caption is refused; a text tower reads some hundred characters."""
 
+MAX_CAPTIONS = 256
+"""An image has no more captions."""
+
 MAX_ANNOTATION_BYTES = 4 * 2**20
 """A larger file of another kind is not read: parsed, it takes about twenty times its size. The phrases that prepare
 makes of a caption, and 64 masks of any image, take less."""

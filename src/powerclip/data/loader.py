@@ -4,7 +4,8 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count, islice, pairwise
 from pathlib import Path
@@ -14,17 +15,18 @@ import torch
 from torch.utils.data import DataLoader
 
 from powerclip.config import DataConfig, RegionSource
+from powerclip.data.captions import CaptionDraw
 from powerclip.data.collate import equally_wide
 from powerclip.data.dataset import MIN_SEEN, LoadedBatch, Request, ShardDataset, TowerInputs
 from powerclip.data.index import ShardSummary, open_index, summarize
 from powerclip.data.look import look_at_sample, look_at_texts, read_some, read_texts, sample_places
 from powerclip.data.published import GRID as PUBLISHED_GRID
 from powerclip.data.remote import Shard, ShardCache, find_remote, is_remote
-from powerclip.data.sample import CAPTION_EXTENSION, IMAGE_EXTENSIONS, REGION_FILES
+from powerclip.data.sample import CAPTION_EXTENSION, CAPTIONS_EXTENSION, IMAGE_EXTENSIONS, REGION_FILES
 from powerclip.data.sampler import Order
 from powerclip.data.shards import find_shards
 from powerclip.data.worker import outlast_first_signal, worker_death_as_error
-from powerclip.errors import PowerclipError, RunFailedError
+from powerclip.errors import BadSampleError, PowerclipError, RunFailedError
 from powerclip.types import Batch, DataProvenance
 
 Data = Path | str | Sequence[Path | str]
@@ -104,6 +106,19 @@ class OpenedData:
             if shard.cache is None and not shard.path().is_file():
                 raise PowerclipError(f"{shard} is missing on this node; all nodes need the same data at the same paths")
 
+    def check_caption_sources(self, named: Set[str]) -> None:
+        """Log which sources that are to be drawn from the first samples do not have, and which they have besides."""
+        seen: set[str] = set()
+        for place in (place for source in self.sources for place in islice(open_index(source.probed), PROBED)):
+            with suppress(BadSampleError):
+                seen |= {caption.source for caption in place.read(without=REGION_FILES).captions}
+        for names, what in (
+            (named - seen, "in data.caption-weights that the first samples do not have"),
+            (seen - named, "of the first samples that data.caption-weights leaves out"),
+        ):
+            if names:
+                log.warning("caption sources %s: %s", what, ", ".join(sorted(names)))
+
     def check_regions(self, *, grid: tuple[int, int], whole_images: bool) -> None:
         """Check that each source stores regions that the model and its transform can use; PowerclipError if not."""
         for source in self.sources:
@@ -152,7 +167,7 @@ def _probe(given: Path | str, shards: Sequence[Shard], summaries: Sequence[Shard
     wanted = ""
     if not extensions & set(IMAGE_EXTENSIONS):
         wanted = f"no image under {', '.join(IMAGE_EXTENSIONS)}"
-    elif CAPTION_EXTENSION not in extensions:
+    elif not extensions & {CAPTION_EXTENSION, CAPTIONS_EXTENSION}:
         wanted = f"no caption under {CAPTION_EXTENSION}"
     if wanted:
         seen = ", ".join(sorted(extensions))
@@ -201,8 +216,11 @@ class Loader:
             )
         if regions and region_source == "stored":
             data.check_regions(grid=towers.grid, whole_images=settings.crop == "none" and settings.flip == 0)
+        if settings.caption_weights is not None:
+            data.check_caption_sources(settings.caption_weights.keys())
+        draw = CaptionDraw(count=settings.captions, weights=settings.caption_weights, sentences=settings.sentences)
         self.dataset = ShardDataset(
-            data.shards, data.counts, towers, seed=seed, regions=regions, region_source=region_source
+            data.shards, data.counts, towers, seed=seed, captions=draw, regions=regions, region_source=region_source
         )
         self.order = Order(
             sources=[source.counts for source in data.sources],

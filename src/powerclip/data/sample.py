@@ -1,13 +1,13 @@
-"""One image-caption pair as it is stored in a shard; ``dataset.py`` turns it into what training shows."""
+"""An image and its captions as they are stored in a shard; ``dataset.py`` turns them into what training shows."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-from powerclip.data.limits import MAX_CAPTION_BYTES, MAX_JSON_DEPTH
+from powerclip.data.limits import MAX_CAPTION_BYTES, MAX_CAPTIONS, MAX_JSON_DEPTH
 from powerclip.data.published import read_patch_regions, read_phrases
 from powerclip.errors import BadSampleError
 from powerclip.phrases.clean import clean_caption
@@ -18,13 +18,45 @@ T = TypeVar("T")
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 CAPTION_EXTENSION = "txt"
+CAPTIONS_EXTENSION = "captions.json"
 REGION_FILES = ("regions.json", "samlens.npy", "samcat.npy")
 """Files that hold regions, in this project's form and in that of the shards published with the paper."""
 
 
 @dataclass(frozen=True, kw_only=True)
+class Caption:
+    """A caption of an image."""
+
+    text: str
+    """Cleaned (``powerclip.phrases.clean``), or as it is if a tree came with it: offsets refer to it."""
+    source: str = CAPTION_EXTENSION
+    """Where it is from: a column, an extension, a model. Training draws captions by their sources."""
+    tree: PhraseTree | None = None
+    """Its phrases."""
+    original: str | None = None
+    """The text before it was cleaned, where cleaning changed more than white space at its ends."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Its entry in a ``KEY.captions.json`` file."""
+        entry: dict[str, Any] = {"source": self.source, "text": self.text}
+        if self.tree is not None:
+            entry["phrases"] = self.tree.to_json()
+        return entry if self.original is None else {**entry, "original": self.original}
+
+    @classmethod
+    def from_json(cls, entry: Any) -> Caption:
+        """Read an entry, or a bare text; ValueError if it is neither, BadSampleError if its text cannot be used."""
+        entry = {"text": entry} if isinstance(entry, str) else entry
+        if not isinstance(entry, dict) or not isinstance(entry.get("text"), str):
+            raise ValueError("an entry of captions.json must be a text or an object with a text")
+        tree = None if entry.get("phrases") is None else PhraseTree.from_json(entry["phrases"])
+        caption = read_caption(entry["text"], source=str(entry.get("source", CAPTIONS_EXTENSION)), clean=tree is None)
+        return replace(caption, tree=tree, original=entry.get("original", caption.original))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Sample:
-    """An image-caption pair with its annotations, the image still encoded."""
+    """An image with its captions and annotations, the image still encoded."""
 
     key: str
     """Name within the data set, without a dot."""
@@ -32,9 +64,13 @@ class Sample:
     image_extension: str
     """"png", "jpg", "jpeg" or "webp"."""
     caption: str
-    """The text: cleaned (``powerclip.phrases.clean``), or as it is if a tree came with it: offsets refer to it."""
+    """The text of the first caption (``KEY.txt``)."""
     tree: PhraseTree | None = None
-    """Phrases of the caption (``KEY.phrases.json``)."""
+    """Phrases of that caption (``KEY.phrases.json``)."""
+    caption_source: str = CAPTION_EXTENSION
+    """Where that caption is from."""
+    more_captions: tuple[Caption, ...] = ()
+    """Further captions (``KEY.captions.json``, which lists all)."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
     """Whatever is known of the sample (``KEY.json``); ``caption_original`` is the caption before it was cleaned."""
     regions: RegionAnnotation | None = None
@@ -42,62 +78,93 @@ class Sample:
     patch_regions: tuple[tuple[int, ...], ...] | None = None
     """Regions as patches of the published shards' grid, row-major (``KEY.samlens.npy`` and ``KEY.samcat.npy``)."""
 
+    remarks: tuple[str, ...] = ()
+    """What ``prepare`` counts of it, such as why a further caption cannot be used; not written."""
+    extra: Mapping[str, bytes] = field(default_factory=dict)
+    """Other files, by extension, that are written as they are; not read."""
+
+    @property
+    def captions(self) -> tuple[Caption, ...]:
+        """All captions, the first one first; without its original, which is among the metadata."""
+        return Caption(text=self.caption, source=self.caption_source, tree=self.tree), *self.more_captions
+
+    def with_captions(self, captions: Sequence[Caption]) -> Sample:
+        """The same image with other captions, one or more; BadSampleError if there are more than ``MAX_CAPTIONS``."""
+        if len(captions) > MAX_CAPTIONS:
+            raise BadSampleError(f"more than {MAX_CAPTIONS} captions")
+        first = captions[0]
+        known = {} if first.original is None else {"caption_original": first.original}
+        return replace(
+            self,
+            caption=first.text,
+            tree=first.tree,
+            caption_source=first.source,
+            more_captions=tuple(captions[1:]),
+            metadata={**known, **self.metadata},
+        )
+
     def members(self) -> dict[str, bytes]:
         """The sample's files by extension; ValueError if the key or the image's extension would not be read back."""
         if "." in self.key.rpartition("/")[2] or not self.key:
             raise ValueError(f"key is {self.key!r}; it must be a name without a dot: the extension begins there")
         if self.image_extension not in IMAGE_EXTENSIONS:
             raise ValueError(f"image_extension is {self.image_extension!r}; use one of {', '.join(IMAGE_EXTENSIONS)}")
-        files = {self.image_extension: self.image, CAPTION_EXTENSION: self.caption.encode("utf-8")}
+        files = {**self.extra, self.image_extension: self.image, CAPTION_EXTENSION: self.caption.encode("utf-8")}
         if self.metadata:
             files["json"] = _json(self.metadata)
         if self.tree is not None:
             files["phrases.json"] = _json(self.tree.to_json())
+        if self.more_captions or self.caption_source != CAPTION_EXTENSION:
+            files[CAPTIONS_EXTENSION] = _json([caption.to_json() for caption in self.captions])
         if self.regions is not None:
             files["regions.json"] = _json(self.regions.to_json())
         return files
 
     @classmethod
     def from_members(cls, key: str, files: Mapping[str, bytes]) -> Sample:
-        """Read a sample's files; a caption without phrases.json is cleaned.
+        """Read a sample's files; a caption without phrases is cleaned.
 
+        The first caption is ``KEY.txt``, which ``KEY.captions.json`` may list again, or else the first that it lists.
         BadSampleError if there is no image or no caption, or an annotation does not have its form.
         """
         extension = next((e for e in IMAGE_EXTENSIONS if e in files), None)
         if extension is None:
             raise BadSampleError("no image")
-        if CAPTION_EXTENSION not in files:
+        captions: list[Caption] = _read(files, CAPTIONS_EXTENSION, _captions, kind=list) or []
+        if CAPTION_EXTENSION in files:
+            tree = _read(files, "phrases.json", PhraseTree.from_json)
+            first = read_caption(files[CAPTION_EXTENSION], clean=tree is None)
+            if tree is None and "njson" in files:
+                tree = read_phrases(files["njson"], first.text)
+            listed = next((caption for caption in captions if caption.text == first.text), None)
+            if listed is not None:
+                captions.remove(listed)
+                first, tree = replace(first, source=listed.source), tree or listed.tree
+            captions.insert(0, replace(first, tree=tree))
+        if not captions:
             raise BadSampleError("no caption")
-        tree = _read(files, "phrases.json", PhraseTree.from_json)
-        known = _read(files, "json", dict[str, Any])
-        caption, metadata = read_caption(files[CAPTION_EXTENSION], known, clean=tree is None)
-        if tree is None and "njson" in files:
-            tree = read_phrases(files["njson"], caption)
         return cls(
             key=key,
             image=files[extension],
             image_extension=extension,
-            caption=caption,
-            tree=tree,
-            metadata=metadata,
+            caption="",
+            metadata=_read(files, "json", dict[str, Any]) or {},
             regions=_read(files, "regions.json", RegionAnnotation.from_json),
             patch_regions=read_patch_regions(files),
-        )
+        ).with_captions(captions)
 
 
-def read_caption(
-    text: bytes, metadata: Mapping[str, Any] | None = None, *, clean: bool = True
-) -> tuple[str, Mapping[str, Any]]:
-    """A caption where it enters, and the sample's metadata, which keep the original where cleaning changed it.
+def read_caption(text: bytes | str, *, source: str = CAPTION_EXTENSION, clean: bool = True) -> Caption:
+    """A caption where it enters, without a tree.
 
     ``clean`` is False for a caption that came with offsets into it; it stays as it is. BadSampleError if the text is
     too large, empty, not UTF-8, or contains NUL.
     """
-    metadata = metadata or {}
-    if len(text) > MAX_CAPTION_BYTES:
+    data = text if isinstance(text, bytes) else text.encode("utf-8", errors="surrogatepass")
+    if len(data) > MAX_CAPTION_BYTES:
         raise BadSampleError("caption too large")
     try:
-        original = text.decode("utf-8")
+        original = data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise BadSampleError("caption not UTF-8") from error
     if "\0" in original:
@@ -105,25 +172,30 @@ def read_caption(
     caption = clean_caption(original) if clean else original
     if not caption.strip():
         raise BadSampleError("empty caption")
-    if caption not in (original, original.strip()):
-        metadata = {"caption_original": original, **metadata}
-    return caption, metadata
+    unchanged = caption in (original, original.strip())
+    return Caption(text=caption, source=source, original=None if unchanged else original)
 
 
-def _json(value: Mapping[str, Any]) -> bytes:
+def _captions(entries: list[Any]) -> list[Caption]:
+    if len(entries) > MAX_CAPTIONS:
+        raise ValueError(f"it lists more than {MAX_CAPTIONS} captions")
+    return [Caption.from_json(entry) for entry in entries]
+
+
+def _json(value: Mapping[str, Any] | list[Any]) -> bytes:
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     return text.encode("utf-8", errors="backslashreplace")  # which is how JSON writes half a surrogate pair
 
 
-def _read(files: Mapping[str, bytes], extension: str, make: Callable[[dict[str, Any]], T]) -> T | None:
-    """What a JSON file of a sample holds, None if there is no such file."""
+def _read(files: Mapping[str, bytes], extension: str, make: Callable[[Any], T], *, kind: type = dict) -> T | None:
+    """What a JSON file of a sample, an object or a list, holds; None if there is no such file."""
     if extension not in files:
         return None
     data = files[extension]
     try:
         value = json.loads(data)
-        if not isinstance(value, dict) or (data.count(b"[") + data.count(b"{") > MAX_JSON_DEPTH and _is_deep(value)):
-            raise ValueError("it is not an object, or too deep")
+        if not isinstance(value, kind) or (data.count(b"[") + data.count(b"{") > MAX_JSON_DEPTH and _is_deep(value)):
+            raise ValueError(f"it is not a {kind.__name__}, or too deep")
         return make(value)
     except (ValueError, OverflowError, RecursionError) as error:
         raise BadSampleError(f"malformed {extension}") from error

@@ -22,12 +22,13 @@ def check_annotations(sample: Sample, size: tuple[int, int]) -> None:
 
 
 def check_phrases(sample: Sample) -> None:
-    """Check that phrases lie in the caption and are nested or disjoint, so fewer than 2 L of L leaves; BadSampleError."""
-    tree = sample.tree
-    if tree is not None and tree.leaves and tree.leaves[-1][1] > len(sample.caption):
-        raise BadSampleError("phrases reach beyond the caption")
-    if tree is not None and tree.crossing:
-        raise BadSampleError("phrases cross")
+    """Check that phrases lie in their captions and are nested or disjoint, so fewer than 2 L of L leaves; BadSampleError."""
+    for caption in sample.captions:
+        tree = caption.tree
+        if tree is not None and tree.leaves and tree.leaves[-1][1] > len(caption.text):
+            raise BadSampleError("phrases reach beyond the caption")
+        if tree is not None and tree.crossing:
+            raise BadSampleError("phrases cross")
 
 
 def stored_masks(regions: RegionAnnotation, size: tuple[int, int], indices: Sequence[int]) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,50 +24,63 @@ from powerclip.distributed import (
     world_size,
 )
 
+Vectors = TypeVar("Vectors", Tensor, MaskedVectors)
+
 
 @dataclass(frozen=True, kw_only=True)
 class GlobalBatch:
-    """This process's B pairs, and what all processes know of the C pairs of all: masks and ids."""
+    """This process's B images and B n captions, and what all processes know of the C images and C n captions of all.
+
+    That is their masks and ids. Caption j belongs to image j // n, and each makes a pair with it.
+    """
 
     regions: MaskedVectors
     """(B, M, D)"""
     phrases: MaskedVectors
-    """(B, K, D); M and K are the same on all processes."""
+    """(B n, K, D); M and K are the same on all processes."""
     region_mask: Tensor
     """(C, M) bool"""
     phrase_mask: Tensor
-    """(C, K) bool"""
+    """(C n, K) bool"""
     caption_ids: Tensor | None
-    """(C,) int64"""
+    """(C n,) int64"""
+    n: int
+    """Captions of each image."""
     rows: tuple[int, ...]
     """B of every process whose pairs belong to the batch."""
     start: int
-    """Index of this process's first pair."""
+    """Index of this process's first image."""
 
     @classmethod
     def gather(
         cls, regions: MaskedVectors, phrases: MaskedVectors, caption_ids: Tensor | None, *, distributed: bool
     ) -> GlobalBatch:
-        """The batch of all processes, from this one's vectors and ids (B,); or this one's alone."""
+        """The batch of all processes, from this one's vectors and ids (B n,); or this one's alone."""
+        n = len(phrases) // max(1, len(regions)) or 1
         if not distributed or world_size() == 1:
             known: dict[str, Any] = {"region_mask": regions.mask, "phrase_mask": phrases.mask}
-            sizes: dict[str, Any] = {"rows": (len(regions),), "start": 0}
+            sizes: dict[str, Any] = {"n": n, "rows": (len(regions),), "start": 0}
             return cls(regions=regions, phrases=phrases, caption_ids=caption_ids, **known, **sizes)
         device = regions.mask.device
-        rows, M, K = zip(*exchange_sizes(*regions.mask.shape, phrases.mask.shape[1], device=device), strict=True)
+        rows, M, K, of_each = zip(
+            *exchange_sizes(*regions.mask.shape, phrases.mask.shape[1], n, device=device), strict=True
+        )
+        n = max(of_each)  # a process without images does not know
         regions, phrases = _widened(regions, max(M)), _widened(phrases, max(K))
-        masks, start = gather_rows(torch.cat([regions.mask, phrases.mask], dim=1))
+        masks, start = gather_rows(torch.cat([regions.mask, phrases.mask.reshape(len(regions), n * max(K))], dim=1))
         return cls(
             regions=regions,
             phrases=phrases,
             region_mask=masks[:, : max(M)],
-            phrase_mask=masks[:, max(M) :],
+            phrase_mask=masks[:, max(M) :].reshape(-1, max(K)),
             caption_ids=None if caption_ids is None else gather_rows(caption_ids)[0],
+            n=n,
             rows=rows,
             start=start,
         )
 
     def __len__(self) -> int:
+        """C."""
         return sum(self.rows)
 
     @property
@@ -82,21 +95,45 @@ class GlobalBatch:
 
     @cached_property
     def valid(self) -> Tensor:
-        """(C,) bool: the pair can be scored."""
-        return self.region_mask.any(dim=1) & self.phrase_mask.any(dim=1)
+        """(C n,) bool: the pair can be scored."""
+        return self.region_mask.any(dim=1).repeat_interleave(self.n) & self.phrase_mask.any(dim=1)
+
+    @cached_property
+    def image_valid(self) -> Tensor:
+        """(C,) bool: one of the image's pairs can be scored."""
+        return self.valid.view(len(self), self.n).any(dim=1)
 
     @property
     def own(self) -> slice:
-        """This process's pairs."""
+        """This process's images."""
         return slice(self.start, self.start + len(self.regions))
+
+    @property
+    def own_captions(self) -> slice:
+        """This process's captions."""
+        return slice(self.own.start * self.n, self.own.stop * self.n)
 
     @cached_property
     def ids(self) -> Tensor:
-        """(C,) int64, equal for captions that are not negatives of each other's images."""
-        return torch.arange(len(self), device=self.device) if self.caption_ids is None else self.caption_ids
+        """(C n,) int64, equal for captions that are not negatives of each other's images."""
+        if self.caption_ids is not None:
+            return self.caption_ids
+        return torch.arange(len(self), device=self.device).repeat_interleave(self.n)
+
+    @property
+    def image_ids(self) -> Tensor:
+        """(C,) int64 ids of the images' captions, or (C, n)."""
+        several = self.caption_ids is not None and self.n > 1
+        return self.ids.view(len(self), self.n) if several else self.ids[:: self.n]
+
+    def by_pair(self, x: Vectors) -> Vectors:
+        """The row of the image of each of this process's pairs (B n, ...), of rows (B, ...)."""
+        if self.n == 1:
+            return x
+        return x[torch.arange(len(self.regions), device=self.device).repeat_interleave(self.n)]
 
     def all_rows(self, x: Tensor) -> Tensor:
-        """(C, ...) the rows (B, ...) of all processes."""
+        """The rows of all processes."""
         return gather_rows(x)[0] if self.distributed else x
 
     def total(self, x: Tensor) -> Tensor:
@@ -104,41 +141,50 @@ class GlobalBatch:
         return sum_over_processes(x) if self.distributed else x.detach()
 
     def all_phrases(self) -> MaskedVectors:
-        """(C, K, D) the phrases of all processes at once, with gradient: all of them on every process."""
+        """(C n, K, D) the phrases of all processes at once, with gradient: all of them on every process."""
         return MaskedVectors(values=self.all_rows(self.phrases.values), mask=self.phrase_mask)
 
     def phrase_blocks(self) -> Iterator[tuple[slice, MaskedVectors]]:
-        """Every process's pairs and phrases, one process after the other, while the next is on its way; no gradient."""
+        """Every process's captions and phrases, one process after the other, while the next is on its way; no gradient."""
         if not self.distributed:
-            yield self.own, self.phrases
+            yield self.own_captions, self.phrases
             return
-        for process, values in ring(self.phrases.values, self.rows):
-            first = sum(self.rows[:process])
-            pairs = slice(first, first + self.rows[process])
-            yield pairs, MaskedVectors(values=values, mask=self.phrase_mask[pairs])
+        rows = [images * self.n for images in self.rows]
+        for process, values in ring(self.phrases.values, rows):
+            first = sum(rows[:process])
+            captions = slice(first, first + rows[process])
+            yield captions, MaskedVectors(values=values, mask=self.phrase_mask[captions])
 
-    def request(self, index: Tensor) -> RowRequest | Tensor:
-        """Ask for the vectors of pairs (P,); all processes do. With several this waits for the device."""
+    def request_images(self, index: Tensor) -> RowRequest | Tensor:
+        """Ask for the vectors of images (P,); all processes do. With several this waits for the device."""
         return request_rows(index, self.rows) if self.distributed else index
 
+    def request_captions(self, index: Tensor) -> RowRequest | Tensor:
+        """The same of captions (P,)."""
+        return request_rows(index, [images * self.n for images in self.rows]) if self.distributed else index
+
     def fetch_regions(self, request: RowRequest | Tensor) -> MaskedVectors:
-        """(P, M, D) the regions of the pairs that were asked for, with gradient to whoever has them."""
+        """(P, M, D) the regions of the images that were asked for, with gradient to whoever has them."""
         return _fetch(self.regions, self.region_mask, request)
 
     def fetch_phrases(self, request: RowRequest | Tensor) -> MaskedVectors:
-        """(P, K, D) their phrases."""
+        """(P, K, D) the phrases of the captions that were asked for."""
         return _fetch(self.phrases, self.phrase_mask, request)
 
     def candidates(self, captions: slice) -> Candidates:
-        """Negatives of this process's images are no pair and have no equal captions; both can be scored."""
-        ids, valid, own = self.ids, self.valid, self.own
+        """Negatives of this process's images are captions equal to none of the image's own; both can be scored."""
         return Candidates(
-            image_id=ids[own], caption_id=ids[captions], image_valid=valid[own], caption_valid=valid[captions]
+            image_id=self.image_ids[self.own],
+            caption_id=self.ids[captions],
+            image_valid=self.image_valid[self.own],
+            caption_valid=self.valid[captions],
         )
 
     def all_candidates(self) -> Candidates:
         """``candidates`` of all images and captions."""
-        return Candidates(image_id=self.ids, caption_id=self.ids, image_valid=self.valid, caption_valid=self.valid)
+        return Candidates(
+            image_id=self.image_ids, caption_id=self.ids, image_valid=self.image_valid, caption_valid=self.valid
+        )
 
 
 def _fetch(vectors: MaskedVectors, mask: Tensor, request: RowRequest | Tensor) -> MaskedVectors:

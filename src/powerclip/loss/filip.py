@@ -45,8 +45,8 @@ def filip_loss(patches: Tensor, tokens: Tensor, token_mask: Tensor, logit_scale:
     """Symmetric cross-entropy of late-interaction similarities (FILIP's equations 1 to 5), patches with tokens.
 
     Images to texts by the mean over patches, texts to images by the mean over tokens, of (B, N, D) and (B, T, D)
-    embeddings, which are normalised here: a scalar in float32, also under autocast. ``token_mask`` (B, T) bool is False
-    for padding; ``logit_scale`` is the () inverse temperature, already exponentiated. Under an initialised process
+    embeddings, which are normalised here: a scalar in float32, also under autocast. With n captions of each image, tokens
+    are (B n, T, D), and ``contrast`` says how they are used. ``token_mask`` (B, T) bool is False for padding; ``logit_scale`` is the () inverse temperature, already exponentiated. Under an initialised process
     group the loss is that of the global batch, as ``clip_loss``.
     """
     with torch.autocast(patches.device.type, enabled=False):

@@ -36,10 +36,10 @@ def matrix_loss(
     r, p = batch.regions, batch.all_phrases()
     if not len(p):
         return r.values.sum() + p.values.sum()  # 0, and part of the graph
-    rows = r.values.new_empty(len(r), len(p))  # (B, C)
+    rows = r.values.new_empty(len(r), len(p))  # (B, C n)
     for images, t2r, r2t in score_rows(r, p, scoring=scoring, tile_bytes=tile_bytes, backend=backend):
         rows[images] = scoring.total(t2r, r2t, r.mask[images])
-    scores = batch.all_rows(rows)  # (C, C)
+    scores = batch.all_rows(rows)  # (C, C n)
     pairs = Pairs(valid=batch.valid, negative=batch.all_candidates().negatives(slice(None)))
     learned = list(objective.parameters())
     with torch.enable_grad():
@@ -51,7 +51,7 @@ def matrix_loss(
     objective.adapt(scores.detach(), pairs)
     if not torch.is_grad_enabled():
         return value.detach()
-    weights = weights[batch.own]  # (B, C)
+    weights = weights[batch.own]  # (B, C n)
     if objective.sparse:
         i, j = weights.nonzero(as_tuple=True)  # (P,) each
         picked = r[i]

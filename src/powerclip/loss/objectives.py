@@ -1,4 +1,7 @@
-"""What a loss makes of the complete matrix of scores S of C images (rows) and C captions (columns)."""
+"""What a loss makes of the complete matrix of scores S of C images (rows) and their C n captions (columns).
+
+Caption j belongs to image j // n; each makes a pair with it, and the captions of one image are not negatives of it.
+"""
 
 import math
 from dataclasses import dataclass
@@ -23,9 +26,27 @@ class Pairs:
     """Which entries of the scores count."""
 
     valid: Tensor
-    """(C,) bool: the pair can be scored."""
+    """(C n,) bool: the pair can be scored."""
     negative: Tensor
-    """(C, C) bool: the image and the caption are negatives of each other."""
+    """(C, C n) bool: the image and the caption are negatives of each other."""
+
+    @property
+    def n(self) -> int:
+        """Captions of each image."""
+        return self.negative.shape[1] // max(1, self.negative.shape[0]) or 1
+
+    @property
+    def image_valid(self) -> Tensor:
+        """(C,) bool: one of the image's pairs can be scored."""
+        return self.valid.view(len(self.negative), self.n).any(dim=1)
+
+    def of(self, scores: Tensor) -> Tensor:
+        """(C n,) the scores (C, C n) of the pairs."""
+        return scores.reshape(len(scores), len(scores), self.n).diagonal(dim1=0, dim2=1).T.flatten()
+
+    def by_pair(self, rows: Tensor) -> Tensor:
+        """(C n, ...) the row of each pair's image, of rows (C, ...)."""
+        return rows if self.n == 1 else rows.repeat_interleave(self.n, dim=0)
 
 
 class Objective(nn.Module):
@@ -71,13 +92,13 @@ class Objective(nn.Module):
         return self.sparse and self.config.centre_scores == "none" and self.fixed_margin != "adaptive"
 
     def compared(self, scores: Tensor, pairs: Pairs) -> Tensor:
-        """(C, C) the scores that are compared: as they are, or centred."""
+        """(C, C n) the scores that are compared: as they are, or centred."""
         if self.config.centre_scores == "none":
             return scores
-        return centre_scores(scores, pairs.valid, detached=self.config.centre_scores == "detached")
+        return centre_scores(scores, pairs, detached=self.config.centre_scores == "detached")
 
     def forward(self, scores: Tensor, pairs: Pairs) -> Tensor:
-        """() the loss in both directions, of ``compared`` scores (C, C); differentiable."""
+        """() the loss in both directions, of ``compared`` scores (C, C n); differentiable."""
         c = self.config
         if c.form != "triplet":
             if self.training:
@@ -95,17 +116,21 @@ class Objective(nn.Module):
                 x,
                 margin=margin,
                 rows=pairs.valid,
+                positive=pairs.of(scores),
                 negative=negative,
                 negatives=c.negatives,
                 temperature=c.negatives_temperature,
             )
-            for x, negative in ((scores, pairs.negative), (scores.T, pairs.negative.T))
+            for x, negative in (
+                (pairs.by_pair(scores), pairs.by_pair(pairs.negative)),
+                (scores.T, pairs.negative.T),
+            )
         )
         return i2t + t2i
 
     @torch.no_grad()
     def adapt(self, scores: Tensor, pairs: Pairs) -> None:
-        """Set an adaptive margin for the next step, in training, from the scores (C, C) of this one."""
+        """Set an adaptive margin for the next step, in training, from the scores (C, C n) of this one."""
         if self.fixed_margin == "adaptive" and self.training:
             gap = mean_gap(scores, pairs).clamp(0, self.config.max_margin)
             self.adaptive_margin.copy_(torch.where(gap.isfinite(), gap, self.adaptive_margin))
@@ -125,35 +150,40 @@ class Objective(nn.Module):
 
 
 def softmax_loss(logits: Tensor, pairs: Pairs) -> Tensor:
-    """() mean of the cross-entropies of rows and of columns (CLIP's loss), of logits (C, C) of pairs and negatives."""
-    others = ~(pairs.negative | torch.eye(len(logits), dtype=torch.bool, device=logits.device))
-    kept = logits.masked_fill(others, -torch.inf)
-    each = (kept.logsumexp(dim=1) + kept.logsumexp(dim=0)) / 2 - logits.diagonal()  # (C,)
+    """() mean over pairs of the cross-entropies of rows and of columns (CLIP's loss), of logits (C, C n).
+
+    A row's candidates are the image's captions and its negatives, a column's are the caption's image and its negatives.
+    """
+    own = torch.eye(len(logits), dtype=torch.bool, device=logits.device).repeat_interleave(pairs.n, dim=1)
+    kept = logits.masked_fill(~(pairs.negative | own), -torch.inf)
+    unscored = own & ~pairs.valid & pairs.image_valid[:, None]  # beside others of the image that can be scored
+    rows = kept.masked_fill(unscored, -torch.inf).logsumexp(dim=1)  # (C,)
+    each = (pairs.by_pair(rows) + kept.logsumexp(dim=0)) / 2 - pairs.of(logits)  # (C n,)
     return (each * pairs.valid).sum() / pairs.valid.sum().clamp(min=1)
 
 
 def sigmoid_loss(logits: Tensor, pairs: Pairs) -> Tensor:
-    """() -1/C sum_ij log sigmoid(z_ij logits_ij), z = 1 for pairs and -1 for negatives (SigLIP's loss); (C, C)."""
-    of_pairs = F.logsigmoid(logits.diagonal()) * pairs.valid
+    """() -1/P sum_ij log sigmoid(z_ij logits_ij), z = 1 for the P pairs and -1 for negatives (SigLIP's loss); (C, C n)."""
+    of_pairs = F.logsigmoid(pairs.of(logits)) * pairs.valid
     of_negatives = F.logsigmoid(-logits) * pairs.negative
     return -(of_pairs.sum() + of_negatives.sum()) / pairs.valid.sum().clamp(min=1)
 
 
-def centre_scores(scores: Tensor, valid: Tensor, *, detached: bool) -> Tensor:
-    """S[i, j] - mean_i S[i, j] - mean_j S[i, j] + mean S, of scores (C, C), the means over the valid rows and columns.
+def centre_scores(scores: Tensor, pairs: Pairs, *, detached: bool) -> Tensor:
+    """S[i, j] - mean_i S[i, j] - mean_j S[i, j] + mean S, of scores (C, C n), the means over valid rows and columns.
 
     An image's own mean is the same for all captions it is compared with, and so makes no difference to them; what
     counts is that S[i, j] - mean_i S[i, j] is compared with S[i, i] - mean_i S[i, i], and likewise for captions.
     Through the means every score gets gradient; through ``detached`` ones only those that get it without centring.
     """
-    share = valid.to(scores.dtype) / valid.sum().clamp(min=1)  # (C,)
+    images, captions = (v.to(scores.dtype) / v.sum().clamp(min=1) for v in (pairs.image_valid, pairs.valid))
     known = scores.detach() if detached else scores
-    rows, columns = known @ share, share @ known  # (C,) each
-    return scores - rows[:, None] - columns + rows @ share
+    rows, columns = known @ captions, images @ known  # (C,), (C n,)
+    return scores - rows[:, None] - columns + rows @ images
 
 
 @torch.no_grad()
 def mean_gap(scores: Tensor, pairs: Pairs) -> Tensor:
     """() mean score of the pairs less that of the negatives; NaN if there are none of either."""
-    positive = scores.diagonal()[pairs.valid].mean()
+    positive = pairs.of(scores)[pairs.valid].mean()
     return positive - (scores * pairs.negative).sum() / pairs.negative.sum()

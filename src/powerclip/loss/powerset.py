@@ -29,6 +29,7 @@ from powerclip.loss.batch import GlobalBatch
 from powerclip.loss.matrix import matrix_loss
 from powerclip.loss.measures import measure_similarities
 from powerclip.loss.objectives import Objective
+from powerclip.loss.positives import fit
 from powerclip.loss.search import search_loss
 from powerclip.loss.zero import PlacedZero, smooth
 
@@ -136,24 +137,25 @@ class PowersetAlignmentLoss(nn.Module):
         """The loss in both directions, unweighted: a scalar in float32, also under autocast.
 
         Args:
-            regions: (C, M, D) region vectors; image i belongs to caption i.
-            phrases: (C, K, D) phrase vectors.
-            region_mask, phrase_mask: (C, M) and (C, K) bool, True = present; all present by default.
-            caption_ids: (C,) int64; captions of one id (the same text, say) are not negatives of each other's images.
+            regions: (C, M, D) region vectors.
+            phrases: (C n, K, D) phrase vectors, n captions of each image: caption j belongs to image j // n. Each makes
+                a pair with it, and none of them is its negative.
+            region_mask, phrase_mask: (C, M) and (C n, K) bool, True = present; all present by default.
+            caption_ids: (C n,) int64; captions of one id (the same text, say) are not negatives of each other's images.
             measures: a dict that receives what ``powerclip.loss.measures`` finds in this batch, each (): of the
                 similarities, the share of active hinges and that of hubs, in both directions.
 
         Raises:
             ValueError: the vectors do not fit each other; the message names the argument.
         """
-        if regions.shape[:1] != phrases.shape[:1]:
+        if not fit(len(regions), len(phrases)):
             sizes = f"regions hold {regions.shape[0]} images and phrases {phrases.shape[0]} captions"
-            raise ValueError(f"{sizes}; the loss takes them in pairs")
+            raise ValueError(f"{sizes}; the loss takes them in pairs, or the same number of captions for each image")
         r, p = validate(regions, phrases, region_mask, phrase_mask)
-        if caption_ids is not None and (caption_ids.shape != regions.shape[:1] or caption_ids.is_floating_point()):
+        if caption_ids is not None and (caption_ids.shape != phrases.shape[:1] or caption_ids.is_floating_point()):
             raise ValueError(
                 f"caption_ids has shape {tuple(caption_ids.shape)} and dtype {caption_ids.dtype}; expected "
-                f"({len(regions)},) integers, one per caption"
+                f"({len(phrases)},) integers, one per caption"
             )
         self.scoring.check_regions(regions.shape[1])
         with torch.autocast(regions.device.type, enabled=False):
@@ -194,17 +196,16 @@ class PowersetAlignmentLoss(nn.Module):
     @torch.no_grad()
     def _calibrate(self, batch: GlobalBatch, scoring: Scoring) -> None:
         """Fit zeta to some pairs of the global batch and update the estimate."""
-        C = len(batch)
-        if C == 0:
+        if not len(batch):
             return
-        image, caption = choose_pairs(C, C, shift=self._steps)
+        image, caption = choose_pairs(len(batch), len(batch) * batch.n, shift=self._steps)
         here = (image >= batch.own.start) & (image < batch.own.stop)
         i, j = (
             (x[here] - first).to(batch.device, non_blocking=True) for x, first in ((image, batch.start), (caption, 0))
         )
         pairs = measure_pairs(
             batch.regions[i],
-            batch.fetch_phrases(batch.request(j)),
+            batch.fetch_phrases(batch.request_captions(j)),
             scoring=scoring,
             tile_bytes=tile_bytes_or_default(self.tile_bytes, batch.device),
         )

@@ -1,7 +1,7 @@
 """The triplet loss with the hardest negatives, which are searched for without the matrix of scores.
 
 A pass without gradient finds the hardest negatives tile by tile; at most 3 C pairs are then scored again with gradient.
-The result is that of the dense computation.
+The result is that of the dense computation. Of n captions of an image, each makes a pair with it.
 
 Of several processes each searches with its B images and the phrases of one process after the other, whose blocks go
 round in a ring. It then scores, with gradient, its own B pairs, its images with their hardest captions and its captions
@@ -36,26 +36,27 @@ def search_loss(
     ``measures``, if given, receives the shares of active hinges and of hubs.
     """
     caption, caption_score, image, image_score = _search(batch, scoring=scoring, tile_bytes=tile_bytes, backend=backend)
-    own, r, p = batch.own, batch.regions, batch.phrases
+    own, r, p = batch.own_captions, batch.regions, batch.phrases
     # Both requests come before both answers: the second then waits for nothing that the first has not waited for.
-    captions, images = batch.request(caption), batch.request(image[own])
+    captions, images = batch.request_captions(caption), batch.request_images(image[own])
     # With gradient. All s go through one call: it has many small operations.
-    sides = ((r, p), (r, batch.fetch_phrases(captions)), (batch.fetch_regions(images), p))
+    sides = ((batch.by_pair(r), p), (r, batch.fetch_phrases(captions)), (batch.fetch_regions(images), p))
     s_PMK = torch.cat([torch.bmm(r.values, p.values.transpose(1, 2)) for r, p in sides])
     region_mask, phrase_mask = (torch.cat([vectors.mask for vectors in side]) for side in zip(*sides, strict=True))
     scores = scoring.total(*scoring.score(s_PMK, region_mask, phrase_mask, tile_bytes=tile_bytes), region_mask)
-    positive, caption_negative, image_negative = scores.view(3, -1)  # (B,) each
+    positive, caption_negative, image_negative = torch.split(scores, [len(p), len(r), len(p)])  # (B n,), (B,), (B n,)
+    caption_negative = batch.by_pair(caption_negative)
 
     margin = objective.margin
     assert margin is not None
     valid, pairs = batch.valid[own], batch.valid.sum().clamp(min=1)
-    has_caption, has_image = caption_score > ABSENT, image_score > ABSENT  # (B,), (C,)
-    by_caption = (margin + caption_negative - positive).relu() * (valid & has_caption)  # (B,)
-    by_image = (margin + image_negative - positive).relu() * (valid & has_image[own])  # (B,)
+    has_caption, has_image = batch.by_pair(caption_score > ABSENT), image_score > ABSENT  # (B n,), (C n,)
+    by_caption = (margin + caption_negative - positive).relu() * (valid & has_caption)  # (B n,)
+    by_image = (margin + image_negative - positive).relu() * (valid & has_image[own])  # (B n,)
     if measures is not None:
         active = torch.stack([(hinge > 0).sum() for hinge in (by_caption, by_image)])
         measures["active_share_i2t"], measures["active_share_t2i"] = batch.total(active) / pairs
-        measures["hub_share_i2t"] = hub_share(batch.all_rows(caption), batch.all_rows(has_caption))
+        measures["hub_share_i2t"] = hub_share(batch.all_rows(batch.by_pair(caption)), batch.all_rows(has_caption))
         measures["hub_share_t2i"] = hub_share(image, has_image)
     share = (by_caption + by_image).sum() / pairs
     return with_value(share, batch.total(share))
@@ -64,27 +65,27 @@ def search_loss(
 def _search(
     batch: GlobalBatch, *, scoring: Scoring, tile_bytes: int, backend: Backend
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(B,) each: the hardest captions of this process's images and their scores; (C,) each: those of all captions.
+    """(B,) each: the hardest captions of this process's images and their scores; (C n,) each: the images of all captions.
 
-    Indices are of all processes' pairs; the lowest of equals. Without a negative they are 0 and the score is ``ABSENT``.
+    Indices are of all processes' captions and images; the lowest of equals. Without a negative they are 0 and the score is ``ABSENT``.
     """
     parts = []
-    for pairs, phrases in batch.phrase_blocks():
+    for captions, phrases in batch.phrase_blocks():
         found = hardest_negatives(
             batch.regions,
             phrases,
-            candidates=batch.candidates(pairs),
+            candidates=batch.candidates(captions),
             scoring=scoring,
             tile_bytes=tile_bytes,
             backend=backend,
         )
-        parts.append((pairs.start, found))
+        parts.append((captions.start, found))
     if not batch.distributed:
         return found.caption, found.caption_score, found.image, found.image_score
     parts.sort(key=lambda part: part[0])
     caption_score, block = torch.stack([found.caption_score for _, found in parts]).max(dim=0)  # (B,) each
     caption = torch.stack([start + found.caption for start, found in parts]).gather(0, block[None])[0]
-    image_score = torch.cat([found.image_score for _, found in parts])  # (C,) of this process's images
+    image_score = torch.cat([found.image_score for _, found in parts])  # (C n,) of this process's images
     image = torch.cat([found.image for _, found in parts]) + batch.start
     highest, none = max_over_processes(image_score), torch.iinfo(torch.int64).max
     lowest = -max_over_processes(-torch.where((image_score == highest) & (highest > ABSENT), image, none))

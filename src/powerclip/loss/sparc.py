@@ -30,16 +30,18 @@ def sparc_loss(patches: Tensor, tokens: Tensor, token_mask: Tensor, logit_scale:
     A scalar in float32, also under autocast, of (B, N, D) patch and (B, T, D) token embeddings; ``token_mask`` (B, T)
     bool is False for padding, with one True or more each; ``logit_scale`` is the () inverse temperature, already
     exponentiated. The negatives of a token are the other tokens of its caption. The mean is over a caption's tokens,
-    then over captions. Under an initialised process group it is over the global batch, as ``clip_loss``.
+    then over captions; of n captions of an image, (B n, T, D), each is compared with its patches. Under an initialised process group it is over the global batch, as ``clip_loss``.
     """
     with torch.autocast(patches.device.type, enabled=False):
         dtype = torch.promote_types(patches.dtype, torch.float32)
         patches, tokens = patches.to(dtype), tokens.to(dtype)
+        if len(tokens) > len(patches):
+            patches = patches.repeat_interleave(len(tokens) // len(patches), dim=0)
         grouped = group_patches(patches, tokens)
         logits_BTT = logit_scale.to(dtype) * torch.bmm(grouped, F.normalize(tokens, dim=-1).transpose(1, 2))
         per_token_BT = (_own(logits_BTT, token_mask) + _own(logits_BTT.transpose(1, 2), token_mask)) / 2
         per_caption_B = (per_token_BT * token_mask).sum(dim=1) / token_mask.sum(dim=1)
-        captions = sum_over_processes(torch.tensor(float(len(patches)), dtype=dtype, device=patches.device))
+        captions = sum_over_processes(torch.tensor(float(len(tokens)), dtype=dtype, device=patches.device))
         share = per_caption_B.sum() / captions
         return with_value(share, sum_over_processes(share))
 

@@ -44,7 +44,7 @@ class SuperCLIPLoss(nn.Module):
     The head is trained with the model and left out of it. It starts at 0, equal on all processes, and each process gets
     its share of the gradient. Inverse document frequencies are those of the captions of all processes and training
     steps so far, the present one included; their counts are saved with the module. Tokens that all captions have, the
-    start and the end of the text, weigh 0.
+    start and the end of the text, weigh 0. Of several captions of an image, each is told from it.
     """
 
     needs_dense = True
@@ -78,5 +78,8 @@ class SuperCLIPLoss(nn.Module):
                 self.counts += seen[:-1]
                 self.documents += seen[-1]
             weights = inverse_document_frequency(self.counts, self.documents)
-            token = token_loss(self.head(pooled_BD.to(self.head.weight.dtype)), contained, weights)
+            logits = self.head(pooled_BD.to(self.head.weight.dtype))
+            if len(contained) > len(logits):
+                logits = logits.repeat_interleave(len(contained) // len(logits), dim=0)
+            token = token_loss(logits, contained, weights)
         return LossOutput(total=clip + self.weight * token, terms={"clip": clip, "token": token})

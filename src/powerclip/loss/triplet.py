@@ -11,6 +11,7 @@ def triplet_loss(
     scores: Tensor,
     *,
     margin: float | Tensor,
+    positive: Tensor | None = None,
     rows: Tensor | None = None,
     negative: Tensor | None = None,
     negatives: Negatives = "hardest",
@@ -19,7 +20,8 @@ def triplet_loss(
     """() mean_i max(0, margin + max_{j != i} X[i, j] - X[i, i]) (paper: the powerset loss l), in its dense form.
 
     X is ``scores`` (C, C), with the pairs on its diagonal; those that are False in ``rows`` (C,) are neither pairs nor
-    negatives, and without any negative the loss is 0. ``negative`` (C, C) bool says which entries are negatives instead.
+    negatives, and without any negative the loss is 0. ``negative`` (C, C) bool says which entries are negatives instead;
+    with it and the pairs' own scores ``positive`` (C,), X may have another number of columns than C.
     ``PowersetAlignmentLoss`` has the same value and gradient without the matrix; this is its oracle. Of equal negatives
     the first gets the gradient, and a violation of exactly 0 none.
 
@@ -30,7 +32,7 @@ def triplet_loss(
     valid = torch.ones(C, dtype=torch.bool, device=scores.device) if rows is None else rows
     if negative is None:
         negative = valid & ~torch.eye(C, dtype=torch.bool, device=scores.device)
-    positive = scores.diagonal()
+    positive = scores.diagonal() if positive is None else positive
     if negatives == "mean":
         hinges = (margin + scores - positive[:, None]).relu() * negative
         violation = hinges.sum(dim=1) / negative.sum(dim=1).clamp(min=1)

@@ -91,6 +91,7 @@ class PlacedZero(nn.Module):
     @torch.no_grad()
     def _midpoint(self, regions: MaskedVectors, phrases: MaskedVectors) -> Tensor:
         """() halfway between the mean s of matched and unmatched; NaN if there are none of either."""
+        phrases = phrases.joined(len(regions))
         valid = (regions.some & phrases.some)[:, None]
         r, p = (vectors.values.sum(dim=1) * valid for vectors in (regions, phrases))  # (B, D) each
         m, k = (vectors.mask.sum(dim=1).to(r) * valid[:, 0] for vectors in (regions, phrases))  # (B,) each

@@ -82,6 +82,20 @@ class PhraseTree:
             open_ends.append(last)
         return False
 
+    def within(self, start: int, end: int) -> PhraseTree:
+        """The words and phrases that lie in the characters [start, end) of the caption, with offsets from ``start``."""
+        inside = [i for i, (first, last) in enumerate(self.leaves) if start <= first and last <= end]
+        first, last = (inside[0], inside[-1]) if inside else (0, -1)
+        return PhraseTree(
+            leaves=tuple((a - start, b - start) for a, b in self.leaves[first : last + 1]),
+            phrases=tuple(
+                Phrase(label=p.label, first=p.first - first, last=p.last - first)
+                for p in self.phrases
+                if first <= p.first and p.last <= last
+            ),
+            parser=self.parser,
+        )
+
     def to_brackets(self, caption: str) -> str:
         """The caption with its phrases in square brackets: "[NP a cat [PP on [NP a chair]]]"."""
         opened = ["" for _ in self.leaves]

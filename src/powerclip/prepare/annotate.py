@@ -13,11 +13,12 @@ from typing import Any
 from PIL.Image import Image
 
 from powerclip.config import PrepareConfig
-from powerclip.data.sample import Sample
+from powerclip.data.limits import MAX_ANNOTATION_BYTES
+from powerclip.data.sample import CAPTIONS_EXTENSION, Sample
 from powerclip.data.shards import write_shard
 from powerclip.errors import BadSampleError
 from powerclip.phrases import Parser, load_parser
-from powerclip.prepare.pairs import Chunk, Item, Pair, UnusedFileError
+from powerclip.prepare.pairs import Chunk, Item, Loaded, UnusedFileError
 from powerclip.regions import RegionAnnotation, load_proposer
 from powerclip.regions.annotation import MAX_PIXELS
 from powerclip.regions.masks import Proposer
@@ -92,7 +93,7 @@ def annotated(
     yield from _parsed(batch, parser, counts)
 
 
-def _loaded(items: Iterable[Item], counts: Counts) -> Iterator[tuple[str, Pair]]:
+def _loaded(items: Iterable[Item], counts: Counts) -> Iterator[tuple[str, Loaded]]:
     """The names and pairs of the items that can be used; the others are counted."""
     for item in items:
         try:
@@ -103,26 +104,26 @@ def _loaded(items: Iterable[Item], counts: Counts) -> Iterator[tuple[str, Pair]]
             counts.skip(str(error), item.name)
 
 
-def _with_regions(pairs: Iterable[tuple[str, Pair]], proposer: Proposer | None, counts: Counts) -> Iterator[Sample]:
+def _with_regions(pairs: Iterable[tuple[str, Loaded]], proposer: Proposer | None, counts: Counts) -> Iterator[Sample]:
     """The samples with regions."""
     for group in _groups(pairs, proposer.batch_size if proposer else 1):
-        bare = [image for _, (sample, image) in group if sample.regions is None]
+        bare = [image for _, (sample, image) in group if sample.regions is None and image is not None]
         found = iter(_propose(proposer, bare) if proposer and bare else ())
         for name, (sample, _) in group:
             regions = next(found) if proposer and sample.regions is None else sample.regions
             if proposer and regions is None:
                 counts.skip("image refused by the region proposer", name)
                 continue
-            counts.keep(sample)
+            counts.keep(sample, name)
             yield replace(sample, regions=regions)
 
 
-def _groups(pairs: Iterable[tuple[str, Pair]], size: int) -> Iterator[list[tuple[str, Pair]]]:
+def _groups(pairs: Iterable[tuple[str, Loaded]], size: int) -> Iterator[list[tuple[str, Loaded]]]:
     """Pairs, ``size`` at a time, or fewer if their images are large."""
-    group: list[tuple[str, Pair]] = []
+    group: list[tuple[str, Loaded]] = []
     for name, pair in pairs:
         group.append((name, pair))
-        if len(group) == size or sum(image.width * image.height for _, (_, image) in group) > MAX_PIXELS:
+        if len(group) == size or sum(image.width * image.height for _, (_, image) in group if image) > MAX_PIXELS:
             yield group
             group = []
     if group:
@@ -138,11 +139,15 @@ def _propose(proposer: Proposer, images: Sequence[Image]) -> list[RegionAnnotati
 
 
 def _parsed(samples: list[Sample], parser: Parser | None, counts: Counts) -> Iterator[Sample]:
-    bare = [sample for sample in samples if sample.tree is None]
-    trees = iter(list(parser.parse(sample.caption for sample in bare))) if parser is not None else None
+    bare = [caption.text for sample in samples for caption in sample.captions if caption.tree is None]
+    trees = iter(() if parser is None else list(parser.parse(bare)))
     for sample in samples:
-        if trees is not None and sample.tree is None:
-            sample = replace(sample, tree=next(trees))
+        if parser is not None:
+            captions = [c if c.tree is not None else replace(c, tree=next(trees)) for c in sample.captions]
+            sample = sample.with_captions(captions)
+        if sample.more_captions and len(sample.members()[CAPTIONS_EXTENSION]) > MAX_ANNOTATION_BYTES:
+            counts.skip("captions and phrases too large", sample.key)  # they could not be read again
+            continue
         counts.add(sample)
         yield sample
 
@@ -157,6 +162,10 @@ class Counts:
     parsers: Counter[str] = field(default_factory=Counter)
     proposers: Counter[str] = field(default_factory=Counter)
     """Samples by parser and by proposer, "none" among them."""
+    captions: Counter[str] = field(default_factory=Counter)
+    """Captions by source."""
+    remarks: Counter[str] = field(default_factory=Counter)
+    """Samples by what else is to be said of them, such as why a further caption is not used."""
     kept: Counter[str] = field(default_factory=Counter)
     """Samples by the annotations that they came with."""
     skipped: Counter[str] = field(default_factory=Counter)
@@ -166,8 +175,10 @@ class Counts:
     examples: dict[str, list[str]] = field(default_factory=dict)
     """Names of some of them, by reason."""
 
-    def keep(self, sample: Sample) -> None:
-        """Count the annotations that a sample came with."""
+    def keep(self, sample: Sample, name: str) -> None:
+        """Count the annotations and remarks that a sample came with."""
+        for remark in sample.remarks:
+            self._keep_names(_count(self.remarks, remark), [name])
         if sample.tree is not None:
             _count(self.kept, f"phrases of {sample.tree.parser}")
         if sample.regions is not None:
@@ -176,7 +187,9 @@ class Counts:
     def add(self, sample: Sample) -> None:
         """Count an annotated sample."""
         self.samples += 1
-        self.phrases += len(sample.tree.phrases) if sample.tree else 0
+        for caption in sample.captions:
+            self.phrases += len(caption.tree.phrases) if caption.tree else 0
+            _count(self.captions, caption.source)
         self.regions += len(sample.regions.rles) if sample.regions else 0
         _count(self.parsers, sample.tree.parser if sample.tree else "none")
         _count(self.proposers, sample.regions.proposer if sample.regions else "none")
@@ -191,7 +204,8 @@ class Counts:
             setattr(self, name, getattr(self, name) + other.get(name, 0))
         for name in ("parsers", "proposers", "kept", "skipped"):
             getattr(self, name).update(other[name])
-        self.ignored.update(other.get("ignored", {}))  # earlier versions did not count them
+        for name in ("ignored", "captions", "remarks"):  # earlier versions did not count them
+            getattr(self, name).update(other.get(name, {}))
         for reason, names in other["examples"].items():
             self._keep_names(reason, names)
 

@@ -36,7 +36,7 @@ SHEET = "contact_sheet.png"
 RESULT = "check.json"
 SHOWN = 16
 """Samples on the contact sheet."""
-MEASURES = ("words", "phrases", "regions", "width", "height", "kilobytes")
+MEASURES = ("captions", "words", "phrases", "regions", "width", "height", "kilobytes")
 COLUMNS = 4
 LONGEST_SIDE = 320
 """Images on the contact sheet have at most this many pixels on their longer side."""
@@ -132,7 +132,7 @@ def check_shard(shard: Path) -> dict[str, Any]:
         phrases = sample.tree.phrases if sample.tree is not None else ()
         kilobytes = sum(size for _, size in place.members.values()) / 1000
         labels.update(phrase.label for phrase in phrases)
-        measures.append((words, len(phrases), regions, image.width, image.height, kilobytes))
+        measures.append((len(sample.captions), words, len(phrases), regions, image.width, image.height, kilobytes))
     return {"broken": broken, "counts": counts, "labels": labels, "measures": measures}
 
 
@@ -167,8 +167,8 @@ def _summary(results: list[dict[str, Any]]) -> dict[str, Any]:
         "ignored": dict(total.ignored),
         "broken": [result["broken"] for result in results if result["broken"]],
         "phrases": dict(labels.most_common()),
-        "without_phrases": int((table[:, 1] == 0).sum()),
-        "without_regions": int((table[:, 2] == 0).sum()),
+        "without_phrases": int((table[:, MEASURES.index("phrases")] == 0).sum()),
+        "without_regions": int((table[:, MEASURES.index("regions")] == 0).sum()),
         "measures": spread,
     }
 

@@ -15,6 +15,7 @@ from powerclip.config import PrepareConfig
 from powerclip.errors import PowerclipError, RunFailedError
 from powerclip.files import write_json
 from powerclip.prepare.annotate import Counts, ShardTask, make_shard, parser_of, proposer_of
+from powerclip.prepare.join import JOINED, open_join
 from powerclip.prepare.output import REPORT, counts_of, read_finished, reserved
 from powerclip.prepare.pairs import Source
 from powerclip.prepare.source import open_source
@@ -36,14 +37,16 @@ def prepare(
     A shard appears under its name when it is complete; the same call again skips the shards that exist.
 
     ``source`` is a folder of images with .txt captions; a folder of .tar shards, or one; a .csv, .tsv, .jsonl or
-    .parquet table; a folder saved by Hugging Face's datasets; or "scenes:SPLIT". The shards and ``report.json`` go to
-    ``output``, the progress to ``console``, standard error by default. PowerclipError if the source cannot be read,
-    ``output`` is inside it, or ``output`` was made from another source; RunFailedError if too many pairs cannot be used
-    (``report.json`` says which), or a worker died.
+    .parquet table; a folder saved by Hugging Face's datasets; or "scenes:SPLIT"; with ``config.captions`` it is shards,
+    whose images get the captions of a table. The shards and ``report.json`` go to ``output``, the progress to
+    ``console``, standard error by default. PowerclipError if the source cannot be read, ``output`` is inside it, or
+    ``output`` was made from another source; RunFailedError if too many pairs cannot be used (``report.json`` says
+    which), or a worker died.
     """
     config, console = config or PrepareConfig(), console or Console(stderr=True)
-    pairs = open_source(str(source), config)
     output = Path(output).absolute()
+    joined = None if config.captions is None else open_join(Path(source).absolute(), config, output)
+    pairs = joined or open_source(str(source), config)
     if Path(source).is_dir() and output.resolve().is_relative_to(Path(source).resolve()):
         raise PowerclipError(f"output {output} is inside the source {source}; name a folder outside of it")
     # Loaded here too: a wrong name is reported before any work begins, and the plan needs what was loaded.
@@ -53,6 +56,7 @@ def prepare(
     plan = {
         "source": pairs.fingerprint, "samples_per_shard": config.samples_per_shard,
         "replace_annotations": config.replace_annotations, **makers,
+        **({"caption_lines": True} if config.caption_lines else {}),
     }  # fmt: skip
     shards = [output / f"shard-{number:06d}.tar" for number in range(pairs.count)]
     finished: dict[Path, Mapping[str, Any]] = {}
@@ -69,6 +73,8 @@ def prepare(
         total = Counts()
         for counts in filter(None, map(finished.get, shards)):  # in their order, whichever was finished first
             total.merge(counts)
+        if joined is not None:
+            total.remarks = Counter({**dict.fromkeys(JOINED, 0), **total.remarks})
         report = _report(str(source), pairs, total, unfinished=len(shards) - len(finished))
         write_json(output / REPORT, report)
     if failure is not None:
@@ -78,10 +84,14 @@ def prepare(
     kept = [f"{what} ({number})" for what, number in total.kept.most_common() if what not in usual]
     ignored = [f"{number} {kind}" for kind, number in report["ignored"].items()]
     reasons = f" ({', '.join(f'{number} {reason}' for reason, number in total.skipped.most_common())})"
+    captions = [f"{number} {source}" for source, number in report["captions"].items()]
+    remarks = [f"{number} {remark}" for remark, number in report["remarks"].items()]
     console.print(
         f"{total.samples} samples in {output}, {total.skipped.total()} skipped{reasons * bool(total.skipped)}; "
         f"{report['phrases_per_caption']:.1f} phrases per caption, "
         f"{report['regions_per_image']:.1f} stored regions per image"
+        + (f"; captions: {', '.join(captions)}" if total.captions.total() > total.samples else "")
+        + (f"; {', '.join(remarks)}" if remarks else "")
         + (f"; kept from the source: {', '.join(kept)}" if kept else "")
         + (f"; other files in the source: {', '.join(ignored)}" if ignored else ""),
         highlight=False, soft_wrap=True,
@@ -161,7 +171,9 @@ def _report(source: str, pairs: Source, total: Counts, *, unfinished: int) -> di
         "skipped": dict(total.skipped.most_common()),
         "examples": total.examples,
         "ignored": {**pairs.ignored, **(total.ignored + Counter(pairs.ignored))},
-        "phrases_per_caption": total.phrases / max(1, total.samples),
+        "captions": dict(total.captions.most_common()),
+        "remarks": dict(total.remarks.most_common()),
+        "phrases_per_caption": total.phrases / max(1, total.captions.total()),
         "regions_per_image": total.regions / max(1, total.samples),
         "parser": dict(total.parsers.most_common()),
         "proposer": dict(total.proposers.most_common()),

@@ -13,7 +13,7 @@ from powerclip.files import read_json, write_json
 REPORT = "report.json"
 PLAN = ".source.json"
 LOCK = ".lock"
-TEMPORARY = (".shard-*.tmp", f"{PLAN}.*.tmp", f".{REPORT}.*.tmp")
+TEMPORARY = (".shard-*.tmp", ".captions.db.tmp*", f"{PLAN}.*.tmp", f".{REPORT}.*.tmp")
 """Files of a job while they are being written."""
 
 

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from PIL import Image
 
 from powerclip.data.images import decode_image
 from powerclip.data.limits import MAX_CAPTION_BYTES, MAX_MEMBER_BYTES
-from powerclip.data.sample import Sample, read_caption
+from powerclip.data.sample import CAPTION_EXTENSION, Caption, Sample, read_caption
 from powerclip.data.validate import check_annotations
 from powerclip.errors import BadSampleError
 
@@ -28,6 +28,12 @@ several images as some phones write them, begins with a complete JPEG."""
 Pair = tuple[Sample, Image.Image]
 """A usable sample, and its decoded image: upright RGB."""
 
+Loaded = tuple[Sample, Image.Image | None]
+"""The same, without the image where nothing is to be made of it."""
+
+Cell = tuple[str, Any]
+"""Captions as a source holds them: the name of where they are from, and a text, a list of texts, or None."""
+
 
 class UnusedFileError(BadSampleError):
     """A file of the source that is no part of a pair; its message is the kind, as in ``Source.ignored``."""
@@ -38,7 +44,7 @@ class Item(NamedTuple):
 
     name: str
     """Where it is in the source, for messages."""
-    load: Callable[[], Pair]
+    load: Callable[[], Loaded]
     """Reads the pair; raises ``BadSampleError`` if it cannot be used, ``UnusedFileError`` if it is a file by itself."""
 
 
@@ -83,22 +89,53 @@ def decoded(sample: Sample) -> Pair:
     return replace(sample, image=buffer.getvalue(), image_extension="png"), image
 
 
-def make_pair(key: str, image: bytes, caption: bytes | str) -> Pair:
-    """A pair without annotations, its caption cleaned; BadSampleError if it cannot be used."""
-    if isinstance(caption, str):
-        caption = caption.encode("utf-8", errors="surrogatepass")
+def make_pair(key: str, image: bytes, *cells: Cell | str | bytes, lines: bool = False) -> Pair:
+    """An image and its captions without annotations; BadSampleError if it cannot be used. See ``read_captions``."""
+    return pair_of(key, image, read_captions(cells, lines=lines))
+
+
+def pair_of(key: str, image: bytes, read: tuple[list[Caption], tuple[str, ...]]) -> Pair:
+    """An image and what ``read_captions`` returned for it; BadSampleError if the image cannot be used."""
     if len(image) > MAX_MEMBER_BYTES:
         raise BadSampleError("file too large")
-    text, metadata = read_caption(caption)
-    return decoded(Sample(key=key, image=image, image_extension="", caption=text, metadata=metadata))
+    captions, remarks = read
+    sample = Sample(key=key, image=image, image_extension="", caption="", remarks=remarks)
+    return decoded(sample.with_captions(captions))
 
 
-def load_files(key: str, image: Path, caption: Path | None) -> Pair:
+def read_captions(cells: Iterable[Cell | str | bytes], *, lines: bool = False) -> tuple[list[Caption], tuple[str, ...]]:
+    """The usable captions of an image, cleaned, in order, and why others cannot be used.
+
+    A cell's texts may also be objects {"text": ..., "source": ...}, and with ``lines`` each line is a text. BadSampleError
+    with the first reason if none can be used.
+    """
+    captions: list[Caption] = []
+    reasons: list[str] = []
+    for cell in cells:
+        source, value = cell if isinstance(cell, tuple) else (CAPTION_EXTENSION, cell)
+        for text in (value or [None]) if isinstance(value, list | tuple) else [value]:
+            name = source
+            if isinstance(text, Mapping):
+                name, text = str(text.get("source", source)), text.get("text")
+            if not isinstance(text, str | bytes):
+                reasons.append("no caption" if text is None else "caption is not text")
+                continue
+            for part in (line for line in text.splitlines() if line.strip()) if lines else [text]:
+                try:
+                    captions.append(read_caption(part, source=name))
+                except BadSampleError as error:
+                    reasons.append(str(error))
+    if not captions:
+        raise BadSampleError(reasons[0] if reasons else "empty caption")
+    return captions, tuple(reasons)
+
+
+def load_files(key: str, image: Path, caption: Path | None, *, lines: bool = False) -> Pair:
     """A pair of two files; raises what ``make_pair`` does."""
     if caption is None:
         raise BadSampleError("no caption")
     text = read_file(caption, MAX_CAPTION_BYTES, missing="no caption")
-    return make_pair(key, read_file(image, MAX_MEMBER_BYTES, missing="image file missing"), text)
+    return make_pair(key, read_file(image, MAX_MEMBER_BYTES, missing="image file missing"), text, lines=lines)
 
 
 def read_file(path: Path, limit: int, *, missing: str) -> bytes:

@@ -39,7 +39,7 @@ def open_source(source: str, config: PrepareConfig) -> Source:
         # img2dataset's "files" are images in folders, each with a table next to it that says what became of the URLs.
         if tables and not any(table.with_suffix("").is_dir() for table in tables):
             return open_arrow(tables, config, ignored=count_kinds(set(path.iterdir()) - set(tables)))
-        return _folder(path, config.samples_per_shard)
+        return _folder(path, config)
     if suffix == ".tar" and path.is_file():
         return open_tars(path, config)
     if not path.exists():
@@ -49,7 +49,7 @@ def open_source(source: str, config: PrepareConfig) -> Source:
     return open_arrow([path], config) if suffix == ".parquet" else open_text(path, config)
 
 
-def _folder(folder: Path, samples_per_shard: int) -> Source:
+def _folder(folder: Path, config: PrepareConfig) -> Source:
     """Images with a .txt file next to each, in sub-folders too; other files are counted."""
     files, passed = _walk(folder)
     images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")]
@@ -66,18 +66,18 @@ def _folder(folder: Path, samples_per_shard: int) -> Source:
     names = (str(path.relative_to(folder)) for path in images)
     stamps = (stamp(image) + (stamp(caption) if caption else "-") for image, caption in pairs)
     return Source(
-        chunks=in_chunks(partial(_images, folder=folder), pairs, samples_per_shard),
-        count=-(-len(pairs) // samples_per_shard),
+        chunks=in_chunks(partial(_images, folder=folder, lines=config.caption_lines), pairs, config.samples_per_shard),
+        count=-(-len(pairs) // config.samples_per_shard),
         fingerprint=digest(names, stamps),
         ignored={**passed, **count_kinds(set(files) - {*images, *captions})},
     )
 
 
-def _images(pairs: Sequence[tuple[Path, Path | None]], first: int, *, folder: Path) -> Iterator[Item]:
+def _images(pairs: Sequence[tuple[Path, Path | None]], first: int, *, folder: Path, lines: bool) -> Iterator[Item]:
     """Image files, each with the file of its caption."""
     for i, (image, caption) in enumerate(pairs, start=first):
         name = str(image.relative_to(folder))
-        yield Item(name, partial(load_files, make_key(i, name), image, caption))
+        yield Item(name, partial(load_files, make_key(i, name), image, caption, lines=lines))
 
 
 def _walk(folder: Path) -> tuple[list[Path], Counter[str]]:

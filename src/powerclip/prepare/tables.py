@@ -5,7 +5,7 @@ import hashlib
 import json
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
 from itertools import accumulate, chain, islice, repeat
@@ -15,9 +15,11 @@ from urllib.parse import unquote, urlsplit
 
 from powerclip.config import PrepareConfig
 from powerclip.data.limits import MAX_MEMBER_BYTES
+from powerclip.data.sample import CAPTION_EXTENSION
 from powerclip.errors import BadSampleError, PowerclipError, did_you_mean
 from powerclip.files import read_json
 from powerclip.prepare.pairs import (
+    Cell,
     Item,
     Pair,
     Source,
@@ -26,7 +28,8 @@ from powerclip.prepare.pairs import (
     digest,
     in_chunks,
     make_key,
-    make_pair,
+    pair_of,
+    read_captions,
     read_file,
     stamp,
 )
@@ -53,12 +56,17 @@ BATCH_ROWS = 32
 
 UNREADABLE = "row cannot be read"
 
-Row = tuple[Any, Any] | str
-"""Image and caption as a table holds them; or why the row is not usable."""
+Row = tuple[Any, ...] | str
+"""Some cells of a row, the image first and its captions behind; or why the row is not usable."""
 
 
-def table_items(rows: Iterable[Row], first: int, folder: Path) -> Iterator[Item]:
-    """The pairs of some rows; the first of them has the number ``first``, and relative paths start at the folder."""
+def table_items(
+    rows: Iterable[Row], first: int, folder: Path, *, captions: Sequence[str], lines: bool
+) -> Iterator[Item]:
+    """The pairs of some rows; the first of them has the number ``first``, and relative paths start at the folder.
+
+    ``captions`` are the sources of the cells behind the image; with ``lines`` each line in them is a caption.
+    """
     for i, row in enumerate(rows, start=first):
         if isinstance(row, str):
             yield bad(f"row {i + 1}", row)
@@ -66,26 +74,24 @@ def table_items(rows: Iterable[Row], first: int, folder: Path) -> Iterator[Item]
         path = row[0].get("path") if isinstance(row[0], Mapping) else row[0]
         name = path if isinstance(path, str) else ""
         place = f"row {i + 1} ({name[:200]})" if name else f"row {i + 1}"
-        yield Item(place, partial(load_row, make_key(i, name), *row, folder=folder))
+        cells = tuple(zip(captions, row[1:], strict=True))
+        yield Item(place, partial(load_row, make_key(i, name), row[0], *cells, folder=folder, lines=lines))
 
 
-def load_row(key: str, image: Any, caption: Any, *, folder: Path) -> Pair:
+def load_row(key: str, image: Any, *cells: Cell, folder: Path, lines: bool = False) -> Pair:
     """The pair of a row; BadSampleError if it cannot be used. Relative paths start at the folder.
 
-    The image is a path, a file:// URL, bytes, or a mapping with "bytes" or "path"; of several captions the first is
-    used.
+    The image is a path, a file:// URL, bytes, or a mapping with "bytes" or "path"; the captions are those of
+    ``read_captions``.
     """
     if isinstance(image, Mapping):  # as Hugging Face stores images
         image = image.get("bytes") or image.get("path")
-    if isinstance(caption, list | tuple):
-        caption = caption[0] if caption else None
-    if not isinstance(caption, str | bytes):
-        raise BadSampleError("empty caption" if caption is None else "caption is not text")
+    captions = read_captions(cells, lines=lines)
     if isinstance(image, str) and image:
         image = read_file(_find_image(image, folder), MAX_MEMBER_BYTES, missing="image file missing")
     if not isinstance(image, bytes) or not image:
         raise BadSampleError("no image")
-    return make_pair(key, image, caption)
+    return pair_of(key, image, captions)
 
 
 def _find_image(cell: str, folder: Path) -> Path:
@@ -100,16 +106,25 @@ def _find_image(cell: str, folder: Path) -> Path:
     raise BadSampleError("image is a URL (download the images first, for example with img2dataset)")
 
 
-def find_columns(path: Path, columns: Sequence[str], config: PrepareConfig) -> tuple[int, int]:
-    """The places of the image and caption columns, given or well-known; PowerclipError if there are none, or several.
+def find_columns(
+    path: Path, columns: Sequence[str], config: PrepareConfig, first: str | None, known: tuple[str, ...], option: str
+) -> tuple[int, ...]:
+    """The places of a column, ``first`` or one of ``known`` names, and of those of captions, given or well-known.
 
-    A given column is a name, or a number from 1 where no column has that name.
+    A given column is a name, or a number from 1 where no column has that name. PowerclipError if one is not there, or
+    occurs twice.
     """
     hint = "; if that is a row already, add --no-header" * (config.header and path.suffix.lower() in SEPARATORS)
+    captions = config.caption_column or (None,)
     return (
-        _column(path, columns, config.image_column, IMAGE_COLUMNS, "image-column", hint),
-        _column(path, columns, config.caption_column, CAPTION_COLUMNS, "caption-column", hint),
+        _column(path, columns, first, known, option, hint),
+        *(_column(path, columns, name, CAPTION_COLUMNS, "caption-column", hint) for name in captions),
     )
+
+
+def sources_of(names: Sequence[str]) -> Sequence[str]:
+    """The sources of captions: the names of columns or keys, if there are several."""
+    return names if len(names) > 1 else (CAPTION_EXTENSION,)
 
 
 def _column(
@@ -139,25 +154,51 @@ def open_text(path: Path, config: PrepareConfig) -> Source:
     The file is read twice, once here to count its rows and once for the chunks, which carry the rows that they need.
     PowerclipError if it cannot be read, has no row, or its columns cannot be determined.
     """
+    columns, read = read_table(path, config)
     try:
-        columns, rows = _text_rows(path, header=config.header)
-        count = sum(1 for _ in rows)
+        count = sum(1 for _ in read(()))
         with path.open("rb") as file:
             content = hashlib.file_digest(file, "sha256").hexdigest()
     except (OSError, ValueError, csv.Error) as error:
         raise PowerclipError(f"cannot read the table {path}: {error}") from error
     if not count:
         raise PowerclipError(f"{path} has no row")
-    image, caption = find_columns(path, columns, config)
-    pairs = (
-        row if isinstance(row, str) else (row[image], row[caption])
-        for row in _text_rows(path, header=config.header)[1]
-    )  # fmt: skip
+    places = find_columns(path, columns, config, config.image_column, IMAGE_COLUMNS, "image-column")
+    sources = sources_of([columns[i] for i in places[1:]])
+    items = partial(table_items, folder=path.parent, captions=sources, lines=config.caption_lines)
     return Source(
-        chunks=in_chunks(partial(table_items, folder=path.parent), islice(pairs, count), config.samples_per_shard),
+        chunks=in_chunks(items, islice(read(places), count), config.samples_per_shard),
         count=-(-count // config.samples_per_shard),
-        fingerprint=digest([content, f"{config.header}", *(f"{i} {columns[i]}" for i in (image, caption))]),
+        fingerprint=digest([content, f"{config.header}", *(f"{i} {columns[i]}" for i in places)]),
     )
+
+
+def table_files(path: Path) -> list[Path]:
+    """A table, or the Parquet files of a folder; PowerclipError if it is neither."""
+    files = sorted(f for f in path.glob("*.parquet") if not f.name.startswith(".")) if path.is_dir() else [path]
+    if not files or not files[0].is_file() or files[0].suffix.lower() not in TABLES:
+        raise PowerclipError(f"{path} is not a table; give a {', '.join(TABLES)} file, or a folder of Parquet files")
+    return files
+
+
+def read_table(path: Path, config: PrepareConfig) -> tuple[list[str], Callable[[Sequence[int]], Iterator[Row]]]:
+    """The columns of a table, and a function that reads some of them, by place, row by row, each time from the start.
+
+    PowerclipError if the table cannot be read.
+    """
+    if path.suffix.lower() == ".parquet":
+        columns, count = _shape_of(path)
+        return columns, lambda places: _arrow_rows(path, tuple(columns[i] for i in places), 0, count)
+    try:
+        columns, _ = _text_rows(path, header=config.header)
+    except (OSError, ValueError, csv.Error) as error:
+        raise PowerclipError(f"cannot read the table {path}: {error}") from error
+
+    def rows(places: Sequence[int]) -> Iterator[Row]:
+        for row in _text_rows(path, header=config.header)[1]:
+            yield row if isinstance(row, str) else tuple(row[i] for i in places)
+
+    return columns, rows
 
 
 def _text_rows(path: Path, *, header: bool) -> tuple[list[str], Iterator[Sequence[Any] | str]]:
@@ -276,30 +317,36 @@ def open_arrow(paths: Sequence[Path], config: PrepareConfig, *, ignored: Mapping
 
     PowerclipError if pyarrow is missing, a file cannot be read, there is no row, or the columns cannot be determined.
     """
-    try:
-        from pyarrow import ArrowException
-    except ImportError as error:
-        message = f"{paths[0]} needs pyarrow, which is not installed; pip install 'powerclip[parquet]'"
-        raise PowerclipError(message) from error
-    chunks, first, names = [], 0, ("", "")
+    chunks, first = [], 0
+    names: tuple[str, ...] = ()
     for path in paths:
-        try:
-            columns, rows = _shape(path)
-        except (ArrowException, OSError, ValueError, KeyError, TypeError) as error:
-            raise PowerclipError(f"cannot read the table {path}: {error}") from error
-        image, caption = find_columns(path, columns, config)
-        names = columns[image], columns[caption]
+        columns, rows = _shape_of(path)
+        places = find_columns(path, columns, config, config.image_column, IMAGE_COLUMNS, "image-column")
+        names = tuple(columns[i] for i in places)
         if twice := [name for name in names if columns.count(name) > 1]:
             raise PowerclipError(f"{path} has {columns.count(twice[0])} columns {twice[0]!r}; rename one")
         for start in range(0, rows, config.samples_per_shard):
             end = min(start + config.samples_per_shard, rows)
-            chunks.append(partial(_arrow_items, path, names, start, end, first + start))
+            chunks.append(partial(_arrow_items, path, names, start, end, first + start, lines=config.caption_lines))
         first += rows
     if not chunks:
         raise PowerclipError(f"{paths[0]} has no row")
     files = sorted(filter(Path.is_file, paths[0].iterdir())) if paths[0].is_dir() else paths
     fingerprint = digest((file.name for file in files), map(stamp, files), names)
     return Source(chunks=chunks, count=len(chunks), fingerprint=fingerprint, ignored=ignored or {})
+
+
+def _shape_of(path: Path) -> tuple[list[str], int]:
+    """``_shape``, or PowerclipError."""
+    try:
+        from pyarrow import ArrowException
+    except ImportError as error:
+        message = f"{path} needs pyarrow, which is not installed; pip install 'powerclip[parquet]'"
+        raise PowerclipError(message) from error
+    try:
+        return _shape(path)
+    except (ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+        raise PowerclipError(f"cannot read the table {path}: {error}") from error
 
 
 def _shape(path: Path) -> tuple[list[str], int]:
@@ -329,11 +376,14 @@ def _dataset(folder: Path) -> Any:
     return pyarrow.concat_tables(pyarrow.ipc.open_stream(file).read_all() for file in maps)
 
 
-def _arrow_items(path: Path, columns: tuple[str, str], start: int, end: int, first: int) -> Iterator[Item]:
-    return table_items(_arrow_rows(path, columns, start, end), first, path if path.is_dir() else path.parent)
+def _arrow_items(
+    path: Path, columns: tuple[str, ...], start: int, end: int, first: int, *, lines: bool
+) -> Iterator[Item]:
+    rows, folder = _arrow_rows(path, columns, start, end), path if path.is_dir() else path.parent
+    return table_items(rows, first, folder, captions=sources_of(columns[1:]), lines=lines)
 
 
-def _arrow_rows(path: Path, columns: tuple[str, str], start: int, end: int) -> Iterator[Row]:
+def _arrow_rows(path: Path, columns: tuple[str, ...], start: int, end: int) -> Iterator[Row]:
     """The rows of a table from one number to another; those from a damaged page on cannot be read."""
     from pyarrow import ArrowException
 
@@ -342,7 +392,7 @@ def _arrow_rows(path: Path, columns: tuple[str, str], start: int, end: int) -> I
             for i in range(max(0, start - position), min(len(batch), end - position)):
                 start += 1
                 try:
-                    yield batch.column(columns[0])[i].as_py(), batch.column(columns[1])[i].as_py()
+                    yield tuple(batch.column(name)[i].as_py() for name in columns)
                 except UnicodeDecodeError:
                     yield "text not UTF-8"
                 except (ArrowException, ValueError, OverflowError):
@@ -352,7 +402,7 @@ def _arrow_rows(path: Path, columns: tuple[str, str], start: int, end: int) -> I
     yield from repeat(UNREADABLE, end - start)
 
 
-def _batches(path: Path, columns: tuple[str, str], start: int, end: int) -> Iterator[tuple[int, Any]]:
+def _batches(path: Path, columns: tuple[str, ...], start: int, end: int) -> Iterator[tuple[int, Any]]:
     """The batches of a table that hold some rows, each with the number of its first row."""
     from pyarrow.parquet import ParquetFile
 

@@ -3,7 +3,7 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -18,11 +18,33 @@ from powerclip.data.images import IMAGE_SUFFIXES
 from powerclip.data.limits import MAX_SAMPLES
 from powerclip.data.published import GRID, patch_masks
 from powerclip.data.published import PARSER as PUBLISHED_PARSER
-from powerclip.data.sample import CAPTION_EXTENSION, IMAGE_EXTENSIONS, REGION_FILES, Sample
+from powerclip.data.sample import (
+    CAPTION_EXTENSION,
+    CAPTIONS_EXTENSION,
+    IMAGE_EXTENSIONS,
+    REGION_FILES,
+    Caption,
+    Sample,
+    read_caption,
+)
 from powerclip.data.shards import BrokenShardError, SamplePlace, find_shards, stream_shard
 from powerclip.errors import BadSampleError, PowerclipError
-from powerclip.prepare.pairs import Item, Pair, Source, bad, count_kinds, decoded, digest, make_key, stamp, unused
-from powerclip.prepare.tables import CAPTION_COLUMNS
+from powerclip.phrases import PhraseTree
+from powerclip.prepare.pairs import (
+    Item,
+    Loaded,
+    Pair,
+    Source,
+    bad,
+    count_kinds,
+    decoded,
+    digest,
+    make_key,
+    read_captions,
+    stamp,
+    unused,
+)
+from powerclip.prepare.tables import CAPTION_COLUMNS, sources_of
 from powerclip.regions.annotation import MAX_MASK_PIXELS
 from powerclip.regions.masks import scaled_annotation
 
@@ -36,6 +58,9 @@ READ = (*IMAGE_EXTENSIONS, *(suffix[1:] for suffix in IMAGE_SUFFIXES if suffix[1
 ANNOTATIONS = ("phrases.json", "njson", *REGION_FILES)
 """Extensions of annotations that are kept."""
 
+AS_IN_SHARDS = (CAPTION_EXTENSION,)
+"""Keys of captions that are where shards have them: in ``KEY.txt`` and ``KEY.captions.json``."""
+
 
 def open_tars(path: Path, config: PrepareConfig) -> Source:
     """The pairs of the tars in a folder, or of one tar.
@@ -43,21 +68,38 @@ def open_tars(path: Path, config: PrepareConfig) -> Source:
     PowerclipError if the first samples have no images, or no captions where they are expected.
     """
     shards = find_shards(path)
-    caption_key = _find_captions(shards, config.caption_key)
+    keys = _find_captions(shards, config.caption_key)
+    read = partial(tar_items, keys=keys, lines=config.caption_lines, keep=not config.replace_annotations)
     return Source(
-        chunks=[partial(tar_items, shard, caption_key, keep=not config.replace_annotations) for shard in shards],
+        chunks=[partial(read, shard) for shard in shards],
         count=len(shards),
-        fingerprint=digest((shard.name for shard in shards), (stamp(shard) for shard in shards), [caption_key]),
+        fingerprint=digest((shard.name for shard in shards), (stamp(shard) for shard in shards), keys),
         ignored=count_kinds(set(path.iterdir()) - set(shards)) if path.is_dir() else {},
     )
 
 
-def tar_items(shard: Path, caption_key: str, *, keep: bool = True) -> Iterator[Item]:
+def tar_items(
+    shard: Path, *, keys: tuple[str, ...] = AS_IN_SHARDS, lines: bool = False, keep: bool = True
+) -> Iterator[Item]:
+    """The samples of a tar in order, as ``sample_items`` gives them.
+
+    The captions are under extensions, or in "json:KEY" ("json:a.b" for b in a). ``keep`` keeps phrases and regions.
+    """
+    captions = (CAPTION_EXTENSION, CAPTIONS_EXTENSION) if keys == AS_IN_SHARDS else keys
+
+    def used(entry: SamplePlace) -> Collection[str]:
+        return {*captions, "json", _image(entry), *(ANNOTATIONS if keep else ())}
+
+    return sample_items(shard, partial(_load, keys=keys, lines=lines, keep=keep), used)
+
+
+def sample_items(
+    shard: Path, load: Callable[[str, SamplePlace], Loaded], used: Callable[[SamplePlace], Collection[str]]
+) -> Iterator[Item]:
     """The samples of a tar in order; repeated keys, and samples beyond the limit, are items that cannot be used.
 
-    Other files (hidden ones, links, extensions that are not read) follow as items without use.
-
-    The captions are under an extension, or in "json:KEY" ("json:a.b" for b in a). ``keep`` keeps phrases and regions.
+    ``load`` reads one, given its key in the shard to be made. Other files than those ``used`` (hidden ones, links) follow
+    as items without use.
     """
     seen: set[int] = set()
     ignored = Counter[str]()
@@ -72,8 +114,9 @@ def tar_items(shard: Path, caption_key: str, *, keep: bool = True) -> Iterator[I
                 yield bad(name, "key occurs twice in its tar")
             else:
                 seen.add(hash(entry.key))
-                yield Item(name, partial(_load, i, entry, caption_key, keep))
-                read = {caption_key, "json", _image(entry), *(ANNOTATIONS if keep else ())}
+                fits = re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_/-]{0,199}", entry.key)
+                yield Item(name, partial(load, entry.key if fits else make_key(i, entry.key), entry))
+                read = used(entry)
                 yield from (unused(name, f".{extension[:19]}") for extension in entry.members if extension not in read)
     except BrokenShardError:
         yield bad(shard.name, "tar damaged or truncated")
@@ -81,21 +124,32 @@ def tar_items(shard: Path, caption_key: str, *, keep: bool = True) -> Iterator[I
         yield from repeat(unused(shard.name, kind), number)
 
 
-def _load(index: int, entry: SamplePlace, caption_key: str, keep: bool) -> Pair:
+def _load(key: str, entry: SamplePlace, *, keys: tuple[str, ...], lines: bool, keep: bool) -> Pair:
     image = _image(entry)
     annotations = ANNOTATIONS if keep else ()
-    files = entry.files(only=(CAPTION_EXTENSION, "json", caption_key, image, *annotations))  # others may be of any size
-    if caption_key != CAPTION_EXTENSION:
-        caption = _caption(files, caption_key)
-        if files.get(CAPTION_EXTENSION) != caption:
-            files.pop("phrases.json", None)  # they belong to another caption
-            files.pop("njson", None)
-        files[CAPTION_EXTENSION] = caption
+    wanted = (CAPTION_EXTENSION, CAPTIONS_EXTENSION, "json", *keys, image, *annotations)
+    files = entry.files(only=wanted)  # others may be of any size
     if image and image not in IMAGE_EXTENSIONS:
         files[IMAGE_EXTENSIONS[0]] = files.pop(image)  # ``decoded`` converts it
-    key = entry.key if re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_/-]{0,199}", entry.key) else make_key(index, entry.key)
-    pair = decoded(Sample.from_members(key, files))
-    return pair if "phrases.json" in files and "regions.json" in files else _converted(*pair)
+    if keys == AS_IN_SHARDS and not lines:
+        sample = Sample.from_members(key, files)
+        if not keep:
+            sample = sample.with_captions([_bare(caption) for caption in sample.captions])
+        return _converted(*decoded(sample))
+    cells = [(source, _caption(files, name)) for source, name in zip(sources_of(keys), keys, strict=True)]
+    captions, remarks = read_captions(cells, lines=lines)
+    trees: dict[str, PhraseTree | None] = {}
+    with suppress(BadSampleError):  # phrases of the same texts
+        trees = {caption.text: caption.tree for caption in Sample.from_members(key, files).captions}
+    own = {name: data for name, data in files.items() if name not in ("phrases.json", "njson", CAPTIONS_EXTENSION)}
+    sample = Sample.from_members(key, {**own, CAPTION_EXTENSION: captions[0].text.encode()})
+    captions = [replace(caption, tree=trees.get(caption.text) if keep else None) for caption in captions]
+    return _converted(*decoded(replace(sample, remarks=remarks).with_captions(captions)))
+
+
+def _bare(caption: Caption) -> Caption:
+    """A caption without its phrases, cleaned now."""
+    return caption if caption.tree is None else read_caption(caption.text, source=caption.source)
 
 
 def _converted(sample: Sample, image: Image) -> Pair:
@@ -117,26 +171,21 @@ def _image(entry: SamplePlace) -> str:
     return next((extension for extension in READ if extension in entry.members), "")
 
 
-def _caption(files: dict[str, bytes], caption_key: str) -> bytes:
-    if not caption_key.startswith("json:"):
-        if caption_key not in files:
-            raise BadSampleError("no caption")
-        return files[caption_key]
+def _caption(files: Mapping[str, bytes], key: str) -> Any:
+    """What a sample holds under an extension, or under a key inside its json; None if there is nothing."""
+    if not key.startswith("json:"):
+        return files.get(key)
     try:
         value: Any = json.loads(files.get("json", b"{}"))
     except (ValueError, RecursionError) as error:
         raise BadSampleError("malformed json") from error
-    for part in caption_key.removeprefix("json:").split("."):
+    for part in key.removeprefix("json:").split("."):
         value = value.get(part) if isinstance(value, dict) else None
-    if isinstance(value, list) and value:
-        value = value[0]
-    if not isinstance(value, str):
-        raise BadSampleError("no caption")
-    return value.encode("utf-8", errors="surrogatepass")
+    return value
 
 
-def _find_captions(shards: Sequence[Path], caption_key: str | None) -> str:
-    """The key of the captions, found in the first samples."""
+def _find_captions(shards: Sequence[Path], given: tuple[str, ...]) -> tuple[str, ...]:
+    """The keys of the captions: those given, or the one found in the first samples."""
     shard, entries = _first_samples(shards)
     with_image = [entry for entry in entries if _image(entry)]
     present = {extension for entry in with_image for extension in entry.members}
@@ -145,17 +194,23 @@ def _find_captions(shards: Sequence[Path], caption_key: str | None) -> str:
         seen += "; each is alone, but the files of a sample must follow one another (tar --sort=name)"
     if not with_image:
         raise PowerclipError(f"no image under {', '.join(READ)}; {seen}")
-    extension = CAPTION_EXTENSION if caption_key is None else caption_key.removeprefix(".").lower()
-    if extension in present:
-        return extension
+    if not given and present & {CAPTION_EXTENSION, CAPTIONS_EXTENSION}:
+        return AS_IN_SHARDS
     keys = _json_keys(with_image)
-    wanted = [f"json:{key}" for key in CAPTION_COLUMNS] if caption_key is None else [caption_key]
-    for name in wanted:
-        if name.startswith("json:") and name.removeprefix("json:").split(".")[0] in keys:
-            return name
-    where = f"under {caption_key}" if caption_key else "under txt, nor inside json under a common name"
-    seen += f"; keys of the json: {', '.join(sorted(keys)[:30])}" if keys else ""
-    raise PowerclipError(f"no caption {where}; {seen}; choose with --caption-key EXTENSION or --caption-key json:KEY")
+    found: list[str] = []
+    for key in given or (None,):
+        extension = "" if key is None else key.removeprefix(".").lower()
+        wanted = [f"json:{column}" for column in CAPTION_COLUMNS] if key is None else [key]
+        inside = [
+            name for name in wanted if name.startswith("json:") and name.removeprefix("json:").split(".")[0] in keys
+        ]
+        if extension not in present and not inside:
+            where = f"under {key}" if key else "under txt, nor inside json under a common name"
+            seen += f"; keys of the json: {', '.join(sorted(keys)[:30])}" if keys else ""
+            choose = "choose with --caption-key EXTENSION or --caption-key json:KEY"
+            raise PowerclipError(f"no caption {where}; {seen}; {choose}")
+        found.append(extension if extension in present else inside[0])
+    return tuple(found)
 
 
 def _first_samples(shards: Sequence[Path]) -> tuple[Path, list[SamplePlace]]:

@@ -47,12 +47,13 @@ def _kept_bytes(config: TrainConfig, model: PowerCLIP) -> int:
             kept[storage.data_ptr()] = storage.nbytes()
         return x
 
-    tokens = torch.ones(PROBED, model.context_length, dtype=torch.int64)
+    captions = PROBED * config.data.captions
+    tokens = torch.ones(captions, model.context_length, dtype=torch.int64)
     batch = Batch(
         images=torch.zeros(PROBED, 3, *model.image_size),
         tokens=tokens,
         leaf_of_token=torch.zeros_like(tokens),
-        phrase_spans=torch.zeros(PROBED, 1, 2, dtype=torch.int64),
+        phrase_spans=torch.zeros(captions, 1, 2, dtype=torch.int64),
         region_masks=torch.ones(PROBED, 1, math.prod(model.grid_size), dtype=torch.bool),
     )
     device = model.logit_scale.device

@@ -52,18 +52,26 @@ def backward(
     output = loss(replace(features, **leaves))
     (output.total * world_size()).backward()  # type: ignore[no-untyped-call]
     gradients = {name: value.grad for name, value in leaves.items() if value.grad is not None}
-    start = 0
+    start, images = 0, sum(map(len, pieces))
     for number, piece in enumerate(pieces):
         rows = slice(start, start + len(piece))
         start = rows.stop
         with no_sync_unless_last(model, last=number == len(pieces) - 1):
             seed(number)
             parts = _tensors(forward(model, piece))
-            own = {name: g / len(pieces) if name in SHARED else g[rows] for name, g in gradients.items()}
+            own = {
+                name: g / len(pieces) if name in SHARED else _rows(g, rows, of=images) for name, g in gradients.items()
+            }
             surrogate = torch.stack([(parts[name] * gradient).sum() for name, gradient in own.items()]).sum()
             surrogate.backward()  # type: ignore[no-untyped-call]
     terms = {name: term.detach() for name, term in output.terms.items()}
     return replace(output, total=output.total.detach(), terms=terms)
+
+
+def _rows(x: Tensor, images: slice, *, of: int) -> Tensor:
+    """The rows of some of the images, of a tensor with one row or several for each."""
+    each = len(x) // of
+    return x[images.start * each : images.stop * each]
 
 
 def join(parts: Sequence[Features]) -> Features:

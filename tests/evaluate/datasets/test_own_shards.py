@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from powerclip.data.sample import Sample
+from powerclip.data.sample import Caption, Sample
 from powerclip.data.shards import write_shards
 from powerclip.errors import PowerclipError
 from powerclip.evaluate import evaluate_tasks, retrieval_from_shards
@@ -32,6 +32,21 @@ def test_samples_that_cannot_be_used_are_skipped(tmp_path):
     assert task.captions == [("the a",), ("the d",)]
     assert [image().getpixel((0, 0)) for image in task.images] == [(255, 0, 0)] * 2
     assert len(retrieval_from_shards(tmp_path, limit=1).images) == 1
+
+
+def test_all_captions_of_an_image_are_its_own(tmp_path):
+    """A text finds its image by any of them, and an image is found by the best of its own."""
+    captions = {"red": ("a red", "something red"), "green": ("a green",), "blue": ("a red and blue", "a blue")}
+    samples = [
+        sample(name, png(name)).with_captions([Caption(text=text) for text in texts])
+        for name, texts in captions.items()
+    ]
+    write_shards(samples, tmp_path)
+    task = retrieval_from_shards(tmp_path)
+    assert task.captions == list(captions.values())
+    found = evaluate_tasks(ColourModel(), preprocess, tokenizer, [task])["retrieval"]
+    assert found["i2t_R@1"] == 1.0
+    assert found["t2i_R@1"] == pytest.approx(0.8)  # "a red and blue" is as near to the red image, a miss
 
 
 def test_no_usable_pair_is_an_error(tmp_path):

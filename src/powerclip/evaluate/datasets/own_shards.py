@@ -35,9 +35,9 @@ class ShardMasks:
 
 
 def retrieval_from_shards(path: Path | str, *, limit: int | None = None) -> Retrieval:
-    """Image-text retrieval among the usable pairs at a path, or the first ``limit`` of them; others are skipped.
+    """Image-text retrieval among the usable samples at a path, or the first ``limit``, with all captions of each.
 
-    The path is a folder of shards, one tar, or a pattern. Every image is opened once, alone, to see that it is usable;
+    Others are skipped. The path is a folder of shards, one tar, or a pattern. Every image is opened once, alone, to see that it is usable;
     the task holds where the images are, not the images. PowerclipError if there are no shards, or no usable pair.
     """
     images: list[ShardImage] = []
@@ -50,7 +50,7 @@ def retrieval_from_shards(path: Path | str, *, limit: int | None = None) -> Retr
         except BadSampleError:
             continue
         images.append(ShardImage.of(entry, content=hashlib.sha256(sample.image).hexdigest(), pixels="training"))
-        captions.append((sample.caption,))
+        captions.append(tuple(caption.text for caption in sample.captions))
         masks.append(None if sample.regions is None else ShardMasks(entry))
         if len(images) == limit:
             break

@@ -1,0 +1,18 @@
+"""Several captions of an image, all of them its positives."""
+
+from torch import Tensor
+
+
+def captions_per_image(image: Tensor, text: Tensor) -> int:
+    """n, of embeddings (B, D) of images and (B n, D) of captions; ValueError if they do not fit. Without images it is 1."""
+    if image.ndim != 2 or text.ndim != 2 or image.shape[1:] != text.shape[1:] or not fit(len(image), len(text)):
+        raise ValueError(
+            f"image and text are {tuple(image.shape)} and {tuple(text.shape)}; expected both (B, D), or n captions of "
+            "each image, (B n, D)"
+        )
+    return len(text) // max(1, len(image)) or 1
+
+
+def fit(images: int, captions: int) -> bool:
+    """Whether so many captions are the same number, one or more, for each image."""
+    return captions % images == 0 < captions if images else captions == 0

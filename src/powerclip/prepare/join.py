@@ -1,0 +1,190 @@
+"""New captions for images in shards: the rows of a table are joined to them; images are copied, not decoded."""
+
+import json
+import re
+import sqlite3
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from dataclasses import replace
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import unquote, urlsplit
+
+from powerclip.config import Join, PrepareConfig
+from powerclip.data.sample import CAPTION_EXTENSION, CAPTIONS_EXTENSION, Caption, Sample
+from powerclip.data.shards import SamplePlace, find_shards, index_shard
+from powerclip.errors import BadSampleError, PowerclipError
+from powerclip.prepare.pairs import Item, Loaded, Source, digest, read_captions, stamp
+from powerclip.prepare.tables import Row, find_columns, read_table, table_files
+from powerclip.prepare.tars import sample_items
+
+JOINED = MATCHED, MISSING, AMBIGUOUS = "matched", "missing in the table", "ambiguous in the table"
+"""What becomes of a sample."""
+COLUMNS: dict[Join, tuple[str, ...]] = {
+    "key": ("key", "__key__", "id", "image_id"),
+    "url": ("url", "image_url", "image", "href"),
+}
+"""Well-known columns that a table is joined by."""
+DATABASE = ".captions.db.tmp"
+"""The table by names, in the output folder while the job runs."""
+PROBED = 1000
+"""If none of this many samples is in the table, the join is wrong."""
+KNOWN = {CAPTION_EXTENSION, CAPTIONS_EXTENSION, "json", "phrases.json", "regions.json"}
+"""Files of a sample that are written from what they hold; others are copied."""
+
+
+class _Table(NamedTuple):
+    """A file of the table."""
+
+    sources: list[str]
+    """Names of the columns of captions."""
+    rows: Callable[[], Iterator[Row]]
+    """Reads the name in each row, and its captions."""
+
+
+def open_join(path: Path, config: PrepareConfig, output: Path) -> Source:
+    """The samples of shards with further captions from the table ``config.captions``; one chunk for each shard.
+
+    A sample keeps the captions that it has. If several rows with different captions have its name, it gets none of them.
+    The table is written to a database in ``output`` when the chunks are first asked for. PowerclipError if there are no
+    shards, the table or its columns cannot be read, or no row fits the first samples.
+    """
+    assert config.captions is not None
+    if config.regions != "boxes":
+        raise PowerclipError(f"--captions keeps the regions of {path}; leave out --regions {config.regions}")
+    shards, table, join = find_shards(path), Path(config.captions).absolute(), config.join
+
+    files = table_files(table)
+    tables = [_table(file, config) for file in files]
+    ignored = Counter[str]()
+
+    def chunks() -> Iterator[Callable[[], Iterator[Item]]]:
+        database = output / DATABASE
+        _fill(database, tables, join=join, ignored=ignored)
+        _probe(shards, table, database, join)
+        yield from (partial(joined_items, shard, database, join, config.caption_lines) for shard in shards)
+
+    return Source(
+        chunks=chunks(),
+        count=len(shards),
+        fingerprint=digest(
+            (f"{file.name} {stamp(file)}" for file in (*shards, *files)),
+            [join, f"{config.join_column}", f"{config.header}", *(name for table in tables for name in table.sources)],
+        ),
+        ignored=ignored,
+    )
+
+
+def joined_items(shard: Path, database: Path, join: Join, lines: bool) -> Iterator[Item]:
+    """The samples of a shard, in order, each with the captions that the table has for it."""
+    with closing(_connect(database)) as rows:
+        load = partial(_load, rows=rows, join=join, lines=lines)
+        yield from sample_items(shard, load, lambda entry: entry.members)
+
+
+def join_name(value: Any, join: Join) -> str:
+    """A key or URL in the form in which they are compared; "" if there is none.
+
+    Of a key, the characters up to the first dot after the last slash count, and leading zeros of a number do not. Of a
+    URL, the scheme, the case of the host, escapes (%20), a standard port, the fragment and a slash at the end do not.
+    """
+    text = "" if value is None else _text(value).encode("utf-8", "replace").decode().strip()
+    if join == "key":
+        folder, slash, name = text.rpartition("/")
+        name = name.partition(".")[0]
+        return folder + slash + (name.lstrip("0") or "0" if name.isdecimal() else name)
+    try:
+        url = urlsplit(text)
+    except ValueError:
+        return text
+    if not url.netloc:
+        return text
+    host = re.sub(r":(80|443)$", "", url.netloc.lower())
+    return unquote(f"{host}{url.path.rstrip('/')}{'?' * bool(url.query)}{url.query}")
+
+
+def _table(file: Path, config: PrepareConfig) -> _Table:
+    columns, read = read_table(file, config)
+    places = find_columns(file, columns, config, config.join_column, COLUMNS[config.join], "join-column")
+    return _Table([columns[i] for i in places[1:]], partial(read, places))
+
+
+def _fill(database: Path, tables: Iterable[_Table], *, join: Join, ignored: Counter[str]) -> None:
+    """Write the rows of the table by name; those that cannot be joined are counted."""
+
+    def rows() -> Iterator[tuple[str, str]]:
+        for table in tables:
+            for row in table.rows():
+                if isinstance(row, str):
+                    ignored[f"row of the table: {row}"] += 1
+                elif name := join_name(row[0], join):
+                    cells = json.dumps(list(zip(table.sources, row[1:], strict=True)), default=_text)
+                    yield name, cells
+                else:
+                    ignored[f"row of the table without {join}"] += 1
+
+    with closing(sqlite3.connect(database)) as connection:
+        connection.execute("PRAGMA journal_mode = OFF")
+        connection.execute("PRAGMA synchronous = OFF")
+        connection.execute("CREATE TABLE captions (name TEXT, cells TEXT)")
+        connection.executemany("INSERT INTO captions VALUES (?, ?)", rows())
+        connection.execute("CREATE INDEX by_name ON captions (name)")
+        connection.commit()
+
+
+def _text(value: Any) -> str:
+    return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else str(value)
+
+
+def _connect(database: Path) -> sqlite3.Connection:
+    return sqlite3.connect(f"{database.as_uri()}?mode=ro&immutable=1", uri=True)
+
+
+def _probe(shards: list[Path], table: Path, database: Path, join: Join) -> None:
+    """Check that one of the first samples is in the table."""
+    with closing(_connect(database)) as rows:
+        names = [_name(place, join) for place in islice((p for shard in shards for p in index_shard(shard)), PROBED)]
+        if names and not any(_cells(rows, name) for name in names):
+            (example,) = rows.execute("SELECT name FROM captions LIMIT 1").fetchone() or ("nothing",)
+            raise PowerclipError(
+                f"none of the first {len(names)} samples is in {table} by {join}: a sample has {names[0]!r}, the table "
+                f"{example!r}; join by --join {'url' if join == 'key' else 'key'}, or name the column with --join-column"
+            )
+
+
+def _name(place: SamplePlace, join: Join, sample: Sample | None = None) -> str:
+    if join == "key":
+        return join_name(place.key, join)
+    try:
+        metadata = (sample or place.read()).metadata
+    except BadSampleError:
+        return ""
+    return join_name(metadata.get("url"), join)
+
+
+def _cells(rows: sqlite3.Connection, name: str) -> list[str]:
+    """The different captions that the rows of a name have."""
+    return [cells for (cells,) in rows.execute("SELECT DISTINCT cells FROM captions WHERE name = ? LIMIT 2", [name])]
+
+
+def _load(key: str, entry: SamplePlace, *, rows: sqlite3.Connection, join: Join, lines: bool) -> Loaded:
+    files = entry.files(only=entry.members)
+    sample = Sample.from_members(key, files)
+    extra = {name: data for name, data in files.items() if name not in {sample.image_extension, *KNOWN}}
+    sample = replace(sample, extra=extra)
+    name = _name(entry, join, sample)
+    found = _cells(rows, name) if name else []
+    remarks: list[str] = [MATCHED if len(found) == 1 else AMBIGUOUS if found else MISSING]
+    captions: list[Caption] = []
+    if len(found) == 1:
+        try:
+            captions, more = read_captions(map(tuple, json.loads(found[0])), lines=lines)
+            remarks += more
+        except BadSampleError as error:
+            remarks.append(str(error))
+    known = {(caption.source, caption.text) for caption in sample.captions}
+    new = [caption for caption in captions if (caption.source, caption.text) not in known]
+    return replace(sample.with_captions([*sample.captions, *new]), remarks=tuple(remarks)), None

@@ -1,0 +1,164 @@
+"""New captions for the images of shards that exist."""
+
+import io
+import json
+
+import pytest
+
+from powerclip.cli import main
+from powerclip.data.shards import index_shard, read_shards
+from powerclip.errors import PowerclipError
+from powerclip.prepare.join import DATABASE, join_name
+from powerclip.runs import read_metrics
+from tests.support.sources import picture, prepared
+from tests.support.tars import npy, write_tar
+
+URLS = [
+    "http://A.example/1.jpg",
+    "https://a.example:443/x%20y.jpg#top",
+    "http://a.example/3.jpg?w=1",
+    "http://a.example/4/",
+]
+
+
+@pytest.fixture
+def shards(tmp_path):
+    """Two shards of two samples each, with URLs, regions of the published kind, and a file of another kind."""
+    for shard in range(2):
+        members = []
+        for i in range(2 * shard, 2 * shard + 2):
+            extra = {"samlens.npy": npy([1]), "samcat.npy": npy([5]), "cls": b"7"}
+            info = json.dumps({"url": URLS[i]}, separators=(",", ":")).encode()
+            files = {"jpg": picture(i), "txt": f"caption {i}".encode(), "json": info, **extra}
+            members += [(f"{i:09d}.{name}", data) for name, data in files.items()]
+        write_tar(tmp_path / "in" / f"{shard}.tar", members)
+    return tmp_path / "in"
+
+
+def table_of(path, *rows, header="key,caption"):
+    path.write_text("\n".join([header, *rows, ""]))
+    return path
+
+
+def found(folder):
+    return [[(c.source, c.text) for c in sample.captions] for sample in read_shards(folder)]
+
+
+@pytest.mark.parametrize(
+    ("join", "value", "name"),
+    [
+        ("key", "000012", "12"),
+        ("key", 12, "12"),
+        ("key", 12.0, "12"),
+        ("key", " 0000.jpg ", "0"),
+        ("key", b"a/0b.json", "a/0b"),
+        ("key", None, ""),
+        ("url", "HTTP://A.example:80/B%20c/?q=%41#x", "a.example/B c?q=A"),
+        ("url", "https://a.example/B c/?q=A", "a.example/B c?q=A"),
+        ("url", "a.jpg", "a.jpg"),
+        ("url", "http://[", "http://["),
+        ("url", None, ""),
+    ],
+)
+def test_names_are_compared_in_one_form(join, value, name):
+    assert join_name(value, join) == name
+
+
+def test_captions_join_by_key_and_every_file_stays_as_it_is(shards, tmp_path):
+    rows = ["0,a  dog", '"000000001.jpg",a cat', "7,nobody", ",nameless", "2,one", "2,another", "3,a,b"]
+    table, text = table_of(tmp_path / "t.csv", *rows), io.StringIO()
+    report = prepared(shards, tmp_path / "out", captions=str(table), parser="spacy", text=text)
+    assert found(tmp_path / "out") == [
+        [("txt", "caption 0"), ("caption", "a dog")],
+        [("txt", "caption 1"), ("caption", "a cat")],
+        [("txt", "caption 2")],
+        [("txt", "caption 3")],
+    ]
+    assert report["remarks"] == {"matched": 2, "missing in the table": 1, "ambiguous in the table": 1}
+    assert report["examples"]["ambiguous in the table"] == ["1.tar/000000002"]
+    assert report["ignored"] == {
+        "row of the table without key": 1,
+        "row of the table: more fields than columns (quote captions that hold the separator)": 1,
+    }
+    assert "; 2 matched, 1 missing in the table, 1 ambiguous in the table" in text.getvalue()
+    made = [place for shard in sorted((tmp_path / "out").glob("*.tar")) for place in index_shard(shard)]
+    for place, old in zip(made, (p for s in sorted(shards.glob("*.tar")) for p in index_shard(s)), strict=True):
+        files = old.files(only=old.members)
+        assert place.files(only=files) == files
+        assert all(c.tree.parser.startswith("spacy:") for c in place.read().captions)
+        assert place.read().patch_regions == ((5,),)
+    assert not (tmp_path / "out" / DATABASE).exists()
+
+
+def test_captions_join_by_url_however_it_is_written(shards, tmp_path):
+    rows = [
+        {"url": "https://a.example/1.jpg", "short": "a dog", "long": ["A wet dog.", "A dog that is wet."]},
+        {"url": "http://a.example/x y.jpg", "short": None, "long": [""]},
+        {"url": "http://a.example/3.jpg?w=2", "short": "other query", "long": []},
+        {"url": "//a.example/4", "short": "a cat", "long": []},
+        {"url": "http://a.example/4", "short": "a cat", "long": []},
+    ]
+    table = tmp_path / "t.jsonl"
+    table.write_text("\n".join(map(json.dumps, rows)))
+    settings = {"captions": str(table), "join": "url", "caption_column": ("short", "long")}
+    report = prepared(shards, tmp_path / "out", **settings)
+    long = [("long", "A wet dog."), ("long", "A dog that is wet.")]
+    assert found(tmp_path / "out") == [
+        [("txt", "caption 0"), ("short", "a dog"), *long],
+        [("txt", "caption 1")],
+        [("txt", "caption 2")],
+        [("txt", "caption 3"), ("short", "a cat")],
+    ]
+    counts = {"matched": 3, "missing in the table": 1, "ambiguous in the table": 0}
+    assert report["remarks"] == {**counts, "no caption": 2}
+
+
+def test_a_table_joined_again_adds_nothing(shards, tmp_path):
+    table = table_of(tmp_path / "t.csv", "0,a dog", "1,a cat")
+    prepared(shards, tmp_path / "once", captions=str(table))
+    prepared(tmp_path / "once", tmp_path / "twice", captions=str(table))
+    assert found(tmp_path / "twice") == found(tmp_path / "once")
+
+
+def test_workers_and_interruptions_change_nothing(shards, tmp_path):
+    table = table_of(tmp_path / "t.csv", "0,a dog", "3,a cat")
+    prepared(shards, tmp_path / "one", captions=str(table))
+    (tmp_path / "two").mkdir()
+    (tmp_path / "two" / DATABASE).write_bytes(b"half")  # as a killed job leaves it
+    prepared(shards, tmp_path / "two", captions=str(table), workers=2)
+    for name in ("shard-000000.tar", "shard-000001.tar"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    (tmp_path / "two" / "shard-000001.tar").unlink()
+    prepared(shards, tmp_path / "two", captions=str(table))
+    assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    table_of(table, "0,a dog", "3,a bird")
+    with pytest.raises(PowerclipError, match="of another source, or the source has changed"):
+        prepared(shards, tmp_path / "two", captions=str(table))
+
+
+def test_a_join_that_fits_nothing_is_refused_with_an_example(shards, tmp_path):
+    table = table_of(tmp_path / "t.csv", "http://b.example/1,a dog", header="url,caption")
+    message = (
+        "none of the first 4 samples is in .*t.csv by url: a sample has 'a.example/1.jpg', the table 'b.example/1'"
+    )
+    with pytest.raises(PowerclipError, match=f"{message}; join by --join key, or name the column with --join-column"):
+        prepared(shards, tmp_path / "out", captions=str(table), join="url")
+    with pytest.raises(PowerclipError, match="has no column named key, __key__, id, .*name it with --join-column"):
+        prepared(shards, tmp_path / "other", captions=str(table))
+    with pytest.raises(PowerclipError, match="t.txt is not a table; give a .csv"):
+        prepared(shards, tmp_path / "other", captions=str(tmp_path / "t.txt"))
+    with pytest.raises(PowerclipError, match="--captions keeps the regions of .*; leave out --regions superpixels"):
+        prepared(shards, tmp_path / "other", captions=str(table), regions="superpixels")
+
+
+def test_the_command_joins_and_training_draws_the_new_captions(shards, tmp_path, capsys):
+    table = table_of(tmp_path / "t.tsv", *(f"{i}\ta new caption\tx" for i in range(4)), header="name\ttext\tother")
+    out = tmp_path / "out"
+    command = ["prepare", "--captions", str(table), "--join", "key", "--join-column", "name", "--parser", "none"]
+    assert main([*command, "--caption-column", "text", str(shards), str(out)]) == 0
+    assert "captions: 4 txt, 4 text; 4 matched, 0 missing in the table" in capsys.readouterr().err
+    options = ["--model.name", "tiny", "--batch-size", "4", "--steps", "2", "--log-every-steps", "1"]
+    draw = ["--data.captions", "2", "--data.caption-weights", "txt", "1", "text", "3"]
+    run = tmp_path / "run"
+    assert main(["train", "--recipe", "scenes_tiny", "--data", str(out), "--output", str(run), *options, *draw]) == 0
+    assert [line["step"] for line in read_metrics(run / "metrics.jsonl")] == [1, 2]
