@@ -83,6 +83,11 @@ def _tower_pooling(base: TrainConfig) -> TrainConfig:
     return replace(base, model=replace(base.model, image_pool="tower", text_pool="tower"))
 
 
+def _alone(base: TrainConfig) -> TrainConfig:
+    """Phrases that the text tower reads without the rest of their caption."""
+    return replace(base, model=replace(base.model, phrase_context="alone"))
+
+
 def _paper(base: TrainConfig) -> TrainConfig:
     """The paper's text taken literally: phrases are sums of leaves, S is a sum over regions, and lambda is constant."""
     config = replace(base, model=replace(base.model, phrase_norm="sum"))
@@ -109,6 +114,11 @@ def _scenes_configs() -> dict[str, TrainConfig]:
         "grounded": _objective(centred, zero="midpoint", gradient_ratio=0.5),
         "grounded-025": _objective(centred, zero="midpoint", gradient_ratio=0.25),
         "zero-04": _objective(centred, zero=0.4, gradient_ratio=0.5),
+        # Phrases as texts of their own.
+        "alone": _alone(_objective(unit, powerset_weight=1.0)),
+        "alone-grounded": _alone(_objective(centred, zero="midpoint", gradient_ratio=0.5)),
+        "alone-ratio-1": _alone(_objective(centred, zero="midpoint", gradient_ratio=1.0)),
+        "alone-softmax": _alone(_objective(unit, powerset_weight=0.5, form="softmax")),
         # CLIP's own pooling beside the powerset loss.
         "tower-unit-1": _tower_pooling(_objective(unit, powerset_weight=1.0)),
         "tower-midpoint": _tower_pooling(_objective(centred, centre_scores="none", zero="midpoint")),

@@ -28,6 +28,7 @@ ImagePool = Literal["avg", "tower"]
 TextPool = Literal["avg", "tower", "argmax"]
 PhraseNorm = Literal["sum", "mean", "unit"]
 PhraseUnit = Literal["phrase", "token"]
+PhraseContext = Literal["caption", "alone"]
 Method = Literal["nla", "exact", "sampled"]
 Zeta = float | Literal["calibrated"]
 Direction = Literal["both", "t2r", "r2t"]
@@ -95,6 +96,8 @@ class ModelConfig:
     """A phrase's vector from its leaves: plain sum (the paper's text), mean, or unit length."""
     phrase_unit: PhraseUnit = "phrase"
     """What is aligned with the regions: the phrases of the parse tree, or single tokens (the paper's ablation)."""
+    phrase_context: PhraseContext = "caption"
+    """What the text tower reads a phrase in: its caption (the paper), or alone, as a text of its own."""
     lora_rank: int | None = None
     """Train additions of this rank to the linear layers instead of the weights (LoRA, needs the extra powerclip[lora]);
     the saved model is the merged one."""

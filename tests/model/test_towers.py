@@ -13,6 +13,7 @@ from powerclip.errors import PowerclipError
 from powerclip.files import SUMS
 from powerclip.model import from_open_clip, make_tokenizer, save
 from powerclip.model.pooling import caption_ids
+from powerclip.phrases import PhraseTree, encode_captions
 from powerclip.types import Batch
 
 SMALL = {
@@ -132,6 +133,35 @@ def test_tokens_can_stand_for_phrases(tmp_path):
     torch.testing.assert_close(features.phrases, expected)
     save(model, tmp_path / "model")
     assert powerclip.load(tmp_path / "model")[0].phrase_unit == "token"
+
+
+def test_phrases_alone_are_those_of_texts_of_their_own(model, tmp_path):
+    captions = ["a red cube above two unfathomable dogs", "dogs", "!"]
+    trees = [
+        PhraseTree.from_spans(
+            ((0, 1), (2, 5), (6, 10), (11, 16), (17, 20), (21, 33), (34, 38)),
+            [("NP", 0, 6), ("NP", 0, 2), ("PP", 3, 6), ("NP", 4, 6)],
+            parser="gold",
+        ),
+        PhraseTree.from_spans(((0, 4),), [], parser="gold"),
+        PhraseTree.from_spans((), [], parser="gold"),
+    ]
+    tokenizer = make_tokenizer(model)
+    model.phrase_context = "alone"
+    phrases, mask = model.encode_phrases(*encode_captions(captions, trees, tokenizer, context_length=16))
+    assert mask.tolist() == [[True] * 4, [True, False, False, False], [False] * 4]
+    assert not phrases[~mask].any()
+    for caption, tree, found in zip(captions, trees, phrases, strict=True):
+        for phrase, vector in zip(tree.phrases, found, strict=False):
+            start = tree.leaves[phrase.first][0]
+            text = caption[start : tree.leaves[phrase.last][1]]
+            leaves = [(a - start, b - start) for a, b in tree.leaves[phrase.first : phrase.last + 1]]
+            alone = PhraseTree.from_spans(leaves, [], parser="gold")
+            model.phrase_context = "caption"
+            expected, _ = model.encode_phrases(*encode_captions([text], [alone], tokenizer, context_length=16))
+            torch.testing.assert_close(vector, expected[0, 0])
+            model.phrase_context = "alone"
+    assert model.encode_phrases(*encode_captions(["!"], trees[2:], tokenizer, context_length=16))[1].sum() == 0
 
 
 def test_dense_outputs_are_those_of_the_towers_parts(model):

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import powerclip.model.tiny  # noqa: F401  (registers a tower with timm)
-from powerclip.config import ImagePool, PhraseNorm, PhraseUnit, ScoringConfig, TextPool
+from powerclip.config import ImagePool, PhraseContext, PhraseNorm, PhraseUnit, ScoringConfig, TextPool
 from powerclip.errors import PowerclipError, one_of
 from powerclip.model.start import TRANSFORMERS, Start, find_start, in_one_line
 from powerclip.model.towers import PowerCLIP, Tokenizer
@@ -40,6 +40,7 @@ def create_model(
     text_pool: TextPool = "avg",
     phrase_norm: PhraseNorm = "unit",
     phrase_unit: PhraseUnit = "phrase",
+    phrase_context: PhraseContext = "caption",
     scoring: ScoringConfig | None = None,
     **overrides: Any,
 ) -> PowerCLIP:
@@ -59,6 +60,7 @@ def create_model(
         text_pool: the same of texts: "avg" over valid tokens (the paper), or "tower" ("argmax" is an older name of it).
         phrase_norm: how a phrase's vector is made from its leaves: "sum", "mean" or "unit" (the direction of the sum).
         phrase_unit: what is aligned with the regions: "phrase" of the parse tree, or "token" (the paper's ablation).
+        phrase_context: what the text tower reads a phrase in: its "caption" (the paper), or "alone", as its own text.
         scoring: how region and phrase vectors become a score in evaluation; the defaults if None.
         **overrides: ``image_size``, ``context_length``, ``init_logit_scale`` (initial log of the inverse temperature)
             and ``init_logit_bias``, in place of the config's values; None keeps those.
@@ -67,7 +69,7 @@ def create_model(
         PowerclipError: there is no such model or checkpoint, it cannot be read, or a tower has no dense outputs.
         ValueError: an argument is unknown or out of range.
     """
-    kept = _kept(image_pool, text_pool, phrase_norm, phrase_unit, scoring)
+    kept = _kept(image_pool, text_pool, phrase_norm, phrase_unit, phrase_context, scoring)
     start = find_start(name, pretrained)
     model_config = copy.deepcopy(start.model)
     groups = {"image_size": "vision_cfg", "context_length": "text_cfg"}
@@ -86,6 +88,7 @@ def from_open_clip(
     text_pool: TextPool = "tower",
     phrase_norm: PhraseNorm = "unit",
     phrase_unit: PhraseUnit = "phrase",
+    phrase_context: PhraseContext = "caption",
     scoring: ScoringConfig | None = None,
 ) -> PowerCLIP:
     """Add dense outputs to a model that open_clip has built. Parameters are shared: training one trains the other.
@@ -97,7 +100,7 @@ def from_open_clip(
         PowerclipError: a tower has no dense outputs in the joint space.
         ValueError: an argument is out of range.
     """
-    return PowerCLIP(backbone, config=_kept(image_pool, text_pool, phrase_norm, phrase_unit, scoring))
+    return PowerCLIP(backbone, config=_kept(image_pool, text_pool, phrase_norm, phrase_unit, phrase_context, scoring))
 
 
 def _kept(
@@ -105,11 +108,13 @@ def _kept(
     text_pool: TextPool,
     phrase_norm: PhraseNorm,
     phrase_unit: PhraseUnit,
+    phrase_context: PhraseContext,
     scoring: ScoringConfig | None,
 ) -> dict[str, Any]:
     """What a model's config keeps in addition to open_clip's."""
-    pooling = {"image_pool": image_pool, "text_pool": text_pool, "phrase_norm": phrase_norm, "phrase_unit": phrase_unit}
-    return {**pooling, "scoring": dataclasses.asdict(scoring or ScoringConfig())}
+    pooling = {"image_pool": image_pool, "text_pool": text_pool}
+    phrases = {"phrase_norm": phrase_norm, "phrase_unit": phrase_unit, "phrase_context": phrase_context}
+    return {**pooling, **phrases, "scoring": dataclasses.asdict(scoring or ScoringConfig())}
 
 
 def build(config: dict[str, Any], *, start: Start | None = None) -> PowerCLIP:

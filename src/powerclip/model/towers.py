@@ -12,8 +12,9 @@ from open_clip.transformer import TextTransformer, VisionTransformer, text_globa
 from timm.layers import AttentionPoolLatent
 from torch import Tensor, nn
 
-from powerclip.config import ImagePool, PhraseNorm, PhraseUnit, ScoringConfig, TextPool, Tower, from_dict
+from powerclip.config import ImagePool, PhraseContext, PhraseNorm, PhraseUnit, ScoringConfig, TextPool, Tower, from_dict
 from powerclip.errors import PowerclipError, one_of
+from powerclip.model.alone import PackedPhrases, pack_phrases
 from powerclip.model.pooling import (
     at_least_float32,
     caption_ids,
@@ -42,7 +43,8 @@ class PowerCLIP(nn.Module):
         Args:
             backbone: open_clip's model.
             config: what is saved with the weights: ``text_pool``, ``phrase_norm`` and optionally ``image_pool``,
-                ``phrase_unit`` and ``scoring``; for models that can be saved also ``model``, open_clip's config.
+                ``phrase_unit``, ``phrase_context`` and ``scoring``; for models that can be saved also ``model``,
+                open_clip's config.
 
         Raises:
             PowerclipError: a tower has no dense outputs in the joint space.
@@ -56,8 +58,14 @@ class PowerCLIP(nn.Module):
         self.text_pool: TextPool = config["text_pool"]
         self.phrase_norm: PhraseNorm = config["phrase_norm"]
         self.phrase_unit: PhraseUnit = config.get("phrase_unit", "phrase")
+        self.phrase_context: PhraseContext = config.get("phrase_context", "caption")
         one_of("image_pool", self.image_pool, get_args(ImagePool))
-        for name, kind in (("text_pool", TextPool), ("phrase_norm", PhraseNorm), ("phrase_unit", PhraseUnit)):
+        for name, kind in (
+            ("text_pool", TextPool),
+            ("phrase_norm", PhraseNorm),
+            ("phrase_unit", PhraseUnit),
+            ("phrase_context", PhraseContext),
+        ):
             one_of(name, getattr(self, name), get_args(kind))
         self.text_pool = "tower" if self.text_pool == "argmax" else self.text_pool
         pool = getattr(backbone.visual.trunk, "attn_pool", None) if isinstance(backbone.visual, TimmModel) else None
@@ -147,6 +155,17 @@ class PowerCLIP(nn.Module):
             return dense, mean_of_valid(dense, self.valid_tokens(tokens[:, :T]))
         return dense, _projected(text_global_pool(x, tokens, pool, eos_token_id=eos), text.text_projection)
 
+    def _encode_packed(self, packed: PackedPhrases) -> Tensor:
+        """(B, P, D) token embeddings of phrases that do not see each other."""
+        text: Any = _text_tower(self.backbone)
+        visible = packed.visible if text.attn_mask is None else packed.visible.tril()
+        x = text.token_embedding(packed.tokens).to(text.transformer.get_cast_dtype())
+        x = x + text.positional_embedding[packed.positions].to(x.dtype)
+        mask = torch.zeros(visible.shape, dtype=x.dtype, device=x.device).masked_fill_(~visible, -torch.inf)
+        heads = text.transformer.resblocks[0].attn.num_heads
+        x = text.ln_final(text.transformer(x, attn_mask=mask.repeat_interleave(heads, dim=0)))
+        return _projected(x, text.text_projection)
+
     def encode_regions(self, images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
         """Region vectors of images.
 
@@ -178,10 +197,17 @@ class PowerCLIP(nn.Module):
         Returns:
             (B, K, D) float32 vectors, zero where absent, and (B, K) bool, True = present; K is T for tokens.
         """
-        return self.phrases_of(self.encode_tokens(tokens), leaf_of_token, spans)
+        dense = None if self.phrase_context == "alone" else self.encode_tokens(tokens)
+        return self._phrases(tokens, dense, leaf_of_token, spans)
 
-    def phrases_of(self, dense: Tensor, leaf_of_token: Tensor, spans: Tensor) -> tuple[Tensor, Tensor]:
-        """``encode_phrases``, from token embeddings (B, T, D) that are already computed."""
+    def _phrases(
+        self, tokens: Tensor, dense: Tensor | None, leaf_of_token: Tensor, spans: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """``encode_phrases``, from token embeddings (B, T, D) where phrases are read in their caption."""
+        if dense is None or self.phrase_context == "alone":
+            packed = pack_phrases(tokens, leaf_of_token, spans)
+            leaf_of_token, spans = packed.leaf_of_token, packed.spans
+            dense = self._encode_packed(packed)  # (B, P, D)
         if self.phrase_unit == "token":
             return pool_tokens(dense, leaf_of_token)
         leaves, leaf_mask = pool_leaves(dense, leaf_of_token, leaves=dense.shape[1])  # (B, L, D), (B, L) with L = T
@@ -228,7 +254,9 @@ class PowerCLIP(nn.Module):
         patches, image = self._encode_patches(batch.images)  # (B, N, D), (B, D)
         dense, text = self._encode_tokens(batch.tokens)  # (B, T, D), (B, D)
         regions, region_mask = pool_regions(patches, batch.region_masks)  # (B, M, D), (B, M)
-        phrases, phrase_mask = self.phrases_of(dense, batch.leaf_of_token, batch.phrase_spans)  # (B, K, D), (B, K)
+        phrases, phrase_mask = self._phrases(
+            batch.tokens, dense, batch.leaf_of_token, batch.phrase_spans
+        )  # (B, K, D), (B, K)
         return Features(
             image=normalise(at_least_float32(image)),
             text=normalise(at_least_float32(text)),

@@ -26,6 +26,7 @@ def build_model(config: TrainConfig) -> PowerCLIP:
         text_pool=m.text_pool,
         phrase_norm=m.phrase_norm,
         phrase_unit=m.phrase_unit,
+        phrase_context=m.phrase_context,
         scoring=config.objective.scoring,
         image_size=m.image_size,
         context_length=m.context_length,
