@@ -1,14 +1,16 @@
 """The studies: which configs are compared, on which data, with which seeds."""
 
+import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
-from powerclip.config import EvaluateConfig, ObjectiveConfig, TrainConfig
+from powerclip.config import EvaluateConfig, ObjectiveConfig, PrepareConfig, TrainConfig
 from powerclip.demo import training_scenes
 from powerclip.evaluate.run import evaluate_model
+from powerclip.prepare import prepare
 from powerclip.recipes import scenes_tiny
 
 sys.path.append(str(Path(__file__).parents[1] / "examples" / "emoji"))
@@ -51,8 +53,19 @@ def _scenes(output: Path) -> Path:
     return training_scenes(output / "train", count=16384)
 
 
+def _many_scenes(output: Path) -> Path:
+    folder, settings = output / "train", PrepareConfig(count=65_536, workers=os.cpu_count() or 1, parser="none")
+    if not folder.is_dir():
+        prepare("scenes:train", folder, settings)
+    return folder
+
+
 def _evaluate_scenes(run: Path) -> object:
     return evaluate_model(str(run), EvaluateConfig(suite=("scenes",), size=1000))
+
+
+def _evaluate_both_scores(run: Path) -> object:
+    return evaluate_model(str(run), EvaluateConfig(suite=("scenes",), size=1000, scores=("global", "powerset")))
 
 
 def _emoji_scenes(output: Path) -> Path:
@@ -137,6 +150,16 @@ def _scenes_configs() -> dict[str, TrainConfig]:
     }
 
 
+def _gpu_configs() -> dict[str, TrainConfig]:
+    """The same with five times the samples, in larger batches."""
+
+    def longer(config: TrainConfig) -> TrainConfig:
+        optim = replace(config.optim, warmup_steps=100)
+        return replace(config, batch_size=256, steps=2000, optim=optim, data=replace(config.data, workers=1))
+
+    return {name: longer(config) for name, config in _scenes_configs().items()}
+
+
 SCENES_METRICS = (
     ("scenes-object", "acc@1"),
     ("scenes-colour-object", "acc@1"),
@@ -207,6 +230,14 @@ STUDIES: dict[str, Study] = {
                 drawn=("unit", "single-regions", "tokens"),
             ),
         ),
+    ),
+    "scenes-gpu": Study(
+        configs=_gpu_configs(),
+        seeds=(0, 1, 2),
+        make_data=_many_scenes,
+        evaluate=_evaluate_both_scores,
+        metrics=SCENES_METRICS,
+        parts=(),
     ),
     "emoji": Study(
         configs=_emoji_configs(),

@@ -13,6 +13,7 @@ from powerclip.compare import compare, finish_runs
 from powerclip.config import EvaluateConfig, ModelConfig, load_config
 from powerclip.data.shards import write_shards
 from powerclip.errors import PowerclipError
+from powerclip.evaluate.grounding import METRICS
 from powerclip.files import write_json
 from powerclip.recipes import scenes_tiny
 from powerclip.scenes import generate
@@ -79,7 +80,7 @@ def test_both_kinds_of_clip_stand_side_by_side_and_their_grounding_is_measured(c
     assert "zero-shot, % ± sampling error; in brackets: chance" in table.read_text()
     lines = list(csv.DictReader(io.StringIO((arguments["output"] / "comparison.csv").read_text())))
     grounded = {(line["metric"], line["objective"]) for line in lines if line["task"] == "scenes-grounding"}
-    assert grounded == {(m, name) for m in ("patch", "region", "precision", "recall") for name in ("averages", "tower")}
+    assert grounded == {(m, name) for m in METRICS for name in ("averages", "tower")}
     models = [load(arguments["output"] / f"{name}-seed-3")[0] for name in ("averages", "tower")]
     assert [(model.image_pool, model.text_pool) for model in models] == [("avg", "avg"), ("tower", "tower")]
 

@@ -139,6 +139,7 @@ def test_the_measures_of_an_image_equal_loops(seed):
     Q, M, rows, columns = 4, 6, 3, 4
     N = rows * columns
     patches = torch.randint(-2, 3, (Q, N), generator=generator).float()
+    dots = torch.randint(-2, 3, (Q, N), generator=generator).float()
     regions = torch.randint(-2, 3, (Q, M), generator=generator).float()
     chosen = torch.rand(Q, M, generator=generator) < 0.3
     chosen[0] = False
@@ -147,7 +148,7 @@ def test_the_measures_of_an_image_equal_loops(seed):
     candidates = torch.rand(M, N, generator=generator) < 0.5
     boxes = boxes_of(objects, (rows, columns))
     candidates = torch.cat([candidates[: M - Q], boxes])
-    found = measure(patches, regions, chosen, objects, candidates, boxes)
+    found = measure(torch.stack([patches, dots]), regions, chosen, objects, candidates, boxes)
     for q in range(Q):
         inside = {n for n in range(N) if objects[q, n]}
         cells = [(n // columns, n % columns) for n in inside]
@@ -155,14 +156,16 @@ def test_the_measures_of_an_image_equal_loops(seed):
         box = {r * columns + c for r in range(top, bottom + 1) for c in range(left, right + 1)}
         sets = [{n for n in range(N) if candidates[m, n]} for m in range(M)]
         good = [len(box & s) / len(box | s) >= 0.5 for s in sets]
-        best_patches = [n for n in range(N) if patches[q, n] == max(patches[q].tolist())]
+        best_patches, longest = ([n for n in range(N) if x[q, n] == max(x[q].tolist())] for x in (patches, dots))
         best_regions = [m for m in range(M) if regions[q, m] == max(regions[q].tolist())]
         area = set().union(*(sets[m] for m in range(M) if chosen[q, m]))
         expected = [
             sum(n in inside for n in best_patches) / len(best_patches),
+            sum(n in inside for n in longest) / len(longest),
             sum(good[m] for m in best_regions) / len(best_regions),
             len(area & inside) / len(area) if area else 0,
             len(area & inside) / len(inside),
+            len(inside) / N,
             len(inside) / N,
             sum(good) / M,
             len(inside) / N,

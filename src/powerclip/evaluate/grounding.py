@@ -17,11 +17,12 @@ from powerclip.evaluate.datasets.images import key_of
 from powerclip.evaluate.encode import Encoder, Tensors
 from powerclip.evaluate.metrics import Estimate
 from powerclip.model import PowerCLIP, make_transforms
+from powerclip.model.pooling import at_least_float32, pool_regions
 from powerclip.phrases import clean_caption, encode_captions, whole_caption_tree
 from powerclip.regions import fixed_boxes, objects_to_grid
 from powerclip.tasks import Grounding, Masks, Picture
 
-METRICS = ("patch", "region", "precision", "recall")
+METRICS = ("patch", "contribution", "region", "precision", "recall")
 
 Item = tuple[Picture, Masks, Tensor]
 """An image, its O objects, and (O, D) the vectors of their phrases."""
@@ -30,13 +31,15 @@ Item = tuple[Picture, Masks, Tensor]
 def grounding_metrics(encoder: Encoder, task: Grounding) -> dict[str, float]:
     """Where a PowerCLIP model sees the phrases of a task, as shares of all phrases or means over them.
 
-    ``patch``, the pointing game: the best patch is one of the object's. ``region``: of the boxes of all objects of the
+    ``patch``, the pointing game: the best patch is one of the object's. ``contribution``: the same, but the best patch is
+    the one that adds most to a region's similarity, by its dot product with the phrase, where ``patch`` goes by the
+    cosine: a region's vector is the sum of its patches, so that longer patches count more. ``region``: of the boxes of all objects of the
     image and those of ``fixed_boxes``, the best has an IoU of at least 0.5 with the object's. Of candidates that tie
     for the best, each counts its share. ``precision`` and ``recall``: of the area of all those boxes that the model
     chooses for the phrase (``powerclip.alignment.grounding``) against the object's patches; both are 0 if it
     chooses none.
 
-    The chance of ``patch`` and ``region`` is that of a random candidate, of ``precision`` and ``recall`` that of an
+    The chance of the first three is that of a random candidate, of ``precision`` and ``recall`` that of an
     area of the same size anywhere: the shares of the image that the object and the chosen area have. Phrases of one
     image count as one draw in the standard errors. An object that the image transform cuts away is left out.
 
@@ -70,17 +73,19 @@ def grounding_metrics(encoder: Encoder, task: Grounding) -> dict[str, float]:
         return *encoder.open_images([picture for picture, *_ in items]), *padded
 
     def embed(images: Tensor, candidates: Tensor, objects: Tensor, phrases: Tensor) -> Tensors:
-        regions, present = model.encode_regions(images, candidates)
+        patches = at_least_float32(model.encode_patches(images))
+        regions, present = pool_regions(patches, candidates)
         values = []
-        for regions_MD, present_M, masks_MN, objects_ON, phrases_OD in zip(
-            regions, present, candidates, objects, phrases, strict=True
+        for patches_ND, regions_MD, present_M, masks_MN, objects_ON, phrases_OD in zip(
+            patches, regions, present, candidates, objects, phrases, strict=True
         ):
             N = objects_ON.shape[1]
-            patches_ON = ground(regions_MD[:N], phrases_OD).similarities
+            cosines_ON = ground(regions_MD[:N], phrases_OD).similarities
             boxes = present_M.nonzero()[:, 0][N:]
             found = ground(regions_MD[boxes], phrases_OD, subsets=model.scoring.subsets)
             targets = boxes_of(objects_ON, model.grid_size)
-            values.append(measure(patches_ON, found.similarities, found.subsets, objects_ON, masks_MN[boxes], targets))
+            pointed = torch.stack([cosines_ON, phrases_OD @ patches_ND.T])
+            values.append(measure(pointed, found.similarities, found.subsets, objects_ON, masks_MN[boxes], targets))
         return torch.stack(values), objects.any(dim=2)
 
     vectors = _phrase_vectors(encoder, model, [phrase for phrases in task.phrases for phrase in phrases])
@@ -98,12 +103,12 @@ def grounding_metrics(encoder: Encoder, task: Grounding) -> dict[str, float]:
 
 
 def measure(
-    patches: Tensor, regions: Tensor, chosen: Tensor, objects: Tensor, candidates: Tensor, boxes: Tensor
+    pointed: Tensor, regions: Tensor, chosen: Tensor, objects: Tensor, candidates: Tensor, boxes: Tensor
 ) -> Tensor:
-    """(Q, 8) float32: the four ``METRICS`` of Q phrases of one image, and the chance of each.
+    """(Q, 10) float32: the five ``METRICS`` of Q phrases of one image, and the chance of each.
 
     Args:
-        patches: (Q, N) similarities of the phrases and single patches.
+        pointed: (2, Q, N) cosines and dot products of the phrases and single patches.
         regions, chosen: (Q, M) similarities of the phrases and the candidate boxes, and bool, which are chosen.
         objects, boxes: (Q, N) bool, the patches and the box of the object that a phrase names.
         candidates: (M, N) bool, the patches of the candidate boxes.
@@ -114,13 +119,13 @@ def measure(
     area_QN = (chosen.float() @ candidates.float()) > 0
     hit_Q, area_Q, object_Q = (x.sum(dim=1) for x in (area_QN & objects, area_QN, objects))
     found = (
-        _share_of_best(patches, objects),
+        *(_share_of_best(similarities, objects) for similarities in pointed),
         _share_of_best(regions, right_QM),
         hit_Q / area_Q.clamp(min=1),
         hit_Q / object_Q.clamp(min=1),
     )
     share_Q = objects.float().mean(dim=1)
-    chances = share_Q, right_QM.float().mean(dim=1), share_Q, area_QN.float().mean(dim=1)
+    chances = share_Q, share_Q, right_QM.float().mean(dim=1), share_Q, area_QN.float().mean(dim=1)
     return torch.stack([*found, *chances], dim=1)
 
 
