@@ -2,7 +2,6 @@
 
     python experiments/run.py scenes               # everything on generated scenes (a day on two cores)
     python experiments/run.py scenes --only clip unit --seeds 0 1
-    python experiments/run.py scenes-gpu --jobs 8  # minutes on a GPU with 16 cores beside it
 
 A second call continues where the first stopped. Each finished run leaves a small JSON in ``experiments/results/STUDY``,
 from which ``experiments/tables.py`` makes the tables and plots without training. A result that is there is not run again.
@@ -12,10 +11,8 @@ import argparse
 import json
 import platform
 import re
-import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -39,10 +36,9 @@ CURVE_POINTS = 60
 def main() -> int:
     """Run a study; the exit status is 0 when it is complete and 130 when it was interrupted."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", choices=STUDIES)
+    parser.add_argument("study", choices=[name for name, study in STUDIES.items() if study.evaluate])
     parser.add_argument("--only", nargs="+", help="names of configs; all by default")
     parser.add_argument("--seeds", type=int, nargs="+", help="the study's own by default")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each a process of its own")
     parser.add_argument("--output", type=Path, default=Path("runs/experiments"), help="data and runs (large)")
     arguments = parser.parse_args()
     study = STUDIES[arguments.study]
@@ -50,27 +46,11 @@ def main() -> int:
     if unknown := sorted(set(names) - set(study.configs)):
         parser.error(f"{arguments.study} has no {', '.join(unknown)}; it has {', '.join(study.configs)}")
     output = arguments.output / arguments.study
-    # Seed by seed, so that an unfinished study is a balanced one.
-    runs = [(name, seed) for seed in arguments.seeds or study.seeds for name in names]
-    if arguments.jobs > 1:
-        study.make_data(output)  # once
-        return run_each(arguments.study, runs, jobs=arguments.jobs, output=arguments.output)
-    for name, seed in runs:
-        if not run(study, name, seed=seed, output=output, results=RESULTS / arguments.study):
-            return 130
+    for seed in arguments.seeds or study.seeds:  # seed by seed, so that an unfinished study is a balanced one
+        for name in names:
+            if not run(study, name, seed=seed, output=output, results=RESULTS / arguments.study):
+                return 130
     return 0
-
-
-def run_each(study: str, runs: list[tuple[str, int]], *, jobs: int, output: Path) -> int:
-    """Every run as a process of its own, ``jobs`` at a time; the first exit status that is not 0."""
-
-    def start(name: str, seed: int) -> int:
-        command = [sys.executable, __file__, study, "--only", name, "--seeds", str(seed), "--output", str(output)]
-        return subprocess.run(command, check=False).returncode
-
-    with ThreadPoolExecutor(jobs) as pool:
-        found = list(pool.map(lambda which: start(*which), runs))
-    return next((status for status in found if status), 0)
 
 
 def run(study: Study, name: str, *, seed: int, output: Path, results: Path) -> bool:
@@ -83,6 +63,8 @@ def run(study: Study, name: str, *, seed: int, output: Path, results: Path) -> b
         return True
     console = Console()
     console.rule(f"{name}, seed {seed}")
+    assert study.make_data is not None
+    assert study.evaluate is not None
     data = study.make_data(output)
     if not finish_runs({folder: config}, data=data, evaluate=study.evaluate, console=console):
         return False
@@ -96,14 +78,20 @@ def summary(folder: Path, config: TrainConfig) -> dict[str, object]:
     evaluation = read_evaluation(folder)
     assert evaluation is not None
     lines = [json.loads(line) for line in RunFolder(folder).metrics_file.read_text(encoding="utf-8").splitlines()]
-    lines = [line for line in lines if "loss" in line]
+    return {
+        **described(config, [line for line in lines if "loss" in line]),
+        "tasks": evaluation.tasks,
+        "counts": {task: origin.n for task, origin in evaluation.measured_on.items()},
+    }
+
+
+def described(config: TrainConfig, lines: list[dict[str, Any]]) -> dict[str, object]:
+    """A run's settings and curves, and what it ran on."""
     kept = lines[:: max(1, len(lines) // CURVE_POINTS)]
     threads = f"{torch.get_num_threads()} threads"
     machine = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()}, {threads})"
     return {
         "config": asdict(config),
-        "tasks": evaluation.tasks,
-        "counts": {task: origin.n for task, origin in evaluation.measured_on.items()},
         "curves": {key: [line.get(key) for line in kept] for key in kept[-1] if _is_number(kept[-1][key])},
         "date": time.strftime("%Y-%m-%d"),
         "versions": {"powerclip": powerclip.__version__, "torch": re.sub(r"\+.*", "", torch.__version__)},

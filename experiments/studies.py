@@ -1,22 +1,20 @@
 """The studies: which configs are compared, on which data, with which seeds."""
 
-import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
-from powerclip.config import EvaluateConfig, ObjectiveConfig, PrepareConfig, TrainConfig
+from powerclip.config import EvaluateConfig, ObjectiveConfig, TrainConfig
 from powerclip.demo import training_scenes
 from powerclip.evaluate.run import evaluate_model
-from powerclip.prepare import prepare
 from powerclip.recipes import scenes_tiny
 
 sys.path.append(str(Path(__file__).parents[1] / "examples" / "emoji"))
 
 from emoji_packages import obtain
-from emoji_scene_tasks import evaluation_tasks
+from emoji_scene_tasks import evaluation_tasks as emoji_tasks
 from emoji_tasks import evaluate
 from emoji_world import STYLES, Drawings, read_drawings, training_shards
 
@@ -39,9 +37,9 @@ class Study:
 
     configs: Mapping[str, TrainConfig]
     seeds: tuple[int, ...]
-    make_data: Callable[[Path], Path]
-    """Makes the training data below a folder, unless they are there, and returns their place."""
-    evaluate: Callable[[Path], object]
+    make_data: Callable[[Path], Path] | None
+    """Makes the training data below a folder, unless they are there, and returns their place; None for ``gpu.py``'s."""
+    evaluate: Callable[[Path], object] | None
     """Evaluates a run folder."""
     metrics: tuple[tuple[str, str], ...]
     """Tasks and metrics that the tables show, all those of ``evaluation.json`` being kept."""
@@ -53,31 +51,21 @@ def _scenes(output: Path) -> Path:
     return training_scenes(output / "train", count=16384)
 
 
-def _many_scenes(output: Path) -> Path:
-    folder, settings = output / "train", PrepareConfig(count=65_536, workers=os.cpu_count() or 1, parser="none")
-    if not folder.is_dir():
-        prepare("scenes:train", folder, settings)
-    return folder
-
-
 def _evaluate_scenes(run: Path) -> object:
     return evaluate_model(str(run), EvaluateConfig(suite=("scenes",), size=1000))
 
 
-def _evaluate_both_scores(run: Path) -> object:
-    return evaluate_model(str(run), EvaluateConfig(suite=("scenes",), size=1000, scores=("global", "powerset")))
-
-
 def _emoji_scenes(output: Path) -> Path:
-    return training_shards(_drawings(output.parent), output / "train", count=20_000)
+    return training_shards(drawings_in(output.parent), output / "train", count=20_000)
 
 
 def _evaluate_emoji(run: Path) -> None:
-    evaluate(run, evaluation_tasks(_drawings(run.parents[1])), suite="emoji-scenes")
+    evaluate(run, emoji_tasks(drawings_in(run.parents[1])), suite="emoji-scenes")
 
 
 @cache
-def _drawings(output: Path) -> Drawings:
+def drawings_in(output: Path) -> Drawings:
+    """The drawings of ``examples/emoji``; their packages are kept below a folder."""
     return read_drawings(obtain(output / "packages", given=None, styles=STYLES))
 
 
@@ -150,14 +138,29 @@ def _scenes_configs() -> dict[str, TrainConfig]:
     }
 
 
-def _gpu_configs() -> dict[str, TrainConfig]:
-    """The same with five times the samples, in larger batches."""
-
-    def longer(config: TrainConfig) -> TrainConfig:
-        optim = replace(config.optim, warmup_steps=100)
-        return replace(config, batch_size=256, steps=2000, optim=optim, data=replace(config.data, workers=1))
-
-    return {name: longer(config) for name, config in _scenes_configs().items()}
+def _gpu_configs(names: Iterable[str]) -> dict[str, TrainConfig]:
+    """The same with more samples, in larger batches; and what the CPU's budget has no room for."""
+    configs = _scenes_configs()
+    unit_1 = _objective(configs["unit"], powerset_weight=1.0)
+    softmax = _objective(configs["unit"], form="softmax", gradient_ratio=0.5)
+    configs |= {
+        "unit-1": unit_1,
+        "centred-0": _objective(unit_1, centre_scores="full"),
+        "midpoint-3": _objective(configs["midpoint"], powerset_weight=3.0),
+        "mean": _objective(configs["grounded"], negatives="mean"),
+        "softmax": softmax,
+        "softmax-1": _objective(softmax, gradient_ratio=1.0),
+        "alone-unit-1": _alone(unit_1),
+        "alone-centred-0": _alone(_objective(unit_1, centre_scores="full")),
+        "alone-midpoint": _alone(configs["midpoint"]),
+        "alone-softmax": _alone(softmax),
+        "alone-softmax-1": _alone(_objective(softmax, gradient_ratio=1.0)),
+        "gold-alone-softmax": _alone(_objective(softmax, region_source="stored")),
+    }
+    longer = {"batch_size": 256, "steps": 1000, "checkpoint_every_steps": 1000}
+    return {
+        name: replace(configs[name], **longer, optim=replace(configs[name].optim, warmup_steps=100)) for name in names
+    }
 
 
 SCENES_METRICS = (
@@ -189,6 +192,15 @@ EMOJI_METRICS = tuple(
         ("grounding", "region", ("", "-new-style", "-unseen")),
     )
     for suffix in suffixes
+)
+SCENES_GPU = (
+    *("clip", "clip-tower", "unit", "unit-1", "centred-0", "midpoint", "grounded", "softmax"),
+    *("alone-unit-1", "alone-midpoint", "alone-softmax", "gold-alone-softmax"),
+)
+EMOJI_GPU = (
+    *("clip", "clip-tower", "paper", "unit", "unit-1", "centred-0", "centred", "midpoint", "midpoint-3", "grounded"),
+    *("mean", "softmax", "softmax-1", "alone-unit-1", "alone-centred-0", "alone-midpoint", "alone-softmax"),
+    *("alone-softmax-1", "gold-alone-softmax", "superclip", "siglip", "filip", "sparc"),
 )
 
 STUDIES: dict[str, Study] = {
@@ -231,14 +243,6 @@ STUDIES: dict[str, Study] = {
             ),
         ),
     ),
-    "scenes-gpu": Study(
-        configs=_gpu_configs(),
-        seeds=(0, 1, 2),
-        make_data=_many_scenes,
-        evaluate=_evaluate_both_scores,
-        metrics=SCENES_METRICS,
-        parts=(),
-    ),
     "emoji": Study(
         configs=_emoji_configs(),
         seeds=(0, 1, 2),
@@ -252,6 +256,26 @@ STUDIES: dict[str, Study] = {
                 against=("clip", "clip-tower"),
                 drawn=("clip", "unit", "grounded"),
             ),
+        ),
+    ),
+    "scenes-gpu": Study(
+        configs=_gpu_configs(SCENES_GPU),
+        seeds=(0, 1, 2),
+        make_data=None,
+        evaluate=None,
+        metrics=SCENES_METRICS,
+        parts=(
+            Part(name="main", configs=SCENES_GPU, against=("clip", "clip-tower"), drawn=("clip", "unit-1", "midpoint")),
+        ),
+    ),
+    "emoji-gpu": Study(
+        configs=_gpu_configs(EMOJI_GPU),
+        seeds=(0, 1, 2),
+        make_data=None,
+        evaluate=None,
+        metrics=EMOJI_METRICS,
+        parts=(
+            Part(name="main", configs=EMOJI_GPU, against=("clip", "clip-tower"), drawn=("clip", "unit-1", "midpoint")),
         ),
     ),
 }
