@@ -11,6 +11,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import pickle
 import sys
 import time
 import traceback
@@ -152,8 +153,8 @@ def _log(output: Path, place: Path) -> str:
 _work: Callable[[int], Any]
 
 
-def _do(number: int) -> Any:
-    return _work(number)
+def _do(number: int) -> bytes:
+    return pickle.dumps(_work(number))  # as bytes: tensors would take a file each, and shared memory
 
 
 def _in_processes(work: Callable[[int], Any], count: int) -> list[Any]:
@@ -161,7 +162,7 @@ def _in_processes(work: Callable[[int], Any], count: int) -> list[Any]:
     global _work
     _work = work
     with multiprocessing.get_context("fork").Pool(os.cpu_count()) as pool:
-        return pool.map(_do, range(count), chunksize=1)
+        return [pickle.loads(found) for found in pool.imap(_do, range(count))]
 
 
 def _samples(bed: Bed, config: TrainConfig) -> Samples:

@@ -69,10 +69,13 @@ def drawings_in(output: Path) -> Drawings:
     return read_drawings(obtain(output / "packages", given=None, styles=STYLES))
 
 
+EMOJI = ("clip", "clip-tower", "unit", "centred", "midpoint", "grounded", "alone-softmax")
+
+
 def _emoji_configs() -> dict[str, TrainConfig]:
     """The settings chosen on the generated scenes, on drawings of 240 names."""
     scenes = _scenes_configs()
-    return {name: scenes[name] for name in ("clip", "clip-tower", "unit", "grounded")}
+    return {name: scenes[name] for name in EMOJI}
 
 
 def _objective(base: TrainConfig, **settings: object) -> TrainConfig:
@@ -252,7 +255,7 @@ STUDIES: dict[str, Study] = {
         parts=(
             Part(
                 name="main",
-                configs=tuple(_emoji_configs()),
+                configs=EMOJI,
                 against=("clip", "clip-tower"),
                 drawn=("clip", "unit", "grounded"),
             ),
