@@ -227,6 +227,12 @@ STUDIES: dict[str, Study] = {
                 drawn=("centred", "grounded", "zero-04"),
             ),
             Part(
+                name="alone",
+                configs=("clip", "grounded", "alone-grounded", "alone-softmax"),
+                against=("clip", "grounded"),
+                drawn=("grounded", "alone-grounded", "alone-softmax"),
+            ),
+            Part(
                 name="tower",
                 configs=("clip-tower", "tower-unit-1", "tower-midpoint", "tower-softmax"),
                 against=("clip-tower",),
