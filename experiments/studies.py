@@ -69,7 +69,7 @@ def drawings_in(output: Path) -> Drawings:
     return read_drawings(obtain(output / "packages", given=None, styles=STYLES))
 
 
-EMOJI = ("clip", "clip-tower", "unit", "centred", "midpoint", "grounded", "alone-softmax")
+EMOJI = ("clip", "clip-tower", "unit", "centred", "midpoint", "midpoint-3", "grounded", "alone-softmax")
 
 
 def _emoji_configs() -> dict[str, TrainConfig]:
@@ -115,6 +115,7 @@ def _scenes_configs() -> dict[str, TrainConfig]:
         "centred": centred,
         "centred-3": _objective(centred, powerset_weight=3.0),
         "midpoint": _objective(centred, centre_scores="none", zero="midpoint"),
+        "midpoint-3": _objective(centred, centre_scores="none", zero="midpoint", powerset_weight=3.0),
         "grounded": _objective(centred, zero="midpoint", gradient_ratio=0.5),
         "grounded-025": _objective(centred, zero="midpoint", gradient_ratio=0.25),
         "zero-04": _objective(centred, zero=0.4, gradient_ratio=0.5),
@@ -149,7 +150,6 @@ def _gpu_configs(names: Iterable[str]) -> dict[str, TrainConfig]:
     configs |= {
         "unit-1": unit_1,
         "centred-0": _objective(unit_1, centre_scores="full"),
-        "midpoint-3": _objective(configs["midpoint"], powerset_weight=3.0),
         "mean": _objective(configs["grounded"], negatives="mean"),
         "softmax": softmax,
         "softmax-1": _objective(softmax, gradient_ratio=1.0),
