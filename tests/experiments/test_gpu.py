@@ -1,0 +1,86 @@
+"""The driver of many runs at a time, and its batches, on a CPU and at the size of seconds."""
+
+import sys
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from powerclip.files import read_json
+from powerclip.model import create_model
+from powerclip.scenes import evaluation_tasks, generate
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
+
+import gpu  # noqa: E402 (found by the line above)
+import in_memory  # noqa: E402
+import studies  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def samples():
+    return in_memory.Samples.of(generate("train", count=40, seed=0), studies.STUDIES["scenes-gpu"].configs["clip"])
+
+
+def shape():
+    model = create_model("tiny-conv")
+    return in_memory.Shape(
+        image_size=model.image_size, grid_size=model.grid_size, mean=torch.zeros(3), std=torch.ones(3)
+    )
+
+
+def test_crops_keep_nine_tenths_and_masks_follow(samples):
+    config = studies.STUDIES["scenes-gpu"].configs["gold-alone-softmax"]
+    rows, generator = torch.arange(40), torch.Generator().manual_seed(0)
+    batch = samples.batch(rows, config, model=shape(), generator=generator)
+    assert batch.images.shape == (40, 3, 48, 48)
+    whole = torch.nn.functional.interpolate(samples.images / 255, size=(48, 48), mode="bilinear", antialias=True)
+    assert (batch.images - whole).abs().mean() < 0.05  # close to the complete image, and not equal to it
+    assert not torch.allclose(batch.images, whole, atol=0.02)
+    present = batch.region_masks.any(dim=2)
+    assert torch.equal(present.sum(dim=1), samples.objects.flatten(2).any(dim=2).sum(dim=1))
+    area = samples.objects.float().mean(dim=(2, 3))  # a patch is an object's from a fourth of it on
+    found = batch.region_masks.float().mean(dim=2)[:, : area.shape[1]]
+    assert ((found - area)[area > 0] > -0.06).all() and ((found - area)[area > 0] < 0.25).all()
+
+
+def test_batches_are_a_function_of_the_seed(samples):
+    config = studies.STUDIES["scenes-gpu"].configs["unit"]
+    batches = [
+        samples.batch(torch.arange(8), config, model=shape(), generator=torch.Generator().manual_seed(seed))
+        for seed in (0, 0, 1)
+    ]
+    assert torch.equal(batches[0].images, batches[1].images)
+    assert torch.equal(batches[0].region_masks, batches[1].region_masks)
+    assert not torch.equal(batches[0].images, batches[2].images)
+    assert batches[0].region_masks.shape == (8, 10, 36)
+    assert batches[0].tokens.shape[1] % 8 == 0
+
+
+def test_runs_leave_results_and_are_not_run_again(tmp_path, monkeypatch, capfd):
+    config = replace(studies.STUDIES["scenes-gpu"].configs["clip"], steps=2, batch_size=8, log_every_steps=1)
+    configs = {"clip": config, "unit": replace(config, objective=replace(config.objective, name="powerclip"))}
+    study = replace(studies.STUDIES["scenes-gpu"], configs=configs)
+    monkeypatch.setitem(studies.STUDIES, "scenes-gpu", study)
+    monkeypatch.setattr(gpu, "PART", 16)
+    tasks = partial(evaluation_tasks, size=3, image_size=48)
+    bed = gpu.Bed(
+        parts=2,
+        samples=lambda part: list(generate("train", count=16 * (part + 1), seed=0))[16 * part :],
+        tasks=lambda test: [task for task in tasks(seed=int(test)) if "quadruples" not in task.name],
+    )
+    monkeypatch.setattr(gpu, "beds", lambda output: {"scenes-gpu": bed})
+    arguments = ["gpu.py", "--seeds", "1", "--jobs", "2", "--minutes", "3", "--output", str(tmp_path / "runs")]
+    monkeypatch.setattr(sys, "argv", [*arguments, "--results", str(tmp_path / "results")])
+    assert gpu.main() == 0
+    kept = read_json(tmp_path / "results" / "scenes-gpu" / "unit-seed-1.json")
+    assert kept["config"]["seed"] == 1
+    assert kept["curves"]["step"] == [1, 2]
+    assert kept["counts"].keys() == kept["validation"].keys()
+    assert "scenes-hard-negatives-powerset" in kept["tasks"]
+    assert kept["tasks"]["scenes-object"] != {}
+    capfd.readouterr()
+    assert gpu.main() == 0
+    assert "32" not in capfd.readouterr().out  # nothing was made
