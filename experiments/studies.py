@@ -192,6 +192,7 @@ EMOJI_METRICS = tuple(
         ("retrieval", "t2i_R@1", ("", "-new-style", "-unseen")),
         ("hard-negatives", "macro", ("", "-new-style", "-unseen")),
         ("grounding", "patch", ("", "-new-style", "-unseen")),
+        ("grounding", "contribution", ("", "-new-style", "-unseen")),
         ("grounding", "region", ("", "-new-style", "-unseen")),
     )
     for suffix in suffixes

@@ -14,9 +14,9 @@ from powerclip.scenes import evaluation_tasks, generate
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
 
-import gpu  # noqa: E402 (found by the line above)
-import in_memory  # noqa: E402
-import studies  # noqa: E402
+import gpu
+import in_memory
+import studies
 
 
 @pytest.fixture(scope="module")
