@@ -94,6 +94,18 @@ def test_masks_of_a_smaller_copy_fit_the_image():
     assert large.sum() == 60 * 40
 
 
+@given(
+    arrays(np.bool_, st.tuples(st.just(2), st.integers(1, 6), st.integers(1, 6))), st.integers(1, 9), st.integers(1, 9)
+)
+def test_a_pixel_of_a_scaled_mask_is_that_of_the_same_place(masks, height, width):
+    scaled = masks_at_size(masks, Image.new("RGB", (width, height)))
+    assert scaled.shape == (2, height, width)
+    for row in range(height):
+        for column in range(width):
+            place = row * masks.shape[1] // height, column * masks.shape[2] // width
+            assert (scaled[:, row, column] == masks[:, *place]).all()
+
+
 def test_superpixels_find_a_square_on_a_plain_ground():
     pixels = np.full((300, 400, 3), 200, np.uint8)
     pixels[100:200, 150:300] = (255, 0, 0)

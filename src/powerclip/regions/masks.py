@@ -93,6 +93,7 @@ def masks_at_size(masks: Any, image: Image.Image) -> NDArray[np.bool_]:
     result: NDArray[np.bool_] = np.asarray(masks, dtype=np.bool_)
     if result.shape[1:] == (image.height, image.width):
         return result
-    rows = np.arange(image.height) * result.shape[1] // image.height
-    columns = np.arange(image.width) * result.shape[2] // image.width
-    return result[:, rows[:, None], columns]
+    for axis, size in ((1, image.height), (2, image.width)):
+        old = result.shape[axis]
+        result = np.repeat(result, np.bincount(np.arange(size) * old // size, minlength=old), axis=axis)
+    return result
