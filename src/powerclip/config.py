@@ -566,7 +566,10 @@ def from_dict(cls: type[T], values: object, *, where: str = "config") -> T:
         elif not _fits(value, hint):
             raise ValueError(f"{where}.{name} is {value!r}; expected {_described(hint)}")
         arguments[name] = tuple(value) if isinstance(value, list) else value
-    return cls(**arguments)
+    try:
+        return cls(**arguments)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
 
 
 def _fits(value: object, hint: Any) -> bool:

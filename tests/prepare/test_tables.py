@@ -327,6 +327,22 @@ def test_img2dataset_s_files_are_a_folder_of_images(tmp_path):
     assert captions(tmp_path / "out") == ["dog 0", "dog 1", "dog 2"]
 
 
+def test_cells_that_inflate_thousands_of_times_are_not_read(tmp_path):
+    """The file has 4 kB, and its cells 100 MB in one page, which is decompressed as a whole."""
+    cells = pa.array([bytes(5_000_000)] * 20, pa.binary())
+    table = pa.table({"image": cells, "caption": ["a dog"] * 20})
+    parquet.write_table(table, tmp_path / "t.parquet", compression="zstd", use_dictionary=False)
+    usual = pa.default_memory_pool()
+    counted = pa.proxy_memory_pool(usual)
+    pa.set_memory_pool(counted)
+    try:
+        report = prepared(tmp_path / "t.parquet", tmp_path / "out")
+    finally:
+        pa.set_memory_pool(usual)
+    assert report["skipped"] == {"row cannot be read": 20}
+    assert counted.max_memory() < 2**20
+
+
 def test_a_caption_file_of_any_size_is_not_read(photos, tmp_path):
     (photos / "0.txt").write_text("a dog " * 200_000)
     (photos / "1.txt").write_text("a dog " * 20_000)
