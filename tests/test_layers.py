@@ -44,7 +44,7 @@ MAY_IMPORT = {
         "runs",
     },
 }
-TOP = {"cli", "compare", "demo", "embed", "interpolate", "__init__"}
+TOP = {"cli", "compare", "demo", "embed", "interpolate", "silence", "__init__"}
 
 
 def modules_of(folder: Path, package: str) -> dict[str, ast.Module]:

@@ -19,6 +19,7 @@ import powerclip
 from powerclip.config import EmbedConfig, EvaluateConfig, ExportTarget, Objective, PrepareConfig, TrainConfig
 from powerclip.errors import PowerclipError, RunFailedError, did_you_mean
 from powerclip.recipes import RECIPES, recipe
+from powerclip.silence import broken_silence
 
 # Each command imports what it runs when it runs: torch takes seconds, `--help` should not.
 
@@ -172,7 +173,10 @@ class Evaluate:
         model = self.place or self.model
         if model is None or (self.place and self.model):
             raise PowerclipError("name one model: powerclip evaluate MODEL, or --model NAME --pretrained TAG")
-        evaluation = evaluate_model(model, self.config)
+        said = Console(stderr=True, quiet=int(os.environ.get("RANK", 0)) > 0)
+        evaluation = evaluate_model(
+            model, self.config, progress=lambda task: said.print(f"{task} ...", highlight=False)
+        )
         if int(os.environ.get("RANK", 0)) > 0:
             return
         name = Path(model).name or model
@@ -322,7 +326,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if argv[0] not in COMMANDS:
             known = f"commands: {', '.join(COMMANDS)}"
             raise PowerclipError(f"unknown command {argv[0]!r}; {did_you_mean(argv[0], COMMANDS, otherwise=known)}")
-        parse(argv[0], argv[1:]).run()
+        command = parse(argv[0], argv[1:])
+        with broken_silence(f"powerclip {argv[0]}"):
+            command.run()
     except KeyboardInterrupt as error:
         return _fail(error, 130, "interrupted")
     except BrokenPipeError:
