@@ -1,13 +1,14 @@
 """What is said of data before the first step."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from powerclip.data import look
 from powerclip.data.look import look_at_sample, look_at_texts, read_some, read_texts, sample_places
-from powerclip.data.sample import Sample
-from powerclip.data.shards import index_shard
+from powerclip.data.sample import Caption, Sample
+from powerclip.data.shards import index_shard, write_shards
 from powerclip.phrases.tokens import clip_tokenizer
 from powerclip.phrases.tree import PhraseTree
 from tests.support.images import one_colour
@@ -118,6 +119,23 @@ def test_only_some_phrases_are_shown():
     tree = PhraseTree.from_spans([(i, i + 1) for i in range(0, 15, 2)], [("NP", i, i) for i in range(8)], parser="p")
     line = look_at_sample(sample(caption, tree=tree), CLIP, context_length=20, size=(1, 1), regions="")[2]
     assert line == "  phrases: 'a', 'b', 'c', 'd', 'e', 'f' and 2 more"
+
+
+def test_all_captions_of_an_image_are_looked_at(tmp_path):
+    """Also those that are read from a shard."""
+    tree, long = tree_of("a dog"), "a dog and " * 3 + "a cat"
+    others = [Caption(text=long, source="syn"), Caption(text="a dog", source="alt", tree=tree)]
+    several = [
+        sample("a dog", i, tree=tree).with_captions([Caption(text="a dog", tree=tree), *others]) for i in range(2)
+    ]
+    write_shards([replace(s, image=one_colour()) for s in several], tmp_path)
+    places = sample_places([tmp_path / "shard-000000.tar"], index_shard)
+    assert lines(*read_texts(places))[0] == (
+        "Of 6 captions, 2 (33%) are longer than the context of 12 tokens, 6 (100%) occur more than once, and 2 (33%) have no "
+        "phrases"
+    )
+    shown = look_at_sample(several[0], CLIP, context_length=12, size=(1, 1), regions="")
+    assert shown[-1] == "  further captions: 1 from syn, 1 from alt"
 
 
 def test_samples_come_from_all_over_and_bad_ones_are_left_out(tmp_path, monkeypatch):

@@ -136,13 +136,27 @@ def test_workers_and_interruptions_change_nothing(shards, tmp_path):
         prepared(shards, tmp_path / "two", captions=str(table))
 
 
+def test_damage_to_shards_and_samples_is_counted(shards, tmp_path):
+    whole = (shards / "1.tar").read_bytes()
+    (shards / "1.tar").write_bytes(whole[: len(whole) // 2])
+    write_tar(shards / "2.tar", [("9.jpg", picture()), ("9.txt", b"a"), ("9.json", b"["), ("._9.txt", b"")])
+    table = table_of(tmp_path / "t.csv", "0,a dog", "9,a cat")
+    report = prepared(shards, tmp_path / "out", captions=str(table))
+    assert report["skipped"]["tar damaged or truncated"] == report["skipped"]["malformed json"] == 1
+    assert report["ignored"] == {"hidden": 1}
+    assert found(tmp_path / "out")[0] == [("txt", "caption 0"), ("caption", "a dog")]
+
+
 def test_a_join_that_fits_nothing_is_refused_with_an_example(shards, tmp_path):
     table = table_of(tmp_path / "t.csv", "http://b.example/1,a dog", header="url,caption")
     message = (
-        "none of the first 4 samples is in .*t.csv by url: a sample has 'a.example/1.jpg', the table 'b.example/1'"
+        "none of the first 4 samples with a url is in .*t.csv: a sample has 'a.example/1.jpg', the table 'b.example/1'"
     )
     with pytest.raises(PowerclipError, match=f"{message}; join by --join key, or name the column with --join-column"):
         prepared(shards, tmp_path / "out", captions=str(table), join="url")
+    write_tar(tmp_path / "bare" / "0.tar", [("a.jpg", picture()), ("a.txt", b"a dog")])
+    with pytest.raises(PowerclipError, match="first 0 samples with a url .*: a sample has 'nothing', the table 'b.ex"):
+        prepared(tmp_path / "bare", tmp_path / "none", captions=str(table), join="url")
     with pytest.raises(PowerclipError, match="has no column named key, __key__, id, .*name it with --join-column"):
         prepared(shards, tmp_path / "other", captions=str(table))
     with pytest.raises(PowerclipError, match="t.txt is not a table; give a .csv"):

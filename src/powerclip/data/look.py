@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from PIL import Image
 
 from powerclip.data.images import decode_image
-from powerclip.data.sample import CAPTION_EXTENSION, IMAGE_EXTENSIONS, Sample
+from powerclip.data.sample import CAPTION_EXTENSION, CAPTIONS_EXTENSION, IMAGE_EXTENSIONS, Sample
 from powerclip.data.shards import SamplePlace
 from powerclip.data.validate import check_phrases
 from powerclip.errors import BadSampleError, PowerclipError
@@ -30,11 +30,14 @@ PHRASES = 6
 """Phrases of a sample that are shown."""
 CHARACTERS = 20_000
 """Of a longer caption, the tokens of this much are counted."""
-TEXTS = (CAPTION_EXTENSION, "json", "phrases.json", "njson")
+TEXTS = (CAPTION_EXTENSION, CAPTIONS_EXTENSION, "json", "phrases.json", "njson")
 
 SIGNS = (
     (re.compile(r"\[\s*(['\"]).*\1\s*,.*\]"), "are written as lists: several captions that were not split"),
-    (re.compile(r"(?s).*\S\s*\n\s*\S"), "hold line breaks: several captions that were not split"),
+    (
+        re.compile(r"(?s).*\S\s*\n\s*\S"),
+        "hold line breaks: several captions that were not split (prepare --caption-lines)",
+    ),
     (re.compile(r"(?i)(?:.*[\w/])?\.(?:jpe?g|png|webp|gif)\b"), "hold a file name: columns that were not split"),
 )
 """What captions begin with, and what it may mean."""
@@ -71,11 +74,12 @@ def read_some(places: Sequence[SamplePlace], *, without: Collection[str] = ()) -
 
 def look_at_texts(samples: Sequence[Sample], tokenizer: Any, *, context_length: int) -> list[str]:
     """Lines on some samples' captions: how many are cut, equal, or without phrases; and warnings."""
-    captions = Counter(sample.caption for sample in samples)
-    cut = sum(count_tokens(sample.caption[:CHARACTERS], tokenizer) > context_length for sample in samples)
+    every = [caption for sample in samples for caption in sample.captions]
+    captions = Counter(caption.text for caption in every)
+    cut = sum(count_tokens(caption.text[:CHARACTERS], tokenizer) > context_length for caption in every)
     equal = sum(number for number in captions.values() if number > 1)
-    bare = sum(all(p.label == "CAPTION" for p in sample.tree.phrases) if sample.tree else True for sample in samples)
-    total = len(samples)
+    bare = sum(all(p.label == "CAPTION" for p in c.tree.phrases) if c.tree else True for c in every)
+    total = len(every)
     if not total:
         return ["No caption could be looked at"]
     shares = [f"{number} ({number / total:.0%})" for number in (cut, equal, bare)]
@@ -88,16 +92,16 @@ def look_at_texts(samples: Sequence[Sample], tokenizer: Any, *, context_length: 
         lines.append(
             f"Warning: {number} of {total} captions are {caption[:60]!r}: is the right file, column or key read?"
         )
+    firsts = [sample.metadata.get("caption_original", sample.caption) for sample in samples]
+    texts = [*firsts, *(caption.original or caption.text for s in samples for caption in s.more_captions)]
     for sign, meaning in SIGNS:
-        found = [
-            text for sample in samples if sign.match(text := sample.metadata.get("caption_original", sample.caption))
-        ]
+        found = [text for text in texts if sign.match(text)]
         if len(found) > ALARMING * total:
             lines.append(f"Warning: {len(found)} of {total} captions {meaning}, for example {found[0][:80]!r}")
     mixed = [sample.key for sample in samples if _mixed(sample, captions)]
     if mixed:
         lines.append(
-            f"Warning: KEY.json of {len(mixed)} of {total} samples has the key or caption of another sample, for example "
+            f"Warning: KEY.json of {len(mixed)} of {len(samples)} samples has the key or caption of another sample, for example "
             f"{mixed[0]}: images and captions may be mixed up"
         )
     return lines
@@ -127,8 +131,11 @@ def look_at_sample(
     phrases = [repr(sample.caption[tree.leaves[first][0] : tree.leaves[last][1]][:60]) for first, last in spans]
     more = f" and {len(phrases) - PHRASES} more" if len(phrases) > PHRASES else ""
     height, width = size
+    others = Counter(caption.source for caption in sample.more_captions)
+    further = ", ".join(f"{number} from {source}" for source, number in others.items())
     return [
         f"{sample.key}: {width} x {height} pixels, {regions}",
         f"  caption: {read_tokens(encoded.tokens, tokenizer)[:400]!r}" + f" ({cut} tokens cut)" * bool(cut),
         "  phrases: " + ("none, so the caption is one" if bare else ", ".join(islice(phrases, PHRASES)) + more),
+        *([f"  further captions: {further}"] if others else []),
     ]

@@ -4,8 +4,8 @@ import json
 import re
 import sqlite3
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing, suppress
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 
 from powerclip.config import Join, PrepareConfig
 from powerclip.data.sample import CAPTION_EXTENSION, CAPTIONS_EXTENSION, Caption, Sample
-from powerclip.data.shards import SamplePlace, find_shards, index_shard
+from powerclip.data.shards import BrokenShardError, SamplePlace, find_shards, stream_shard
 from powerclip.errors import BadSampleError, PowerclipError
 from powerclip.prepare.pairs import Item, Loaded, Source, digest, read_captions, stamp
 from powerclip.prepare.tables import Row, find_columns, read_table, table_files
@@ -145,24 +145,33 @@ def _connect(database: Path) -> sqlite3.Connection:
 
 def _probe(shards: list[Path], table: Path, database: Path, join: Join) -> None:
     """Check that one of the first samples is in the table."""
+    names = list(islice(_names(shards, join), PROBED))
     with closing(_connect(database)) as rows:
-        names = [_name(place, join) for place in islice((p for shard in shards for p in index_shard(shard)), PROBED)]
-        if names and not any(_cells(rows, name) for name in names):
-            (example,) = rows.execute("SELECT name FROM captions LIMIT 1").fetchone() or ("nothing",)
+        if not any(_cells(rows, name) for name in names):
+            (theirs,) = rows.execute("SELECT name FROM captions LIMIT 1").fetchone() or ("nothing",)
+            ours = names[0] if names else "nothing"
             raise PowerclipError(
-                f"none of the first {len(names)} samples is in {table} by {join}: a sample has {names[0]!r}, the table "
-                f"{example!r}; join by --join {'url' if join == 'key' else 'key'}, or name the column with --join-column"
+                f"none of the first {len(names)} samples with a {join} is in {table}: a sample has {ours!r}, the table "
+                f"{theirs!r}; join by --join {'url' if join == 'key' else 'key'}, or name the column with --join-column"
             )
 
 
-def _name(place: SamplePlace, join: Join, sample: Sample | None = None) -> str:
+def _names(shards: Iterable[Path], join: Join) -> Iterator[str]:
+    """The names of the samples that have one, in order; what cannot be read is left out."""
+    for shard in shards:
+        with suppress(BrokenShardError):
+            for place in stream_shard(shard):
+                with suppress(BadSampleError, ValueError, RecursionError):
+                    known = json.loads(place.files(only=("json",)).get("json", b"{}")) if join == "url" else {}
+                    if name := _name(place.key, known, join):
+                        yield name
+
+
+def _name(key: str, known: Any, join: Join) -> str:
+    """What a sample is joined by, given its key and what is known of it; "" if it has none."""
     if join == "key":
-        return join_name(place.key, join)
-    try:
-        metadata = (sample or place.read()).metadata
-    except BadSampleError:
-        return ""
-    return join_name(metadata.get("url"), join)
+        return join_name(key, join)
+    return join_name(known.get("url"), join) if isinstance(known, Mapping) else ""
 
 
 def _cells(rows: sqlite3.Connection, name: str) -> list[str]:
@@ -175,7 +184,7 @@ def _load(key: str, entry: SamplePlace, *, rows: sqlite3.Connection, join: Join,
     sample = Sample.from_members(key, files)
     extra = {name: data for name, data in files.items() if name not in {sample.image_extension, *KNOWN}}
     sample = replace(sample, extra=extra)
-    name = _name(entry, join, sample)
+    name = _name(entry.key, sample.metadata, join)
     found = _cells(rows, name) if name else []
     remarks: list[str] = [MATCHED if len(found) == 1 else AMBIGUOUS if found else MISSING]
     captions: list[Caption] = []
