@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # Tests are shared among the cores; an idle worker takes over tests of a busy one.
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
-.PHONY: demo test test-slow test-all lint types format clean
+.PHONY: demo test test-slow test-all soak lint types format clean
 
 demo: $(VENV)/.ready
 	$(BIN)/powerclip demo
@@ -19,6 +19,11 @@ test-slow: $(VENV)/.ready
 
 test-all: $(VENV)/.ready
 	$(PYTEST)
+
+# Trainings that are killed, damaged and resumed at random, one after the other.
+SOAK_MINUTES ?= 120
+soak: $(VENV)/.ready
+	SOAK_MINUTES=$(SOAK_MINUTES) $(BIN)/python -m pytest -s tests/train/test_soak.py
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
