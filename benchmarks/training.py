@@ -45,7 +45,7 @@ from powerclip.types import Batch
 TOKENS = range(20, 26)
 """Tokens of a caption, start and end included."""
 
-WARM_UP = 2
+WARM_UP = 1
 """Rounds that do not count."""
 
 
