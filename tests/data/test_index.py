@@ -1,5 +1,7 @@
 import json
 import os
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -171,3 +173,20 @@ def test_a_truncated_shard_is_named_and_not_kept(shards):
     assert not (shards[1].parent / ".index" / "shard-000001.tar.npz").exists()
     with pytest.raises(FileNotFoundError):
         read_index(shards[1].parent / "nowhere.tar")
+
+
+def test_a_script_without_a_main_guard_indexes_in_its_own_process(shards, tmp_path):
+    """Processes that are started afresh run the script again, which must not start more of them; so they die."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys\n"
+        "from powerclip.data import index\n"
+        "from powerclip.data.remote import Shard\n"
+        "index.MANY_SHARDS = 2\n"
+        "print([found.samples for found in index.summarize([Shard(location=path) for path in sys.argv[1:]])])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, str(script), *map(str, shards)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split("\n")[0] == "[3, 3, 1]"

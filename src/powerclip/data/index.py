@@ -7,6 +7,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -175,9 +176,15 @@ def _indexed(shards: Sequence[Path]) -> Iterator[ShardSummary]:
     if len(shards) < MANY_SHARDS:
         yield from map(_indexed_one, shards)
         return
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(mp_context=spawn, initializer=outlast_first_signal, initargs=(0,)) as pool:
-        yield from track(pool.map(_indexed_one, shards), total=len(shards), description="Indexing shards, once")
+    spawn, done = multiprocessing.get_context("spawn"), 0
+    try:
+        with ProcessPoolExecutor(mp_context=spawn, initializer=outlast_first_signal, initargs=(0,)) as pool:
+            found = pool.map(_indexed_one, shards)
+            for summary in track(found, total=len(shards), description="Indexing shards, once"):
+                done += 1
+                yield summary
+    except BrokenProcessPool:  # a script that trains outside of ``if __name__ == "__main__"`` cannot have processes
+        yield from map(_indexed_one, shards[done:])
 
 
 def _indexed_one(shard: Path) -> ShardSummary:
