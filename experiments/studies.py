@@ -69,7 +69,7 @@ def drawings_in(output: Path) -> Drawings:
     return read_drawings(obtain(output / "packages", given=None, styles=STYLES))
 
 
-EMOJI = ("clip", "clip-tower", "unit", "centred", "midpoint", "midpoint-3", "grounded", "alone-softmax")
+EMOJI = ("clip", "clip-tower", "midpoint", "midpoint-3", "alone-softmax", "unit", "centred", "grounded")
 
 
 def _emoji_configs() -> dict[str, TrainConfig]:
@@ -223,7 +223,7 @@ STUDIES: dict[str, Study] = {
             ),
             Part(
                 name="zero",
-                configs=("centred", "centred-3", "midpoint", "grounded", "grounded-025", "zero-04"),
+                configs=("centred", "centred-3", "midpoint", "midpoint-3", "grounded", "grounded-025", "zero-04"),
                 against=("centred",),
                 drawn=("centred", "grounded", "zero-04"),
             ),
@@ -264,7 +264,7 @@ STUDIES: dict[str, Study] = {
                 name="main",
                 configs=EMOJI,
                 against=("clip", "clip-tower"),
-                drawn=("clip", "unit", "grounded"),
+                drawn=("clip", "midpoint", "midpoint-3", "alone-softmax"),
             ),
         ),
     ),
