@@ -217,7 +217,7 @@ STUDIES: dict[str, Study] = {
         parts=(
             Part(
                 name="main",
-                configs=("clip", "clip-tower", "unit", "centred", "grounded"),
+                configs=("clip", "clip-tower", "unit", "centred", "midpoint-3", "grounded"),
                 against=("clip", "clip-tower"),
                 drawn=("clip", "unit", "centred", "grounded"),
             ),
