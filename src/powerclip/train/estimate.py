@@ -147,7 +147,7 @@ def _peak_bytes(config: TrainConfig, model: PowerCLIP, pairs: int, T: int) -> in
         with autocast(config, device):
             features = fake(batch)
         used = [features.image, features.text] + ([features.regions, features.phrases] if regions else [])
-        torch.autograd.backward([x.sum() for x in used])
+        torch.autograd.backward([x.sum() for x in used if x.requires_grad])  # not those of a frozen tower
     return peak.bytes
 
 
