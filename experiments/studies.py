@@ -255,7 +255,7 @@ STUDIES: dict[str, Study] = {
     ),
     "emoji": Study(
         configs=_emoji_configs(),
-        seeds=(0, 1, 2),
+        seeds=(0, 1, 2, 3, 4),
         make_data=_emoji_scenes,
         evaluate=_evaluate_emoji,
         metrics=EMOJI_METRICS,
