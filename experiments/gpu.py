@@ -112,7 +112,7 @@ def main() -> int:
     data = {study: _samples(known[study], STUDIES[study].configs["clip"]) for study in {r[0] for r in runs}}
     print(f"{ {study: len(x.images) for study, x in data.items()} } samples", flush=True)
     tasks = {study: {test: known[study].tasks(test) for test in (False, True)} for study in data}
-    pictures = _preprocessed(tasks, STUDIES["scenes-gpu"].configs["clip"])
+    pictures = preprocessed(tasks, STUDIES["scenes-gpu"].configs["clip"])
     print(f"{len(pictures)} pictures of tasks; {(end - time.monotonic()) / 60:.1f} minutes left", flush=True)
 
     def run(study: str, config: TrainConfig, folder: Path, place: Path) -> None:
@@ -121,12 +121,13 @@ def main() -> int:
             os.dup2(log.fileno(), 1)
             os.dup2(log.fileno(), 2)
             try:
-                write_json(place, _result(config, data[study], tasks[study], folder, pictures))
+                write_json(place, result_of(config, data[study], tasks[study], folder, pictures))
             except BaseException:
-                traceback.print_exc()
+                traceback.print_exc(file=log)
+                log.flush()
         os._exit(0)
 
-    fork, live = multiprocessing.get_context("fork"), {}
+    fork, live, failed = multiprocessing.get_context("fork"), {}, 0
     while (runs or live) and time.monotonic() < end:
         while runs and len(live) < arguments.jobs:
             which = runs.pop(0)
@@ -138,12 +139,13 @@ def main() -> int:
             if not process.is_alive():
                 del live[place]
                 said = "" if place.exists() else f": failed\n{_log(arguments.output, place)}"
+                failed += bool(said)
                 print(f"{(end - time.monotonic()) / 60:.1f} {place.parent.name}/{place.stem}{said}", flush=True)
     for place, process in live.items():
         print(f"not finished: {place.parent.name}/{place.stem} {_log(arguments.output, place)[-200:]}", flush=True)
         process.kill()
     print(f"{len(runs)} runs not begun", flush=True)
-    return int(bool(runs or live))
+    return int(bool(runs or live or failed))
 
 
 def _log(output: Path, place: Path) -> str:
@@ -169,17 +171,20 @@ def _samples(bed: Bed, config: TrainConfig) -> Samples:
     return Samples.joined(_in_processes(lambda part: Samples.of(bed.samples(part), config), bed.parts))
 
 
-def _preprocessed(tasks: dict[str, dict[bool, Sequence[Task]]], config: TrainConfig) -> dict[int, Tensor]:
+def preprocessed(tasks: dict[str, dict[bool, Sequence[Task]]], config: TrainConfig) -> dict[int, Tensor]:
     """The images of all tasks as the models take them, by identity; they are held as long as the tasks are."""
     transform = make_transforms(build_model(config))[1]
-    found = {id(x): x for of_study in tasks.values() for given in of_study.values() for t in given for x in _images(t)}
+    found = {
+        id(x): x for of_study in tasks.values() for given in of_study.values() for t in given for x in images_of(t)
+    }
     images = list(found.values())
     parts = [images[start : start + 100] for start in range(0, len(images), 100)]
     done = _in_processes(lambda part: torch.stack([transform(image) for image in parts[part]]), len(parts))
     return dict(zip(found, torch.cat(done), strict=True)) if images else {}
 
 
-def _images(task: Task) -> list[Any]:
+def images_of(task: Task) -> list[Any]:
+    """The images that a task shows."""
     if isinstance(task, HardNegatives):
         return [item.image for item in task.items]
     if isinstance(task, Quadruples):
@@ -187,7 +192,7 @@ def _images(task: Task) -> list[Any]:
     return list(task.images)
 
 
-def _result(
+def result_of(
     config: TrainConfig, data: Samples, tasks: dict[bool, Sequence[Task]], folder: Path, pictures: dict[int, Tensor]
 ) -> dict[str, object]:
     """Train and evaluate; what is kept of a run, as ``run.py`` keeps it."""

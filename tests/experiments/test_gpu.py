@@ -2,14 +2,12 @@
 
 import sys
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
-from powerclip.files import read_json
-from powerclip.model import create_model
+from powerclip.model import create_model, make_transforms
 from powerclip.scenes import evaluation_tasks, generate
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
@@ -59,28 +57,21 @@ def test_batches_are_a_function_of_the_seed(samples):
     assert batches[0].tokens.shape[1] % 8 == 0
 
 
-def test_runs_leave_results_and_are_not_run_again(tmp_path, monkeypatch, capfd):
-    config = replace(studies.STUDIES["scenes-gpu"].configs["clip"], steps=2, batch_size=8, log_every_steps=1)
-    configs = {"clip": config, "unit": replace(config, objective=replace(config.objective, name="powerclip"))}
-    study = replace(studies.STUDIES["scenes-gpu"], configs=configs)
-    monkeypatch.setitem(studies.STUDIES, "scenes-gpu", study)
-    monkeypatch.setattr(gpu, "PART", 16)
-    tasks = partial(evaluation_tasks, size=3, image_size=48)
-    bed = gpu.Bed(
-        parts=2,
-        samples=lambda part: list(generate("train", count=16 * (part + 1), seed=0))[16 * part :],
-        tasks=lambda test: [task for task in tasks(seed=int(test)) if "quadruples" not in task.name],
-    )
-    monkeypatch.setattr(gpu, "beds", lambda output: {"scenes-gpu": bed})
-    arguments = ["gpu.py", "--seeds", "1", "--jobs", "2", "--minutes", "3", "--output", str(tmp_path / "runs")]
-    monkeypatch.setattr(sys, "argv", [*arguments, "--results", str(tmp_path / "results")])
-    assert gpu.main() == 0
-    kept = read_json(tmp_path / "results" / "scenes-gpu" / "unit-seed-1.json")
+def test_a_result_has_the_tasks_of_the_tables_and_those_of_validation(samples, tmp_path):
+    """In this process: a run of ``gpu.main`` is a fork, which must not come after a backward pass."""
+    config = replace(studies.STUDIES["scenes-gpu"].configs["unit"], steps=2, batch_size=8, log_every_steps=1, seed=1)
+    tasks = {
+        test: [t for t in evaluation_tasks(seed=int(test), size=3, image_size=48) if "quadruples" not in t.name]
+        for test in (False, True)
+    }
+    images = {id(x): x for given in tasks.values() for task in given for x in gpu.images_of(task)}
+    transform = make_transforms(create_model("tiny-conv"))[1]
+    pictures = {key: transform(image) for key, image in images.items()}
+    kept = gpu.result_of(config, samples, tasks, tmp_path / "run", pictures)
     assert kept["config"]["seed"] == 1
     assert kept["curves"]["step"] == [1, 2]
     assert kept["counts"].keys() == kept["validation"].keys()
-    assert "scenes-hard-negatives-powerset" in kept["tasks"]
-    assert kept["tasks"]["scenes-object"] != {}
-    capfd.readouterr()
-    assert gpu.main() == 0
-    assert "32" not in capfd.readouterr().out  # nothing was made
+    assert kept["tasks"].keys() == kept["counts"].keys() | {"scenes-hard-negatives-powerset"}
+    assert kept["tasks"]["scenes-object"]["acc@1"] * 3 == pytest.approx(
+        round(kept["tasks"]["scenes-object"]["acc@1"] * 3)
+    )
