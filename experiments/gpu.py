@@ -1,6 +1,6 @@
 """The studies of a larger budget: many runs at a time on one GPU, from data in memory (``in_memory.py``).
 
-    python experiments/gpu.py --jobs 12                # everything; a quarter of an hour on an H100 with 16 cores
+    python experiments/gpu.py --jobs 12                # everything
     python experiments/gpu.py --only emoji-gpu/clip emoji-gpu/softmax --seeds 0 1 --minutes 9
 
 Settings are chosen by the validation tasks, whose results each file keeps as "validation"; the tables show the others.
@@ -93,7 +93,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=8, help="runs at a time")
     parser.add_argument("--minutes", type=float, default=60.0)
-    parser.add_argument("--steps", type=int, help="instead of the studies' own; for a trial")
+    parser.add_argument("--steps", type=int, help="instead of the studies' own; for a trial, with --results elsewhere")
     parser.add_argument("--output", type=Path, default=Path("runs/experiments"))
     parser.add_argument("--results", type=Path, default=RESULTS)
     arguments = parser.parse_args()
