@@ -38,7 +38,7 @@ class Study:
     configs: Mapping[str, TrainConfig]
     seeds: tuple[int, ...]
     make_data: Callable[[Path], Path] | None
-    """Makes the training data below a folder, unless they are there, and returns their place; None for ``gpu.py``'s."""
+    """Makes the training data below a folder, unless they are there, and returns their place; None for ``many.py``'s."""
     evaluate: Callable[[Path], object] | None
     """Evaluates a run folder."""
     metrics: tuple[tuple[str, str], ...]
@@ -142,12 +142,23 @@ def _scenes_configs() -> dict[str, TrainConfig]:
     }
 
 
-def _gpu_configs(names: Iterable[str]) -> dict[str, TrainConfig]:
+def _long_configs(names: Iterable[str]) -> dict[str, TrainConfig]:
     """The same with more samples, in larger batches; and what the CPU's budget has no room for."""
     configs = _scenes_configs()
     unit_1 = _objective(configs["unit"], powerset_weight=1.0)
     softmax = _objective(configs["unit"], form="softmax", gradient_ratio=0.5)
+    midpoint = configs["midpoint-3"]
     configs |= {
+        # What does it in "midpoint-3": one change each.
+        "midpoint-10": _objective(midpoint, powerset_weight=10.0),
+        "midpoint-3-gold": _objective(midpoint, region_source="stored"),
+        "midpoint-3-single": _objective(midpoint, subsets="single"),
+        "midpoint-3-tokens": replace(midpoint, model=replace(midpoint.model, phrase_unit="token")),
+        "midpoint-3-t2r": _objective(midpoint, direction="t2r"),
+        "midpoint-3-r2t": _objective(midpoint, direction="r2t"),
+        "midpoint-3-at-once": _objective(midpoint, weight_start_step=0, weight_warmup_steps=0),
+        "midpoint-3-tower": _tower_pooling(midpoint),
+        "no-zero-3": _objective(midpoint, zero="none"),
         "unit-1": unit_1,
         "centred-0": _objective(unit_1, centre_scores="full"),
         "mean": _objective(configs["grounded"], negatives="mean"),
@@ -197,12 +208,14 @@ EMOJI_METRICS = tuple(
     )
     for suffix in suffixes
 )
-SCENES_GPU = (
-    *("clip", "clip-tower", "unit", "unit-1", "centred-0", "midpoint", "grounded", "softmax"),
+SCENES_LONG = (
+    *("clip", "clip-tower", "unit", "unit-1", "centred-0", "midpoint", "midpoint-3", "grounded", "softmax"),
     *("alone-unit-1", "alone-midpoint", "alone-softmax", "gold-alone-softmax"),
 )
-EMOJI_GPU = (
-    *("clip", "clip-tower", "paper", "unit", "unit-1", "centred-0", "centred", "midpoint", "midpoint-3", "grounded"),
+EMOJI_LONG = (
+    *("clip", "clip-tower", "paper", "unit", "unit-1", "centred-0", "centred", "midpoint", "midpoint-3", "midpoint-10"),
+    *("midpoint-3-gold", "midpoint-3-single", "midpoint-3-tokens", "midpoint-3-t2r", "midpoint-3-r2t"),
+    *("midpoint-3-at-once", "midpoint-3-tower", "no-zero-3", "grounded"),
     *("mean", "softmax", "softmax-1", "alone-unit-1", "alone-centred-0", "alone-midpoint", "alone-softmax"),
     *("alone-softmax-1", "gold-alone-softmax", "superclip", "siglip", "filip", "sparc"),
 )
@@ -268,24 +281,26 @@ STUDIES: dict[str, Study] = {
             ),
         ),
     ),
-    "scenes-gpu": Study(
-        configs=_gpu_configs(SCENES_GPU),
+    "scenes-long": Study(
+        configs=_long_configs(SCENES_LONG),
         seeds=(0, 1, 2),
         make_data=None,
         evaluate=None,
         metrics=SCENES_METRICS,
         parts=(
-            Part(name="main", configs=SCENES_GPU, against=("clip", "clip-tower"), drawn=("clip", "unit-1", "midpoint")),
+            Part(
+                name="main", configs=SCENES_LONG, against=("clip", "clip-tower"), drawn=("clip", "unit-1", "midpoint")
+            ),
         ),
     ),
-    "emoji-gpu": Study(
-        configs=_gpu_configs(EMOJI_GPU),
+    "emoji-long": Study(
+        configs=_long_configs(EMOJI_LONG),
         seeds=(0, 1, 2),
         make_data=None,
         evaluate=None,
         metrics=EMOJI_METRICS,
         parts=(
-            Part(name="main", configs=EMOJI_GPU, against=("clip", "clip-tower"), drawn=("clip", "unit-1", "midpoint")),
+            Part(name="main", configs=EMOJI_LONG, against=("clip", "clip-tower"), drawn=("clip", "unit-1", "midpoint")),
         ),
     ),
 }

@@ -12,14 +12,14 @@ from powerclip.scenes import evaluation_tasks, generate
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
 
-import gpu
 import in_memory
+import many
 import studies
 
 
 @pytest.fixture(scope="module")
 def samples():
-    return in_memory.Samples.of(generate("train", count=40, seed=0), studies.STUDIES["scenes-gpu"].configs["clip"])
+    return in_memory.Samples.of(generate("train", count=40, seed=0), studies.STUDIES["scenes-long"].configs["clip"])
 
 
 def shape():
@@ -30,7 +30,7 @@ def shape():
 
 
 def test_crops_keep_nine_tenths_and_masks_follow(samples):
-    config = studies.STUDIES["scenes-gpu"].configs["gold-alone-softmax"]
+    config = studies.STUDIES["scenes-long"].configs["gold-alone-softmax"]
     rows, generator = torch.arange(40), torch.Generator().manual_seed(0)
     batch = samples.batch(rows, config, model=shape(), generator=generator)
     assert batch.images.shape == (40, 3, 48, 48)
@@ -45,7 +45,7 @@ def test_crops_keep_nine_tenths_and_masks_follow(samples):
 
 
 def test_batches_are_a_function_of_the_seed(samples):
-    config = studies.STUDIES["scenes-gpu"].configs["unit"]
+    config = studies.STUDIES["scenes-long"].configs["unit"]
     batches = [
         samples.batch(torch.arange(8), config, model=shape(), generator=torch.Generator().manual_seed(seed))
         for seed in (0, 0, 1)
@@ -58,16 +58,16 @@ def test_batches_are_a_function_of_the_seed(samples):
 
 
 def test_a_result_has_the_tasks_of_the_tables_and_those_of_validation(samples, tmp_path):
-    """In this process: a run of ``gpu.main`` is a fork, which must not come after a backward pass."""
-    config = replace(studies.STUDIES["scenes-gpu"].configs["unit"], steps=2, batch_size=8, log_every_steps=1, seed=1)
+    """In this process: a run of ``many.main`` is a fork, which must not come after a backward pass."""
+    config = replace(studies.STUDIES["scenes-long"].configs["unit"], steps=2, batch_size=8, log_every_steps=1, seed=1)
     tasks = {
         test: [t for t in evaluation_tasks(seed=int(test), size=3, image_size=48) if "quadruples" not in t.name]
         for test in (False, True)
     }
-    images = {id(x): x for given in tasks.values() for task in given for x in gpu.images_of(task)}
+    images = {id(x): x for given in tasks.values() for task in given for x in many.images_of(task)}
     transform = make_transforms(create_model("tiny-conv"))[1]
     pictures = {key: transform(image) for key, image in images.items()}
-    kept = gpu.result_of(config, samples, tasks, tmp_path / "run", pictures)
+    kept = many.result_of(config, samples, tasks, tmp_path / "run", pictures)
     assert kept["config"]["seed"] == 1
     assert kept["curves"]["step"] == [1, 2]
     assert kept["counts"].keys() == kept["validation"].keys()

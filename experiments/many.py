@@ -1,7 +1,7 @@
 """The studies of a larger budget: many runs at a time on one GPU, from data in memory (``in_memory.py``).
 
-    python experiments/gpu.py --jobs 12                # everything
-    python experiments/gpu.py --only emoji-gpu/clip emoji-gpu/softmax --seeds 0 1 --minutes 9
+    python experiments/many.py --jobs 12                # everything
+    python experiments/many.py --only emoji-long/clip emoji-long/softmax --seeds 0 1 --minutes 9
 
 Settings are chosen by the validation tasks, whose results each file keeps as "validation"; the tables show the others.
 A result that is there is not run again; runs that are not finished after ``--minutes`` begin anew in the next call.
@@ -71,14 +71,14 @@ def beds(output: Path) -> dict[str, Bed]:
         return islice(emoji_samples(drawings_in(output), count=12 * PART, seed=0, start=part * PART), PART)
 
     return {
-        "emoji-gpu": Bed(
+        "emoji-long": Bed(
             parts=12,
             samples=emoji,
             tasks=lambda test: emoji_tasks(
                 drawings_in(output), seed=EMOJI_TEST_SEED if test else EMOJI_VALIDATION_SEED
             ),
         ),
-        "scenes-gpu": Bed(
+        "scenes-long": Bed(
             parts=12,
             samples=scenes,
             tasks=lambda test: list(scenes_tasks(seed=SCENES_SEED if test else LIGHT_SEED, size=1000, image_size=48)),
@@ -112,7 +112,7 @@ def main() -> int:
     data = {study: _samples(known[study], STUDIES[study].configs["clip"]) for study in {r[0] for r in runs}}
     print(f"{ {study: len(x.images) for study, x in data.items()} } samples", flush=True)
     tasks = {study: {test: known[study].tasks(test) for test in (False, True)} for study in data}
-    pictures = preprocessed(tasks, STUDIES["scenes-gpu"].configs["clip"])
+    pictures = preprocessed(tasks, STUDIES["scenes-long"].configs["clip"])
     print(f"{len(pictures)} pictures of tasks; {(end - time.monotonic()) / 60:.1f} minutes left", flush=True)
 
     def run(study: str, config: TrainConfig, folder: Path, place: Path) -> None:
