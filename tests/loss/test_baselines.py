@@ -141,8 +141,9 @@ def share_of(process, size, loss, inputs):
 
 
 @pytest.mark.parametrize("loss", [siglip_loss, filip_loss, sparc_loss])
-def test_on_two_processes_each_loss_is_that_of_the_whole_batch(loss, tmp_path):
-    inputs = globals_of(5) if loss is siglip_loss else batch(B=5)
+@pytest.mark.parametrize("B", [5, 2])  # of two pairs, the second process has none
+def test_on_two_processes_each_loss_is_that_of_the_whole_batch(loss, B, tmp_path):
+    inputs = globals_of(B) if loss is siglip_loss else batch(B=B)
     expected = gradients(loss, inputs)
     results = run_on_processes(2, share_of, tmp_path, loss, inputs)
     rows = [x.ndim > 0 for x in inputs if x.is_floating_point()]

@@ -26,7 +26,7 @@ def late_interaction(patches: Tensor, tokens: Tensor, token_mask: Tensor) -> tup
     rows = max(1, TILE_ELEMENTS // max(1, patches.shape[1] * tokens.shape[0] * tokens.shape[1]))
     tiles = [
         checkpoint(_tile, patches[i : i + rows], tokens, token_mask, use_reentrant=False)
-        for i in range(0, len(patches), rows)
+        for i in range(0, max(1, len(patches)), rows)  # one tile if there are no images
     ]
     i2t, t2i = zip(*tiles, strict=True)
     return torch.cat(i2t), torch.cat(t2i)
@@ -53,6 +53,7 @@ def filip_loss(patches: Tensor, tokens: Tensor, token_mask: Tensor, logit_scale:
         dtype = torch.promote_types(patches.dtype, torch.float32)
         patches, tokens = F.normalize(patches.to(dtype), dim=-1), F.normalize(tokens.to(dtype), dim=-1)
         used_T = token_mask.any(dim=0)  # padding in every caption would cost as much as words
+        used_T[:1] = True  # without captions too there is one column to take maxima over
         tokens, token_mask = tokens[:, used_T], token_mask[:, used_T]
         (all_patches, start), (all_tokens, _) = gather_rows(patches), gather_rows(tokens)
         all_token_mask, _ = gather_rows(token_mask)
