@@ -6,7 +6,7 @@ from typing import Literal
 
 import pytest
 
-from powerclip import config as config_module
+import powerclip.config
 from powerclip.config import MAX_YAML_BYTES, TrainConfig, from_dict, load_config, to_yaml
 from powerclip.errors import PowerclipError
 from powerclip.recipes import RECIPES, recipe
@@ -52,8 +52,11 @@ def test_every_setting_survives_its_yaml(tmp_path):
 
 
 def test_every_setting_says_what_it_is():
-    tree = ast.parse(Path(config_module.__file__).read_text(encoding="utf-8"))
-    for cls in (node for node in tree.body if isinstance(node, ast.ClassDef)):
+    files = Path(powerclip.config.__file__).parent.glob("*.py")
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in files]
+    classes = [node for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)]
+    assert {cls.name for cls in classes} >= {name for name in powerclip.config.__all__ if name.endswith("Config")}
+    for cls in classes:
         for setting, after in zip(cls.body, [*cls.body[1:], None], strict=True):
             if isinstance(setting, ast.AnnAssign):
                 said = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)

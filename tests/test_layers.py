@@ -145,7 +145,7 @@ def test_no_allowed_values_are_declared_twice():
                 declared.setdefault(key, []).append(f"{path.relative_to(SOURCE)}:{node.lineno}")
     assert declared
     twice = {key: places for key, places in declared.items() if len(places) > 1}
-    assert not twice, f"declare each in config.py and import it: {twice}"
+    assert not twice, f"declare each in config/values.py and import it: {twice}"
 
 
 def test_few_modules_import_open_clip():

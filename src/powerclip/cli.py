@@ -16,7 +16,8 @@ import tyro
 from rich.console import Console
 
 import powerclip
-from powerclip.config import EmbedConfig, EvaluateConfig, ExportTarget, Objective, PrepareConfig, TrainConfig
+from powerclip.config import EmbedConfig, EvaluateConfig, PrepareConfig, TrainConfig
+from powerclip.config.values import ExportTarget, Objective
 from powerclip.errors import PowerclipError, RunFailedError, did_you_mean
 from powerclip.recipes import RECIPES, recipe
 from powerclip.silence import broken_silence

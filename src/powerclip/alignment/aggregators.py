@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from powerclip.config import T1Activation, T2Activation
+from powerclip.config.values import T1Activation, T2Activation
 
 ABSENT = -1e30
 """Used as minus infinity in maxima over phrases: finite, so that its gradient is 0 and never NaN."""

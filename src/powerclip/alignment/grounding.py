@@ -9,7 +9,7 @@ from torch import Tensor
 from powerclip.alignment.aggregators import ABSENT
 from powerclip.alignment.similarity import validate
 from powerclip.alignment.zero import place_zero
-from powerclip.config import Subsets, Zero
+from powerclip.config.values import Subsets, Zero
 from powerclip.errors import one_of
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from powerclip.alignment import search, tiled
 from powerclip.alignment.scoring import Scoring
 from powerclip.alignment.vectors import MaskedVectors
-from powerclip.config import Backend
+from powerclip.config.values import Backend
 from powerclip.errors import one_of
 
 COMPUTE_CAPABILITY = (8, 0)

@@ -14,7 +14,7 @@ from powerclip.alignment.scoring import Scoring, tile_bytes_or_default
 from powerclip.alignment.subsets import draw_subsets, standard_error
 from powerclip.alignment.tiled import over_tiles
 from powerclip.alignment.vectors import MaskedVectors
-from powerclip.config import Backend, Method, Subsets, T1Activation, T2Activation, Zeta
+from powerclip.config.values import Backend, Method, Subsets, T1Activation, T2Activation, Zeta
 from powerclip.types import Similarity
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from powerclip.alignment.vectors import MaskedVectors
-from powerclip.config import Zero
+from powerclip.config.values import Zero
 
 
 def place_zero(

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
-from powerclip.config import RegionSource
+from powerclip.config.values import RegionSource
 from powerclip.data.captions import ONE_CAPTION, CaptionDraw
 from powerclip.data.collate import EncodedSample, collate
 from powerclip.data.images import decode_image

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from powerclip.config import DataConfig, RegionSource
+from powerclip.config import DataConfig
+from powerclip.config.values import RegionSource
 from powerclip.data.captions import CaptionDraw
 from powerclip.data.collate import equally_wide
 from powerclip.data.dataset import MIN_SEEN, LoadedBatch, Request, ShardDataset, TowerInputs

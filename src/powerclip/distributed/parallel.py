@@ -10,7 +10,7 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.nn.parallel import DistributedDataParallel
 
-from powerclip.config import Sharding
+from powerclip.config.values import Sharding
 from powerclip.distributed.gather import world_size
 
 

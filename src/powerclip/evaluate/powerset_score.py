@@ -17,7 +17,7 @@ from powerclip.alignment.subsets import draw_subsets
 from powerclip.alignment.tiled import score_pairs
 from powerclip.alignment.vectors import MaskedVectors
 from powerclip.alignment.zero import place_zero
-from powerclip.config import ScoreRegions
+from powerclip.config.values import ScoreRegions
 from powerclip.errors import one_of
 from powerclip.evaluate.datasets.images import key_of
 from powerclip.evaluate.encode import Encoder, Tensors, unit

@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from powerclip.config import Pixels
+from powerclip.config.values import Pixels
 from powerclip.evaluate.datasets.images import identity
 from powerclip.evaluate.metrics import Estimate
 from powerclip.evaluate.suites import Average, averages

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from powerclip.config import Score, ScoreRegions
+from powerclip.config.values import Score, ScoreRegions
 from powerclip.evaluate.datasets.images import key_of, whole
 from powerclip.evaluate.encode import Encoder, Model, Preprocess, Tokenize
 from powerclip.evaluate.grounding import grounding_metrics

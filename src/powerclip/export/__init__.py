@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 
-from powerclip.config import ExportTarget
+from powerclip.config.values import ExportTarget
 from powerclip.data.images import decode_image
 from powerclip.data.remote import is_remote
 from powerclip.errors import PowerclipError, RunFailedError

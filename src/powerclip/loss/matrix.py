@@ -13,7 +13,7 @@ from torch import Tensor
 from powerclip.alignment.kernel import score_rows
 from powerclip.alignment.scoring import Scoring
 from powerclip.alignment.tiled import score_pairs, weighted_gradient
-from powerclip.config import Backend
+from powerclip.config.values import Backend
 from powerclip.distributed import with_value, world_size
 from powerclip.loss.batch import GlobalBatch
 from powerclip.loss.measures import measure_scores

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from powerclip.config import ContrastConfig, Form, Margin
+from powerclip.config import ContrastConfig
+from powerclip.config.values import Form, Margin
 from powerclip.loss.siglip import INIT_LOGIT_BIAS, INIT_LOGIT_SCALE
 from powerclip.loss.triplet import triplet_loss
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from powerclip.config import EqualCaptions, GlobalLoss
+from powerclip.config.values import EqualCaptions, GlobalLoss
 from powerclip.distributed import sum_over_processes
 from powerclip.loss.clip import clip_loss
 from powerclip.loss.powerset import PowersetAlignmentLoss

@@ -13,18 +13,8 @@ from powerclip.alignment.kernel import check_backend
 from powerclip.alignment.scoring import UNCALIBRATED_ZETA, Scoring, tile_bytes_or_default
 from powerclip.alignment.similarity import validate
 from powerclip.alignment.subsets import draw_subsets
-from powerclip.config import (
-    Backend,
-    ContrastConfig,
-    Direction,
-    Margin,
-    Method,
-    Subsets,
-    T1Activation,
-    T2Activation,
-    Zero,
-    Zeta,
-)
+from powerclip.config import ContrastConfig
+from powerclip.config.values import Backend, Direction, Margin, Method, Subsets, T1Activation, T2Activation, Zero, Zeta
 from powerclip.loss.batch import GlobalBatch
 from powerclip.loss.matrix import matrix_loss
 from powerclip.loss.measures import measure_similarities

@@ -15,7 +15,7 @@ from torch import Tensor
 from powerclip.alignment.aggregators import ABSENT
 from powerclip.alignment.kernel import hardest_negatives
 from powerclip.alignment.scoring import Scoring
-from powerclip.config import Backend
+from powerclip.config.values import Backend
 from powerclip.distributed import max_over_processes, with_value
 from powerclip.loss.batch import GlobalBatch
 from powerclip.loss.measures import hub_share

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from powerclip.alignment.aggregators import ABSENT
-from powerclip.config import Negatives
+from powerclip.config.values import Negatives
 
 
 def triplet_loss(

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from powerclip.alignment.vectors import MaskedVectors
 from powerclip.alignment.zero import centre, place_zero, shift
-from powerclip.config import Zero
+from powerclip.config.values import Zero
 from powerclip.distributed import gather_rows, sum_over_processes
 
 

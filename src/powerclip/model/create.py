@@ -20,7 +20,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 import powerclip.model.tiny  # noqa: F401  (registers a tower with timm)
-from powerclip.config import ImagePool, PhraseContext, PhraseNorm, PhraseUnit, ScoringConfig, TextPool
+from powerclip.config import ScoringConfig
+from powerclip.config.values import ImagePool, PhraseContext, PhraseNorm, PhraseUnit, TextPool
 from powerclip.errors import PowerclipError, one_of
 from powerclip.model.start import TRANSFORMERS, Start, find_start, in_one_line
 from powerclip.model.towers import PowerCLIP, Tokenizer

@@ -7,7 +7,7 @@ the tokens of leaf l), p_B = sum of the leaves of phrase B.
 import torch
 from torch import Tensor
 
-from powerclip.config import PhraseNorm
+from powerclip.config.values import PhraseNorm
 
 
 def at_least_float32(x: Tensor) -> Tensor:

@@ -12,7 +12,8 @@ from open_clip.transformer import TextTransformer, VisionTransformer, text_globa
 from timm.layers import AttentionPoolLatent
 from torch import Tensor, nn
 
-from powerclip.config import ImagePool, PhraseContext, PhraseNorm, PhraseUnit, ScoringConfig, TextPool, Tower, from_dict
+from powerclip.config import ScoringConfig, from_dict
+from powerclip.config.values import ImagePool, PhraseContext, PhraseNorm, PhraseUnit, TextPool, Tower
 from powerclip.errors import PowerclipError, one_of
 from powerclip.model.alone import PackedPhrases, pack_phrases
 from powerclip.model.pooling import (

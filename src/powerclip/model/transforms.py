@@ -9,7 +9,7 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.tv_tensors import Mask
 
-from powerclip.config import Crop
+from powerclip.config.values import Crop
 from powerclip.model.towers import PowerCLIP, Transform
 from powerclip.pixels import to_rgb
 

@@ -1,6 +1,6 @@
 """Regions of an image: proposers, masks on disk, and masks on the patch grid."""
 
-from powerclip.config import RegionShape
+from powerclip.config.values import RegionShape
 from powerclip.errors import PowerclipError
 from powerclip.regions.annotation import RegionAnnotation
 from powerclip.regions.boxes import fixed_boxes, random_boxes

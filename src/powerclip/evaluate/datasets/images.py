@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from powerclip.config import Pixels
+from powerclip.config.values import Pixels
 from powerclip.data.images import decode_for_benchmark, decode_image
 from powerclip.data.sample import IMAGE_EXTENSIONS
 from powerclip.data.shards import SamplePlace

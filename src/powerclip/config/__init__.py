@@ -1,0 +1,28 @@
+"""Every settings dataclass, frozen and validated when it is made, and its way to YAML and back."""
+
+from powerclip.config.evaluation import EvaluateConfig
+from powerclip.config.files import MAX_YAML_BYTES, from_dict, load_config, read_yaml, to_yaml
+from powerclip.config.model import ModelConfig, ScoringConfig
+from powerclip.config.objective import ContrastConfig, ObjectiveConfig
+from powerclip.config.preparation import EmbedConfig, PrepareConfig
+from powerclip.config.training import DataConfig, OptimConfig, ParallelConfig, PeriodicEvaluationConfig, TrainConfig
+
+__all__ = [
+    "MAX_YAML_BYTES",
+    "ContrastConfig",
+    "DataConfig",
+    "EmbedConfig",
+    "EvaluateConfig",
+    "ModelConfig",
+    "ObjectiveConfig",
+    "OptimConfig",
+    "ParallelConfig",
+    "PeriodicEvaluationConfig",
+    "PrepareConfig",
+    "ScoringConfig",
+    "TrainConfig",
+    "from_dict",
+    "load_config",
+    "read_yaml",
+    "to_yaml",
+]

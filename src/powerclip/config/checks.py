@@ -1,0 +1,33 @@
+"""What settings are checked by when they are made: each function raises ValueError, which names the setting."""
+
+import typing
+from collections.abc import Callable
+from typing import Any
+
+from powerclip.errors import one_of
+
+
+def require(config: object, valid: Callable[[Any], object], rule: str, *names: str) -> None:
+    """Check settings, or those that are not None; ``rule`` says what they must be."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not valid(value):
+            raise ValueError(f"{name} is {value!r}; it must be {rule}")
+
+
+def require_at_least(config: object, low: int, *names: str) -> None:
+    """Check that numbers are not below ``low``."""
+    require(config, lambda value: value >= low, f"at least {low}" if low else "0 or more", *names)
+
+
+def require_listed(config: object, *names: str) -> None:
+    """Check settings that have a list of values (Literal), or are a number or one of some words."""
+    hints = typing.get_type_hints(type(config))
+    for name in names:
+        options = typing.get_args(hints[name])
+        if float not in options:
+            one_of(name, getattr(config, name), options)
+            continue
+        words = [word for option in options for word in typing.get_args(option)]
+        if isinstance(value := getattr(config, name), str) and value not in words:
+            raise ValueError(f"{name} is {value!r}; it must be a number or {', '.join(map(repr, words))}")

@@ -1,0 +1,95 @@
+"""Settings that a saved model keeps: its towers, and how its vectors become scores."""
+
+from dataclasses import dataclass
+
+from powerclip.config.checks import require_at_least, require_listed
+from powerclip.config.values import (
+    Direction,
+    ImagePool,
+    Method,
+    PhraseContext,
+    PhraseNorm,
+    PhraseUnit,
+    Subsets,
+    T1Activation,
+    T2Activation,
+    TextPool,
+    Zero,
+    Zeta,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Which towers, and how their dense outputs become vectors."""
+
+    name: str = "ViT-B-16"
+    """A ViT that open_clip knows, "tiny" or "tiny-conv", or the path of a JSON config in open_clip's format; or, with its
+    weights, local-dir:FOLDER or hf-hub:ORGANISATION/NAME."""
+    pretrained: str | None = None
+    """What to start from: an open_clip tag, a checkpoint file, or a run or model folder of powerclip, which brings its
+    own architecture; None starts from scratch."""
+    image_size: int | None = None
+    """Height and width of the images in pixels; None takes the model's own. Position embeddings are resized."""
+    context_length: int | None = None
+    """Tokens of a caption; None takes the model's own. Position embeddings are resized."""
+    image_pool: ImagePool = "avg"
+    """Global image embedding: mean of the patches (the paper), or the tower's own pooling (class token, attention)."""
+    text_pool: TextPool = "avg"
+    """Global text embedding: mean of the valid tokens (the paper), or the tower's own pooling (argmax: older name)."""
+    phrase_norm: PhraseNorm = "unit"
+    """A phrase's vector from its leaves: plain sum (the paper's text), mean, or unit length."""
+    phrase_unit: PhraseUnit = "phrase"
+    """What is aligned with the regions: the phrases of the parse tree, or single tokens (the paper's ablation)."""
+    phrase_context: PhraseContext = "caption"
+    """What the text tower reads a phrase in: its caption (the paper), or alone, as a text of its own."""
+    lora_rank: int | None = None
+    """Train additions of this rank to the linear layers instead of the weights (LoRA, needs the extra powerclip[lora]);
+    the saved model is the merged one."""
+    lora_alpha: int | None = None
+    """LoRA's additions are multiplied by alpha / rank; None takes the rank, so by 1."""
+
+    def __post_init__(self) -> None:
+        require_at_least(self, 1, "image_size", "lora_rank", "lora_alpha")
+        if (
+            self.lora_rank is not None
+            and self.pretrained is None
+            and not self.name.startswith(("local-dir:", "hf-hub:"))
+        ):
+            raise ValueError("lora_rank is for pretrained weights, which it leaves as they are; give pretrained")
+        require_at_least(self, 3, "context_length")  # start, a token, end
+        if self.text_pool == "argmax":
+            object.__setattr__(self, "text_pool", "tower")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoringConfig:
+    """How the vectors of an image's regions and a caption's phrases become one score; saved models keep it."""
+
+    tau: float = 1e-3
+    """Temperature of the non-linear aggregators; 0 is their hard limit."""
+    zeta: Zeta = 0.75
+    """Weight of log cosh in the regions-to-tree aggregator; "calibrated" fits it to exact values during training."""
+    method: Method = "nla"
+    """Linear-time aggregators, enumeration of all subsets (at most 16 regions), or a random sample of subsets."""
+    samples: int = 256
+    """Subsets that the method "sampled" draws at each step."""
+    direction: Direction = "both"
+    """Both similarities, or tree to regions or regions to tree alone (the paper's ablations)."""
+    subsets: Subsets = "all"
+    """All subsets of the regions, or single regions only (the paper's ablation)."""
+    t1_activation: T1Activation = "softplus"
+    """Activation of the tree-to-regions aggregator."""
+    t2_activation: T2Activation = "tanh"
+    """Derivative of the even part of the regions-to-tree aggregator (tanh: log cosh)."""
+    normalise_by_regions: bool = True
+    """Divide the similarity by the number of regions, so that the margin means the same at every M."""
+    zero: Zero = "none"
+    """Where the similarity s of a region and a phrase is zero, so that the best subset neither is empty nor holds all
+    regions. A number, the midpoint between the means of matched and unmatched pairs, or a learned number is taken off
+    s; centred takes the batch's means off regions and phrases and makes them unit vectors again."""
+
+    def __post_init__(self) -> None:
+        require_listed(self, "method", "direction", "subsets", "t1_activation", "t2_activation", "zeta", "zero")
+        require_at_least(self, 0, "tau")
+        require_at_least(self, 4, "samples")

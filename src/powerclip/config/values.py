@@ -1,0 +1,36 @@
+"""The values that settings may have, each declared once; the docstrings of the settings say what they mean."""
+
+from typing import Literal
+
+Objective = Literal["clip", "siglip", "filip", "sparc", "superclip", "powerclip"]
+GlobalLoss = Literal["auto", "clip", "siglip"]
+ImagePool = Literal["avg", "tower"]
+TextPool = Literal["avg", "tower", "argmax"]
+PhraseNorm = Literal["sum", "mean", "unit"]
+PhraseUnit = Literal["phrase", "token"]
+PhraseContext = Literal["caption", "alone"]
+Method = Literal["nla", "exact", "sampled"]
+Zeta = float | Literal["calibrated"]
+Direction = Literal["both", "t2r", "r2t"]
+Subsets = Literal["all", "single"]
+T1Activation = Literal["softplus", "relu", "gelu", "silu", "elu"]
+T2Activation = Literal["tanh", "sign", "erf", "softsign", "arctan", "sigmoid"]
+Zero = float | Literal["none", "midpoint", "learned", "centred"]
+Margin = float | Literal["adaptive"]
+Form = Literal["triplet", "softmax", "sigmoid"]
+Negatives = Literal["hardest", "mean", "logsumexp"]
+CentreScores = Literal["none", "detached", "full"]
+EqualCaptions = Literal["negatives", "ignored"]
+RegionSource = Literal["boxes", "stored"]
+RegionShape = Literal["masks", "boxes"]
+Score = Literal["global", "powerset"]
+ScoreRegions = Literal["grid", "stored"]
+Pixels = Literal["pil", "training"]
+Crop = Literal["random", "none"]
+Tower = Literal["image", "text"]
+Sharding = Literal["ddp", "fsdp"]
+Join = Literal["key", "url"]
+ExportTarget = Literal["open_clip", "transformers", "onnx", "hub-folder"]
+
+Backend = Literal["auto", "torch", "triton"]
+"""What computes the powerset similarity: "torch" runs everywhere, "triton" is a kernel for GPUs, "auto" chooses."""
