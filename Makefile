@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # Tests are shared among the cores; an idle worker takes over tests of a busy one.
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
-.PHONY: demo test test-slow test-all soak lint types format clean
+.PHONY: demo test test-slow test-all soak lint types format docs docs-serve clean
 
 demo: $(VENV)/.ready
 	$(BIN)/powerclip demo
@@ -36,6 +36,14 @@ format: $(VENV)/.ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# The site: site/index.html opens from disk. A broken link, anchor or page stops the build.
+docs docs-serve: export NO_MKDOCS_2_WARNING = 1
+docs: $(VENV)/.ready
+	$(BIN)/mkdocs build
+
+docs-serve: $(VENV)/.ready
+	$(BIN)/mkdocs serve
+
 # Debian ships venv apart from Python; where it is missing, virtualenv from the package index stands in.
 $(VENV)/.ready: pyproject.toml constraints.txt english-model.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -48,4 +56,4 @@ $(VENV)/.ready: pyproject.toml constraints.txt english-model.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-bootstrap build dist .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(VENV)-bootstrap build dist site .mypy_cache .ruff_cache .pytest_cache
