@@ -72,7 +72,7 @@ def evaluation_tasks(
         images = [question.image for question in questions]
         captions = [[question.caption] for question in questions]
         items = [
-            HardNegative(image=question.image, positive=question.caption, negative=wrong, kind=kind)
+            HardNegative(image=question.image, positive=question.caption, negatives=[wrong], kind=kind)
             for question in questions
             for kind, wrong in question.wrong.items()
         ]

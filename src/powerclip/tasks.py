@@ -83,24 +83,17 @@ class HardNegative:
 
     image: Content
     positive: Content
-    negative: Content | None
-    """The wrong caption; None where none could be made, which counts as right."""
+    negatives: Sequence[Content]
+    """The wrong captions: the right one must score higher than all. Where none could be made, the item counts as right."""
     kind: str
     """What the captions differ in: replace_obj, swap_att, ...; each data set has its own."""
-    more_negatives: tuple[Content, ...] = ()
-    """Further wrong captions; the right one must score higher than all."""
     group: str = ""
     """Items of the same kind and group count as one, which is right if all are."""
 
     @property
-    def wrong(self) -> tuple[Content, ...]:
-        """All wrong captions."""
-        return (*(() if self.negative is None else (self.negative,)), *self.more_negatives)
-
-    @property
     def contents(self) -> tuple[Content, ...]:
         """Everything that is compared."""
-        return (self.image, self.positive, *self.wrong)
+        return (self.image, self.positive, *self.negatives)
 
 
 @dataclass(frozen=True, kw_only=True)

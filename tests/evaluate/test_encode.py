@@ -46,7 +46,7 @@ def tasks():
     """Five tasks of seventeen items on the same three images."""
     images = [Counted(name) for name in NAMES]
     negatives = [
-        HardNegative(image=Counted(name), positive=name, negative=other, kind="swap")
+        HardNegative(image=Counted(name), positive=name, negatives=[other], kind="swap")
         for name in NAMES
         for other in NAMES
         if other != name

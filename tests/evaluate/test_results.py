@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 
+from powerclip.evaluate.averages import averages
 from powerclip.evaluate.datasets.images import FileImage, ShardImage
 from powerclip.evaluate.metrics import Estimate
 from powerclip.evaluate.results import Evaluation, Origin, origin_of, read_evaluation
-from powerclip.evaluate.suites import averages
 from powerclip.tasks import (
     Classification,
     Grounding,
@@ -98,7 +98,7 @@ def variants():
     texts = {"class_names": ["a"], "templates": ["{c}"]}
 
     def negative(**changes):
-        item = {"image": red, "positive": "a", "negative": "b", "kind": "k", **changes}
+        item = {"image": red, "positive": "a", "negatives": ["b"], "kind": "k", **changes}
         return HardNegatives(name="h", items=[HardNegative(**item)])
 
     return [
@@ -118,7 +118,7 @@ def variants():
             MultiLabel(name="m", images=[red], targets=[[0, 1]], **texts),
             MultiLabel(name="m", images=[red], targets=[[1, 1]], **texts),
         ),
-        (negative(), negative(more_negatives=("c",))),
+        (negative(), negative(negatives=["b", "c"])),
         (negative(), negative(kind="l")),
         (
             Quadruples(name="q", items=[Quadruple(images=(red, blue), captions=("a", "b"))]),

@@ -25,9 +25,10 @@ from powerclip.evaluate import (
     read_evaluation,
     task_again,
 )
+from powerclip.evaluate.averages import averages
 from powerclip.evaluate.datasets.clip_benchmark import read_webdataset
 from powerclip.evaluate.run import SCENES_SEED
-from powerclip.evaluate.suites import CLIP_METRICS, averages
+from powerclip.evaluate.suites import CLIP_METRICS
 from powerclip.model import save
 from powerclip.scenes import evaluation_tasks, generate
 from powerclip.tasks import Retrieval

@@ -22,8 +22,8 @@ def tasks() -> list[Task]:
         HardNegatives(
             name="h",
             items=[
-                HardNegative(image=images[0], positive="red", negative="blue", kind="replace_att"),
-                HardNegative(image=images[0], positive="red", negative="red", kind="swap_att"),
+                HardNegative(image=images[0], positive="red", negatives=["blue"], kind="replace_att"),
+                HardNegative(image=images[0], positive="red", negatives=["red"], kind="swap_att"),
             ],
         ),
         Quadruples(
@@ -100,18 +100,16 @@ def test_threads_that_open_images_change_nothing(workers: int) -> None:
     ],
 )
 def test_the_right_caption_must_beat_every_wrong_one(positive: str, wrong: tuple[str, ...], right: float) -> None:
-    item = HardNegative(
-        image=square("red"), positive=positive, negative=wrong[0], more_negatives=wrong[1:], kind="order"
-    )
-    other = HardNegative(image=square("blue"), positive="blue", negative="red", kind="order")
+    item = HardNegative(image=square("red"), positive=positive, negatives=wrong, kind="order")
+    other = HardNegative(image=square("blue"), positive="blue", negatives=["red"], kind="order")
     task = HardNegatives(name="h", items=[other, item, other])
     assert evaluate_tasks(ColourModel(), preprocess, tokenizer, [task])["h"]["micro"] == pytest.approx((2 + right) / 3)
 
 
 def test_an_item_without_a_wrong_caption_is_right() -> None:
     items = [
-        HardNegative(image=square("red"), positive="blue", negative=None, kind="order"),
-        HardNegative(image=square("red"), positive="blue", negative="red", kind="order"),
+        HardNegative(image=square("red"), positive="blue", negatives=[], kind="order"),
+        HardNegative(image=square("red"), positive="blue", negatives=["red"], kind="order"),
     ]
     for shown, expected in ((items, 0.5), (items[:1], 1.0)):
         found = evaluate_tasks(ColourModel(), preprocess, tokenizer, [HardNegatives(name="h", items=shown)])

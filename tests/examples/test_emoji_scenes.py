@@ -179,20 +179,20 @@ def test_tasks_show_the_styles_and_pairs_they_say(drawings, tasks, suffix, style
             assert any(np.array_equal(mask, one) for one in found)
     kinds = set()
     for item in negatives.items:
-        right, wrong = named(item.positive), named(item.negative)
+        right, wrong = named(item.positive), named(item.negatives[0])
         assert any(item.image is image for image in retrieval.images)
         kinds.add(item.kind)
         if item.kind == "swap_obj":
             assert wrong == right[::-1]
-            assert said_relation(item.negative) == said_relation(item.positive)
+            assert said_relation(item.negatives[0]) == said_relation(item.positive)
         elif item.kind == "replace_obj":
             assert wrong[1] == right[1]
             assert wrong[0] not in right
             assert frozenset(wrong) in known
-            assert item.positive.replace(*right[:1], "") == item.negative.replace(*wrong[:1], "")
+            assert item.positive.replace(*right[:1], "") == item.negatives[0].replace(*wrong[:1], "")
         else:
             assert wrong == right
-            assert said_relation(item.negative) != said_relation(item.positive)
+            assert said_relation(item.negatives[0]) != said_relation(item.positive)
     assert kinds == {"replace_obj", "replace_rel", "swap_obj"}
 
 

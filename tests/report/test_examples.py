@@ -66,13 +66,11 @@ def test_half_of_the_queries_are_spaced_evenly_and_half_are_wrong(monkeypatch):
 def test_hard_negatives_show_what_a_run_got_wrong_with_the_words_that_differ():
     (red,), (blue,) = colours("red"), colours("blue")
     items = [
-        HardNegative(image=red, positive="a red box", negative="a blue box", kind="easy"),
-        HardNegative(image=blue, positive="a blue box", negative="a green box", kind="hard"),
-        HardNegative(
-            image=red, positive="red box", negative="a green red box", more_negatives=("red red box",), kind="tied"
-        ),
-        HardNegative(image="red", positive=red, negative=blue, kind="turned around"),
-        HardNegative(image=red, positive="red", negative=None, kind="without a wrong one"),
+        HardNegative(image=red, positive="a red box", negatives=["a blue box"], kind="easy"),
+        HardNegative(image=blue, positive="a blue box", negatives=["a green box"], kind="hard"),
+        HardNegative(image=red, positive="red box", negatives=["a green red box", "red red box"], kind="tied"),
+        HardNegative(image="red", positive=red, negatives=[blue], kind="turned around"),
+        HardNegative(image=red, positive="red", negatives=[], kind="without a wrong one"),
     ]
     task = HardNegatives(name="t", items=items)
     shown, wrong, asked = hard_negatives(task, {"sees": encoder(), "blind": encoder(BlueBlind)}, Images())
@@ -91,7 +89,7 @@ def test_kinds_that_come_in_turn_are_all_shown(monkeypatch):
     monkeypatch.setattr(examples, "POOL", 6)
     (red,) = colours("red")
     items = [
-        HardNegative(image=red, positive="green", negative="red", kind=kind)
+        HardNegative(image=red, positive="green", negatives=["red"], kind=kind)
         for _ in range(6)
         for kind in ("a", "b", "c")
     ]

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from powerclip.evaluate import Estimate, Evaluation, Origin
-from powerclip.evaluate.suites import Average
+from powerclip.evaluate.averages import Average
 from powerclip.report.tables import (
     Spread,
     Table,

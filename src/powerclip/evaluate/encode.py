@@ -141,9 +141,9 @@ class Encoder:
         """(I, J) scores of every image and text: the products of their embeddings."""
         return images @ texts.T
 
-    def score_pairs(self, images: Tensor, texts: Tensor, owner: Tensor | None = None) -> Tensor:
-        """(P,) scores of each of P texts with its image: the p-th, or the one that (P,) ``owner`` names."""
-        return ((images if owner is None else images[owner]) * texts).sum(dim=1)
+    def score_pairs(self, images: Tensor, texts: Tensor) -> Tensor:
+        """(P,) scores of P images, each with the text in its place."""
+        return (images * texts).sum(dim=1)
 
     def once(
         self,

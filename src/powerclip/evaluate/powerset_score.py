@@ -116,12 +116,12 @@ class PowersetScorer:
         ]
         return torch.cat(rows) if rows else torch.zeros(0, len(texts))
 
-    def score_pairs(self, images: MaskedVectors, texts: MaskedVectors, owner: Tensor | None = None) -> Tensor:
-        """(P,) scores of each of P captions with its image: the p-th, or the one that (P,) ``owner`` names."""
+    def score_pairs(self, images: MaskedVectors, texts: MaskedVectors) -> Tensor:
+        """(P,) scores of P images, each with the caption in its place."""
         parts = []
         for start in range(0, len(texts), PAIRS_AT_ONCE):
             rows = slice(start, start + PAIRS_AT_ONCE)
-            i, t = self._placed(images[rows if owner is None else owner[rows]], texts[rows])
+            i, t = self._placed(images[rows], texts[rows])
             scoring = self._scoring(i)
             t2r, r2t = score_pairs(i, t, scoring=scoring, tile_bytes=_tile_bytes(i))
             parts.append(scoring.total(t2r, r2t, i.mask).cpu())

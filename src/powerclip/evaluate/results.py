@@ -22,9 +22,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from powerclip.config.values import Pixels
+from powerclip.evaluate.averages import Average, averages
 from powerclip.evaluate.datasets.images import identity
 from powerclip.evaluate.metrics import Estimate
-from powerclip.evaluate.suites import Average, averages
 from powerclip.files import read_json, write_json
 from powerclip.regions import rle
 from powerclip.tasks import (
@@ -234,12 +234,5 @@ def origin_of(task: Task, *, suite: str, data: str, of: int | None = None) -> Or
 
 def _texts(item: HardNegative) -> list[str]:
     """What distinguishes an item, but for its images."""
-    texts = [
-        content if isinstance(content, str) else "" for content in (item.positive, item.negative, *item.more_negatives)
-    ]
-    return [
-        item.kind,
-        *texts,
-        *([item.image] if isinstance(item.image, str) else []),
-        *([item.group] if item.group else []),
-    ]
+    texts = [content if isinstance(content, str) else "" for content in (item.positive, *(item.negatives or [""]))]
+    return [item.kind, *texts, *([item.image] if isinstance(item.image, str) else []), *filter(None, [item.group])]

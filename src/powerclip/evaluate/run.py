@@ -16,6 +16,7 @@ from powerclip.config import EvaluateConfig
 from powerclip.data.remote import is_remote
 from powerclip.distributed import process_group, rank, rank0_first
 from powerclip.errors import PowerclipError
+from powerclip.evaluate.averages import without_score
 from powerclip.evaluate.datasets.own_shards import retrieval_from_shards
 from powerclip.evaluate.encode import Encoder
 from powerclip.evaluate.results import (
@@ -29,7 +30,7 @@ from powerclip.evaluate.results import (
     read_evaluation,
 )
 from powerclip.evaluate.score import jobs_of, run_jobs, skipped
-from powerclip.evaluate.suites import SUITES, benchmarks_of, without_score
+from powerclip.evaluate.suites import SUITES, benchmarks_of
 from powerclip.files import write_json
 from powerclip.model import PowerCLIP, load, load_open_clip
 from powerclip.runs import RunFolder

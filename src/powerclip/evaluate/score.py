@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from powerclip.config.values import Score, ScoreRegions
+from powerclip.evaluate.averages import POWERSET, POWERSET_STORED
 from powerclip.evaluate.datasets.images import key_of, whole
 from powerclip.evaluate.encode import Encoder, Model, Preprocess, Tokenize
 from powerclip.evaluate.grounding import grounding_metrics
@@ -24,7 +25,6 @@ from powerclip.evaluate.metrics import (
 )
 from powerclip.evaluate.powerset_score import PowersetScorer
 from powerclip.evaluate.segmentation import prompts_of, segmentation_metrics
-from powerclip.evaluate.suites import POWERSET, POWERSET_STORED
 from powerclip.model import PowerCLIP
 from powerclip.tasks import (
     PLACE,
@@ -208,8 +208,8 @@ def _evaluate(scorer: Any, task: Task, encoder: Encoder) -> dict[str, float]:
         return metrics | {CUT: cut} if cut else metrics
     if isinstance(task, HardNegatives):
         right = _pair_scores(scorer, [(item.image, item.positive) for item in task.items])
-        scores = _pair_scores(scorer, [(item.image, wrong) for item in task.items for wrong in item.wrong])
-        owner = torch.tensor([i for i, item in enumerate(task.items) for _ in item.wrong]).long()
+        scores = _pair_scores(scorer, [(item.image, wrong) for item in task.items for wrong in item.negatives])
+        owner = torch.tensor([i for i, item in enumerate(task.items) for _ in item.negatives]).long()
         highest = highest_of(scores, owner, count=len(right))
         chances = 1 / (1 + torch.bincount(owner, minlength=len(right)))
         kinds = [item.kind for item in task.items]

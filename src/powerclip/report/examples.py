@@ -177,7 +177,7 @@ def hard_negatives(
     Of a task's items, at most ``POOL`` are asked, the same share of each kind; those that do not show a whole image with captions are
     left out.
     """
-    texts = [(item, [item.positive, *item.wrong]) for item in task.items if item.wrong]
+    texts = [(item, [item.positive, *item.negatives]) for item in task.items if item.negatives]
     usable = [
         (item.kind, item.image, [text for text in of_item if isinstance(text, str)])
         for item, of_item in texts

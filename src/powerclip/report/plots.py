@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogFormatter
 from numpy.typing import NDArray
 
-from powerclip.evaluate.suites import HEADLINES
+from powerclip.evaluate.averages import HEADLINES
 from powerclip.report.tables import Spread, Table, printable
 
 

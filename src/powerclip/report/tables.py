@@ -16,10 +16,10 @@ from markupsafe import Markup
 from rich.text import Text
 
 from powerclip.evaluate import Estimate, Evaluation, read_evaluation
+from powerclip.evaluate.averages import HEADLINES, Average
 from powerclip.evaluate.datasets.linear_probe import PROBE
 from powerclip.evaluate.results import EARLIER
 from powerclip.evaluate.score import CUT
-from powerclip.evaluate.suites import HEADLINES, Average
 from powerclip.files import atomic_write
 
 TEMPLATES = Environment(

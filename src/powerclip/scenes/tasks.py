@@ -86,7 +86,7 @@ def hard_negatives(seed: int, size: int, image_size: int) -> Sequence[HardNegati
         image = render(scene, image_size=image_size, random=random)
         for kind, (positive, negative) in pairs.items():
             texts = _same_wording(positive, negative, random)
-            items.append(HardNegative(image=image, positive=texts[0], negative=texts[1], kind=kind))
+            items.append(HardNegative(image=image, positive=texts[0], negatives=[texts[1]], kind=kind))
     return items
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from powerclip.config import TrainConfig
 from powerclip.distributed import any_rank, rank, reshard
 from powerclip.evaluate import as_metrics, evaluate_tasks, light_suite
-from powerclip.evaluate.suites import HEADLINES
+from powerclip.evaluate.averages import HEADLINES
 from powerclip.files import read_json, write_json
 from powerclip.model import make_tokenizer, make_transforms
 from powerclip.runs import RunFolder

@@ -29,8 +29,7 @@ def order_task(name: str, captions: Retrieval) -> HardNegatives:
     items = []
     for (image, text), (words, tags) in zip(pairs, _tagged(clean(text) for _, text in pairs), strict=True):
         wrong = [shuffled for shuffled in shufflings(words, tags, random) if shuffled != " ".join(words)]
-        first, more = (wrong[0], tuple(wrong[1:])) if wrong else (None, ())
-        items.append(HardNegative(image=image, positive=clean(text), negative=first, more_negatives=more, kind="order"))
+        items.append(HardNegative(image=image, positive=clean(text), negatives=wrong, kind="order"))
     return HardNegatives(name=name, items=items)
 
 

@@ -7,8 +7,9 @@ from pathlib import Path, PurePath
 from typing import Any, TypeVar
 
 from powerclip.errors import PowerclipError
+from powerclip.evaluate.datasets.benchmark import HUB, Benchmark
 from powerclip.evaluate.datasets.clip_benchmark import retrieval_tasks
-from powerclip.evaluate.datasets.release import NUMBER, TEXT, Release, quadruples, release_json
+from powerclip.evaluate.datasets.release import NUMBER, TEXT, Release, in_format, quadruples, release_json
 from powerclip.tasks import HardNegative, HardNegatives, Quadruple, Quadruples, Task
 
 Pair = tuple[str, str]
@@ -55,13 +56,13 @@ def read_sugarcrepe_pp(folder: Path, name: str) -> list[Task]:
     the right captions must be closer to each other than either to the wrong one (TOT).
     """
     release = Release(folder)
-    columns = dict.fromkeys(("filename", "caption", "caption2", "negative_caption"), TEXT)
+    columns = ("filename", "caption", "caption2", "negative_caption")
     rows = [(kind, row) for kind in SUGARCREPE_PP for row in release.rows(f"{kind}.json", columns)]
     pictures = release.images([row["filename"] for _, row in rows])
     images, texts = [], []
     for number, ((kind, row), picture) in enumerate(zip(rows, pictures, strict=True)):
         first, second, wrong = (row[key] for key in ("caption", "caption2", "negative_caption"))
-        same: dict[str, Any] = {"negative": wrong, "kind": kind, "group": str(number)}
+        same: dict[str, Any] = {"negatives": [wrong], "kind": kind, "group": str(number)}
         images += [HardNegative(image=picture, positive=right, **same) for right in (first, second)]
         texts += [HardNegative(image=a, positive=b, **same) for a, b in ((first, second), (second, first))]
     return [HardNegatives(name=name, items=images), HardNegatives(name=f"{name}-text", items=texts)]
@@ -84,13 +85,8 @@ def read_whatsup(folder: Path, name: str) -> list[Task]:
             else:
                 digits = 12 if kind.startswith("coco") else 0
                 images, captions = [f"{str(row[0]).zfill(digits)}.jpg" for row in rows], [row[1:3] for row in rows]
-            for image, picture, (right, wrong, *more) in zip(images, release.images(images), captions, strict=True):
-                asked: dict[str, Any] = {
-                    "image": picture,
-                    "positive": right,
-                    "negative": wrong,
-                    "more_negatives": (*more,),
-                }
+            for image, picture, (right, *wrong) in zip(images, release.images(images), captions, strict=True):
+                asked: dict[str, Any] = {"image": picture, "positive": right, "negatives": wrong}
                 items.append(HardNegative(kind=kind, **asked))
                 if kind.startswith("controlled"):  # mug_left_of_plate.jpeg
                     first, place, *_, last = PurePath(image).stem.split("_")
@@ -112,7 +108,7 @@ def read_colorswap(folder: Path, name: str) -> list[Task]:
     if not release.files("test.json"):
         columns = (("image_1", "image_2"), ("caption_1", "caption_2"))
         return [Quadruples(name=name, items=_in_cells(release, *columns, split="test"))]
-    rows = release.rows("test.json", dict.fromkeys(("image_1", "image_2", "caption_1", "caption_2"), TEXT))
+    rows = release.rows("test.json", ("image_1", "image_2", "caption_1", "caption_2"))
     images = [(row["image_1"], row["image_2"]) for row in rows]
     return [quadruples(name, release, images, [(row["caption_1"], row["caption_2"]) for row in rows])]
 
@@ -152,7 +148,7 @@ def read_eqben(folder: Path, name: str) -> list[Task]:
         raise PowerclipError(
             f"{folder} holds {len(found)} annotations; expected one, eqben_subset_10percent_final.json"
         )
-    columns = dict.fromkeys(("image0", "image1", "caption0", "caption1"), TEXT)
+    columns = ("image0", "image1", "caption0", "caption1")
     rows = release.rows(found[0].name, columns)
     kinds = [PurePath(row["image0"]).parts[0] for row in rows]
     captions = [(row["caption0"], row["caption1"]) for row in rows]
@@ -192,14 +188,14 @@ def read_crepe(folder: Path, name: str) -> list[Task]:
     tasks: dict[str, list[HardNegative]] = {}
     for task, kind, file, column in wanted:
         box = ("x", "y", "width", "height")
-        rows = release.rows(file, dict.fromkeys(("image_id", "caption", column, *box), TEXT))
-        with release_json(release.file(file)):
+        rows = release.rows(file, ("image_id", "caption", column, *box))
+        with in_format(release.file(file)):
             boxes = [tuple(int(float(row[side])) for side in box) for row in rows]
             lists = [ast.literal_eval(row[column]) for row in rows]
         crops = [(x, y, x + width, y + height) for x, y, width, height in boxes]
         pictures = release.images([f"{row['image_id']}.jpg" for row in rows], crops)
         tasks.setdefault(task, []).extend(
-            HardNegative(image=image, positive=row["caption"], negative=None, more_negatives=tuple(wrong), kind=kind)
+            HardNegative(image=image, positive=row["caption"], negatives=wrong, kind=kind)
             for image, row, wrong in zip(pictures, rows, lists, strict=True)
         )
     return [HardNegatives(name=task, items=items) for task, items in tasks.items()]
@@ -226,9 +222,7 @@ def read_spec(folder: Path, name: str) -> list[Task]:
                 keys: list[Any] = row["keys"] if short == "i2t" else [next(images) for _ in row["keys"]]
                 right = keys.pop(row["label"]) if short == "t2i" else keys[row["label"]]
                 wrong = keys if short == "t2i" else [key for i, key in enumerate(keys) if i != row["label"]]
-                items.append(
-                    HardNegative(image=query, positive=right, negative=None, more_negatives=tuple(wrong), kind=kind)
-                )
+                items.append(HardNegative(image=query, positive=right, negatives=wrong, kind=kind))
         tasks.append(HardNegatives(name=f"{name}-{short}", items=items))
     return tasks
 
@@ -251,7 +245,7 @@ def read_vl_checklist(folder: Path, name: str) -> list[Task]:
     pictures = release.images([row[2] for row in kept], exact=True)
     parts: dict[str, list[HardNegative]] = {}
     for (part, kind, _, right, wrong), picture in zip(kept, pictures, strict=True):
-        item = HardNegative(image=picture, positive=right, negative=wrong, kind=kind)
+        item = HardNegative(image=picture, positive=right, negatives=[wrong], kind=kind)
         parts.setdefault(part, []).append(item)
     return [HardNegatives(name=f"{name}-{part.lower()}", items=items) for part, items in sorted(parts.items())]
 
@@ -263,14 +257,14 @@ def read_svo_probes(folder: Path, name: str) -> list[Task]:
     """
     release = Release(folder)
     differs = ("subj_neg", "verb_neg", "obj_neg")
-    columns = dict.fromkeys(("sentence", "pos_image_id", "neg_image_id", *differs), TEXT)
+    columns = ("sentence", "pos_image_id", "neg_image_id", *differs)
     rows = release.rows("svo_probes.csv", columns)
     names = [(f"{row['pos_image_id']}.jpg", f"{row['neg_image_id']}.jpg") for row in rows]
     pairs = _with_images(release, name, list(zip(rows, names, strict=True)), names)
     pictures = release.images([image for _, pair in pairs for image in pair])
     kinds = [next((kind for kind in differs if row[kind] == "True"), "other").removesuffix("_neg") for row, _ in pairs]
     items = [
-        HardNegative(image=row["sentence"], positive=right, negative=wrong, kind=kind)
+        HardNegative(image=row["sentence"], positive=right, negatives=[wrong], kind=kind)
         for (row, _), right, wrong, kind in zip(pairs, pictures[::2], pictures[1::2], kinds, strict=True)
     ]
     return [HardNegatives(name=name, items=items)]
@@ -298,22 +292,21 @@ def read_negbench(folder: Path, name: str) -> list[Task]:
         if not release.files(file):
             continue
         if "retrieval" in part:
-            rows = release.rows(file, dict.fromkeys(("filepath", "captions"), TEXT))
-            with release_json(release.file(file)):
+            rows = release.rows(file, ("filepath", "captions"))
+            with in_format(release.file(file)):
                 captions = [list(map(str, ast.literal_eval(row["captions"]))) for row in rows]
             pictures = list(release.images([row["filepath"] for row in rows]))
             tasks += retrieval_tasks(f"{name}-{part}", list(pictures), captions)[:1]
             continue
         columns = ("image_path", "correct_answer", "correct_answer_template", *choices)
-        rows = release.rows(file, dict.fromkeys(columns, TEXT))
-        with release_json(release.file(file)):
+        rows = release.rows(file, columns)
+        with in_format(release.file(file)):
             right = [choices[int(float(row["correct_answer"]))] for row in rows]
         items = [
             HardNegative(
                 image=picture,
                 positive=row[answer],
-                negative=None,
-                more_negatives=tuple(row[choice] for choice in choices if choice != answer),
+                negatives=[row[choice] for choice in choices if choice != answer],
                 kind=row["correct_answer_template"],
             )
             for row, answer, picture in zip(
@@ -324,3 +317,84 @@ def read_negbench(folder: Path, name: str) -> list[Task]:
     if not tasks:
         raise PowerclipError(f"{folder} lacks NegBench's files; expected some of {', '.join(NEGBENCH.values())}")
     return tasks
+
+
+FINE_GRAINED = (
+    Benchmark(
+        "sugarcrepe++",
+        read_sugarcrepe_pp,
+        "https://github.com/Sri-Harsha/scpp (data/*.json) with COCO's val2017 images",
+        also_known_as=("SugarCrepe_pp", "scpp"),
+        tasks=("sugarcrepe++", "sugarcrepe++-text"),
+        items=(4757, 4757),
+    ),
+    Benchmark(
+        "whatsup",
+        read_whatsup,
+        "https://github.com/amitakamath/whatsup_vlms (its six JSON files and images)",
+        also_known_as=("whatsup_vlms",),
+        tasks=("whatsup", "whatsup-pairs", "whatsup-sets"),
+        items=(4958, 410, 205),
+    ),
+    Benchmark(
+        "colorswap",
+        read_colorswap,
+        f"{HUB}/stanfordnlp/colorswap (its Parquet files, or test.json and images)",
+        items=(300,),
+    ),
+    Benchmark(
+        "cola",
+        read_cola,
+        "https://github.com/arijitray1993/COLA (data/COLA_multiobjects_matching_benchmark.json) with Visual Genome",
+        also_known_as=("COLA",),
+        items=(210,),
+    ),
+    Benchmark(
+        "bivlc", read_bivlc, f"{HUB}/imirandam/BiVLC (its Parquet files)", also_known_as=("BiVLC",), items=(2933,)
+    ),
+    Benchmark(
+        "eqben", read_eqben, "https://github.com/Wangt-CN/EqBen (the 10 % subset, or all)", also_known_as=("EqBen",)
+    ),
+    Benchmark(
+        "mmvp-vlm",
+        read_mmvp,
+        f"{HUB}/MMVP/MMVP_VLM (Questions.csv, images)",
+        also_known_as=("MMVP_VLM", "MMVP-VLM"),
+        items=(135,),
+    ),
+    Benchmark(
+        "crepe",
+        read_crepe,
+        "https://github.com/RAIVNLab/CREPE (data/*.zip, unpacked) with Visual Genome",
+        also_known_as=("CREPE",),
+        tasks=("crepe-productivity", *(f"crepe-systematicity-{corpus}" for corpus in ("cc12m", "yfcc", "laion"))),
+    ),
+    Benchmark(
+        "spec",
+        read_spec,
+        f"{HUB}/wjpoom/SPEC (data.zip, unpacked)",
+        also_known_as=("SPEC",),
+        tasks=("spec-i2t", "spec-t2i"),
+    ),
+    Benchmark(
+        "vl-checklist",
+        read_vl_checklist,
+        "https://github.com/om-ai-lab/VL-CheckList (data) with the images of Visual Genome, HAKE and SWiG",
+        also_known_as=("VL-CheckList",),
+        tasks=("vl-checklist-attribute", "vl-checklist-object", "vl-checklist-relation"),
+    ),
+    Benchmark(
+        "svo-probes",
+        read_svo_probes,
+        "https://github.com/google-deepmind/svo_probes (svo_probes.csv) with the images of its URLs",
+        also_known_as=("svo_probes",),
+    ),
+    Benchmark(
+        "negbench",
+        read_negbench,
+        "https://github.com/m1k2zoo/negbench (its CSV files of images) with COCO's val2017, VOC2007 and the synthetic images",
+        also_known_as=("NegBench",),
+        tasks=tuple(f"negbench-{part}" for part in NEGBENCH),
+    ),
+)
+"""Compositionality sets beyond the paper's; their metrics are of several kinds, and there is no average."""

@@ -1,9 +1,11 @@
 """Retrieval with long captions: Urban-1k, DOCCI, IIW, ShareGPT4V and DCI, in the forms that they are passed around in."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from powerclip.errors import PowerclipError
+from powerclip.evaluate.datasets.benchmark import HUB, Benchmark
 from powerclip.evaluate.datasets.clip_benchmark import retrieval_tasks
 from powerclip.evaluate.datasets.release import Release, release_json
 from powerclip.tasks import Task
@@ -55,3 +57,17 @@ def _image_of(release: Release, path: Path) -> str:
     if len(images) != 1:
         raise PowerclipError(f"{path} is the caption of {len(images)} images {path.stem}.*; expected one")
     return str(images[0].relative_to(release.folder))
+
+
+LONG_CAPTIONS = tuple(
+    Benchmark(name, partial(read_long_captions, first=first), source, also_known_as=tuple(names), items=(items,))
+    for name, items, first, source, *names in (
+        ("urban1k", 1000, None, f"{HUB}/BeichenZhang/Urban1k (image, caption)", "Urban1k", "Urban-1k"),
+        ("docci", 5000, None, "https://google.github.io/docci (docci_descriptions.jsonlines, images)", "DOCCI"),
+        ("iiw", 612, None, "https://github.com/google/imageinwords with annotations in FLAIR's form", "imageinwords"),
+        ("sharegpt4v-1k", 1000, 1000, f"{HUB}/Lin-Chen/ShareGPT4V (share-captioner_*.json) with SA-1B", "sharegpt4v"),
+        ("sharegpt4v-10k", 10000, 10000, f"{HUB}/Lin-Chen/ShareGPT4V (the same)", "sharegpt4v"),
+        ("dci", 7805, None, "https://github.com/facebookresearch/DCI (annotations, photos)", "DCI"),
+    )
+)
+"""Retrieval with captions that may be longer than a model's context; there is no average."""

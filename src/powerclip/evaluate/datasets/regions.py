@@ -1,8 +1,10 @@
 """Boxes of images: FG-OVD's attributes, and the object classes of COCO and LVIS."""
 
+from functools import partial
 from pathlib import Path, PurePath
 
 from powerclip.errors import PowerclipError
+from powerclip.evaluate.datasets.benchmark import Benchmark
 from powerclip.evaluate.datasets.prompts import imagenet_templates
 from powerclip.evaluate.datasets.release import NUMBER, TEXT, Release, Row, release_json
 from powerclip.tasks import Classification, HardNegative, HardNegatives, Region, Task
@@ -25,7 +27,7 @@ def read_fg_ovd(folder: Path, name: str) -> list[Task]:
     for (kind, row), image in zip(rows, release.images([row["img_path"] for _, row in rows]), strict=True):
         right, *others = [text.lower() for text in (*row["pos_expression"], *row["neg_expression"])]
         region = Region(image=image, box=_box(release, row))
-        items.append(HardNegative(image=region, positive=right, negative=None, more_negatives=tuple(others), kind=kind))
+        items.append(HardNegative(image=region, positive=right, negatives=others, kind=kind))
     return [HardNegatives(name=name, items=items)]
 
 
@@ -54,3 +56,27 @@ def _box(release: Release, row: Row) -> tuple[float, float, float, float]:
         raise PowerclipError(f"{release.folder} has the bbox {row['bbox']}; expected [x, y, width, height]")
     x, y, width, height = row["bbox"]
     return (x, y, x + width, y + height)
+
+
+REGIONS = (
+    Benchmark(
+        "fg-ovd",
+        read_fg_ovd,
+        "https://github.com/360CVGroup/FG-CLIP (data/fgovd/*.jsonl) with COCO's 2017 images",
+        also_known_as=("fgovd",),
+        items=(11357,),
+    ),
+    *(
+        Benchmark(f"{name}-boxes", partial(read_boxes, file=file), source, also_known_as=(name,), items=(items,))
+        for name, file, items, source in (
+            ("coco", "instances_val2017.json", 36781, "https://cocodataset.org (instances_val2017.json, val2017)"),
+            (
+                "lvis",
+                "lvis_v1_val.json",
+                244707,
+                "https://www.lvisdataset.org (lvis_v1_val.json) with COCO's 2017 images",
+            ),
+        )
+    ),
+)
+"""Boxes of images against texts; there is no average."""

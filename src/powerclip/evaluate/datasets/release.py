@@ -78,13 +78,14 @@ class Release:
         paths = [found[name] or Path() for name in names]
         return [FileImage(path, crop) for path, crop in zip(paths, crops or [None] * len(paths), strict=True)]
 
-    def rows(self, name: str, columns: Mapping[str, Any], *, form: type = list) -> list[Row]:
+    def rows(self, name: str, columns: Mapping[str, Any] | Sequence[str], *, form: type = list) -> list[Row]:
         """The rows of a JSON file of the given form (a list, or an object of rows), a ``.jsonl`` or a ``.csv``.
 
         PowerclipError, in one line, if the file has another form or a row lacks one of the columns, given with their
-        types: it may be a file of the same name of another release.
+        types (text by default): it may be a file of the same name of another release.
         """
         path = self.file(name)
+        columns = columns if isinstance(columns, Mapping) else dict.fromkeys(columns, TEXT)
         with release_json(path) as content:
             rows = list(content.values() if isinstance(content, dict) else content)
             lacking = [row for row in rows if any(not isinstance(row.get(key), columns[key]) for key in columns)]
@@ -153,7 +154,7 @@ def hard_negatives(
     kinds = [kinds] * len(rows) if isinstance(kinds, str) else kinds
     pictures = release.images([row[image] for row in rows], crops)
     return [
-        HardNegative(image=picture, positive=row[right], negative=row[wrong], kind=kind)
+        HardNegative(image=picture, positive=row[right], negatives=[row[wrong]], kind=kind)
         for row, picture, kind in zip(rows, pictures, kinds, strict=True)
     ]
 
@@ -192,10 +193,17 @@ def release_json(path: Path, form: type = object) -> Iterator[Any]:
             value = json.loads(text)
     except (OSError, ValueError, csv.Error) as error:
         raise PowerclipError(f"{path} cannot be read: {error}") from error
-    try:
+    with in_format(path):
         if not isinstance(value, form) or not value:
             raise TypeError(f"{form.__name__} expected, {type(value).__name__} of {len(value or ())} found")
         yield value
+
+
+@contextmanager
+def in_format(path: Path) -> Iterator[None]:
+    """Makes a PowerclipError of what goes wrong where the block expects a file to have its release's format."""
+    try:
+        yield
     except (KeyError, IndexError, TypeError, AttributeError, ValueError, SyntaxError) as error:
         raise PowerclipError(
             f"{path} does not have its release's format ({type(error).__name__}: {error}); download it again"

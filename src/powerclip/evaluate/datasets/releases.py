@@ -76,7 +76,7 @@ KARPATHY = ("dataset_*.json", "*karpathy_test.json", "flickr*_test.json", "*_tes
 def read_sugarcrepe(folder: Path, name: str) -> list[Task]:
     """SugarCrepe (Hsieh et al., 2023): ``add_att.json`` and six more, over COCO's val2017."""
     release = Release(folder)
-    columns = {"filename": TEXT, "caption": TEXT, "negative_caption": TEXT}
+    columns = ("filename", "caption", "negative_caption")
     rows = {kind: release.rows(f"{kind}.json", columns, form=dict) for kind in SUGARCREPE}
     items = [item for kind in SUGARCREPE for item in hard_negatives(release, rows[kind], columns, kind)]
     return [HardNegatives(name=name, items=items)]
@@ -85,7 +85,7 @@ def read_sugarcrepe(folder: Path, name: str) -> list[Task]:
 def read_winoground(folder: Path, name: str) -> list[Task]:
     """Winoground (Thrush et al., 2022): ``examples.jsonl`` and 800 images."""
     release = Release(folder)
-    rows = release.rows("examples.jsonl", dict.fromkeys(("image_0", "image_1", "caption_0", "caption_1"), TEXT))
+    rows = release.rows("examples.jsonl", ("image_0", "image_1", "caption_0", "caption_1"))
     named = [
         [name if Path(name).suffix else f"{name}.png" for name in (row["image_0"], row["image_1"])] for row in rows
     ]

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from powerclip.errors import PowerclipError
+from powerclip.evaluate.datasets.benchmark import Benchmark
 from powerclip.evaluate.datasets.prompts import imagenet_templates
 from powerclip.evaluate.datasets.release import Release
 from powerclip.tasks import IGNORED, Segmentation, Task
@@ -125,3 +126,29 @@ def read_segmentation(folder: Path, name: str) -> list[Task]:
             least_area=form.least_area,
         )
     ]
+
+
+VOC_FOLDERS = ("voc2012", "VOC2012", "VOCdevkit")
+CONTEXT_FOLDERS = ("pascal_context", "VOC2010", "VOCdevkit")
+
+SEGMENTATION = tuple(
+    Benchmark(
+        name,
+        read_segmentation,
+        f"{source}, with cls_{name}.txt of https://github.com/wangf3014/SCLIP (configs)",
+        averaged=("mIoU",),
+        also_known_as=names,
+        items=items,
+    )
+    for name, source, items, names in (
+        ("voc20", "VOC2012", (1449,), VOC_FOLDERS),
+        ("voc21", "VOC2012", (1449,), VOC_FOLDERS),
+        ("context59", "Pascal Context, as mmsegmentation converts it", (), CONTEXT_FOLDERS),
+        ("context60", "Pascal Context, as mmsegmentation converts it", (), CONTEXT_FOLDERS),
+        ("coco_object", "COCO's val2017, converted by SCLIP's cvt_coco_object.py", (5000,), ("coco-object",)),
+        ("coco_stuff", "COCO-Stuff164k, as mmsegmentation converts it", (5000,), ("coco_stuff164k",)),
+        ("ade20k", "ADEChallengeData2016", (2000,), ("ADEChallengeData2016", "ade")),
+        ("city_scapes", "Cityscapes, as mmsegmentation converts it", (500,), ("cityscapes",)),
+    )
+)
+"""Zero-shot segmentation, by mIoU."""
