@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +15,8 @@ from powerclip.alignment.scoring import Scoring, tile_bytes_or_default
 from powerclip.alignment.subsets import draw_subsets, standard_error
 from powerclip.alignment.tiled import over_tiles
 from powerclip.alignment.vectors import MaskedVectors
-from powerclip.config.values import Backend, Method, Subsets, T1Activation, T2Activation, Zeta
+from powerclip.config import AggregationConfig
+from powerclip.config.values import Backend, Method, Zeta
 from powerclip.types import Similarity
 
 
@@ -28,12 +30,9 @@ def similarity(
     tau: float = 1e-3,
     zeta: Zeta = 0.75,
     backend: Backend = "auto",
-    t1_activation: T1Activation = "softplus",
-    t2_activation: T2Activation = "tanh",
-    subsets: Subsets = "all",
-    samples: int = 256,
     generator: torch.Generator | None = None,
     tile_bytes: int | None = None,
+    **settings: Any,
 ) -> Similarity:
     """Powerset similarity of every image and every caption: ``t2r``, ``r2t`` and ``total``, each (I, J).
 
@@ -55,25 +54,17 @@ def similarity(
             activations; "auto" is the kernel where that is possible. With gradient, all are PyTorch. The kernel
             multiplies float16 and bfloat16 vectors as they are, and float32 as three products of tf32, or as one
             unless ``torch.get_float32_matmul_precision()`` is "highest"; its sums are float32.
-        t1_activation, t2_activation: activation of NLA-T1, and derivative of the even part of NLA-T2.
-        subsets: "all" the regions' subsets, or "single" regions only (the paper's ablation; exact by any method).
-        samples: subsets that the method "sampled" draws, at least 4.
-        generator: a CPU generator that draws them; torch's global one by default.
+        generator: a CPU generator that draws the subsets of the method "sampled"; torch's global one by default.
         tile_bytes: working memory of a tile; a suitable size for the device by default.
+        settings: further ones of ``powerclip.config.AggregationConfig``, by name: ``subsets``, ``samples``,
+            ``t1_activation``, ``t2_activation``.
 
     Raises:
         ValueError: shapes, dtypes or devices do not fit, or an argument is out of range; the message names it.
+        TypeError: there is no such setting.
     """
     r, p = validate(regions, phrases, region_mask, phrase_mask)
-    scoring = Scoring(
-        method=method,
-        tau=tau,
-        zeta=zeta,
-        t1_activation=t1_activation,
-        t2_activation=t2_activation,
-        subsets=subsets,
-        samples=samples,
-    )
+    scoring = Scoring(**vars(AggregationConfig(method=method, tau=tau, zeta=zeta, **settings)))
     check_backend(backend)
     scoring.check_regions(regions.shape[1])
     budget = tile_bytes_or_default(tile_bytes, regions.device)
@@ -81,11 +72,11 @@ def similarity(
         if zeta == "calibrated":
             scoring = replace(scoring, fitted_zeta=_calibrated_zeta(r, p, scoring=scoring, tile_bytes=budget))
         if method == "sampled":
-            scoring = replace(scoring, sample=draw_subsets(samples, r.mask.shape[1], generator=generator))
+            scoring = replace(scoring, sample=draw_subsets(scoring.samples, r.mask.shape[1], generator=generator))
         dtype = regions.dtype if regions.dtype == phrases.dtype else r.values.dtype
         t2r, r2t = _all_pairs(r, p, scoring=scoring, tile_bytes=budget, backend=backend, dtype=dtype)
         error = None
-        if method == "sampled" and subsets == "all":
+        if method == "sampled" and scoring.subsets == "all":
             error = _standard_errors(r, p, scoring=scoring, tile_bytes=budget)
         return Similarity(t2r=t2r, r2t=r2t, r2t_standard_error=error)
 

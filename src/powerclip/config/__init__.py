@@ -2,13 +2,14 @@
 
 from powerclip.config.evaluation import EvaluateConfig
 from powerclip.config.files import MAX_YAML_BYTES, from_dict, load_config, read_yaml, to_yaml
-from powerclip.config.model import ModelConfig, ScoringConfig
+from powerclip.config.model import AggregationConfig, ModelConfig, ScoringConfig
 from powerclip.config.objective import ContrastConfig, ObjectiveConfig
 from powerclip.config.preparation import EmbedConfig, PrepareConfig
 from powerclip.config.training import DataConfig, OptimConfig, ParallelConfig, PeriodicEvaluationConfig, TrainConfig
 
 __all__ = [
     "MAX_YAML_BYTES",
+    "AggregationConfig",
     "ContrastConfig",
     "DataConfig",
     "EmbedConfig",

@@ -63,8 +63,8 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoringConfig:
-    """How the vectors of an image's regions and a caption's phrases become one score; saved models keep it."""
+class AggregationConfig:
+    """How the similarities of an image's regions and a caption's phrases become two scores, T2R and R2T."""
 
     tau: float = 1e-3
     """Temperature of the non-linear aggregators; 0 is their hard limit."""
@@ -74,14 +74,25 @@ class ScoringConfig:
     """Linear-time aggregators, enumeration of all subsets (at most 16 regions), or a random sample of subsets."""
     samples: int = 256
     """Subsets that the method "sampled" draws at each step."""
-    direction: Direction = "both"
-    """Both similarities, or tree to regions or regions to tree alone (the paper's ablations)."""
     subsets: Subsets = "all"
     """All subsets of the regions, or single regions only (the paper's ablation)."""
     t1_activation: T1Activation = "softplus"
     """Activation of the tree-to-regions aggregator."""
     t2_activation: T2Activation = "tanh"
     """Derivative of the even part of the regions-to-tree aggregator (tanh: log cosh)."""
+
+    def __post_init__(self) -> None:
+        require_listed(self, "method", "subsets", "t1_activation", "t2_activation", "zeta")
+        require_at_least(self, 0, "tau")
+        require_at_least(self, 4, "samples")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoringConfig(AggregationConfig):
+    """How the vectors of an image's regions and a caption's phrases become one score; saved models keep it."""
+
+    direction: Direction = "both"
+    """Both similarities, or tree to regions or regions to tree alone (the paper's ablations)."""
     normalise_by_regions: bool = True
     """Divide the similarity by the number of regions, so that the margin means the same at every M."""
     zero: Zero = "none"
@@ -90,6 +101,5 @@ class ScoringConfig:
     s; centred takes the batch's means off regions and phrases and makes them unit vectors again."""
 
     def __post_init__(self) -> None:
-        require_listed(self, "method", "direction", "subsets", "t1_activation", "t2_activation", "zeta", "zero")
-        require_at_least(self, 0, "tau")
-        require_at_least(self, 4, "samples")
+        super().__post_init__()
+        require_listed(self, "direction", "zero")

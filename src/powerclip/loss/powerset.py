@@ -14,7 +14,7 @@ from powerclip.alignment.scoring import UNCALIBRATED_ZETA, Scoring, tile_bytes_o
 from powerclip.alignment.similarity import validate
 from powerclip.alignment.subsets import draw_subsets
 from powerclip.config import ContrastConfig
-from powerclip.config.values import Backend, Direction, Margin, Method, Subsets, T1Activation, T2Activation, Zero, Zeta
+from powerclip.config.values import Backend, Margin, Method, Zeta
 from powerclip.loss.batch import GlobalBatch
 from powerclip.loss.matrix import matrix_loss
 from powerclip.loss.measures import measure_similarities
@@ -51,58 +51,41 @@ class PowersetAlignmentLoss(nn.Module):
         zeta: Zeta = 0.75,
         method: Method = "nla",
         backend: Backend = "auto",
-        normalise_by_regions: bool = False,
-        direction: Direction = "both",
-        subsets: Subsets = "all",
-        t1_activation: T1Activation = "softplus",
-        t2_activation: T2Activation = "tanh",
-        samples: int = 256,
-        zero: Zero = "none",
-        dimension: int | None = None,
         contrast: ContrastConfig | None = None,
+        dimension: int | None = None,
         zeta_momentum: float = 0.9,
         tile_bytes: int | None = None,
         distributed: bool = True,
+        **scoring: Any,
     ) -> None:
-        """Set up the loss; ValueError names a setting that is out of range.
+        """Set up the loss; ValueError names a setting that is out of range, TypeError one that does not exist.
 
         Args:
             margin: delta of the triplet loss; "adaptive" is the mean score of the pairs less that of all negatives, of
                 the last training step, between 0 and ``contrast.max_margin``. It starts at 0 and is saved with the
                 module. The triplet form alone has a margin.
-            tau, method, direction, subsets, t1_activation, t2_activation, samples, normalise_by_regions: as in
-                ``powerclip.config.ScoringConfig``.
+            tau, method: as in ``powerclip.config.ScoringConfig``.
             zeta: weight of log cosh in NLA-T2; "calibrated" fits it at every training step, on 256 pairs, so that T2
                 is unbiased, and smooths it over steps. Its state is saved with the module.
             backend: of the pass without gradient, as in ``powerclip.alignment.similarity``; the kernel finds negatives
                 whose scores are the highest within the rounding of float16. Their scores are PyTorch's.
-            zero: as in ``powerclip.config.ScoringConfig``; details: ``powerclip.loss.zero.PlacedZero``. A learned
-                threshold is a parameter of this module: give it to the optimiser, and sum its gradient over processes.
-            dimension: D, which zero="centred" needs.
             contrast: forms of the loss beside the paper's. The scale and bias of the forms softmax and sigmoid are
-                parameters, as a learned threshold is.
+                parameters of this module, as a learned threshold is: give them to the optimiser, and sum their gradients
+                over processes.
+            dimension: D, which zero="centred" needs.
             zeta_momentum: weight of the old estimate when a calibrated zeta, a midpoint or means are updated.
             tile_bytes: working memory of the search; a suitable size for the device by default.
             distributed: use the batch of all processes; False uses this process's alone.
+            scoring: further settings of ``powerclip.config.ScoringConfig``, by name, ``normalise_by_regions`` False by
+                default; ``powerclip.loss.zero.PlacedZero`` says more on ``zero``.
         """
         super().__init__()
         if not 0 <= zeta_momentum < 1:
             raise ValueError(f"zeta_momentum is {zeta_momentum!r}; it must be at least 0 and below 1")
         check_backend(backend)
-        self.scoring = Scoring(
-            method=method,
-            tau=tau,
-            zeta=zeta,
-            t1_activation=t1_activation,
-            t2_activation=t2_activation,
-            subsets=subsets,
-            direction=direction,
-            normalise_by_regions=normalise_by_regions,
-            samples=samples,
-            zero=zero,
-        )
+        self.scoring = Scoring(method=method, tau=tau, zeta=zeta, **scoring)
         self.objective = Objective(contrast or ContrastConfig(), margin=margin)
-        self.zero = PlacedZero(zero, dimension=dimension, momentum=zeta_momentum, distributed=distributed)
+        self.zero = PlacedZero(self.scoring.zero, dimension=dimension, momentum=zeta_momentum, distributed=distributed)
         self.backend, self.zeta_momentum = backend, zeta_momentum
         self.tile_bytes, self.distributed = tile_bytes, distributed
         self.register_buffer("zeta_estimate", torch.full((), torch.nan))
