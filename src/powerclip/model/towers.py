@@ -198,17 +198,17 @@ class PowerCLIP(nn.Module):
         Returns:
             (B, K, D) float32 vectors, zero where absent, and (B, K) bool, True = present; K is T for tokens.
         """
-        dense = None if self.phrase_context == "alone" else self.encode_tokens(tokens)
-        return self._phrases(tokens, dense, leaf_of_token, spans)
+        if self.phrase_context == "alone":
+            return self._phrases_alone(tokens, leaf_of_token, spans)
+        return self._pool_phrases(self.encode_tokens(tokens), leaf_of_token, spans)
 
-    def _phrases(
-        self, tokens: Tensor, dense: Tensor | None, leaf_of_token: Tensor, spans: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """``encode_phrases``, from token embeddings (B, T, D) where phrases are read in their caption."""
-        if dense is None or self.phrase_context == "alone":
-            packed = pack_phrases(tokens, leaf_of_token, spans)
-            leaf_of_token, spans = packed.leaf_of_token, packed.spans
-            dense = self._encode_packed(packed)  # (B, P, D)
+    def _phrases_alone(self, tokens: Tensor, leaf_of_token: Tensor, spans: Tensor) -> tuple[Tensor, Tensor]:
+        """``encode_phrases``, each phrase read as a text of its own."""
+        packed = pack_phrases(tokens, leaf_of_token, spans)
+        return self._pool_phrases(self._encode_packed(packed), packed.leaf_of_token, packed.spans)
+
+    def _pool_phrases(self, dense: Tensor, leaf_of_token: Tensor, spans: Tensor) -> tuple[Tensor, Tensor]:
+        """Phrase vectors from token embeddings (B, T, D)."""
         if self.phrase_unit == "token":
             return pool_tokens(dense, leaf_of_token)
         leaves, leaf_mask = pool_leaves(dense, leaf_of_token, leaves=dense.shape[1])  # (B, L, D), (B, L) with L = T
@@ -255,9 +255,10 @@ class PowerCLIP(nn.Module):
         patches, image = self._encode_patches(batch.images)  # (B, N, D), (B, D)
         dense, text = self._encode_tokens(batch.tokens)  # (B, T, D), (B, D)
         regions, region_mask = pool_regions(patches, batch.region_masks)  # (B, M, D), (B, M)
-        phrases, phrase_mask = self._phrases(
-            batch.tokens, dense, batch.leaf_of_token, batch.phrase_spans
-        )  # (B, K, D), (B, K)
+        if self.phrase_context == "alone":
+            phrases, phrase_mask = self._phrases_alone(batch.tokens, batch.leaf_of_token, batch.phrase_spans)
+        else:
+            phrases, phrase_mask = self._pool_phrases(dense, batch.leaf_of_token, batch.phrase_spans)
         return Features(
             image=normalise(at_least_float32(image)),
             text=normalise(at_least_float32(text)),
