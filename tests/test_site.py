@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 import powerclip
+from powerclip import config
+from powerclip.config import values
 from powerclip.recipes import RECIPES
 from tests.support.browser import chromium
 
@@ -34,12 +36,17 @@ def site(tmp_path_factory):
     return folder
 
 
-def test_the_reference_has_every_public_name_and_recipe(site):
+def test_the_reference_has_every_public_name_setting_and_recipe(site):
     api, settings = ((site / name).read_text(encoding="utf-8") for name in ("api.html", "settings.html"))
     for name in set(powerclip.__all__) - {"__version__", "alignment"}:
         assert f'id="powerclip.{name}"' in api
-    for name in RECIPES:
-        assert f'id="powerclip.recipes.{name}"' in settings
+    for module, names in (
+        ("recipes", RECIPES),
+        ("config", [name for name in config.__all__ if name.endswith("Config")]),
+        ("config.values", [name for name in vars(values) if name[0].isupper() and name not in ("Any", "Literal")]),
+    ):
+        for name in names:
+            assert f'id="powerclip.{module}.{name}"' in settings
 
 
 def test_broken_links_and_anchors_and_pages_outside_the_navigation_stop_the_build(tmp_path):
