@@ -52,7 +52,8 @@ def run_local(
                 yield running.pop(future), future.result()
     except BrokenProcessPool as error:
         raise RunFailedError(
-            "a worker process died, perhaps for lack of memory; the same command continues where it stopped "
+            "a worker process died, perhaps for lack of memory (or, in a script, of a line "
+            'if __name__ == "__main__":, as workers import it); the same command continues where it stopped '
             f"(now with --workers {workers}; fewer need less memory)"
         ) from error
     finally:
