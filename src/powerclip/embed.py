@@ -6,6 +6,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import fields
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from powerclip.config import EmbedConfig, PrepareConfig
+from powerclip.config import EmbedConfig, PrepareConfig, SourceConfig
 from powerclip.errors import BadSampleError, PowerclipError
 from powerclip.evaluate.encode import unit
 from powerclip.evaluate.run import digest_of
@@ -57,11 +58,8 @@ def embed(model: str, source: str, output: Path, config: EmbedConfig | None = No
         ) from error
     config = config or EmbedConfig()
     require_free(output)
-    columns = ("image_column", "caption_column", "header", "caption_key", "count", "seed")
-    reading = PrepareConfig(
-        **{name: getattr(config, name) for name in columns}, parser="none", samples_per_shard=config.rows_per_part
-    )
-    pairs = open_source(source, reading)
+    how = {field.name: getattr(config, field.name) for field in fields(SourceConfig)}
+    pairs = open_source(source, PrepareConfig(**how, parser="none", samples_per_shard=config.rows_per_part))
     folder = output.with_name(f"{output.name}.parts").absolute()
     same = {name: getattr(config, name) for name in ("rows_per_part", "thumbnail_pixels")}
     plan = {

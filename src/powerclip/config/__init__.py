@@ -4,7 +4,7 @@ from powerclip.config.evaluation import EvaluateConfig
 from powerclip.config.files import MAX_YAML_BYTES, from_dict, load_config, read_yaml, to_yaml
 from powerclip.config.model import AggregationConfig, ModelConfig, ScoringConfig
 from powerclip.config.objective import ContrastConfig, ObjectiveConfig
-from powerclip.config.preparation import EmbedConfig, PrepareConfig
+from powerclip.config.preparation import EmbedConfig, PrepareConfig, SourceConfig
 from powerclip.config.training import DataConfig, OptimConfig, ParallelConfig, PeriodicEvaluationConfig, TrainConfig
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "PeriodicEvaluationConfig",
     "PrepareConfig",
     "ScoringConfig",
+    "SourceConfig",
     "TrainConfig",
     "from_dict",
     "load_config",

@@ -9,8 +9,8 @@ from powerclip.config.values import Join, RegionShape
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrepareConfig:
-    """How ``powerclip prepare`` reads a source and annotates its pairs."""
+class SourceConfig:
+    """How the pairs of a source are read."""
 
     image_column: str | None = None
     """Column of the image in a table (a path or the bytes), its name or number; guessed from common names by default."""
@@ -22,6 +22,22 @@ class PrepareConfig:
     caption_key: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Where tars hold the caption: an extension (txt), or json:KEY for a key inside the json; found by default. Several
     may be given, as for columns."""
+    count: int = 8192
+    """Scenes to generate (scenes: sources only)."""
+    seed: int = 0
+    """Seed of the generated scenes (scenes: sources only)."""
+
+    def __post_init__(self) -> None:
+        for name in ("caption_column", "caption_key"):
+            given = getattr(self, name)
+            object.__setattr__(self, name, (given,) if isinstance(given, str) else tuple(given or ()))
+        require_at_least(self, 1, "count")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareConfig(SourceConfig):
+    """How ``powerclip prepare`` reads a source and annotates its pairs."""
+
     caption_lines: bool = False
     """Each line of a caption is a caption."""
     captions: str | None = None
@@ -45,10 +61,6 @@ class PrepareConfig:
     """Pairs of the source in one shard; if the source is tars, each of them becomes one shard."""
     max_bad_share: float = 0.1
     """Stop if more than this share of the samples cannot be used."""
-    count: int = 8192
-    """Scenes to generate (scenes: sources only)."""
-    seed: int = 0
-    """Seed of the generated scenes (scenes: sources only)."""
     workers: int = 1
     """Processes that make shards in parallel."""
     ray: str | None = None
@@ -57,11 +69,9 @@ class PrepareConfig:
     """Share of a GPU that each of Ray's workers takes for SAM."""
 
     def __post_init__(self) -> None:
-        for name in ("caption_column", "caption_key"):
-            given = getattr(self, name)
-            object.__setattr__(self, name, (given,) if isinstance(given, str) else tuple(given or ()))
+        super().__post_init__()
         require_listed(self, "join")
-        require_at_least(self, 1, "samples_per_shard", "workers", "count")
+        require_at_least(self, 1, "samples_per_shard", "workers")
         require(self, lambda share: 0 <= share <= 1, "between 0 and 1", "max_bad_share")
         if self.regions_as == "boxes" and self.regions == "boxes":
             raise ValueError(
@@ -70,23 +80,11 @@ class PrepareConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EmbedConfig:
+class EmbedConfig(SourceConfig):
     """How ``powerclip embed`` reads pairs and writes their embeddings."""
 
     pretrained: str | None = None
     """The model is a name of open_clip (ViT-B-32, RN50, ...), with the weights of this tag or checkpoint file."""
-    image_column: str | None = None
-    """Column of the image in a table, as for powerclip prepare, like the next three."""
-    caption_column: str | None = None
-    """Column of the caption in a table."""
-    header: bool = True
-    """Whether the first line of a CSV or TSV file names the columns."""
-    caption_key: str | None = None
-    """Where tars hold the caption."""
-    count: int = 8192
-    """Scenes to generate (scenes: sources only)."""
-    seed: int = 0
-    """Seed of the generated scenes (scenes: sources only)."""
     thumbnail_pixels: int = 96
     """Longer side of the thumbnails; 0 for none."""
     batch_size: int = 64
@@ -99,5 +97,6 @@ class EmbedConfig:
     """auto, cpu, cuda, ..."""
 
     def __post_init__(self) -> None:
-        require_at_least(self, 1, "count", "batch_size", "rows_per_part", "workers")
+        super().__post_init__()
+        require_at_least(self, 1, "batch_size", "rows_per_part", "workers")
         require_at_least(self, 0, "thumbnail_pixels")

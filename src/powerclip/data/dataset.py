@@ -25,7 +25,7 @@ from powerclip.data.sample import REGION_FILES, Sample
 from powerclip.data.shards import SamplePlace
 from powerclip.data.validate import check_phrases, stored_masks
 from powerclip.errors import BadSampleError, PowerclipError, RunFailedError
-from powerclip.phrases import encode_caption, whole_caption_tree
+from powerclip.phrases import encode_caption, tree_or_whole
 from powerclip.regions import masks_to_grid, random_boxes, unpack_masks
 from powerclip.types import Batch
 
@@ -141,9 +141,7 @@ class ShardDataset(Dataset[LoadedBatch]):
             encoded = [
                 encode_caption(
                     caption.text,
-                    caption.tree
-                    if caption.tree is not None and caption.tree.phrases
-                    else whole_caption_tree(caption.text),
+                    tree_or_whole(caption.text, caption.tree),
                     towers.tokenizer,
                     context_length=towers.context_length,
                 )

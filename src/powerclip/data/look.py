@@ -14,7 +14,7 @@ from powerclip.data.sample import CAPTION_EXTENSION, CAPTIONS_EXTENSION, IMAGE_E
 from powerclip.data.shards import SamplePlace
 from powerclip.data.validate import check_phrases
 from powerclip.errors import BadSampleError, PowerclipError
-from powerclip.phrases import encode_caption, whole_caption_tree
+from powerclip.phrases import encode_caption, tree_or_whole
 from powerclip.phrases.clean import clean_caption
 from powerclip.phrases.tokens import count_tokens, read_tokens
 
@@ -123,8 +123,7 @@ def look_at_sample(
 ) -> list[str]:
     """Lines on one sample as a model sees it; ``size`` (H, W) is its image's, and ``regions`` says which it has."""
     bare = sample.tree is None or not sample.tree.phrases
-    tree = whole_caption_tree(sample.caption) if bare else sample.tree
-    assert tree is not None
+    tree = tree_or_whole(sample.caption, sample.tree)
     encoded = encode_caption(sample.caption, tree, tokenizer, context_length=context_length)
     cut = max(0, count_tokens(sample.caption[:CHARACTERS], tokenizer) - context_length)
     spans = encoded.phrase_spans.tolist()

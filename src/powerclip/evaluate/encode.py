@@ -78,9 +78,7 @@ class Encoder:
 
     def _regions(self, regions: Sequence[Region]) -> Tensor:
         """(R, D) unit vectors of regions, from one pass over each image, which is squeezed to the tower's size."""
-        model = self.model
-        if not isinstance(model, PowerCLIP):
-            raise ValueError(f"regions need the patches of a PowerCLIP model, got {type(model).__name__}")
+        model = powerclip_model(self.model, "a task on regions")
         transform = make_transforms(model, crop="none")[0]
         by_image: dict[Hashable, list[Region]] = {}
         for region in regions:
@@ -205,6 +203,13 @@ class Encoder:
         starts = range(0, len(items), self.batch_size)
         per_process = -(-len(starts) // world_size())
         return starts[rank() * per_process : (rank() + 1) * per_process]
+
+
+def powerclip_model(model: object, what: str, *, hint: str = "") -> PowerCLIP:
+    """The model, if it has patches, regions and phrases; ValueError, which says what needs them, if not."""
+    if not isinstance(model, PowerCLIP):
+        raise ValueError(f"{what} needs a PowerCLIP model, got {type(model).__name__}{hint}")
+    return model
 
 
 def unit(embedded: Tensor) -> Tensor:

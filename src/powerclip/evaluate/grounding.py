@@ -14,7 +14,7 @@ from torchvision.tv_tensors import Mask
 
 from powerclip.alignment import grounding
 from powerclip.evaluate.datasets.images import key_of
-from powerclip.evaluate.encode import Encoder, Tensors
+from powerclip.evaluate.encode import Encoder, Tensors, powerclip_model
 from powerclip.evaluate.metrics import Estimate
 from powerclip.model import PowerCLIP, make_transforms
 from powerclip.model.pooling import at_least_float32, pool_regions
@@ -45,11 +45,7 @@ def grounding_metrics(encoder: Encoder, task: Grounding) -> dict[str, float]:
 
     ValueError if the model has no regions and phrases, or the task's parts do not fit together.
     """
-    model = encoder.model
-    if not isinstance(model, PowerCLIP):
-        raise ValueError(
-            f"task {task.name} needs the regions and phrases of a PowerCLIP model, got {type(model).__name__}"
-        )
+    model = powerclip_model(encoder.model, f"task {task.name}")
     if not len(task.images) == len(task.phrases) == len(task.masks):
         raise ValueError(
             f"task {task.name} has {len(task.images)} images, phrases for {len(task.phrases)} and masks for "

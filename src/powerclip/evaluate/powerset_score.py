@@ -20,9 +20,9 @@ from powerclip.alignment.zero import place_zero
 from powerclip.config.values import ScoreRegions
 from powerclip.errors import one_of
 from powerclip.evaluate.datasets.images import key_of
-from powerclip.evaluate.encode import Encoder, Tensors, unit
-from powerclip.model import PowerCLIP, make_transforms
-from powerclip.phrases import Parser, encode_captions, load_parser, whole_caption_tree
+from powerclip.evaluate.encode import Encoder, Tensors, powerclip_model, unit
+from powerclip.model import make_transforms
+from powerclip.phrases import Parser, encode_captions, load_parser, tree_or_whole
 from powerclip.phrases.clean import clean_caption
 from powerclip.regions import fixed_boxes, masks_to_grid
 from powerclip.tasks import Masks, Picture
@@ -64,12 +64,9 @@ class PowersetScorer:
         fixed boxes, or "stored", a task's own masks where it has them; the parser is spaCy's with its small English
         model by default.
         """
-        if not isinstance(encoder.model, PowerCLIP):
-            raise ValueError(
-                f"the powerset score needs a PowerCLIP model, got {type(encoder.model).__name__}; use score='global'"
-            )
         one_of("regions", regions, get_args(ScoreRegions))
-        self.encoder, self.model, self.regions = encoder, encoder.model, regions
+        self.encoder, self.regions = encoder, regions
+        self.model = powerclip_model(encoder.model, "the powerset score", hint="; use score='global'")
         self.parser = parser or _default_parser()
         self.transform = make_transforms(self.model)[1]
         self.boxes = fixed_boxes(self.model.grid_size)
@@ -97,10 +94,7 @@ class PowersetScorer:
 
         def prepare(captions: Sequence[str]) -> Tensors:
             captions = [clean_caption(caption) for caption in captions]
-            trees = [
-                tree if tree.phrases else whole_caption_tree(caption)
-                for caption, tree in zip(captions, self.parser.parse(captions), strict=True)
-            ]
+            trees = list(map(tree_or_whole, captions, self.parser.parse(captions)))
             return encode_captions(captions, trees, self.encoder.tokenizer, context_length=self.model.context_length)
 
         keys = [(text, "phrases") for text in texts]

@@ -15,7 +15,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as v2
 
 from powerclip.evaluate.datasets.images import key_of, open_picture
-from powerclip.evaluate.encode import Encoder, Tensors, unit
+from powerclip.evaluate.encode import Encoder, Tensors, powerclip_model, unit
 from powerclip.evaluate.metrics import class_embeddings
 from powerclip.model import PowerCLIP
 from powerclip.tasks import IGNORED, PLACE, Picture, Segmentation, Truth
@@ -35,9 +35,7 @@ def segmentation_metrics(encoder: Encoder, task: Segmentation) -> dict[str, floa
     A class that is neither in the labels nor predicted is left out of the mean. ValueError if the model has no patches,
     the task has no image, or labels do not fit their images.
     """
-    model = encoder.model
-    if not isinstance(model, PowerCLIP):
-        raise ValueError(f"task {task.name} needs the patches of a PowerCLIP model, got {type(model).__name__}")
+    model = powerclip_model(encoder.model, f"task {task.name}")
     if not task.images or len(task.images) != len(task.truths):
         raise ValueError(f"task {task.name} has {len(task.images)} images and labels for {len(task.truths)}")
     of_class = torch.tensor([c for c, names in enumerate(task.class_names) for _ in names])  # (Q,)

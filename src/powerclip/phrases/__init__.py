@@ -6,7 +6,7 @@ from powerclip.phrases.clean import clean_caption
 from powerclip.phrases.english import english_model
 from powerclip.phrases.spacy_parser import SpacyParser
 from powerclip.phrases.tokens import encode_caption, encode_captions
-from powerclip.phrases.tree import Parser, Phrase, PhraseTree, whole_caption_tree
+from powerclip.phrases.tree import Parser, Phrase, PhraseTree, tree_or_whole, whole_caption_tree
 
 __all__ = [
     "Parser",
@@ -16,6 +16,7 @@ __all__ = [
     "encode_caption",
     "encode_captions",
     "load_parser",
+    "tree_or_whole",
     "whole_caption_tree",
 ]
 

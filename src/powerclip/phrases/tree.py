@@ -163,3 +163,8 @@ def whole_caption_tree(caption: str) -> PhraseTree:
     if not leaves:
         raise ValueError("the caption is empty")
     return PhraseTree.from_spans(leaves, [], parser="whole caption")
+
+
+def tree_or_whole(caption: str, tree: PhraseTree | None) -> PhraseTree:
+    """A caption's tree; the complete caption as one phrase if there is none, or it has no phrase."""
+    return tree if tree is not None and tree.phrases else whole_caption_tree(caption)

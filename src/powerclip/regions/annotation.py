@@ -58,6 +58,10 @@ class RegionAnnotation:
             mask[:] = decoded
         return masks
 
+    def best(self, count: int) -> list[int]:
+        """The indices of the masks with the highest scores, the highest first, at most ``count``."""
+        return sorted(range(len(self.rles)), key=lambda m: -self.scores[m])[:count]
+
     def as_boxes(self, proposer: str) -> RegionAnnotation:
         """The bounding boxes of the masks, as masks; of equal boxes the first is kept, and an empty mask has none."""
         scores: dict[tuple[int, int, int, int], float] = {}

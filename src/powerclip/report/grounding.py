@@ -143,8 +143,8 @@ def regions_of(model: PowerCLIP, regions: RegionAnnotation | None) -> Tensor | N
     """
     if regions is None or not regions.rles:
         return None
-    best = sorted(range(len(regions.rles)), key=lambda m: -regions.scores[m])[:MAX_REGIONS]
-    moved = make_transforms(model)[1](Mask(torch.from_numpy(regions.masks(best)).to(torch.uint8)))
+    best = regions.masks(regions.best(MAX_REGIONS))
+    moved = make_transforms(model)[1](Mask(torch.from_numpy(best).to(torch.uint8)))
     grids = masks_to_grid(moved.bool(), model.grid_size)
     return grids if grids.any() else None
 

@@ -13,7 +13,7 @@ from powerclip.data.sample import Sample
 from powerclip.data.shards import read_shards
 from powerclip.errors import PowerclipError
 from powerclip.evaluate import Evaluation, retrieval_from_shards, task_again
-from powerclip.phrases import whole_caption_tree
+from powerclip.phrases import tree_or_whole
 from powerclip.phrases.tree import PhraseTree
 from powerclip.regions import RegionAnnotation
 from powerclip.runs import RunFolder
@@ -108,6 +108,6 @@ def _pairs(samples: Iterable[Sample]) -> list[Pair]:
     pairs = []
     for sample in samples:
         with suppress(ValueError):  # which BadSampleError is
-            tree = sample.tree or whole_caption_tree(sample.caption)
+            tree = tree_or_whole(sample.caption, sample.tree)
             pairs.append(Pair(decode_image(sample.image), sample.caption, tree, sample.regions))
     return pairs

@@ -30,8 +30,7 @@ class ShardMasks:
         """(H, W) bool each: the masks with the highest scores, at most ``MAX_MASKS``."""
         regions = self.entry.read().regions
         assert regions is not None
-        best = sorted(range(len(regions.rles)), key=lambda m: -regions.scores[m])
-        return regions.each(best[:MAX_MASKS])
+        return regions.each(regions.best(MAX_MASKS))
 
 
 def retrieval_from_shards(path: Path | str, *, limit: int | None = None) -> Retrieval:
