@@ -17,7 +17,7 @@ from PIL import Image
 from rich.console import Console
 
 from powerclip.config import EmbedConfig, PrepareConfig, SourceConfig
-from powerclip.errors import BadSampleError, PowerclipError
+from powerclip.errors import BadSampleError, PowerclipError, needs_extra
 from powerclip.evaluate.encode import unit
 from powerclip.evaluate.run import digest_of
 from powerclip.files import atomic_file
@@ -50,12 +50,8 @@ def embed(model: str, source: str, output: Path, config: EmbedConfig | None = No
     what is missing. PowerclipError if pyarrow is not installed, there is no such model or source, ``output`` exists, or
     the parts are of another model or source; RunFailedError if a worker died.
     """
-    try:
+    with needs_extra("powerclip embed", "parquet"):
         import pyarrow.parquet as parquet
-    except ImportError as error:
-        raise PowerclipError(
-            "embeddings need pyarrow, which is not installed; pip install 'powerclip[parquet]'"
-        ) from error
     config = config or EmbedConfig()
     require_free(output)
     how = {field.name: getattr(config, field.name) for field in fields(SourceConfig)}

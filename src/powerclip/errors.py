@@ -1,7 +1,8 @@
-"""The errors of powerclip, a check that a value is allowed, and suggestions for mistyped names."""
+"""The errors of powerclip, checks of allowed values and optional packages, and suggestions for mistyped names."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class PowerclipError(Exception):
@@ -27,3 +28,15 @@ def did_you_mean(name: str, known: Iterable[str], *, otherwise: str) -> str:
     """The end of a message about an unknown name: the known names closest to it, or ``otherwise``."""
     close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
     return f"did you mean {' or '.join(close)}?" if close else otherwise
+
+
+@contextmanager
+def needs_extra(what: str, extra: str, *, otherwise: str = "") -> Iterator[None]:
+    """For imports of optional packages: one that fails becomes a PowerclipError that says what to install."""
+    try:
+        yield
+    except ImportError as error:
+        package = (error.name or what).partition(".")[0]
+        raise PowerclipError(
+            f"{what} needs {package}, which is not installed; pip install 'powerclip[{extra}]'{otherwise}"
+        ) from error

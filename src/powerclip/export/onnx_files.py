@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from powerclip.errors import PowerclipError
+from powerclip.errors import needs_extra
 from powerclip.export.parity import Exported
 from powerclip.export.tokenizer_files import write_tokenizer
 from powerclip.files import write_json
@@ -88,10 +88,8 @@ the folder."""
 
 
 def _require() -> Any:
-    try:
+    with needs_extra("--to onnx", "onnx"):
         import onnx  # noqa: F401  # the exporter needs these two
         import onnxruntime
         import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise PowerclipError(f'--to onnx needs {error.name}; install it: pip install "powerclip[onnx]"') from error
     return onnxruntime

@@ -12,7 +12,7 @@ from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 from open_clip.timm_model import TimmModel
 from torch import Tensor, nn
 
-from powerclip.errors import PowerclipError
+from powerclip.errors import PowerclipError, needs_extra
 from powerclip.export.parity import Exported
 from powerclip.export.tokenizer_files import write_tokenizer
 from powerclip.files import read_json, write_json
@@ -267,10 +267,8 @@ def _renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _library() -> Any:
-    try:
+    with needs_extra("--to transformers", "transformers"):
         import transformers
-    except ImportError as error:
-        raise PowerclipError('--to transformers needs it; install it: pip install "powerclip[transformers]"') from error
     transformers.utils.logging.disable_progress_bar()
     return transformers
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from powerclip.errors import PowerclipError
+from powerclip.errors import PowerclipError, needs_extra
 from powerclip.model.pooling import at_least_float32
 from powerclip.model.towers import PowerCLIP
 
@@ -23,10 +23,8 @@ def add_lora(model: PowerCLIP, *, rank: int, alpha: int | None = None) -> None:
     Raises:
         PowerclipError: peft is not installed, or a block has an attention without linear layers.
     """
-    try:
+    with needs_extra("LoRA", "lora"):
         from peft import LoraConfig, inject_adapter_in_model
-    except ImportError as error:
-        raise PowerclipError("LoRA needs peft, which is not installed; pip install 'powerclip[lora]'") from error
     blocks = [block for block in model.blocks() if any(parameter.requires_grad for parameter in block.parameters())]
     for block in blocks:
         for name, module in list(block.named_modules()):

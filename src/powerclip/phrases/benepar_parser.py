@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from powerclip.errors import PowerclipError
+from powerclip.errors import PowerclipError, needs_extra
 from powerclip.phrases.spacy_parser import SpacyParser
 from powerclip.phrases.tree import Span
 
@@ -23,12 +23,8 @@ class BeneparParser(SpacyParser):
 
         PowerclipError if benepar, the model or the spaCy pipeline is not installed.
         """
-        try:
+        with needs_extra("the parser benepar", "benepar", otherwise=", or use --parser spacy"):
             import benepar  # noqa: F401 (it registers its component with spaCy)
-        except ImportError as error:
-            raise PowerclipError(
-                "the parser benepar is not installed; pip install 'powerclip[benepar]', or use --parser spacy"
-            ) from error
         super().__init__(spacy_pipeline)
         try:
             self.nlp.add_pipe("benepar", config={"model": model})

@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 from powerclip.config import PrepareConfig
 from powerclip.data.limits import MAX_MEMBER_BYTES
 from powerclip.data.sample import CAPTION_EXTENSION
-from powerclip.errors import BadSampleError, PowerclipError, did_you_mean
+from powerclip.errors import BadSampleError, PowerclipError, did_you_mean, needs_extra
 from powerclip.files import read_json
 from powerclip.prepare.pairs import (
     Cell,
@@ -342,11 +342,8 @@ def open_arrow(paths: Sequence[Path], config: PrepareConfig, *, ignored: Mapping
 
 def _shape_of(path: Path) -> tuple[list[str], int]:
     """``_shape``, or PowerclipError."""
-    try:
+    with needs_extra(str(path), "parquet"):
         from pyarrow import ArrowException
-    except ImportError as error:
-        message = f"{path} needs pyarrow, which is not installed; pip install 'powerclip[parquet]'"
-        raise PowerclipError(message) from error
     try:
         return _shape(path)
     except (ArrowException, OSError, ValueError, KeyError, TypeError) as error:

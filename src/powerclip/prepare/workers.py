@@ -10,7 +10,7 @@ from concurrent.futures.process import BrokenProcessPool
 from itertools import chain, islice
 from typing import Any, TypeVar
 
-from powerclip.errors import PowerclipError, RunFailedError
+from powerclip.errors import PowerclipError, RunFailedError, needs_extra
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -95,10 +95,8 @@ def run_ray(
     task takes ``gpus``, a share of a GPU, if the cluster has any. PowerclipError if Ray is not installed, or there is
     no cluster at the address; RunFailedError if a task was lost repeatedly.
     """
-    try:
+    with needs_extra("--ray", "ray"):
         import ray
-    except ImportError as error:
-        raise PowerclipError("--ray needs Ray, which is not installed; pip install 'powerclip[ray]'") from error
     started = not ray.is_initialized()
     if started:
         try:

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.ops import masks_to_boxes, nms
 
-from powerclip.errors import PowerclipError
+from powerclip.errors import PowerclipError, needs_extra
 from powerclip.regions.annotation import RegionAnnotation
 from powerclip.regions.masks import annotate, shrink_to
 
@@ -78,12 +78,8 @@ class SAM:
         float32 with ``IMAGES`` and ``POINTS`` elsewhere. PowerclipError if transformers is not installed, or there is
         no such model.
         """
-        try:
+        with needs_extra("--regions sam", "sam"):
             from transformers import MODEL_FOR_MASK_GENERATION_MAPPING, AutoConfig
-        except ImportError as error:
-            raise PowerclipError(
-                "regions from SAM need transformers, which is not installed; pip install 'powerclip[sam]'"
-            ) from error
         self.name = f"sam:{model}"
         self._model = model
         try:

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from powerclip.errors import PowerclipError
+from powerclip.errors import needs_extra
 from powerclip.regions.annotation import RegionAnnotation
 from powerclip.regions.masks import MAX_PROPOSALS, MIN_AREA, annotate, shrink_to
 
@@ -24,12 +24,8 @@ class Superpixels:
     batch_size = 1
 
     def __init__(self) -> None:
-        try:
+        with needs_extra("--regions superpixels", "superpixels"):
             from skimage.segmentation import felzenszwalb
-        except ImportError as error:
-            raise PowerclipError(
-                "superpixels need scikit-image, which is not installed; pip install 'powerclip[superpixels]'"
-            ) from error
         self._segment = felzenszwalb
 
     def propose(self, images: Sequence[Image.Image]) -> list[RegionAnnotation]:

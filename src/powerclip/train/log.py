@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from powerclip.config import TrainConfig
-from powerclip.errors import PowerclipError
+from powerclip.errors import needs_extra
 from powerclip.files import atomic_write
 from powerclip.runs import RunFolder, read_metrics
 
@@ -73,12 +73,8 @@ def find_tracker(config: TrainConfig) -> Any:
     """The package of Weights & Biases if a config asks for it, else None; PowerclipError if it is not installed."""
     if config.wandb_project is None:
         return None
-    try:
+    with needs_extra("wandb_project", "wandb"):
         import wandb
-    except ImportError as error:
-        raise PowerclipError(
-            "wandb_project is set and wandb is not installed; pip install 'powerclip[wandb]'"
-        ) from error
     return wandb
 
 

@@ -12,7 +12,7 @@ from itertools import takewhile
 from pathlib import Path, PurePath
 from typing import Any
 
-from powerclip.errors import PowerclipError
+from powerclip.errors import PowerclipError, needs_extra
 from powerclip.evaluate.datasets.images import Box, FileImage, TableImage
 from powerclip.tasks import HardNegative, Quadruple, Quadruples
 
@@ -103,11 +103,9 @@ class Release:
 
         PowerclipError if pyarrow is missing, there is no such file, or a column is missing.
         """
-        try:
+        with needs_extra(str(self.folder), "parquet"):
             from pyarrow import ArrowException
             from pyarrow.parquet import ParquetFile
-        except ModuleNotFoundError as error:
-            raise PowerclipError(f"{self.folder} needs pyarrow; pip install 'powerclip[parquet]'") from error
         rows: list[dict[str, Any]] = []
         for path in (x for x in self.files("*.parquet") if split in x.name or split == x.parent.name):
             try:
