@@ -17,13 +17,7 @@ def write(model: PowerCLIP, tokenizer: Tokenizer, folder: Path) -> None:
 
 def read(folder: Path) -> Exported:
     """The model as ``powerclip.load`` gives it."""
-    model, preprocess, tokenizer = powerclip.load(folder)
-    return Exported(
-        encode_image=model.encode_image,
-        encode_text=model.encode_text,
-        preprocess=preprocess,
-        tokenizer=lambda texts: tokenizer(list(texts)),
-    )
+    return Exported.of(*powerclip.load(folder))
 
 
 def usage(model: PowerCLIP) -> str:

@@ -61,17 +61,9 @@ def write(model: PowerCLIP, tokenizer: Tokenizer, folder: Path) -> None:
 def read(folder: Path) -> Exported:
     """The model as open_clip builds it, or as the file in the folder does with its help."""
     if (folder / Path(open_clip_average.__file__).name).is_file():
-        model, preprocess, tokenizer = open_clip_average.load(folder)
-    else:
-        model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}", require_pretrained=True)
-        tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
-        model.eval()
-    return Exported(
-        encode_image=model.encode_image,
-        encode_text=model.encode_text,
-        preprocess=preprocess,
-        tokenizer=lambda texts: tokenizer(list(texts)),
-    )
+        return Exported.of(*open_clip_average.load(folder))
+    model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}", require_pretrained=True)
+    return Exported.of(model.eval(), preprocess, open_clip.get_tokenizer(f"local-dir:{folder}"))
 
 
 def usage(model: PowerCLIP) -> str:

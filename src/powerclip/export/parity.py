@@ -1,9 +1,11 @@
 """Whether an exported model computes what the original does, on real images and captions."""
 
+from __future__ import annotations
+
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
@@ -41,6 +43,16 @@ class Exported:
     """The library's own; None where it has none."""
     tokenizer: Callable[[Sequence[str]], Tensor] | None = None
     """The same; padding is 0."""
+
+    @classmethod
+    def of(cls, model: Any, preprocess: Transform, tokenizer: Tokenizer) -> Exported:
+        """A model with open_clip's interface, its transform of a PIL image and its tokenizer."""
+        return cls(
+            encode_image=model.encode_image,
+            encode_text=model.encode_text,
+            preprocess=preprocess,
+            tokenizer=lambda texts: tokenizer(list(texts)),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
