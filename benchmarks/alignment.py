@@ -184,11 +184,11 @@ def parts(console: Console, shape: tuple[int, int, int, int], repetitions: int) 
     r, p = validate(*(x.detach() for x in inputs), None, None)
     ids = torch.arange(shape[0])
     candidates = Candidates(image_id=ids, caption_id=ids, image_valid=ids >= 0, caption_valid=ids >= 0)
-    scoring, tile_bytes = Scoring(tau=TAU, zeta=ZETA), TILE_BYTES["cpu"]
+    scoring = Scoring(tau=TAU, zeta=ZETA)
 
     def products() -> None:
         by_region, columns = r.values.transpose(0, 1).contiguous(), p.values.flatten(0, 1)
-        tile = tile_bytes // (16 * IMAGES_PER_TILE)
+        tile = TILE_BYTES["cpu"] // (16 * IMAGES_PER_TILE)
         for images in by_region.split(IMAGES_PER_TILE, dim=1):
             for part in columns.split(tile):
                 buffer = torch.empty(images.shape[1], len(part))
@@ -199,7 +199,7 @@ def parts(console: Console, shape: tuple[int, int, int, int], repetitions: int) 
         step("ours", inputs)
 
     def search() -> None:
-        hardest_negatives(r, p, candidates=candidates, scoring=scoring, tile_bytes=tile_bytes)
+        hardest_negatives(r, p, candidates=candidates, scoring=scoring)
 
     def product() -> None:
         product_seconds(inputs, repetitions=1)

@@ -45,7 +45,7 @@ from triton.compiler import ASTSource
 
 from powerclip.alignment import fused, search
 from powerclip.alignment.aggregators import aggregate
-from powerclip.alignment.scoring import Scoring, tile_bytes_or_default
+from powerclip.alignment.scoring import Scoring
 from powerclip.alignment.tiled import score_pairs
 from powerclip.alignment.vectors import MaskedVectors
 from powerclip.loss import PowersetAlignmentLoss, triplet_loss
@@ -151,7 +151,6 @@ def torch_search(problem: Problem) -> Found:
         problem.phrases,
         candidates=problem.candidates,
         scoring=SCORING,
-        tile_bytes=tile_bytes_or_default(None, DEVICE),
     )
     return found.caption, found.image
 
@@ -243,7 +242,7 @@ def check_searches(ways: dict[str, Callable[[Problem], Found]], problem: Problem
             for rows in torch.arange(len(i), device=DEVICE).split(256):
                 r, p = problem.regions[i[rows]], problem.phrases[j[rows]]
                 r, p = replace(r, values=r.values.double()), replace(p, values=p.values.double())
-                parts.append(SCORING.total(*score_pairs(r, p, scoring=SCORING, tile_bytes=2**28), r.mask))
+                parts.append(SCORING.total(*score_pairs(r, p, scoring=SCORING), r.mask))
             exact[way, side] = torch.cat(parts)
     for side in (0, 1):
         best = torch.stack([exact[way, side] for way in ways]).amax(dim=0)

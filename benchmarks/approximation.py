@@ -60,7 +60,7 @@ class Vectors:
         i, j = choose_pairs(PAIRS, PAIRS, shift=0)
         regions = MaskedVectors(values=self.regions, mask=self.region_mask)
         phrases = MaskedVectors(values=self.phrases, mask=self.phrase_mask)
-        pairs = measure_pairs(regions[i], phrases[j], scoring=Scoring(), tile_bytes=2**24)
+        pairs = measure_pairs(regions[i], phrases[j], scoring=Scoring(tile_bytes=2**24))
         return float(fit_zeta(pairs, tau=Scoring().tau))
 
     def seconds(self, **options: object) -> float:

@@ -12,9 +12,7 @@ def test_a_calibrated_t2_is_unbiased_on_the_fitted_pairs(tau):
     regions, phrases, region_mask, phrase_mask = problem(40, 40, 8, 6, D=32)
     region_mask[3] = False
     exact = similarity(regions, phrases, region_mask, phrase_mask, method="exact").r2t.diagonal()
-    pairs = measure_pairs(
-        *masked((regions, phrases, region_mask, phrase_mask)), scoring=Scoring(tau=tau), tile_bytes=2**22
-    )
+    pairs = measure_pairs(*masked((regions, phrases, region_mask, phrase_mask)), scoring=Scoring(tau=tau))
     torch.testing.assert_close(pairs.exact, exact, rtol=1e-12, atol=1e-12)
     zeta = fit_zeta(pairs, tau=tau)
     assert 0 < zeta < 1
@@ -56,6 +54,6 @@ def test_pairs_are_a_function_of_the_step_and_cover_the_batch():
 def test_no_pair_to_fit_is_no_number():
     regions, phrases, region_mask, phrase_mask = problem(3, 3, 4, 3)
     region_mask[:] = False
-    pairs = measure_pairs(*masked((regions, phrases, region_mask, phrase_mask)), scoring=Scoring(), tile_bytes=2**20)
+    pairs = measure_pairs(*masked((regions, phrases, region_mask, phrase_mask)), scoring=Scoring(tile_bytes=2**20))
     assert fit_zeta(pairs, tau=1e-3).isnan()
     assert (similarity(regions, phrases, region_mask, phrase_mask, zeta="calibrated").total == 0).all()

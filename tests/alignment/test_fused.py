@@ -52,7 +52,7 @@ def on_device(inputs):
 def exact(inputs, scoring):
     regions, phrases = masked(inputs)
     s = torch.einsum("imd,jkd->ijmk", regions.values, phrases.values)
-    return scoring.score(s, regions.mask[:, None], phrases.mask[None], tile_bytes=2**22)
+    return scoring.score(s, regions.mask[:, None], phrases.mask[None])
 
 
 def bound(inputs, dtype):
@@ -108,7 +108,7 @@ def test_no_less_accurate_than_pytorch_in_the_same_precision(seed):
     inputs, scoring = inputs_of((16, 8, 3, 4), torch.bfloat16, seed), Scoring(tau=0.01)
     regions, phrases = masked(inputs)
     s = torch.einsum("imd,jkd->ijmk", regions.values.bfloat16(), phrases.values.bfloat16()).float()
-    plain = scoring.score(s, regions.mask[:, None], phrases.mask[None], tile_bytes=2**22)
+    plain = scoring.score(s, regions.mask[:, None], phrases.mask[None])
     for mine, theirs, expected in zip(
         scored(inputs, scoring, torch.bfloat16), plain, exact(inputs, scoring), strict=True
     ):

@@ -27,10 +27,10 @@ def test_what_is_found_is_what_loops_over_the_matrix_find(tile_bytes, offsets, m
     I, J = 11, 9
     regions, phrases = masked(problem(I, J, 4, 5))
     given = candidates(I, J, offsets=offsets)
-    scoring = Scoring(tau=0.1, normalise_by_regions=True)
-    found = hardest_negatives(regions, phrases, candidates=given, scoring=scoring, tile_bytes=tile_bytes)
+    scoring = Scoring(tau=0.1, normalise_by_regions=True, tile_bytes=tile_bytes)
+    found = hardest_negatives(regions, phrases, candidates=given, scoring=scoring)
     s = torch.einsum("imd,jkd->ijmk", regions.values, phrases.values)
-    t2r, r2t = scoring.score(s, regions.mask[:, None], phrases.mask[None], tile_bytes=2**22)
+    t2r, r2t = scoring.score(s, regions.mask[:, None], phrases.mask[None])
     scores = scoring.total(t2r, r2t, regions.mask).tolist()
     valid = [[bool(a and b) for b in given.caption_valid] for a in given.image_valid]
     negative = [[valid[i][j] and given.image_id[i] != given.caption_id[j] for j in range(J)] for i in range(I)]
@@ -57,7 +57,7 @@ def test_ties_go_to_the_lowest_index_and_without_negatives_nothing_is_found(monk
     everyone = torch.ones(6, dtype=torch.bool)
     for ids, expected in ((torch.arange(6), [1, 0, 0, 0, 0, 0]), (torch.zeros(6, dtype=torch.int64), [0] * 6)):
         given = Candidates(image_id=ids, caption_id=ids, image_valid=everyone, caption_valid=everyone)
-        found = hardest_negatives(*masked(inputs), candidates=given, scoring=Scoring(tau=0.1), tile_bytes=1024)
+        found = hardest_negatives(*masked(inputs), candidates=given, scoring=Scoring(tau=0.1, tile_bytes=1024))
         assert found.caption.tolist() == found.image.tolist() == expected
         assert ((found.caption_score == ABSENT) == (ids.max() == 0)).all()
         assert ((found.image_score == ABSENT) == (ids.max() == 0)).all()

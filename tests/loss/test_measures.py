@@ -18,7 +18,7 @@ SCORING = Scoring(tau=0.1, normalise_by_regions=True)
 
 def measured(inputs, *, ids=None):
     batch = GlobalBatch.gather(*masked(inputs), ids, distributed=False)
-    return measure_similarities(batch, scoring=SCORING, tile_bytes=2**20)
+    return measure_similarities(batch, scoring=SCORING)
 
 
 def share_above_zero(inputs, pairs):
@@ -79,7 +79,7 @@ def test_the_sample_stands_for_all_pairs(C):
 def share_of_seven(process, size):
     rows = (slice(0, 3), slice(3, 7))[process]
     batch_of_all = GlobalBatch.gather(*(x[rows] for x in masked(batch(C=7))), None, distributed=True)
-    return measure_similarities(batch_of_all, scoring=SCORING, tile_bytes=2**20)
+    return measure_similarities(batch_of_all, scoring=SCORING)
 
 
 def test_parts_of_the_images_add_up_to_all(tmp_path):

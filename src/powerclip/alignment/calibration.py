@@ -58,9 +58,7 @@ def choose_pairs(images: int, captions: int, *, shift: int) -> tuple[Tensor, Ten
 
 
 @torch.no_grad()
-def measure_pairs(
-    regions: MaskedVectors, phrases: MaskedVectors, *, scoring: Scoring, tile_bytes: int
-) -> CalibrationPairs:
+def measure_pairs(regions: MaskedVectors, phrases: MaskedVectors, *, scoring: Scoring) -> CalibrationPairs:
     """What a fit needs to know of regions (P, M, D) and phrases (P, K, D) of P images and as many captions."""
     s = torch.bmm(regions.values, phrases.values.transpose(1, 2))  # (P, M, K)
     s = s.masked_fill(~regions.mask[..., None], 0.0)
@@ -69,7 +67,7 @@ def measure_pairs(
         subsets = reference.all_subsets(M, device=s.device, dtype=s.dtype)
     else:
         subsets = draw_subsets(2**EXACT_UP_TO, M, generator=torch.Generator().manual_seed(0))
-    exact = score_over_subsets(s, regions.mask, phrases.mask, subsets, tile_bytes=tile_bytes)[1]
+    exact = score_over_subsets(s, regions.mask, phrases.mask, subsets, tile_bytes=scoring.budget(s.device))[1]
     linear, even = linear_and_even(s, tau=scoring.tau, activation=scoring.t2_activation)
     scored = regions.some & phrases.some
     return CalibrationPairs(linear=linear, even=even, phrase_mask=phrases.mask, exact=exact, scored=scored)

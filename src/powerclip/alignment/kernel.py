@@ -34,19 +34,17 @@ def score_rows(
     phrases: MaskedVectors,
     *,
     scoring: Scoring,
-    tile_bytes: int,
-    backend: Backend = "auto",
     dtype: torch.dtype = torch.float32,
 ) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """Yield slices of images with their T2R and R2T to all captions, each (images, J), without gradient.
 
     ``dtype`` is what the vectors were before they were float32; the kernel multiplies them as such.
     """
-    fused = _kernel(backend, regions, scoring)
+    fused = _kernel(regions, scoring)
     if fused:
         yield from fused.score_rows(regions, phrases, scoring=scoring, dtype=dtype)
     else:
-        yield from tiled.score_rows(regions, phrases, scoring=scoring, tile_bytes=tile_bytes)
+        yield from tiled.score_rows(regions, phrases, scoring=scoring)
 
 
 def hardest_negatives(
@@ -55,21 +53,19 @@ def hardest_negatives(
     *,
     candidates: search.Candidates,
     scoring: Scoring,
-    tile_bytes: int,
-    backend: Backend = "auto",
 ) -> search.HardestNegatives:
     """The hardest negative of every row and column of I images and J captions; ties go to the lowest index.
 
     The kernel multiplies in float16, so that what it finds is within the rounding of that of the highest. It knows one
     id for each image: if images have several, PyTorch searches.
     """
-    fused = _kernel(backend, regions, scoring)
+    fused = _kernel(regions, scoring)
     if fused and candidates.image_id.ndim == 1:
         found: search.HardestNegatives = fused.hardest_negatives(
             regions, phrases, candidates=candidates, scoring=scoring
         )
         return found
-    return search.hardest_negatives(regions, phrases, candidates=candidates, scoring=scoring, tile_bytes=tile_bytes)
+    return search.hardest_negatives(regions, phrases, candidates=candidates, scoring=scoring)
 
 
 _MISSING = "the package triton is not installed (it comes with torch on Linux)"
@@ -84,9 +80,9 @@ def _fused() -> ModuleType | None:
     return fused
 
 
-def _kernel(backend: Backend, vectors: MaskedVectors, scoring: Scoring) -> ModuleType | None:
+def _kernel(vectors: MaskedVectors, scoring: Scoring) -> ModuleType | None:
     """The kernel's module if it is to be used; ValueError if it is asked for and cannot be."""
-    on_gpu = vectors.values.device.type == "cuda"
+    on_gpu, backend = vectors.values.device.type == "cuda", scoring.backend
     if backend == "torch" or (backend == "auto" and not on_gpu):
         return None
     fused = _fused()

@@ -10,6 +10,8 @@ from powerclip.alignment.aggregators import aggregate, best_single_region
 from powerclip.alignment.subsets import score_over_subsets
 from powerclip.alignment.vectors import MaskedVectors
 from powerclip.config import ScoringConfig
+from powerclip.config.checks import require_at_least
+from powerclip.config.values import Backend
 
 TILE_BYTES = {"cpu": 4 * 2**20, "cuda": 256 * 2**20}
 """Default working memory of one tile: about the size of a CPU's second-level cache, and enough to keep a GPU busy."""
@@ -28,6 +30,18 @@ class Scoring(ScoringConfig):
     """() what replaces a calibrated zeta."""
     sample: Tensor | None = None
     """(A, M) the subsets of the method "sampled"."""
+    backend: Backend = "auto"
+    """What computes the scores of all pairs without gradient, as in ``powerclip.alignment.similarity``."""
+    tile_bytes: int | None = None
+    """Working memory of a tile; None is a suitable size for the device."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_at_least(self, 2**10, "tile_bytes")
+
+    def budget(self, device: torch.device) -> int:
+        """Bytes that a tile may take on a device."""
+        return self.tile_bytes or TILE_BYTES.get(device.type, TILE_BYTES["cuda"])
 
     @property
     def even_weight(self) -> float | Tensor:
@@ -50,7 +64,7 @@ class Scoring(ScoringConfig):
                 f"{regions}; use method='nla' or method='sampled'"
             )
 
-    def score(self, s: Tensor, region_mask: Tensor, phrase_mask: Tensor, *, tile_bytes: int) -> tuple[Tensor, Tensor]:
+    def score(self, s: Tensor, region_mask: Tensor, phrase_mask: Tensor) -> tuple[Tensor, Tensor]:
         """T2R and R2T, each (...), of similarities (..., M, K) and masks (..., M) and (..., K); differentiable."""
         if self.subsets == "single":
             return best_single_region(s, region_mask, phrase_mask)
@@ -69,7 +83,7 @@ class Scoring(ScoringConfig):
             subsets = reference.all_subsets(s.shape[-2], device=s.device, dtype=s.dtype)
         if subsets is None:
             raise ValueError("method 'sampled' needs its subsets; draw them with draw_subsets")
-        return score_over_subsets(s, region_mask, phrase_mask, subsets, tile_bytes=tile_bytes)
+        return score_over_subsets(s, region_mask, phrase_mask, subsets, tile_bytes=self.budget(s.device))
 
     def total(self, t2r: Tensor, r2t: Tensor, region_mask: Tensor) -> Tensor:
         """The score that is compared, from T2R and R2T (I, ...) of images with region masks (I, M)."""
@@ -79,18 +93,9 @@ class Scoring(ScoringConfig):
         counts = region_mask.sum(dim=1, dtype=total.dtype).clamp(min=1)
         return total / counts.view(-1, *[1] * (total.ndim - 1))
 
-    def pairs_per_tile(self, regions: MaskedVectors, phrases: MaskedVectors, *, tile_bytes: int) -> int:
+    def pairs_per_tile(self, regions: MaskedVectors, phrases: MaskedVectors) -> int:
         """About how many pairs, at least one, ``score`` can take at once within the memory limit, in float32."""
         M, K = regions.mask.shape[1], phrases.mask.shape[1]
         # A piece of subsets holds at least one row of their table; 64 rows make the matrix products efficient.
         rows = M if self.method == "nla" or self.subsets == "single" else max(M, 64)
-        return max(1, tile_bytes // (4 * 6 * rows * K))
-
-
-def tile_bytes_or_default(tile_bytes: int | None, device: torch.device) -> int:
-    """The byte budget of a tile on a device; ValueError if the given one is too small for any tile."""
-    if tile_bytes is None:
-        return TILE_BYTES.get(device.type, TILE_BYTES["cuda"])
-    if tile_bytes < 2**10:
-        raise ValueError(f"tile_bytes is {tile_bytes}; it must be at least 1024")
-    return tile_bytes
+        return max(1, self.budget(regions.values.device) // (4 * 6 * rows * K))

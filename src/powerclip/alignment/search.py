@@ -67,14 +67,13 @@ def hardest_negatives(
     *,
     candidates: Candidates,
     scoring: Scoring,
-    tile_bytes: int,
 ) -> HardestNegatives:
     """The hardest negative of every row and column of I images and J captions; ties go to the lowest index."""
     I, J = len(regions), len(phrases)
     caption, image = (torch.zeros(n, dtype=torch.int64, device=regions.values.device) for n in (I, J))
     caption_score, image_score = (regions.values.new_full((n,), ABSENT) for n in (I, J))
     image_sum, caption_sum = (regions.values.new_zeros(n) for n in (I, J))
-    for images, t2r, r2t in score_rows(regions, phrases, scoring=scoring, tile_bytes=tile_bytes):
+    for images, t2r, r2t in score_rows(regions, phrases, scoring=scoring):
         scores = scoring.total(t2r, r2t, regions.mask[images])  # (i, J)
         counted = scores.masked_fill(~candidates.valid(images), 0.0)
         image_sum[images] = counted.sum(dim=1)

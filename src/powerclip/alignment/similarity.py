@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 
 from powerclip.alignment.calibration import choose_pairs, fit_zeta, measure_pairs
 from powerclip.alignment.kernel import check_backend, score_rows
-from powerclip.alignment.scoring import Scoring, tile_bytes_or_default
+from powerclip.alignment.scoring import Scoring
 from powerclip.alignment.subsets import draw_subsets, standard_error
 from powerclip.alignment.tiled import over_tiles
 from powerclip.alignment.vectors import MaskedVectors
@@ -64,20 +64,20 @@ def similarity(
         TypeError: there is no such setting.
     """
     r, p = validate(regions, phrases, region_mask, phrase_mask)
-    scoring = Scoring(**vars(AggregationConfig(method=method, tau=tau, zeta=zeta, **settings)))
+    given = AggregationConfig(method=method, tau=tau, zeta=zeta, **settings)
+    scoring = Scoring(**vars(given), backend=backend, tile_bytes=tile_bytes)
     check_backend(backend)
     scoring.check_regions(regions.shape[1])
-    budget = tile_bytes_or_default(tile_bytes, regions.device)
     with torch.autocast(regions.device.type, enabled=False):
         if zeta == "calibrated":
-            scoring = replace(scoring, fitted_zeta=_calibrated_zeta(r, p, scoring=scoring, tile_bytes=budget))
+            scoring = replace(scoring, fitted_zeta=_calibrated_zeta(r, p, scoring=scoring))
         if method == "sampled":
             scoring = replace(scoring, sample=draw_subsets(scoring.samples, r.mask.shape[1], generator=generator))
         dtype = regions.dtype if regions.dtype == phrases.dtype else r.values.dtype
-        t2r, r2t = _all_pairs(r, p, scoring=scoring, tile_bytes=budget, backend=backend, dtype=dtype)
+        t2r, r2t = _all_pairs(r, p, scoring=scoring, dtype=dtype)
         error = None
         if method == "sampled" and scoring.subsets == "all":
-            error = _standard_errors(r, p, scoring=scoring, tile_bytes=budget)
+            error = _standard_errors(r, p, scoring=scoring)
         return Similarity(t2r=t2r, r2t=r2t, r2t_standard_error=error)
 
 
@@ -86,37 +86,34 @@ def _all_pairs(
     phrases: MaskedVectors,
     *,
     scoring: Scoring,
-    tile_bytes: int,
-    backend: Backend,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
     """T2R and R2T, each (I, J)."""
     if torch.is_grad_enabled() and (regions.values.requires_grad or phrases.values.requires_grad):
-        score = partial(scoring.score, tile_bytes=tile_bytes)
-        t2r, r2t = over_tiles(score, regions, phrases, scoring=scoring, tile_bytes=tile_bytes)
+        t2r, r2t = over_tiles(scoring.score, regions, phrases, scoring=scoring)
         return t2r, r2t
     t2r, r2t = (regions.values.new_empty(len(regions), len(phrases)) for _ in range(2))
-    rows = score_rows(regions, phrases, scoring=scoring, tile_bytes=tile_bytes, backend=backend, dtype=dtype)
+    rows = score_rows(regions, phrases, scoring=scoring, dtype=dtype)
     for images, *scores in rows:
         t2r[images], r2t[images] = scores
     return t2r, r2t
 
 
 @torch.no_grad()
-def _standard_errors(regions: MaskedVectors, phrases: MaskedVectors, *, scoring: Scoring, tile_bytes: int) -> Tensor:
+def _standard_errors(regions: MaskedVectors, phrases: MaskedVectors, *, scoring: Scoring) -> Tensor:
     assert scoring.sample is not None
     if not len(regions) or not len(phrases):
         return regions.values.new_zeros(len(regions), len(phrases))
-    error_of = partial(standard_error, subsets=scoring.sample, tile_bytes=tile_bytes)
-    return over_tiles(lambda *s: (error_of(*s),), regions, phrases, scoring=scoring, tile_bytes=tile_bytes)[0]
+    error_of = partial(standard_error, subsets=scoring.sample, tile_bytes=scoring.budget(regions.values.device))
+    return over_tiles(lambda *s: (error_of(*s),), regions, phrases, scoring=scoring)[0]
 
 
 @torch.no_grad()
-def _calibrated_zeta(regions: MaskedVectors, phrases: MaskedVectors, *, scoring: Scoring, tile_bytes: int) -> Tensor:
+def _calibrated_zeta(regions: MaskedVectors, phrases: MaskedVectors, *, scoring: Scoring) -> Tensor:
     if not len(regions) or not len(phrases):
         return regions.values.new_zeros(())
     i, j = (index.to(regions.mask.device) for index in choose_pairs(len(regions), len(phrases), shift=0))
-    pairs = measure_pairs(regions[i], phrases[j], scoring=scoring, tile_bytes=tile_bytes)
+    pairs = measure_pairs(regions[i], phrases[j], scoring=scoring)
     return fit_zeta(pairs, tau=scoring.tau).nan_to_num(0.0)
 
 

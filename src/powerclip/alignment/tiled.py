@@ -30,17 +30,15 @@ REGIONS_PER_LOGARITHM = 100
 """The product of the factors, each up to 2, of this many regions stays well below float32's maximum of 2^127."""
 
 
-def score_pairs(
-    regions: MaskedVectors, phrases: MaskedVectors, *, scoring: Scoring, tile_bytes: int
-) -> tuple[Tensor, Tensor]:
+def score_pairs(regions: MaskedVectors, phrases: MaskedVectors, *, scoring: Scoring) -> tuple[Tensor, Tensor]:
     """T2R and R2T, each (P,), of the regions (P, M, D) and phrases (P, K, D) of P pairs; differentiable."""
     s_PMK = torch.bmm(regions.values, phrases.values.transpose(1, 2))
-    return scoring.score(s_PMK, regions.mask, phrases.mask, tile_bytes=tile_bytes)
+    return scoring.score(s_PMK, regions.mask, phrases.mask)
 
 
 @torch.no_grad()
 def score_rows(
-    regions: MaskedVectors, phrases: MaskedVectors, *, scoring: Scoring, tile_bytes: int
+    regions: MaskedVectors, phrases: MaskedVectors, *, scoring: Scoring
 ) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """Yield slices of images with their T2R and R2T to all captions, each (images, J), without gradient.
 
@@ -49,9 +47,9 @@ def score_rows(
     I, J = len(regions), len(phrases)
     if scoring.fused:
         step = min(max(I, 1), IMAGES_PER_TILE)
-        columns = max(1, tile_bytes // (4 * regions.values.element_size() * step))
+        columns = max(1, scoring.budget(regions.values.device) // (4 * regions.values.element_size() * step))
     else:
-        step, columns = _plain_sizes(regions, phrases, scoring=scoring, tile_bytes=tile_bytes)
+        step, columns = _plain_sizes(regions, phrases, scoring=scoring)
     tiles = list(_caption_tiles(phrases, columns=columns))
     for i in range(0, I, step):
         images = slice(i, min(i + step, I))
@@ -59,21 +57,21 @@ def score_rows(
         block = _FusedBlock(rows, scoring=scoring) if scoring.fused else None
         t2r, r2t = (rows.values.new_empty(len(rows), J) for _ in range(2))
         for tile in tiles:
-            scores = block(tile) if block else _plain(rows, tile, scoring=scoring, tile_bytes=tile_bytes)
+            scores = block(tile) if block else _plain(rows, tile, scoring=scoring)
             t2r[:, tile.captions], r2t[:, tile.captions] = scores
         yield images, t2r, r2t
 
 
 @torch.no_grad()
 def weighted_gradient(
-    weights: Tensor, regions: MaskedVectors, phrases: MaskedVectors, *, scoring: Scoring, tile_bytes: int
+    weights: Tensor, regions: MaskedVectors, phrases: MaskedVectors, *, scoring: Scoring
 ) -> tuple[Tensor, Tensor]:
     """(I, M, D) and (J, K, D), the gradient of sum_ij weights[i, j] S[i, j], of weights (I, J) and the total score S.
 
     Every pair is scored with gradient, a tile at a time, and each tile's gradient is added up before the next tile.
     """
     of_regions, of_phrases = torch.zeros_like(regions.values), torch.zeros_like(phrases.values)
-    step, columns = _plain_sizes(regions, phrases, scoring=scoring, tile_bytes=tile_bytes)
+    step, columns = _plain_sizes(regions, phrases, scoring=scoring)
     tiles = list(_caption_tiles(phrases, columns=columns))
     for i in range(0, len(regions), step):
         images = slice(i, i + step)
@@ -81,7 +79,7 @@ def weighted_gradient(
             vectors = [regions.values[images].detach().requires_grad_(), tile.phrases.detach().requires_grad_()]
             rows, part = replace(regions[images], values=vectors[0]), replace(tile, phrases=vectors[1])
             with torch.enable_grad():
-                scores = scoring.total(*_plain(rows, part, scoring=scoring, tile_bytes=tile_bytes), rows.mask)
+                scores = scoring.total(*_plain(rows, part, scoring=scoring), rows.mask)
             found = torch.autograd.grad(scores, vectors, weights[images, tile.captions])
             of_regions[images] += found[0]
             of_phrases.flatten(0, 1).index_add_(0, tile.slots, found[1])
@@ -94,7 +92,6 @@ def over_tiles(
     phrases: MaskedVectors,
     *,
     scoring: Scoring,
-    tile_bytes: int,
 ) -> tuple[Tensor, ...]:
     """Apply a function of s (i, j, M, K) and masks (i, 1, M) and (1, j, K) to all images and captions: values (I, J).
 
@@ -105,7 +102,7 @@ def over_tiles(
         r, p, r_mask, p_mask = inputs
         return function(torch.einsum("imd,jkd->ijmk", r, p), r_mask[:, None], p_mask[None])
 
-    side = math.isqrt(scoring.pairs_per_tile(regions, phrases, tile_bytes=tile_bytes))
+    side = math.isqrt(scoring.pairs_per_tile(regions, phrases))
     if side >= max(len(regions), len(phrases)) or not len(regions) or not len(phrases):
         return tile(regions.values, phrases.values, regions.mask, phrases.mask)
     rows = []
@@ -153,22 +150,20 @@ def _caption_tiles(phrases: MaskedVectors, *, columns: int) -> Iterator[_Caption
         start = stop
 
 
-def _plain_sizes(
-    regions: MaskedVectors, phrases: MaskedVectors, *, scoring: Scoring, tile_bytes: int
-) -> tuple[int, int]:
+def _plain_sizes(regions: MaskedVectors, phrases: MaskedVectors, *, scoring: Scoring) -> tuple[int, int]:
     """How many images, and phrase slots of captions, a tile of ``_plain`` may have."""
-    pairs = scoring.pairs_per_tile(regions, phrases, tile_bytes=tile_bytes)
+    pairs = scoring.pairs_per_tile(regions, phrases)
     step = max(1, min(len(regions), math.isqrt(pairs)))
     return step, max(1, pairs // step) * phrases.mask.shape[1]
 
 
-def _plain(regions: MaskedVectors, tile: _CaptionTile, *, scoring: Scoring, tile_bytes: int) -> tuple[Tensor, Tensor]:
+def _plain(regions: MaskedVectors, tile: _CaptionTile, *, scoring: Scoring) -> tuple[Tensor, Tensor]:
     """T2R and R2T, each (i, j), with any scoring: all of s of a tile at once."""
     i, M, D = regions.values.shape
     j, k = tile.mask.shape
     s = regions.values.reshape(i * M, D) @ tile.phrases.T  # (i M, j k)
     s = s.view(i, M, j, k).transpose(1, 2)  # (i, j, M, k)
-    return scoring.score(s, regions.mask[:, None], tile.mask[None], tile_bytes=tile_bytes)
+    return scoring.score(s, regions.mask[:, None], tile.mask[None])
 
 
 class _FusedBlock:

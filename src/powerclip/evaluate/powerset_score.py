@@ -12,7 +12,7 @@ from torchvision.tv_tensors import Mask
 
 from powerclip.alignment.kernel import score_rows
 from powerclip.alignment.reference import MAX_REGIONS
-from powerclip.alignment.scoring import Scoring, tile_bytes_or_default
+from powerclip.alignment.scoring import Scoring
 from powerclip.alignment.subsets import draw_subsets
 from powerclip.alignment.tiled import score_pairs
 from powerclip.alignment.vectors import MaskedVectors
@@ -34,10 +34,6 @@ PAIRS_AT_ONCE = 1024
 @cache
 def _default_parser() -> Parser:
     return load_parser()
-
-
-def _tile_bytes(vectors: MaskedVectors) -> int:
-    return tile_bytes_or_default(None, vectors.values.device)
 
 
 def _padded(rows: Sequence[Tensors]) -> MaskedVectors:
@@ -104,10 +100,7 @@ class PowersetScorer:
         """(I, J) scores of every image and caption."""
         i, t = self._placed(images, texts)
         scoring = self._scoring(i)
-        rows = [
-            scoring.total(t2r, r2t, i.mask[some]).cpu()
-            for some, t2r, r2t in score_rows(i, t, scoring=scoring, tile_bytes=_tile_bytes(i))
-        ]
+        rows = [scoring.total(t2r, r2t, i.mask[some]).cpu() for some, t2r, r2t in score_rows(i, t, scoring=scoring)]
         return torch.cat(rows) if rows else torch.zeros(0, len(texts))
 
     def score_pairs(self, images: MaskedVectors, texts: MaskedVectors) -> Tensor:
@@ -117,7 +110,7 @@ class PowersetScorer:
             rows = slice(start, start + PAIRS_AT_ONCE)
             i, t = self._placed(images[rows], texts[rows])
             scoring = self._scoring(i)
-            t2r, r2t = score_pairs(i, t, scoring=scoring, tile_bytes=_tile_bytes(i))
+            t2r, r2t = score_pairs(i, t, scoring=scoring)
             parts.append(scoring.total(t2r, r2t, i.mask).cpu())
         return torch.cat(parts) if parts else torch.zeros(0)
 

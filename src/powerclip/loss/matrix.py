@@ -13,7 +13,6 @@ from torch import Tensor
 from powerclip.alignment.kernel import score_rows
 from powerclip.alignment.scoring import Scoring
 from powerclip.alignment.tiled import score_pairs, weighted_gradient
-from powerclip.config.values import Backend
 from powerclip.distributed import with_value, world_size
 from powerclip.loss.batch import GlobalBatch
 from powerclip.loss.measures import measure_scores
@@ -25,8 +24,6 @@ def matrix_loss(
     *,
     objective: Objective,
     scoring: Scoring,
-    tile_bytes: int,
-    backend: Backend,
     measures: dict[str, Tensor] | None,
 ) -> Tensor:
     """() the loss; its gradient comes from this process's images, and for the objective's parameters in equal shares.
@@ -37,7 +34,7 @@ def matrix_loss(
     if not len(p):
         return r.values.sum() + p.values.sum()  # 0, and part of the graph
     rows = r.values.new_empty(len(r), len(p))  # (B, C n)
-    for images, t2r, r2t in score_rows(r, p, scoring=scoring, tile_bytes=tile_bytes, backend=backend):
+    for images, t2r, r2t in score_rows(r, p, scoring=scoring):
         rows[images] = scoring.total(t2r, r2t, r.mask[images])
     scores = batch.all_rows(rows)  # (C, C n)
     pairs = Pairs(valid=batch.valid, negative=batch.all_candidates().negatives(slice(None)))
@@ -55,10 +52,10 @@ def matrix_loss(
     if objective.sparse:
         i, j = weights.nonzero(as_tuple=True)  # (P,) each
         picked = r[i]
-        again = scoring.total(*score_pairs(picked, p[j], scoring=scoring, tile_bytes=tile_bytes), picked.mask)
+        again = scoring.total(*score_pairs(picked, p[j], scoring=scoring), picked.mask)
         share = (weights[i, j] * again).sum()
     else:
-        of_r, of_p = weighted_gradient(weights, r, p, scoring=scoring, tile_bytes=tile_bytes)
+        of_r, of_p = weighted_gradient(weights, r, p, scoring=scoring)
         share = (r.values * of_r).sum() + (p.values * of_p).sum()
     processes = world_size() if batch.distributed else 1  # each has the complete gradient of these
     for parameter, gradient in zip(learned, gradients, strict=True):

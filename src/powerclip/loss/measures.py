@@ -16,7 +16,7 @@ HUBS = 5
 
 
 @torch.no_grad()
-def measure_similarities(batch: GlobalBatch, *, scoring: Scoring, tile_bytes: int) -> dict[str, Tensor]:
+def measure_similarities(batch: GlobalBatch, *, scoring: Scoring) -> dict[str, Tensor]:
     """Where the zero is among the similarities s of regions and phrases, and how far apart the scores S are.
 
     Up to ``PAIRS`` images, evenly spread over the C of the batch of all processes, are compared with their own captions
@@ -37,7 +37,7 @@ def measure_similarities(batch: GlobalBatch, *, scoring: Scoring, tile_bytes: in
     captions = torch.cat([image[here], other[here]]).to(batch.device) * batch.n
     r, p = batch.regions[images - batch.start], batch.fetch_phrases(batch.request_captions(captions))
     s_PMK = torch.bmm(r.values, p.values.transpose(1, 2))
-    total = scoring.total(*scoring.score(s_PMK, r.mask, p.mask, tile_bytes=tile_bytes), r.mask)  # (2 P,)
+    total = scoring.total(*scoring.score(s_PMK, r.mask, p.mask), r.mask)  # (2 P,)
     matched = torch.arange(len(images), device=batch.device) < len(images) // 2
     differ = matched | (ids[images * batch.n] != ids[captions])
     scored = batch.image_valid[images] & batch.valid[captions] & differ  # (2 P,)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from powerclip.alignment.calibration import CalibrationPairs, choose_pairs, fit_zeta, measure_pairs
 from powerclip.alignment.kernel import check_backend
-from powerclip.alignment.scoring import UNCALIBRATED_ZETA, Scoring, tile_bytes_or_default
+from powerclip.alignment.scoring import UNCALIBRATED_ZETA, Scoring
 from powerclip.alignment.similarity import validate
 from powerclip.alignment.subsets import draw_subsets
 from powerclip.config import ContrastConfig
@@ -83,11 +83,10 @@ class PowersetAlignmentLoss(nn.Module):
         if not 0 <= zeta_momentum < 1:
             raise ValueError(f"zeta_momentum is {zeta_momentum!r}; it must be at least 0 and below 1")
         check_backend(backend)
-        self.scoring = Scoring(method=method, tau=tau, zeta=zeta, **scoring)
+        self.scoring = Scoring(method=method, tau=tau, zeta=zeta, backend=backend, tile_bytes=tile_bytes, **scoring)
         self.objective = Objective(contrast or ContrastConfig(), margin=margin)
         self.zero = PlacedZero(self.scoring.zero, dimension=dimension, momentum=zeta_momentum, distributed=distributed)
-        self.backend, self.zeta_momentum = backend, zeta_momentum
-        self.tile_bytes, self.distributed = tile_bytes, distributed
+        self.zeta_momentum, self.distributed = zeta_momentum, distributed
         self.register_buffer("zeta_estimate", torch.full((), torch.nan))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self._steps = 0  # the buffer's value, without waiting for a device
@@ -138,18 +137,10 @@ class PowersetAlignmentLoss(nn.Module):
             if self.training:
                 self._steps += 1
                 self.steps.fill_(self._steps)
-            budget = tile_bytes_or_default(self.tile_bytes, batch.device)
             if measures is not None:
-                measures |= measure_similarities(batch, scoring=scoring, tile_bytes=budget)
+                measures |= measure_similarities(batch, scoring=scoring)
             way = search_loss if self.objective.by_search else matrix_loss
-            return way(
-                batch,
-                objective=self.objective,
-                scoring=scoring,
-                tile_bytes=budget,
-                backend=self.backend,
-                measures=measures,
-            )
+            return way(batch, objective=self.objective, scoring=scoring, measures=measures)
 
     def _scoring(self, batch: GlobalBatch) -> Scoring:
         """The scoring of this step: subsets drawn, zeta calibrated."""
@@ -176,12 +167,8 @@ class PowersetAlignmentLoss(nn.Module):
         i, j = (
             (x[here] - first).to(batch.device, non_blocking=True) for x, first in ((image, batch.start), (caption, 0))
         )
-        pairs = measure_pairs(
-            batch.regions[i],
-            batch.fetch_phrases(batch.request_captions(j)),
-            scoring=scoring,
-            tile_bytes=tile_bytes_or_default(self.tile_bytes, batch.device),
-        )
+        phrases = batch.fetch_phrases(batch.request_captions(j))
+        pairs = measure_pairs(batch.regions[i], phrases, scoring=scoring)
         pairs = CalibrationPairs(**{name: batch.all_rows(value) for name, value in vars(pairs).items()})
         smooth(self.zeta_estimate, fit_zeta(pairs, tau=scoring.tau), momentum=self.zeta_momentum)
 

@@ -15,7 +15,6 @@ from torch import Tensor
 from powerclip.alignment.aggregators import ABSENT
 from powerclip.alignment.kernel import hardest_negatives
 from powerclip.alignment.scoring import Scoring
-from powerclip.config.values import Backend
 from powerclip.distributed import max_over_processes, with_value
 from powerclip.loss.batch import GlobalBatch
 from powerclip.loss.measures import hub_share
@@ -27,15 +26,13 @@ def search_loss(
     *,
     objective: Objective,
     scoring: Scoring,
-    tile_bytes: int,
-    backend: Backend,
     measures: dict[str, Tensor] | None,
 ) -> Tensor:
     """() l(S) + l(S^T), of an objective that is ``by_search``; its gradient comes from this process's pairs.
 
     ``measures``, if given, receives the shares of active hinges and of hubs.
     """
-    caption, caption_score, image, image_score = _search(batch, scoring=scoring, tile_bytes=tile_bytes, backend=backend)
+    caption, caption_score, image, image_score = _search(batch, scoring=scoring)
     own, r, p = batch.own_captions, batch.regions, batch.phrases
     # Both requests come before both answers: the second then waits for nothing that the first has not waited for.
     captions, images = batch.request_captions(caption), batch.request_images(image[own])
@@ -43,7 +40,7 @@ def search_loss(
     sides = ((batch.by_pair(r), p), (r, batch.fetch_phrases(captions)), (batch.fetch_regions(images), p))
     s_PMK = torch.cat([torch.bmm(r.values, p.values.transpose(1, 2)) for r, p in sides])
     region_mask, phrase_mask = (torch.cat([vectors.mask for vectors in side]) for side in zip(*sides, strict=True))
-    scores = scoring.total(*scoring.score(s_PMK, region_mask, phrase_mask, tile_bytes=tile_bytes), region_mask)
+    scores = scoring.total(*scoring.score(s_PMK, region_mask, phrase_mask), region_mask)
     positive, caption_negative, image_negative = torch.split(scores, [len(p), len(r), len(p)])  # (B n,), (B,), (B n,)
     caption_negative = batch.by_pair(caption_negative)
 
@@ -62,9 +59,7 @@ def search_loss(
     return with_value(share, batch.total(share))
 
 
-def _search(
-    batch: GlobalBatch, *, scoring: Scoring, tile_bytes: int, backend: Backend
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _search(batch: GlobalBatch, *, scoring: Scoring) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(B,) each: the hardest captions of this process's images and their scores; (C n,) each: the images of all captions.
 
     Indices are of all processes' captions and images; the lowest of equals. Without a negative they are 0 and the score is ``ABSENT``.
@@ -76,8 +71,6 @@ def _search(
             phrases,
             candidates=batch.candidates(captions),
             scoring=scoring,
-            tile_bytes=tile_bytes,
-            backend=backend,
         )
         parts.append((captions.start, found))
     if not batch.distributed:
