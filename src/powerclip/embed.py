@@ -6,7 +6,6 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import fields
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -17,6 +16,7 @@ from PIL import Image
 from rich.console import Console
 
 from powerclip.config import EmbedConfig, PrepareConfig, SourceConfig
+from powerclip.config.checks import part
 from powerclip.errors import BadSampleError, PowerclipError, needs_extra
 from powerclip.evaluate.encode import unit
 from powerclip.evaluate.run import digest_of
@@ -54,7 +54,7 @@ def embed(model: str, source: str, output: Path, config: EmbedConfig | None = No
         import pyarrow.parquet as parquet
     config = config or EmbedConfig()
     require_free(output)
-    how = {field.name: getattr(config, field.name) for field in fields(SourceConfig)}
+    how = vars(part(config, SourceConfig))
     pairs = open_source(source, PrepareConfig(**how, parser="none", samples_per_shard=config.rows_per_part))
     folder = output.with_name(f"{output.name}.parts").absolute()
     same = {name: getattr(config, name) for name in ("rows_per_part", "thumbnail_pixels")}

@@ -2,7 +2,7 @@
 
 from powerclip.config.evaluation import EvaluateConfig
 from powerclip.config.files import MAX_YAML_BYTES, from_dict, load_config, read_yaml, to_yaml
-from powerclip.config.model import AggregationConfig, ModelConfig, ScoringConfig
+from powerclip.config.model import AggregationConfig, ModelConfig, PoolingConfig, ScoringConfig
 from powerclip.config.objective import ContrastConfig, ObjectiveConfig
 from powerclip.config.preparation import EmbedConfig, PrepareConfig, SourceConfig
 from powerclip.config.training import DataConfig, OptimConfig, ParallelConfig, PeriodicEvaluationConfig, TrainConfig
@@ -19,6 +19,7 @@ __all__ = [
     "OptimConfig",
     "ParallelConfig",
     "PeriodicEvaluationConfig",
+    "PoolingConfig",
     "PrepareConfig",
     "ScoringConfig",
     "SourceConfig",

@@ -1,10 +1,18 @@
-"""What settings are checked by when they are made: each function raises ValueError, which names the setting."""
+"""What settings are checked by when they are made, each with a ValueError that names the setting; and parts of settings."""
 
+import dataclasses
 import typing
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from powerclip.errors import one_of
+
+T = TypeVar("T")
+
+
+def part(config: Any, kind: type[T]) -> T:
+    """The settings of a config that are also those of ``kind``, a dataclass."""
+    return kind(**{field.name: getattr(config, field.name) for field in dataclasses.fields(kind)})  # type: ignore[arg-type]
 
 
 def require(config: object, valid: Callable[[Any], object], rule: str, *names: str) -> None:

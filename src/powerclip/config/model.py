@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from powerclip.config.checks import require_at_least, require_listed
+from powerclip.config.checks import part, require_at_least, require_listed
 from powerclip.config.values import (
     Direction,
     ImagePool,
@@ -20,7 +20,28 @@ from powerclip.config.values import (
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelConfig:
+class PoolingConfig:
+    """How the dense outputs of the towers become vectors; saved models keep it."""
+
+    image_pool: ImagePool = "avg"
+    """Global image embedding: mean of the patches (the paper), or the tower's own pooling (class token, attention)."""
+    text_pool: TextPool = "avg"
+    """Global text embedding: mean of the valid tokens (the paper), or the tower's own pooling (argmax: older name)."""
+    phrase_norm: PhraseNorm = "unit"
+    """A phrase's vector from its leaves: plain sum (the paper's text), mean, or unit length."""
+    phrase_unit: PhraseUnit = "phrase"
+    """What is aligned with the regions: the phrases of the parse tree, or single tokens (the paper's ablation)."""
+    phrase_context: PhraseContext = "caption"
+    """What the text tower reads a phrase in: its caption (the paper), or alone, as a text of its own."""
+
+    def __post_init__(self) -> None:
+        require_listed(self, "image_pool", "text_pool", "phrase_norm", "phrase_unit", "phrase_context")
+        if self.text_pool == "argmax":
+            object.__setattr__(self, "text_pool", "tower")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(PoolingConfig):
     """Which towers, and how their dense outputs become vectors."""
 
     name: str = "ViT-B-16"
@@ -33,16 +54,6 @@ class ModelConfig:
     """Height and width of the images in pixels; None takes the model's own. Position embeddings are resized."""
     context_length: int | None = None
     """Tokens of a caption; None takes the model's own. Position embeddings are resized."""
-    image_pool: ImagePool = "avg"
-    """Global image embedding: mean of the patches (the paper), or the tower's own pooling (class token, attention)."""
-    text_pool: TextPool = "avg"
-    """Global text embedding: mean of the valid tokens (the paper), or the tower's own pooling (argmax: older name)."""
-    phrase_norm: PhraseNorm = "unit"
-    """A phrase's vector from its leaves: plain sum (the paper's text), mean, or unit length."""
-    phrase_unit: PhraseUnit = "phrase"
-    """What is aligned with the regions: the phrases of the parse tree, or single tokens (the paper's ablation)."""
-    phrase_context: PhraseContext = "caption"
-    """What the text tower reads a phrase in: its caption (the paper), or alone, as a text of its own."""
     lora_rank: int | None = None
     """Train additions of this rank to the linear layers instead of the weights (LoRA, needs the extra powerclip[lora]);
     the saved model is the merged one."""
@@ -50,6 +61,7 @@ class ModelConfig:
     """LoRA's additions are multiplied by alpha / rank; None takes the rank, so by 1."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_at_least(self, 1, "image_size", "lora_rank", "lora_alpha")
         if (
             self.lora_rank is not None
@@ -58,8 +70,11 @@ class ModelConfig:
         ):
             raise ValueError("lora_rank is for pretrained weights, which it leaves as they are; give pretrained")
         require_at_least(self, 3, "context_length")  # start, a token, end
-        if self.text_pool == "argmax":
-            object.__setattr__(self, "text_pool", "tower")
+
+    @property
+    def pooling(self) -> PoolingConfig:
+        """The settings that a model keeps."""
+        return part(self, PoolingConfig)
 
 
 @dataclass(frozen=True, kw_only=True)

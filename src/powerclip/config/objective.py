@@ -1,13 +1,12 @@
 """Settings of the loss."""
 
-import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Annotated
 
 import tyro
 
-from powerclip.config.checks import require, require_at_least, require_listed
+from powerclip.config.checks import part, require, require_at_least, require_listed
 from powerclip.config.model import ScoringConfig
 from powerclip.config.values import (
     CentreScores,
@@ -103,9 +102,9 @@ class ObjectiveConfig(ScoringConfig, ContrastConfig):
     @property
     def scoring(self) -> ScoringConfig:
         """The settings that a model keeps, so that it is scored as it was trained."""
-        return ScoringConfig(**{f.name: getattr(self, f.name) for f in dataclasses.fields(ScoringConfig)})
+        return part(self, ScoringConfig)
 
     @property
     def contrast(self) -> ContrastConfig:
         """What the powerset loss makes of the scores."""
-        return ContrastConfig(**{f.name: getattr(self, f.name) for f in dataclasses.fields(ContrastConfig)})
+        return part(self, ContrastConfig)

@@ -20,14 +20,17 @@ from safetensors.torch import load_file
 from torch import nn
 
 import powerclip.model.tiny  # noqa: F401  (registers a tower with timm)
-from powerclip.config import ScoringConfig
-from powerclip.config.values import ImagePool, PhraseContext, PhraseNorm, PhraseUnit, TextPool
+from powerclip.config import PoolingConfig, ScoringConfig
+from powerclip.config.values import ImagePool, TextPool
 from powerclip.errors import PowerclipError, one_of
 from powerclip.model.start import TRANSFORMERS, Start, find_start, in_one_line
 from powerclip.model.towers import PowerCLIP, Tokenizer
 
 _NOT_ARCHITECTURE = {"patch_dropout", "timm_model_pretrained", "timm_drop", "timm_drop_path", "hf_tokenizer_name"}
 """Settings of open_clip's configs for training, and places."""
+
+PHRASES = {"phrase_norm", "phrase_unit", "phrase_context"}
+"""Settings of a ``PoolingConfig`` that are about phrases."""
 
 OWN_PREFIX = "backbone."
 """What the names of a saved model's weights start with: where ``PowerCLIP`` keeps open_clip's model."""
@@ -39,9 +42,6 @@ def create_model(
     pretrained: str | None = None,
     image_pool: ImagePool = "avg",
     text_pool: TextPool = "avg",
-    phrase_norm: PhraseNorm = "unit",
-    phrase_unit: PhraseUnit = "phrase",
-    phrase_context: PhraseContext = "caption",
     scoring: ScoringConfig | None = None,
     **overrides: Any,
 ) -> PowerCLIP:
@@ -59,18 +59,17 @@ def create_model(
         image_pool: the global image embedding: "avg" over the patches (the paper), or "tower", the pooling that the
             tower was trained with (class token, attention pooling, ...).
         text_pool: the same of texts: "avg" over valid tokens (the paper), or "tower" ("argmax" is an older name of it).
-        phrase_norm: how a phrase's vector is made from its leaves: "sum", "mean" or "unit" (the direction of the sum).
-        phrase_unit: what is aligned with the regions: "phrase" of the parse tree, or "token" (the paper's ablation).
-        phrase_context: what the text tower reads a phrase in: its "caption" (the paper), or "alone", as its own text.
         scoring: how region and phrase vectors become a score in evaluation; the defaults if None.
-        **overrides: ``image_size``, ``context_length``, ``init_logit_scale`` (initial log of the inverse temperature)
-            and ``init_logit_bias``, in place of the config's values; None keeps those.
+        **overrides: ``phrase_norm``, ``phrase_unit`` and ``phrase_context``, as in ``powerclip.config.PoolingConfig``;
+            and ``image_size``, ``context_length``, ``init_logit_scale`` (initial log of the inverse temperature) and
+            ``init_logit_bias``, in place of the config's values; None keeps those.
 
     Raises:
         PowerclipError: there is no such model or checkpoint, it cannot be read, or a tower has no dense outputs.
         ValueError: an argument is unknown or out of range.
     """
-    kept = _kept(image_pool, text_pool, phrase_norm, phrase_unit, phrase_context, scoring)
+    phrases = {key: overrides.pop(key) for key in PHRASES & overrides.keys()}
+    kept = _kept(scoring, image_pool=image_pool, text_pool=text_pool, **phrases)
     start = find_start(name, pretrained)
     model_config = copy.deepcopy(start.model)
     groups = {"image_size": "vision_cfg", "context_length": "text_cfg"}
@@ -87,10 +86,8 @@ def from_open_clip(
     *,
     image_pool: ImagePool = "tower",
     text_pool: TextPool = "tower",
-    phrase_norm: PhraseNorm = "unit",
-    phrase_unit: PhraseUnit = "phrase",
-    phrase_context: PhraseContext = "caption",
     scoring: ScoringConfig | None = None,
+    **phrases: Any,
 ) -> PowerCLIP:
     """Add dense outputs to a model that open_clip has built. Parameters are shared: training one trains the other.
 
@@ -101,21 +98,12 @@ def from_open_clip(
         PowerclipError: a tower has no dense outputs in the joint space.
         ValueError: an argument is out of range.
     """
-    return PowerCLIP(backbone, config=_kept(image_pool, text_pool, phrase_norm, phrase_unit, phrase_context, scoring))
+    return PowerCLIP(backbone, config=_kept(scoring, image_pool=image_pool, text_pool=text_pool, **phrases))
 
 
-def _kept(
-    image_pool: ImagePool,
-    text_pool: TextPool,
-    phrase_norm: PhraseNorm,
-    phrase_unit: PhraseUnit,
-    phrase_context: PhraseContext,
-    scoring: ScoringConfig | None,
-) -> dict[str, Any]:
+def _kept(scoring: ScoringConfig | None, **pooling: Any) -> dict[str, Any]:
     """What a model's config keeps in addition to open_clip's."""
-    pooling = {"image_pool": image_pool, "text_pool": text_pool}
-    phrases = {"phrase_norm": phrase_norm, "phrase_unit": phrase_unit, "phrase_context": phrase_context}
-    return {**pooling, **phrases, "scoring": dataclasses.asdict(scoring or ScoringConfig())}
+    return {**vars(PoolingConfig(**pooling)), "scoring": dataclasses.asdict(scoring or ScoringConfig())}
 
 
 def build(config: dict[str, Any], *, start: Start | None = None) -> PowerCLIP:

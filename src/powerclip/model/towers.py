@@ -2,7 +2,8 @@
 
 import re
 from collections.abc import Callable
-from typing import Any, get_args
+from dataclasses import fields
+from typing import Any
 
 import open_clip
 import torch
@@ -12,9 +13,9 @@ from open_clip.transformer import TextTransformer, VisionTransformer, text_globa
 from timm.layers import AttentionPoolLatent
 from torch import Tensor, nn
 
-from powerclip.config import ScoringConfig, from_dict
-from powerclip.config.values import ImagePool, PhraseContext, PhraseNorm, PhraseUnit, TextPool, Tower
-from powerclip.errors import PowerclipError, one_of
+from powerclip.config import PoolingConfig, ScoringConfig, from_dict
+from powerclip.config.values import Tower
+from powerclip.errors import PowerclipError
 from powerclip.model.alone import PackedPhrases, pack_phrases
 from powerclip.model.pooling import (
     at_least_float32,
@@ -43,9 +44,8 @@ class PowerCLIP(nn.Module):
 
         Args:
             backbone: open_clip's model.
-            config: what is saved with the weights: ``text_pool``, ``phrase_norm`` and optionally ``image_pool``,
-                ``phrase_unit``, ``phrase_context`` and ``scoring``; for models that can be saved also ``model``,
-                open_clip's config.
+            config: what is saved with the weights: the settings of ``PoolingConfig``, and ``scoring``; for models that
+                can be saved also ``model``, open_clip's config.
 
         Raises:
             PowerclipError: a tower has no dense outputs in the joint space.
@@ -55,20 +55,10 @@ class PowerCLIP(nn.Module):
         _check_towers(backbone)
         self.backbone: Any = backbone
         self.config = config
-        self.image_pool: ImagePool = config.get("image_pool", "avg")
-        self.text_pool: TextPool = config["text_pool"]
-        self.phrase_norm: PhraseNorm = config["phrase_norm"]
-        self.phrase_unit: PhraseUnit = config.get("phrase_unit", "phrase")
-        self.phrase_context: PhraseContext = config.get("phrase_context", "caption")
-        one_of("image_pool", self.image_pool, get_args(ImagePool))
-        for name, kind in (
-            ("text_pool", TextPool),
-            ("phrase_norm", PhraseNorm),
-            ("phrase_unit", PhraseUnit),
-            ("phrase_context", PhraseContext),
-        ):
-            one_of(name, getattr(self, name), get_args(kind))
-        self.text_pool = "tower" if self.text_pool == "argmax" else self.text_pool
+        pooling = PoolingConfig(**{f.name: config[f.name] for f in fields(PoolingConfig) if f.name in config})
+        self.image_pool, self.text_pool = pooling.image_pool, pooling.text_pool
+        self.phrase_norm, self.phrase_unit = pooling.phrase_norm, pooling.phrase_unit
+        self.phrase_context = pooling.phrase_context
         pool = getattr(backbone.visual.trunk, "attn_pool", None) if isinstance(backbone.visual, TimmModel) else None
         if pool is not None and self.image_pool == "avg":  # the mean does not ask where the tower would look
             for parameter in (pool.latent, *pool.q.parameters(), *pool.q_norm.parameters(), *pool.k_norm.parameters()):

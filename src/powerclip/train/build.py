@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,18 +20,17 @@ from powerclip.model import PowerCLIP, add_lora, create_model, make_tokenizer, m
 def build_model(config: TrainConfig) -> PowerCLIP:
     """The model a config describes, with a tower frozen or with LoRA if it says so."""
     m, siglip = config.model, config.objective.uses_siglip  # None: as the model is
+    bias: dict[str, Any] = {}
+    if siglip:
+        bias = {"init_logit_scale": INIT_LOGIT_SCALE, "init_logit_bias": INIT_LOGIT_BIAS}
     model = create_model(
         m.name,
         pretrained=m.pretrained,
-        image_pool=m.image_pool,
-        text_pool=m.text_pool,
-        phrase_norm=m.phrase_norm,
-        phrase_unit=m.phrase_unit,
-        phrase_context=m.phrase_context,
+        **vars(m.pooling),
         scoring=config.objective.scoring,
         image_size=m.image_size,
         context_length=m.context_length,
-        **({"init_logit_scale": INIT_LOGIT_SCALE, "init_logit_bias": INIT_LOGIT_BIAS} if siglip else {}),
+        **bias,
     )
     if model.logit_bias is not None and siglip is False:
         model.logit_bias.requires_grad_(False)  # no other loss uses it
