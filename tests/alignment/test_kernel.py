@@ -12,12 +12,12 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 @pytest.fixture
 def without_triton(monkeypatch):
-    kernel._fused.cache_clear()
+    kernel.find_kernel.cache_clear()
     monkeypatch.delitem(sys.modules, "powerclip.alignment.fused", raising=False)
     monkeypatch.delattr("powerclip.alignment.fused", raising=False)
     monkeypatch.setitem(sys.modules, "triton", None)  # the import fails
     yield
-    kernel._fused.cache_clear()
+    kernel.find_kernel.cache_clear()
 
 
 def inputs_of(*shape, seed=0):

@@ -37,7 +37,7 @@ def texts(caption, tree):
 
 @pytest.fixture(autouse=True)
 def fresh_log(monkeypatch):
-    monkeypatch.setattr(published, "_logged", set())
+    monkeypatch.setattr(published, "logged", set())
 
 
 @pytest.mark.parametrize(

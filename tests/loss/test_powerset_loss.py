@@ -210,7 +210,8 @@ def test_a_calibrated_zeta_follows_its_momentum():
     first = float(module.zeta_estimate)
     other = batch(seed=1, C=30)
     fresh = PowersetAlignmentLoss(zeta="calibrated")
-    fresh._steps = 1  # so that it fits the same pairs as the second step
+    later = {**fresh.state_dict(), "steps": torch.tensor(1)}  # so that it fits the same pairs as the second step
+    fresh.load_state_dict(later)
     fresh(*other)
     module(*other)
     assert float(module.zeta_estimate) == pytest.approx(0.9 * first + 0.1 * float(fresh.zeta_estimate), rel=1e-5)

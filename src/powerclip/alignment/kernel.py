@@ -25,7 +25,7 @@ COMPUTE_CAPABILITY = (8, 0)
 def check_backend(backend: Backend) -> None:
     """Raise ValueError if there is no such backend, or it is "triton" and that is not installed."""
     one_of("backend", backend, get_args(Backend))
-    if backend == "triton" and _fused() is None:
+    if backend == "triton" and find_kernel() is None:
         _refuse(_MISSING)
 
 
@@ -72,7 +72,8 @@ _MISSING = "the package triton is not installed (it comes with torch on Linux)"
 
 
 @cache
-def _fused() -> ModuleType | None:
+def find_kernel() -> ModuleType | None:
+    """The module with the kernel; None without triton."""
     try:
         from powerclip.alignment import fused
     except ImportError:
@@ -85,7 +86,7 @@ def _kernel(vectors: MaskedVectors, scoring: Scoring) -> ModuleType | None:
     on_gpu, backend = vectors.values.device.type == "cuda", scoring.backend
     if backend == "torch" or (backend == "auto" and not on_gpu):
         return None
-    fused = _fused()
+    fused = find_kernel()
     obstacle = None
     if fused is None:
         obstacle = _MISSING

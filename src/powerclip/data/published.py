@@ -31,7 +31,8 @@ PARSER = "njson"
 """What the trees that are read here name as their parser."""
 
 log = logging.getLogger(__name__)
-_logged: set[str] = set()
+logged: set[str] = set()
+"""Kinds of messages that this process has logged."""
 
 
 def read_patch_regions(files: Mapping[str, bytes]) -> tuple[tuple[int, ...], ...] | None:
@@ -132,6 +133,6 @@ def _integers(files: Mapping[str, bytes], name: str) -> NDArray[np.int64]:
 
 def _log_once(kind: str, message: str, *values: object) -> None:
     """Log one message of a kind in each process."""
-    if kind not in _logged:
-        _logged.add(kind)
+    if kind not in logged:
+        logged.add(kind)
         log.warning(message, *values)
