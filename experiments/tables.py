@@ -13,11 +13,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from curves import curves
 from scipy.stats import t as student
 from studies import STUDIES, Study
 
 from powerclip.files import atomic_write, read_json
-from powerclip.report.plots import PANELS, Panel, comparison_plot, curves, png
+from powerclip.report.plots import PANELS, Panel, comparison_plot, png
 from powerclip.report.tables import Cell, Spread, Table
 
 HERE = Path(__file__).parent

@@ -18,7 +18,7 @@ from powerclip.evaluate.datasets.clip_benchmark import read_webdataset
 from powerclip.evaluate.results import Evaluation, Origin
 from powerclip.files import SUMS
 from powerclip.model import save
-from powerclip.report.plots import PANELS, curves
+from powerclip.report.plots import PANELS, series
 from powerclip.report.tables import notes, results_table, seeds_table
 from powerclip.runs import RunFolder, read_metrics
 from tests.support.layouts import webdataset
@@ -112,14 +112,13 @@ def test_the_records_of_a_run(tmp_path_factory, data, status):
 LINE = {"step": 3, "samples_seen": 24, "loss": 2.5, "loss_clip": 2.0, "learning_rate": 1e-3, "samples_per_s": 9.0}
 
 
-@settings(max_examples=25)  # each draws a figure
 @given(st.lists(contents(LINE, as_json), max_size=4))
 def test_metrics_and_their_curves(tmp_path_factory, lines):
     path = tmp_path_factory.mktemp("run") / "metrics.jsonl"
     path.write_bytes(b"\n".join(lines) + b"\n" + json.dumps(LINE).encode() + b"\n")
     found = is_read(lambda: read_metrics(path), path)
     assert found[-1] == LINE
-    curves({"run": found}, PANELS)
+    json.dumps(series({"run": found}, PANELS), allow_nan=False)
 
 
 EVALUATION = {

@@ -1,4 +1,4 @@
-"""Figures of training curves and of comparisons."""
+"""Training curves as a page's script draws them, and figures of comparisons."""
 
 import io
 import statistics
@@ -7,13 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogFormatter
-from numpy.typing import NDArray
 
 from powerclip.evaluate.averages import HEADLINES
 from powerclip.report.tables import Spread, Table, printable
@@ -112,33 +109,6 @@ STYLE = {
 }
 
 
-@rc_context(STYLE)
-def curves(metrics: Mapping[str, Sequence[Mapping[str, Any]]], panels: Sequence[Panel] = PANELS) -> Figure:
-    """The panels side by side: each run's values, faint, under a smoothed line; what is not a number is left out."""
-    figure = Figure(figsize=(11 / 4 * len(panels), 2.9), layout="constrained")
-    row = figure.subplots(1, len(panels), squeeze=False)[0]
-    for axes, panel in zip(row, panels, strict=True):
-        for number, lines in enumerate(metrics.values()):
-            for name, style in zip(panel.names, ("-", "--"), strict=False):
-                _curve(axes, lines, name, color=f"C{number}", style=style, positive=panel.logarithmic)
-        if panel.logarithmic and axes.lines:
-            axes.set_yscale("log")
-            axes.yaxis.set_major_formatter(LogFormatter())  # the usual one writes formulas
-            axes.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False))
-        axes.set(title=panel.title, xlabel="step", ylim=panel.limits)
-    _legend(row[0], metrics, linewidth=1.6)
-    return figure
-
-
-def _curve(
-    axes: Axes, lines: Sequence[Mapping[str, Any]], name: str, *, color: str, style: str, positive: bool
-) -> None:
-    if points := _points(lines, name, positive=positive):
-        steps, values = np.asarray(points, dtype=float).T
-        axes.plot(steps, values, style, color=color, alpha=0.25, linewidth=0.8)
-        axes.plot(steps, smooth(values), style, color=color, linewidth=1.6)
-
-
 def evaluation_panels(metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Panel]:
     """A panel for the mean, and for each headline metric of each task, that was measured during training."""
     names = {name for lines in metrics.values() for line in lines for name in line if name.startswith("eval/")}
@@ -161,7 +131,7 @@ def series(metrics: Mapping[str, Sequence[Mapping[str, Any]]], panels: Sequence[
                 {"run": number, "dashed": name != panel.names[0], "points": points}
                 for number, lines in enumerate(metrics.values())
                 for name in panel.names
-                if (points := _binned(_points(lines, name, positive=panel.logarithmic)))
+                if (points := _binned(points_of(lines, name, positive=panel.logarithmic)))
             ],
         }
         for panel in panels
@@ -175,7 +145,8 @@ def _binned(points: Sequence[tuple[float, float]]) -> list[list[float]]:
     return [[step, *(float(f"{f(values):.5g}") for f in (statistics.fmean, min, max))] for step, values in found]
 
 
-def _points(lines: Sequence[Mapping[str, Any]], name: str, *, positive: bool) -> list[tuple[float, float]]:
+def points_of(lines: Sequence[Mapping[str, Any]], name: str, *, positive: bool) -> list[tuple[float, float]]:
+    """Step and value where a metric is a number; only above 0 if it is to be ``positive``."""
     pairs: list[tuple[Any, Any]] = [(line["step"], line.get(name)) for line in lines]
     return [pair for pair in pairs if all(map(is_number, pair)) and (pair[1] > 0 or not positive)]
 
@@ -197,21 +168,15 @@ def comparison_plot(table: Table) -> Figure:
     labels = ["\n".join(printable(str(cell)) for cell in row[:2]) for row in table.rows]
     axes.set_xticks(range(len(labels)), labels, rotation=40, ha="right")
     axes.set_ylabel("%")
-    _legend(axes, names, linewidth=5, alpha=0.75, ncols=len(names), loc="lower center", bbox_to_anchor=(0.5, 1))
+    legend(axes, names, linewidth=5, alpha=0.75, ncols=len(names), loc="lower center", bbox_to_anchor=(0.5, 1))
     return figure
 
 
-def _legend(axes: Axes, names: Iterable[str], *, linewidth: float, alpha: float = 1.0, **options: Any) -> None:
+def legend(axes: Axes, names: Iterable[str], *, linewidth: float, alpha: float = 1.0, **options: Any) -> None:
     """Name the colours C0, C1, ... (lines' own labels may not begin with "_")."""
     shown = [printable(name) for name in names]
     keys = [Line2D([], [], color=f"C{number}", linewidth=linewidth, alpha=alpha) for number in range(len(shown))]
     axes.legend(keys, shown, **options)
-
-
-def smooth(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean over a window of a twentieth of the curve, shorter at its ends; as long as the curve."""
-    window = np.ones(max(1, len(values) // 20))
-    return np.convolve(values, window, "same") / np.convolve(np.ones(len(values)), window, "same")
 
 
 def is_number(value: object) -> bool:
