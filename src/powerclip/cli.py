@@ -318,7 +318,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand; return the exit status: 0 success, 2 wrong usage, 1 failure."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv[:1] in ([], ["-h"], ["--help"]):
-        print(_overview())
+        lines = (f"  {name:12}{(command.__doc__ or '').splitlines()[0]}" for name, command in COMMANDS.items())
+        print("usage: powerclip COMMAND [options]\n", *lines, "\npowerclip COMMAND --help shows its options.", sep="\n")
         return 0 if argv else 2
     if argv[0] == "--version":
         print(f"powerclip {powerclip.__version__}")
@@ -347,11 +348,6 @@ def _fail(error: BaseException, status: int, message: str = "") -> int:
     process = f" [process {os.environ['RANK']}]" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
     print(f"powerclip{process}: " + " ".join(said.split()), file=sys.stderr)
     return status
-
-
-def _overview() -> str:
-    lines = "\n".join(f"  {name:12}{(command.__doc__ or '').splitlines()[0]}" for name, command in COMMANDS.items())
-    return f"usage: powerclip COMMAND [options]\n\n{lines}\n\npowerclip COMMAND --help shows its options."
 
 
 def _recipe_of(argv: Sequence[str]) -> TrainConfig:

@@ -31,9 +31,7 @@ PAIRS_AT_ONCE = 1024
 """Pairs of an image and a caption that are scored together."""
 
 
-@cache
-def _default_parser() -> Parser:
-    return load_parser()
+default_parser = cache(load_parser)
 
 
 def _padded(rows: Sequence[Tensors]) -> MaskedVectors:
@@ -63,7 +61,7 @@ class PowersetScorer:
         one_of("regions", regions, get_args(ScoreRegions))
         self.encoder, self.regions = encoder, regions
         self.model = powerclip_model(encoder.model, "the powerset score", hint="; use score='global'")
-        self.parser = parser or _default_parser()
+        self.parser = parser or default_parser()
         self.transform = make_transforms(self.model)[1]
         self.boxes = fixed_boxes(self.model.grid_size)
 

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -68,7 +67,9 @@ def evaluate_model(
     with process_group(config.device) as place:
         given = load(model) if config.pretrained is None else load_open_clip(model, config.pretrained)
         loaded, preprocess, tokenizer = given
-        tasks, absent = _read(names, config.data, pairs, size=config.size, image_size=_image_size(loaded))
+        size = (loaded if isinstance(loaded, PowerCLIP) else loaded.visual).image_size  # open_clip's may be a number
+        height = size if isinstance(size, int) else size[0]
+        tasks, absent = _read(names, config.data, pairs, size=config.size, image_size=height)
         tasks = _named(tasks, config)
         origins = {id(task): origin for task, origin in tasks}
         absent |= skipped(loaded, [task for task, _ in tasks])
@@ -244,12 +245,6 @@ def _read(
         for where, of_data, complete in found:
             tasks += [(t, origin_of(t, suite=name, data=where, of=complete.get(t.name))) for t in of_data]
     return tasks, absent
-
-
-def _image_size(model: Any) -> int:
-    """The height that images of a model have, ours or open_clip's."""
-    size = (model if isinstance(model, PowerCLIP) else model.visual).image_size
-    return int(size if isinstance(size, int) else size[0])
 
 
 def digest_of(model: nn.Module) -> str:

@@ -101,13 +101,11 @@ def skipped(model: object, tasks: Sequence[Task]) -> dict[str, str]:
     if isinstance(model, PowerCLIP):
         return {}
     reason = f"it needs the regions and phrases of a PowerCLIP model, which {type(model).__name__} does not have"
-    return {task.name: reason for task in tasks if _is_dense(task)}
-
-
-def _is_dense(task: Task) -> bool:
-    """Whether a task is about parts of images."""
-    dense = isinstance(task, Grounding | Segmentation)
-    return dense or any(isinstance(shown, Region) for shown in images_of(task))
+    return {
+        task.name: reason
+        for task in tasks
+        if isinstance(task, Grounding | Segmentation) or any(isinstance(shown, Region) for shown in images_of(task))
+    }
 
 
 def jobs_of(tasks: Sequence[Task], scores: Sequence[Score], regions: ScoreRegions = "grid") -> list[Job]:

@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 import open_clip
@@ -174,11 +173,12 @@ def describe(model: PowerCLIP) -> str:
     ranks = [len(parameter) for name, parameter in model.named_parameters() if ".lora_A." in name]
     lora = f", LoRA of rank {ranks[0]} in {len(ranks)} layers" if ranks else ""
     bias = "" if model.logit_bias is None else f", bias {model.logit_bias.item():.4g}"
+    mean = "/".join(f"{value:.3g}" for value in preprocess["mean"])
     (height, width), tensors = model.image_size, len(model.state_dict()) - 2 * len(ranks)
     return (
         f"Model: {model.config.get('start', 'unknown')} ({tensors} tensors, {activations}, image_pool {model.image_pool}, "
         f"text_pool {model.text_pool}, {height} x {width} pixels {preprocess['interpolation']} "
-        f"{preprocess['resize_mode']}, mean {_numbers(preprocess['mean'])}, {model.context_length} tokens, "
+        f"{preprocess['resize_mode']}, mean {mean}, {model.context_length} tokens, "
         f"scale {model.logit_scale.exp().item():.4g}{bias}{lora})"
     )
 
@@ -200,10 +200,6 @@ def architecture(model: PowerCLIP) -> dict[str, Any]:
         },
         **{f"shape of {name}": tuple(value.shape) for name, value in model.state_dict().items()},
     }
-
-
-def _numbers(values: Sequence[float]) -> str:
-    return "/".join(f"{value:.3g}" for value in values)
 
 
 def make_tokenizer(model: PowerCLIP) -> Tokenizer:

@@ -143,7 +143,10 @@ class _Loop:
         batches = self.loader.steps(step, pieces=config.parallel.accumulate)
         saved, minutes = time.monotonic(), config.checkpoint_every_minutes
         # A run that was killed between its last checkpoint and the evaluation due there evaluates first.
-        missed = step > 0 and self.evaluator.due(step) and rank() == 0 and not self._was_evaluated(step)
+        missed = step > 0 and self.evaluator.due(step) and rank() == 0
+        if missed:
+            lines = read_metrics(RunFolder(self.engine.output).metrics_file)
+            missed = not any(line["step"] == step and "eval/mean" in line for line in lines)
         stopping, missed = any_rank(stop.requested, missed)
         if missed:
             self._evaluate(step)
@@ -166,10 +169,6 @@ class _Loop:
                 self._evaluate(step)
                 window = _Window()
         return step
-
-    def _was_evaluated(self, step: int) -> bool:
-        lines = read_metrics(RunFolder(self.engine.output).metrics_file)
-        return any(line["step"] == step and "eval/mean" in line for line in lines)
 
     def _evaluate(self, step: int) -> None:
         self.report(step, "evaluating ...")

@@ -6,7 +6,7 @@ that gives the caption back is left out, which counts as right where all do, as 
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -24,10 +24,16 @@ MAX_WORDS = 30
 
 def order_task(name: str, captions: Retrieval) -> HardNegatives:
     """Every caption of a retrieval task against its shufflings; PowerclipError without spaCy's English model."""
+    import spacy
+
     random = np.random.default_rng(SEED)
+    tagger: Any = spacy.load(english_model(), exclude=["ner", "lemmatizer", "parser"])
     pairs = [(image, text) for image, texts in zip(captions.images, captions.captions, strict=True) for text in texts]
     items = []
-    for (image, text), (words, tags) in zip(pairs, _tagged(clean(text) for _, text in pairs), strict=True):
+    for (image, text), document in zip(
+        pairs, tagger.pipe((clean(text) for _, text in pairs), batch_size=256), strict=True
+    ):
+        words, tags = [word.text for word in document], [word.tag_ for word in document]
         wrong = [shuffled for shuffled in shufflings(words, tags, random) if shuffled != " ".join(words)]
         items.append(HardNegative(image=image, positive=clean(text), negatives=wrong, kind="order"))
     return HardNegatives(name=name, items=items)
@@ -61,11 +67,3 @@ def _permuted(words: Sequence[str], places: Sequence[int], random: np.random.Gen
     for place, source in zip(places, random.permutation(len(places)), strict=True):
         result[place] = words[places[source]]
     return result
-
-
-def _tagged(captions: Iterable[str]) -> Iterable[tuple[list[str], list[str]]]:
-    import spacy
-
-    tagger: Any = spacy.load(english_model(), exclude=["ner", "lemmatizer", "parser"])
-    for document in tagger.pipe(captions, batch_size=256):
-        yield [word.text for word in document], [word.tag_ for word in document]
