@@ -4,11 +4,10 @@ import csv
 import hashlib
 import json
 import re
-from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache, partial
-from itertools import accumulate, chain, islice, repeat
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -16,8 +15,8 @@ from urllib.parse import unquote, urlsplit
 from powerclip.config import PrepareConfig
 from powerclip.data.limits import MAX_MEMBER_BYTES
 from powerclip.data.sample import CAPTION_EXTENSION
-from powerclip.errors import BadSampleError, PowerclipError, did_you_mean, needs_extra
-from powerclip.files import read_json
+from powerclip.errors import BadSampleError, PowerclipError, did_you_mean
+from powerclip.prepare.arrow import arrow_rows, dataset_parts, shape_of
 from powerclip.prepare.pairs import (
     Cell,
     Item,
@@ -50,15 +49,6 @@ MAX_CELL = 2**20
 
 PROBED = 100
 """The columns of a JSONL file are the keys of its first lines, this many."""
-
-BATCH_ROWS = 32
-"""Rows of a Parquet file held in memory at once."""
-
-MAX_INFLATION = 100
-"""A column of a row group that is larger than an image may be, and this many times its size in the file, is not read:
-its pages are decompressed as a whole. Images do not compress."""
-
-UNREADABLE = "row cannot be read"
 
 Row = tuple[Any, ...] | str
 """Some cells of a row, the image first and its captions behind; or why the row is not usable."""
@@ -191,8 +181,8 @@ def read_table(path: Path, config: PrepareConfig) -> tuple[list[str], Callable[[
     PowerclipError if the table cannot be read.
     """
     if path.suffix.lower() == ".parquet":
-        columns, count = _shape_of(path)
-        return columns, lambda places: _arrow_rows(path, tuple(columns[i] for i in places), 0, count)
+        columns, count = shape_of(path)
+        return columns, lambda places: arrow_rows(path, tuple(columns[i] for i in places), 0, count)
     try:
         columns, _ = _text_rows(path, header=config.header)
     except (OSError, ValueError, csv.Error) as error:
@@ -312,7 +302,7 @@ def open_dataset(folder: Path, config: PrepareConfig) -> Source:
         first = folder / (splits or ["?"])[0]
         raise PowerclipError(f"{folder} holds the splits {', '.join(splits)}; name one: {first}")
     source = open_arrow([folder], config)
-    used = {folder / name for name in (*DATASET_FILES, *_dataset_parts(folder))}
+    used = {folder / name for name in (*DATASET_FILES, *dataset_parts(folder))}
     return replace(source, ignored=count_kinds(set(folder.iterdir()) - used))
 
 
@@ -324,7 +314,7 @@ def open_arrow(paths: Sequence[Path], config: PrepareConfig, *, ignored: Mapping
     chunks, first = [], 0
     names: tuple[str, ...] = ()
     for path in paths:
-        columns, rows = _shape_of(path)
+        columns, rows = shape_of(path)
         places = find_columns(path, columns, config, config.image_column, IMAGE_COLUMNS, "image-column")
         names = tuple(columns[i] for i in places)
         if twice := [name for name in names if columns.count(name) > 1]:
@@ -340,89 +330,8 @@ def open_arrow(paths: Sequence[Path], config: PrepareConfig, *, ignored: Mapping
     return Source(chunks=chunks, count=len(chunks), fingerprint=fingerprint, ignored=ignored or {})
 
 
-def _shape_of(path: Path) -> tuple[list[str], int]:
-    """``_shape``, or PowerclipError."""
-    with needs_extra(str(path), "parquet"):
-        from pyarrow import ArrowException
-    try:
-        return _shape(path)
-    except (ArrowException, OSError, ValueError, KeyError, TypeError) as error:
-        raise PowerclipError(f"cannot read the table {path}: {error}") from error
-
-
-def _shape(path: Path) -> tuple[list[str], int]:
-    """Names of the columns, and number of rows."""
-    from pyarrow.parquet import ParquetFile
-
-    if path.is_dir():
-        return _dataset(path).column_names, _dataset(path).num_rows
-    file = ParquetFile(path)
-    rows, size = file.metadata.num_rows, path.stat().st_size
-    if not 0 <= rows <= size:
-        raise ValueError(f"it claims {rows} rows in {size} bytes")
-    return file.schema_arrow.names, rows
-
-
-def _dataset_parts(folder: Path) -> list[str]:
-    """The names of the files that hold the rows of a datasets folder."""
-    return [Path(file["filename"]).name for file in read_json(folder / "state.json")["_data_files"]]
-
-
-@lru_cache(maxsize=4)
-def _dataset(folder: Path) -> Any:
-    """The table in a datasets folder, which takes no memory until its rows are used."""
-    import pyarrow
-
-    maps = (pyarrow.memory_map(str(folder / name)) for name in _dataset_parts(folder))
-    return pyarrow.concat_tables(pyarrow.ipc.open_stream(file).read_all() for file in maps)
-
-
 def _arrow_items(
     path: Path, columns: tuple[str, ...], start: int, end: int, first: int, *, lines: bool
 ) -> Iterator[Item]:
-    rows, folder = _arrow_rows(path, columns, start, end), path if path.is_dir() else path.parent
+    rows, folder = arrow_rows(path, columns, start, end), path if path.is_dir() else path.parent
     return table_items(rows, first, folder, captions=sources_of(columns[1:]), lines=lines)
-
-
-def _arrow_rows(path: Path, columns: tuple[str, ...], start: int, end: int) -> Iterator[Row]:
-    """The rows of a table from one number to another; those from a damaged page on cannot be read."""
-    from pyarrow import ArrowException
-
-    try:
-        for position, batch in _batches(path, columns, start, end):
-            for i in range(max(0, start - position), min(len(batch), end - position)):
-                start += 1
-                try:
-                    yield tuple(batch.column(name)[i].as_py() for name in columns)
-                except UnicodeDecodeError:
-                    yield "text not UTF-8"
-                except (ArrowException, ValueError, OverflowError):
-                    yield UNREADABLE
-    except (ArrowException, OSError, ValueError):
-        pass
-    yield from repeat(UNREADABLE, end - start)
-
-
-def _batches(path: Path, columns: tuple[str, ...], start: int, end: int) -> Iterator[tuple[int, Any]]:
-    """The batches of a table that hold some rows, each with the number of its first row."""
-    from pyarrow.parquet import ParquetFile
-
-    names = list(dict.fromkeys(columns))
-    if path.is_dir():
-        position, batches = start, _dataset(path).slice(start, end - start).select(names).to_batches(BATCH_ROWS)
-    else:
-        file = ParquetFile(path, buffer_size=2**20, pre_buffer=False)  # in pieces, not a column as one
-        ends = list(accumulate(file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)))
-        groups = range(bisect_right(ends, start), bisect_left(ends, end) + 1)
-        for group in map(file.metadata.row_group, groups):
-            for column in map(group.column, range(group.num_columns)):
-                limit = max(MAX_MEMBER_BYTES, MAX_INFLATION * column.total_compressed_size)
-                if column.path_in_schema.split(".")[0] in names and column.total_uncompressed_size > limit:
-                    raise ValueError(
-                        f"column {column.path_in_schema} inflates to {column.total_uncompressed_size} bytes"
-                    )
-        position = ends[groups[0] - 1] if groups[0] else 0
-        batches = file.iter_batches(batch_size=BATCH_ROWS, row_groups=groups, columns=names)
-    for batch in batches:
-        yield position, batch
-        position += len(batch)
