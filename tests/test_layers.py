@@ -9,11 +9,12 @@ import powerclip
 SOURCE = Path(powerclip.__file__).parent
 TESTS = Path(__file__).parent
 
-LEAVES = {"errors", "config", "types", "tasks", "files", "pixels"}
+LEAVES = {"errors", "config", "types", "tasks", "files", "pixels", "progress"}
 MAY_IMPORT = {
     "errors": set(),
     "files": set(),
     "types": set(),
+    "progress": set(),
     "tasks": set(),
     "config": {"errors"},
     "pixels": {"errors"},

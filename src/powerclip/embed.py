@@ -26,8 +26,8 @@ from powerclip.prepare.output import reserved
 from powerclip.prepare.pairs import Chunk, Pair, UnusedFileError
 from powerclip.prepare.source import open_source
 from powerclip.prepare.workers import run_local
+from powerclip.progress import progress_bar
 from powerclip.runs import require_free
-from powerclip.train.log import progress_bar
 
 
 class Part(NamedTuple):
@@ -72,7 +72,7 @@ def embed(model: str, source: str, output: Path, config: EmbedConfig | None = No
             for path, chunk in zip(paths, pairs.chunks, strict=False)
             if not path.exists()
         )
-        bar = progress_bar("embedding, parts", steps=len(paths), done=made, console=console)
+        bar = progress_bar("embedding", steps=len(paths), done=made, unit="parts", console=console)
         with bar as show, closing(run_local(embed_part, parts, workers=config.workers)) as results:
             for number, (_, rows) in enumerate(results, start=made + 1):
                 new += rows

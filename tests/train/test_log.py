@@ -1,18 +1,13 @@
 import dataclasses
-import io
-import re
 import sys
 from contextlib import closing
-from datetime import timedelta
 
 import pytest
-from rich.console import Console
 
 from powerclip.errors import PowerclipError
 from powerclip.recipes import recipe
 from powerclip.runs import read_metrics
-from powerclip.train import log
-from powerclip.train.log import MetricsLog, find_tracker, progress_bar
+from powerclip.train.log import MetricsLog, find_tracker
 
 TINY = recipe("scenes_tiny")
 
@@ -35,38 +30,6 @@ def test_a_resumed_log_holds_every_step_once(tmp_path):
         (5, 2.0),
     ]
     assert list((tmp_path / "tensorboard").iterdir())
-
-
-def test_without_a_terminal_progress_is_ten_lines():
-    out = io.StringIO()
-    with progress_bar("run", steps=50, console=Console(file=out, width=200)) as report:
-        for step in range(1, 51):
-            report(step, "loss 1")
-    lines = out.getvalue().splitlines()
-    assert lines[0].startswith("run: 5/50 steps, loss 1, 0:00:0") and lines[0].endswith(" left")
-    assert len(lines) == 10
-
-
-def test_a_long_run_without_a_terminal_says_every_minute_how_long_it_will_take(monkeypatch):
-    out, clock = io.StringIO(), [0.0]
-    monkeypatch.setattr(log.time, "monotonic", lambda: clock[0])
-    with progress_bar("run", steps=10_000, done=100, console=Console(file=out, width=200)) as report:
-        for step in range(101, 200):
-            clock[0] += 20
-            report(step, "loss 1")
-    lines = out.getvalue().splitlines()
-    assert len(lines) == 33
-    assert lines[0] == f"run: 103/10000 steps, loss 1, {timedelta(seconds=20 * (10_000 - 103))} left"
-
-
-def test_a_bar_knows_the_remaining_time_though_it_is_updated_seldom():
-    out, clock = io.StringIO(), [0.0]
-    console = Console(file=out, width=200, force_terminal=True, get_time=lambda: clock[0])
-    with progress_bar("run", steps=100, console=console) as report:
-        for step in (10, 20, 30):
-            clock[0] += 100
-            report(step, "")
-    assert "left 0:11:40" in re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", out.getvalue())  # 700 s
 
 
 def test_what_is_not_finite_is_null(tmp_path):

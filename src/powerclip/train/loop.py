@@ -19,12 +19,13 @@ from powerclip.data.loader import Data, Loader, OpenedData, open_data
 from powerclip.distributed import any_rank, process_group, rank, rank0_first, world_size
 from powerclip.errors import PowerclipError
 from powerclip.model import describe
+from powerclip.progress import Report, progress_bar
 from powerclip.runs import RunFolder, read_metrics, step_of
 from powerclip.train import checkpoint
 from powerclip.train.build import build_cache, build_loader, build_model
 from powerclip.train.estimate import estimate
 from powerclip.train.evaluator import Evaluator
-from powerclip.train.log import MetricsLog, Report, find_tracker, progress_bar
+from powerclip.train.log import MetricsLog, find_tracker
 from powerclip.train.signals import Stop, stop_on_signal
 from powerclip.train.step import Engine
 from powerclip.types import Batch, LossOutput

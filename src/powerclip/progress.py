@@ -1,0 +1,50 @@
+"""How far work has come: a bar in a terminal, lines elsewhere."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+SPEED_OVER_S = 1800.0
+"""The remaining time is estimated from the speed over this long: metrics may come minutes apart."""
+
+LINE_EVERY_S = 60.0
+"""Time between lines of progress if there is no terminal to show a bar."""
+
+Report = Callable[[int, str], None]
+"""Shows that this many steps are done, with a short text."""
+
+
+@contextmanager
+def progress_bar(title: str, *, steps: int, done: int = 0, unit: str = "steps", console: Console) -> Iterator[Report]:
+    """A progress bar with the remaining time; in a file or a pipe, a line every minute and every tenth of the steps."""
+    if console.is_terminal:
+        columns = (
+            TextColumn("[bold]{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[text]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=console, speed_estimate_period=SPEED_OVER_S) as progress:
+            task = progress.add_task(title, total=steps, completed=done, text="")
+            yield lambda step, text: progress.update(task, completed=step, text=text)
+        return
+    start = last = time.monotonic()
+    tenth = 10 * done // max(1, steps)
+
+    def report(step: int, text: str) -> None:
+        nonlocal last, tenth
+        reached, now = 10 * step // steps, time.monotonic()
+        if reached == tenth and now - last < LINE_EVERY_S:
+            return
+        tenth, last = reached, now
+        left = timedelta(seconds=round((now - start) / max(1, step - done) * (steps - step)))
+        console.print(f"{title}: {step}/{steps} {unit}, {text}, {left} left", highlight=False, soft_wrap=True)
+
+    yield report
