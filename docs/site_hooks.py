@@ -41,3 +41,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         return f"]({name}"
 
     return re.sub(r"\]\((?!\w+:|#)([^)#\s]+)", inside, markdown)
+
+
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Keep options in the text whole: browsers would break lines after their dashes."""
+    return re.sub(r"(?<=[\s>])--[a-z][\w.-]*\w", r'<span class="option">\g<0></span>', html)
