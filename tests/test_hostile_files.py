@@ -5,7 +5,7 @@ import tracemalloc
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import powerclip
@@ -134,6 +134,7 @@ EVALUATION = {
 
 
 @given(contents(EVALUATION, as_json))
+@example(as_json({**EVALUATION, "measured_on": {"dtd": {**EVALUATION["measured_on"]["dtd"], "data": None}}}).encode())
 def test_an_evaluation_and_its_tables(tmp_path_factory, content):
     folder = tmp_path_factory.mktemp("run")
     (folder / "evaluation.json").write_bytes(content)
@@ -180,7 +181,7 @@ def test_a_model_without_checksums(model, data):
     st.binary(max_size=30)
     | st.text(max_size=30).map(lambda text: text.encode("utf-8", "surrogatepass"))
     | st.sampled_from(
-        [b"3000000000", b"2" * 5000, b"{c:2000000000}", b"{0.__class__}", b"{c!r:>9999999}", b"{c}\n" * 5]
+        [b"3000000000", b"2" * 6000, b"{c:2000000000}", b"{0.__class__}", b"{c!r:>9999999}", b"{c}\n" * 5]
     ),
 )
 def test_the_texts_of_a_benchmark(tmp_path_factory, name, content):
@@ -202,3 +203,15 @@ def test_the_index_of_a_shard(tmp_path_factory, data):
     is_read(lambda: list(read_index(shard)), shard)
     assert found is not None
     assert right[0].samples == 2
+
+
+@pytest.mark.parametrize(
+    "change", [{"model": None}, {"preprocess": None}, {"model": {"text_cfg": None}}, {"scoring": 3}]
+)
+def test_a_part_of_a_model_s_config_that_is_something_else(model, change):
+    valid = (model / "config.json").read_text()
+    (model / "config.json").write_text(as_json({**json.loads(valid), **change}))
+    try:
+        assert is_read(lambda: powerclip.load(model), model) is None
+    finally:
+        (model / "config.json").write_text(valid)

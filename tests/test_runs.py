@@ -127,9 +127,10 @@ def test_checkpoints_are_in_the_order_of_their_steps(tmp_path):
 def test_damaged_lines_of_metrics_are_left_out(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(
-        b'{"step": 1, "loss": 2.0}\n{"step": 2, "lo\n\x00\xff\n[3]\n{"loss": 1.0}\n{"step": 4}\n{"step": 5'
+        b'{"step": 1, "loss": 2.0}\n{"step": 2, "lo\n\x00\xff\n[3]\n{"loss": 1.0}\n{"step": true}\n{"step": 3.0}\n'
+        b'{"step": 4, "loss": NaN, "x": 1e999, "loss_clip": 1.5}\n{"step": 5'
     )
-    assert read_metrics(path) == [{"step": 1, "loss": 2.0}, {"step": 4}]
+    assert read_metrics(path) == [{"step": 1, "loss": 2.0}, {"step": 4, "loss": None, "x": None, "loss_clip": 1.5}]
     assert read_metrics(tmp_path / "missing") == []
 
 

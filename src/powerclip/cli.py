@@ -19,6 +19,7 @@ import powerclip
 from powerclip.config import EmbedConfig, EvaluateConfig, PrepareConfig, TrainConfig
 from powerclip.config.values import ExportTarget, Objective
 from powerclip.errors import PowerclipError, RunFailedError, did_you_mean
+from powerclip.launcher import end_with_launcher
 from powerclip.recipes import RECIPES, recipe
 from powerclip.silence import broken_silence
 
@@ -316,6 +317,7 @@ COMMANDS: dict[str, type[Any]] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand; return the exit status: 0 success, 2 wrong usage, 1 failure."""
+    end_with_launcher()
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv[:1] in ([], ["-h"], ["--help"]):
         lines = (f"  {name:12}{(command.__doc__ or '').splitlines()[0]}" for name, command in COMMANDS.items())

@@ -17,6 +17,10 @@ class BadSampleError(ValueError):
     """A sample that cannot be used; its message is the reason, in a few words, for counting."""
 
 
+class UnreadSampleError(BadSampleError):
+    """A sample whose file is not there or cannot be read, as it may be the next time."""
+
+
 def one_of(name: str, value: object, allowed: Iterable[object]) -> None:
     """Check an argument that has a few allowed values; ValueError names it and them."""
     values = tuple(allowed)

@@ -7,6 +7,7 @@ import os
 import secrets
 import shutil
 import socket
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,17 @@ MAX_SUMS_BYTES = 2**20
 
 MAX_JSON_BYTES = 16 * 2**20
 """A larger JSON file is refused: an ``index.json`` of 150,000 shards is smaller."""
+
+
+def _home() -> Path:
+    try:
+        return Path.home()
+    except RuntimeError:  # a user without one, as in some containers
+        return Path(tempfile.gettempdir())
+
+
+USER_CACHE = _home() / ".cache" / "powerclip"
+"""Where files of the user's are kept that can be made again."""
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import re
 import socket
@@ -196,15 +197,16 @@ def require_free(output: Path) -> None:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The objects with a "step" in a ``metrics.jsonl``, in order; lines that a crash has damaged are left out."""
+    """The objects with a "step" in a ``metrics.jsonl``, in order, None for NaN; lines that a crash damaged are left out."""
     lines = []
     for text in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
         try:
             line = json.loads(text)
         except (ValueError, RecursionError):
             continue
-        if isinstance(line, dict) and isinstance(line.get("step"), int):
-            lines.append(line)
+        if isinstance(line, dict) and type(line.get("step")) is int:
+            odd = (name for name, value in line.items() if isinstance(value, float) and not math.isfinite(value))
+            lines.append({**line, **dict.fromkeys(odd)})
     return lines
 
 

@@ -1,6 +1,8 @@
 """The door: captions are cleaned where they enter, and those that came with a tree keep the text that it refers to."""
 
 import json
+import math
+from dataclasses import replace
 
 import open_clip
 import pytest
@@ -105,8 +107,20 @@ def test_another_trainers_captions_are_cleaned_before_they_are_parsed():
         ({"png": one_colour(), "txt": b"\xff"}, "caption not UTF-8"),
         ({"png": one_colour(), "txt": b"a dog", "phrases.json": b"{}"}, "malformed phrases.json"),
         ({"png": one_colour(), "txt": b"a dog", "json": b"{"}, "malformed json"),
+        *(
+            ({"png": one_colour(), "txt": b"a dog", "json": b'{"a": [%s]}' % number}, "malformed json")
+            for number in (b"NaN", b"-Infinity", b"1e999")
+        ),
     ],
 )
 def test_a_sample_that_cannot_be_used_has_a_reason(files, reason):
     with pytest.raises(BadSampleError, match=reason):
         Sample.from_members("x", files)
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_a_number_that_json_lacks_is_not_written(number):
+    sample = Sample(key="a", image=one_colour(), image_extension="png", caption="a", metadata={"x": number, "y": 0.5})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        sample.members()
+    assert Sample.from_members("a", replace(sample, metadata={"y": 0.5}).members()).metadata == {"y": 0.5}

@@ -88,6 +88,21 @@ def test_what_would_not_be_read_back_is_not_written(changes, message, tmp_path):
     assert not list(tmp_path.glob("*.tar"))
 
 
+def test_two_samples_of_one_key_are_not_written(tmp_path):
+    with pytest.raises(ValueError, match=r"two samples of .*shard-000000.tar have the key 'a'; give each its own"):
+        write_shards([sample(), sample(caption="another")], tmp_path)
+    assert not list(tmp_path.glob("*.tar"))
+
+
+def test_an_image_never_gets_the_caption_of_another_sample_of_its_key(tmp_path):
+    files = [("a.jpg", b"1"), ("b.jpg", b"2"), ("b.txt", b"b"), ("a.jpg", b"3"), ("a.txt", b"of 3"), ("c.txt", b"c")]
+    write_tar(tmp_path / "a.tar", [*files, ("c.jpg", b"4")])
+    found = {place.key: place.files(only=place.members) for place in index_shard(tmp_path / "a.tar")}
+    assert found == {"a": {"jpg": b"1"}, "b": {"jpg": b"2", "txt": b"b"}, "c": {"txt": b"c", "jpg": b"4"}}
+    write_tar(tmp_path / "a.tar", sorted(files))  # apart, as some write them, is no reason to refuse
+    assert {"jpg", "txt"} == set(index_shard(tmp_path / "a.tar")[1].members)
+
+
 def test_samples_survive_their_shard(scenes):
     written, read = list(generate("train", count=50, seed=0)), list(read_shards(scenes))
     assert [path.name for path in find_shards(scenes)] == [f"shard-{i:06d}.tar" for i in range(3)]

@@ -7,6 +7,7 @@ import sys
 import open_clip
 import pytest
 import torch
+import transformers
 from open_clip.transform import PreprocessCfg
 from safetensors.torch import load_file, save_file
 
@@ -15,6 +16,9 @@ from powerclip.config import ModelConfig, ObjectiveConfig, TrainConfig
 from powerclip.errors import PowerclipError
 from powerclip.files import SUMS
 from powerclip.model import describe, save, start
+from powerclip.model.create import build
+from powerclip.model.hub import load_open_clip
+from powerclip.phrases import encode_caption, whole_caption_tree
 from powerclip.recipes import finetune_open_clip
 from powerclip.train.build import build_model
 from powerclip.types import Batch
@@ -280,6 +284,81 @@ def test_a_tokenizer_that_is_not_there_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(PowerclipError, match="needs transformers, which is not installed; pip install transformers"):
         powerclip.model.make_tokenizer(model)
+
+
+CODE = """import pathlib
+pathlib.Path(__file__).with_name("ran").touch()
+from transformers import PreTrainedTokenizerFast as Own
+"""
+
+
+@pytest.mark.parametrize("where", ["tokenizer_kwargs", "tokenizer_config.json", "both"])
+def test_no_code_of_a_tokenizer_is_run(where, tmp_path):
+    folder = tmp_path / "siglip"
+    siglip_folder(folder)
+    (folder / "own.py").write_text(CODE)
+    named = {"hf_tokenizer_name": str(folder)}
+    if where != "tokenizer_config.json":
+        named["tokenizer_kwargs"] = {"trust_remote_code": True}
+    if where != "tokenizer_kwargs":
+        settings = json.loads((folder / "tokenizer_config.json").read_text())
+        settings |= {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": [None, "own.Own"]}}
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    config = json.loads((folder / "open_clip_config.json").read_text())
+    config["model_cfg"]["text_cfg"] |= named
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    (folder / "model").mkdir()
+    own = {"model": config["model_cfg"], "image_pool": "tower", "text_pool": "tower", "phrase_norm": "unit"}
+    for read in (
+        lambda: powerclip.load(folder),
+        lambda: load_open_clip(f"local-dir:{folder}", str(folder / "open_clip_model.safetensors")),
+        lambda: powerclip.model.make_tokenizer(build({**own, "phrase_unit": "phrase", "phrase_context": "caption"})),
+    ):
+        try:
+            read()
+        except PowerclipError as error:
+            message = str(error)
+            assert "\n" not in message
+        else:
+            assert where == "tokenizer_config.json", "it is refused, or read without its code"
+    if where != "tokenizer_config.json":
+        assert "tokenizer_kwargs of the model's config is {'trust_remote_code': True}; it may hold clean," in message
+    assert not list(tmp_path.rglob("ran"))
+
+
+GEMMA = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *"redcubs\u2581", "re", "red", "\u2581c"]
+T5 = ["<pad>", "</s>", "<unk>", "\u2581", "\u2581red", "\u2581cu", "be", "s"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "words"),
+    [
+        ("T5TokenizerFast", {"vocab": [(piece, -float(i)) for i, piece in enumerate(T5)], "extra_ids": 0}, T5[4:]),
+        (
+            "GemmaTokenizerFast",
+            {
+                "vocab": {piece: i for i, piece in enumerate(GEMMA)},
+                "merges": [("r", "e"), ("re", "d"), ("\u2581", "c")],
+            },
+            ["red", "\u2581c", *"ubes"],
+        ),
+    ],
+)
+def test_siglip_s_tokenizers_tokenize(kind, settings, words, tmp_path):
+    """The classes that the releases of SigLIP and of SigLIP 2 name, with a small vocabulary."""
+    siglip_folder(tmp_path / "siglip")
+    getattr(transformers, kind)(**settings).save_pretrained(tmp_path / "siglip")
+    model, _, tokenizer = powerclip.load(tmp_path / "siglip")
+    theirs = tokenizer.tokenizer
+    assert type(theirs).__name__ in (kind, kind.removesuffix("Fast"))
+    tokens = tokenizer(["Red  cubes!"])
+    assert tokens.shape == (1, 64)
+    found = theirs.convert_ids_to_tokens(tokens[0].tolist())
+    assert [word for word in found if word not in (theirs.eos_token, theirs.bos_token, theirs.pad_token)] == words
+    assert torch.isfinite(model.encode_text(tokens)).all()
+    encoded = encode_caption("red cubes", whole_caption_tree("red cubes"), tokenizer, context_length=64)
+    first = found.index(words[0])
+    assert encoded.leaf_of_token[first : first + len(words)].tolist() == [0] + [1] * (len(words) - 1)
 
 
 def test_images_smaller_than_a_patch_are_refused():

@@ -176,3 +176,17 @@ def test_the_command_joins_and_training_draws_the_new_captions(shards, tmp_path,
     run = tmp_path / "run"
     assert main(["train", "--recipe", "scenes_tiny", "--data", str(out), "--output", str(run), *options, *draw]) == 0
     assert [line["step"] for line in read_metrics(run / "metrics.jsonl")] == [1, 2]
+
+
+def test_samples_of_one_key_get_no_caption_and_odd_keys_stay(shards, tmp_path):
+    """Whether they are in one tar or in two, and however the key is written."""
+    odd = "./a \N{DOG}, 1"
+    members = [("0.jpg", picture()), ("0.txt", b"other"), (f"{odd}.jpg", picture()), (f"{odd}.txt", b"odd")]
+    write_tar(shards / "2.tar", members)
+    table = table_of(tmp_path / "t.csv", "0,a dog", "1,a cat", f'"{odd}",a wolf')
+    report = prepared(shards, tmp_path / "out", captions=str(table))
+    assert report["remarks"]["has the key of another sample"] == 2
+    assert report["examples"]["has the key of another sample"] == ["0.tar/000000000", "2.tar/0"]
+    assert found(tmp_path / "out")[::3] == [[("txt", "caption 0")], [("txt", "caption 3")]]
+    assert found(tmp_path / "out")[4:] == [[("txt", "other")], [("txt", "odd"), ("caption", "a wolf")]]
+    assert [sample.key for sample in read_shards(tmp_path / "out")][-1] == odd

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -111,3 +112,27 @@ def test_what_cannot_be_prepared_is_one_clear_line(photos, tmp_path):
             prepare(source, tmp_path / "out", PrepareConfig(**options))
         assert "\n" not in str(caught.value)
         assert not (tmp_path / "out").exists()
+
+
+def test_a_rerun_takes_in_what_could_not_be_read_before_and_makes_nothing_else_again(photos, tmp_path, capsys):
+    names = sorted(str(path) for path in photos.rglob("*.*") if path.suffix != ".txt")
+    table = tmp_path / "t.jsonl"
+    table.write_text("".join(json.dumps({"path": name, "caption": "a dog"}) + "\n" for name in names))
+    config = PrepareConfig(parser="none", samples_per_shard=4, max_bad_share=1.0)
+    expected = prepare(table, tmp_path / "whole", config)
+    away, junk = Path(names[5]), Path(names[9])
+    content = away.read_bytes(), junk.read_bytes()
+    away.unlink()
+    junk.write_bytes(b"junk")
+    assert prepare(table, tmp_path / "out", config)["skipped"] == {"image file missing": 1, "corrupt image": 1}
+    made = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.tar")}
+    assert prepare(table, tmp_path / "out", config)["skipped"] == {"image file missing": 1, "corrupt image": 1}
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.tar")} == made
+    away.write_bytes(content[0])
+    junk.write_bytes(content[1])  # another content was read, so it is another source: that shard stays
+    assert prepare(table, tmp_path / "out", config)["skipped"] == {"corrupt image": 1}
+    again = [path.name for path, at in made.items() if path.stat().st_mtime_ns != at]
+    assert again == ["shard-000001.tar"]
+    whole, found = ((tmp_path / name / again[0]).read_bytes() for name in ("whole", "out"))
+    assert found == whole
+    assert expected["samples"] == 12

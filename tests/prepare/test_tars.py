@@ -194,11 +194,25 @@ def test_every_file_of_a_tar_is_used_or_counted(tmp_path, monkeypatch):
 
 
 def test_a_check_counts_what_training_does_not_read(tmp_path):
-    write_tar(tmp_path / "0.tar", [("._a.jpg", b""), ("a.jpg", picture()), ("a.jpg", picture(1)), ("a.txt", b"a dog")])
+    write_tar(tmp_path / "0.tar", [("._a.jpg", b""), ("a.jpg", picture()), ("a.txt", b"a dog"), ("a.jpg", picture(1))])
     text = io.StringIO()
     result = check(tmp_path, console=Console(file=text, width=200))
     assert result["ignored"] == {"hidden": 1, "second file of a name": 1}
     assert "other files: 1 hidden, 1 second file of a name" in text.getvalue()
+
+
+def test_a_generated_key_is_never_a_tar_s_own(tmp_path):
+    keys = ["00000001+a-b", "a b", "00000003-a-b", "a b.c/d", "00000003+own", "00000005+own"]
+    write_tar(
+        tmp_path / "0.tar", [(f"{key}.{e}", d) for key in keys for e, d in (("jpg", picture()), ("txt", key.encode()))]
+    )
+    assert prepared(tmp_path / "0.tar", tmp_path / "out")["samples"] == len(keys)
+    made = {sample.key: sample.caption for sample in read_shards(tmp_path / "out")}
+    own = ["00000003-a-b", "00000005+own"]  # the latter begins with its own place, as no other sample's does
+    assert {key: made.pop(key) for key in own} == dict(zip(own, own, strict=True))
+    assert made == {
+        "00000000+00000001-a-b": keys[0], "00000001+a-b": keys[1], "00000003+d": keys[3], "00000004+00000003-own": keys[4],
+    }  # fmt: skip
 
 
 def test_files_that_are_apart_are_reported(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import sys
@@ -43,3 +44,20 @@ def run_on_processes(size, function, folder, *arguments):
             path.unlink()
     with torch.serialization.safe_globals([Estimate]):
         return [torch.load(Path(folder) / f"result-{rank}.pt", weights_only=True) for rank in range(size)]
+
+
+def children_of(process):
+    """The numbers of the processes that one, given by its number, has started."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if entry.name.isdigit() and f"PPid:\t{process}\n" in (entry / "status").read_text():
+                found.append(int(entry.name))
+    return found
+
+
+def is_alive(process):
+    """Whether a process runs."""
+    with contextlib.suppress(OSError):
+        return "State:\tZ" not in Path(f"/proc/{process}/status").read_text()
+    return False

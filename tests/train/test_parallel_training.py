@@ -24,7 +24,7 @@ from powerclip.scenes import generate
 from powerclip.train import train
 from powerclip.train.step import Engine
 from tests.support.models import write_start, write_tiny
-from tests.support.processes import run_on_processes
+from tests.support.processes import children_of, is_alive, run_on_processes
 from tests.support.runs import losses, tiny_run, weights
 
 
@@ -244,15 +244,6 @@ def started(folder, shards, *more):
     return process
 
 
-def children_of(process):
-    found = []
-    for entry in Path("/proc").iterdir():
-        with contextlib.suppress(OSError):
-            if entry.name.isdigit() and f"PPid:\t{process.pid}\n" in (entry / "status").read_text():
-                found.append(int(entry.name))
-    return found
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_to_the_whole_group_ends_the_run_like_one_to_its_process(number, shards, tmp_path):
@@ -270,7 +261,7 @@ def test_a_signal_to_the_whole_group_ends_the_run_like_one_to_its_process(number
 def test_a_decoding_process_that_dies_is_named(shards, tmp_path):
     process = started(tmp_path, shards, "--data.workers", "2")
     while process.poll() is None:  # one that dies at the end of its epoch is not missed
-        for worker in children_of(process)[:1]:
+        for worker in children_of(process.pid)[:1]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(worker, signal.SIGKILL)
         time.sleep(0.5)
@@ -286,12 +277,32 @@ def test_a_decoding_process_that_dies_is_named(shards, tmp_path):
 def test_a_process_that_dies_ends_the_job_with_a_message_within_a_minute(shards, tmp_path):
     process = torchrun(2, arguments_of(tmp_path, shards, tmp_path / "run", "--steps", "100000"))
     wait_for_steps(process, tmp_path / "run", 3)
-    os.kill(children_of(process)[-1], signal.SIGKILL)
+    os.kill(children_of(process.pid)[-1], signal.SIGKILL)
     start = time.monotonic()
     output = process.communicate(timeout=120)[0]
     assert process.returncode != 0
     assert time.monotonic() - start < 60
     assert "Signal 9 (SIGKILL)" in output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["starting", "training"])
+def test_processes_whose_launcher_is_killed_end_within_a_minute(moment, shards, tmp_path):
+    process = torchrun(2, arguments_of(tmp_path, shards, tmp_path / "run", "--steps", "100000"))
+    while len(ranks := children_of(process.pid)) < 2:
+        time.sleep(0.05)
+    if moment == "training":
+        wait_for_steps(process, tmp_path / "run", 3)
+    else:
+        time.sleep(3)  # they import, or look for one another
+    process.kill()
+    start = time.monotonic()
+    while any(map(is_alive, ranks)):
+        time.sleep(0.2)
+        assert time.monotonic() - start < 60
+    output = process.communicate()[0]
+    assert output.count(f"torchrun (process {process.pid}) has died, so this ends too") == 2
+    assert moment == "starting" or "run the same command with --resume auto to continue" in output
 
 
 @pytest.mark.slow

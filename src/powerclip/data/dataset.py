@@ -12,21 +12,20 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision import tv_tensors
 
 from powerclip.config.values import RegionSource
 from powerclip.data.captions import ONE_CAPTION, CaptionDraw
 from powerclip.data.collate import EncodedSample, collate
 from powerclip.data.images import decode_image
 from powerclip.data.index import open_index
-from powerclip.data.published import patch_masks
+from powerclip.data.published import GRID, patch_masks
 from powerclip.data.remote import Shard
 from powerclip.data.sample import REGION_FILES, Sample
 from powerclip.data.shards import SamplePlace
 from powerclip.data.validate import check_phrases, stored_masks
 from powerclip.errors import BadSampleError, PowerclipError, RunFailedError
 from powerclip.phrases import encode_caption, tree_or_whole
-from powerclip.regions import masks_to_grid, random_boxes, unpack_masks
+from powerclip.regions import PackedMasks, masks_to_grid, random_boxes, unpack_masks
 from powerclip.types import Batch
 
 Request = list[tuple[int, tuple[int, ...]]]
@@ -170,15 +169,19 @@ def transform_with_regions(
     """An image as the tower takes it, (3, H, W), and at most ``count`` of its regions, (m, N) bool on the patch grid.
 
     Which ones is drawn from torch's generator. A region that the crop leaves nothing of has no patch. ``transform`` is
-    as ``TowerInputs.transform``. BadSampleError if the stored regions are malformed, or of another size than the image.
+    as ``TowerInputs.transform``. BadSampleError if the stored regions are malformed, or of another size or grid.
     """
-    if sample.regions is None:
-        pixels, published = transform(image), sample.patch_regions or ()
+    if sample.regions is None and sample.patch_regions:
+        if grid != GRID:
+            raise BadSampleError("regions on another patch grid")
+        pixels, published = transform(image), sample.patch_regions
         drawn = torch.randperm(len(published))[:count].tolist()
         return pixels, torch.from_numpy(patch_masks([published[i] for i in drawn]))
+    if sample.regions is None:
+        return transform(image), torch.zeros((0, math.prod(grid)), dtype=torch.bool)
     drawn = torch.randperm(len(sample.regions.rles))[:count].tolist()
     planes = stored_masks(sample.regions, (image.height, image.width), drawn)
     if not drawn:
-        return transform(image), torch.zeros((0, grid[0] * grid[1]), dtype=torch.bool)
-    moved, planes = transform(image, tv_tensors.Mask(planes))
+        return transform(image), torch.zeros((0, math.prod(grid)), dtype=torch.bool)
+    moved, planes = transform(image, PackedMasks(planes))
     return moved, masks_to_grid(unpack_masks(planes, len(drawn)), grid)

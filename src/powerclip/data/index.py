@@ -23,12 +23,12 @@ from powerclip.data.remote import INDEX_FOLDER, Shard
 from powerclip.data.shards import SamplePlace, index_shard, tars_in
 from powerclip.data.worker import outlast_first_signal
 from powerclip.errors import PowerclipError
-from powerclip.files import atomic_write, read_json, write_json
+from powerclip.files import USER_CACHE, atomic_write, read_json, write_json
 
 SUMMARY = "index.json"
 """In each folder of shards: how many samples each holds, so that a store that serves the folder can say it."""
 
-FALLBACK = Path.home() / ".cache" / "powerclip" / "index"
+FALLBACK = USER_CACHE / "index"
 """Where the indexes of a folder go that cannot be written to; if this cannot either, they are not kept."""
 
 CACHED_SHARDS = 128

@@ -22,7 +22,7 @@ from filelock import FileLock
 from webdataset.shardlists import expand_urls
 
 from powerclip.errors import PowerclipError, RunFailedError
-from powerclip.files import MAX_JSON_BYTES, read_json
+from powerclip.files import MAX_JSON_BYTES, USER_CACHE, read_json
 
 INDEX_FOLDER = ".index"
 """In each folder of shards: what ``powerclip.data.index`` keeps, a file per shard."""
@@ -55,7 +55,7 @@ class ShardCache:
     Processes share the folder: each file is fetched by one of them, and appears under its name when it is complete.
     """
 
-    folder: Path = Path.home() / ".cache" / "powerclip" / "shards"
+    folder: Path = USER_CACHE / "shards"
     max_bytes: int = 32 * 2**30
     retry: RetryPolicy = RetryPolicy()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
@@ -104,7 +105,7 @@ class Sample:
         )
 
     def members(self) -> dict[str, bytes]:
-        """The sample's files by extension; ValueError if the key or the image's extension would not be read back."""
+        """The sample's files by extension; ValueError if the key, the image's extension or a NaN would not be read back."""
         if "." in self.key.rpartition("/")[2] or not self.key:
             raise ValueError(f"key is {self.key!r}; it must be a name without a dot: the extension begins there")
         if self.image_extension not in IMAGE_EXTENSIONS:
@@ -183,7 +184,7 @@ def _captions(entries: list[Any]) -> list[Caption]:
 
 
 def _json(value: Mapping[str, Any] | list[Any]) -> bytes:
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return text.encode("utf-8", errors="backslashreplace")  # which is how JSON writes half a surrogate pair
 
 
@@ -193,12 +194,18 @@ def _read(files: Mapping[str, bytes], extension: str, make: Callable[[Any], T], 
         return None
     data = files[extension]
     try:
-        value = json.loads(data)
+        value = json.loads(data, parse_constant=_finite, parse_float=_finite)
         if not isinstance(value, kind) or (data.count(b"[") + data.count(b"{") > MAX_JSON_DEPTH and _is_deep(value)):
             raise ValueError(f"it is not a {kind.__name__}, or too deep")
         return make(value)
     except (ValueError, OverflowError, RecursionError) as error:
         raise BadSampleError(f"malformed {extension}") from error
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"{text} is not JSON")
+    return number
 
 
 def _is_deep(value: Any, levels: int = MAX_JSON_DEPTH) -> bool:

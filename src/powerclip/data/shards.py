@@ -23,7 +23,7 @@ from powerclip.data.limits import (
     MAX_SAMPLES,
 )
 from powerclip.data.sample import Sample
-from powerclip.errors import BadSampleError, PowerclipError
+from powerclip.errors import BadSampleError, PowerclipError, UnreadSampleError
 from powerclip.files import atomic_file
 
 MANY_DIGITS = re.compile(rb"\d{%d}" % (MAX_HEADER_DIGITS + 1))
@@ -48,7 +48,7 @@ class SamplePlace:
             with self.shard.open("rb", buffering=0) as shard:
                 files = {name: os.pread(shard.fileno(), size, offset) for name, (offset, size) in wanted.items()}
         except (OSError, OverflowError) as error:
-            raise BadSampleError("shard cannot be read") from error
+            raise UnreadSampleError("shard cannot be read") from error
         if any(len(files[name]) < size for name, (_, size) in wanted.items()):
             raise BadSampleError("shard truncated")  # since its headers were read
         return files
@@ -73,14 +73,22 @@ def write_shards(samples: Iterable[Sample], folder: Path, *, samples_per_shard: 
 
 
 def write_shard(samples: Iterable[Sample], path: Path, *, replace: bool = False) -> None:
-    """Write a shard atomically, holding one sample at a time; PowerclipError if it exists and ``replace`` is False."""
+    """Write a shard atomically, holding one sample at a time.
+
+    PowerclipError if it exists and ``replace`` is False; ValueError if two samples have one key, since they would be
+    read back as one.
+    """
     if path.exists() and not replace:
         raise PowerclipError(f"{path} exists already; write into an empty folder")
     with (
         atomic_file(path) as file,
         webdataset.TarWriter(file, encoder=False, mtime=0, user="powerclip", group="powerclip") as tar,
     ):
+        keys: set[str] = set()
         for sample in samples:
+            if sample.key in keys:
+                raise ValueError(f"two samples of {path} have the key {sample.key!r}; give each its own")
+            keys.add(sample.key)
             tar.write({"__key__": sample.key, **sample.members()})
 
 
@@ -121,16 +129,19 @@ def index_shard(shard: Path, ignored: Counter[str] | None = None) -> list[Sample
     """The samples of a shard in order of their first file, found from its headers alone.
 
     Links and other special files are skipped, as are hidden ones and the second file of a name; ``ignored`` counts
-    them by kind. Nothing is ever extracted to disk. PowerclipError if the file is not a tar, is truncated, or holds more than ``MAX_SAMPLES``
-    samples.
+    them by kind. A sample with such a file is two that have one key: it holds the adjacent files that came first, and
+    nothing of the other. Nothing is ever extracted to disk. PowerclipError if the file is not a tar, is truncated, or
+    holds more than ``MAX_SAMPLES`` samples.
     """
     samples: dict[str, SamplePlace] = {}
+    twice: set[str] = set()
     ignored = Counter() if ignored is None else ignored
     try:
         for key, extension, place in _files(shard, ignored):
             members = samples.setdefault(key, SamplePlace(shard=shard, key=key, members={})).members
             if extension in members:
                 ignored["second file of a name"] += 1
+                twice.add(key)
             else:
                 _add(members, extension, place, ignored)
             if len(samples) > MAX_SAMPLES:
@@ -138,6 +149,10 @@ def index_shard(shard: Path, ignored: Counter[str] | None = None) -> list[Sample
                     f"{shard} holds more than {MAX_SAMPLES} samples, too many for one shard; "
                     "powerclip prepare --samples-per-shard makes smaller ones"
                 )
+        for sample in stream_shard(shard) if twice else ():
+            if sample.key in twice:
+                samples[sample.key] = sample
+                twice.remove(sample.key)
     except BrokenShardError as error:
         after = f" after {len(samples)} samples" if samples else ""
         raise PowerclipError(

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from powerclip.data.sample import Sample
 from powerclip.errors import BadSampleError
-from powerclip.regions import pack_masks
 from powerclip.regions.annotation import RegionAnnotation
 
 
@@ -35,7 +35,7 @@ def stored_masks(regions: RegionAnnotation, size: tuple[int, int], indices: Sequ
     """Stored masks by index, packed; BadSampleError if malformed, or not of ``size``, the image's (H, W)."""
     _check_size(regions, size)
     try:
-        return pack_masks(regions.each(indices), (len(indices), *size))
+        return torch.from_numpy(regions.packed(indices))
     except ValueError as error:
         raise BadSampleError("malformed regions.json") from error
 

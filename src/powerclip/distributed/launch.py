@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from powerclip.distributed.gather import rank, world_size
 from powerclip.errors import PowerclipError
+from powerclip.launcher import end_with_launcher
 
 TIMEOUT = timedelta(minutes=30)
 """A collective that takes longer ends the job."""
@@ -27,9 +28,10 @@ T = TypeVar("T")
 def process_group(device: str = "auto") -> Iterator[torch.device]:
     """This process's device; where a launcher has started several processes, inside their group.
 
-    An existing group is used and left alone. ``device`` is "auto", which takes this process's GPU if there is one,
+    The process ends with its launcher, if that is torchrun. An existing group is used and left alone. ``device`` is "auto", which takes this process's GPU if there is one,
     "cuda", "cpu", "cuda:1", ...; PowerclipError if it does not exist here.
     """
+    end_with_launcher()
     place = _device(device)
     own = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized()
     if place.type == "cuda":

@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+from powerclip.config import from_dict
 from powerclip.config.values import Pixels
 from powerclip.evaluate.averages import Average, averages
 from powerclip.evaluate.datasets.images import identity
@@ -167,7 +168,7 @@ def read_evaluation(folder: Path) -> Evaluation | None:
             }
             for task, metrics in value["tasks"].items()
         }
-        origins = {name: Origin(**origin) for name, origin in (value.get("measured_on") or {}).items()}
+        origins = {name: from_dict(Origin, origin) for name, origin in (value.get("measured_on") or {}).items()}
         found = Evaluation(
             suite=suite,
             tasks=tasks,

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import open_clip
@@ -27,6 +28,9 @@ from powerclip.model.towers import PowerCLIP, Tokenizer
 
 _NOT_ARCHITECTURE = {"patch_dropout", "timm_model_pretrained", "timm_drop", "timm_drop_path", "hf_tokenizer_name"}
 """Settings of open_clip's configs for training, and places."""
+
+TOKENIZER_SETTINGS = ("clean", "context_length", "language", "strip_sep_token", "tokenizer_mode")
+"""Settings of a tokenizer that a model's config may have; others could name files, or let code be run."""
 
 PHRASES = {"phrase_norm", "phrase_unit", "phrase_context"}
 """Settings of a ``PoolingConfig`` that are about phrases."""
@@ -205,14 +209,22 @@ def architecture(model: PowerCLIP) -> dict[str, Any]:
 def make_tokenizer(model: PowerCLIP) -> Tokenizer:
     """open_clip's tokenizer for a model: captions to (B, T) int64 ids with T = ``context_length``.
 
+    Code that comes with a tokenizer of Hugging Face's is never run.
+
     Raises:
-        PowerclipError: it is one of Hugging Face's, and transformers is not installed or it cannot be read.
+        PowerclipError: it is one of Hugging Face's, and transformers is not installed or it cannot be read; or the
+            config has settings for it that are not among ``TOKENIZER_SETTINGS``.
     """
     text = model.config["model"]["text_cfg"]
-    options = {"context_length": model.context_length, **text.get("tokenizer_kwargs", {})}
+    given = text.get("tokenizer_kwargs") or {}
+    if not isinstance(given, Mapping) or given.keys() - TOKENIZER_SETTINGS:
+        raise PowerclipError(
+            f"tokenizer_kwargs of the model's config is {given!r:.200}; it may hold {', '.join(TOKENIZER_SETTINGS)}"
+        )
+    options = {"context_length": model.context_length, **given}
     if name := text.get("hf_tokenizer_name"):
         try:
-            return open_clip.tokenizer.HFTokenizer(name, **options)  # type: ignore[no-any-return]
+            return open_clip.tokenizer.HFTokenizer(name, trust_remote_code=False, **options)  # type: ignore[no-any-return]
         except ImportError as error:
             raise PowerclipError(
                 f"the tokenizer {name} needs transformers, which is not installed; pip install transformers"

@@ -71,9 +71,13 @@ def load(path_or_hub_id: str | Path, *, device: str | torch.device = "cpu") -> t
     folder, name = _find(str(path_or_hub_id).removeprefix("local-dir:").removeprefix("hf-hub:"))
     try:
         model = _read_open_clip(folder, name) if (folder / OPEN_CLIP_CONFIG).is_file() else _read_own(folder)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        return model.to(device).eval(), make_transforms(model)[1], make_tokenizer(model)
+    except PowerclipError as error:
+        if str(folder) in str(error):
+            raise
+        raise PowerclipError(f"{folder} is not a valid powerclip model: {error}") from error
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         raise PowerclipError(f"{folder} is not a valid powerclip model: {in_one_line(error)}") from error
-    return model.to(device).eval(), make_transforms(model)[1], make_tokenizer(model)
 
 
 def load_open_clip(name: str, pretrained: str, *, device: str | torch.device = "cpu") -> tuple[Any, Any, Tokenizer]:
@@ -88,6 +92,8 @@ def load_open_clip(name: str, pretrained: str, *, device: str | torch.device = "
         model = create_model(name, pretrained=pretrained, image_pool="tower", text_pool="tower")
         return model.to(device).eval(), make_transforms(model)[1], make_tokenizer(model)
     except PowerclipError as error:
+        if name not in open_clip.list_models():  # a folder's config could let open_clip run code
+            raise
         try:
             theirs, _, transform = open_clip.create_model_and_transforms(name, pretrained, device=str(device))
             return theirs.eval(), transform, open_clip.get_tokenizer(name)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from powerclip.config import PrepareConfig
 from powerclip.data.limits import MAX_ANNOTATION_BYTES
 from powerclip.data.sample import CAPTIONS_EXTENSION, Sample
 from powerclip.data.shards import write_shard
-from powerclip.errors import BadSampleError
+from powerclip.errors import BadSampleError, UnreadSampleError
 from powerclip.phrases import Parser, load_parser
 from powerclip.prepare.pairs import Chunk, Item, Loaded, UnusedFileError
 from powerclip.regions import RegionAnnotation, load_proposer
@@ -95,13 +95,29 @@ def annotated(
 
 def _loaded(items: Iterable[Item], counts: Counts) -> Iterator[tuple[str, Loaded]]:
     """The names and pairs of the items that can be used; the others are counted."""
-    for item in items:
+    for place, item in enumerate(items):
         try:
             yield item.name, item.load()
         except UnusedFileError as error:
             _count(counts.ignored, str(error))
         except BadSampleError as error:
             counts.skip(str(error), item.name)
+            if isinstance(error, UnreadSampleError):
+                counts.unread.append(place)
+
+
+def can_be_read_now(chunk: Chunk, places: Collection[int]) -> bool:
+    """Whether the file of one of a chunk's items, which could not be read before, can be read now."""
+    for place, item in enumerate(islice(chunk(), max(places, default=-1) + 1)):
+        if place in places:
+            try:
+                item.load()
+                return True
+            except UnreadSampleError:
+                continue
+            except BadSampleError:
+                return True
+    return False
 
 
 def _with_regions(pairs: Iterable[tuple[str, Loaded]], proposer: Proposer | None, counts: Counts) -> Iterator[Sample]:
@@ -174,6 +190,8 @@ class Counts:
     """Files that are no part of a pair, by kind."""
     examples: dict[str, list[str]] = field(default_factory=dict)
     """Names of some of them, by reason."""
+    unread: list[int] = field(default_factory=list)
+    """Of one shard: the places in its chunk of the items whose files could not be read."""
 
     def keep(self, sample: Sample, name: str) -> None:
         """Count the annotations and remarks that a sample came with."""

@@ -7,16 +7,12 @@ from itertools import accumulate, repeat
 from pathlib import Path
 from typing import Any
 
-from powerclip.data.limits import MAX_MEMBER_BYTES
+from powerclip.data.parquet import check_inflation
 from powerclip.errors import PowerclipError, needs_extra
 from powerclip.files import read_json
 
 BATCH_ROWS = 32
 """Rows of a Parquet file held in memory at once."""
-
-MAX_INFLATION = 100
-"""A column of a row group that is larger than an image may be, and this many times its size in the file, is not read:
-its pages are decompressed as a whole. Images do not compress."""
 
 UNREADABLE = "row cannot be read"
 
@@ -83,12 +79,7 @@ def _batches(path: Path, columns: tuple[str, ...], start: int, end: int) -> Iter
         ends = list(accumulate(file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)))
         groups = range(bisect_right(ends, start), bisect_left(ends, end) + 1)
         for group in map(file.metadata.row_group, groups):
-            for column in map(group.column, range(group.num_columns)):
-                limit = max(MAX_MEMBER_BYTES, MAX_INFLATION * column.total_compressed_size)
-                if column.path_in_schema.split(".")[0] in names and column.total_uncompressed_size > limit:
-                    raise ValueError(
-                        f"column {column.path_in_schema} inflates to {column.total_uncompressed_size} bytes"
-                    )
+            check_inflation(group, names)
         position = ends[groups[0] - 1] if groups[0] else 0
         batches = file.iter_batches(batch_size=BATCH_ROWS, row_groups=groups, columns=names)
     for batch in batches:

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from powerclip.config import PrepareConfig
 from powerclip.errors import PowerclipError, RunFailedError
 from powerclip.files import write_json
-from powerclip.prepare.annotate import Counts, ShardTask, make_shard, parser_of, proposer_of
+from powerclip.prepare.annotate import Counts, ShardTask, can_be_read_now, make_shard, parser_of, proposer_of
 from powerclip.prepare.join import JOINED, open_join
 from powerclip.prepare.output import REPORT, counts_of, read_finished, reserved
 from powerclip.prepare.pairs import Source
@@ -34,7 +34,8 @@ def prepare(
 ) -> dict[str, Any]:
     """Make annotated shards from images and captions; return the content of ``report.json``.
 
-    A shard appears under its name when it is complete; the same call again skips the shards that exist.
+    A shard appears under its name when it is complete; the same call again skips the shards that exist, but for those
+    that lack samples whose files could not be read and can be now.
 
     ``source`` is a folder of images with .txt captions; a folder of .tar shards, or one; a .csv, .tsv, .jsonl or
     .parquet table; a folder saved by Hugging Face's datasets; or "scenes:SPLIT"; with ``config.captions`` it is shards,
@@ -115,19 +116,27 @@ def _make_shards(
         if total.samples + total.skipped.total() >= ENOUGH:
             _check(total, config.max_bad_share)
 
+    gaps: dict[Path, Mapping[str, Any]] = {}
     for shard in shards:
-        if (counts := read_finished(shard)) is not None:
+        if (counts := read_finished(shard)) is None:
+            continue
+        if counts.get("unread"):
+            gaps[shard] = counts
+        else:
             add(shard, counts)
-    tasks = (
-        ShardTask(chunk=chunk, path=shard, config=config)
-        for shard, chunk in zip(shards, pairs.chunks, strict=False)
-        if shard not in finished
-    )
+
+    def tasks() -> Iterator[ShardTask]:
+        for shard, chunk in zip(shards, pairs.chunks, strict=False):
+            if shard in gaps and not can_be_read_now(chunk, set(gaps[shard]["unread"])):
+                add(shard, gaps[shard])
+            elif shard not in finished:
+                yield ShardTask(chunk=chunk, path=shard, config=config)
+
     if config.ray is None:
-        results = run_local(make_shard, tasks, workers=config.workers)
+        results = run_local(make_shard, tasks(), workers=config.workers)
     else:
         gpus = config.gpu_share if config.regions.startswith("sam") else 0.0
-        results = run_ray(make_shard, tasks, address=config.ray, gpus=gpus)
+        results = run_ray(make_shard, tasks(), address=config.ray, gpus=gpus)
     bar = Progress(
         TextColumn("shards"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(), console=console, disable=not console.is_terminal,

@@ -24,6 +24,8 @@ from powerclip.prepare.tars import sample_items
 
 JOINED = MATCHED, MISSING, AMBIGUOUS = "matched", "missing in the table", "ambiguous in the table"
 """What becomes of a sample."""
+SHARED = "has the key of another sample"
+"""Or this."""
 COLUMNS: dict[Join, tuple[str, ...]] = {
     "key": ("key", "__key__", "id", "image_id"),
     "url": ("url", "image_url", "image", "href"),
@@ -49,7 +51,8 @@ class _Table(NamedTuple):
 def open_join(path: Path, config: PrepareConfig, output: Path) -> Source:
     """The samples of shards with further captions from the table ``config.captions``; one chunk for each shard.
 
-    A sample keeps the captions that it has. If several rows with different captions have its name, it gets none of them.
+    A sample keeps its key and the captions that it has. If several rows with different captions have its name, or
+    another sample has its key, it gets none of them.
     The table is written to a database in ``output`` when the chunks are first asked for. PowerclipError if there are no
     shards, the table or its columns cannot be read, or no row fits the first samples.
     """
@@ -64,7 +67,8 @@ def open_join(path: Path, config: PrepareConfig, output: Path) -> Source:
 
     def chunks() -> Iterator[Callable[[], Iterator[Item]]]:
         database = output / DATABASE
-        _fill(database, tables, join=join, ignored=ignored)
+        keys = _names(shards, join) if join == "key" else ()  # one URL is one image
+        _fill(database, tables, keys, join=join, ignored=ignored)
         _probe(shards, table, database, join)
         yield from (partial(joined_items, shard, database, join, config.caption_lines) for shard in shards)
 
@@ -113,8 +117,8 @@ def _table(file: Path, config: PrepareConfig) -> _Table:
     return _Table([columns[i] for i in places[1:]], partial(read, places))
 
 
-def _fill(database: Path, tables: Iterable[_Table], *, join: Join, ignored: Counter[str]) -> None:
-    """Write the rows of the table by name; those that cannot be joined are counted."""
+def _fill(database: Path, tables: Iterable[_Table], keys: Iterable[str], *, join: Join, ignored: Counter[str]) -> None:
+    """Write the rows of the table by name, and the keys that several samples have; rows without name are counted."""
 
     def rows() -> Iterator[tuple[str, str]]:
         for table in tables:
@@ -133,6 +137,11 @@ def _fill(database: Path, tables: Iterable[_Table], *, join: Join, ignored: Coun
         connection.execute("CREATE TABLE captions (name TEXT, cells TEXT)")
         connection.executemany("INSERT INTO captions VALUES (?, ?)", rows())
         connection.execute("CREATE INDEX by_name ON captions (name)")
+        connection.execute("CREATE TABLE samples (name TEXT)")
+        connection.executemany("INSERT INTO samples VALUES (?)", ((key,) for key in keys))
+        connection.execute("CREATE TABLE shared AS SELECT name FROM samples GROUP BY name HAVING COUNT(*) > 1")
+        connection.execute("CREATE INDEX by_key ON shared (name)")
+        connection.execute("DROP TABLE samples")
         connection.commit()
 
 
@@ -180,14 +189,15 @@ def _cells(rows: sqlite3.Connection, name: str) -> list[str]:
     return [cells for (cells,) in rows.execute("SELECT DISTINCT cells FROM captions WHERE name = ? LIMIT 2", [name])]
 
 
-def _load(key: str, entry: SamplePlace, *, rows: sqlite3.Connection, join: Join, lines: bool) -> Loaded:
+def _load(_key: str, entry: SamplePlace, *, rows: sqlite3.Connection, join: Join, lines: bool) -> Loaded:
     files = entry.files(only=entry.members)
-    sample = Sample.from_members(key, files)
+    sample = Sample.from_members(entry.key, files)
     extra = {name: data for name, data in files.items() if name not in {sample.image_extension, *KNOWN}}
     sample = replace(sample, extra=extra)
     name = _name(entry.key, sample.metadata, join)
-    found = _cells(rows, name) if name else []
-    remarks: list[str] = [MATCHED if len(found) == 1 else AMBIGUOUS if found else MISSING]
+    shared = rows.execute("SELECT 1 FROM shared WHERE name = ?", [name]).fetchone() is not None
+    found = [] if shared or not name else _cells(rows, name)
+    remarks: list[str] = [SHARED if shared else (MISSING, MATCHED, AMBIGUOUS)[len(found)]]
     captions: list[Caption] = []
     if len(found) == 1:
         try:

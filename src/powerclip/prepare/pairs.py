@@ -17,7 +17,7 @@ from powerclip.data.images import decode_image
 from powerclip.data.limits import MAX_CAPTION_BYTES, MAX_MEMBER_BYTES
 from powerclip.data.sample import CAPTION_EXTENSION, Caption, Sample, read_caption
 from powerclip.data.validate import check_annotations
-from powerclip.errors import BadSampleError
+from powerclip.errors import BadSampleError, UnreadSampleError
 
 T = TypeVar("T")
 
@@ -145,13 +145,13 @@ def read_file(path: Path, limit: int, *, missing: str) -> bytes:
             with path.open("rb") as file:
                 return file.read(limit + 1)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise BadSampleError("file cannot be read") from error
-    raise BadSampleError(missing)
+        raise UnreadSampleError("file cannot be read") from error
+    raise UnreadSampleError(missing)
 
 
-def bad(name: str, reason: str) -> Item:
+def bad(name: str, reason: str, kind: type[BadSampleError] = BadSampleError) -> Item:
     """An item that cannot be used, and why."""
-    return Item(name, partial(_refuse, BadSampleError(reason)))
+    return Item(name, partial(_refuse, kind(reason)))
 
 
 def unused(name: str, kind: str) -> Item:

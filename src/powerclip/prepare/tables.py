@@ -15,8 +15,8 @@ from urllib.parse import unquote, urlsplit
 from powerclip.config import PrepareConfig
 from powerclip.data.limits import MAX_MEMBER_BYTES
 from powerclip.data.sample import CAPTION_EXTENSION
-from powerclip.errors import BadSampleError, PowerclipError, did_you_mean
-from powerclip.prepare.arrow import arrow_rows, dataset_parts, shape_of
+from powerclip.errors import BadSampleError, PowerclipError, UnreadSampleError, did_you_mean
+from powerclip.prepare.arrow import UNREADABLE, arrow_rows, dataset_parts, shape_of
 from powerclip.prepare.pairs import (
     Cell,
     Item,
@@ -63,7 +63,7 @@ def table_items(
     """
     for i, row in enumerate(rows, start=first):
         if isinstance(row, str):
-            yield bad(f"row {i + 1}", row)
+            yield bad(f"row {i + 1}", row, UnreadSampleError if row == UNREADABLE else BadSampleError)
             continue
         path = row[0].get("path") if isinstance(row[0], Mapping) else row[0]
         name = path if isinstance(path, str) else ""

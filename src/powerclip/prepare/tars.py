@@ -28,7 +28,7 @@ from powerclip.data.sample import (
     read_caption,
 )
 from powerclip.data.shards import BrokenShardError, SamplePlace, find_shards, stream_shard
-from powerclip.errors import BadSampleError, PowerclipError
+from powerclip.errors import BadSampleError, PowerclipError, UnreadSampleError
 from powerclip.phrases import PhraseTree
 from powerclip.prepare.pairs import (
     Item,
@@ -98,8 +98,9 @@ def sample_items(
 ) -> Iterator[Item]:
     """The samples of a tar in order; repeated keys, and samples beyond the limit, are items that cannot be used.
 
-    ``load`` reads one, given its key in the shard to be made. Other files than those ``used`` (hidden ones, links) follow
-    as items without use.
+    ``load`` reads one, given its key in the shard to be made: its own, or where that has odd characters one with its
+    place and a "+", which no other key begins with. Other files than those ``used`` (hidden ones, links) follow as items
+    without use.
     """
     seen: set[int] = set()
     ignored = Counter[str]()
@@ -114,12 +115,13 @@ def sample_items(
                 yield bad(name, "key occurs twice in its tar")
             else:
                 seen.add(hash(entry.key))
-                fits = re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_/-]{0,199}", entry.key)
-                yield Item(name, partial(load, entry.key if fits else make_key(i, entry.key), entry))
+                made = make_key(i, entry.key).replace("-", "+", 1)
+                fits = re.fullmatch(rf"({i:08d}\+)?[A-Za-z0-9_][A-Za-z0-9_/-]{{0,199}}", entry.key)
+                yield Item(name, partial(load, entry.key if fits else made, entry))
                 read = used(entry)
                 yield from (unused(name, f".{extension[:19]}") for extension in entry.members if extension not in read)
     except BrokenShardError:
-        yield bad(shard.name, "tar damaged or truncated")
+        yield bad(shard.name, "tar damaged or truncated", UnreadSampleError)
     for kind, number in ignored.items():
         yield from repeat(unused(shard.name, kind), number)
 

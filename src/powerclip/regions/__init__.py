@@ -4,17 +4,17 @@ from powerclip.config.values import RegionShape
 from powerclip.errors import PowerclipError
 from powerclip.regions.annotation import RegionAnnotation
 from powerclip.regions.boxes import fixed_boxes, random_boxes
-from powerclip.regions.grid import masks_to_grid, objects_to_grid, pack_masks, unpack_masks
+from powerclip.regions.grid import PackedMasks, masks_to_grid, objects_to_grid, unpack_masks
 from powerclip.regions.masks import AsBoxes, Proposer
 
 __all__ = [
+    "PackedMasks",
     "Proposer",
     "RegionAnnotation",
     "fixed_boxes",
     "load_proposer",
     "masks_to_grid",
     "objects_to_grid",
-    "pack_masks",
     "random_boxes",
     "unpack_masks",
 ]

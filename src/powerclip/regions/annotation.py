@@ -77,6 +77,10 @@ class RegionAnnotation:
         for m in range(len(self.rles)) if indices is None else indices:
             yield rle.decode(self._runs(m), self.height, self.width)
 
+    def packed(self, indices: Sequence[int]) -> NDArray[np.uint8]:
+        """The masks at some indices as ``rle.pack`` packs them; ValueError if a string is not a mask of this size."""
+        return rle.pack([self._runs(m) for m in indices], self.height, self.width)
+
     def validate(self) -> None:
         """Check every mask without decoding it; ValueError if a string is not a mask of this size."""
         for m in range(len(self.rles)):

@@ -1,29 +1,44 @@
 """Masks in image coordinates become regions, or objects, on the patch grid."""
 
-from collections.abc import Iterable
+from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
+from torchvision.transforms.v2.functional import register_kernel, resize, resized_crop
+from torchvision.tv_tensors import Mask
 
 
-def pack_masks(masks: Iterable[NDArray[np.bool_]], shape: tuple[int, int, int]) -> Tensor:
-    """(P, H, W) uint8 of M masks, (H, W) bool each, of a ``shape`` (M, H, W): eight in the bits of a plane.
+class PackedMasks(Mask):  # type: ignore[misc]  # torchvision has no types
+    """The planes (P, H, W) uint8 of ``RegionAnnotation.packed``, for torchvision's transforms.
 
-    Crops, flips and nearest-neighbour resizing move them with an image as they would move each by itself, in an eighth
-    of the memory.
+    Resizing looks at those pixels only that it keeps: planes of a large image are stored by columns, so that torchvision
+    would copy them first.
     """
-    count, height, width = shape
-    planes = np.zeros((-(-count // 8), width, height), dtype=np.uint8).transpose(0, 2, 1)  # by columns, as COCO's masks
-    for m, mask in enumerate(masks):
-        planes[m // 8] |= mask.view(np.uint8) << (m % 8)
-    return torch.from_numpy(planes)
+
+
+def _resized(planes: PackedMasks, size: list[int], **options: Any) -> PackedMasks:
+    if len(size) != 2:  # of the shorter side
+        return PackedMasks(resize(Mask(planes), size, **options))
+    rows, columns = (
+        F.interpolate(torch.arange(length, dtype=torch.float64)[None, None], wanted, mode="nearest").long().flatten()
+        for length, wanted in zip(planes.shape[1:], size, strict=True)
+    )
+    return PackedMasks(planes.as_subclass(Tensor)[:, rows[:, None], columns])
+
+
+def _resized_crop(
+    planes: PackedMasks, top: int, left: int, height: int, width: int, size: list[int], **_options: Any
+) -> PackedMasks:
+    return _resized(PackedMasks(planes[:, top : top + height, left : left + width]), size)
+
+
+register_kernel(resize, PackedMasks)(_resized)
+register_kernel(resized_crop, PackedMasks)(_resized_crop)
 
 
 def unpack_masks(planes: Tensor, count: int) -> Tensor:
-    """(M, H, W) bool: the ``count`` masks that ``pack_masks`` put into planes."""
+    """(M, H, W) bool: the ``count`` masks in the planes (P, H, W) uint8 of ``RegionAnnotation.packed``."""
     bits = torch.arange(8, dtype=torch.uint8)[:, None, None]
     return (planes[:, None] >> bits & 1).bool().flatten(0, 1)[:count]
 

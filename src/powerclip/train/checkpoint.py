@@ -85,7 +85,9 @@ def load(
     try:
         if damaged := find_damaged(checkpoint, _sha256_by_all):
             raise pickle.UnpicklingError(f"{damaged} is not as it was written: its checksum differs")
-        reader.read_metadata()  # torch would look for other descriptions, and log a stack trace
+        # Read here: torch would look for other descriptions, and log a stack trace.
+        if "extra.threads" not in reader.read_metadata().state_dict_metadata:  # an earlier version's
+            state["extra"] = {name: value for name, value in extra.items() if name != "threads"}
         with _without_process_group_warning():
             load_distributed(state, storage_reader=reader, planner=_Planner())
     except (CheckpointException, OSError, pickle.UnpicklingError) as error:

@@ -53,8 +53,8 @@ def train(
 ) -> TrainResult:
     """Train a model on shards and leave a run folder.
 
-    The result is a function of the config and the data: the same seed gives the same weights, and a run resumed from
-    its checkpoint continues as if it had not stopped. SIGINT, SIGTERM and SIGUSR1 end it after the step in progress,
+    The result is a function of the config, the data and the number of CPU threads: the same seed gives the same weights,
+    and a run resumed from its checkpoint continues as if it had not stopped. SIGINT, SIGTERM and SIGUSR1 end it after the step in progress,
     with a checkpoint and a loadable model.
 
     Under torchrun every process takes its part of each batch, and the run equals that of one process up to rounding; it
@@ -233,11 +233,18 @@ def _resume(engine: Engine, start: Path, data: OpenedData, say: Callable[[str], 
             f"It ran on {loaded['processes']} processes and continues on {world_size()}: the batches and the schedule "
             "are the same, but sums are rounded in another order."
         )
+    threads = torch.get_num_threads()
+    if engine.device.type == "cpu" and loaded.get("threads", threads) != threads:
+        say(
+            f"It ran on {loaded['threads']} CPU threads and continues on {threads}, which round sums in another order: "
+            f"for the same bits, set OMP_NUM_THREADS={loaded['threads']}."
+        )
 
 
 def _state(engine: Engine, data: OpenedData, step: int) -> dict[str, Any]:
     """What a checkpoint holds in addition to the model and its optimiser."""
-    return {"step": step, "processes": world_size(), "data": data.identity, **engine.state()}
+    numbers = {"step": step, "processes": world_size(), "threads": torch.get_num_threads()}
+    return {**numbers, "data": data.identity, **engine.state()}
 
 
 @dataclass

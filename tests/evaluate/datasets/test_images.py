@@ -1,12 +1,16 @@
 import io
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
+from pyarrow import parquet
 
 from powerclip.data.images import decode_image
 from powerclip.data.shards import index_shard
-from powerclip.evaluate.datasets.images import FileImage, ShardImage, open_picture
+from powerclip.errors import PowerclipError
+from powerclip.evaluate.datasets.images import FileImage, ShardImage, TableImage, open_picture
+from powerclip.evaluate.datasets.release import Release
 from powerclip.model import create_model, make_transforms
 from tests.support.images import encoded, one_colour
 from tests.support.tars import write_tar
@@ -70,3 +74,23 @@ def test_large_images_warn_and_are_read(tmp_path, monkeypatch):
     monkeypatch.undo()
     with pytest.warns(UserWarning, match=r"b\.png has 8001 x 8000 pixels"):
         assert FileImage(tmp_path / "b.png")().size == (8001, 8000)
+
+
+def test_cells_of_a_table_that_inflate_thousands_of_times_are_not_read(tmp_path):
+    table = pa.table({"image": [bytes(70 * 2**20), one_colour()], "text": ["a" * 70 * 2**20, "b"]})
+    for name, part in (("large", table), ("usual", table.slice(1))):
+        parquet.write_table(part, tmp_path / f"{name}.parquet", compression="zstd", use_dictionary=False)
+    assert open_picture(TableImage(tmp_path / "usual.parquet", 0, 0, "image")).size == (8, 8)
+    usual = pa.default_memory_pool()
+    counted = pa.proxy_memory_pool(usual)
+    pa.set_memory_pool(counted)
+    try:
+        with pytest.raises(
+            PowerclipError, match=r"row 1 .*large.parquet cannot be read \(column image inflates to 734"
+        ):
+            open_picture(TableImage(tmp_path / "large.parquet", 0, 1, "image"))
+        with pytest.raises(PowerclipError, match=r"large.parquet cannot be read \(column text inflates to 734"):
+            Release(tmp_path).parquet(["text"], ["image"])
+    finally:
+        pa.set_memory_pool(usual)
+    assert counted.max_memory() < 2**20

@@ -141,7 +141,9 @@ def _template(path: Path, text: str) -> str:
     """A prompt with ``PLACE`` where the class name goes; ``{}``, the notation of CLIP and open_clip, is read too."""
     template = text.replace("{}", PLACE)
     if PLACE not in template:
-        raise PowerclipError(f"{path} has the prompt {text!r} without a place for the class name; write {PLACE} there")
+        raise PowerclipError(
+            f"{path} has the prompt {text[:200]!r} without a place for the class name; write {PLACE} there"
+        )
     return template
 
 

@@ -19,6 +19,7 @@ from PIL import Image
 
 from powerclip.config.values import Pixels
 from powerclip.data.images import decode_for_benchmark, decode_image
+from powerclip.data.parquet import check_inflation
 from powerclip.data.sample import IMAGE_EXTENSIONS
 from powerclip.data.shards import SamplePlace
 from powerclip.errors import BadSampleError, PowerclipError
@@ -120,6 +121,7 @@ def _cells(path: Path, group: int, column: str) -> list[bytes]:
     from pyarrow.parquet import ParquetFile
 
     with ParquetFile(path) as file:
+        check_inflation(file.metadata.row_group(group), [column])
         cells = file.read_row_group(group, columns=[column]).column(column).to_pylist()
     return [cell["bytes"] if isinstance(cell, dict) else cell for cell in cells]
 
@@ -134,7 +136,7 @@ def open_picture(picture: Picture, pixels: Pixels = "pil") -> Image.Image:
 def _decoded(read: Callable[[], bytes], what: str, pixels: Pixels) -> Image.Image:
     try:
         image = decode_for_benchmark(read()) if pixels == "pil" else decode_image(read())
-    except (BadSampleError, OSError) as error:
+    except (OSError, ValueError) as error:
         raise PowerclipError(f"{what} cannot be read ({error}); download it again") from error
     if image.width * image.height > MAX_PIXELS:
         warnings.warn(f"{what} has {image.width} x {image.height} pixels", stacklevel=2)

@@ -12,6 +12,7 @@ from itertools import takewhile
 from pathlib import Path, PurePath
 from typing import Any
 
+from powerclip.data.parquet import check_inflation
 from powerclip.errors import PowerclipError, needs_extra
 from powerclip.evaluate.datasets.images import Box, FileImage, TableImage
 from powerclip.tasks import HardNegative, Quadruple, Quadruples
@@ -113,10 +114,11 @@ class Release:
                     if missing := {*texts, *images} - set(file.schema_arrow.names):
                         raise PowerclipError(f"{path} lacks the columns {', '.join(sorted(missing))} of the release")
                     for group in range(file.num_row_groups):
+                        check_inflation(file.metadata.row_group(group), texts)
                         of_group = file.read_row_group(group, columns=list(texts)).to_pylist()
                         for i, row in enumerate(of_group):
                             rows.append(row | {name: TableImage(path, group, i, name) for name in images})
-            except (OSError, ArrowException) as error:
+            except (OSError, ArrowException, ValueError) as error:
                 raise PowerclipError(f"{path} cannot be read ({error}); download it again") from error
         if not rows:
             raise PowerclipError(

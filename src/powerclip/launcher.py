@@ -1,0 +1,32 @@
+"""What torchrun has started ends when torchrun has died, in whatever way, and wherever it waits at that moment."""
+
+import os
+import signal
+import sys
+import threading
+import time
+from contextlib import suppress
+
+LOOK_EVERY_S = 2.0
+"""Time between looks at the launcher."""
+
+LAST_STEP_S = 30.0
+"""A training that can finish its step and write a checkpoint in this time does."""
+
+NAME = "launcher watch"
+
+
+def end_with_launcher() -> None:
+    """Watch torchrun, if it has started this process, from now on; when it has died, end as after SIGTERM, or abruptly."""
+    if "TORCHELASTIC_RUN_ID" in os.environ and all(thread.name != NAME for thread in threading.enumerate()):
+        threading.Thread(target=_watch, args=(os.getppid(),), name=NAME, daemon=True).start()
+
+
+def _watch(launcher: int) -> None:
+    while os.getppid() == launcher:
+        time.sleep(LOOK_EVERY_S)
+    with suppress(OSError):  # the launcher may have read what is printed
+        print(f"powerclip: torchrun (process {launcher}) has died, so this ends too", file=sys.stderr, flush=True)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(LAST_STEP_S)  # then it waits for something that will not come: the store, another process
+    os._exit(1)
