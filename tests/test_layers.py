@@ -45,6 +45,7 @@ MAY_IMPORT = {
         "evaluate",
         "runs",
     },
+    "explore": {*LEAVES, "model", "data", "regions", "phrases", "evaluate", "report"},
 }
 TOP = {"cli", "compare", "demo", "embed", "interpolate", "silence", "__init__"}
 

@@ -16,7 +16,7 @@ import tyro
 from rich.console import Console
 
 import powerclip
-from powerclip.config import EmbedConfig, EvaluateConfig, PrepareConfig, TrainConfig
+from powerclip.config import EmbedConfig, EvaluateConfig, ExploreConfig, PrepareConfig, TrainConfig
 from powerclip.config.values import ExportTarget, Objective
 from powerclip.errors import PowerclipError, RunFailedError, did_you_mean
 from powerclip.launcher import end_with_launcher
@@ -309,9 +309,28 @@ class Embed:
         embed(self.model, self.source, self.output, self.config, console=Console(stderr=True))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Explore:
+    """Open a page in the browser on a model: where it sees phrases and prompts, which caption it prefers, and search.
+
+    Example: powerclip explore runs/photos --images photos; or any model of open_clip, for what needs no phrases:
+    powerclip explore ViT-B-32 --pretrained laion2b_s34b_b79k
+    """
+
+    model: tyro.conf.Positional[Annotated[str | None, tyro.conf.arg(metavar="RUN")]] = None
+    """Run folder, model folder or hub id; or with --pretrained a model of open_clip by name."""
+    config: Annotated[ExploreConfig, tyro.conf.arg(name="")] = dataclasses.field(default_factory=ExploreConfig)
+
+    def run(self) -> None:
+        from powerclip.explore import explore
+
+        console = Console(stderr=True)
+        explore(self.model, self.config, say=lambda text: console.print(text, highlight=False, soft_wrap=True))
+
+
 COMMANDS: dict[str, type[Any]] = {
     command.__name__.lower(): command
-    for command in (Demo, Prepare, Train, Compare, Evaluate, Interpolate, Export, Embed, Report)
+    for command in (Demo, Prepare, Train, Compare, Evaluate, Interpolate, Export, Embed, Report, Explore)
 }
 
 

@@ -1,6 +1,7 @@
 """Every settings dataclass, frozen and validated when it is made, and its way to YAML and back."""
 
 from powerclip.config.evaluation import EvaluateConfig
+from powerclip.config.exploration import ExploreConfig
 from powerclip.config.files import MAX_YAML_BYTES, from_dict, load_config, read_yaml, to_yaml
 from powerclip.config.model import AggregationConfig, ModelConfig, PoolingConfig, ScoringConfig
 from powerclip.config.objective import ContrastConfig, ObjectiveConfig
@@ -14,6 +15,7 @@ __all__ = [
     "DataConfig",
     "EmbedConfig",
     "EvaluateConfig",
+    "ExploreConfig",
     "ModelConfig",
     "ObjectiveConfig",
     "OptimConfig",

@@ -17,6 +17,7 @@ from powerclip.alignment.subsets import draw_subsets
 from powerclip.alignment.tiled import score_pairs
 from powerclip.alignment.vectors import MaskedVectors
 from powerclip.alignment.zero import place_zero
+from powerclip.config import ScoringConfig
 from powerclip.config.values import ScoreRegions
 from powerclip.errors import one_of
 from powerclip.evaluate.datasets.images import key_of
@@ -51,19 +52,28 @@ class PowersetScorer:
     compare.
     """
 
-    def __init__(self, encoder: Encoder, *, regions: ScoreRegions = "grid", parser: Parser | None = None) -> None:
+    def __init__(
+        self,
+        encoder: Encoder,
+        *,
+        regions: ScoreRegions = "grid",
+        parser: Parser | None = None,
+        scoring: ScoringConfig | None = None,
+        boxes: Tensor | None = None,
+    ) -> None:
         """Set up the scorer; ValueError if the model has no regions and phrases, or an argument is out of range.
 
         The encoder gets the images' global embeddings too, which cost no further pass. ``regions`` are "grid", the
         fixed boxes, or "stored", a task's own masks where it has them; the parser is spaCy's with its small English
-        model by default.
+        model by default. ``scoring`` takes the place of the model's own, and ``boxes``, (M, N) bool, of the fixed ones.
         """
         one_of("regions", regions, get_args(ScoreRegions))
         self.encoder, self.regions = encoder, regions
         self.model = powerclip_model(encoder.model, "the powerset score", hint="; use score='global'")
         self.parser = parser or default_parser()
         self.transform = make_transforms(self.model)[1]
-        self.boxes = fixed_boxes(self.model.grid_size)
+        self.scoring = scoring or self.model.scoring
+        self.boxes = fixed_boxes(self.model.grid_size) if boxes is None else boxes
 
     def images(self, pictures: Sequence[Picture], masks: Sequence[Masks | None] | None = None) -> MaskedVectors:
         """The region vectors of images."""
@@ -124,7 +134,7 @@ class PowersetScorer:
         sample that depends on M alone, so that all scores compare.
         """
         M = images.mask.shape[1]
-        scoring = Scoring(**vars(self.model.scoring))
+        scoring = Scoring(**vars(self.scoring))
         if scoring.method == "exact" and M > MAX_REGIONS:
             scoring = replace(scoring, method="sampled")
         if scoring.method == "sampled":

@@ -3,6 +3,7 @@
 from powerclip.model.create import architecture, create_model, describe, from_open_clip, make_tokenizer
 from powerclip.model.hub import load, load_for_clip_benchmark, load_open_clip, save
 from powerclip.model.lora import add_lora
+from powerclip.model.packed import pack
 from powerclip.model.towers import PowerCLIP
 from powerclip.model.transforms import make_transforms
 
@@ -18,5 +19,6 @@ __all__ = [
     "load_open_clip",
     "make_tokenizer",
     "make_transforms",
+    "pack",
     "save",
 ]

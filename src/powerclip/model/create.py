@@ -16,13 +16,13 @@ from open_clip.model import (
 )
 from open_clip.timm_model import TimmModel
 from open_clip.transform import PreprocessCfg
-from safetensors.torch import load_file
 from torch import nn
 
 import powerclip.model.tiny  # noqa: F401  (registers a tower with timm)
 from powerclip.config import PoolingConfig, ScoringConfig
 from powerclip.config.values import ImagePool, TextPool
 from powerclip.errors import PowerclipError, one_of
+from powerclip.model.packed import read_weights
 from powerclip.model.start import TRANSFORMERS, Start, find_start, in_one_line
 from powerclip.model.towers import PowerCLIP, Tokenizer
 
@@ -149,7 +149,7 @@ def _load_weights(backbone: Any, start: Start) -> None:
             backbone.visual.set_input_size(start.image_size)  # a timm tower resizes what it has loaded
         state = start.state
         if start.weights is not None and start.weights.suffix == ".safetensors":
-            own = {name: value for name, value in load_file(start.weights).items() if name.startswith(OWN_PREFIX)}
+            own = {name: value for name, value in read_weights(start.weights).items() if name.startswith(OWN_PREFIX)}
             state = {name.removeprefix(OWN_PREFIX): value for name, value in own.items()} or None
         if state is not None:
             if backbone.logit_bias is not None:  # SigLIP's loss may start from a model without one

@@ -12,13 +12,14 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from powerclip.errors import PowerclipError
 from powerclip.files import SUMS, atomic_folder, checksums, read_json
 from powerclip.model.create import build, create_model, make_tokenizer
 from powerclip.model.lora import merge_lora
+from powerclip.model.packed import read_weights
 from powerclip.model.start import (
     CONFIG,
     KEPT,
@@ -120,7 +121,7 @@ def _read_own(folder: Path) -> PowerCLIP:
     if (folder / "tokenizer_config.json").is_file():
         config["model"]["text_cfg"]["hf_tokenizer_name"] = str(folder.resolve())
     model = build(config)
-    model.load_state_dict(load_file(str(folder / WEIGHTS)))
+    model.load_state_dict(read_weights(folder / WEIGHTS))
     return model
 
 

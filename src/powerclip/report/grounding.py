@@ -115,7 +115,7 @@ def ground(
         for (place, label, text), subset, s_M, present in parts
         if present
     }
-    return Grounding(image=_seen(model, pixels), grid=model.grid_size, masks=masks, phrases=grounded)
+    return Grounding(image=seen_image(model, pixels), grid=model.grid_size, masks=masks, phrases=grounded)
 
 
 def rows(groundings: Mapping[str, Grounding]) -> list[Row]:
@@ -136,21 +136,21 @@ def rows(groundings: Mapping[str, Grounding]) -> list[Row]:
     return top
 
 
-def regions_of(model: PowerCLIP, regions: RegionAnnotation | None) -> Tensor | None:
-    """(M, N) bool: the stored masks with the highest scores, at most ``MAX_REGIONS``, as the model's transform moves them.
+def regions_of(model: PowerCLIP, regions: RegionAnnotation | None, *, count: int = MAX_REGIONS) -> Tensor | None:
+    """(M, N) bool: the masks with the highest scores, at most ``count``, as the model's transform moves them.
 
     None if there are none, or the view that the model has of the image shows none.
     """
     if regions is None or not regions.rles:
         return None
-    best = regions.masks(regions.best(MAX_REGIONS))
+    best = regions.masks(regions.best(count))
     moved = make_transforms(model)[1](Mask(torch.from_numpy(best).to(torch.uint8)))
     grids = masks_to_grid(moved.bool(), model.grid_size)
     return grids if grids.any() else None
 
 
-def _seen(model: PowerCLIP, pixels: Tensor) -> Image.Image:
-    """The image that became (3, H, W) normalised pixels."""
+def seen_image(model: PowerCLIP, pixels: Tensor) -> Image.Image:
+    """The image that became (3, H, W) normalised pixels: what a model sees of it."""
     config = model.backbone.visual.preprocess_cfg
     mean, std = (torch.tensor(config[name])[:, None, None] for name in ("mean", "std"))
     image: Image.Image = to_pil_image((255 * (pixels * std + mean)).round().clamp(0, 255).byte())

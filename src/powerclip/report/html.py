@@ -92,11 +92,11 @@ def write_report(
         content |= {"curves": curves, "grounding": grounding, **_examples(runs, models, evaluations, images, say)}
     drawn = [group["panels"] for group in curves]
     data = {"runs": list(runs), "images": images.sources, "curves": drawn, "masks": masks}
-    script = _text("page.js")
+    script = page_part("page.js")
     page = TEMPLATES.get_template("page.html.jinja").render(
         **content,
         data=Markup(json.dumps(data).replace("<", "\\u003c")),
-        style=_text("page.css"),
+        style=page_part("page.css"),
         script=script,
         reload_s=reload_s,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
@@ -106,8 +106,8 @@ def write_report(
     return output
 
 
-def _text(name: str) -> Markup:
-    """A file next to this one, which is ours, so that it needs no escaping."""
+def page_part(name: str) -> Markup:
+    """The page's style or script, a file next to this one: it is ours, so that it needs no escaping."""
     return Markup(Path(__file__).with_name(name).read_text(encoding="utf-8"))
 
 
