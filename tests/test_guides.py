@@ -35,7 +35,14 @@ from tests.support.tars import write_tar
 
 OWN_TESTS = ("docs/finetune.md", "docs/dense-features.md")
 """Pages that are run by tests below, which know more of what should come out."""
-LESS = {"--steps": "2", "--batch-size": "4", "--workers": "1", "--count": "24", "--seeds": "1"}
+LESS = {
+    "--steps": "2",
+    "--batch-size": "4",
+    "--workers": "1",
+    "--count": "24",
+    "--seeds": "1",
+    "--parallel.accumulate": "2",
+}
 """Values in place of the printed ones."""
 GIVEN = {"evaluate": ["--size", "4"], "compare": ["--size", "4"]}
 """Options in addition to the printed ones."""
@@ -153,6 +160,11 @@ def world(tmp_path_factory):
     parquet.write_table(
         pa.table({"url": [r[1] for r in rows], "caption": [r[2] for r in rows]}), here / "recaptioned.parquet"
     )
+    images = [{"id": i, "file_name": f"{i}.png"} for i in range(3)]
+    texts = [{"image_id": i % 3, "caption": caption} for i, caption in enumerate(captions)]
+    write_json(here / "captions_train2017.json", {"images": images, "annotations": texts})
+    for i, name in enumerate(NAMES):
+        picture(here / "train2017" / f"{i}.png", name)
     tar = []
     for (key, url, short, _), caption in zip(rows, captions, strict=True):
         about = json.dumps({"url": url, "alt_text": caption})
