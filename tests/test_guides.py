@@ -71,6 +71,9 @@ def understand(words):
                 assert re.search(rf"""["']{option}["']|\n    {field}: """, text), option
         case [".", ".venv/bin/activate"]:
             pass
+        case ["pip", "install", *packages]:
+            extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+            assert set(packages) <= {f"powerclip[{extra}]" for extra in extras}
         case _:
             pytest.fail(f"a program that no test knows: {words}")
 

@@ -13,6 +13,8 @@ PAGES = [
 NOT_RUN = {
     r"make ": "targets of the Makefile: installations and these tests; the demo has tests/test_demo.py",
     r"\. ": "the shell's own",
+    r"pip install ": "changes the environment; that the extras exist is tested",
+    r"powerclip explore ": "serves its page until it is interrupted; tests/explore clicks through it",
     r"(\.venv/bin/)?python examples/": "has a test of its own in tests/examples",
     r"python (benchmarks|experiments)/": "minutes to hours of measurements; the experiments' driver has tests",
     r"python -m pytest ": "tests",
