@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 
@@ -5,6 +6,8 @@ import pytest
 
 from powerclip import cli
 from powerclip.errors import PowerclipError
+from tests.support.images import one_colour
+from tests.support.tars import write_tar
 
 
 @pytest.mark.parametrize("command", cli.COMMANDS)
@@ -115,3 +118,34 @@ def test_importing_the_core_needs_no_extra_and_no_torch():
         "powerclip.alignment.similarity, powerclip.alignment.grounding\n"
     )
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
+
+
+@pytest.mark.slow  # six commands
+def test_nothing_that_is_read_acts_on_the_terminal(tmp_path, capsys):
+    """Control characters and rich's markup in keys, sources of captions, and the names of files and folders."""
+    odd = "\x1b[2J[red][/b]"
+    captions = json.dumps(
+        [{"source": f"{odd}{number}", "text": f"a {odd} dog {number}"} for number in range(2)]
+    ).encode()
+    members = [
+        (f"{odd}{i}.{name}", data)
+        for i in range(8)
+        for name, data in (("jpg", one_colour()), ("captions.json", captions))
+    ]
+    data, run = tmp_path / f"data{odd.replace('/', '')}", tmp_path / f"run{odd.replace('/', '')}"
+    write_tar(data / "0.tar", [*members, (f"bad{odd}.jpg", b"")])
+    usual = ["--recipe", "scenes_tiny", "--model.name", "tiny", "--batch-size", "8", "--steps", "1", "--device", "cpu"]
+    usual += ["--data.max-bad-share", "1"]
+    for command in (
+        ["prepare", str(data), str(tmp_path / f"out{run.name}"), "--parser", "none", "--max-bad-share", "1"],
+        ["train", *usual, "--data", str(data), "--output", str(run)],
+        ["evaluate", str(run), "--suite", "pairs", "--data", str(data)],
+        ["embed", str(run), str(data), "--output", str(tmp_path / f"{run.name}.parquet")],
+        ["report", str(run), "--output", str(tmp_path / "report.html")],
+    ):
+        assert cli.main(command) == 0, command
+    assert cli.main(["prepare", "--check", str(data)]) == 1  # for the bad one
+    assert cli.main(["train", *usual, "--data", str(data), "--output", str(run)]) == 2  # it is there already
+    said = "".join(capsys.readouterr())
+    assert "\x1b" not in said
+    assert said.count("[red]") > 10

@@ -5,7 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from powerclip.files import MAX_JSON_BYTES, atomic_file, atomic_folder, atomic_write, read_json, write_json
+from powerclip.files import (
+    MAX_JSON_BYTES,
+    atomic_file,
+    atomic_folder,
+    atomic_write,
+    make_folder,
+    read_json,
+    write_json,
+)
+from tests.support.power import Disk
 
 
 def names(folder):
@@ -55,6 +64,54 @@ def test_content_and_name_are_on_disk_before_the_write_returns(tmp_path, monkeyp
     atomic_write(tmp_path / "file", b"content")
     assert [step if step == "replace" else step.name.startswith(".file.") for step in steps[:2]] == [True, "replace"]
     assert steps[2:] == [tmp_path.resolve()]
+
+
+@pytest.fixture
+def disk(tmp_path, monkeypatch):
+    """A function that makes a folder the disk, from now on."""
+    made = []
+
+    def watched(folder):
+        made.append(Disk(folder, monkeypatch))
+        return made[-1]
+
+    yield watched
+    for one in made:
+        one.close()
+
+
+def test_after_a_power_cut_a_file_is_the_old_one_or_the_new(tmp_path, disk):
+    root = tmp_path / "disk"
+    root.mkdir()
+    (root / "a").write_bytes(b"old")
+    watched = disk(root)
+    before = len(watched.left)
+    atomic_write(root / "a", b"new")
+    make_folder(root / "deep" / "er")
+    atomic_write(root / "deep" / "er" / "b", b"other")
+    found = [
+        {name: content for name, content in tree.items() if not name.startswith(".")} for tree in watched.left[before:]
+    ]
+    assert {tree["a"] for tree in found} == {b"old", b"new"}
+    assert found[-1] == {"a": b"new", "deep": {"er": {"b": b"other"}}}
+    assert all(tree.get("deep", {}).get("er", {}).get("b") in (None, b"other") for tree in found)
+
+
+def test_after_a_power_cut_a_folder_is_the_old_one_or_the_new(tmp_path, disk):
+    root = tmp_path / "disk"
+
+    def write(content):
+        with atomic_folder(root / "model") as temporary:
+            (temporary / "weights").write_bytes(content)
+            (temporary / "deep").mkdir()
+            (temporary / "deep" / "config").write_bytes(content)
+        return {"weights": content, "deep": {"config": content}}
+
+    old, watched = write(b"old"), disk(root)
+    before = len(watched.left) - 1
+    new = write(b"new")
+    assert watched.left[-1]["model"] == new
+    assert all(tree["model"] in (old, new) for tree in watched.left[before:])
 
 
 def test_a_folder_takes_the_place_of_another_when_it_is_complete(tmp_path):

@@ -14,7 +14,7 @@ MAY_IMPORT = {
     "errors": set(),
     "files": set(),
     "types": set(),
-    "progress": set(),
+    "progress": {"errors"},
     "tasks": set(),
     "config": {"errors"},
     "pixels": {"errors"},

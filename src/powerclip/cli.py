@@ -18,7 +18,7 @@ from rich.console import Console
 import powerclip
 from powerclip.config import EmbedConfig, EvaluateConfig, ExploreConfig, PrepareConfig, TrainConfig
 from powerclip.config.values import ExportTarget, Objective
-from powerclip.errors import PowerclipError, RunFailedError, did_you_mean
+from powerclip.errors import PowerclipError, RunFailedError, did_you_mean, printable
 from powerclip.launcher import end_with_launcher
 from powerclip.recipes import RECIPES, recipe
 from powerclip.silence import broken_silence
@@ -107,7 +107,7 @@ class Train:
 
         result = run(self.config, data=self.data, output=self.output, resume=self.resume == "auto", look=self.look)
         if not result.interrupted and int(os.environ.get("RANK", 0)) == 0:
-            print(f"Trained {result.steps} steps: {result.output}. Next: powerclip evaluate {result.output}")
+            print(printable(f"Trained {result.steps} steps: {result.output}. Next: powerclip evaluate {result.output}"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,15 +170,14 @@ class Evaluate:
     def run(self) -> None:
         from powerclip.evaluate import read_evaluation
         from powerclip.evaluate.run import evaluate_model, results_folder
+        from powerclip.progress import print_line
         from powerclip.report.tables import notes, results_table, write_tables
 
         model = self.place or self.model
         if model is None or (self.place and self.model):
             raise PowerclipError("name one model: powerclip evaluate MODEL, or --model NAME --pretrained TAG")
         said = Console(stderr=True, quiet=int(os.environ.get("RANK", 0)) > 0)
-        evaluation = evaluate_model(
-            model, self.config, progress=lambda task: said.print(f"{task} ...", highlight=False)
-        )
+        evaluation = evaluate_model(model, self.config, progress=lambda task: print_line(said, f"{task} ..."))
         if int(os.environ.get("RANK", 0)) > 0:
             return
         name = Path(model).name or model
@@ -220,7 +219,7 @@ class Interpolate:
         made = interpolate_runs(
             *self.models, weights=self.weights, output=self.output, evaluation=evaluation, console=Console()
         )
-        print(f"Wrote {', '.join(map(str, made))}")
+        print(printable(f"Wrote {', '.join(map(str, made))}"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,7 +248,7 @@ class Export:
 
         folder, parity = export(self.model, self.to, output=self.output, data=self.data, licence=self.licence)
         print("\n".join(parity.lines()))
-        print(f"Wrote {folder}; README.md in it is the model card")
+        print(printable(f"Wrote {folder}; README.md in it is the model card"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,6 +268,7 @@ class Report:
     def run(self) -> None:
         if not self.runs:
             raise PowerclipError("no run folder given; name at least one: powerclip report runs/NAME")
+        from powerclip.progress import print_line
         from powerclip.report.html import watch, write_report
 
         runs = {run.name or str(run): run for run in self.runs}
@@ -276,13 +276,13 @@ class Report:
             runs = {str(run): run for run in self.runs}
         console = Console(stderr=True)
 
-        def say(text: str) -> None:
-            console.print(f"{text} ...", highlight=False)
+        def progress(text: str) -> None:
+            print_line(console, f"{text} ...")
 
         if self.watch:
-            console.print(f"Keeping {self.output} fresh; Ctrl-C ends this", highlight=False, soft_wrap=True)
-            watch(runs, self.output, progress=say)
-        print(f"Wrote {write_report(runs, self.output, progress=say)}")
+            print_line(console, f"Keeping {self.output} fresh; Ctrl-C ends this")
+            watch(runs, self.output, progress=progress)
+        print(printable(f"Wrote {write_report(runs, self.output, progress=progress)}"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -367,7 +367,7 @@ def _fail(error: BaseException, status: int, message: str = "") -> int:
     """Print an error and its notes in one line."""
     said = ". ".join((message or str(error), *getattr(error, "__notes__", ())))
     process = f" [process {os.environ['RANK']}]" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
-    print(f"powerclip{process}: " + " ".join(said.split()), file=sys.stderr)
+    print(f"powerclip{process}: " + printable(" ".join(said.split())), file=sys.stderr)
     return status
 
 

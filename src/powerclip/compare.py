@@ -11,6 +11,7 @@ from powerclip.config import EvaluateConfig, TrainConfig
 from powerclip.errors import PowerclipError
 from powerclip.evaluate import evaluate_model, read_evaluation
 from powerclip.files import atomic_write, read_json, write_json
+from powerclip.progress import print_line
 from powerclip.report.plots import comparison_plot, png
 from powerclip.report.tables import read_evaluations, results_table, seeds_table
 from powerclip.runs import RunFolder
@@ -66,7 +67,7 @@ def compare(
     atomic_write(output / "comparison.png", png(comparison_plot(table)))
     path = output / "comparison.md"
     atomic_write(path, table.markdown())
-    console.print(f"This table, all metrics and a plot: {path}, .csv, .png", soft_wrap=True, highlight=False)
+    print_line(console, f"This table, all metrics and a plot: {path}, .csv, .png")
     return path
 
 
@@ -88,7 +89,7 @@ def finish_runs(
         run = RunFolder(path)
         unfinished = bool(run.check(config, resume=True)) or not run.is_finished()
         if unfinished and train(config, data=data, output=path, resume=True, look=False).interrupted:
-            console.print("Run the same command to continue.", highlight=False)
+            print_line(console, "Run the same command to continue.")
             return False
         if not _is_evaluated(run, suites):
             evaluate(path)

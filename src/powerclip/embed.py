@@ -26,7 +26,7 @@ from powerclip.prepare.output import reserved
 from powerclip.prepare.pairs import Chunk, Pair, UnusedFileError
 from powerclip.prepare.source import open_source
 from powerclip.prepare.workers import run_local
-from powerclip.progress import progress_bar
+from powerclip.progress import print_line, progress_bar
 from powerclip.runs import require_free
 
 
@@ -89,7 +89,7 @@ def embed(model: str, source: str, output: Path, config: EmbedConfig | None = No
                 writer.write_table(parquet.read_table(path).replace_schema_metadata(about))
     shutil.rmtree(folder)
     reasons = f"; skipped: {_listed(skipped)}" if skipped else ""
-    console.print(f"{rows} pairs in {output}{reasons}", highlight=False, soft_wrap=True)
+    print_line(console, f"{rows} pairs in {output}{reasons}")
     return rows
 
 

@@ -1,8 +1,12 @@
 """The errors of powerclip, checks of allowed values and optional packages, and suggestions for mistyped names."""
 
 import difflib
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+
+CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
+"""Control characters, halves of surrogate pairs, and characters that reorder the text around them."""
 
 
 class PowerclipError(Exception):
@@ -44,3 +48,8 @@ def needs_extra(what: str, extra: str, *, otherwise: str = "") -> Iterator[None]
         raise PowerclipError(
             f"{what} needs {package}, which is not installed; pip install 'powerclip[{extra}]'{otherwise}"
         ) from error
+
+
+def printable(text: str) -> str:
+    """A text without line breaks and control characters, which could act on a terminal or reorder what is shown."""
+    return CONTROLS.sub("\ufffd", re.sub(r"\s", " ", text))

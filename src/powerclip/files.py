@@ -70,7 +70,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     writer at a time: the temporary folder is always ``.NAME.tmp``; the next writer clears what a killed one left, and
     puts ``.NAME.old`` back if that one was killed between the two renames.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary, old = path.with_name(f".{path.name}.tmp"), path.with_name(f".{path.name}.old")
     if old.exists() and not path.exists():
         old.rename(path)
@@ -148,6 +148,14 @@ def find_damaged(folder: Path, hashes: Callable[[Sequence[Path]], Sequence[str]]
 def _summed(folder: Path) -> dict[str, Path]:
     files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
     return {name: path for name, path in files.items() if name != SUMS and path.suffix != ".md"}
+
+
+def make_folder(path: Path) -> None:
+    """Create a folder, and those above it that are missing, so that they outlast a power cut."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        sync_folder(folder.parent)
 
 
 def sync_folder(folder: Path) -> None:

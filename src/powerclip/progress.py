@@ -8,6 +8,8 @@ from datetime import timedelta
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from powerclip.errors import printable
+
 SPEED_OVER_S = 1800.0
 """The remaining time is estimated from the speed over this long: metrics may come minutes apart."""
 
@@ -18,21 +20,26 @@ Report = Callable[[int, str], None]
 """Shows that this many steps are done, with a short text."""
 
 
+def print_line(console: Console, text: str) -> None:
+    """Print a line as it is, whatever names are in it: they can neither act on the terminal nor set its colours."""
+    console.print(printable(text), highlight=False, soft_wrap=True, markup=False)
+
+
 @contextmanager
 def progress_bar(title: str, *, steps: int, done: int = 0, unit: str = "steps", console: Console) -> Iterator[Report]:
     """A progress bar with the remaining time; in a file or a pipe, a line every minute and every tenth of the steps."""
     if console.is_terminal:
         columns = (
-            TextColumn("[bold]{task.description}"),
+            TextColumn("{task.description}", style="bold", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[text]}"),
+            TextColumn("{task.fields[text]}", markup=False),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=console, speed_estimate_period=SPEED_OVER_S) as progress:
-            task = progress.add_task(title, total=steps, completed=done, text="")
+            task = progress.add_task(printable(title), total=steps, completed=done, text="")
             yield lambda step, text: progress.update(task, completed=step, text=text)
         return
     start = last = time.monotonic()
@@ -45,6 +52,6 @@ def progress_bar(title: str, *, steps: int, done: int = 0, unit: str = "steps", 
             return
         tenth, last = reached, now
         left = timedelta(seconds=round((now - start) / max(1, step - done) * (steps - step)))
-        console.print(f"{title}: {step}/{steps} {unit}, {text}, {left} left", highlight=False, soft_wrap=True)
+        print_line(console, f"{title}: {step}/{steps} {unit}, {text}, {left} left")
 
     yield report

@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from powerclip.config import TrainConfig, from_dict, load_config, to_yaml
 from powerclip.distributed import broadcast, is_shared, rank, rank0_first, wait_for_all
 from powerclip.errors import PowerclipError
-from powerclip.files import atomic_write, read_json, write_json
+from powerclip.files import atomic_write, make_folder, read_json, write_json
 from powerclip.types import DataProvenance
 
 MAY_CHANGE_ON_RESUME = frozenset(
@@ -121,7 +121,7 @@ class RunFolder:
     def _lock(self, lock: FileLock, config: TrainConfig, *, resume: bool) -> None:
         if rank() > 0:
             return
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path)
         try:
             lock.acquire()
         except Timeout as error:
@@ -148,7 +148,7 @@ class RunFolder:
             )
         wait_for_all()  # all have looked before one writes
         if rank() == 0:
-            self.path.mkdir(parents=True, exist_ok=True)
+            make_folder(self.path)
         if found is None:
             self.record(config, data)
         wait_for_all()

@@ -56,6 +56,10 @@ def test_what_is_saved_comes_back(saved):
     assert all(torch.equal(state[i][name], theirs[i][name]) for i in theirs for name in theirs[i])
 
 
+def test_a_checkpoint_of_an_earlier_version_lacks_the_number_of_threads(saved):
+    assert checkpoint.load(saved, **parts(seed=1), extra={**extra(), "threads": 3}) == extra(7, 0.5)
+
+
 DAMAGES = {
     "metadata truncated": (".metadata", lambda data: data[: len(data) // 2]),
     "metadata empty": (".metadata", lambda data: b""),

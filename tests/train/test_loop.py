@@ -10,6 +10,7 @@ import shutil
 import signal
 import sys
 import threading
+from pathlib import Path
 
 import open_clip
 import pytest
@@ -20,14 +21,16 @@ import powerclip
 from powerclip.config import ModelConfig, ObjectiveConfig, ParallelConfig, PeriodicEvaluationConfig, load_config
 from powerclip.data.shards import write_shards
 from powerclip.errors import PowerclipError, RunFailedError
+from powerclip.files import find_damaged
 from powerclip.loss import PowerCLIPLoss
 from powerclip.recipes import RECIPES, recipe
-from powerclip.runs import RunFolder, all_checkpoints, read_metrics
+from powerclip.runs import RunFolder, all_checkpoints, read_metrics, step_of
 from powerclip.scenes import generate
 from powerclip.train import checkpoint, loop, train
 from powerclip.train.build import build_model
 from powerclip.train.step import Engine
 from tests.support.models import TINY, write_start
+from tests.support.power import Disk, write_tree
 from tests.support.runs import losses, tiny_run, weights
 
 
@@ -340,6 +343,41 @@ def test_a_run_whose_first_steps_were_bad_can_be_resumed(config, shards, tmp_pat
     stopped(config, shards, tmp_path / "run", at=2)
     monkeypatch.undo()
     assert train(config, data=shards, output=tmp_path / "run", resume=True).steps == 8
+
+
+def test_another_number_of_cpu_threads_is_said_at_the_resume(config, shards, tmp_path, monkeypatch, capsys):
+    stopped(config, shards, tmp_path / "run", at=4)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    said = (
+        "It ran on 1 CPU threads and continues on 7, which round sums in another order: for the same bits, set OMP_NUM"
+    )
+    assert train(config, data=shards, output=tmp_path / "run", resume=True).steps == 8
+    assert said in capsys.readouterr().err
+
+
+def test_after_a_power_cut_at_any_moment_the_run_goes_on(config, shards, tmp_path, monkeypatch, capsys):
+    """Each checkpoint that is left can be read, and what the run says of its steps is left too."""
+    (tmp_path / "disk").mkdir()
+    disk, often = Disk(tmp_path / "disk", monkeypatch), changed(config, steps=3, checkpoint_every_steps=1)
+    train(often, data=shards, output=tmp_path / "disk" / "run")
+    disk.close()
+    left = [write_tree(tree, tmp_path / str(number)) / "run" for number, tree in enumerate(disk.left)]
+    found = {}
+    for run in map(RunFolder, left):
+        newest = run.latest_checkpoint()
+        step = 0 if newest is None else step_of(newest)
+        found.setdefault(step, run.path)
+        assert [line["step"] for line in read_metrics(run.metrics_file)][:step] == [*range(1, step + 1)]
+        for folder in filter(Path.exists, (*all_checkpoints(run.checkpoints), run.model)):
+            assert find_damaged(folder) is None
+            assert len(list(folder.iterdir())) == 3
+            assert run.config().steps == 3
+            assert run.data() is not None
+    assert found.keys() == {0, 1, 2, 3}
+    assert train(often, data=shards, output=found[2], resume=True).steps == 3
+    assert "at step 2 of 3" in capsys.readouterr().err
+    expected = weights(tmp_path / "disk" / "run")
+    assert all(torch.equal(value, expected[name]) for name, value in weights(found[2]).items())
 
 
 def test_a_run_can_be_fixed_and_made_longer_and_says_so(config, shards, tmp_path, capsys):

@@ -24,7 +24,7 @@ from powerclip.data.limits import (
 )
 from powerclip.data.sample import Sample
 from powerclip.errors import BadSampleError, PowerclipError, UnreadSampleError
-from powerclip.files import atomic_file
+from powerclip.files import atomic_file, make_folder
 
 MANY_DIGITS = re.compile(rb"\d{%d}" % (MAX_HEADER_DIGITS + 1))
 
@@ -64,7 +64,7 @@ def write_shards(samples: Iterable[Sample], folder: Path, *, samples_per_shard: 
     The bytes are a function of the samples. The folder is created if it does not exist; ``first`` is the number of the
     first shard. PowerclipError if a shard of that name exists already.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     iterator, number, written = iter(samples), first, 0
     while chunk := list(islice(iterator, samples_per_shard)):
         write_shard(chunk, folder / f"shard-{number:06d}.tar")

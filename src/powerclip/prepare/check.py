@@ -23,13 +23,14 @@ from powerclip.data.published import CONTEXT, patch_masks
 from powerclip.data.published import GRID as PUBLISHED_GRID
 from powerclip.data.sample import Sample
 from powerclip.data.shards import SamplePlace, find_shards, index_shard
-from powerclip.errors import BadSampleError, PowerclipError, RunFailedError
+from powerclip.errors import BadSampleError, PowerclipError, RunFailedError, printable
 from powerclip.files import read_json, write_json
 from powerclip.phrases.tokens import clip_tokenizer
 from powerclip.prepare.annotate import Counts
 from powerclip.prepare.output import REPORT
 from powerclip.prepare.pairs import Pair, decoded
 from powerclip.prepare.workers import run_local
+from powerclip.progress import print_line
 from powerclip.regions.masks import masks_at_size, shrink_to
 
 SHEET = "contact_sheet.png"
@@ -68,15 +69,15 @@ def check(path: Path, *, workers: int = 1, console: Console | None = None, look:
     result["missing"] = max(0, _reported(path) - result["samples"] - sum(result["bad"].values()))
     _print(result, console, title=str(path))
     for line in _look(shards) if look else ():
-        console.print(line, highlight=False, soft_wrap=True, markup=False)
+        print_line(console, line)
     try:
         write_json(folder / RESULT, result)
         examples = list(_spread_samples(shards))
         if examples:
             contact_sheet(examples).savefig(folder / SHEET, dpi=110)
-            console.print(f"Drew {len(examples)} samples: {folder / SHEET}", highlight=False, soft_wrap=True)
+            print_line(console, f"Drew {len(examples)} samples: {folder / SHEET}")
     except OSError as error:
-        console.print(f"Nothing written to {folder}: {error}", highlight=False, soft_wrap=True)
+        print_line(console, f"Nothing written to {folder}: {error}")
     _raise_if_wrong(result, path)
     return result
 
@@ -174,12 +175,12 @@ def _summary(results: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _print(result: dict[str, Any], console: Console, *, title: str) -> None:
-    console.print(
+    print_line(
+        console,
         f"{title}: {result['samples']} samples in {result['shards']} shards, {sum(result['bad'].values())} bad, "
         f"{len(result['broken'])} shards broken, {result['missing']} samples missing; "
         f"{result['without_phrases']} samples without phrases, {result['without_regions']} without regions",
-        highlight=False, soft_wrap=True,
-    )  # fmt: skip
+    )
     table = Table("per sample", *(Column(name, justify="right") for name in ("mean", "median", "min", "max")))
     for name, spread in result["measures"].items():
         table.add_row(name, f"{spread['mean']:.1f}", *(f"{spread[key]:.0f}" for key in ("median", "min", "max")))
@@ -190,7 +191,7 @@ def _print(result: dict[str, Any], console: Console, *, title: str) -> None:
     if result["phrases"]:
         lines.insert(0, "phrases: " + ", ".join(f"{n} {label}" for label, n in result["phrases"].items()))
     for line in (*lines, *(f"broken: {message}" for message in result["broken"])):
-        console.print(line, highlight=False, soft_wrap=True, markup=False)
+        print_line(console, line)
 
 
 def _spread_samples(shards: Sequence[Path]) -> Iterator[Pair]:
@@ -216,8 +217,8 @@ def contact_sheet(pairs: Sequence[Pair]) -> Figure:
             masks = [masks_at_size(mask[None], small)[0] for mask in _masks(sample)]
             axes.imshow(_painted(small, masks))
             text = sample.tree.to_brackets(sample.caption) if sample.tree else sample.caption
-            shown = "\n".join(wrap(text, CHARACTERS, max_lines=LINES, placeholder=" …"))
-            axes.set_title(f"{sample.key[:40]}, {len(masks)} regions", fontsize=7, parse_math=False)
+            shown = "\n".join(wrap(printable(text), CHARACTERS, max_lines=LINES, placeholder=" …"))
+            axes.set_title(f"{printable(sample.key[:40])}, {len(masks)} regions", fontsize=7, parse_math=False)
             axes.text(
                 0, -0.02, shown, transform=axes.transAxes, fontsize=6.5, va="top", parse_math=False, family="monospace"
             )

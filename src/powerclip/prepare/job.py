@@ -20,6 +20,7 @@ from powerclip.prepare.output import REPORT, counts_of, read_finished, reserved
 from powerclip.prepare.pairs import Source
 from powerclip.prepare.source import open_source
 from powerclip.prepare.workers import run_local, run_ray
+from powerclip.progress import print_line
 
 ENOUGH = 100
 """A share of bad samples stops the job early only after this many samples."""
@@ -69,7 +70,7 @@ def prepare(
             failure = error
         except KeyboardInterrupt:
             done = f"{len(finished)} of {len(shards)} shards are complete; the same command continues from there"
-            console.print(done, highlight=False, soft_wrap=True)
+            print_line(console, done)
             raise
         total = Counts()
         for counts in filter(None, map(finished.get, shards)):  # in their order, whichever was finished first
@@ -87,7 +88,8 @@ def prepare(
     reasons = f" ({', '.join(f'{number} {reason}' for reason, number in total.skipped.most_common())})"
     captions = [f"{number} {source}" for source, number in report["captions"].items()]
     remarks = [f"{number} {remark}" for remark, number in report["remarks"].items()]
-    console.print(
+    print_line(
+        console,
         f"{total.samples} samples in {output}, {total.skipped.total()} skipped{reasons * bool(total.skipped)}; "
         f"{report['phrases_per_caption']:.1f} phrases per caption, "
         f"{report['regions_per_image']:.1f} stored regions per image"
@@ -95,8 +97,7 @@ def prepare(
         + (f"; {', '.join(remarks)}" if remarks else "")
         + (f"; kept from the source: {', '.join(kept)}" if kept else "")
         + (f"; other files in the source: {', '.join(ignored)}" if ignored else ""),
-        highlight=False, soft_wrap=True,
-    )  # fmt: skip
+    )
     return report
 
 
@@ -154,7 +155,7 @@ def _make_shards(
             bar.update(line, completed=len(finished), rate=rate)
             if not console.is_terminal and now - noted > NOTE_EVERY_S:
                 noted = now
-                console.print(f"{len(finished)} of {len(shards)} shards, {rate}", highlight=False, soft_wrap=True)
+                print_line(console, f"{len(finished)} of {len(shards)} shards, {rate}")
 
 
 def _check(total: Counts, max_bad_share: float) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from powerclip.errors import PowerclipError
-from powerclip.files import read_json, write_json
+from powerclip.files import make_folder, read_json, write_json
 
 REPORT = "report.json"
 PLAN = ".source.json"
@@ -29,7 +29,7 @@ def reserved(output: Path, plan: Mapping[str, Any]) -> Iterator[None]:
     known = {*_unfinished(output), output / LOCK}
     if output.is_dir() and not (output / PLAN).exists() and set(output.iterdir()) - known:
         raise PowerclipError(f"output {output} is not empty and was not made by this command; name an empty folder")
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder(output)
     try:
         with FileLock(output / LOCK, timeout=0):
             _clear(output)

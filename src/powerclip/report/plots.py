@@ -12,8 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from powerclip.errors import printable
 from powerclip.evaluate.averages import HEADLINES
-from powerclip.report.tables import Spread, Table, printable
+from powerclip.report.tables import Spread, Table
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from powerclip.config import read_yaml
+from powerclip.errors import printable
 from powerclip.evaluate import Evaluation
 from powerclip.model import PowerCLIP
 from powerclip.report.plots import is_number
-from powerclip.report.tables import Cell, Spread, Table, printable, results_table
+from powerclip.report.tables import Cell, Spread, Table, results_table
 from powerclip.runs import RunFolder
 
 BEYOND = 2.0

@@ -15,6 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from rich.text import Text
 
+from powerclip.errors import printable
 from powerclip.evaluate import Estimate, Evaluation, read_evaluation
 from powerclip.evaluate.averages import HEADLINES, Average
 from powerclip.evaluate.datasets.linear_probe import PROBE
@@ -26,8 +27,6 @@ TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
 )
 
-CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
-"""Control characters, halves of surrogate pairs, and characters that reorder the text around them."""
 
 FORMULA_STARTS = tuple("=+-@\uff0b\uff0d\uff1d\uff20")
 """Characters that make spreadsheets read a cell as a formula; the last four are the full-width forms."""
@@ -209,11 +208,6 @@ def write_tables(folder: Path, name: str, evaluation: Evaluation) -> None:
     markdown = results_table({name: [evaluation]}).markdown()
     atomic_write(folder / "evaluation.md", markdown + (f"\n{note}" if note else ""))
     atomic_write(folder / "evaluation.csv", metrics_table(evaluation).csv())
-
-
-def printable(text: str) -> str:
-    """A text without line breaks and control characters, which could act on a terminal or reorder what is shown."""
-    return CONTROLS.sub("\ufffd", re.sub(r"\s", " ", text))
 
 
 def _rows(results: Mapping[str, Sequence[Evaluation]], metrics: Collection[str] = ()) -> list[tuple[Cell, ...]]:

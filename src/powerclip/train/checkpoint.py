@@ -22,7 +22,7 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_distribut
 
 from powerclip.distributed import broadcast, rank, sum_over_processes, wait_for_all, world_size
 from powerclip.errors import PowerclipError, RunFailedError
-from powerclip.files import SUMS, atomic_write, checksums, find_damaged, sha256_of, sync_folder
+from powerclip.files import SUMS, atomic_write, checksums, find_damaged, make_folder, sha256_of, sync_folder
 from powerclip.runs import all_checkpoints, checkpoint_path
 
 UNPICKLED = {
@@ -49,7 +49,7 @@ def save(folder: Path, *, step: int, model: nn.Module, optimizer: torch.optim.Op
         return target
     if rank() == 0:
         shutil.rmtree(temporary, ignore_errors=True)
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
     wait_for_all()
     model_state, optimizer_state = get_state_dict(model, optimizer)
     state = {"model": model_state, "optimizer": optimizer_state, "extra": extra}
@@ -145,6 +145,7 @@ def prune(folder: Path, *, keep: int) -> None:
     for path in all_checkpoints(folder)[:-keep]:
         old = path.with_name(f".{path.name}.old")
         path.rename(old)  # a folder with a checkpoint's own name stays complete if this is interrupted
+        sync_folder(folder)
         shutil.rmtree(old)
 
 

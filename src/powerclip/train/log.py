@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,10 @@ class MetricsLog:
             self._board.add_scalar(name, value, step)
         if self._tracker is not None:
             self._tracker.log(numbers, step=step)
+
+    def sync(self) -> None:
+        """Let the lines outlast a power cut."""
+        os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Write out what is buffered."""

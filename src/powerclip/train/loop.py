@@ -19,7 +19,7 @@ from powerclip.data.loader import Data, Loader, OpenedData, open_data
 from powerclip.distributed import any_rank, process_group, rank, rank0_first, world_size
 from powerclip.errors import PowerclipError
 from powerclip.model import describe
-from powerclip.progress import Report, progress_bar
+from powerclip.progress import Report, print_line, progress_bar
 from powerclip.runs import RunFolder, read_metrics, step_of
 from powerclip.train import checkpoint
 from powerclip.train.build import build_cache, build_loader, build_model
@@ -68,7 +68,7 @@ def train(
     """
     with process_group(config.device) as device, stop_on_signal() as stop, ExitStack() as held:
         console = (console or Console(stderr=True)) if rank() == 0 else Console(quiet=True)
-        say = partial(console.print, highlight=False, soft_wrap=True)
+        say = partial(print_line, console)
         run = RunFolder(output)
         changed = run.check(config, resume=resume)
         opened = rank0_first(lambda: open_data(data, cache=build_cache(config)))
@@ -101,7 +101,7 @@ def train(
                 say(f"Changed since the run started: {changed}")
         elif look and rank() == 0:
             for line in loader.look():
-                say(line, markup=False)
+                say(line)
         run.write_status(step=started_at, steps=steps)
         logs: AbstractContextManager[MetricsLog | None] = nullcontext()
         if rank() == 0:
@@ -209,6 +209,8 @@ class _Loop:
 
     def _save(self, step: int) -> None:
         engine, run = self.engine, RunFolder(self.engine.output)
+        if self.metrics is not None:
+            self.metrics.sync()  # a checkpoint comes after the lines of its steps
         state = _state(engine, self.data, step)
         checkpoint.save(run.checkpoints, step=step, model=engine.model, optimizer=engine.optimizer, extra=state)
         if rank() == 0:
