@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # Tests are shared among the cores; an idle worker takes over tests of a busy one.
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
-.PHONY: demo test test-slow test-all soak lint types format docs docs-serve clean
+.PHONY: demo explorer-model test test-slow test-all soak lint types format docs docs-serve clean
 
 demo: $(VENV)/.ready
 	$(BIN)/powerclip demo
@@ -19,6 +19,10 @@ test-slow: $(VENV)/.ready
 
 test-all: $(VENV)/.ready
 	$(PYTEST)
+
+# The model that comes with powerclip, for `powerclip explore` without a run: trained, measured, and put into the package.
+explorer-model: $(VENV)/.ready
+	$(BIN)/python experiments/shipped_model.py
 
 # Trainings that are killed, damaged and resumed at random, one after the other.
 SOAK_MINUTES ?= 120

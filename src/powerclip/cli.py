@@ -313,6 +313,8 @@ class Embed:
 class Explore:
     """Open a page in the browser on a model: where it sees phrases and prompts, which caption it prefers, and search.
 
+    Without RUN it is a small model that comes with powerclip, trained on generated scenes.
+
     Example: powerclip explore runs/photos --images photos; or any model of open_clip, for what needs no phrases:
     powerclip explore ViT-B-32 --pretrained laion2b_s34b_b79k
     """

@@ -57,8 +57,6 @@ def find_subject(run: str | None, config: ExploreConfig) -> Subject:
     """
     if run is None and config.pretrained is not None:
         raise PowerclipError(f"--pretrained {config.pretrained} needs the model's name: powerclip explore ViT-B-32 ...")
-    if run is None and not SHIPPED.is_dir():
-        raise PowerclipError("no model was named; name a run, powerclip explore runs/NAME, or a model folder or hub id")
     device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
     if run is not None and config.pretrained is not None:
         model, preprocess, tokenizer = load_open_clip(run, config.pretrained, device=device)
