@@ -24,15 +24,15 @@ from powerclip.scenes.world import Object
 
 SIDE = 240
 RED, BLUE, YELLOW, GREEN = "#d62728", "#1f58d6", "#c9a800", "#2ca02c"
-CAPTION = "a red cube above a blue ball"
+CAPTION = "a red umbrella above a blue cat"
 
 
 def scene() -> tuple[Object, ...]:
-    """A red cube above a blue ball, and a yellow star that the caption does not mention."""
+    """A red umbrella above a blue cat, and a yellow star that the caption does not mention."""
     return (
-        Object(shape="cube", colour="red", size="small", texture="plain", x=0.3, y=0.26),
-        Object(shape="ball", colour="blue", size="small", texture="striped", x=0.36, y=0.72),
-        Object(shape="star", colour="yellow", size="small", texture="plain", x=0.8, y=0.4),
+        Object(shape="umbrella", colour="red", size="big", x=0.3, y=0.26),
+        Object(shape="cat", colour="blue", size="big", x=0.36, y=0.72),
+        Object(shape="star", colour="yellow", size="small", x=0.8, y=0.4),
     )
 
 
@@ -54,9 +54,9 @@ def draw_method() -> Figure:
     """method.png: what training aims for."""
     panels = [
         ("image with M = 3 regions\n(2^M = 8 sets of regions)", (0, 1, 2), False),
-        ('"a red cube"\n{1}', (0,), True),
-        ('"a blue ball"\n{2}', (1,), True),
-        ('"above a blue ball"\n{2}', (1,), True),
+        ('"a red umbrella"\n{1}', (0,), True),
+        ('"a blue cat"\n{2}', (1,), True),
+        ('"above a blue cat"\n{2}', (1,), True),
         (f'"{CAPTION}"\n{{1, 2}}', (0, 1), True),
     ]
     figure = Figure(figsize=(13, 3.2), dpi=120, layout="constrained")
@@ -109,7 +109,7 @@ def draw_tree() -> Figure:
         axes.text(i + 0.5, 0.45, CAPTION[start:end], fontsize=13, ha="center", va="center")
     for phrase in tree.phrases:
         text = CAPTION[tree.leaves[phrase.first][0] : tree.leaves[phrase.last][1]]
-        colour, regions = looks["cube" in text, "ball" in text]
+        colour, regions = looks["umbrella" in text, "cat" in text]
         left, bottom, width = phrase.first + 0.06, height(phrase), phrase.last - phrase.first + 0.88
         axes.add_patch(Rectangle((left, bottom), width, 0.8, facecolor=colour, alpha=0.2, edgecolor=colour))
         axes.text(left + width / 2, bottom + 0.4, f"{phrase.label}  {regions}", fontsize=11, ha="center", va="center")
@@ -185,7 +185,7 @@ def draw_sparse() -> Figure:
 
 def draw_dense(run: str) -> Figure:
     """dense.png: the cosine of every patch with texts on one scale, and less their mean."""
-    texts = ["a red cube", "a blue ball", "a green cone"]
+    texts = ["a red umbrella", "a blue cat", "a green anchor"]
     model, preprocess, tokenizer = powerclip.load(run)
     image = render(scene(), image_size=SIDE, random=np.random.default_rng(3))
     with torch.inference_mode():

@@ -26,7 +26,7 @@ from powerclip.data.sampler import Order
 from powerclip.model import make_tokenizer
 from powerclip.model.transforms import CROP_SCALE
 from powerclip.phrases import encode_captions, whole_caption_tree
-from powerclip.regions import random_boxes
+from powerclip.regions import masks_to_grid, random_boxes
 from powerclip.runs import RunFolder
 from powerclip.train.build import build_model
 from powerclip.train.step import Engine
@@ -100,9 +100,8 @@ class Samples:
         mean, std = (x.to(images.device)[:, None, None] for x in (model.mean, model.std))
         M = o.regions if o.uses_regions else 0
         if M and o.region_source == "stored":
-            # A patch belongs to an object that covers a fourth of it: close to what the loader does with masks.
-            shares = F.adaptive_avg_pool2d(_cropped(self.objects[on_device][:, :M].float(), grid), model.grid_size)
-            regions = (shares >= 0.25).flatten(2)
+            masks = _cropped(self.objects[on_device][:, :M].float(), grid) >= 0.5
+            regions = masks_to_grid(masks.flatten(0, 1), model.grid_size).unflatten(0, masks.shape[:2])
         else:
             regions = random_boxes(count, regions=M, grid=model.grid_size, generator=generator)
         batch = Batch(

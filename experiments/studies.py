@@ -45,6 +45,8 @@ class Study:
     """Tasks and metrics that the tables show, all those of ``evaluation.json`` being kept."""
     parts: tuple[Part, ...]
     """The tables."""
+    page: str = "evidence.md"
+    """Where they stand, in docs."""
 
 
 def _scenes(output: Path) -> Path:
@@ -104,6 +106,7 @@ def _scenes_configs() -> dict[str, TrainConfig]:
         unit, powerset_weight=1.0, centre_scores="full", weight_start_step=200, weight_warmup_steps=300
     )
     clip = centred.with_objective("clip")  # which uses none of the other settings
+    midpoint = _objective(centred, centre_scores="none", zero="midpoint", powerset_weight=3.0)
     return {
         "clip": clip,
         "clip-tower": _tower_pooling(clip),
@@ -115,7 +118,7 @@ def _scenes_configs() -> dict[str, TrainConfig]:
         "centred": centred,
         "centred-3": _objective(centred, powerset_weight=3.0),
         "midpoint": _objective(centred, centre_scores="none", zero="midpoint"),
-        "midpoint-3": _objective(centred, centre_scores="none", zero="midpoint", powerset_weight=3.0),
+        "midpoint-3": midpoint,
         "grounded": _objective(centred, zero="midpoint", gradient_ratio=0.5),
         "grounded-025": _objective(centred, zero="midpoint", gradient_ratio=0.25),
         "zero-04": _objective(centred, zero=0.4, gradient_ratio=0.5),
@@ -133,22 +136,6 @@ def _scenes_configs() -> dict[str, TrainConfig]:
         "filip": clip.with_objective("filip"),
         "sparc": clip.with_objective("sparc"),
         "superclip": clip.with_objective("superclip"),
-        # The paper's ablation.
-        "single-regions": _objective(unit, subsets="single"),
-        "tokens": replace(unit, model=replace(unit.model, phrase_unit="token")),
-        "t2r-only": _objective(unit, direction="t2r"),
-        "r2t-only": _objective(unit, direction="r2t"),
-        "no-triplet": _objective(unit, form="softmax"),
-    }
-
-
-def _long_configs(names: Iterable[str]) -> dict[str, TrainConfig]:
-    """The same with more samples, in larger batches; and what the CPU's budget has no room for."""
-    configs = _scenes_configs()
-    unit_1 = _objective(configs["unit"], powerset_weight=1.0)
-    softmax = _objective(configs["unit"], form="softmax", gradient_ratio=0.5)
-    midpoint = configs["midpoint-3"]
-    configs |= {
         # What does it in "midpoint-3": one change each.
         "midpoint-10": _objective(midpoint, powerset_weight=10.0),
         "midpoint-3-gold": _objective(midpoint, region_source="stored"),
@@ -159,6 +146,16 @@ def _long_configs(names: Iterable[str]) -> dict[str, TrainConfig]:
         "midpoint-3-at-once": _objective(midpoint, weight_start_step=0, weight_warmup_steps=0),
         "midpoint-3-tower": _tower_pooling(midpoint),
         "no-zero-3": _objective(midpoint, zero="none"),
+        "no-triplet-3": _objective(midpoint, form="softmax"),
+    }
+
+
+def _long_configs(names: Iterable[str]) -> dict[str, TrainConfig]:
+    """The same with more samples, in larger batches; and what the CPU's budget has no room for."""
+    configs = _scenes_configs()
+    unit_1 = _objective(configs["unit"], powerset_weight=1.0)
+    softmax = _objective(configs["unit"], form="softmax", gradient_ratio=0.5)
+    configs |= {
         "unit-1": unit_1,
         "centred-0": _objective(unit_1, centre_scores="full"),
         "mean": _objective(configs["grounded"], negatives="mean"),
@@ -191,6 +188,7 @@ SCENES_METRICS = (
     ("scenes-hard-negatives", "macro"),
     ("scenes-quadruples", "group"),
     ("scenes-grounding", "patch"),
+    ("scenes-grounding", "contribution"),
     ("scenes-grounding", "region"),
     ("scenes-grounding", "precision"),
     ("scenes-grounding", "recall"),
@@ -208,6 +206,11 @@ EMOJI_METRICS = tuple(
     )
     for suffix in suffixes
 )
+ABLATION = (
+    *("midpoint", "midpoint-10", "midpoint-3-gold", "midpoint-3-single", "midpoint-3-tokens", "midpoint-3-t2r"),
+    *("midpoint-3-r2t", "midpoint-3-at-once", "midpoint-3-tower", "no-zero-3", "no-triplet-3"),
+)
+"""Each with one change of "midpoint-3"."""
 SCENES_LONG = (
     *("clip", "clip-tower", "unit", "unit-1", "centred-0", "midpoint", "midpoint-3", "grounded", "softmax"),
     *("alone-unit-1", "alone-midpoint", "alone-softmax", "gold-alone-softmax"),
@@ -223,10 +226,38 @@ EMOJI_LONG = (
 STUDIES: dict[str, Study] = {
     "scenes": Study(
         configs=_scenes_configs(),
-        seeds=(0, 1, 2),
+        seeds=(0, 1, 2, 3, 4),
         make_data=_scenes,
         evaluate=_evaluate_scenes,
         metrics=SCENES_METRICS,
+        parts=(
+            Part(
+                name="main",
+                configs=("clip", "clip-tower", "unit", "midpoint-3", "grounded"),
+                against=("clip", "clip-tower"),
+                drawn=("clip", "unit", "midpoint-3", "grounded"),
+            ),
+            Part(
+                name="baselines",
+                configs=("clip", "midpoint-3", "siglip", "filip", "sparc", "superclip", "paper"),
+                against=("clip",),
+                drawn=(),
+            ),
+            Part(
+                name="ablation",
+                configs=("midpoint-3", *ABLATION),
+                against=("midpoint-3",),
+                drawn=("midpoint-3", "no-zero-3", "midpoint-3-single"),
+            ),
+        ),
+    ),
+    "shapes": Study(
+        configs=_scenes_configs(),
+        seeds=(0, 1, 2),
+        make_data=None,
+        evaluate=None,
+        metrics=SCENES_METRICS,
+        page="evidence-shapes.md",
         parts=(
             Part(
                 name="main",
@@ -251,18 +282,6 @@ STUDIES: dict[str, Study] = {
                 configs=("clip-tower", "tower-unit-1", "tower-midpoint", "tower-softmax"),
                 against=("clip-tower",),
                 drawn=("tower-unit-1", "tower-midpoint", "tower-softmax"),
-            ),
-            Part(
-                name="baselines",
-                configs=("clip", "unit", "paper", "gold", "siglip", "filip", "sparc", "superclip"),
-                against=("clip",),
-                drawn=("clip", "unit", "paper", "gold"),
-            ),
-            Part(
-                name="ablation",
-                configs=("unit", "single-regions", "tokens", "t2r-only", "r2t-only", "no-triplet"),
-                against=("unit",),
-                drawn=("unit", "single-regions", "tokens"),
             ),
         ),
     ),

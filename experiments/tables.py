@@ -1,4 +1,4 @@
-"""Tables and plots of the results that ``run.py`` left: rewrites the marked parts of docs/evidence.md and its pictures.
+"""Tables and plots of the results that ``run.py`` left: rewrites the marked parts of two pages of docs and their pictures.
 
     python experiments/tables.py
 
@@ -22,7 +22,7 @@ from powerclip.report.plots import PANELS, Panel, comparison_plot, png
 from powerclip.report.tables import Cell, Spread, Table
 
 HERE = Path(__file__).parent
-PAGE = HERE.parent / "docs" / "evidence.md"
+DOCS = HERE.parent / "docs"
 CLIP_LOSS = PANELS[0]
 INSTRUMENTS = (
     CLIP_LOSS,
@@ -38,10 +38,11 @@ Results = Mapping[str, Mapping[int, dict[str, Any]]]
 """Results by config and seed."""
 
 
-def main(path: Path = PAGE) -> int:
-    """Rewrite the page, and its pictures beside it."""
-    page = path.read_text(encoding="utf-8")
+def main(docs: Path = DOCS) -> int:
+    """Rewrite the pages, and their pictures beside them."""
     for name, study in STUDIES.items():
+        path = docs / study.page
+        page = path.read_text(encoding="utf-8")
         results = read(study, HERE / "results" / name)
         for part in study.parts:
             shown = {config: results[config] for config in part.configs if results[config]}
@@ -55,11 +56,11 @@ def main(path: Path = PAGE) -> int:
             body += [paired(shown, study.metrics, against=base).markdown() for base in part.against if base in shown]
             body.append(costs(shown).markdown())
             page = replaced(page, f"{name}-{part.name}", "\n".join(body))
-            atomic_write(path.parent / f"evidence-{name}-{part.name}.png", png(comparison_plot(table)))
+            atomic_write(docs / f"evidence-{name}-{part.name}.png", png(comparison_plot(table)))
             drawn = {config: lines(shown[config]) for config in part.drawn if config in shown}
             if drawn:
-                atomic_write(path.parent / f"evidence-{name}-{part.name}-curves.png", png(curves(drawn, INSTRUMENTS)))
-    atomic_write(path, page)
+                atomic_write(docs / f"evidence-{name}-{part.name}-curves.png", png(curves(drawn, INSTRUMENTS)))
+        atomic_write(path, page)
     return 0
 
 

@@ -123,8 +123,9 @@ def test_random_vectors_are_near_the_chance(model):
     task = next(task for task in evaluation_tasks(seed=2, size=300) if isinstance(task, Grounding))
     found = evaluate(guessing, task)
     for name in METRICS:
-        assert abs(found[name] - found[name].chance) < 4 * found[name].standard_error, name
         assert 0.02 < found[name].chance < 0.9, name
+        if name != "region":  # boxes that overlap have similar averages, so that the right ones win or lose together
+            assert abs(found[name] - found[name].chance) < 4 * found[name].standard_error, name
 
 
 def test_scores_that_are_no_numbers_find_nothing(model):

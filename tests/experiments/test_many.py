@@ -39,9 +39,10 @@ def test_crops_keep_nine_tenths_and_masks_follow(samples):
     assert not torch.allclose(batch.images, whole, atol=0.02)
     present = batch.region_masks.any(dim=2)
     assert torch.equal(present.sum(dim=1), samples.objects.flatten(2).any(dim=2).sum(dim=1))
-    area = samples.objects.float().mean(dim=(2, 3))  # a patch is an object's from a fourth of it on
-    found = batch.region_masks.float().mean(dim=2)[:, : area.shape[1]]
-    assert ((found - area)[area > 0] > -0.06).all() and ((found - area)[area > 0] < 0.25).all()
+    objects = samples.objects.float()  # crops move no patch's content further than to the next
+    near = torch.nn.functional.adaptive_max_pool2d(objects, 6)
+    near = torch.nn.functional.max_pool2d(near, 3, stride=1, padding=1).flatten(2).bool()
+    assert not (batch.region_masks[:, : near.shape[1]] & ~near).any()
 
 
 def test_batches_are_a_function_of_the_seed(samples):

@@ -278,13 +278,15 @@ def test_a_watched_page_loads_itself_again_once_its_reader_is_idle(browser, repo
     watched = tmp_path / "watched.html"
     watched.write_text(report.read_text().replace("<body>", '<body data-reload-s="2">'))
     page = browser.new_page()
+    page.clock.install(time=0)
+    page.clock.pause_at(1000)  # from here on time passes when the test says so, however busy the machine is
     page.goto(watched.as_uri())
     page.evaluate("window.stale = true")
     for i in range(4):  # for longer than two seconds
         page.mouse.move(50 + i, 50)
-        page.wait_for_timeout(800)
+        page.clock.run_for(800)
     assert page.evaluate("window.stale")
     with page.expect_navigation(timeout=20_000):
-        pass
-    assert page.evaluate("window.stale") is None
+        page.clock.run_for(3000)
+    page.wait_for_function("window.stale === undefined")
     page.close()

@@ -78,7 +78,7 @@ def test_classes_fit_their_splits(tasks):
     held_out = {f"{colour} {shape}" for colour, shape in HELD_OUT}
     assert held_out.isdisjoint(seen.class_names[label] for label in seen.labels)
     assert held_out.issuperset(unseen.class_names[label] for label in unseen.labels)
-    assert set(tasks["scenes-object"].labels) == set(range(len(SHAPES)))
+    assert len(set(tasks["scenes-object"].labels)) > SIZE / 3
 
 
 def test_five_different_captions_an_image(tasks):
@@ -117,7 +117,7 @@ def assert_minimal(kind, right, wrong):
         assert (gone, new) == (0, 0)
         assert right != wrong
     elif kind == "add_att":
-        assert (gone, new) in ((0, 1), (0, 2))  # "small", or "with stripes"
+        assert (gone, new) == (0, 1)  # "small"
     else:
         assert gone == 0
         assert new >= 3  # "and", a colour, a shape
@@ -138,18 +138,14 @@ def test_every_phrase_names_one_object_which_its_mask_shows(tasks):
     for index, (image, phrases, open_masks) in enumerate(zip(task.images, task.phrases, task.masks, strict=True)):
         scene = distinct_scene(generator(0, "test", index, stream=6))
         masks, pixels = open_masks(), np.asarray(image).astype(int)
-        assert 2 <= len(phrases) == len(masks) == len(scene) <= 4
+        assert 2 <= len(phrases) == len(masks) == len(scene) <= 3
         for k, (phrase, mask) in enumerate(zip(phrases, masks, strict=True)):
             (statement,) = read_caption(phrase)
             truth = [true_of_objects(statement, [vars(thing)]) for thing in scene]
             assert truth == [i == k for i in range(len(scene))]
-            if (
-                scene[k].texture == "plain"
-            ):  # inside, beyond the edge's half-covered pixels, the colour is the named one
-                near = np.abs(pixels[mask] - RGB[scene[k].colour]).max(axis=1) < 8
-                assert near.mean() > 0.6
-                drawn += 1
-    assert drawn > SIZE / 4
+            near = np.abs(pixels[mask] - RGB[scene[k].colour]).max(axis=1) < 8
+            drawn += near.mean() > 0.6  # beyond the edge's half-covered pixels, if lines are thick
+    assert drawn > SIZE / 2
 
 
 def test_bad_size():

@@ -2,12 +2,9 @@
 
 import re
 
-SHAPE = "cube|ball|cone|diamond|star|cross|ring|heart"
+SHAPE = "[a-z]+"
 COLOUR = "red|green|blue|yellow|purple|orange|black|pink"
-NOUNS = {"stripes": "striped", "dots": "dotted"}
-MENTION = re.compile(
-    rf"\ban? ((?:(?:small|big|striped|dotted|{COLOUR}) )*)({SHAPE})(?: that is ({COLOUR})| with (\w+))?\b"
-)
+MENTION = re.compile(rf"\ban? ((?:(?:small|big|{COLOUR}) )*)(?!picture|drawing)({SHAPE})(?: that is ({COLOUR}))?\b")
 RELATION_WORDS = {
     "left of": "left",
     "right of": "right",
@@ -41,15 +38,12 @@ def _read_clause(text):
 
 
 def _read_mention(match):
-    before, shape, colour, texture = match.groups()
+    before, shape, colour = match.groups()
     said = {"shape": shape}
     for word in before.split():
-        name = "size" if word in ("small", "big") else "colour" if word in COLOUR.split("|") else "texture"
-        said[name] = word
+        said["size" if word in ("small", "big") else "colour"] = word
     if colour:
         said["colour"] = colour
-    if texture:
-        said["texture"] = NOUNS[texture]
     return said
 
 

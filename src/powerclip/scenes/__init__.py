@@ -1,4 +1,4 @@
-"""Scenes: a generated data set of 1 to 4 coloured, textured objects in spatial relations, with gold annotations.
+"""Scenes: a generated data set of 1 to 3 coloured symbols in spatial relations, with gold annotations.
 
 Sample i of a split is a function of the seed, the split and i. Splits: "train"; "test" (new scenes of seen
 colour-shape pairs); "compositional" (at least one object of a pair that training never shows).
@@ -19,7 +19,7 @@ from powerclip.scenes.tasks import evaluation_tasks
 from powerclip.scenes.world import Split, generator, random_scene
 
 SMALLEST_IMAGE = 32
-"""Side in pixels below which textures are no longer visible."""
+"""Side in pixels below which symbols are too small to draw."""
 
 __all__ = ["Split", "evaluation_tasks", "generate", "sample", "segmentation_task"]
 

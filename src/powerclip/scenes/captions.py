@@ -20,9 +20,8 @@ ACTIVE = {"above": "overlooks", "left": "precedes", "right": "follows"}
 PASSIVE = {"below": "overlooked", "right": "preceded", "left": "followed"}
 VERBS = ("sits", "lies", "floats")
 PARTICIPLES = ("placed", "drawn", "painted")
-TEXTURE_NOUN = {"striped": "stripes", "dotted": "dots"}
-NAMED = (0.5, 0.1, 0.1)
-"""Shares of mentions that name the colour, the size, and the texture if there is one. If nearly all named the colour,
+NAMED = (0.5, 0.1)
+"""Shares of mentions that name the colour and the size. If nearly all named the colour,
 captions could be told apart by colours alone, and small models would not learn shapes (docs/LOG.md)."""
 
 
@@ -36,15 +35,11 @@ class Node:
 
 def np_of(mention: Mention, random: np.random.Generator) -> Node:
     """A mention as a noun phrase, its attributes before or after the noun."""
-    words: list[str] = [word for word in (mention.size, mention.texture, mention.colour) if word]
-    style = random.random()
+    words: list[str] = [word for word in (mention.size, mention.colour) if word]
     after = None
-    if mention.colour and style < 0.2:
+    if mention.colour and random.random() < 0.2:
         words.remove(mention.colour)
         after = Node("S", ("that", Node("VP", ("is", mention.colour))))
-    elif mention.texture and style > 0.75:
-        words.remove(mention.texture)
-        after = Node("PP", ("with", Node("NP", (TEXTURE_NOUN[mention.texture],))))
     words.append(mention.shape)
     base = Node("NP", ("an" if words[0][0] in "aeiou" else "a", *words))
     return Node("NP", (base, after)) if after else base
@@ -132,13 +127,12 @@ def write(tree: Node, *, sentence: bool = False) -> tuple[str, PhraseTree]:
 
 def mention(thing: Object, random: np.random.Generator) -> Mention:
     """A mention of an object, with the attributes that ``NAMED`` draws, and with its colour if its pair is held out."""
-    colour, size, texture = random.random(3) < NAMED
+    colour, size = random.random(2) < NAMED
     colour = colour or (thing.colour, thing.shape) in HELD_OUT
     return Mention(
         shape=thing.shape,
         colour=thing.colour if colour else None,
         size=thing.size if size else None,
-        texture=thing.texture if texture and thing.texture != "plain" else None,
     )
 
 

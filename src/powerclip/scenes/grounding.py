@@ -11,7 +11,7 @@ from powerclip.tasks import IGNORED, Grounding, Segmentation
 
 
 def grounding_task(*, seed: int, size: int, image_size: int) -> Grounding:
-    """``size`` scenes of 2 to 4 objects, no two of the same colour and shape, and a phrase for each object."""
+    """``size`` scenes of 2 or 3 objects, no two of the same colour and shape, and a phrase for each object."""
     images, phrases, masks = [], [], []
     for index in range(size):
         random = generator(seed, "test", index, stream=6)
@@ -29,7 +29,7 @@ def segmentation_task(*, seed: int, size: int, image_size: int) -> Segmentation:
     images, truths = [], []
     for index in range(size):
         random = generator(seed, "test", index, stream=7)
-        scene = random_scene(random, "test", objects=int(random.integers(2, 5)))
+        scene = random_scene(random, "test", objects=int(random.integers(2, 4)))
         images.append(render(scene, image_size=image_size, random=random))
         truths.append(partial(_shapes, scene, image_size))
     return Segmentation(
@@ -42,9 +42,9 @@ def segmentation_task(*, seed: int, size: int, image_size: int) -> Segmentation:
 
 
 def distinct_scene(random: np.random.Generator) -> Scene:
-    """A scene of 2 to 4 objects that all differ in colour or shape."""
+    """A scene of 2 or 3 objects that all differ in colour or shape."""
     while True:
-        scene = random_scene(random, "test", objects=int(random.integers(2, 5)))
+        scene = random_scene(random, "test", objects=int(random.integers(2, 4)))
         if len({(thing.colour, thing.shape) for thing in scene}) == len(scene) >= 2:
             return scene
 

@@ -14,7 +14,6 @@ from powerclip.scenes.world import (
     INVERSE,
     SHAPES,
     SIZES,
-    TEXTURES,
     Mention,
     Scene,
     Split,
@@ -68,7 +67,7 @@ def _retrieval(name: str, split: Split, seed: int, size: int, image_size: int) -
     images, captions = [], []
     for index in range(size):
         random = generator(seed, split, index, stream=3)
-        scene = random_scene(random, split, objects=int(random.integers(2, 5)))
+        scene = random_scene(random, split, objects=int(random.integers(2, 4)))
         images.append(render(scene, image_size=image_size, random=random))
         texts: dict[str, None] = {}
         while len(texts) < CAPTIONS_PER_IMAGE:
@@ -134,10 +133,7 @@ def _edit(kind: str, statement: Statement, scene: Scene, random: np.random.Gener
     if kind == "add_obj":
         shape, colour = _other(random, SHAPES, {a.shape, b.shape}), _other(random, COLOURS, {a.colour, b.colour})
         return replace(statement, also=Mention(shape=shape, colour=colour))
-    thing = scene[0]
-    if random.random() < 0.5:
-        return replace(statement, subject=replace(a, size=_other(random, SIZES, {thing.size})))
-    return replace(statement, subject=replace(a, texture=_other(random, TEXTURES[1:], {thing.texture})))
+    return replace(statement, subject=replace(a, size=_other(random, SIZES, {scene[0].size})))
 
 
 def _same_wording(first: Statement, second: Statement, random: np.random.Generator) -> tuple[str, str]:

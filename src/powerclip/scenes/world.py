@@ -7,20 +7,86 @@ from typing import Literal, get_args
 import numpy as np
 
 Split = Literal["train", "test", "compositional"]
-SHAPES = ("cube", "ball", "cone", "diamond", "star", "cross", "ring", "heart")
+SYMBOLS = {
+    "sun": "☀",
+    "cloud": "☁",
+    "umbrella": "☂",
+    "snowman": "☃",
+    "comet": "☄",
+    "star": "★",
+    "telephone": "☎",
+    "teacup": "☕",
+    "shamrock": "☘",
+    "finger": "☝",
+    "skull": "☠",
+    "ankh": "☥",
+    "crescent": "☪",
+    "wheel": "☸",
+    "smiley": "☻",
+    "moon": "☽",
+    "king": "♚",
+    "queen": "♛",
+    "castle": "♜",
+    "bishop": "♝",
+    "horse": "♞",
+    "pawn": "♟",
+    "spade": "♠",
+    "heart": "♥",
+    "diamond": "♦",
+    "club": "♣",
+    "note": "♪",
+    "wheelchair": "♿",
+    "die": "⚄",
+    "flag": "⚑",
+    "hammer": "⚒",
+    "anchor": "⚓",
+    "swords": "⚔",
+    "scales": "⚖",
+    "flask": "⚗",
+    "flower": "⚘",
+    "gear": "⚙",
+    "atom": "⚛",
+    "lily": "⚜",
+    "bolt": "⚡",
+    "coffin": "⚰",
+    "urn": "⚱",
+    "scissors": "✂",
+    "airplane": "✈",
+    "envelope": "✉",
+    "hand": "✌",
+    "pencil": "✏",
+    "pen": "✒",
+    "tick": "✔",
+    "cross": "✖",
+    "asterisk": "✽",
+    "snowflake": "❄",
+    "arrow": "➜",
+    "mouse": "🐭",
+    "cow": "🐮",
+    "cat": "🐱",
+    "monkey": "🐵",
+    "house": "⌂",
+    "hexagon": "⬢",
+    "triangle": "▲",
+    "square": "■",
+    "ball": "●",
+    "ring": "◯",
+    "pentagon": "⬟",
+}
+"""Names of what objects can be, and the characters that draw them in the font DejaVu Sans."""
+SHAPES = tuple(SYMBOLS)
 COLOURS = ("red", "green", "blue", "yellow", "purple", "orange", "black", "pink")
 SIZES = ("small", "big")
-TEXTURES = ("plain", "striped", "dotted")
 INVERSE = {"left": "right", "right": "left", "above": "below", "below": "above"}
 """The relations, and how each is said from the other object's side."""
-OBJECT_COUNTS = (0.2, 0.6, 0.85)
-"""Cumulative shares of scenes of 1, 2 and 3 objects; the others have 4."""
-RADIUS = {"small": 0.17, "big": 0.24}
-"""Half the side of an object's box, as a share of the image's side: large enough that shapes can be told apart on a grid
+OBJECT_COUNTS = (0.2, 0.8)
+"""Cumulative shares of scenes of 1 and 2 objects; the others have 3."""
+RADIUS = {"small": 0.18, "big": 0.23}
+"""Half the side of an object's box, as a share of the image's side: large enough that symbols can be told apart on a grid
 of 6 x 6 patches."""
 
-HELD_OUT = frozenset((COLOURS[i], SHAPES[(3 * i) % len(SHAPES)]) for i in range(len(COLOURS)))
-"""Colour-shape pairs that training never shows: each colour and each shape once."""
+HELD_OUT = frozenset((COLOURS[i % len(COLOURS)], shape) for i, shape in enumerate(SHAPES))
+"""Colour-shape pairs that training never shows: each shape once, each colour as often as the others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +96,6 @@ class Object:
     shape: str
     colour: str
     size: str
-    texture: str
     x: float
     y: float
     """Centre from the left and from the top, as shares of the image's side."""
@@ -52,7 +117,6 @@ class Mention:
     shape: str
     colour: str | None = None
     size: str | None = None
-    texture: str | None = None
 
     def fits(self, thing: Object) -> bool:
         """Whether the object is what the mention says."""
@@ -102,8 +166,7 @@ def random_object(random: np.random.Generator, *, held_out: bool = False) -> Obj
     while True:
         colour, shape = pick(random, COLOURS), pick(random, SHAPES)
         if ((colour, shape) in HELD_OUT) == held_out:
-            size, texture = pick(random, SIZES), pick(random, TEXTURES)
-            return Object(shape=shape, colour=colour, size=size, texture=texture, x=0.5, y=0.5)
+            return Object(shape=shape, colour=colour, size=pick(random, SIZES), x=0.5, y=0.5)
 
 
 def place(random: np.random.Generator, objects: list[Object]) -> Scene:
@@ -124,7 +187,7 @@ def place(random: np.random.Generator, objects: list[Object]) -> Scene:
 
 
 def random_scene(random: np.random.Generator, split: Split, *, objects: int | None = None) -> Scene:
-    """A scene of 1 to 4 objects; in the compositional split, training never shows the first one's colour-shape pair."""
+    """A scene of 1 to 3 objects; in the compositional split, training never shows the first one's colour-shape pair."""
     count = objects or 1 + int(np.digitize(random.random(), OBJECT_COUNTS))
     things = [random_object(random, held_out=split == "compositional" and i == 0) for i in range(count)]
     return place(random, things)
