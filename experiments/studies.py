@@ -319,7 +319,7 @@ STUDIES: dict[str, Study] = {
         evaluate=None,
         metrics=EMOJI_METRICS,
         parts=(
-            Part(name="main", configs=EMOJI_LONG, against=("clip", "clip-tower"), drawn=("clip", "unit-1", "midpoint")),
+            Part(name="main", configs=EMOJI_LONG, against=("clip", "clip-tower"), drawn=("clip", "midpoint-3")),
         ),
     ),
 }
