@@ -318,9 +318,7 @@ STUDIES: dict[str, Study] = {
         make_data=None,
         evaluate=None,
         metrics=EMOJI_METRICS,
-        parts=(
-            Part(name="main", configs=EMOJI_LONG, against=("clip", "clip-tower"), drawn=("clip", "midpoint-3")),
-        ),
+        parts=(Part(name="main", configs=EMOJI_LONG, against=("clip", "clip-tower"), drawn=("clip", "midpoint-3")),),
     ),
 }
 """By name."""
