@@ -1,7 +1,5 @@
 """Settings as YAML, and back."""
 
-from __future__ import annotations
-
 import dataclasses
 import types
 import typing

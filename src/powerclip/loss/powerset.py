@@ -1,7 +1,5 @@
 """The powerset alignment loss as a module, for any trainer."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 
