@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from powerclip.config import PrepareConfig
 from powerclip.errors import PowerclipError, RunFailedError
@@ -20,12 +19,10 @@ from powerclip.prepare.output import REPORT, counts_of, read_finished, reserved
 from powerclip.prepare.pairs import Source
 from powerclip.prepare.source import open_source
 from powerclip.prepare.workers import run_local, run_ray
-from powerclip.progress import print_line
+from powerclip.progress import print_line, progress_bar
 
 ENOUGH = 100
 """A share of bad samples stops the job early only after this many samples."""
-NOTE_EVERY_S = 60.0
-"""Seconds between lines of progress if there is no terminal to show a bar."""
 STAMPED = ("powerclip", "spacy", "torch", "transformers", "scikit-image", "pillow")
 """Packages whose versions are in the report."""
 
@@ -108,7 +105,7 @@ def _make_shards(
     config: PrepareConfig,
     console: Console,
 ) -> None:
-    """Make the missing shards, with a bar or a line per minute; fill ``finished`` with the counts of all shards."""
+    """Make the missing shards, with a progress bar; fill ``finished`` with the counts of all shards."""
     total = Counts()
 
     def add(shard: Path, counts: Mapping[str, Any]) -> None:
@@ -138,24 +135,14 @@ def _make_shards(
     else:
         gpus = config.gpu_share if config.regions.startswith("sam") else 0.0
         results = run_ray(make_shard, tasks(), address=config.ray, gpus=gpus)
-    bar = Progress(
-        TextColumn("shards"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(), console=console, disable=not console.is_terminal,
-    )  # fmt: skip
-    line = bar.add_task("", total=len(shards), completed=len(finished), rate="")
     start, samples_at_start = time.monotonic(), total.samples
-    noted = start
-    with closing(results), bar:
+    bar = progress_bar("prepare", steps=len(shards), done=len(finished), unit="shards", console=console)
+    with closing(results), bar as show:
         for task, made in results:
             write_json(counts_of(task.path), vars(made))
             add(task.path, vars(made))
-            now = time.monotonic()
-            samples_per_s = (total.samples - samples_at_start) / max(1e-9, now - start)
-            rate = f"{samples_per_s:.0f} samples/s, {total.skipped.total()} skipped"
-            bar.update(line, completed=len(finished), rate=rate)
-            if not console.is_terminal and now - noted > NOTE_EVERY_S:
-                noted = now
-                print_line(console, f"{len(finished)} of {len(shards)} shards, {rate}")
+            samples_per_s = (total.samples - samples_at_start) / max(1e-9, time.monotonic() - start)
+            show(len(finished), f"{samples_per_s:.0f} samples/s, {total.skipped.total()} skipped")
 
 
 def _check(total: Counts, max_bad_share: float) -> None:
