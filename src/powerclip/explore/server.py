@@ -11,7 +11,7 @@ from pathlib import Path
 
 from powerclip.config import ExploreConfig
 from powerclip.data.limits import MAX_MEMBER_BYTES
-from powerclip.errors import PowerclipError
+from powerclip.errors import PowerclipError, needs_extra
 from powerclip.explore.captions import Captions
 from powerclip.explore.search import DEFAULT_INDEX, ImageIndex
 from powerclip.explore.subject import Subject, find_subject
@@ -40,12 +40,8 @@ def served(run: str | None, config: ExploreConfig, *, say: Callable[[str], None]
     _check_host(config)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
     say("loading gradio ...")
-    try:
+    with needs_extra("the explorer", "explore"):
         from powerclip.explore.page import LOOK, build
-    except ImportError as error:
-        raise PowerclipError(
-            "the explorer needs gradio, which is not installed; pip install 'powerclip[explore]'"
-        ) from error
     say("loading the model ...")
     subject = find_subject(run, config)
     with tempfile.TemporaryDirectory(prefix="powerclip-explore-") as name:
