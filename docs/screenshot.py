@@ -23,14 +23,14 @@ def main(run: str | None) -> None:
         result = page.frame_locator("iframe.result").first
         result.locator(".phrase").first.wait_for()
         for label, text in (
-            ("Caption", "a green ball left of a cube"),
-            ("Second caption", "a red ring left of a cube"),
+            ("Caption", "a green flask over a crescent"),
+            ("Second caption", "a red anchor over a crescent"),
         ):
             page.get_by_label(label, exact=True).fill(text)
             page.get_by_label(label, exact=True).press("Enter")
         page.get_by_role("button", name="Show", exact=True).click()
         result.get_by_text("Which phrases make the difference").wait_for()
-        phrase = result.get_by_role("button", name="NP a green ball", exact=True)
+        phrase = result.get_by_role("button", name="NP a green flask", exact=True)
         if phrase.get_attribute("aria-pressed") == "false":
             phrase.click()
         page.mouse.move(0, 0)
