@@ -135,6 +135,7 @@ def test_what_the_reader_takes_the_writer_writes(tmp_path):
     assert prepared(tmp_path / "in.tar", tmp_path / "out")["skipped"] == {}
     first, second = read_shards(tmp_path / "out")
     assert first.metadata["half"] == "\ud800"
+    assert first.metadata["no"] is None
     assert json.dumps(second.metadata).encode().replace(b" ", b"") == deep
 
 

@@ -4,7 +4,7 @@ import dataclasses
 import json
 
 import powerclip
-from powerclip.config import ModelConfig
+from powerclip.config import ModelConfig, ObjectiveConfig
 from powerclip.data.sample import Sample
 from powerclip.data.shards import write_shards
 from powerclip.recipes import scenes_tiny
@@ -15,7 +15,9 @@ from tests.support.models import write_tiny
 
 def tiny_run(folder, **changes):
     """The config of a few steps on scenes with the smallest model, whose file is in the folder."""
-    base = scenes_tiny()
+    base = dataclasses.replace(
+        scenes_tiny(), objective=ObjectiveConfig()
+    )  # whose powerset loss acts from the first step
     usual = {
         "model": ModelConfig(name=write_tiny(folder)),
         "optim": dataclasses.replace(base.optim, warmup_steps=2),

@@ -18,7 +18,6 @@ from powerclip.cli import main
 from powerclip.config import DataConfig, ObjectiveConfig, ParallelConfig, PeriodicEvaluationConfig
 from powerclip.data.shards import write_shards
 from powerclip.errors import PowerclipError
-from powerclip.recipes import scenes_tiny
 from powerclip.runs import read_metrics
 from powerclip.scenes import generate
 from powerclip.train import train
@@ -40,14 +39,14 @@ SETTINGS = {
     "pieces": {"parallel": ParallelConfig(accumulate=2)},
     "fsdp": {"parallel": ParallelConfig(sharding="fsdp", accumulate=2), "ema_decay": 0.5},
     "two captions": {"data": DataConfig(captions=2), "parallel": ParallelConfig(accumulate=2)},
-    "learned": {"objective": dataclasses.replace(scenes_tiny().objective, zero="learned", centre_scores="full")},
+    "learned": {"objective": ObjectiveConfig(zero="learned", centre_scores="full")},
     "fsdp, learned": {
         "parallel": ParallelConfig(sharding="fsdp", accumulate=2),
-        "objective": dataclasses.replace(scenes_tiny().objective, zero="learned", form="softmax"),
+        "objective": ObjectiveConfig(zero="learned", form="softmax"),
     },
     "fsdp, centred": {
         "parallel": ParallelConfig(sharding="fsdp"),
-        "objective": dataclasses.replace(scenes_tiny().objective, zero="centred"),
+        "objective": ObjectiveConfig(zero="centred"),
     },
     "superclip": {"objective": ObjectiveConfig(name="superclip")},
     "fsdp, superclip": {

@@ -194,7 +194,8 @@ def _read(files: Mapping[str, bytes], extension: str, make: Callable[[Any], T], 
         return None
     data = files[extension]
     try:
-        value = json.loads(data, parse_constant=_finite, parse_float=_finite)
+        number = _finite_or_null if extension == "json" else _finite
+        value = json.loads(data, parse_constant=number, parse_float=number)
         if not isinstance(value, kind) or (data.count(b"[") + data.count(b"{") > MAX_JSON_DEPTH and _is_deep(value)):
             raise ValueError(f"it is not a {kind.__name__}, or too deep")
         return make(value)
@@ -206,6 +207,11 @@ def _finite(text: str) -> float:
     if not math.isfinite(number := float(text)):
         raise ValueError(f"{text} is not JSON")
     return number
+
+
+def _finite_or_null(text: str) -> float | None:
+    """Of metadata, where many programs write NaN for what is missing."""
+    return number if math.isfinite(number := float(text)) else None
 
 
 def _is_deep(value: Any, levels: int = MAX_JSON_DEPTH) -> bool:
