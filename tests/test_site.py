@@ -85,6 +85,6 @@ def test_the_search_works_from_disk(site):
     with chromium() as browser:
         page = browser.new_page(viewport={"width": 1280, "height": 900})
         page.goto((site / "index.html").as_uri())
-        page.get_by_placeholder("Search").fill("gradient of the complete batch")
+        page.get_by_placeholder("Search").press_sequentially("gradient of the complete batch")  # it listens to keys
         page.locator(".md-search-result__link[href*='batches-larger-than-memory']").first.click()
         page.wait_for_url("**/training.html**")
