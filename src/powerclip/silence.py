@@ -49,8 +49,9 @@ def broken_silence(command: str) -> Iterator[None]:
             if now - heard[0] < AFTER_S or frame is None:
                 continue
             text = what_is_done(frame, command)
-            if now - said.get(text, -AGAIN_S) >= AGAIN_S:
-                said[text] = now
+            work = text.partition(" (in ")[0]  # wherever it is just now
+            if now - said.get(work, -AGAIN_S) >= AGAIN_S:
+                said[work] = now
                 print(f"powerclip: still at work: {text}", file=sys.stderr, flush=True)
 
     for stream, write in streams:
