@@ -1,4 +1,4 @@
-"""The studies of a larger budget: many runs at a time on one GPU, from data in memory (``in_memory.py``).
+"""The studies of a larger budget: many runs at a time on one GPU or CPU, from data in memory (``in_memory.py``).
 
     python experiments/many.py --jobs 12                # everything
     python experiments/many.py --only emoji-long/clip emoji-long/softmax --seeds 0 1 --minutes 9

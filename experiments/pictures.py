@@ -2,8 +2,9 @@
 
     python experiments/pictures.py runs/experiments/scenes/clip-seed-0 runs/experiments/scenes/grounded-seed-0
 
-Writes docs/evidence-grounding.png: a patch is the brighter, the more it adds to the similarity of image and phrase (the dot product of
-patch and phrase, whose mean over patches is that of the image before it is normalised); the phrase above the picture is a caption of its own; the white line is the object that is meant.
+Writes docs/evidence-grounding.png: a patch is the brighter, the more it adds to the similarity of image and phrase (the
+dot product of patch and phrase, whose mean over patches is that of the image before it is normalised). The phrase above
+the picture is a caption of its own; the white line is the object that is meant.
 """
 
 import sys

@@ -113,7 +113,6 @@ def _scenes_configs() -> dict[str, TrainConfig]:
         # The powerset loss with unit phrases and S / M, as the settings' defaults have it, and the paper's text literally.
         "unit": unit,
         "paper": _paper(unit),
-        "gold": _objective(unit, region_source="stored"),
         # What may put the zero of similarities and of scores where subsets choose, and how strongly it acts.
         "centred": centred,
         "centred-3": _objective(centred, powerset_weight=3.0),
@@ -123,9 +122,7 @@ def _scenes_configs() -> dict[str, TrainConfig]:
         "grounded-025": _objective(centred, zero="midpoint", gradient_ratio=0.25),
         "zero-04": _objective(centred, zero=0.4, gradient_ratio=0.5),
         # Phrases as texts of their own.
-        "alone": _alone(_objective(unit, powerset_weight=1.0)),
         "alone-grounded": _alone(_objective(centred, zero="midpoint", gradient_ratio=0.5)),
-        "alone-ratio-1": _alone(_objective(centred, zero="midpoint", gradient_ratio=1.0)),
         "alone-softmax": _alone(_objective(unit, powerset_weight=0.5, form="softmax")),
         # CLIP's own pooling beside the powerset loss.
         "tower-unit-1": _tower_pooling(_objective(unit, powerset_weight=1.0)),

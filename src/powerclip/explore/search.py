@@ -19,8 +19,9 @@ from powerclip.data.images import IMAGE_SUFFIXES
 from powerclip.errors import PowerclipError, RunFailedError
 from powerclip.evaluate.run import digest_of
 from powerclip.explore.subject import Subject, open_image
+from powerclip.files import USER_CACHE
 
-DEFAULT_INDEX = Path.home() / ".cache" / "powerclip" / "search"
+DEFAULT_INDEX = USER_CACHE / "search"
 """Where indexes are, one file for each folder and model."""
 
 THUMBNAIL = 256
@@ -141,11 +142,6 @@ class ImageIndex:
                 if row is not None and row[0] is not None:
                     hits.append(Hit(paths[i], score, Image.open(io.BytesIO(row[0]), formats=("JPEG",))))
             return hits
-
-    def state(self) -> State:
-        """How far the index is, without reading the images."""
-        with self._open() as database:
-            return self._state(database, sum(1 for _ in _images(self.folder)))
 
     @staticmethod
     def _state(database: sqlite3.Connection, found: int) -> State:
