@@ -9,7 +9,7 @@ import powerclip
 SOURCE = Path(powerclip.__file__).parent
 TESTS = Path(__file__).parent
 
-LEAVES = {"errors", "config", "types", "tasks", "files", "pixels", "progress"}
+LEAVES = {"errors", "config", "types", "tasks", "files", "pixels", "progress", "devices"}
 MAY_IMPORT = {
     "errors": set(),
     "files": set(),
@@ -18,9 +18,10 @@ MAY_IMPORT = {
     "tasks": set(),
     "config": {"errors"},
     "pixels": {"errors"},
+    "devices": {"errors"},
     "launcher": set(),
     "recipes": {"config", "errors"},
-    "distributed": {"config", "errors", "files", "launcher"},
+    "distributed": {"config", "devices", "errors", "files", "launcher"},
     "runs": {*LEAVES, "distributed"},
     "regions": LEAVES,
     "phrases": LEAVES,

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from powerclip.config import EmbedConfig, PrepareConfig, SourceConfig
 from powerclip.config.checks import part
+from powerclip.devices import find_device
 from powerclip.errors import BadSampleError, PowerclipError, needs_extra
 from powerclip.evaluate.encode import unit
 from powerclip.evaluate.run import digest_of
@@ -158,8 +159,8 @@ def _thumbnail(image: Image.Image, pixels: int) -> dict[str, Any] | None:
 
 @lru_cache(maxsize=1)
 def _loaded(model: str, pretrained: str | None, device: str) -> Any:
-    """The model with its transform and tokenizer, once in each process; a worker's own GPU is its current one."""
-    place = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    """The model with its transform and tokenizer, once in each process."""
+    place = find_device(device)
     return load(model, device=place) if pretrained is None else load_open_clip(model, pretrained, device=place)
 
 

@@ -178,7 +178,8 @@ def test_bf16_gives_masks_too(checkpoint):
     assert exact == {torch.float32: False, torch.bfloat16: True}  # it is bf16 that was computed in
 
 
-def test_a_gpu_takes_bf16_and_more_at_once(checkpoint):
+def test_a_gpu_takes_bf16_and_more_at_once(checkpoint, monkeypatch):
+    monkeypatch.setattr(regions_sam, "find_device", torch.device)  # there need not be one here
     gpu, cpu = (SAM(str(checkpoint), device=device) for device in ("cuda:0", "cpu"))
     assert (gpu.dtype, gpu.batch_size, gpu.points_per_batch) == (torch.bfloat16, GPU_IMAGES, GPU_POINTS)
     assert (cpu.dtype, cpu.batch_size, cpu.points_per_batch) == (torch.float32, IMAGES, POINTS)

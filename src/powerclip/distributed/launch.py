@@ -11,6 +11,7 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as dist
 
+from powerclip.devices import find_device
 from powerclip.distributed.gather import rank, world_size
 from powerclip.errors import PowerclipError
 from powerclip.launcher import end_with_launcher
@@ -28,11 +29,11 @@ T = TypeVar("T")
 def process_group(device: str = "auto") -> Iterator[torch.device]:
     """This process's device; where a launcher has started several processes, inside their group.
 
-    The process ends with its launcher, if that is torchrun. An existing group is used and left alone. ``device`` is "auto", which takes this process's GPU if there is one,
-    "cuda", "cpu", "cuda:1", ...; PowerclipError if it does not exist here.
+    The process ends with its launcher, if that is torchrun. An existing group is used and left alone. ``device`` is as
+    in ``find_device``.
     """
     end_with_launcher()
-    place = _device(device)
+    place = find_device(device)
     own = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized()
     if place.type == "cuda":
         torch.cuda.set_device(place)
@@ -98,14 +99,3 @@ def is_shared(folder: Path) -> bool:
     if rank() == 0:
         mark.unlink()
     return not missing
-
-
-def _device(name: str) -> torch.device:
-    if name in ("auto", "cuda") and torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    try:
-        device = torch.device("cpu" if name == "auto" else name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise PowerclipError(f"device {name!r} cannot be used here; use auto, cpu or a GPU that exists") from error
-    return device

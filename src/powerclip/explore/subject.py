@@ -11,6 +11,7 @@ from torch import Tensor
 from powerclip.config import ExploreConfig
 from powerclip.data.images import decode_image
 from powerclip.data.limits import MAX_MEMBER_BYTES
+from powerclip.devices import find_device
 from powerclip.errors import BadSampleError, PowerclipError
 from powerclip.evaluate.encode import Encoder
 from powerclip.model import PowerCLIP, load, load_open_clip
@@ -57,7 +58,7 @@ def find_subject(run: str | None, config: ExploreConfig) -> Subject:
     """
     if run is None and config.pretrained is not None:
         raise PowerclipError(f"--pretrained {config.pretrained} needs the model's name: powerclip explore ViT-B-32 ...")
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device
+    device = find_device(config.device)
     if run is not None and config.pretrained is not None:
         model, preprocess, tokenizer = load_open_clip(run, config.pretrained, device=device)
     else:

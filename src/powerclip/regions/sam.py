@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.ops import masks_to_boxes, nms
 
+from powerclip.devices import find_device
 from powerclip.errors import PowerclipError, needs_extra
 from powerclip.regions.annotation import RegionAnnotation
 from powerclip.regions.masks import annotate, shrink_to
@@ -82,8 +83,8 @@ class SAM:
             from transformers import MODEL_FOR_MASK_GENERATION_MAPPING, AutoConfig
         self.name = f"sam:{model}"
         self._model = model
+        self.device = find_device(device)
         try:
-            self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
             config = AutoConfig.from_pretrained(model, trust_remote_code=False)
             if type(config) not in MODEL_FOR_MASK_GENERATION_MAPPING or config.model_type == "sam_hq":
                 raise ValueError(f"its type, {config.model_type}, is not one of SAM or SAM 2")
