@@ -48,11 +48,11 @@ def broken_silence(command: str) -> Iterator[None]:
             frame = sys._current_frames().get(watched)
             if now - heard[0] < AFTER_S or frame is None:
                 continue
-            text = what_is_done(frame, command)
-            work = text.partition(" (in ")[0]  # wherever it is just now
+            work, library = what_is_done(frame, command)
             if now - said.get(work, -AGAIN_S) >= AGAIN_S:
                 said[work] = now
-                print(f"powerclip: still at work: {text}", file=sys.stderr, flush=True)
+                place = f" (in {library})" if library else ""
+                print(f"powerclip: still at work: {work}{place}", file=sys.stderr, flush=True)
 
     for stream, write in streams:
         stream.write = listening(write)  # type: ignore[method-assign]
@@ -67,8 +67,8 @@ def broken_silence(command: str) -> Iterator[None]:
             stream.write = write  # type: ignore[method-assign]
 
 
-def what_is_done(frame: FrameType, command: str) -> str:
-    """What a stack is doing, in words, and in which library."""
+def what_is_done(frame: FrameType, command: str) -> tuple[str, str]:
+    """What a stack is doing, in words, and in which library it is just now, if that says more."""
     library, imported = _module_of(frame).split(".")[0], ""
     lines: list[str] = []
     inner: FrameType | None = frame
@@ -82,11 +82,10 @@ def what_is_done(frame: FrameType, command: str) -> str:
             lines.append(line)
         inner = inner.f_back
     if imported:
-        return f"importing {imported}"
+        return f"importing {imported}", ""
     if not lines:
-        return command
-    part = lines[max(0, len(lines) - LEVEL)]
-    return part if library in ("powerclip", "time") else f"{part} (in {library})"
+        return command, ""
+    return lines[max(0, len(lines) - LEVEL)], "" if library in ("powerclip", "time") else library
 
 
 def _module_of(frame: FrameType) -> str:
