@@ -11,7 +11,6 @@ from powerclip.evaluate import as_metrics, evaluate_tasks, light_suite
 from powerclip.evaluate.averages import HEADLINES
 from powerclip.files import read_json, write_json
 from powerclip.model import make_tokenizer, make_transforms
-from powerclip.runs import RunFolder
 from powerclip.tasks import Task
 from powerclip.train.step import Engine
 
@@ -44,7 +43,7 @@ class Evaluator:
             found = evaluate_tasks(model, preprocess, tokenizer, self.tasks, device=engine.device)
             reshard(model)  # else the next training step would use the average's gathered weights
             mean = statistics.fmean(metrics[name] for metrics in found.values() for name in _headlines(metrics))
-            best = RunFolder(engine.output).model_best
+            best = engine.run.model_best
             if any_rank(rank() == 0 and mean > _best_so_far(best))[0]:
                 engine.save_model(best)
                 if rank() == 0:

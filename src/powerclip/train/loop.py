@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -54,19 +55,20 @@ def train(
     """Train a model on shards and leave a run folder.
 
     The result is a function of the config, the data and the number of CPU threads: the same seed gives the same weights,
-    and a run resumed from its checkpoint continues as if it had not stopped. SIGINT, SIGTERM and SIGUSR1 end it after the step in progress,
-    with a checkpoint and a loadable model.
+    and a run resumed from its checkpoint continues as if it had not stopped. SIGINT, SIGTERM and SIGUSR1 end it after
+    the step in progress, with a checkpoint and a loadable model.
 
     Under torchrun every process takes its part of each batch, and the run equals that of one process up to rounding; it
     may also be resumed on another number of processes.
 
     ``data`` is a folder of shards, one tar, a pattern or a URL, or several of them; ``output`` is the run folder to
-    make, whose newest checkpoint, if there is one, ``resume`` continues from; one training at a time writes
-    to it. Progress goes to ``console``, standard error by default, from the first process alone; with ``look``, before
-    the first step, what the model sees of some samples (``powerclip.data.look``). PowerclipError if the data or the run folder cannot be used; the
-    message says why and what to do. RunFailedError if training started and could not be finished.
+    make, whose newest checkpoint, if there is one, ``resume`` continues from; one training at a time writes to it.
+    Progress goes to ``console``, standard error by default, from the first process alone; with ``look``, before the
+    first step, what the model sees of some samples (``powerclip.data.look``). PowerclipError if the data or the run
+    folder cannot be used; the message says why and what to do. RunFailedError if training started and could not be
+    finished.
     """
-    with process_group(config.device) as device, stop_on_signal() as stop, ExitStack() as held:
+    with process_group(config.device) as device, stop_on_signal() as stop:
         console = (console or Console(stderr=True)) if rank() == 0 else Console(quiet=True)
         say = partial(print_line, console)
         run = RunFolder(output)
@@ -77,50 +79,35 @@ def train(
         model = build_model(config).to(device)
         loader = build_loader(config, model, opened)
         steps = config.steps or (config.epochs or 0) * loader.batches_per_epoch
-        started = describe(model)
-        memory = estimate(config, model) if rank() == 0 else ""  # before the model is spread over processes
+        # Before the model is spread over processes.
+        about = (describe(model), estimate(config, model) if rank() == 0 else "")
         engine = Engine(config, model, device=device, steps=steps, output=output)
-        evaluator = Evaluator(config, engine)
-        tracker = find_tracker(config)
-        held.enter_context(run.locked(config, resume=resume))  # after all that can be refused
-        start = run.open(config, opened.provenance, resume=resume)
-        started_at = 0 if start is None else step_of(start)
-        if started_at > steps:
-            raise PowerclipError(
-                f"{output} has done {started_at} steps and this asks for {steps}; ask for more than {started_at} to "
-                "continue it, or name another folder"
-            )
-        say(started)
-        say(memory)
-        if start is not None:
-            _resume(engine, start, opened, say)
-            if run.data() is None:
-                say(f"{output} does not say which data it was trained on; these are recorded as its data")
-            run.record(config, opened.provenance)
-            if changed:
-                say(f"Changed since the run started: {changed}")
-        elif look and rank() == 0:
-            for line in loader.look():
+        evaluator, tracker = Evaluator(config, engine), find_tracker(config)
+        with run.locked(config, resume=resume):  # after all that can be refused
+            start = run.open(config, opened.provenance, resume=resume)
+            first = 0 if start is None else step_of(start)
+            if first > steps:
+                raise PowerclipError(
+                    f"{output} has done {first} steps and this asks for {steps}; ask for more than {first} to "
+                    "continue it, or name another folder"
+                )
+            for line in about:
                 say(line)
-        run.write_status(step=started_at, steps=steps)
-        logs: AbstractContextManager[MetricsLog | None] = nullcontext()
-        if rank() == 0:
-            logs = closing(MetricsLog(output, config=config, first_step=started_at, tracker=tracker))
-        with logs as metrics, progress_bar(output.name, steps=steps, done=started_at, console=console) as report:
-            loop = _Loop(engine=engine, data=opened, loader=loader, evaluator=evaluator, metrics=metrics, report=report)
-            step = loop.steps(started_at, stop)
-        if step:
-            engine.save_model(run.model)
-            if engine.ema is not None:
-                with engine.ema.applied():
-                    engine.save_model(run.model_ema)
-        run.write_status(step=step, steps=steps)
-        if step < steps:
-            holds = f"{output} holds a usable model" if step else "nothing was trained yet"
-            say(f"Stopped at step {step} of {steps}: {holds}; run the same command with --resume auto to continue.")
-        if loader.bad:
-            reasons = ", ".join(f"{count} {reason}" for reason, count in loader.bad.most_common())
-            say(f"Skipped samples that could not be used: {reasons}")
+            if start is not None:
+                _resume(engine, start, opened, changed, say)
+            elif look and rank() == 0:
+                for line in loader.look():
+                    say(line)
+            run.write_status(step=first, steps=steps)
+            logs: AbstractContextManager[MetricsLog | None] = nullcontext()
+            if rank() == 0:
+                logs = closing(MetricsLog(output, config=config, first_step=first, tracker=tracker))
+            with logs as metrics, progress_bar(output.name, steps=steps, done=first, console=console) as report:
+                loop = _Loop(
+                    engine=engine, data=opened, loader=loader, evaluator=evaluator, metrics=metrics, report=report
+                )
+                step = loop.steps(first, stop)
+            _finish(engine, step, loader.bad, say)
         return TrainResult(output=output, steps=step, interrupted=step < steps)
 
 
@@ -143,12 +130,7 @@ class _Loop:
         config, steps, window = self.engine.config, self.engine.steps, _Window()
         batches = self.loader.steps(step, pieces=config.parallel.accumulate)
         saved, minutes = time.monotonic(), config.checkpoint_every_minutes
-        # A run that was killed between its last checkpoint and the evaluation due there evaluates first.
-        missed = step > 0 and self.evaluator.due(step) and rank() == 0
-        if missed:
-            lines = read_metrics(RunFolder(self.engine.output).metrics_file)
-            missed = not any(line["step"] == step and "eval/mean" in line for line in lines)
-        stopping, missed = any_rank(stop.requested, missed)
+        stopping, missed = any_rank(stop.requested, self._missed_evaluation(step))
         if missed:
             self._evaluate(step)
         while step < steps and not stopping:
@@ -170,6 +152,13 @@ class _Loop:
                 self._evaluate(step)
                 window = _Window()
         return step
+
+    def _missed_evaluation(self, step: int) -> bool:
+        """Whether a run was killed between its last checkpoint and the evaluation due there; the first process looks."""
+        if step == 0 or not self.evaluator.due(step) or rank() > 0:
+            return False
+        lines = read_metrics(self.engine.run.metrics_file)
+        return not any(line["step"] == step and "eval/mean" in line for line in lines)
 
     def _evaluate(self, step: int) -> None:
         self.report(step, "evaluating ...")
@@ -208,7 +197,7 @@ class _Loop:
         self.report(step, f"loss {line['loss']:.3f}, {speed:.0f} samples/s, data {waited:.0%}{self.evaluated}")
 
     def _save(self, step: int) -> None:
-        engine, run = self.engine, RunFolder(self.engine.output)
+        engine, run = self.engine, self.engine.run
         if self.metrics is not None:
             self.metrics.sync()  # a checkpoint comes after the lines of its steps
         state = _state(engine, self.data, step)
@@ -218,18 +207,19 @@ class _Loop:
         run.write_status(step=step, steps=engine.steps)
 
 
-def _resume(engine: Engine, start: Path, data: OpenedData, say: Callable[[str], None]) -> None:
-    state = _state(engine, data, 0)
+def _resume(engine: Engine, start: Path, data: OpenedData, changed: str, say: Callable[[str], None]) -> None:
+    """Continue from a checkpoint; ``changed`` says which settings have changed since the run started."""
+    run, state = engine.run, _state(engine, data, 0)
     here = dict(state["data"])
     loaded = checkpoint.load(start, model=engine.model, optimizer=engine.optimizer, extra=state)
     if loaded["data"] != here:
         raise PowerclipError(
-            f"{engine.output} was trained on {loaded['data']['samples']} samples in {loaded['data']['shards']} shards, "
+            f"{run.path} was trained on {loaded['data']['samples']} samples in {loaded['data']['shards']} shards, "
             f"and these data are {here['samples']} in {here['shards']}, or in shards of other names or sizes; resume "
             "it on the same data, or start another run from its model"
         )
     engine.restore(loaded)
-    say(f"Resuming {engine.output} at step {loaded['step']} of {engine.steps}")
+    say(f"Resuming {run.path} at step {loaded['step']} of {engine.steps}")
     if loaded["processes"] != world_size():
         say(
             f"It ran on {loaded['processes']} processes and continues on {world_size()}: the batches and the schedule "
@@ -241,6 +231,28 @@ def _resume(engine: Engine, start: Path, data: OpenedData, say: Callable[[str], 
             f"It ran on {loaded['threads']} CPU threads and continues on {threads}, which round sums in another order: "
             f"for the same bits, set OMP_NUM_THREADS={loaded['threads']}."
         )
+    if run.data() is None:
+        say(f"{run.path} does not say which data it was trained on; these are recorded as its data")
+    run.record(engine.config, data.provenance)
+    if changed:
+        say(f"Changed since the run started: {changed}")
+
+
+def _finish(engine: Engine, step: int, bad: Counter[str], say: Callable[[str], None]) -> None:
+    """Write the models, and say how the run ended; ``bad`` counts samples that could not be used, by reason."""
+    run = engine.run
+    if step:
+        engine.save_model(run.model)
+        if engine.ema is not None:
+            with engine.ema.applied():
+                engine.save_model(run.model_ema)
+    run.write_status(step=step, steps=engine.steps)
+    if step < engine.steps:
+        holds = f"{run.path} holds a usable model" if step else "nothing was trained yet"
+        say(f"Stopped at step {step} of {engine.steps}: {holds}; run the same command with --resume auto to continue.")
+    if bad:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in bad.most_common())
+        say(f"Skipped samples that could not be used: {reasons}")
 
 
 def _state(engine: Engine, data: OpenedData, step: int) -> dict[str, Any]:

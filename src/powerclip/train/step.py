@@ -56,7 +56,7 @@ class Engine:
         ``steps`` is the length of the run, for the schedule; nothing is written to the run folder ``output`` here.
         PowerclipError if there are more pieces than pairs.
         """
-        self.config, self.device, self.steps, self.output = config, device, steps, output
+        self.config, self.device, self.steps, self.run = config, device, steps, RunFolder(output)
         pairs = config.batch_size // world_size()
         if config.parallel.accumulate > pairs:
             raise PowerclipError(
@@ -140,7 +140,7 @@ class Engine:
             return
         self.counters["bad_steps"] += 1
         self.bad_in_a_row += 1
-        path = RunFolder(self.output).bad_batches_file
+        path = self.run.bad_batches_file
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": outcome.step + 1, "process": rank(), "keys": outcome.keys}) + "\n")
         if self.bad_in_a_row >= MAX_BAD_STEPS:
