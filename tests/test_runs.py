@@ -3,13 +3,14 @@ import json
 import multiprocessing
 import os
 import signal
+from pathlib import Path
 
 import pytest
 
 from powerclip import runs
 from powerclip.config import DataConfig, OptimConfig, TrainConfig
 from powerclip.errors import PowerclipError
-from powerclip.runs import RunFolder, all_checkpoints, checkpoint_path, read_metrics, step_of
+from powerclip.runs import RunFolder, all_checkpoints, by_name, checkpoint_path, read_metrics, step_of
 from powerclip.types import DataProvenance
 
 CONFIG = TrainConfig(steps=8)
@@ -173,3 +174,9 @@ def test_a_lock_is_released_and_is_not_a_use_of_the_folder(tmp_path):
 def test_a_run_that_began_after_the_check_is_noticed(run):
     with pytest.raises(PowerclipError, match="is not empty"), run.locked(CONFIG, resume=False):
         pass
+
+
+def test_runs_are_shown_by_their_own_names_where_these_differ():
+    assert by_name([Path("a/x"), Path("b/y")]) == {"x": Path("a/x"), "y": Path("b/y")}
+    assert by_name([Path("a/x"), Path("b/x")]) == {"a/x": Path("a/x"), "b/x": Path("b/x")}
+    assert by_name([Path()]) == {".": Path()}

@@ -1,4 +1,4 @@
-"""What torchrun has started ends when torchrun has died, in whatever way, and wherever it waits at that moment."""
+"""What torchrun has started: which of it speaks, and that it ends when torchrun has died, wherever it waits just then."""
 
 import os
 import signal
@@ -20,6 +20,11 @@ def end_with_launcher() -> None:
     """Watch torchrun, if it has started this process, from now on; when it has died, end as after SIGTERM, or abruptly."""
     if "TORCHELASTIC_RUN_ID" in os.environ and all(thread.name != NAME for thread in threading.enumerate()):
         threading.Thread(target=_watch, args=(os.getppid(),), name=NAME, daemon=True).start()
+
+
+def is_first_process() -> bool:
+    """Whether this is the process that speaks, of those that a launcher has started: its first, or the only one."""
+    return int(os.environ.get("RANK", 0)) == 0
 
 
 def _watch(launcher: int) -> None:

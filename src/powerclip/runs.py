@@ -6,7 +6,7 @@ import math
 import os
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -188,6 +188,12 @@ class RunFolder:
     def latest_checkpoint(self) -> Path | None:
         """The newest checkpoint, None if there is none."""
         return next(reversed(all_checkpoints(self.checkpoints)), None)
+
+
+def by_name(folders: Sequence[Path]) -> dict[str, Path]:
+    """Run folders by the names to show: their own, or their paths if two have the same."""
+    runs = {folder.name or str(folder): folder for folder in folders}
+    return runs if len(runs) == len(folders) else {str(folder): folder for folder in folders}
 
 
 def require_free(output: Path) -> None:

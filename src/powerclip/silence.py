@@ -1,7 +1,6 @@
 """A word after ten seconds of silence: what is being waited for, whatever it is (an import, a download, an index, ...)."""
 
 import importlib
-import os
 import sys
 import threading
 import time
@@ -10,6 +9,8 @@ from contextlib import contextmanager
 from functools import reduce
 from types import FrameType
 from typing import Any
+
+from powerclip.launcher import is_first_process
 
 AFTER_S = 10.0
 """Silence that is broken."""
@@ -28,7 +29,7 @@ def broken_silence(command: str) -> Iterator[None]:
     What it does is the first line of the docstring of what the command's own function has called, or what is being
     imported. Of several processes of one job, only the first one speaks.
     """
-    if int(os.environ.get("RANK", 0)):
+    if not is_first_process():
         yield
         return
     heard, done, watched = [time.monotonic()], threading.Event(), threading.get_ident()
@@ -94,7 +95,7 @@ def _module_of(frame: FrameType) -> str:
 
 def _first_line(module: str, name: str) -> str:
     """The first line of a function's docstring without its full stop; empty if it has none, or is inside another one."""
-    if module in ("powerclip.cli", __name__) or module.startswith("powerclip.distributed"):
+    if module in ("powerclip.cli", "powerclip.commands", __name__) or module.startswith("powerclip.distributed"):
         return ""
     try:
         function = reduce(getattr, name.split("."), importlib.import_module(module))
