@@ -358,7 +358,7 @@ def compile_for(architecture: int, dtype: torch.dtype, tile: fused.Tile) -> tupl
     types = dict.fromkeys(names[: names.index("ROWS")], "*fp32")
     types |= dict.fromkeys(("phrases", "regions"), floats[dtype]) | dict.fromkeys("JIMD", "i32") | {"tau": "fp32"}
     types |= dict.fromkeys(("captions", "images", "caption_key", "image_key"), "*i64")
-    constants = fused.constants(torch.empty(0, dtype=dtype), scoring=SCORING, regions=10, tile=tile, store=False)
+    constants = fused.constants(scoring=SCORING, regions=10, tile=tile, store=False)
     multiples = {name for name, kind in types.items() if kind.startswith("*")} | set("JID")
     source = ASTSource(
         fused.align,

@@ -56,6 +56,7 @@ _TENSORS = (
 _LN_2: tl.constexpr = tl.constexpr(0.6931471805599453)
 _ABSENT: tl.constexpr = tl.constexpr(ABSENT)
 _LOWEST_INDEX: tl.constexpr = tl.constexpr(LOWEST_INDEX)
+_INTERPRETED: tl.constexpr = tl.constexpr(INTERPRETED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +94,78 @@ def _ordered(x):
 
 
 @triton.jit
+def _place(J, I, CAPTIONS: tl.constexpr, IMAGES: tl.constexpr, GROUP: tl.constexpr):
+    """This program's tile of captions and tile of images: for each of images, programs go through GROUP of captions."""
+    caption_tiles, image_tiles = J // CAPTIONS, I // IMAGES
+    first = tl.program_id(0) // (GROUP * image_tiles) * GROUP
+    size = tl.minimum(caption_tiles - first, GROUP)
+    within = tl.program_id(0) % (GROUP * image_tiles)
+    return first + within % size, within // size
+
+
+@triton.jit
+def _products(phrase_at, region_at, D, PRECISION: tl.constexpr):
+    """(IMAGES, ROWS) inner products over D, of phrases at (DEPTH, ROWS) pointers and regions at (IMAGES, DEPTH)."""
+    s = tl.zeros((region_at.shape[0], phrase_at.shape[1]), tl.float32)
+    for start in range(0, D, phrase_at.shape[0]):
+        p, r = tl.load(phrase_at + start), tl.load(region_at + start)
+        if _INTERPRETED:  # it multiplies the bits of bfloat16
+            p, r = p.to(tl.float32), r.to(tl.float32)
+        s = tl.dot(r, p, s, input_precision=PRECISION)
+    return s
+
+
+@triton.jit
+def _sums(
+    phrase_at,
+    region_at,
+    region_size,
+    M,
+    D,
+    rate,  # |y| = rate |s|
+    HARD: tl.constexpr,
+    REGIONS_PER_LOGARITHM: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Over the regions, (IMAGES, ROWS) each: the sum of s, the sum of |s|, and log2 of the product of 1 + 2^-|y|."""
+    linear = tl.zeros((region_at.shape[0], phrase_at.shape[1]), tl.float32)
+    absolute = tl.zeros_like(linear)
+    product = tl.full(linear.shape, 1.0, tl.float32)
+    logarithm = tl.zeros_like(linear)  # of the products before
+    for m in range(0, M):
+        s = _products(phrase_at, region_at + m * region_size, D, PRECISION)
+        linear += s
+        absolute += tl.abs(s)
+        if not HARD:
+            product += product * tl.exp2(tl.abs(s) * -rate)
+            if REGIONS_PER_LOGARITHM:  # noqa: SIM102 (decided when the kernel is compiled; the next one when it runs)
+                if (m + 1) % REGIONS_PER_LOGARITHM == 0:
+                    logarithm += tl.log2(product)
+                    product = tl.full(linear.shape, 1.0, tl.float32)
+    return linear, absolute, logarithm + tl.log2(product)
+
+
+@triton.jit
+def _with_chunk(t1, highest, exponentials, softplus, exponent, is_phrase, HARD: tl.constexpr):
+    """The running sum and log-sum-exp of (IMAGES, CAPTIONS), continued with a chunk of (IMAGES, CAPTIONS, SLOTS)."""
+    t1 += tl.sum(tl.where(is_phrase, softplus, 0.0), axis=2)
+    exponent = tl.where(is_phrase, exponent, _ABSENT)
+    higher = tl.maximum(highest, tl.max(exponent, axis=2))
+    if not HARD:
+        now = tl.where(is_phrase, tl.exp2(exponent - higher[:, :, None]), 0.0)
+        exponentials = exponentials * tl.exp2(highest - higher) + tl.sum(now, axis=2)
+    return t1, higher, exponentials
+
+
+@triton.jit
+def _search(x, valid, negative, offset, index, key_at, sum_at, AXIS: tl.constexpr):
+    """Along one axis of the tile's scores x: store the sum of the valid ones, and raise the keys to the hardest negative's."""
+    tl.store(sum_at, tl.sum(tl.where(valid, x, 0.0), axis=AXIS))
+    keys = (_ordered(tl.where(negative, x - offset, _ABSENT)) << 32) | (index ^ _LOWEST_INDEX)
+    tl.atomic_max(key_at, tl.max(keys, axis=AXIS), sem="relaxed")
+
+
+@triton.jit
 def align(
     phrases,  # (chunks, J, SLOTS, D)
     regions,  # (M, I, D)
@@ -122,80 +195,52 @@ def align(
     BY_REGIONS: tl.constexpr,
     STORE: tl.constexpr,
     PRECISION: tl.constexpr,
-    UPCAST: tl.constexpr,
 ):
     """One tile of images and captions; see the module's docstring."""
     CAPTIONS: tl.constexpr = ROWS // SLOTS
-    # Programs go through GROUP tiles of captions for each tile of images.
-    caption_tiles, image_tiles = J // CAPTIONS, I // IMAGES
-    first = tl.program_id(0) // (GROUP * image_tiles) * GROUP
-    size = tl.minimum(caption_tiles - first, GROUP)
-    within = tl.program_id(0) % (GROUP * image_tiles)
-    caption_tile, image_tile = first + within % size, within // size
+    caption_tile, image_tile = _place(J, I, CAPTIONS, IMAGES, GROUP)
     c = caption_tile * CAPTIONS + tl.arange(0, CAPTIONS)
     i = image_tile * IMAGES + tl.arange(0, IMAGES)
     count = tl.load(captions + c).to(tl.int32)  # (CAPTIONS,) phrases
     present = tl.load(images + i).to(tl.float32)  # (IMAGES,) regions
     scale, zeta = tl.load(factors), tl.load(factors + 1)
     unit = tau * _LN_2 if not HARD else 1.0  # y = s / unit
-
     d = tl.arange(0, DEPTH)
     row = caption_tile.to(tl.int64) * ROWS + tl.arange(0, ROWS)
     phrase_at = phrases + row[None, :] * D + d[:, None]
     region_at = regions + i.to(tl.int64)[:, None] * D + d[None, :]
     chunk_size, region_size = J.to(tl.int64) * SLOTS * D, I.to(tl.int64) * D  # elements
+
     t1 = tl.zeros((IMAGES, CAPTIONS), tl.float32)  # sum over the phrases so far, in units
     highest = tl.full((IMAGES, CAPTIONS), _ABSENT, tl.float32)  # of the exponents of T2 so far, in units
     exponentials = tl.zeros((IMAGES, CAPTIONS), tl.float32)  # sum of 2^(exponent - highest)
     for chunk in range(0, tl.cdiv(tl.max(count), SLOTS)):
-        linear = tl.zeros((IMAGES, ROWS), tl.float32)  # sum of s
-        absolute = tl.zeros((IMAGES, ROWS), tl.float32)  # sum of |s|
-        product = tl.full((IMAGES, ROWS), 1.0, tl.float32)  # of 1 + 2^-|y|
-        logarithm = tl.zeros((IMAGES, ROWS), tl.float32)  # of the products before
-        phrase_chunk = phrase_at + chunk * chunk_size
-        for m in range(0, M):
-            region_m = region_at + m * region_size
-            s = tl.zeros((IMAGES, ROWS), tl.float32)
-            for start in range(0, D, DEPTH):
-                p, r = tl.load(phrase_chunk + start), tl.load(region_m + start)
-                if UPCAST:
-                    p, r = p.to(tl.float32), r.to(tl.float32)
-                s = tl.dot(r, p, s, input_precision=PRECISION)
-            linear += s
-            absolute += tl.abs(s)
-            if not HARD:
-                product += product * tl.exp2(tl.abs(s) * (-scale / unit))
-                if REGIONS_PER_LOGARITHM:  # noqa: SIM102 (decided when the kernel is compiled; the next one when it runs)
-                    if (m + 1) % REGIONS_PER_LOGARITHM == 0:
-                        logarithm += tl.log2(product)
-                        product = tl.full((IMAGES, ROWS), 1.0, tl.float32)
+        at = phrase_at + chunk * chunk_size
+        linear, absolute, logarithm = _sums(
+            at, region_at, region_size, M, D, scale / unit, HARD, REGIONS_PER_LOGARITHM, PRECISION
+        )
         linear *= scale / unit / 2
         absolute *= scale / unit / 2
         softplus, even = linear + absolute, absolute
         if not HARD:
             # An absent region adds 1 to the logarithm: M - present of softplus, and M of log cosh less its log 2.
-            logarithm += tl.log2(product)
             softplus += logarithm - (M - present)[:, None]
             even += logarithm - M
-        is_phrase = (chunk * SLOTS + tl.arange(0, SLOTS))[None, :] < count[:, None]  # (CAPTIONS, SLOTS)
         softplus = tl.reshape(softplus, (IMAGES, CAPTIONS, SLOTS))
-        t1 += tl.sum(tl.where(is_phrase[None, :, :], softplus, 0.0), axis=2)
         exponent = tl.reshape(linear + zeta * even, (IMAGES, CAPTIONS, SLOTS))
-        exponent = tl.where(is_phrase[None, :, :], exponent, _ABSENT)
-        higher = tl.maximum(highest, tl.max(exponent, axis=2))
-        if not HARD:
-            now = tl.where(is_phrase[None, :, :], tl.exp2(exponent - higher[:, :, None]), 0.0)
-            exponentials = exponentials * tl.exp2(highest - higher) + tl.sum(now, axis=2)
-        highest = higher
+        is_phrase = (chunk * SLOTS + tl.arange(0, SLOTS))[None, :] < count[:, None]  # (CAPTIONS, SLOTS)
+        t1, highest, exponentials = _with_chunk(
+            t1, highest, exponentials, softplus, exponent, is_phrase[None, :, :], HARD
+        )
 
     scored = (count > 0)[None, :] & (present > 0)[:, None]
     t1 = tl.where(scored, t1 * unit / tl.maximum(count, 1).to(tl.float32)[None, :], 0.0)
     if not HARD:
         highest += tl.log2(tl.where(scored, exponentials, 1.0))
     t2 = tl.where(scored, highest * unit, 0.0)
-    caption_index = tl.load(captions + J + c)  # captions are sorted, what is stored is not
+    j = tl.load(captions + J + c)  # captions are sorted, what is stored is not
     if STORE:
-        at = caption_index[None, :] * I + i[:, None]
+        at = j[None, :] * I + i[:, None]
         tl.store(scores + at, t1)
         tl.store(scores + at + J.to(tl.int64) * I, t2)
     else:
@@ -204,15 +249,12 @@ def align(
             x /= tl.maximum(present, 1.0)[:, None]
         valid = (tl.load(captions + 3 * J + c) != 0)[None, :] & (tl.load(images + 3 * I + i) != 0)[:, None]
         negative = valid & (tl.load(captions + 2 * J + c)[None, :] != tl.load(images + 2 * I + i)[:, None])
-        counted = tl.where(valid, x, 0.0)
-        tl.store(caption_sum + image_tile.to(tl.int64) * J + caption_index, tl.sum(counted, axis=0))
-        tl.store(image_sum + caption_tile.to(tl.int64) * I + i, tl.sum(counted, axis=1))
-        of_caption = tl.where(negative, x - tl.load(image_offset + i)[:, None], _ABSENT)
-        of_image = tl.where(negative, x - tl.load(caption_offset + c)[None, :], _ABSENT)
-        keys = (_ordered(of_caption) << 32) | (tl.load(images + I + i) ^ _LOWEST_INDEX)[:, None]
-        tl.atomic_max(caption_key + caption_index, tl.max(keys, axis=0), sem="relaxed")
-        keys = (_ordered(of_image) << 32) | (caption_index ^ _LOWEST_INDEX)[None, :]
-        tl.atomic_max(image_key + i, tl.max(keys, axis=1), sem="relaxed")
+        offset, index = tl.load(image_offset + i)[:, None], tl.load(images + I + i)[:, None]
+        sum_at = caption_sum + image_tile.to(tl.int64) * J + j
+        _search(x, valid, negative, offset, index, caption_key + j, sum_at, AXIS=0)
+        offset, index = tl.load(caption_offset + c)[None, :], j[None, :]
+        sum_at = image_sum + caption_tile.to(tl.int64) * I + i
+        _search(x, valid, negative, offset, index, image_key + i, sum_at, AXIS=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -281,8 +323,8 @@ def options(tile: Tile) -> dict[str, Any]:
     return {"num_warps": tile.warps, "num_stages": tile.stages, "enable_fp_fusion": True}
 
 
-def constants(vectors: Tensor, *, scoring: Scoring, regions: int, tile: Tile, store: bool) -> dict[str, Any]:
-    """The kernel's compile-time arguments, for packed vectors of this dtype."""
+def constants(*, scoring: Scoring, regions: int, tile: Tile, store: bool) -> dict[str, Any]:
+    """The kernel's compile-time arguments."""
     exact = torch.get_float32_matmul_precision() == "highest"
     many = regions > tiled.REGIONS_PER_LOGARITHM
     return {
@@ -297,7 +339,6 @@ def constants(vectors: Tensor, *, scoring: Scoring, regions: int, tile: Tile, st
         "BY_REGIONS": scoring.normalise_by_regions,
         "STORE": store,
         "PRECISION": "tf32x3" if exact else "tf32",
-        "UPCAST": INTERPRETED and vectors.dtype == torch.bfloat16,  # the interpreter multiplies their bits
     }
 
 
@@ -319,7 +360,7 @@ def _launch(captions: _Packed, images: _Packed, arguments: dict[str, Tensor], *,
             M=M,
             D=D,
             **(dict.fromkeys(_TENSORS, scale) | arguments),
-            **constants(images.vectors, scoring=scoring, regions=M, tile=tile, store="scores" in arguments),
+            **constants(scoring=scoring, regions=M, tile=tile, store="scores" in arguments),
             **options(tile),
         )
 
