@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import normalize
 
 from powerclip.alignment.reference import enumerate_similarity
-from powerclip.loss import PowerCLIPLoss, PowersetAlignmentLoss, clip_loss, triplet_loss
+from powerclip.loss import PowerCLIPLoss, PowersetAlignmentLoss, SPARCLoss, clip_loss, triplet_loss
 from powerclip.types import Features
 from tests.support.processes import run_on_processes
 
@@ -144,6 +144,11 @@ def features(C=4):
 def test_the_total_is_the_weighted_sum_of_its_terms():
     output = PowerCLIPLoss(weight=0.3, powerset=PowersetAlignmentLoss(margin=0.1))(features())
     torch.testing.assert_close(output.total, output.terms["clip"] + 0.3 * output.terms["powerset"])
+    dense = dataclasses.replace(features(), patches=features().regions, tokens=features().phrases)
+    dense = dataclasses.replace(dense, token_mask=features().phrase_mask)
+    beside = PowerCLIPLoss(weight=0.3, powerset=PowersetAlignmentLoss(margin=0.1), base=SPARCLoss())(dense)
+    expected = 0.5 * output.terms["clip"] + beside.terms["sparc"] + 0.3 * output.terms["powerset"]
+    torch.testing.assert_close(beside.total, expected)
     plain = PowerCLIPLoss(weight=0)(features())
     assert set(plain.terms) == {"clip"}
     assert plain.total == output.terms["clip"]

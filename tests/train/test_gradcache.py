@@ -6,7 +6,15 @@ import pytest
 import torch
 from torch import nn
 
-from powerclip.loss import FILIPLoss, PowerCLIPLoss, PowersetAlignmentLoss, SigLIPLoss, SPARCLoss, SuperCLIPLoss
+from powerclip.loss import (
+    CLIPLoss,
+    FILIPLoss,
+    PowerCLIPLoss,
+    PowersetAlignmentLoss,
+    SigLIPLoss,
+    SPARCLoss,
+    SuperCLIPLoss,
+)
 from powerclip.train.gradcache import backward, join
 from powerclip.types import Batch, Features
 
@@ -66,14 +74,15 @@ def trained_head(loss):
 
 
 LOSSES = {
-    "powerclip": lambda: PowerCLIPLoss(powerset=PowersetAlignmentLoss(tau=0.1), global_loss="clip"),
+    "powerclip": lambda: PowerCLIPLoss(powerset=PowersetAlignmentLoss(tau=0.1), base=CLIPLoss()),
+    "powerclip, sparc": lambda: PowerCLIPLoss(powerset=PowersetAlignmentLoss(tau=0.1), base=SPARCLoss()),
     "powerclip, siglip": lambda: PowerCLIPLoss(powerset=PowersetAlignmentLoss(tau=0.1)),
     "powerclip by its gradient": lambda: PowerCLIPLoss(
         gradient_ratio=0.5,
         gradient_cap=0.4,
         warmup_steps=2,
         powerset=PowersetAlignmentLoss(tau=0.1),
-        global_loss="clip",
+        base=CLIPLoss(),
     ),
     "siglip": SigLIPLoss,
     "filip": FILIPLoss,

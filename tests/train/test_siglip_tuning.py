@@ -91,12 +91,13 @@ def test_clip_s_loss_beside_a_bias_leaves_it_alone(theirs, shards, tmp_path):
 
 def test_the_global_loss_follows_the_model_unless_it_is_named(theirs, tmp_path):
     clip, siglip = ModelConfig(pretrained=write_start(tmp_path)), tuning(theirs[0]).model
-    for model, named, term, bias in [
-        (clip, "auto", "clip", None),
-        (clip, "clip", "clip", None),
-        (clip, "siglip", "siglip", True),
-        (siglip, "auto", "siglip", True),
-        (siglip, "clip", "clip", False),
+    for model, named, terms, bias in [
+        (clip, "auto", {"clip": 1.0}, None),
+        (clip, "clip", {"clip": 1.0}, None),
+        (clip, "siglip", {"siglip": 1.0}, True),
+        (siglip, "auto", {"siglip": 1.0}, True),
+        (siglip, "clip", {"clip": 1.0}, False),
+        (clip, "sparc", {"clip": 0.5, "sparc": 1.0}, None),
     ]:
         config = dataclasses.replace(tuning(theirs[0], global_loss=named), model=model)
         built = build_model(config)
@@ -107,11 +108,13 @@ def test_the_global_loss_follows_the_model_unless_it_is_named(theirs, tmp_path):
             image=vectors[:, 0, 0], text=vectors[:, 0, 1], regions=vectors[:, 1], phrases=vectors[:, 2],
             region_mask=torch.ones(4, 2, dtype=torch.bool), phrase_mask=torch.ones(4, 2, dtype=torch.bool),
             logit_scale=built.logit_scale.exp(), logit_bias=built.logit_bias,
+            patches=vectors[:, 1], tokens=vectors[:, 2], token_mask=torch.ones(4, 2, dtype=torch.bool),
         )  # fmt: skip
         output = build_loss(config, built)(features)
-        assert output.terms.keys() == {term, "powerset"}
+        assert output.terms.keys() == {*terms, "powerset"}
         powerset = PowersetAlignmentLoss(**vars(config.objective.scoring))(features.regions, features.phrases)
-        torch.testing.assert_close(output.total, output.terms[term] + 0.2 * powerset)
+        expected = sum(weight * output.terms[term] for term, weight in terms.items()) + 0.2 * powerset
+        torch.testing.assert_close(output.total, expected)
 
 
 def test_weights_without_a_bias_start_from_the_paper_s(tmp_path):

@@ -51,7 +51,8 @@ class ObjectiveConfig(ScoringConfig, ContrastConfig):
     powerset_weight: float = 0.2
     """lambda, the weight of the powerset alignment loss; the objective clip trains without that loss."""
     global_loss: GlobalLoss = "auto"
-    """What powerclip adds it to: CLIP's loss, SigLIP's, or by the model (auto): SigLIP's if it has a bias, else CLIP's."""
+    """What powerclip adds it to: CLIP's loss, SigLIP's, SPARC's (CLIP's and a contrast within each caption), or by the
+    model (auto): SigLIP's if it has a bias, else CLIP's."""
     weight_start_step: int = 0
     """Steps with CLIP's loss alone, before the powerset alignment loss begins."""
     weight_warmup_steps: int = 0
@@ -70,9 +71,9 @@ class ObjectiveConfig(ScoringConfig, ContrastConfig):
     regions: int = 10
     """M: regions per image and step; if more masks are stored, this many are drawn each time."""
     sparc_global_weight: float = 0.5
-    """sparc only: weight of CLIP's loss."""
+    """SPARC's loss only: weight of CLIP's."""
     sparc_local_weight: float = 1.0
-    """sparc only: weight of the loss between tokens and grouped patches."""
+    """SPARC's loss only: weight of the one between tokens and grouped patches."""
     superclip_weight: float = 1.0
     """superclip only: weight of the loss of telling a caption's tokens from the image."""
 

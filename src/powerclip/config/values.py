@@ -3,7 +3,7 @@
 from typing import Literal
 
 Objective = Literal["clip", "siglip", "filip", "sparc", "superclip", "powerclip"]
-GlobalLoss = Literal["auto", "clip", "siglip"]
+GlobalLoss = Literal["auto", "clip", "siglip", "sparc"]
 ImagePool = Literal["avg", "tower"]
 TextPool = Literal["avg", "tower", "argmax"]
 PhraseNorm = Literal["sum", "mean", "unit"]

@@ -1,6 +1,6 @@
 """Losses: CLIP's, the powerset alignment loss, PowerCLIP's weighted sum of both, and the baselines."""
 
-from powerclip.loss.clip import clip_loss
+from powerclip.loss.clip import CLIPLoss, clip_loss
 from powerclip.loss.filip import FILIPLoss, filip_loss
 from powerclip.loss.powerclip import PowerCLIPLoss
 from powerclip.loss.powerset import PowersetAlignmentLoss
@@ -10,6 +10,7 @@ from powerclip.loss.superclip import SuperCLIPLoss
 from powerclip.loss.triplet import triplet_loss
 
 __all__ = [
+    "CLIPLoss",
     "FILIPLoss",
     "PowerCLIPLoss",
     "PowersetAlignmentLoss",

@@ -2,10 +2,11 @@
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from powerclip.distributed import gather_rows, sum_over_processes, with_value
 from powerclip.loss.positives import captions_per_image
+from powerclip.types import Features, LossOutput
 
 
 def clip_loss(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:
@@ -43,3 +44,12 @@ def contrast(i2t: Tensor, t2i: Tensor, *, start: int) -> Tensor:
     captions = F.cross_entropy(t2i, own.repeat_interleave(n), reduction="sum")
     share = (images + captions) / (2 * C * n)
     return with_value(share, sum_over_processes(share))
+
+
+class CLIPLoss(nn.Module):
+    """``clip_loss`` of a batch's features."""
+
+    def forward(self, features: Features) -> LossOutput:
+        """The loss, and as its one term "clip"."""
+        loss = clip_loss(features.image, features.text, features.logit_scale)
+        return LossOutput(total=loss, terms={"clip": loss})

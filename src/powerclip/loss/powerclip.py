@@ -1,13 +1,13 @@
-"""PowerCLIP's loss: CLIP's or SigLIP's, plus the weighted powerset alignment loss."""
+"""PowerCLIP's loss: CLIP's or another, plus the weighted powerset alignment loss."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from powerclip.config.values import EqualCaptions, GlobalLoss
+from powerclip.config.values import EqualCaptions
 from powerclip.distributed import sum_over_processes
-from powerclip.loss.clip import clip_loss
+from powerclip.loss.clip import CLIPLoss
 from powerclip.loss.powerset import PowersetAlignmentLoss
 from powerclip.loss.siglip import SigLIPLoss
 from powerclip.types import Features, LossOutput
@@ -19,7 +19,7 @@ MOMENTUM = 0.9
 class PowerCLIPLoss(nn.Module):
     """L = L_CLIP + lambda * L_powerset (Kawamura et al., CVPR 2026).
 
-    L_CLIP may be SigLIP's loss; then read SigLIP for CLIP.
+    L_CLIP may be another loss of the same features; then read that one for CLIP.
 
     The gradients that ``gradient_ratio`` and ``gradient_cap`` compare are those of L_CLIP at ``Features.image`` and
     ``text``, and of L_powerset at ``regions`` and ``phrases``, each a Euclidean norm over the batch of all processes.
@@ -40,7 +40,7 @@ class PowerCLIPLoss(nn.Module):
         gradient_cap: float | None = None,
         powerset: PowersetAlignmentLoss | None = None,
         equal_captions: EqualCaptions = "negatives",
-        global_loss: GlobalLoss = "auto",
+        base: nn.Module | None = None,
     ) -> None:
         """Set up the loss; ValueError names a setting that is out of range.
 
@@ -54,7 +54,8 @@ class PowerCLIPLoss(nn.Module):
             gradient_cap: lowers lambda to this times |g_CLIP| / |g_powerset| of the present step where it is higher.
             powerset: by default the alignment loss with its defaults.
             equal_captions: whether pairs with the same caption are negatives of each other in it.
-            global_loss: "clip", "siglip", or "auto": SigLIP's if the features have a bias, else CLIP's.
+            base: what it is added to, a module from ``Features`` to ``LossOutput`` such as ``SPARCLoss``; by default
+                SigLIP's loss if the features have a bias, else CLIP's.
         """
         super().__init__()
         for name, value in (("weight", weight), ("start_step", start_step), ("warmup_steps", warmup_steps)):
@@ -66,12 +67,17 @@ class PowerCLIPLoss(nn.Module):
         self.weight, self.start_step, self.warmup_steps = weight, start_step, warmup_steps
         self.gradient_ratio, self.gradient_cap = gradient_ratio, gradient_cap
         self.powerset = powerset or PowersetAlignmentLoss()
-        self.equal_captions, self.global_loss = equal_captions, global_loss
+        self.equal_captions, self.base = equal_captions, base
         for name in ("clip_gradient", "powerset_gradient"):  # their smoothed norms; NaN before the first step
             self.register_buffer(name, torch.full((), torch.nan), persistent=gradient_ratio is not None)
 
+    @property
+    def needs_dense(self) -> bool:
+        """Whether the features must hold patches and tokens."""
+        return bool(getattr(self.base, "needs_dense", False))
+
     def forward(self, features: Features, *, measure: bool = False) -> LossOutput:
-        """The weighted sum, and its terms "clip" (or "siglip") and "powerset" by name.
+        """The weighted sum, and its terms by name: those of the loss that it is added to ("clip") and "powerset".
 
         With ``measure`` the output has the measures of ``PowersetAlignmentLoss``, lambda as "powerset_weight" and, as
         "gradient_ratio", lambda |g_powerset| / |g_CLIP| of this step.
@@ -79,12 +85,8 @@ class PowerCLIPLoss(nn.Module):
         Without gradient (``torch.no_grad``) no gradients are compared: the norms as they stand give lambda, or
         ``weight`` if there are none yet, and there is no cap.
         """
-        siglip = self.global_loss == "siglip" or (self.global_loss == "auto" and features.logit_bias is not None)
-        if siglip:
-            output: LossOutput = SigLIPLoss()(features)
-        else:
-            loss = clip_loss(features.image, features.text, features.logit_scale)
-            output = LossOutput(total=loss, terms={"clip": loss})
+        base = self.base or (CLIPLoss() if features.logit_bias is None else SigLIPLoss())
+        output: LossOutput = base(features)
         if self.weight == 0:
             return output
         clip = output.total

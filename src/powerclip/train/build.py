@@ -12,7 +12,15 @@ from powerclip.data.dataset import TowerInputs
 from powerclip.data.loader import Loader, OpenedData
 from powerclip.data.remote import ShardCache
 from powerclip.distributed import rank, world_size
-from powerclip.loss import FILIPLoss, PowerCLIPLoss, PowersetAlignmentLoss, SigLIPLoss, SPARCLoss, SuperCLIPLoss
+from powerclip.loss import (
+    CLIPLoss,
+    FILIPLoss,
+    PowerCLIPLoss,
+    PowersetAlignmentLoss,
+    SigLIPLoss,
+    SPARCLoss,
+    SuperCLIPLoss,
+)
 from powerclip.loss.siglip import INIT_LOGIT_BIAS, INIT_LOGIT_SCALE
 from powerclip.model import PowerCLIP, add_lora, create_model, make_tokenizer, make_transforms
 
@@ -47,16 +55,22 @@ def build_model(config: TrainConfig) -> PowerCLIP:
 def build_loss(config: TrainConfig, model: PowerCLIP) -> nn.Module:
     """The loss that a config describes for a model's ``Features``: to ``LossOutput``."""
     o = config.objective
-    if o.name == "siglip":
-        return SigLIPLoss()
-    if o.name == "filip":
-        return FILIPLoss()
-    if o.name == "sparc":
-        return SPARCLoss(global_weight=o.sparc_global_weight, local_weight=o.sparc_local_weight)
-    if o.name == "superclip":
-        return SuperCLIPLoss(dimension=model.embed_dim, vocabulary=model.vocabulary, weight=o.superclip_weight)
+    base: nn.Module | None = None  # of powerclip with the global loss auto: the features tell
+    match o.global_loss if o.name == "powerclip" else o.name:
+        case "clip":
+            base = CLIPLoss()
+        case "siglip":
+            base = SigLIPLoss()
+        case "filip":
+            base = FILIPLoss()
+        case "sparc":
+            base = SPARCLoss(global_weight=o.sparc_global_weight, local_weight=o.sparc_local_weight)
+        case "superclip":
+            base = SuperCLIPLoss(dimension=model.embed_dim, vocabulary=model.vocabulary, weight=o.superclip_weight)
+    if base is not None and o.name not in ("clip", "powerclip"):
+        return base
     if not o.uses_regions:
-        return PowerCLIPLoss(weight=0.0, global_loss="clip")
+        return PowerCLIPLoss(weight=0.0, base=base)
     powerset = PowersetAlignmentLoss(margin=o.margin, contrast=o.contrast, dimension=model.embed_dim, **vars(o.scoring))
     return PowerCLIPLoss(
         weight=o.powerset_weight,
@@ -66,7 +80,7 @@ def build_loss(config: TrainConfig, model: PowerCLIP) -> nn.Module:
         gradient_cap=o.gradient_cap,
         powerset=powerset,
         equal_captions=o.equal_captions,
-        global_loss=o.global_loss,
+        base=base,
     )
 
 
