@@ -120,6 +120,9 @@ def _scenes_configs() -> dict[str, TrainConfig]:
         "midpoint-3": midpoint,
         "grounded": _objective(centred, zero="midpoint", gradient_ratio=0.5),
         "grounded-025": _objective(centred, zero="midpoint", gradient_ratio=0.25),
+        "sparc-midpoint": _objective(midpoint, global_loss="sparc", powerset_weight=1.5),  # as 3 beside half of CLIP's
+        "sparc-mean": _objective(centred, zero="midpoint", gradient_ratio=0.5, global_loss="sparc", negatives="mean"),
+        "sparc-grounded": _objective(centred, zero="midpoint", gradient_ratio=0.5, global_loss="sparc"),
         "zero-04": _objective(centred, zero=0.4, gradient_ratio=0.5),
         # Phrases as texts of their own.
         "alone-grounded": _alone(_objective(centred, zero="midpoint", gradient_ratio=0.5)),
