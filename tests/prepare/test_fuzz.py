@@ -127,3 +127,18 @@ def test_no_bytes_break_the_readers_of_parquet(tmp_path_factory, data):
     except PowerclipError:
         return
     assert len(samples) + len(reasons) <= path.stat().st_size
+
+
+@given(st.data())
+def test_no_bytes_break_the_readers_of_datasets_folders(tmp_path_factory, data):
+    folder = tmp_path_factory.mktemp("dataset")
+    rows = pa.table({"image": [picture(i) for i in range(3)], "caption": [["a dog", "b"], None, ["c"]]})
+    with pa.ipc.new_stream(folder / "data.arrow", rows.schema) as stream:
+        stream.write_table(rows)
+    (folder / "data.arrow").write_bytes(damaged((folder / "data.arrow").read_bytes(), data.draw))
+    (folder / "state.json").write_text('{"_data_files": [{"filename": "data.arrow"}]}')
+    try:
+        samples, reasons = read_all(folder)
+    except PowerclipError:
+        return
+    assert len(samples) + len(reasons) == 3

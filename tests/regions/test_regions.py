@@ -206,9 +206,10 @@ def test_a_run_length_without_end_is_refused_as_it_is_read():
         rle.read_runs("o" * 2_000_000, 4, 5)
 
 
-@given(st.lists(st.integers(1, 2**31), min_size=1, max_size=40), st.booleans())
+@given(st.lists(st.integers(1, 2**24 - 1), min_size=1, max_size=40), st.booleans())
 def test_runs_are_read_as_pycocotools_writes_them(runs, starts_on):
-    """Of any length: a mask's width is that of all runs, and its height one pixel."""
+    """A mask's width is that of all runs, and its height one pixel. Longer runs, of which a mask within the limits has
+    three at most, take six bytes each: pycocotools writes the end of several beyond its memory."""
     runs = [0, *runs] if starts_on else runs
     text = coco.frPyObjects({"counts": runs, "size": [1, sum(runs)]}, 1, sum(runs))["counts"].decode()
     assert rle.read_runs(text, 1, sum(runs)).tolist() == runs

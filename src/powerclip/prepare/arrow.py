@@ -1,18 +1,17 @@
 """The rows of Parquet files and of folders saved by Hugging Face's datasets, in bounded memory."""
 
-from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from functools import lru_cache
-from itertools import accumulate, repeat
+from itertools import accumulate, pairwise, repeat
 from pathlib import Path
 from typing import Any
 
-from powerclip.data.parquet import check_inflation
-from powerclip.errors import PowerclipError, needs_extra
+from powerclip.data.parquet import cell_of, open_parquet, read_batches
+from powerclip.errors import BadSampleError, PowerclipError, needs_extra
 from powerclip.files import read_json
 
 BATCH_ROWS = 32
-"""Rows of a Parquet file held in memory at once."""
+"""Rows of a datasets folder read at once."""
 
 UNREADABLE = "row cannot be read"
 
@@ -27,8 +26,8 @@ def shape_of(path: Path) -> tuple[list[str], int]:
             return _dataset(path).column_names, _dataset(path).num_rows
         file = ParquetFile(path)
         rows, size = file.metadata.num_rows, path.stat().st_size
-        if not 0 <= rows <= size:
-            raise ValueError(f"it claims {rows} rows in {size} bytes")
+        if not 0 <= rows <= size or rows != _ends(file)[-1]:
+            raise ValueError(f"it claims {rows} rows in {size} bytes, and {_ends(file)[-1]} in its row groups")
         return file.schema_arrow.names, rows
     except (ArrowException, OSError, ValueError, KeyError, TypeError) as error:
         raise PowerclipError(f"cannot read the table {path}: {error}") from error
@@ -48,6 +47,12 @@ def _dataset(folder: Path) -> Any:
     return pyarrow.concat_tables(pyarrow.ipc.open_stream(file).read_all() for file in maps)
 
 
+def _ends(file: Any) -> list[int]:
+    """The number of rows before each row group of a Parquet file, and that of all."""
+    groups = map(file.metadata.row_group, range(file.num_row_groups))
+    return list(accumulate((group.num_rows for group in groups), initial=0))
+
+
 def arrow_rows(path: Path, columns: tuple[str, ...], start: int, end: int) -> Iterator[tuple[Any, ...] | str]:
     """Some cells of each row of a table from one number to another; ``UNREADABLE`` from a damaged page on."""
     from pyarrow import ArrowException
@@ -57,9 +62,11 @@ def arrow_rows(path: Path, columns: tuple[str, ...], start: int, end: int) -> It
             for i in range(max(0, start - position), min(len(batch), end - position)):
                 start += 1
                 try:
-                    yield tuple(batch.column(name)[i].as_py() for name in columns)
+                    yield tuple(cell_of(batch.column(name), i) for name in columns)
                 except UnicodeDecodeError:
                     yield "text not UTF-8"
+                except BadSampleError as error:
+                    yield str(error)
                 except (ArrowException, ValueError, OverflowError):
                     yield UNREADABLE
     except (ArrowException, OSError, ValueError):
@@ -69,19 +76,15 @@ def arrow_rows(path: Path, columns: tuple[str, ...], start: int, end: int) -> It
 
 def _batches(path: Path, columns: tuple[str, ...], start: int, end: int) -> Iterator[tuple[int, Any]]:
     """The batches of a table that hold some rows, each with the number of its first row."""
-    from pyarrow.parquet import ParquetFile
-
     names = list(dict.fromkeys(columns))
     if path.is_dir():
-        position, batches = start, _dataset(path).slice(start, end - start).select(names).to_batches(BATCH_ROWS)
-    else:
-        file = ParquetFile(path, buffer_size=2**20, pre_buffer=False)  # in pieces, not a column as one
-        ends = list(accumulate(file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)))
-        groups = range(bisect_right(ends, start), bisect_left(ends, end) + 1)
-        for group in map(file.metadata.row_group, groups):
-            check_inflation(group, names)
-        position = ends[groups[0] - 1] if groups[0] else 0
-        batches = file.iter_batches(batch_size=BATCH_ROWS, row_groups=groups, columns=names)
-    for batch in batches:
-        yield position, batch
-        position += len(batch)
+        position = start
+        for batch in _dataset(path).slice(start, end - start).select(names).to_batches(BATCH_ROWS):
+            batch.validate(full=True)  # a damaged offset would be followed to anywhere
+            yield position, batch
+            position += len(batch)
+        return
+    with open_parquet(path) as file:
+        ends = _ends(file)
+        groups = [i for i, (first, last) in enumerate(pairwise(ends)) if first < end and start < last]
+        yield from enumerate(read_batches(path, file, groups, names), start=ends[groups[0]] if groups else start)

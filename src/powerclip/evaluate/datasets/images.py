@@ -13,13 +13,14 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from powerclip.config.values import Pixels
 from powerclip.data.images import decode_for_benchmark, decode_image
-from powerclip.data.parquet import check_inflation
+from powerclip.data.parquet import open_parquet, read_group
 from powerclip.data.sample import IMAGE_EXTENSIONS
 from powerclip.data.shards import SamplePlace
 from powerclip.errors import BadSampleError, PowerclipError
@@ -107,23 +108,28 @@ class TableImage:
     def __call__(self, pixels: Pixels = "pil") -> Image.Image:
         """Open it; raises PowerclipError if it cannot be read."""
         what = f"column {self.column} of row {self.row} in row group {self.group} of {self.path}"
-        return _decoded(lambda: _cells(self.path, self.group, self.column)[self.row], what, pixels)
+        return _decoded(self._bytes, what, pixels)
 
     @property
     def identity(self) -> str:
         """What tells it, wherever it is stored."""
         return f"{self.path.name} {self.group} {self.row} {self.column}"
 
+    def _bytes(self) -> bytes:
+        from pyarrow import ArrowException
+
+        try:
+            cell = _cells(self.path, self.group, self.column)[self.row]
+            return cell["bytes"] if isinstance(cell, dict) else cell  # type: ignore[no-any-return]
+        except (ArrowException, LookupError) as error:
+            raise BadSampleError(str(error)) from error
+
 
 @lru_cache(maxsize=4)
-def _cells(path: Path, group: int, column: str) -> list[bytes]:
+def _cells(path: Path, group: int, column: str) -> list[Any]:
     """The images of a row group: it is read at once, and neighbours are opened one after the other."""
-    from pyarrow.parquet import ParquetFile
-
-    with ParquetFile(path) as file:
-        check_inflation(file.metadata.row_group(group), [column])
-        cells = file.read_row_group(group, columns=[column]).column(column).to_pylist()
-    return [cell["bytes"] if isinstance(cell, dict) else cell for cell in cells]
+    with open_parquet(path) as file:
+        return [row[column] for row in read_group(path, file, group, [column])]
 
 
 def open_picture(picture: Picture, pixels: Pixels = "pil") -> Image.Image:

@@ -12,7 +12,7 @@ from itertools import takewhile
 from pathlib import Path, PurePath
 from typing import Any
 
-from powerclip.data.parquet import check_inflation
+from powerclip.data.parquet import open_parquet, read_group
 from powerclip.errors import PowerclipError, needs_extra
 from powerclip.evaluate.datasets.images import Box, FileImage, TableImage
 from powerclip.tasks import HardNegative, Quadruple, Quadruples
@@ -106,17 +106,14 @@ class Release:
         """
         with needs_extra(str(self.folder), "parquet"):
             from pyarrow import ArrowException
-            from pyarrow.parquet import ParquetFile
         rows: list[dict[str, Any]] = []
         for path in (x for x in self.files("*.parquet") if split in x.name or split == x.parent.name):
             try:
-                with ParquetFile(path) as file:
+                with open_parquet(path) as file:
                     if missing := {*texts, *images} - set(file.schema_arrow.names):
                         raise PowerclipError(f"{path} lacks the columns {', '.join(sorted(missing))} of the release")
                     for group in range(file.num_row_groups):
-                        check_inflation(file.metadata.row_group(group), texts)
-                        of_group = file.read_row_group(group, columns=list(texts)).to_pylist()
-                        for i, row in enumerate(of_group):
+                        for i, row in enumerate(read_group(path, file, group, list(texts))):
                             rows.append(row | {name: TableImage(path, group, i, name) for name in images})
             except (OSError, ArrowException, ValueError) as error:
                 raise PowerclipError(f"{path} cannot be read ({error}); download it again") from error
