@@ -1,6 +1,5 @@
 """Embeddings of image-caption pairs as one Parquet file, for vector indexes, databases and viewers."""
 
-import io
 import json
 import shutil
 from collections import Counter
@@ -22,7 +21,8 @@ from powerclip.errors import BadSampleError, PowerclipError, needs_extra
 from powerclip.evaluate.encode import unit
 from powerclip.evaluate.run import digest_of
 from powerclip.files import atomic_file
-from powerclip.model import load, load_open_clip
+from powerclip.model import load_any
+from powerclip.pixels import encoded, small_copy
 from powerclip.prepare.output import reserved
 from powerclip.prepare.pairs import Chunk, Pair, UnusedFileError
 from powerclip.prepare.source import open_source
@@ -150,18 +150,13 @@ def _usable(chunk: Chunk, skipped: Counter[str]) -> Iterator[tuple[str, Pair]]:
 def _thumbnail(image: Image.Image, pixels: int) -> dict[str, Any] | None:
     if not pixels:
         return None
-    small = image.convert("RGB")
-    small.thumbnail((pixels, pixels))
-    buffer = io.BytesIO()
-    small.save(buffer, "JPEG", quality=80)
-    return {"bytes": buffer.getvalue(), "path": None}
+    return {"bytes": encoded(small_copy(image, pixels), "JPEG", quality=80), "path": None}
 
 
 @lru_cache(maxsize=1)
 def _loaded(model: str, pretrained: str | None, device: str) -> Any:
     """The model with its transform and tokenizer, once in each process."""
-    place = find_device(device)
-    return load(model, device=place) if pretrained is None else load_open_clip(model, pretrained, device=place)
+    return load_any(model, pretrained, device=find_device(device))
 
 
 def _listed(counts: Counter[str]) -> str:

@@ -1,5 +1,6 @@
 """Pixels as every part of powerclip sees them: training, evaluation, and the transform that comes with a model."""
 
+import io
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,6 +33,20 @@ def to_rgb(opened: Image.Image) -> Image.Image:
     image = image if image.mode == "RGB" else image.convert("RGB")
     image.info = {}
     return image
+
+
+def small_copy(image: Image.Image, side: int) -> Image.Image:
+    """An RGB copy of an image, scaled down if a side is longer than ``side`` pixels."""
+    small = image.convert("RGB")
+    small.thumbnail((side, side))
+    return small
+
+
+def encoded(image: Image.Image, form: str, **options: Any) -> bytes:
+    """An image as a file of a form that Pillow knows, with its options."""
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
 
 
 def _upright(image: Image.Image) -> Image.Image:

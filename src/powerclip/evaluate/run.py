@@ -31,7 +31,7 @@ from powerclip.evaluate.results import (
 from powerclip.evaluate.score import jobs_of, run_jobs, skipped
 from powerclip.evaluate.suites import SUITES, benchmarks_of
 from powerclip.files import write_json
-from powerclip.model import PowerCLIP, load, load_open_clip
+from powerclip.model import PowerCLIP, load_any
 from powerclip.runs import RunFolder
 from powerclip.scenes import evaluation_tasks, segmentation_task
 from powerclip.tasks import Task
@@ -65,8 +65,7 @@ def evaluate_model(
     names = _suites(config.suite, config.data)
     pairs = [str(config.data)] if config.data else _training_data(model) if "pairs" in names else []
     with process_group(config.device) as place:
-        given = load(model) if config.pretrained is None else load_open_clip(model, config.pretrained)
-        loaded, preprocess, tokenizer = given
+        loaded, preprocess, tokenizer = load_any(model, config.pretrained)
         size = (loaded if isinstance(loaded, PowerCLIP) else loaded.visual).image_size  # open_clip's may be a number
         height = size if isinstance(size, int) else size[0]
         tasks, absent = _read(names, config.data, pairs, size=config.size, image_size=height)

@@ -14,7 +14,7 @@ from powerclip.evaluate.powerset_score import PowersetScorer
 from powerclip.explore.frame import frame
 from powerclip.explore.subject import Subject
 from powerclip.model import PowerCLIP
-from powerclip.phrases import Parser, load_parser, whole_caption_tree
+from powerclip.phrases import Parser, load_parser, tree_or_whole
 from powerclip.phrases.clean import clean_caption
 from powerclip.regions import Proposer, fixed_boxes, load_proposer
 from powerclip.regions.sam import SAM_MODELS
@@ -69,10 +69,7 @@ class Captions:
                 return _by_cosine(captions, cosines, scale=float(encoder.model.logit_scale.exp()))  # type: ignore[attr-defined]
             masks = self._masks(model, image, proposer, count)
             parser: Parser = self._once("parser", load_parser)
-            trees = [
-                tree if tree.phrases else whole_caption_tree(caption)
-                for caption, tree in zip(captions, parser.parse(captions), strict=True)
-            ]
+            trees = list(map(tree_or_whole, captions, parser.parse(captions)))
             scores: list[Tensor] = []
             for direction in (model.scoring.direction, "t2r", "r2t"):
                 scoring = replace(model.scoring, tau=tau, direction=direction, normalise_by_regions=False)
@@ -134,13 +131,12 @@ def _by_phrases(
 ) -> str:
     images = Images()
     images.add(found[0].image, captions[0], side=GROUNDED_SIDE)
-    masks = ["".join("01"[bit] for bit in mask) for mask in found[0].masks.tolist()]
     cells = zip(captions, *(score.tolist() for score in scores), strict=True)
     return frame(
         "captions.html.jinja",
         runs=[name],
         images=images.sources,
-        masks=[[masks]],
+        masks=[[found[0].mask_texts]],
         verdict=_verdict(scores[0].tolist(), "S"),
         table=Table(
             columns=("caption", "S", "T2R", "R2T", "cosine"),
@@ -150,7 +146,7 @@ def _by_phrases(
         captions=captions,
         one=found[0],
         trees=[rows({name: one}) for one in found],
-        most=max([0.0, *(phrase.score for one in found for phrase in one.phrases.values())]),
+        most=max(one.best for one in found),
         regions=regions,
         formula=FORMULAS[model.scoring.direction],
         normalised=model.scoring.normalise_by_regions,

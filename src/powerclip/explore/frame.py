@@ -1,21 +1,17 @@
 """What the explorer shows of a result: a document of the report's form, in a frame that can do nothing else."""
 
-import base64
-import hashlib
 import html
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import ChoiceLoader, FileSystemLoader
-from markupsafe import Markup
+from jinja2 import FileSystemLoader
 
-from powerclip.report.html import page_part
-from powerclip.report.tables import TEMPLATES
+from powerclip.report.html import render
+from powerclip.report.tables import FOLDER, TEMPLATES
 
-OWN = FileSystemLoader(Path(__file__).parent)
-PAGES = TEMPLATES.overlay(loader=ChoiceLoader([OWN, *([TEMPLATES.loader] if TEMPLATES.loader else [])]))
+OWN = Path(__file__).parent
+PAGES = TEMPLATES.overlay(loader=FileSystemLoader([OWN, FOLDER]))
 
 
 def frame(
@@ -26,14 +22,13 @@ def frame(
     ``images`` are data URIs and ``masks`` strings of 0 and 1, as the report's script reads them; it takes part in the
     height of the page around it by a message.
     """
-    script = page_part("page.js") + Markup(Path(__file__).with_name("frame.js").read_text(encoding="utf-8"))
-    document = PAGES.get_template(template).render(
-        **content,
+    document = render(
+        PAGES.get_template(template),
+        {"runs": runs, "images": images, "curves": [], "masks": masks},
+        style=(OWN / "frame.css").read_text(encoding="utf-8"),
+        script=(OWN / "frame.js").read_text(encoding="utf-8"),
         runs=runs,
         loaded=runs,
-        data=Markup(json.dumps({"runs": runs, "images": images, "curves": [], "masks": masks}).replace("<", "\\u003c")),
-        style=page_part("page.css") + Markup(Path(__file__).with_name("frame.css").read_text(encoding="utf-8")),
-        script=script,
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        **content,
     )
     return f'<iframe class="result" title="result" sandbox="allow-scripts" srcdoc="{html.escape(document)}"></iframe>'

@@ -20,6 +20,7 @@ from powerclip.errors import PowerclipError, RunFailedError
 from powerclip.evaluate.run import digest_of
 from powerclip.explore.subject import Subject, open_image
 from powerclip.files import USER_CACHE
+from powerclip.pixels import encoded, small_copy
 
 DEFAULT_INDEX = USER_CACHE / "search"
 """Where indexes are, one file for each folder and model."""
@@ -108,7 +109,11 @@ class ImageIndex:
                         path,
                         size,
                         time,
-                        *((None, None) if image is None else (next(vectors).tobytes(), _jpeg(image))),
+                        *(
+                            (None, None)
+                            if image is None
+                            else (next(vectors).tobytes(), encoded(small_copy(image, THUMBNAIL), "JPEG", quality=85))
+                        ),
                         problem,
                     )
                     for path, size, time, image, problem in read
@@ -183,11 +188,3 @@ def _read(path: Path) -> tuple[Image.Image | None, str | None]:
         return None, str(error)
     except OSError as error:
         return None, error.strerror or "cannot be read"
-
-
-def _jpeg(image: Image.Image) -> bytes:
-    small = image.copy()
-    small.thumbnail((THUMBNAIL, THUMBNAIL))
-    buffer = io.BytesIO()
-    small.save(buffer, "JPEG", quality=85)
-    return buffer.getvalue()

@@ -14,7 +14,7 @@ from powerclip.data.limits import MAX_MEMBER_BYTES
 from powerclip.devices import find_device
 from powerclip.errors import BadSampleError, PowerclipError
 from powerclip.evaluate.encode import Encoder
-from powerclip.model import PowerCLIP, load, load_open_clip
+from powerclip.model import PowerCLIP, load_any
 from powerclip.report.samples import Pair, own_pairs, scene_pairs
 
 SHIPPED = Path(__file__).parent / "model"
@@ -59,10 +59,7 @@ def find_subject(run: str | None, config: ExploreConfig) -> Subject:
     if run is None and config.pretrained is not None:
         raise PowerclipError(f"--pretrained {config.pretrained} needs the model's name: powerclip explore ViT-B-32 ...")
     device = find_device(config.device)
-    if run is not None and config.pretrained is not None:
-        model, preprocess, tokenizer = load_open_clip(run, config.pretrained, device=device)
-    else:
-        model, preprocess, tokenizer = load(SHIPPED if run is None else run, device=device)
+    model, preprocess, tokenizer = load_any(str(SHIPPED) if run is None else run, config.pretrained, device=device)
     pairs = own_pairs({run: Path(run)}, count=EXAMPLES)[0] if run and config.pretrained is None else []
     encoder = Encoder(model, preprocess, tokenizer, device=device, batch_size=32, pixels="training")
     name = "the model that comes with powerclip" if run is None else Path(run).resolve().name

@@ -1,7 +1,7 @@
 """The image and text towers: building them, their region and phrase vectors, transforms, saving and loading."""
 
 from powerclip.model.create import architecture, create_model, describe, from_open_clip, make_tokenizer
-from powerclip.model.hub import load, load_for_clip_benchmark, load_open_clip, save
+from powerclip.model.hub import load, load_any, load_for_clip_benchmark, load_open_clip, save
 from powerclip.model.lora import add_lora
 from powerclip.model.packed import pack
 from powerclip.model.towers import PowerCLIP
@@ -15,6 +15,7 @@ __all__ = [
     "describe",
     "from_open_clip",
     "load",
+    "load_any",
     "load_for_clip_benchmark",
     "load_open_clip",
     "make_tokenizer",

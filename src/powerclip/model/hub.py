@@ -102,6 +102,13 @@ def load_open_clip(name: str, pretrained: str, *, device: str | torch.device = "
             raise error from None
 
 
+def load_any(
+    name: str, pretrained: str | None, *, device: str | torch.device = "cpu"
+) -> tuple[Any, Transform, Tokenizer]:
+    """``load``, or ``load_open_clip`` if there is a tag or checkpoint."""
+    return load(name, device=device) if pretrained is None else load_open_clip(name, pretrained, device=device)
+
+
 def load_for_clip_benchmark(
     model_name: str, pretrained: str = "", cache_dir: str | None = None, device: str | torch.device = "cpu"
 ) -> tuple[PowerCLIP, Transform, Tokenizer]:

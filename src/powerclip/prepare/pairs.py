@@ -1,7 +1,6 @@
 """What every source provides: chunks of image-caption pairs, one for each shard; and what makes a pair usable."""
 
 import hashlib
-import io
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from powerclip.data.limits import MAX_CAPTION_BYTES, MAX_MEMBER_BYTES
 from powerclip.data.sample import CAPTION_EXTENSION, Caption, Sample, read_caption
 from powerclip.data.validate import check_annotations
 from powerclip.errors import BadSampleError, UnreadSampleError
+from powerclip.pixels import encoded
 
 T = TypeVar("T")
 
@@ -84,9 +84,7 @@ def decoded(sample: Sample) -> Pair:
     check_annotations(sample, (image.height, image.width))
     if image.format in KEPT:  # by content: a file's own extension may be wrong
         return replace(sample, image_extension=KEPT[image.format]), image
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return replace(sample, image=buffer.getvalue(), image_extension="png"), image
+    return replace(sample, image=encoded(image, "PNG"), image_extension="png"), image
 
 
 def make_pair(key: str, image: bytes, *cells: Cell | str | bytes, lines: bool = False) -> Pair:

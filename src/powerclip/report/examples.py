@@ -2,7 +2,6 @@
 
 import base64
 import difflib
-import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from powerclip.evaluate.datasets.images import open_picture
 from powerclip.evaluate.encode import Encoder
+from powerclip.pixels import encoded, small_copy
 from powerclip.tasks import HardNegatives, Picture, Region, Retrieval
 
 POOL = 200
@@ -51,11 +51,9 @@ class Images:
 
     def add(self, picture: Picture, alt: str, *, side: int = SIDE) -> Thumb:
         """An image, scaled down to ``side`` pixels."""
-        image = open_picture(picture, "training").convert("RGB")
-        image.thumbnail((side, side))
-        buffer = io.BytesIO()
-        image.save(buffer, "WEBP", quality=80, lossless=max(image.size) <= SIDE // 2)
-        source = f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+        image = small_copy(open_picture(picture, "training"), side)
+        file = encoded(image, "WEBP", quality=80, lossless=max(image.size) <= SIDE // 2)
+        source = f"data:image/webp;base64,{base64.b64encode(file).decode()}"
         if source not in self.known:
             self.known[source] = len(self.sources)
             self.sources.append(source)

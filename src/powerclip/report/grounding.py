@@ -60,6 +60,16 @@ class Grounding:
     phrases: Mapping[Place, PhraseGrounding]
     """The phrases within the model's context."""
 
+    @property
+    def mask_texts(self) -> list[str]:
+        """The masks as a page's script reads them: strings of 0 and 1."""
+        return ["".join("01"[bit] for bit in mask) for mask in self.masks.tolist()]
+
+    @property
+    def best(self) -> float:
+        """The highest score of a phrase; 0 if there is none."""
+        return max([0.0, *(phrase.score for phrase in self.phrases.values())])
+
 
 @dataclass(frozen=True, kw_only=True)
 class Row:

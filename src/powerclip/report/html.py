@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Template
 from markupsafe import Markup
 
 from powerclip.distributed import process_group
@@ -76,7 +77,7 @@ def write_report(
         for name, run in runs.items():
             with suppress(PowerclipError):
                 models[name] = load(run, device=device)[0]
-        content = {
+        content: dict[str, Any] = {
             "runs": list(runs),
             "facts": facts(runs, metrics, models),
             "verdicts": verdicts(results_table(evaluations)),
@@ -92,23 +93,27 @@ def write_report(
         content |= {"curves": curves, "grounding": grounding, **_examples(runs, models, evaluations, images, say)}
     drawn = [group["panels"] for group in curves]
     data = {"runs": list(runs), "images": images.sources, "curves": drawn, "masks": masks}
-    script = page_part("page.js")
-    page = TEMPLATES.get_template("page.html.jinja").render(
-        **content,
-        data=Markup(json.dumps(data).replace("<", "\\u003c")),
-        style=page_part("page.css"),
-        script=script,
-        reload_s=reload_s,
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-    )
+    page = render(TEMPLATES.get_template("page.html.jinja"), data, reload_s=reload_s, **content)
     output.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(output, page)
     return output
 
 
-def page_part(name: str) -> Markup:
-    """The page's style or script, a file next to this one: it is ours, so that it needs no escaping."""
-    return Markup(Path(__file__).with_name(name).read_text(encoding="utf-8"))
+def render(template: Template, data: Mapping[str, Any], *, style: str = "", script: str = "", **content: Any) -> str:
+    """A page with the report's style and script, others after them, and as JSON the data that the scripts read."""
+    # All of it is ours, so that it needs no escaping, but for what could end the element that holds the data.
+    script = _part("page.js") + script
+    return template.render(
+        **content,
+        data=Markup(json.dumps(data).replace("<", "\\u003c")),
+        style=Markup(_part("page.css") + style),
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    )
+
+
+def _part(name: str) -> str:
+    return Path(__file__).with_name(name).read_text(encoding="utf-8")
 
 
 def _curves(metrics: Mapping[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
@@ -144,11 +149,10 @@ def _grounding(
             )
             for name, model in models.items()
         }
-        tree = rows(found)
-        scores = [phrase.score for one in found.values() for phrase in one.phrases.values()]
+        most = max(one.best for one in found.values())
         seen = {name: images.add(one.image, pair.caption, side=GROUNDED_SIDE).number for name, one in found.items()}
-        shown.append({"caption": pair.caption, "rows": tree, "found": found, "seen": seen, "most": max([0.0, *scores])})
-        masks.append([["".join("01"[bit] for bit in mask) for mask in one.masks.tolist()] for one in found.values()])
+        shown.append({"caption": pair.caption, "rows": rows(found), "found": found, "seen": seen, "most": most})
+        masks.append([one.mask_texts for one in found.values()])
     return {"samples": shown, "are_own": are_own, "notes": notes, "stored": sorted(stored)}, masks
 
 

@@ -23,9 +23,10 @@ from powerclip.evaluate.results import EARLIER
 from powerclip.evaluate.score import CUT
 from powerclip.files import atomic_write
 
-TEMPLATES = Environment(
-    loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-)
+FOLDER = Path(__file__).parent
+"""Where the report's templates are."""
+
+TEMPLATES = Environment(loader=FileSystemLoader(FOLDER), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
 
 
 FORMULA_STARTS = tuple("=+-@\uff0b\uff0d\uff1d\uff20")

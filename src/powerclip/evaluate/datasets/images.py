@@ -7,7 +7,6 @@ the encoder knows an image that it has encoded.
 from __future__ import annotations
 
 import hashlib
-import io
 import warnings
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from powerclip.data.parquet import open_parquet, read_group
 from powerclip.data.sample import IMAGE_EXTENSIONS
 from powerclip.data.shards import SamplePlace
 from powerclip.errors import BadSampleError, PowerclipError
+from powerclip.pixels import encoded
 from powerclip.regions.annotation import MAX_PIXELS
 from powerclip.tasks import Content, Picture, Region, Shown
 
@@ -52,11 +52,9 @@ class FileImage:
             return self.path.read_bytes()
         try:  # EqBen has arrays of blue, green and red
             pixels = np.load(self.path, allow_pickle=False)
-            buffer = io.BytesIO()
-            Image.fromarray(np.ascontiguousarray(pixels[:, :, ::-1]), "RGB").save(buffer, "BMP")
+            return encoded(Image.fromarray(np.ascontiguousarray(pixels[:, :, ::-1]), "RGB"), "BMP")
         except (ValueError, TypeError, IndexError, EOFError) as error:
             raise BadSampleError("not an image as an array") from error
-        return buffer.getvalue()
 
 
 @dataclass(frozen=True)
