@@ -17,7 +17,7 @@ from rich.console import Console
 from powerclip.config import EmbedConfig, PrepareConfig, SourceConfig
 from powerclip.config.checks import part
 from powerclip.devices import find_device
-from powerclip.errors import BadSampleError, PowerclipError, needs_extra
+from powerclip.errors import BadSampleError, PowerclipError, counted, needs_extra
 from powerclip.evaluate.encode import unit
 from powerclip.evaluate.run import digest_of
 from powerclip.files import atomic_file
@@ -82,14 +82,16 @@ def embed(model: str, source: str, output: Path, config: EmbedConfig | None = No
         for path in paths:
             skipped.update(json.loads(parquet.read_schema(path).metadata[SKIPPED]))
         if not rows:
-            raise PowerclipError(f"no pair of {source} can be used: {_listed(skipped)}; see powerclip prepare")
+            raise PowerclipError(
+                f"no pair of {source} can be used: {counted(skipped) or 'it holds none'}; see powerclip prepare"
+            )
         about = {b"powerclip": json.dumps({"model": model, **plan}).encode()}
         schema = parquet.read_schema(paths[0]).with_metadata(about)
         with atomic_file(output) as file, parquet.ParquetWriter(file, schema) as writer:
             for path in paths:
                 writer.write_table(parquet.read_table(path).replace_schema_metadata(about))
     shutil.rmtree(folder)
-    reasons = f"; skipped: {_listed(skipped)}" if skipped else ""
+    reasons = f"; skipped: {counted(skipped)}" if skipped else ""
     print_line(console, f"{rows} pairs in {output}{reasons}")
     return rows
 
@@ -157,7 +159,3 @@ def _thumbnail(image: Image.Image, pixels: int) -> dict[str, Any] | None:
 def _loaded(model: str, pretrained: str | None, device: str) -> Any:
     """The model with its transform and tokenizer, once in each process."""
     return load_any(model, pretrained, device=find_device(device))
-
-
-def _listed(counts: Counter[str]) -> str:
-    return ", ".join(f"{number} {reason}" for reason, number in counts.most_common()) or "it holds none"

@@ -2,7 +2,8 @@
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
@@ -36,6 +37,12 @@ def did_you_mean(name: str, known: Iterable[str], *, otherwise: str) -> str:
     """The end of a message about an unknown name: the known names closest to it, or ``otherwise``."""
     close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
     return f"did you mean {' or '.join(close)}?" if close else otherwise
+
+
+def counted(numbers: Mapping[str, int]) -> str:
+    """Numbers of things in words: "3 image file missing, 1 no caption"; a Counter's most common first."""
+    items = numbers.most_common() if isinstance(numbers, Counter) else numbers.items()
+    return ", ".join(f"{number} {name}" for name, number in items)
 
 
 @contextmanager

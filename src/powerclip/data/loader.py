@@ -27,7 +27,7 @@ from powerclip.data.sample import CAPTION_EXTENSION, CAPTIONS_EXTENSION, IMAGE_E
 from powerclip.data.sampler import Order
 from powerclip.data.shards import find_shards
 from powerclip.data.worker import outlast_first_signal, worker_death_as_error
-from powerclip.errors import BadSampleError, PowerclipError, RunFailedError
+from powerclip.errors import BadSampleError, PowerclipError, RunFailedError, counted
 from powerclip.types import Batch, DataProvenance
 
 Data = Path | str | Sequence[Path | str]
@@ -322,7 +322,7 @@ class Loader:
         seen = min(self._seen, len(self.dataset))
         judged = seen >= min(MIN_SEEN, len(self.dataset))
         if loaded.batch is None or (judged and self.bad.total() > self.settings.max_bad_share * seen):
-            reasons = ", ".join(f"{count} {reason}" for reason, count in self.bad.most_common())
             raise RunFailedError(
-                f"{self.bad.total()} of {seen} samples are bad: {reasons}; fix the data or raise data.max-bad-share"
+                f"{self.bad.total()} of {seen} samples are bad: {counted(self.bad)}; fix the data or raise "
+                "data.max-bad-share"
             )

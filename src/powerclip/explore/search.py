@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from powerclip.data.images import IMAGE_SUFFIXES
-from powerclip.errors import PowerclipError, RunFailedError
+from powerclip.errors import PowerclipError, RunFailedError, counted
 from powerclip.evaluate.run import digest_of
 from powerclip.explore.subject import Subject, open_image
 from powerclip.files import USER_CACHE
@@ -45,8 +45,8 @@ class State(NamedTuple):
 
     def __str__(self) -> str:
         usable = self.done - sum(number for _, number in self.problems)
-        reasons = ", ".join(f"{number} {reason}" for reason, number in self.problems)
-        return f"{usable} of {self.found} images are indexed" + (f"; skipped: {reasons}" if reasons else "")
+        skipped = f"; skipped: {counted(dict(self.problems))}" if self.problems else ""
+        return f"{usable} of {self.found} images are indexed{skipped}"
 
 
 class Hit(NamedTuple):

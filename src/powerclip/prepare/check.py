@@ -23,7 +23,7 @@ from powerclip.data.published import CONTEXT, patch_masks
 from powerclip.data.published import GRID as PUBLISHED_GRID
 from powerclip.data.sample import Sample
 from powerclip.data.shards import SamplePlace, find_shards, index_shard
-from powerclip.errors import BadSampleError, PowerclipError, RunFailedError, printable
+from powerclip.errors import BadSampleError, PowerclipError, RunFailedError, counted, printable
 from powerclip.files import read_json, write_json
 from powerclip.phrases.tokens import clip_tokenizer
 from powerclip.prepare.annotate import Counts
@@ -187,9 +187,9 @@ def _print(result: dict[str, Any], console: Console, *, title: str) -> None:
     console.print(table)
     lines = [f"bad: {n} {reason} (e.g. {', '.join(result['examples'][reason])})" for reason, n in result["bad"].items()]
     if result["ignored"]:
-        lines.insert(0, "other files: " + ", ".join(f"{n} {kind}" for kind, n in result["ignored"].items()))
+        lines.insert(0, f"other files: {counted(result['ignored'])}")
     if result["phrases"]:
-        lines.insert(0, "phrases: " + ", ".join(f"{n} {label}" for label, n in result["phrases"].items()))
+        lines.insert(0, f"phrases: {counted(result['phrases'])}")
     for line in (*lines, *(f"broken: {message}" for message in result["broken"])):
         print_line(console, line)
 

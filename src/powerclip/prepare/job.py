@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from powerclip.config import PrepareConfig
-from powerclip.errors import PowerclipError, RunFailedError
+from powerclip.errors import PowerclipError, RunFailedError, counted
 from powerclip.files import write_json
 from powerclip.prepare.annotate import Counts, ShardTask, can_be_read_now, make_shard, parser_of, proposer_of
 from powerclip.prepare.join import JOINED, open_join
@@ -80,22 +80,26 @@ def prepare(
         raise failure
     _check(total, config.max_bad_share)
     usual = (f"phrases of {makers['parser']}", f"regions of {makers['proposer']}")
-    kept = [f"{what} ({number})" for what, number in total.kept.most_common() if what not in usual]
-    ignored = [f"{number} {kind}" for kind, number in report["ignored"].items()]
-    reasons = f" ({', '.join(f'{number} {reason}' for reason, number in total.skipped.most_common())})"
-    captions = [f"{number} {source}" for source, number in report["captions"].items()]
-    remarks = [f"{number} {remark}" for remark, number in report["remarks"].items()]
-    print_line(
-        console,
-        f"{total.samples} samples in {output}, {total.skipped.total()} skipped{reasons * bool(total.skipped)}; "
+    print_line(console, "; ".join(_outcome(total, report, output, usual)))
+    return report
+
+
+def _outcome(total: Counts, report: Mapping[str, Any], output: Path, usual: Collection[str]) -> Iterator[str]:
+    """What became of the source; annotations that it came with are named unless they are the ``usual`` ones."""
+    reasons = f" ({counted(total.skipped)})" if total.skipped else ""
+    yield f"{total.samples} samples in {output}, {total.skipped.total()} skipped{reasons}"
+    yield (
         f"{report['phrases_per_caption']:.1f} phrases per caption, "
         f"{report['regions_per_image']:.1f} stored regions per image"
-        + (f"; captions: {', '.join(captions)}" if total.captions.total() > total.samples else "")
-        + (f"; {', '.join(remarks)}" if remarks else "")
-        + (f"; kept from the source: {', '.join(kept)}" if kept else "")
-        + (f"; other files in the source: {', '.join(ignored)}" if ignored else ""),
     )
-    return report
+    if total.captions.total() > total.samples:
+        yield f"captions: {counted(total.captions)}"
+    if total.remarks:
+        yield counted(total.remarks)
+    if kept := [f"{what} ({number})" for what, number in total.kept.most_common() if what not in usual]:
+        yield f"kept from the source: {', '.join(kept)}"
+    if report["ignored"]:
+        yield f"other files in the source: {counted(report['ignored'])}"
 
 
 def _make_shards(

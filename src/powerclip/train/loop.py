@@ -18,7 +18,7 @@ from torch import Tensor
 from powerclip.config import TrainConfig
 from powerclip.data.loader import Data, Loader, OpenedData, open_data
 from powerclip.distributed import any_rank, process_group, rank, rank0_first, world_size
-from powerclip.errors import PowerclipError
+from powerclip.errors import PowerclipError, counted
 from powerclip.model import describe
 from powerclip.progress import Report, print_line, progress_bar
 from powerclip.runs import RunFolder, read_metrics, step_of
@@ -251,8 +251,7 @@ def _finish(engine: Engine, step: int, bad: Counter[str], say: Callable[[str], N
         holds = f"{run.path} holds a usable model" if step else "nothing was trained yet"
         say(f"Stopped at step {step} of {engine.steps}: {holds}; run the same command with --resume auto to continue.")
     if bad:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in bad.most_common())
-        say(f"Skipped samples that could not be used: {reasons}")
+        say(f"Skipped samples that could not be used: {counted(bad)}")
 
 
 def _state(engine: Engine, data: OpenedData, step: int) -> dict[str, Any]:
