@@ -70,22 +70,21 @@ def evaluate_model(
         height = size if isinstance(size, int) else size[0]
         tasks, absent = _read(names, config.data, pairs, size=config.size, image_size=height)
         tasks = _named(tasks, config)
-        origins = {id(task): origin for task, origin in tasks}
         absent |= skipped(loaded, [task for task, _ in tasks])
         jobs = jobs_of([task for task, _ in tasks if task.name not in absent], config.scores, config.regions)
-        asked_for = [job.name for job in jobs]
+        origin_of_task = {id(task): origin for task, origin in tasks}
+        asked = {job.name: origin_of_task[id(job.task)] for job in jobs}
         folder = results_folder(model, config)
-        digest = digest_of(loaded)
         label = model if config.pretrained is None else f"{model}:{config.pretrained}"
+        digest = digest_of(loaded)
         evaluation = rank0_first(lambda: _earlier_results(folder, label, digest))
-        asked = {benchmark.name for name in names for benchmark in benchmarks_of(name)}
-        before = {name: source for name, source in evaluation.absent.items() if name not in asked}
-        kept = evaluation.kept({job.name: origins[id(job.task)] for job in jobs})
-        jobs = [job for job in jobs if job.name not in kept]
-        if kept:
+        of_suites = {benchmark.name for name in names for benchmark in benchmarks_of(name)}
+        before = {name: source for name, source in evaluation.absent.items() if name not in of_suites}
+        if kept := evaluation.kept(asked):
             warnings.warn(
                 f"continued: the results of {', '.join(kept)} are of the interrupted evaluation", stacklevel=2
             )
+        jobs = [job for job in jobs if job.name not in kept]
         evaluation = replace(evaluation, absent=before | absent, pending=[job.name for job in jobs])
         encoder = Encoder(
             loaded.to(place),
@@ -98,17 +97,17 @@ def evaluate_model(
         )
         try:
             for job, metrics in run_jobs(encoder, jobs, regions=config.regions, progress=progress):
-                evaluation = evaluation.with_result(job.name, metrics, origins[id(job.task)])
+                evaluation = evaluation.with_result(job.name, metrics, asked[job.name])
                 if rank() == 0:
                     _write(folder, evaluation, job.name)
         except BaseException as error:  # a key press, too
-            if finished := [name for name in asked_for if name not in evaluation.pending]:
+            if finished := [name for name in asked if name not in evaluation.pending]:
                 error.add_note(
                     f"The results of {', '.join(finished)} are kept in {folder / FILE}; the same command continues with "
                     f"{evaluation.pending[0]}"
                 )
             raise
-        return replace(evaluation.only(asked_for), absent=absent)
+        return replace(evaluation.only(list(asked)), absent=absent)
 
 
 def _named(tasks: Sequence[tuple[Task, Origin]], config: EvaluateConfig) -> list[tuple[Task, Origin]]:
