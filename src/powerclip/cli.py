@@ -1,4 +1,4 @@
-"""The ``powerclip`` command: finds the subcommand, fills it from the arguments, runs it, and reports errors in one line."""
+"""The ``powerclip`` command: finds the subcommand, fills it from the arguments, runs it, reports errors in one line."""
 
 import argparse
 import contextlib

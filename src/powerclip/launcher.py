@@ -1,4 +1,4 @@
-"""What torchrun has started: which of it speaks, and that it ends when torchrun has died, wherever it waits just then."""
+"""What torchrun has started: which process speaks, and that all end when torchrun has died, wherever they wait."""
 
 import os
 import signal

@@ -103,7 +103,7 @@ def _with_chunk(t1, highest, exponentials, softplus, exponent, is_phrase, HARD: 
 
 @triton.jit
 def _search(x, valid, negative, offset, index, key_at, sum_at, AXIS: tl.constexpr):
-    """Along one axis of the tile's scores x: store the sum of the valid ones, and raise the keys to the hardest negative's."""
+    """Along an axis of the tile's scores x: store the sum of the valid ones, raise the keys to the hardest negative's."""
     tl.store(sum_at, tl.sum(tl.where(valid, x, 0.0), axis=AXIS))
     keys = (_ordered(tl.where(negative, x - offset, _ABSENT)) << 32) | (index ^ _LOWEST_INDEX)
     tl.atomic_max(key_at, tl.max(keys, axis=AXIS), sem="relaxed")

@@ -154,7 +154,7 @@ class _Loop:
         return step
 
     def _missed_evaluation(self, step: int) -> bool:
-        """Whether a run was killed between its last checkpoint and the evaluation due there; the first process looks."""
+        """Whether a run was killed between a checkpoint and the evaluation due there; the first process looks."""
         if step == 0 or not self.evaluator.due(step) or rank() > 0:
             return False
         lines = read_metrics(self.engine.run.metrics_file)
