@@ -1,7 +1,6 @@
 import io
 import json
 import time
-import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -12,14 +11,14 @@ from PIL import Image
 from powerclip.data.dataset import transform_with_regions
 from powerclip.data.sample import Sample
 from powerclip.data.shards import read_shards, write_shards
-from powerclip.data.validate import stored_masks
 from powerclip.errors import BadSampleError, PowerclipError
 from powerclip.phrases import whole_caption_tree
 from powerclip.phrases.tree import Phrase
-from powerclip.regions import RegionAnnotation, rle, unpack_masks
+from powerclip.regions import RegionAnnotation, rle
 from powerclip.scenes import generate
 from tests.support.images import encoded, one_colour
 from tests.support.loaders import batches_of, epoch_of, loader_of
+from tests.support.memory import more_bytes
 from tests.support.models import tiny_tower
 from tests.support.tars import npy, write_tar
 
@@ -35,37 +34,28 @@ def opened(sample):
     return Image.open(io.BytesIO(sample.image))
 
 
-def test_masks_of_a_large_image_take_an_eighth_of_a_byte_a_pixel():
-    half = np.zeros((2000, 2000), dtype=bool)
-    half[:1000] = True
-    regions = RegionAnnotation(
-        height=2000, width=2000, rles=(rle.encode(half),) * 64, scores=(1.0,) * 64, proposer="test"
+def test_masks_of_a_large_image_cost_what_the_tower_sees_of_them():
+    """64 masks of 64 megapixels are read at the pixels that the tower sees, in its size."""
+    half = np.zeros((8000, 8000), dtype=bool)
+    half[:4000] = True
+    annotation = RegionAnnotation(
+        height=8000, width=8000, rles=(rle.encode(half),) * 64, scores=(1.0,) * 64, proposer="t"
     )
-    tracemalloc.start()
-    planes = stored_masks(regions, (2000, 2000), range(64))
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert unpack_masks(planes[:, ::100, ::100], 64).sum() == 64 * 10 * 20
-    assert peak < 64 * half.size / 8 + 4 * half.size  # those being decoded
+    image, tower = Image.new("RGB", (8000, 8000)), tiny_tower()
+    sample = replace(sample_of(half[None, :8, :8]), regions=annotation)
 
+    def read(**changes):
+        return transform_with_regions(replace(sample, **changes), image, tower.transform, count=64, grid=tower.grid)
 
-def test_packing_masks_costs_little_more_than_writing_their_bytes():
-    """CPU time: nine times as much where this was written, and forty times mask by mask."""
-    half = np.zeros((3000, 3000), dtype=bool)
-    half[:1000] = True
-    regions = RegionAnnotation(height=3000, width=3000, rles=(rle.encode(half),) * 64, scores=(1.0,) * 64, proposer="t")
-    cpu_s = {}
-    for name, work in {
-        "write": lambda: np.zeros((8, half.size), np.uint8).fill(1),
-        "pack": lambda: regions.packed(range(64)),
-    }.items():
-        times = []
-        for _ in range(3):
-            start = time.process_time()
-            work()
-            times.append(time.process_time() - start)
-        cpu_s[name] = min(times)
-    assert cpu_s["pack"] < 20 * cpu_s["write"]
+    cpu_s, peak = {}, {}
+    for name, changes in {"plain": {"regions": None}, "masks": {}}.items():
+        start = time.process_time()
+        with more_bytes() as more:
+            _, regions = read(**changes)
+        cpu_s[name], peak[name] = time.process_time() - start, more[0]
+    assert regions.sum(dim=1).tolist() == [tower.grid[0] * tower.grid[1] // 2] * 64
+    assert cpu_s["masks"] < 3 * cpu_s["plain"]
+    assert peak["masks"] < peak["plain"] + half.size / 2  # as bits, four masks would take as much
 
 
 def test_metadata_are_not_read_in_training(tmp_path):

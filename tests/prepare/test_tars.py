@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tarfile
 import tracemalloc
+from collections import Counter
 
 import pytest
 from rich.console import Console
@@ -85,6 +86,21 @@ def test_a_sample_of_a_million_files_is_cut(tmp_path):
     write_raw(tmp_path / "in.tar", b"".join(header(f"x.{i}") for i in range(3000)), number=1)
     for entries in (list(stream_shard(tmp_path / "in.tar")), index_shard(tmp_path / "in.tar")):
         assert [len(entry.members) for entry in entries] == [2, 64]
+
+
+@pytest.mark.parametrize("name", ["x.{}", "{}.txt", "{}/x.txt"])
+def test_names_of_a_megabyte_are_counted_and_not_kept(name, tmp_path):
+    write_raw(tmp_path / "in.tar", b"".join(pax(path=name.format(f"{i}" + "a" * 10**6)) + header() for i in range(40)))
+    for read in (index_shard, lambda path, ignored: list(stream_shard(path, ignored))):
+        ignored = Counter()
+        tracemalloc.start()
+        assert len(read(tmp_path / "in.tar", ignored)) == 20
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert ignored == {"name too long": 40}
+        assert peak < 12 * 10**6  # what tarfile makes of one; all are 40 megabytes
+    report = prepared(tmp_path / "in.tar", tmp_path / "out")
+    assert (report["samples"], report["ignored"]) == (20, {"name too long": 40})
 
 
 ANNOTATIONS = {

@@ -18,14 +18,14 @@ from powerclip.data.sample import Sample
 from powerclip.data.validate import check_annotations
 from powerclip.errors import BadSampleError
 from powerclip.regions import (
-    PackedMasks,
+    PixelPlaces,
     RegionAnnotation,
     fixed_boxes,
     masks_to_grid,
     objects_to_grid,
+    pixel_places,
     random_boxes,
     rle,
-    unpack_masks,
 )
 
 
@@ -218,34 +218,35 @@ def test_runs_are_read_as_pycocotools_writes_them(runs, starts_on):
 SIZES = [(rows, columns) for rows in (7, 13, 47, 50, 101) for columns in (1, 22, 61, 69)]
 
 
-def test_packed_masks_move_as_each_would_by_itself():
+def test_masks_that_are_read_where_the_image_went_are_those_that_went_with_it():
     torch.manual_seed(0)
     masks = torch.rand(19, 50, 70) < 0.3
     annotation = RegionAnnotation.from_masks(masks.numpy(), scores=[1.0] * 19, proposer="test")
-    planes = torch.from_numpy(annotation.packed(range(19)))
-    assert planes.shape == (3, 50, 70)
-    assert torch.equal(unpack_masks(planes, 19), masks)
     for move in (
         v2.Resize((23, 31)),
         v2.RandomCrop(30),
         v2.RandomHorizontalFlip(1),
-        v2.Pad(5),
+        v2.RandomVerticalFlip(1),
+        v2.Compose([v2.Pad(5), v2.RandomRotation(30)]),
         v2.Resize((90, 90)),
         *map(v2.RandomResizedCrop, SIZES),
         *map(v2.Resize, [20, *SIZES]),
     ):
         seed = torch.get_rng_state()
-        moved = move(PackedMasks(planes))
-        assert type(moved) is PackedMasks
+        rows, columns = move(pixel_places(50, 70))
+        assert type(rows) is PixelPlaces
         torch.set_rng_state(seed)
-        assert torch.equal(unpack_masks(moved, 19), move(tv_tensors.Mask(masks.to(torch.uint8))).bool())
+        expected = move(tv_tensors.Mask(masks.to(torch.uint8))).bool()
+        assert torch.equal(torch.from_numpy(annotation.at(range(19), rows[0].numpy(), columns[0].numpy())), expected)
 
 
-def test_runs_of_no_pixels_pack_too():
+def test_runs_of_no_pixels_are_read_at_pixels_too():
     text = coco.frPyObjects({"counts": [2, 0, 1, 0, 0, 0, 3, 2], "size": [2, 4]}, 2, 4)["counts"].decode()
     regions = RegionAnnotation(height=2, width=4, rles=(text,) * 9, scores=(1.0,) * 9, proposer="test")
     assert regions.masks().any()
-    assert torch.equal(unpack_masks(torch.from_numpy(regions.packed(range(9))), 9), torch.from_numpy(regions.masks()))
+    np.testing.assert_array_equal(
+        regions.at(range(9), *(places[0].numpy() for places in pixel_places(2, 4))), regions.masks()
+    )
 
 
 def test_invalid_masks_take_no_memory():

@@ -22,10 +22,10 @@ from powerclip.data.published import GRID, patch_masks
 from powerclip.data.remote import Shard
 from powerclip.data.sample import REGION_FILES, Sample
 from powerclip.data.shards import SamplePlace
-from powerclip.data.validate import check_phrases, stored_masks
+from powerclip.data.validate import check_phrases, check_size, stored_masks
 from powerclip.errors import BadSampleError, PowerclipError, RunFailedError
 from powerclip.phrases import encode_caption, tree_or_whole
-from powerclip.regions import PackedMasks, masks_to_grid, random_boxes, unpack_masks
+from powerclip.regions import masks_to_grid, pixel_places, random_boxes
 from powerclip.types import Batch
 
 Request = list[tuple[int, tuple[int, ...]]]
@@ -180,8 +180,6 @@ def transform_with_regions(
     if sample.regions is None:
         return transform(image), torch.zeros((0, math.prod(grid)), dtype=torch.bool)
     drawn = torch.randperm(len(sample.regions.rles))[:count].tolist()
-    planes = stored_masks(sample.regions, (image.height, image.width), drawn)
-    if not drawn:
-        return transform(image), torch.zeros((0, math.prod(grid)), dtype=torch.bool)
-    moved, planes = transform(image, PackedMasks(planes))
-    return moved, masks_to_grid(unpack_masks(planes, len(drawn)), grid)
+    check_size(sample.regions, (image.height, image.width))
+    moved, rows, columns = transform(image, *pixel_places(image.height, image.width))
+    return moved, masks_to_grid(stored_masks(sample.regions, drawn, rows, columns), grid)

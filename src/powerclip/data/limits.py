@@ -25,6 +25,9 @@ MAX_FILES = 64
 MAX_HEADER_BYTES = 2**20
 """Limit of a member's headers (long names, pax records, maps of holes), which tarfile reads into memory."""
 
+MAX_NAME = 4096
+"""Characters of a member's name with its folders, as of a path on Linux; a member with a longer one is skipped."""
+
 MAX_HEADER_DIGITS = 128
 """Digits in a row in a member's headers: Python before 3.11.10 and 3.12.6 takes time quadratic in them (CVE-2024-6232)."""
 

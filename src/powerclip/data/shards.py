@@ -20,6 +20,7 @@ from powerclip.data.limits import (
     MAX_HEADER_BYTES,
     MAX_HEADER_DIGITS,
     MAX_MEMBER_BYTES,
+    MAX_NAME,
     MAX_SAMPLES,
 )
 from powerclip.data.sample import Sample
@@ -128,8 +129,8 @@ def _visible_files(paths: Iterable[Path]) -> list[Path]:
 def index_shard(shard: Path, ignored: Counter[str] | None = None) -> list[SamplePlace]:
     """The samples of a shard in order of their first file, found from its headers alone.
 
-    Links and other special files are skipped, as are hidden ones and the second file of a name; ``ignored`` counts
-    them by kind. A sample with such a file is two that have one key: it holds the adjacent files that came first, and
+    Links and other special files are skipped, as are hidden ones, the second file of a name and names that are too long;
+    ``ignored`` counts them by kind. A sample with such a file is two that have one key: it holds the adjacent files that came first, and
     nothing of the other. Nothing is ever extracted to disk. PowerclipError if the file is not a tar, is truncated, or
     holds more than ``MAX_SAMPLES`` samples.
     """
@@ -235,8 +236,8 @@ def _files(shard: Path, ignored: Counter[str]) -> Iterator[tuple[str, str, tuple
                 if not member.isfile() or member.issparse():
                     ignored["link or special file"] += 1
                     continue
-                if name.startswith("."):
-                    ignored["hidden"] += 1
+                if name.startswith(".") or len(member.name) > MAX_NAME:
+                    ignored["hidden" if name.startswith(".") else "name too long"] += 1
                     continue
                 stem, _, extension = name.partition(".")
                 key = f"{folder}/{stem}" if folder else stem

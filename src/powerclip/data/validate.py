@@ -14,7 +14,7 @@ def check_annotations(sample: Sample, size: tuple[int, int]) -> None:
     """Check phrases and masks against the caption and ``size`` (H, W); BadSampleError if they do not fit."""
     check_phrases(sample)
     if sample.regions is not None:
-        _check_size(sample.regions, size)
+        check_size(sample.regions, size)
         try:
             sample.regions.validate()
         except ValueError as error:
@@ -31,15 +31,15 @@ def check_phrases(sample: Sample) -> None:
             raise BadSampleError("phrases cross")
 
 
-def stored_masks(regions: RegionAnnotation, size: tuple[int, int], indices: Sequence[int]) -> Tensor:
-    """Stored masks by index, packed; BadSampleError if malformed, or not of ``size``, the image's (H, W)."""
-    _check_size(regions, size)
+def stored_masks(regions: RegionAnnotation, indices: Sequence[int], rows: Tensor, columns: Tensor) -> Tensor:
+    """Stored masks by index, at pixels (1, h, w) of ``PixelPlaces``: (M, h, w) bool; BadSampleError if malformed."""
     try:
-        return torch.from_numpy(regions.packed(indices))
+        return torch.from_numpy(regions.at(indices, rows[0].numpy(), columns[0].numpy()))
     except ValueError as error:
         raise BadSampleError("malformed regions.json") from error
 
 
-def _check_size(regions: RegionAnnotation, size: tuple[int, int]) -> None:
+def check_size(regions: RegionAnnotation, size: tuple[int, int]) -> None:
+    """BadSampleError if regions are not of ``size``, the image's (H, W)."""
     if (regions.height, regions.width) != size:
         raise BadSampleError("regions and image differ in size")

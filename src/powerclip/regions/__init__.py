@@ -4,19 +4,19 @@ from powerclip.config.values import RegionShape
 from powerclip.errors import PowerclipError
 from powerclip.regions.annotation import RegionAnnotation
 from powerclip.regions.boxes import fixed_boxes, random_boxes
-from powerclip.regions.grid import PackedMasks, masks_to_grid, objects_to_grid, unpack_masks
+from powerclip.regions.grid import PixelPlaces, masks_to_grid, objects_to_grid, pixel_places
 from powerclip.regions.masks import AsBoxes, Proposer
 
 __all__ = [
-    "PackedMasks",
+    "PixelPlaces",
     "Proposer",
     "RegionAnnotation",
     "fixed_boxes",
     "load_proposer",
     "masks_to_grid",
     "objects_to_grid",
+    "pixel_places",
     "random_boxes",
-    "unpack_masks",
 ]
 
 

@@ -77,9 +77,18 @@ class RegionAnnotation:
         for m in range(len(self.rles)) if indices is None else indices:
             yield rle.decode(self._runs(m), self.height, self.width)
 
-    def packed(self, indices: Sequence[int]) -> NDArray[np.uint8]:
-        """The masks at some indices as ``rle.pack`` packs them; ValueError if a string is not a mask of this size."""
-        return rle.pack([self._runs(m) for m in indices], self.height, self.width)
+    def at(self, indices: Sequence[int], rows: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """What the masks at some indices have at some pixels only, in memory for these alone.
+
+        ``rows`` and ``columns`` (h, w) count from 1, and 0 is outside, where no mask is: (M, h, w) bool. ValueError if a
+        string is not a mask of this size.
+        """
+        places = np.where((rows > 0) & (columns > 0), (columns - 1) * self.height + rows - 1, -1).T.ravel()
+        order = np.argsort(places, kind="stable")  # which they have unless the image was flipped
+        masks = np.empty((len(indices), *rows.T.shape), dtype=np.bool_)
+        for mask, m in zip(masks.reshape(len(indices), places.size), indices, strict=True):
+            mask[order] = rle.decode_at(self._runs(m), places[order])
+        return masks.transpose(0, 2, 1)
 
     def validate(self) -> None:
         """Check every mask without decoding it; ValueError if a string is not a mask of this size."""

@@ -1,7 +1,5 @@
 """Masks on disk: COCO's compressed run-length encoding."""
 
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco
@@ -47,25 +45,9 @@ def decode(runs: NDArray[np.int64], height: int, width: int) -> NDArray[np.bool_
     return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height).T
 
 
-def pack(masks: Sequence[NDArray[np.int64]], height: int, width: int) -> NDArray[np.uint8]:
-    """(P, H, W) planes of the runs of M masks of that size: the bits of a plane are eight of them.
-
-    Crops, flips and nearest-neighbour resizing move them with an image as they would move each by itself, in an eighth
-    of the memory. A plane is written once, whatever its masks are: a bit changes where a run ends.
-    """
-    planes = np.zeros((-(-len(masks) // 8), width * height), dtype=np.uint8)
-    for m, runs in enumerate(masks):
-        ends = np.cumsum(runs)
-        ends = ends[: np.searchsorted(ends, width * height)]
-        bit = np.uint8(1 << m % 8)
-        if runs[1:].all():
-            planes[m // 8, ends] ^= bit
-        else:  # some ends coincide
-            np.bitwise_xor.at(planes[m // 8], ends, bit)
-    columns = planes.reshape(-1, width, height)  # as COCO's masks
-    np.bitwise_xor.accumulate(columns, axis=2, out=columns)
-    columns[:, 1:] ^= np.bitwise_xor.accumulate(columns[:, :, -1], axis=1)[:, :-1, None]
-    return columns.transpose(0, 2, 1)
+def decode_at(runs: NDArray[np.int64], places: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """What the mask of those runs has at some places, in ascending order: pixels counted column by column, -1 is off."""
+    return np.repeat(np.arange(len(runs)) % 2 == 1, np.diff(np.searchsorted(places, np.cumsum(runs)), prepend=0))
 
 
 def _runs(text: bytes, pixels: int) -> NDArray[np.int64]:

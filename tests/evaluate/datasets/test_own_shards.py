@@ -11,7 +11,8 @@ from powerclip.evaluate import evaluate_tasks, retrieval_from_shards
 from powerclip.evaluate.datasets.own_shards import MAX_MASKS
 from powerclip.regions import RegionAnnotation
 from tests.support.colours import ColourModel, png, preprocess, tokenizer
-from tests.support.images import encoded
+from tests.support.images import encoded, one_colour
+from tests.support.memory import more_bytes
 
 
 def sample(key, image, **more):
@@ -56,8 +57,9 @@ def test_no_usable_pair_is_an_error(tmp_path):
 
 
 def test_only_a_batch_of_images_is_in_memory(tmp_path):
-    """24 photos of 320 x 320: with a batch of 4, no more than those 4 are ever alive."""
-    write_shards([sample(f"p{i}", photo(i)) for i in range(24)], tmp_path, samples_per_shard=10)
+    """40 images of 9 MB, 4 in a batch: no more than those 4 are ever alive, and memory grows by 2 of the 10 batches."""
+    image, batch_bytes = one_colour(size=(1500, 1500), mode="RGB"), 4 * 1500 * 1500 * 4
+    write_shards([sample(f"p{i}", image) for i in range(40)], tmp_path, samples_per_shard=10)
     seen, alive = [], []
 
     def counting(image):
@@ -65,10 +67,11 @@ def test_only_a_batch_of_images_is_in_memory(tmp_path):
         alive.append(sum(image() is not None for image in seen))
         return preprocess(image)
 
-    task = retrieval_from_shards(tmp_path)
-    evaluate_tasks(ColourModel(), counting, tokenizer, [task], batch_size=4)
-    assert len(alive) == 24
+    with more_bytes() as peak:
+        evaluate_tasks(ColourModel(), counting, tokenizer, [retrieval_from_shards(tmp_path)], batch_size=4)
+    assert len(alive) == 40
     assert max(alive) <= 4
+    assert peak[0] < 2 * batch_bytes
 
 
 def test_masks_are_read_when_they_are_needed_and_the_best_are_kept(tmp_path):
