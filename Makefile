@@ -27,7 +27,7 @@ explorer-model: $(VENV)/.ready
 # Trainings that are killed, damaged and resumed at random, one after the other.
 SOAK_MINUTES ?= 120
 soak: $(VENV)/.ready
-	SOAK_MINUTES=$(SOAK_MINUTES) $(BIN)/python -m pytest -s tests/train/test_soak.py
+	SOAK_MINUTES=$(SOAK_MINUTES) $(BIN)/python -m pytest -s -o timeout=0 tests/train/test_soak.py
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
