@@ -135,6 +135,7 @@ EVALUATION = {
 
 @given(contents(EVALUATION, as_json))
 @example(as_json({**EVALUATION, "measured_on": {"dtd": {**EVALUATION["measured_on"]["dtd"], "data": None}}}).encode())
+@example(as_json({**EVALUATION, "tasks": {"dtd": {"top-1": 10**400}}}).encode())
 def test_an_evaluation_and_its_tables(tmp_path_factory, content):
     folder = tmp_path_factory.mktemp("run")
     (folder / "evaluation.json").write_bytes(content)
@@ -184,6 +185,7 @@ def test_a_model_without_checksums(model, data):
         [b"3000000000", b"2" * 6000, b"{c:2000000000}", b"{0.__class__}", b"{c!r:>9999999}", b"{c}\n" * 5]
     ),
 )
+@example("dataset_type.txt", b"2" * 6000)
 def test_the_texts_of_a_benchmark(tmp_path_factory, name, content):
     folder = webdataset(tmp_path_factory.mktemp("set") / "colours", [("red", b"0"), ("blue", b"1")], "cls")
     (folder / name).write_bytes(content)

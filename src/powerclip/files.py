@@ -40,7 +40,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 
     The content goes to ``.NAME.HOST-PID-RANDOM.tmp`` in the same folder, which must exist, is synced to the disk and
     renamed over ``path``. The name is unique, so that two writers of one file never share a temporary one. If the file
-    cannot be written (OSError), nothing is left behind.
+    cannot be written (OSError, which names it), nothing is left behind.
     """
     unique = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
     temporary = path.with_name(f".{path.name.lstrip('.')}.{unique}.tmp")
@@ -50,7 +50,11 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
+        if (
+            isinstance(error, OSError) and error.errno is not None and error.filename is None
+        ):  # of a full disk, for example
+            error.filename = str(path)
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)

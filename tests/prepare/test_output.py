@@ -2,9 +2,12 @@
 
 import io
 import json
+import re
+import resource
 
 import pytest
 
+from powerclip.cli import main
 from powerclip.data.shards import read_shards
 from powerclip.errors import PowerclipError, RunFailedError
 from powerclip.phrases import load_parser
@@ -74,6 +77,19 @@ def test_what_a_killed_job_left_is_removed(photos, tmp_path):
     hidden = [f".shard-00000{i}.json" for i in range(3)]
     shown = [f"shard-00000{i}.tar" for i in range(3)]
     assert sorted(path.name for path in out.iterdir()) == [".lock", *hidden, ".source.json", "report.json", *shown]
+
+
+def test_a_full_disk_is_one_line_and_the_job_goes_on(photos, tmp_path, capsys):
+    arguments = ["prepare", str(photos), str(tmp_path / "out"), "--parser", "none"]
+    _, hard = limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, hard))
+    try:
+        assert main(arguments) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert re.search(r"File too large: '.*/out/shard-000000.tar'\n$", capsys.readouterr().err)
+    assert main(arguments) == 0
+    assert [path.name for path in (tmp_path / "out").glob("*.tar*")] == ["shard-000000.tar"]
 
 
 def test_what_another_node_leaves_while_the_job_runs_is_removed(tmp_path):

@@ -179,7 +179,7 @@ def read_evaluation(folder: Path) -> Evaluation | None:
             model=str(value.get("model", "")),
             weights=str(value.get("weights", "")),
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
         return None
     return found if tasks else None
 

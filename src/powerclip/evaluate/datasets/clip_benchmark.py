@@ -46,7 +46,7 @@ def read_webdataset(folder: Path, name: str, split: str = "test") -> list[Task]:
         return [MultiLabel(name=name, images=pictures, targets=targets, class_names=classes, templates=templates)]
     if kind != "classification":
         raise PowerclipError(
-            f"{folder / 'dataset_type.txt'} says {kind!r}; expected classification, multilabel, retrieval"
+            f"{folder / 'dataset_type.txt'} says {kind[:40]!r}; expected classification, multilabel, retrieval"
         )
     labels = [_label(entry, classes=len(classes)) for entry in entries]
     return [Classification(name=name, images=pictures, labels=labels, class_names=classes, templates=templates)]
