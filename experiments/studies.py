@@ -71,7 +71,10 @@ def drawings_in(output: Path) -> Drawings:
     return read_drawings(obtain(output / "packages", given=None, styles=STYLES))
 
 
-EMOJI = ("clip", "clip-tower", "midpoint", "midpoint-3", "alone-softmax", "unit", "centred", "grounded")
+EMOJI = (
+    *("clip", "clip-tower", "midpoint", "midpoint-3", "alone-softmax", "unit", "centred", "grounded"),
+    *("sparc", "sparc-midpoint", "sparc-2-grounded"),
+)
 
 
 def _emoji_configs() -> dict[str, TrainConfig]:
@@ -121,7 +124,9 @@ def _scenes_configs() -> dict[str, TrainConfig]:
         "grounded": _objective(centred, zero="midpoint", gradient_ratio=0.5),
         "grounded-025": _objective(centred, zero="midpoint", gradient_ratio=0.25),
         "sparc-midpoint": _objective(midpoint, global_loss="sparc", powerset_weight=1.5),  # as 3 beside half of CLIP's
-        "sparc-mean": _objective(centred, zero="midpoint", gradient_ratio=0.5, global_loss="sparc", negatives="mean"),
+        "sparc-2-grounded": _objective(
+            centred, zero="midpoint", gradient_ratio=0.5, global_loss="sparc", sparc_local_weight=2.0
+        ),
         "sparc-grounded": _objective(centred, zero="midpoint", gradient_ratio=0.5, global_loss="sparc"),
         "zero-04": _objective(centred, zero=0.4, gradient_ratio=0.5),
         # Phrases as texts of their own.
