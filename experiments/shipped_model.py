@@ -2,7 +2,7 @@
 
     python experiments/shipped_model.py --output runs/shipped      # or: make explorer-model
 
-Trains the recipe whose phrases are found best (docs/evidence.md) on generated scenes from data in memory, sets the
+Trains the demo's recipe on generated scenes from data in memory, sets the
 embeddings of tokens that no training caption has to 0, and writes the rest in half precision into the package. Prints how well phrases are
 found before and after that, on scenes of another seed.
 """
@@ -19,7 +19,7 @@ from in_memory import Samples, train
 from powerclip.evaluate import evaluate_tasks
 from powerclip.explore.subject import SHIPPED
 from powerclip.model import load, pack, save
-from powerclip.recipes import scenes_grounded
+from powerclip.recipes import scenes_tiny
 from powerclip.scenes import evaluation_tasks, generate
 from powerclip.tasks import Grounding, Retrieval
 
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--images", type=int, default=500, help="to evaluate on")
     parser.add_argument("--package", type=Path, default=SHIPPED, help="where the model goes")
     options = parser.parse_args(arguments)
-    config = replace(scenes_grounded(), steps=options.steps, seed=options.seed)
+    config = replace(scenes_tiny(), steps=options.steps, seed=options.seed)
     samples = Samples.of(islice(generate("train", count=options.scenes, seed=0), options.scenes), config)
     train(config, samples, options.output, device=torch.device("cpu"))
     model, preprocess, tokenizer = load(options.output)
