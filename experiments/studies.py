@@ -241,13 +241,19 @@ STUDIES: dict[str, Study] = {
         parts=(
             Part(
                 name="main",
-                configs=("clip", "clip-tower", "unit", "midpoint-3", "grounded"),
+                configs=("clip", "clip-tower", "midpoint-3", "grounded", "sparc", "sparc-2-grounded"),
                 against=("clip", "clip-tower"),
-                drawn=("clip", "unit", "midpoint-3", "grounded"),
+                drawn=("clip", "midpoint-3", "sparc", "sparc-2-grounded"),
+            ),
+            Part(
+                name="sparc",
+                configs=("sparc", "sparc-midpoint", "sparc-grounded", "sparc-2-grounded"),
+                against=("sparc",),
+                drawn=(),
             ),
             Part(
                 name="baselines",
-                configs=("clip", "midpoint-3", "siglip", "filip", "sparc", "superclip", "paper"),
+                configs=("clip", "siglip", "filip", "sparc", "superclip", "paper"),
                 against=("clip",),
                 drawn=(),
             ),
@@ -304,8 +310,9 @@ STUDIES: dict[str, Study] = {
                 name="main",
                 configs=EMOJI,
                 against=("clip", "clip-tower"),
-                drawn=("clip", "midpoint", "midpoint-3", "alone-softmax"),
+                drawn=("clip", "midpoint", "midpoint-3", "sparc-2-grounded"),
             ),
+            Part(name="sparc", configs=("sparc", "sparc-2-grounded"), against=("sparc",), drawn=()),
         ),
     ),
     "scenes-long": Study(

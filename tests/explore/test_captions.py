@@ -82,7 +82,7 @@ def test_parts_by_phrase_add_up_to_t2r(subject):
 
 
 def test_the_number_of_regions_is_at_most_what_was_asked(subject):
-    for proposer, count in (("boxes", 3), ("superpixels", 2)):
+    for proposer, count in (("tiles", 5), ("boxes", 3), ("superpixels", 2)):
         document, _ = shown(subject, FIRST, proposer=proposer, count=count)
         masks = re.search(r'"masks": \[\[\[(.*?)\]\]\]', document)[1].split(", ")
         assert 1 <= len(masks) <= count

@@ -26,6 +26,7 @@ from powerclip.regions import (
     pixel_places,
     random_boxes,
     rle,
+    tiles,
 )
 
 
@@ -67,6 +68,20 @@ def test_fixed_boxes_cover_the_grid_at_each_size():
     for area in (16, 4):
         assert masks[areas == area].any(0).all()
     assert len(masks.unique(dim=0)) == len(masks)
+
+
+@pytest.mark.parametrize(
+    ("grid", "shape"), [((8, 8), (8, 8)), ((14, 14), (7, 7)), ((5, 9), (5, 9)), ((24, 7), (12, 4))]
+)
+def test_tiles_cover_the_grid_once_with_as_many_as_are_allowed(grid, shape):
+    found = tiles(grid)
+    assert len(found) == shape[0] * shape[1] <= 64
+    assert torch.equal(found.sum(dim=0), torch.ones(grid[0] * grid[1], dtype=torch.int64))
+    side = -(-grid[0] // shape[0])
+    first = found[0].view(grid)
+    assert first[:side, :side].all()
+    assert first.sum() == side * side
+    assert tiles(grid, at_most=1).all()
 
 
 def decoded(text, height, width):

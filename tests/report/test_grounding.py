@@ -12,7 +12,7 @@ from powerclip.model import make_tokenizer, make_transforms
 from powerclip.model.pooling import pool_leaves, pool_phrases, pool_regions
 from powerclip.phrases import encode_caption
 from powerclip.phrases.tree import Phrase, PhraseTree
-from powerclip.regions import RegionAnnotation, fixed_boxes
+from powerclip.regions import RegionAnnotation, tiles
 from powerclip.report.grounding import TOKEN, Grounding, ground, regions_of, rows
 from powerclip.scenes import sample
 
@@ -155,4 +155,4 @@ def test_stored_regions_move_with_the_image_and_the_best_are_kept():
     assert regions_of(tower, None) is None
     assert regions_of(tower, RegionAnnotation.from_masks(square[2:], scores=[1.0], proposer="test")) is None
     image = Image.new("RGB", (300, 100), "teal")
-    assert torch.equal(ground(tower, image, CAPTION, TREE).masks, fixed_boxes((8, 8)))
+    assert torch.equal(ground(tower, image, CAPTION, TREE).masks, tiles((8, 8)))

@@ -96,9 +96,7 @@ def test_the_page_is_complete_and_fetches_nothing(tmp_path):
     assert len(page.captions()) == 12
     assert [len(of_sample) for of_sample in page.data["masks"]] == [2] * 6
     assert all(len(mask) == 64 for of_sample in page.data["masks"] for of_run in of_sample for mask in of_run)
-    assert (
-        "The images are generated test scenes. The regions are boxes of two fixed sizes. <clip> does not" in page.text
-    )
+    assert "The images are generated test scenes. The regions are tiles of the patch grid. <clip> does not" in page.text
     assert all(link["href"].startswith("#") for link in page.all("a"))
     assert {link["href"][1:] for link in page.all("a")} == {section["id"] for section in page.all("section")}
     assert not {"link", "iframe", "clip", "u"} & {tag for tag, _ in page.elements}
@@ -172,7 +170,7 @@ def test_a_run_trained_on_stored_regions_is_shown_with_them(tmp_path):
     page = report({"run": run}, tmp_path)
     objects = [len(sample.regions.rles) for sample in generate("train", count=2, seed=0)]
     assert [len(of_run) for (of_run,) in page.data["masks"]] == objects
-    assert "Where a sample has regions of its own, those are the regions of run; others are boxes" in page.text
+    assert "Where a sample has regions of its own, those are the regions of run; others are tiles" in page.text
 
 
 def test_nothing_that_a_run_holds_becomes_markup(tmp_path):

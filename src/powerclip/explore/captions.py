@@ -16,7 +16,7 @@ from powerclip.explore.subject import Subject
 from powerclip.model import PowerCLIP
 from powerclip.phrases import Parser, load_parser, tree_or_whole
 from powerclip.phrases.clean import clean_caption
-from powerclip.regions import Proposer, fixed_boxes, load_proposer
+from powerclip.regions import Proposer, fixed_boxes, load_proposer, tiles
 from powerclip.regions.sam import SAM_MODELS
 from powerclip.report.examples import Images
 from powerclip.report.grounding import Grounding, ground, regions_of, rows
@@ -48,7 +48,7 @@ class Captions:
     @property
     def proposers(self) -> list[str]:
         """Names of what can propose regions."""
-        return ["boxes", "superpixels", *([f"SAM ({self.sam})"] if self.sam else [])]
+        return ["tiles", "boxes", "superpixels", *([f"SAM ({self.sam})"] if self.sam else [])]
 
     @property
     def log_tau(self) -> float:
@@ -83,7 +83,9 @@ class Captions:
         )
 
     def _masks(self, model: PowerCLIP, image: Image.Image, proposer: str, count: int) -> Tensor:
-        """(M, N) bool, at most ``count``: boxes spread over those of two fixed sizes, or the best of the proposed masks."""
+        """(M, N) bool, at most ``count``: tiles, boxes spread over those of two sizes, or the best of the proposed masks."""
+        if proposer == "tiles":
+            return tiles(model.grid_size, at_most=count)
         if proposer == "boxes":
             boxes = fixed_boxes(model.grid_size)
             return boxes[torch.linspace(0, len(boxes) - 1, min(count, len(boxes))).round().long()]
@@ -94,7 +96,7 @@ class Captions:
         assert found is not None
         masks = regions_of(model, found.propose([image])[0], count=count)
         if masks is None:
-            raise PowerclipError(f"{proposer} finds no region in this image; choose boxes")
+            raise PowerclipError(f"{proposer} finds no region in this image; choose tiles")
         return masks
 
     def _once(self, name: str, make: Any) -> Any:

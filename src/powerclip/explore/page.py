@@ -140,7 +140,7 @@ def _captions_tab(
     second = _caption("Second caption", [["", ""], *examples], value="", info="which of the two fits better?")
     second.render()
     with gradio.Accordion("Regions and temperature", open=False, visible=actions.subject.aligned):
-        proposer = gradio.Radio(actions.captions.proposers, value="boxes", label="Regions are")
+        proposer = gradio.Radio(actions.captions.proposers, value="tiles", label="Regions are")
         count = gradio.Slider(1, MAX_REGIONS, value=MAX_REGIONS, step=1, label="At most this many regions")
         tau = gradio.Slider(
             -4, 0, value=actions.captions.log_tau, step=0.25, label="log10 of tau, the temperature of S"

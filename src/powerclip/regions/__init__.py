@@ -3,7 +3,7 @@
 from powerclip.config.values import RegionShape
 from powerclip.errors import PowerclipError
 from powerclip.regions.annotation import RegionAnnotation
-from powerclip.regions.boxes import fixed_boxes, random_boxes
+from powerclip.regions.boxes import fixed_boxes, random_boxes, tiles
 from powerclip.regions.grid import PixelPlaces, masks_to_grid, objects_to_grid, pixel_places
 from powerclip.regions.masks import AsBoxes, Proposer
 
@@ -17,6 +17,7 @@ __all__ = [
     "objects_to_grid",
     "pixel_places",
     "random_boxes",
+    "tiles",
 ]
 
 

@@ -1,4 +1,6 @@
-"""Boxes on the patch grid: random ones to train with (PowerCLIP-R), fixed ones to evaluate and draw with."""
+"""Boxes on the patch grid: random ones to train with (PowerCLIP-R), fixed ones to evaluate, tiles to draw."""
+
+import math
 
 import torch
 from torch import Tensor
@@ -25,7 +27,7 @@ def _random_interval(shape: tuple[int, int], size: int, generator: torch.Generat
 
 
 def fixed_boxes(grid: tuple[int, int], *, sizes: tuple[float, ...] = (0.5, 0.25)) -> Tensor:
-    """(M, N) bool, row-major: half-overlapping boxes, sides ``sizes`` of the grid's; for figures and evaluation."""
+    """(M, N) bool, row-major: half-overlapping boxes, sides ``sizes`` of the grid's; for evaluation."""
     boxes = []
     for share in sizes:
         height, width = (max(1, round(share * size)) for size in grid)
@@ -35,6 +37,17 @@ def fixed_boxes(grid: tuple[int, int], *, sizes: tuple[float, ...] = (0.5, 0.25)
                 box[top : top + height, left : left + width] = True
                 boxes.append(box.flatten())
     return torch.stack(boxes)
+
+
+def tiles(grid: tuple[int, int], *, at_most: int = 64) -> Tensor:
+    """(M, N) bool, row-major: square tiles that together cover the grid once, the smallest of which there are few enough.
+
+    Single patches if the grid has no more than ``at_most``; those at the lower and right border may be smaller.
+    """
+    side = next(s for s in range(1, max(grid) + 1) if math.ceil(grid[0] / s) * math.ceil(grid[1] / s) <= at_most)
+    row, column = (torch.arange(size) // side for size in grid)
+    tile = (row[:, None] * math.ceil(grid[1] / side) + column).flatten()  # (N,) the tile of each patch
+    return tile == torch.arange(int(tile[-1]) + 1)[:, None]
 
 
 def _starts(size: int, length: int) -> list[int]:

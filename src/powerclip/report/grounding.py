@@ -15,7 +15,7 @@ from powerclip.alignment import grounding
 from powerclip.model import PowerCLIP, make_tokenizer, make_transforms
 from powerclip.phrases import encode_caption
 from powerclip.phrases.tree import PhraseTree
-from powerclip.regions import RegionAnnotation, fixed_boxes, masks_to_grid
+from powerclip.regions import RegionAnnotation, masks_to_grid, tiles
 
 TOKEN = "token"
 """The label of a single token, of a model that aligns tokens instead of phrases."""
@@ -88,11 +88,11 @@ def ground(
     """Ground the phrases of a caption in an image; the tokens, for a model that was trained on tokens.
 
     The model must be in evaluation mode; an image of any size goes through its own transform. ``masks`` are (M, N) bool
-    regions on the patch grid, boxes of fixed sizes by default.
+    regions on the patch grid, ``tiles`` of it by default.
     """
     tokenizer: Any = make_tokenizer(model)
     encoded = encode_caption(caption, tree, tokenizer, context_length=model.context_length)
-    masks = fixed_boxes(model.grid_size) if masks is None else masks
+    masks = tiles(model.grid_size) if masks is None else masks
     inputs = (encoded.tokens, encoded.leaf_of_token, encoded.phrase_spans)
     device = model.logit_scale.device
     with torch.inference_mode():
