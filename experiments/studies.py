@@ -127,7 +127,6 @@ def _scenes_configs() -> dict[str, TrainConfig]:
         "sparc-2-grounded": _objective(
             centred, zero="midpoint", gradient_ratio=0.5, global_loss="sparc", sparc_local_weight=2.0
         ),
-        "sparc-grounded": _objective(centred, zero="midpoint", gradient_ratio=0.5, global_loss="sparc"),
         "zero-04": _objective(centred, zero=0.4, gradient_ratio=0.5),
         # Phrases as texts of their own.
         "alone-grounded": _alone(_objective(centred, zero="midpoint", gradient_ratio=0.5)),
@@ -247,7 +246,7 @@ STUDIES: dict[str, Study] = {
             ),
             Part(
                 name="sparc",
-                configs=("sparc", "sparc-midpoint", "sparc-grounded", "sparc-2-grounded"),
+                configs=("sparc", "sparc-midpoint", "sparc-2-grounded"),
                 against=("sparc",),
                 drawn=(),
             ),
