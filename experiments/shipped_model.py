@@ -2,9 +2,9 @@
 
     python experiments/shipped_model.py --output runs/shipped      # or: make explorer-model
 
-Trains the demo's recipe on generated scenes from data in memory, sets the
-embeddings of tokens that no training caption has to 0, and writes the rest in half precision into the package. Prints how well phrases are
-found before and after that, on scenes of another seed.
+Trains the demo's recipe on generated scenes from data in memory, sets the embeddings of tokens that no training caption
+has to 0, and writes the rest in half precision into the package. Prints how well phrases are found before and after
+that, on scenes of another seed.
 """
 
 import argparse

@@ -242,7 +242,7 @@ STUDIES: dict[str, Study] = {
                 name="main",
                 configs=("clip", "clip-tower", "midpoint-3", "grounded", "sparc", "sparc-2-grounded"),
                 against=("clip", "clip-tower"),
-                drawn=("clip", "midpoint-3", "sparc", "sparc-2-grounded"),
+                drawn=("clip", "midpoint-3", "grounded", "sparc-2-grounded"),
             ),
             Part(
                 name="sparc",
@@ -309,7 +309,7 @@ STUDIES: dict[str, Study] = {
                 name="main",
                 configs=EMOJI,
                 against=("clip", "clip-tower"),
-                drawn=("clip", "midpoint", "midpoint-3", "sparc-2-grounded"),
+                drawn=("clip", "midpoint-3", "grounded", "sparc-2-grounded"),
             ),
             Part(name="sparc", configs=("sparc", "sparc-2-grounded"), against=("sparc",), drawn=()),
         ),

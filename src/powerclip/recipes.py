@@ -12,7 +12,7 @@ def scenes_tiny() -> TrainConfig:
 
     CLIP learns alone for 200 steps; then lambda rises until the powerset loss has half of the gradient of CLIP's, on scores
     less their row and column means, with the zero of similarities midway between those of matched and unmatched pairs:
-    ahead of CLIP in names, retrieval and grounding (docs/evidence.md).
+    ahead of CLIP pooled likewise in names, retrieval and grounding (docs/evidence.md).
     ``powerclip prepare scenes:train data/scenes && powerclip train --recipe scenes_tiny --data data/scenes
     --output runs/scenes``
     """
