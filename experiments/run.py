@@ -65,7 +65,7 @@ def run(study: Study, name: str, *, seed: int, output: Path, results: Path) -> b
     console.rule(f"{name}, seed {seed}")
     assert study.make_data is not None
     assert study.evaluate is not None
-    data = study.make_data(output)
+    data = study.other_data.get(name, study.make_data)(output)
     if not finish_runs({folder: config}, data=data, evaluate=study.evaluate, console=console):
         return False
     results.mkdir(parents=True, exist_ok=True)

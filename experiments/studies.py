@@ -1,15 +1,24 @@
 """The studies: which configs are compared, on which data, with which seeds."""
 
+import io
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
+from PIL import Image
+
 from powerclip.config import EvaluateConfig, ObjectiveConfig, TrainConfig
+from powerclip.data.sample import Sample
+from powerclip.data.shards import write_shards
 from powerclip.demo import training_scenes
 from powerclip.evaluate.run import evaluate_model
+from powerclip.files import atomic_folder
 from powerclip.recipes import scenes_tiny
+from powerclip.regions import RegionAnnotation
+from powerclip.regions.superpixels import Superpixels
+from powerclip.scenes import generate
 
 sys.path.append(str(Path(__file__).parents[1] / "examples" / "emoji"))
 
@@ -47,10 +56,26 @@ class Study:
     """The tables."""
     page: str = "evidence.md"
     """Where they stand, in docs."""
+    other_data: Mapping[str, Callable[[Path], Path]] = field(default_factory=dict)
+    """As ``make_data``, for the configs that train on the same samples with other annotations."""
 
 
 def _scenes(output: Path) -> Path:
     return training_scenes(output / "train", count=16384)
+
+
+def _scenes_of_superpixels(output: Path) -> Path:
+    """The same scenes with segments of the image in place of the objects' gold masks."""
+    folder, proposer = output / "train-superpixels", Superpixels()
+    if not folder.is_dir():
+        with atomic_folder(folder) as temporary:
+            scenes = generate("train", count=16384, seed=0)
+            write_shards((replace(scene, regions=_proposed(scene, proposer)) for scene in scenes), temporary)
+    return folder
+
+
+def _proposed(scene: Sample, proposer: Superpixels) -> RegionAnnotation:
+    return proposer.propose([Image.open(io.BytesIO(scene.image)).convert("RGB")])[0]
 
 
 def _evaluate_scenes(run: Path) -> object:
@@ -143,6 +168,7 @@ def _scenes_configs() -> dict[str, TrainConfig]:
         # What does it in "midpoint-3": one change each.
         "midpoint-10": _objective(midpoint, powerset_weight=10.0),
         "midpoint-3-gold": _objective(midpoint, region_source="stored"),
+        "midpoint-3-superpixels": _objective(midpoint, region_source="stored"),
         "midpoint-3-single": _objective(midpoint, subsets="single"),
         "midpoint-3-tokens": replace(midpoint, model=replace(midpoint.model, phrase_unit="token")),
         "midpoint-3-t2r": _objective(midpoint, direction="t2r"),
@@ -214,8 +240,9 @@ EMOJI_METRICS = tuple(
     for suffix in suffixes
 )
 ABLATION = (
-    *("midpoint", "midpoint-10", "midpoint-3-gold", "midpoint-3-single", "midpoint-3-tokens", "midpoint-3-t2r"),
-    *("midpoint-3-r2t", "midpoint-3-at-once", "midpoint-3-tower", "no-zero-3", "no-triplet-3"),
+    *("midpoint", "midpoint-10", "midpoint-3-gold", "midpoint-3-superpixels", "midpoint-3-single"),
+    *("midpoint-3-tokens", "midpoint-3-t2r", "midpoint-3-r2t", "midpoint-3-at-once", "midpoint-3-tower"),
+    *("no-zero-3", "no-triplet-3"),
 )
 """Each with one change of "midpoint-3"."""
 SCENES_LONG = (
@@ -235,6 +262,7 @@ STUDIES: dict[str, Study] = {
         configs=_scenes_configs(),
         seeds=(0, 1, 2, 3, 4),
         make_data=_scenes,
+        other_data={"midpoint-3-superpixels": _scenes_of_superpixels},
         evaluate=_evaluate_scenes,
         metrics=SCENES_METRICS,
         parts=(
