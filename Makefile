@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # Tests are shared among the cores; an idle worker takes over tests of a busy one.
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
-.PHONY: demo explorer-model test test-slow test-all soak lint types format docs docs-serve clean
+.PHONY: demo explorer-model test test-slow test-all soak fuzz lint types format docs docs-serve clean
 
 demo: $(VENV)/.ready
 	$(BIN)/powerclip demo
@@ -28,6 +28,11 @@ explorer-model: $(VENV)/.ready
 SOAK_MINUTES ?= 120
 soak: $(VENV)/.ready
 	SOAK_MINUTES=$(SOAK_MINUTES) $(BIN)/python -m pytest -s -o timeout=0 tests/train/test_soak.py
+
+# The property tests with many more random inputs than CI takes.
+FUZZ_EXAMPLES ?= 500
+fuzz: $(VENV)/.ready
+	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(PYTEST) -o timeout=0 -m hypothesis --hypothesis-profile=fuzz
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

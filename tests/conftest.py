@@ -19,6 +19,7 @@ if not torch.cuda.is_available():
 torch.set_num_threads(1)
 silence.AFTER_S = float("inf")  # what a command prints must not depend on how busy the machine is
 hypothesis.settings.register_profile("powerclip", deadline=None, max_examples=50, derandomize=True)
+hypothesis.settings.register_profile("fuzz", deadline=None, max_examples=int(os.environ.get("FUZZ_EXAMPLES", "500")))
 hypothesis.settings.load_profile("powerclip")
 
 

@@ -92,7 +92,18 @@ def as_json(value):
     return json.dumps(value)
 
 
-@given(contents(yaml.safe_load(to_yaml(TrainConfig(steps=3))), lambda value: yaml.dump(value)))
+ODD = ["9" * 5000, "0x" + "f" * 5000, "[0x" + "f" * 5000 + "]", "2001-99-99", "!!int ''", "!!int x", "!!bool x"]
+
+
+@given(
+    contents(yaml.safe_load(to_yaml(TrainConfig(steps=3))), lambda value: yaml.dump(value))
+    | st.tuples(st.sampled_from(["steps", "seed", "data", "optim"]), st.sampled_from(ODD)).map(
+        lambda setting: ": ".join(setting).encode()
+    )
+)
+@example(b"steps: 0x" + b"f" * 5000)
+@example(b"data: 2001-99-99")
+@example(b"steps: !!int ''")
 def test_a_config(tmp_path_factory, content):
     path = tmp_path_factory.mktemp("run") / "config.yaml"
     path.write_bytes(content)
@@ -101,6 +112,7 @@ def test_a_config(tmp_path_factory, content):
 
 
 @given(contents({"sources": ["a"], "samples": 1, "shards": 1, "digest": "0"}, as_json), st.binary(max_size=40))
+@example(as_json({"sources": ["a"], "samples": 1, "shards": 1, "digest": ["9" * 5000]}).encode(), b"")
 def test_the_records_of_a_run(tmp_path_factory, data, status):
     run = RunFolder(tmp_path_factory.mktemp("run"))
     run.data_file.write_bytes(data)
@@ -158,7 +170,7 @@ def model(tmp_path_factory):
     return folder
 
 
-@settings(max_examples=30)  # each builds a model
+@settings(max_examples=settings().max_examples * 3 // 5)  # each builds a model
 @given(st.data())
 def test_a_model_without_checksums(model, data):
     name = data.draw(st.sampled_from(["config.json", "model.safetensors"]))

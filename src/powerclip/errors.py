@@ -30,7 +30,16 @@ def one_of(name: str, value: object, allowed: Iterable[object]) -> None:
     """Check an argument that has a few allowed values; ValueError names it and them."""
     values = tuple(allowed)
     if value not in values:
-        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(str, values))}")
+        raise ValueError(f"{name} is {shown(value)}; it must be one of {', '.join(map(str, values))}")
+
+
+def shown(value: object) -> str:
+    """A value as messages show it, cut if it is long."""
+    try:
+        text = repr(value)
+    except ValueError:  # of integers with thousands of digits
+        text = f"{type(value).__name__} with too many digits"
+    return text if len(text) < 300 else f"{text[:300]}..."
 
 
 def did_you_mean(name: str, known: Iterable[str], *, otherwise: str) -> str:

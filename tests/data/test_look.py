@@ -1,6 +1,6 @@
 """What is said of data before the first step."""
 
-import json
+import time
 from dataclasses import replace
 
 import pytest
@@ -12,6 +12,7 @@ from powerclip.data.shards import index_shard, write_shards
 from powerclip.phrases.tokens import clip_tokenizer
 from powerclip.phrases.tree import PhraseTree
 from tests.support.images import one_colour
+from tests.support.memory import more_bytes
 from tests.support.tars import write_tar
 
 CLIP = clip_tokenizer()
@@ -161,7 +162,26 @@ def test_samples_come_from_all_over_and_bad_ones_are_left_out(tmp_path, monkeypa
 
 def test_regions_and_images_of_texts_are_not_read(tmp_path):
     write_tar(tmp_path / "0.tar", [
-        ("a.png", b"junk"), ("a.txt", b"a dog"), ("a.regions.json", b"junk"), ("a.json", json.dumps({"x": 1}).encode())
+        ("a.png", b"junk"), ("a.txt", b"a dog"), ("a.regions.json", b"junk"), ("a.json", b'{"x": 1, "key": "a", "caption": 3}')
     ])  # fmt: skip
     (text,) = read_texts(index_shard(tmp_path / "0.tar"))
-    assert (text.caption, text.metadata, text.image) == ("a dog", {"x": 1}, b"")
+    assert (text.caption, text.metadata, text.image) == ("a dog", {"key": "a"}, b"")
+
+
+def test_texts_and_metadata_that_are_large_are_not_held(tmp_path):
+    """Each is less than the limit of a file; as values, its list takes 20 megabytes, and those of 30 samples 600."""
+    metadata = b'{"caption_original": 3, "a":[' + b"[]," * 300_000 + b"0]}"
+    members = [(f"{i}.{e}", d) for i in range(30) for e, d in (("png", b""), ("txt", b"a dog"), ("json", metadata))]
+    write_tar(tmp_path / "0.tar", members)
+    with more_bytes() as more:
+        texts = list(read_texts(index_shard(tmp_path / "0.tar")))
+    assert len(texts) == look.TEXT_BYTES // (len(metadata) + 5)
+    assert more[0] < 48 * 2**20
+    assert lines(*texts)[0].startswith(f"Of {len(texts)} captions")
+
+
+@pytest.mark.parametrize("text", ["a" + "\n" * 200_000, "['" + "'," * 200_000])
+def test_the_signs_of_a_long_text_take_no_longer(text):
+    start = time.process_time()
+    lines(sample("a dog", known={"caption_original": text}))
+    assert time.process_time() - start < 1  # hours, of all of it

@@ -63,15 +63,48 @@ def test_rows_of_several_groups_and_encodings_are_read_in_order(rows_per_group, 
 def test_a_cell_counts_with_all_that_it_holds():
     texts = pa.array(["ab", "c", "ab", "ab"]).dictionary_encode()
     lists = pa.ListArray.from_arrays(pa.array([0, 2, 2, 4], pa.int32()), texts)
-    assert [size_of(lists.slice(row, 1)) for row in range(3)] == [3, 0, 4]
+    assert [size_of(lists.slice(row, 1)) for row in range(3)] == [2 * 64 + 3, 0, 2 * 64 + 4]
     assert cell_of(lists, 2) == ["ab", "ab"]
     with pytest.raises(BadSampleError, match="^cell too large$"):
         cell_of(pa.array([b"a", bytes(MAX_MEMBER_BYTES)]), 1)
 
 
+def varint(number, width=0):
+    """A positive number as Thrift writes it, in at least so many bytes."""
+    groups = [2 * number >> shift & 127 for shift in range(0, 70, 7)]
+    used = max(width, 1 + max(i for i, group in enumerate(groups) if group))
+    return bytes(group | 128 for group in groups[: used - 1]) + bytes(groups[used - 1 : used])
+
+
+@pytest.mark.parametrize("compression", ["zstd", "gzip"])
+@pytest.mark.parametrize("dictionary", [False, True])
+def test_a_page_that_is_larger_than_the_metadata_say_is_not_decompressed(compression, dictionary, tmp_path):
+    """The file has some 100 kB, a page 100 MB, and the metadata speak of 1000 bytes."""
+    path, image = tmp_path / "t.parquet", pa.array([bytes(10**8)], pa.binary())
+    options = {"compression": compression, "use_dictionary": dictionary, "write_statistics": False}
+    parquet.write_table(pa.table({"image": image, "caption": ["a dog"]}), path, **options)
+    raw = path.read_bytes()
+    foot = len(raw) - 8 - int.from_bytes(raw[-8:-4], "little")
+    meta = parquet.ParquetFile(path).metadata.row_group(0)
+    for size in (meta.total_byte_size, meta.column(0).total_uncompressed_size):
+        old = varint(size)
+        assert old in raw[foot:]
+        raw = raw[:foot] + raw[foot:].replace(old, varint(1000, len(old)))
+    path.write_bytes(raw)
+    assert parquet.ParquetFile(path).metadata.row_group(0).total_byte_size == 1000
+    with peak_bytes() as peak:
+        assert list(arrow_rows(path, ("image", "caption"), 0, 1)) == ["row cannot be read"]
+        with pytest.raises(
+            PowerclipError, match="t.parquet cannot be read .row group 0 inflates to 1000[0-9]{5} bytes"
+        ):
+            open_picture(TableImage(path, 0, 0, "image"))
+        assert list(arrow_rows(path, ("caption",), 0, 1)) == [("a dog",)]
+    assert peak[0] < 2**20
+
+
 def test_no_byte_of_the_metadata_ends_the_process(tmp_path):
     """pyarrow raises in C++, where nothing catches it, if the metadata of a column that are asked for are damaged."""
-    rows = pa.table({"image": [b"x" * 20] * 5, "caption": [f"dog {i}" for i in range(5)]})
+    rows = pa.table({"image": [b"x" * 20] * 5, "caption": [[f"dog {i}", "b"] for i in range(5)]})
     parquet.write_table(rows, tmp_path / "t.parquet", row_group_size=2)
     valid = (tmp_path / "t.parquet").read_bytes()
     start = len(valid) - 8 - int.from_bytes(valid[-8:-4], "little")

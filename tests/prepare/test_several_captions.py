@@ -130,7 +130,7 @@ def test_a_shard_is_prepared_again_with_all_its_captions(tmp_path):
 
 def test_captions_that_could_not_be_read_again_are_not_written(photos, tmp_path):
     table = write_jsonl(
-        photos / "t.jsonl", {"path": "0.jpg", "caption": ["a" * 2**19] * 9}, {"path": "1.jpg", "caption": TEXTS}
+        photos / "t.jsonl", {"path": "0.jpg", "caption": ["a" * 16_370] * 256}, {"path": "1.jpg", "caption": TEXTS}
     )
     report = prepared(table, tmp_path / "out")
     assert report["skipped"] == {"captions and phrases too large": 1}

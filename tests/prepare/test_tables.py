@@ -3,8 +3,10 @@
 import csv
 import io
 import json
+import time
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given
@@ -16,6 +18,7 @@ from powerclip.errors import BadSampleError, PowerclipError, RunFailedError
 from powerclip.prepare.source import open_source
 from powerclip.prepare.tables import MAX_MEMBER_BYTES, load_row, separated_rows
 from tests.support.arrow_memory import peak_bytes
+from tests.support.memory import more_bytes
 from tests.support.sources import captions, picture, prepared
 
 
@@ -337,6 +340,117 @@ def test_cells_that_inflate_thousands_of_times_are_not_read(tmp_path):
         report = prepared(tmp_path / "t.parquet", tmp_path / "out")
     assert report["skipped"] == {"row cannot be read": 20}
     assert peak[0] < 2**20
+
+
+MANY = 1_000_000
+ONE_TEXT = pa.DictionaryArray.from_arrays(pa.array(np.zeros(MANY, np.int32)), ["a dog " * 200])
+LISTS = {
+    "a million captions": ("caption", ["a dog"] * MANY, pa.string(), "list of more than 256 values"),
+    "one long text a million times": ("caption", ONE_TEXT, ONE_TEXT.type, "list of more than 256 values"),
+    "nothing, many times": ("caption", [None] * (8 * MANY), pa.null(), "row cannot be read"),
+    "small numbers": ("caption", [1] * (8 * MANY), pa.int8(), "row cannot be read"),
+    "a million images": ("image", ["0.jpg"] * MANY, pa.string(), "list of more than 256 values"),
+    "lists of lists": ("caption", [[]] * (2 * MANY), pa.list_(pa.string()), "list of more than 256 values"),
+}
+
+
+def cost(source, output):
+    """CPU seconds and bytes of memory that a source takes, and why its rows are not used."""
+    start = time.process_time()
+    with more_bytes() as more:
+        report = prepared(source, output)
+    return time.process_time() - start, more[0], report["skipped"]
+
+
+@pytest.mark.parametrize("kind", LISTS)
+def test_a_list_of_any_length_in_a_row_costs_what_its_file_does(kind, tmp_path):
+    """Such a Parquet file has 600 bytes to 4 kB: what is repeated is stored once."""
+    column, values, type_, reason = LISTS[kind]
+    rows = {"image": pa.array([picture()] * 20), "caption": pa.array(["a dog"] * 20)}
+    parquet.write_table(pa.table(rows), tmp_path / "plain.parquet")
+    rows = {name: cells[:1] for name, cells in rows.items()} | {
+        column: pa.ListArray.from_arrays(
+            pa.array([0, len(values)], pa.int32()), values if isinstance(values, pa.Array) else pa.array(values, type_)
+        )
+    }
+    parquet.write_table(pa.table(rows), tmp_path / "long.parquet", store_schema=False)
+    assert (tmp_path / "long.parquet").stat().st_size < 10_000
+    del values, rows
+    plain = min(cost(tmp_path / "plain.parquet", tmp_path / f"plain-{i}")[0] for i in range(2))
+    cpu_s, more, skipped = cost(tmp_path / "long.parquet", tmp_path / "long")
+    assert skipped == {reason: 1}
+    assert more < 48 * 2**20
+    assert cpu_s < 3 * plain
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_long_list_in_a_row_of_a_datasets_folder_is_not_made(tmp_path):
+    (folder := tmp_path / "in").mkdir()
+    rows = pa.table({"image": [picture()] * 2, "caption": [["a dog"] * MANY, ["a cat"]]})
+    with pa.ipc.new_stream(folder / "data.arrow", rows.schema) as stream:
+        stream.write_table(rows)
+    (folder / "state.json").write_text('{"_data_files": [{"filename": "data.arrow"}]}')
+    del rows
+    _, more, skipped = cost(folder, tmp_path / "out")
+    assert skipped == {"list of more than 256 values": 1}
+    assert captions(tmp_path / "out") == ["a cat"]
+    assert more < 24 * 2**20  # the file has 9 megabytes, and is mapped
+
+
+@pytest.mark.parametrize("compression", ["zstd", "lz4"])
+def test_compressed_files_of_a_datasets_folder_are_refused(compression, tmp_path):
+    """The file has 4 kB to 400 kB, and its cell 100 MB, which pyarrow decompresses when it opens the file."""
+    rows = pa.table({"image": pa.array([bytes(10**8)]), "caption": pa.array(["a dog"]).dictionary_encode()})
+    with pa.ipc.new_stream(
+        tmp_path / "data.arrow", rows.schema, options=pa.ipc.IpcWriteOptions(compression=compression)
+    ) as stream:
+        stream.write_table(rows)
+    (tmp_path / "state.json").write_text('{"_data_files": [{"filename": "data.arrow"}]}')
+    with (
+        peak_bytes() as peak,
+        pytest.raises(
+            PowerclipError, match="cannot read the table .*: data.arrow is compressed; write it with save_to_disk"
+        ),
+    ):
+        open_source(str(tmp_path), PrepareConfig())
+    assert peak[0] < 2**20
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ([["a dog"] * 5000], "more than 4096 values in a row"),
+        ([[[[]] * 10_000]], "more than 4096 values in a row"),
+        ([json.loads("[" * 50 + "]" * 50)], "more than 4096 values in a row"),
+        (["a dog"] * 300, "more than 256 captions"),
+        ([None] * 300, "more than 256 captions"),
+        ("a dog " * 10**6, "line too long"),
+    ],
+)
+def test_a_line_of_json_holds_few_values(values, reason, photos, tmp_path):
+    rows = [{"path": "0.jpg", "caption": "a cat", "boxes": [[0] * 4] * 2000}, {"path": "1.jpg", "caption": values}]
+    (photos / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert prepared(photos / "t.jsonl", tmp_path / "out")["skipped"] == {reason: 1}
+    assert captions(tmp_path / "out") == ["a cat"]
+
+
+def test_lines_of_json_of_15_megabytes_are_not_parsed(photos, tmp_path):
+    line = '{"path": "0.jpg", "caption": [' + "[]," * (5 * 2**20) + '"a dog"]}\n'
+    (photos / "t.jsonl").write_text('{"path": "0.jpg", "caption": "a cat"}\n' + line * 3)
+    _, more, skipped = cost(photos / "t.jsonl", tmp_path / "out")
+    assert skipped == {"line too long": 3}
+    assert more < 4 * len(line)  # as values, a line takes twenty times its size
+
+
+def test_a_caption_of_fifty_thousand_lines_is_one_bad_sample(photos, tmp_path):
+    rows = [f"{i}.jpg,{text}" for i, text in enumerate(["a dog"] * 11 + ['"' + "a\n" * 50_000 + '"'])]
+    (photos / "t.csv").write_text("path,caption\n" + "\n".join(rows))
+    start = time.process_time()
+    assert prepared(photos / "t.csv", tmp_path / "out", caption_lines=True)["skipped"] == {"more than 256 captions": 1}
+    cpu_s = time.process_time() - start
+    start = time.process_time()
+    assert prepared(photos / "t.csv", tmp_path / "one")["skipped"] == {}
+    assert cpu_s < 3 * (time.process_time() - start)
 
 
 def test_a_caption_file_of_any_size_is_not_read(photos, tmp_path):

@@ -6,8 +6,10 @@ import json
 import subprocess
 import sys
 import tarfile
+import time
 import tracemalloc
 from collections import Counter
+from functools import partial
 
 import pytest
 from rich.console import Console
@@ -16,12 +18,17 @@ from torchvision.transforms import v2
 from powerclip.data.dataset import transform_with_regions
 from powerclip.data.images import decode_image
 from powerclip.data.loader import open_data
+from powerclip.data.sample import Sample
 from powerclip.data.shards import BrokenShardError, index_shard, read_shards, stream_shard
 from powerclip.errors import BadSampleError, PowerclipError
 from powerclip.phrases import load_parser
+from powerclip.prepare.annotate import Counts, annotated
 from powerclip.prepare.check import check
+from powerclip.prepare.pairs import Item
 from powerclip.regions import RegionAnnotation
 from tests.support.images import one_colour
+from tests.support.loaders import epoch_of, loader_of
+from tests.support.memory import more_bytes
 from tests.support.sources import FULL, WHOLE, captions, pairs, picture, prepared, write_raw
 from tests.support.tars import header, npy, padded, pax, signed, write_tar
 
@@ -140,6 +147,63 @@ def test_annotations_that_are_not_valid_are_counted(reason, tmp_path):
         assert report["skipped"] == {reason: 1}, data[:100]
         assert report["examples"][reason] == [f"{i}.tar/k"]
         assert len(list(read_shards(tmp_path / f"{i}"))) == report["samples"] == 20
+
+
+LARGE_JSON = b'{"a":[' + b"[]," * (5 * 2**20) + b"0]}"
+"""15 megabytes; as values, they take twenty times that."""
+
+
+def prepared_without(folder):
+    return prepared(folder, folder.with_name(f"{folder.name} out"))["skipped"]
+
+
+def trained_without(folder):
+    loader = loader_of(folder, batch_size=10, regions=1, max_bad_share=0.9)
+    assert len(loader.look()) > 5
+    assert sum(map(len, epoch_of(loader))) == 20
+    return loader.bad
+
+
+@pytest.mark.parametrize("extension", ["json", "phrases.json", "regions.json", "captions.json", "njson"])
+@pytest.mark.parametrize("use", [prepared_without, trained_without])
+def test_json_of_15_megabytes_costs_its_sample(use, extension, tmp_path):
+    regions = json.dumps({**WHOLE, "masks": [FULL]}).encode()
+    valid = [("k.jpg", picture()), ("k.regions.json", regions), ("k.txt", b"a dog"), (f"k.{extension}", LARGE_JSON)]
+    for folder, files in (
+        ("plain", valid[:3]),
+        ("large", [file for file in valid if file != (f"k.{extension}", regions)]),
+    ):
+        write_tar(tmp_path / folder / "0.tar", [*pairs(19), *files])
+    use(tmp_path / "plain")  # what is loaded once is no part of the figures
+    cpu_s, more = [], []
+    for folder in ("plain", "large"):
+        start = time.process_time()
+        with more_bytes() as grown:
+            skipped = use(tmp_path / folder)
+        cpu_s.append(time.process_time() - start)
+        more += grown
+    assert skipped == ({} if (use, extension) == (trained_without, "json") else {"file too large": 1})
+    assert more[1] < more[0] + 4 * 2**20
+    assert cpu_s[1] < 10 * cpu_s[0]  # that of 20 images of 12 x 9 pixels; parsing takes a hundred times that
+
+
+def test_metadata_as_values_are_held_of_few_samples_at_once():
+    """A quarter of a megabyte of JSON takes 6 megabytes as values, and 20 samples would take 120."""
+    metadata = b'{"a":[' + b"{}," * 87_000 + b"0]}"
+    files = {"jpg": picture(), "txt": b"a dog", "json": metadata}
+    loaded = []
+
+    def load(i):
+        sample = Sample.from_members(f"{i}", files)
+        loaded.append(i)
+        return sample, None
+
+    items = (Item(f"{i}", partial(load, i)) for i in range(20))
+    with more_bytes() as more:
+        for i, _ in enumerate(annotated(items, None, None, Counts(), batch_bytes=2**24)):
+            assert len(loaded) - i <= 3
+    assert len(loaded) == 20
+    assert more[0] < 48 * 2**20
 
 
 def test_what_the_reader_takes_the_writer_writes(tmp_path):

@@ -14,6 +14,8 @@ from torch import nn
 from powerclip.errors import PowerclipError, RunFailedError
 from powerclip.files import SUMS
 from powerclip.train import checkpoint
+from tests.support.memory import more_bytes
+from tests.support.tars import damaged
 
 
 class Touch:
@@ -93,6 +95,32 @@ def test_a_flipped_bit_is_noticed_wherever_it_is(tmp_path_factory, name, place, 
         RunFailedError, match=rf"step-00000007 is damaged \({name} is not as it was written: its checksum"
     ):
         checkpoint.load(saved, **parts(), extra=extra())
+
+
+@pytest.fixture(scope="module")
+def without_checksums(tmp_path_factory):
+    saved = checkpoint.save(tmp_path_factory.mktemp("run"), step=7, **parts(), extra=extra(7, 0.5))
+    (saved / SUMS).unlink()
+    return saved
+
+
+@given(st.sampled_from([".metadata", "__0_0.distcp"]), st.data())
+def test_no_bytes_of_a_checkpoint_without_checksums_end_in_a_traceback(without_checksums, name, data):
+    valid = (without_checksums / name).read_bytes()
+    (without_checksums / name).write_bytes(damaged(valid, data.draw))
+    found, message = {}, str(without_checksums)
+    try:
+        with more_bytes() as more:
+            try:
+                found = checkpoint.load(without_checksums, **parts(), extra=extra())
+            except PowerclipError as error:
+                message = str(error)
+    finally:
+        (without_checksums / name).write_bytes(valid)
+    assert found.keys() <= extra().keys()
+    assert str(without_checksums) in message
+    assert "\n" not in message
+    assert more[0] < 64 * 2**20
 
 
 @pytest.mark.skipif(shutil.which("sha256sum") is None, reason="needs coreutils")

@@ -5,7 +5,7 @@ import typing
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from powerclip.errors import one_of
+from powerclip.errors import one_of, shown
 
 T = TypeVar("T")
 
@@ -20,7 +20,7 @@ def require(config: object, valid: Callable[[Any], object], rule: str, *names: s
     for name in names:
         value = getattr(config, name)
         if value is not None and not valid(value):
-            raise ValueError(f"{name} is {value!r}; it must be {rule}")
+            raise ValueError(f"{name} is {shown(value)}; it must be {rule}")
 
 
 def require_at_least(config: object, low: int, *names: str) -> None:
@@ -38,4 +38,4 @@ def require_listed(config: object, *names: str) -> None:
             continue
         words = [word for option in options for word in typing.get_args(option)]
         if isinstance(value := getattr(config, name), str) and value not in words:
-            raise ValueError(f"{name} is {value!r}; it must be a number or {', '.join(map(repr, words))}")
+            raise ValueError(f"{name} is {shown(value)}; it must be a number or {', '.join(map(repr, words))}")

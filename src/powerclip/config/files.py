@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar
 import yaml
 
 from powerclip.config.training import TrainConfig
+from powerclip.errors import shown
 
 T = TypeVar("T")
 
@@ -38,7 +39,7 @@ def from_dict(cls: type[T], values: object, *, where: str = "config") -> T:
         if dataclasses.is_dataclass(hint) and isinstance(hint, type):
             value = from_dict(hint, value, where=f"{where}.{name}")
         elif not _fits(value, hint):
-            raise ValueError(f"{where}.{name} is {value!r}; expected {_described(hint)}")
+            raise ValueError(f"{where}.{name} is {shown(value)}; expected {_described(hint)}")
         arguments[name] = tuple(value) if isinstance(value, list) else value
     try:
         return cls(**arguments)
@@ -60,7 +61,7 @@ def _fits(value: object, hint: Any) -> bool:
             _fits(x, hint) for item in value.items() for x, hint in zip(item, options, strict=True)
         )
     if hint in (int, float):
-        return isinstance(value, int | hint) and not isinstance(value, bool)
+        return (isinstance(value, float) and hint is float) or (type(value) is int and abs(value) < 2**63)
     return isinstance(value, hint)
 
 
@@ -97,7 +98,7 @@ def read_yaml(path: Path) -> Any:
         if len(content) > MAX_YAML_BYTES:
             raise yaml.YAMLError(f"it is larger than {MAX_YAML_BYTES} bytes")
         return yaml.load(content, Loader=_PlainLoader)
-    except (OSError, yaml.YAMLError, RecursionError) as error:
+    except (OSError, ValueError, LookupError, yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"cannot read {path}: {' '.join(str(error).split())}") from error
 
 

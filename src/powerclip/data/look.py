@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -30,7 +31,13 @@ PHRASES = 6
 """Phrases of a sample that are shown."""
 CHARACTERS = 20_000
 """Of a longer caption, the tokens of this much are counted."""
+SIGN_CHARACTERS = 1000
+"""The signs are looked for at the beginning of a caption, in this much: they take time quadratic in it."""
 TEXTS = (CAPTION_EXTENSION, CAPTIONS_EXTENSION, "json", "phrases.json", "njson")
+TEXT_BYTES = 2**24
+"""Bytes of these files that are read in all: as values, JSON takes twenty times its size."""
+METADATA = ("caption", "caption_original", "key")
+"""What is looked at of the metadata."""
 
 SIGNS = (
     (re.compile(r"\[\s*(['\"]).*\1\s*,.*\]"), "are written as lists: several captions that were not split"),
@@ -53,10 +60,17 @@ def sample_places(shards: Sequence[S], index: Callable[[S], Any]) -> Iterator[Sa
 
 
 def read_texts(places: Iterable[SamplePlace]) -> Iterator[Sample]:
-    """Samples without their images and regions; bad ones are left out."""
+    """Samples without their images, regions and most metadata; bad ones, and those with large texts, are left out."""
+    left = TEXT_BYTES
     for place in places:
+        size = sum(place.members[extension][1] for extension in TEXTS if extension in place.members)
+        if size > left:
+            continue
+        left -= size
         with suppress(BadSampleError):
-            yield Sample.from_members(place.key, {IMAGE_EXTENSIONS[0]: b"", **place.files(only=TEXTS)})
+            sample = Sample.from_members(place.key, {IMAGE_EXTENSIONS[0]: b"", **place.files(only=TEXTS)})
+            known = {name: text for name in METADATA if isinstance(text := sample.metadata.get(name), str)}
+            yield replace(sample, metadata=known)
 
 
 def read_some(places: Sequence[SamplePlace], *, without: Collection[str] = ()) -> Iterator[tuple[Sample, Image.Image]]:
@@ -95,7 +109,7 @@ def look_at_texts(samples: Sequence[Sample], tokenizer: Any, *, context_length: 
     firsts = [sample.metadata.get("caption_original", sample.caption) for sample in samples]
     texts = [*firsts, *(caption.original or caption.text for s in samples for caption in s.more_captions)]
     for sign, meaning in SIGNS:
-        found = [text for text in texts if sign.match(text)]
+        found = [text for text in texts if sign.match(text[:SIGN_CHARACTERS])]
         if len(found) > ALARMING * total:
             lines.append(f"Warning: {len(found)} of {total} captions {meaning}, for example {found[0][:80]!r}")
     mixed = [sample.key for sample in samples if _mixed(sample, captions)]

@@ -43,8 +43,39 @@ def _dataset(folder: Path) -> Any:
     """The table in a datasets folder, which takes no memory until its rows are used."""
     import pyarrow
 
-    maps = (pyarrow.memory_map(str(folder / name)) for name in dataset_parts(folder))
-    return pyarrow.concat_tables(pyarrow.ipc.open_stream(file).read_all() for file in maps)
+    def read(path: Path) -> Any:
+        file = pyarrow.memory_map(str(path))
+        if any(map(_is_compressed, pyarrow.ipc.MessageReader.open_stream(file))):
+            raise ValueError(f"{path.name} is compressed; write it with save_to_disk of datasets")
+        file.seek(0)
+        return pyarrow.ipc.open_stream(file).read_all()
+
+    return pyarrow.concat_tables(read(folder / name) for name in dataset_parts(folder))
+
+
+def _is_compressed(message: Any) -> bool:
+    """Whether a message's buffers are, which would be decompressed at once, whatever size they claim.
+
+    The numbers of fields are those of Message.fbs in Apache Arrow's format, a FlatBuffer.
+    """
+    data = memoryview(message.metadata)
+
+    def number(place: int, size: int) -> int:
+        return int.from_bytes(data[place : place + size], "little", signed=True)
+
+    def field(table: int, i: int) -> int:
+        """Where a field of a table is; 0 if it is not there."""
+        fields, place = table - number(table, 4), 4 + 2 * i
+        offset = number(fields + place, 2) if place < number(fields, 2) else 0
+        return offset and table + offset
+
+    def table(place: int) -> int:
+        return place + number(place, 4)
+
+    if message.type not in ("record batch", "dictionary"):
+        return False
+    batch = table(field(table(0), 2))
+    return field(table(field(batch, 1)) if message.type == "dictionary" else batch, 3) > 0
 
 
 def _ends(file: Any) -> list[int]:

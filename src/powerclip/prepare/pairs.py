@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 from PIL import Image
 
 from powerclip.data.images import decode_image
-from powerclip.data.limits import MAX_CAPTION_BYTES, MAX_MEMBER_BYTES
+from powerclip.data.limits import MAX_CAPTION_BYTES, MAX_CAPTIONS, MAX_MEMBER_BYTES
 from powerclip.data.sample import CAPTION_EXTENSION, Caption, Sample, read_caption
 from powerclip.data.validate import check_annotations
 from powerclip.errors import BadSampleError, UnreadSampleError
@@ -105,27 +105,37 @@ def read_captions(cells: Iterable[Cell | str | bytes], *, lines: bool = False) -
     """The usable captions of an image, cleaned, in order, and why others cannot be used.
 
     A cell's texts may also be objects {"text": ..., "source": ...}, and with ``lines`` each line is a text. BadSampleError
-    with the first reason if none can be used.
+    with the first reason if none can be used, or if there are more than ``MAX_CAPTIONS`` texts.
     """
     captions: list[Caption] = []
     reasons: list[str] = []
+    for source, text in _texts(cells, lines=lines):
+        if len(captions) + len(reasons) == MAX_CAPTIONS:
+            raise BadSampleError(f"more than {MAX_CAPTIONS} captions")
+        if not isinstance(text, str | bytes):
+            reasons.append("no caption" if text is None else "caption is not text")
+            continue
+        try:
+            captions.append(read_caption(text, source=source))
+        except BadSampleError as error:
+            reasons.append(str(error))
+    if not captions:
+        raise BadSampleError(reasons[0] if reasons else "empty caption")
+    return captions, tuple(reasons)
+
+
+def _texts(cells: Iterable[Cell | str | bytes], *, lines: bool) -> Iterator[tuple[str, Any]]:
+    """The texts in cells, or what is in their place, each with its source."""
     for cell in cells:
         source, value = cell if isinstance(cell, tuple) else (CAPTION_EXTENSION, cell)
         for text in (value or [None]) if isinstance(value, list | tuple) else [value]:
             name = source
             if isinstance(text, Mapping):
                 name, text = str(text.get("source", source)), text.get("text")
-            if not isinstance(text, str | bytes):
-                reasons.append("no caption" if text is None else "caption is not text")
-                continue
-            for part in (line for line in text.splitlines() if line.strip()) if lines else [text]:
-                try:
-                    captions.append(read_caption(part, source=name))
-                except BadSampleError as error:
-                    reasons.append(str(error))
-    if not captions:
-        raise BadSampleError(reasons[0] if reasons else "empty caption")
-    return captions, tuple(reasons)
+            if lines and isinstance(text, str | bytes) and len(text) <= MAX_CAPTION_BYTES:
+                yield from ((name, line) for line in text.splitlines() if line.strip())
+            else:
+                yield name, text
 
 
 def load_files(key: str, image: Path, caption: Path | None, *, lines: bool = False) -> Pair:

@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from powerclip.config import PrepareConfig
-from powerclip.data.limits import MAX_MEMBER_BYTES
+from powerclip.data.limits import MAX_ANNOTATION_BYTES, MAX_CAPTIONS, MAX_MEMBER_BYTES
 from powerclip.data.sample import CAPTION_EXTENSION
 from powerclip.errors import BadSampleError, PowerclipError, UnreadSampleError, did_you_mean
 from powerclip.prepare.arrow import UNREADABLE, arrow_rows, dataset_parts, shape_of
@@ -46,6 +46,12 @@ MAX_LINE = 2**24
 
 MAX_CELL = 2**20
 """A cell of a CSV or TSV file has at most this many characters: an unclosed quote cannot take more."""
+
+MAX_VALUES = 16 * MAX_CAPTIONS
+"""Values in the cells of a row of a JSONL file, those in lists and objects included."""
+
+MAX_DEPTH = 8
+"""How deep these are nested."""
 
 PROBED = 100
 """The columns of a JSONL file are the keys of its first lines, this many."""
@@ -190,7 +196,8 @@ def read_table(path: Path, config: PrepareConfig) -> tuple[list[str], Callable[[
 
     def rows(places: Sequence[int]) -> Iterator[Row]:
         for row in _text_rows(path, header=config.header)[1]:
-            yield row if isinstance(row, str) else tuple(row[i] for i in places)
+            cells = row if isinstance(row, str) else tuple(row[i] for i in places)
+            yield cells if _is_small(cells) else f"more than {MAX_VALUES} values in a row"
 
     return columns, rows
 
@@ -278,7 +285,20 @@ def _full(cells: list[str] | str, columns: int) -> Sequence[str | None] | str:
     return cells + [None] * (columns - len(cells))
 
 
+def _is_small(cells: Row) -> bool:
+    """Whether the values in some cells are few, and not nested deeply: the rows of a chunk are held in memory."""
+    level: list[Any] = list(cells) if isinstance(cells, tuple) else []
+    left = MAX_VALUES
+    for _ in range(MAX_DEPTH):
+        left -= len(level)
+        nested = (list(value.values()) if isinstance(value, dict) else value for value in level)
+        level = [x for values in nested if isinstance(values, list) for x in values]
+    return left >= 0 and not level
+
+
 def _json_row(line: str) -> Mapping[str, Any] | str:
+    if len(line) > MAX_ANNOTATION_BYTES:
+        return "line too long"
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):

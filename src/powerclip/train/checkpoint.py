@@ -160,12 +160,13 @@ class _Reader(FileSystemReader):
         with (Path(self.path) / ".metadata").open("rb") as file:
             try:
                 found = _Unpickler(file).load()
-            except (EOFError, ValueError, LookupError, TypeError, AttributeError) as error:
+            except pickle.UnpicklingError:
+                raise
+            except Exception as error:  # it makes objects, and calls what they are made by
                 raise pickle.UnpicklingError(f"its description is truncated or malformed: {error}") from error
-        if not isinstance(found, description.Metadata):
+        if not isinstance(found, description.Metadata) or not isinstance(vars(found).get("state_dict_metadata"), dict):
             raise pickle.UnpicklingError(f"it holds a {type(found).__name__} in place of its description")
-        found.storage_meta = found.storage_meta or description.StorageMeta()
-        found.storage_meta.load_id = self.load_id
+        found.storage_meta = description.StorageMeta(load_id=self.load_id)
         return found
 
 
