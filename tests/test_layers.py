@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "scenes": {*LEAVES, "phrases", "regions", "data"},
     "prepare": {*LEAVES, "phrases", "regions", "data", "scenes"},
     "loss": {*LEAVES, "alignment", "distributed"},
-    "evaluate": {*LEAVES, "distributed", "model", "data", "scenes", "phrases", "regions", "alignment", "runs"},
+    "evaluate": {*LEAVES, "distributed", "model", "data", "scenes", "phrases", "regions", "alignment", "loss", "runs"},
     "train": {*LEAVES, "distributed", "model", "loss", "data", "evaluate", "runs"},
     "export": {*LEAVES, "model", "data", "scenes", "evaluate", "report", "runs"},
     "report": {

@@ -31,7 +31,8 @@ def evaluate(process, size, batch_size):
     arguments = (model, make_transforms(model)[1], make_tokenizer(model))
     tasks = evaluation_tasks(seed=3, size=7)
     found = evaluate_tasks(*arguments, tasks, batch_size=batch_size)
-    found |= evaluate_tasks(*arguments, tasks, batch_size=batch_size, score="powerset")
+    for score in ("powerset", "late"):
+        found |= evaluate_tasks(*arguments, tasks, batch_size=batch_size, score=score)
     encoder = Encoder(*arguments, device="cpu", batch_size=batch_size)
     with torch.inference_mode():
         images = encoder.images(tasks[0].images)

@@ -15,12 +15,11 @@ from powerclip.evaluate.metrics import (
     RECALLS,
     Estimate,
     class_embeddings,
-    classification_metrics,
     hard_negative_metrics,
     quadruple_metrics,
     same_texts,
 )
-from tests.support.retrieval import recalls
+from tests.support.retrieval import accuracies, recalls
 
 # Small whole numbers: products are exact in float32, so that the oracle sees the same ties.
 EXACT = st.integers(min_value=-2, max_value=2).map(float)
@@ -81,7 +80,7 @@ def test_copies_of_a_caption_are_all_right() -> None:
 def test_scores_that_are_no_numbers_are_wrong() -> None:
     broken = torch.full((20, 3), torch.nan)
     assert set(recalls(broken, torch.ones(20, 3), torch.arange(20)).values()) == {0.0}
-    assert set(classification_metrics(broken, torch.ones(8, 3), torch.arange(20) % 8).values()) == {0.0}
+    assert set(accuracies(broken, torch.ones(8, 3), torch.arange(20) % 8).values()) == {0.0}
     assert set(hard_negative_metrics(broken[:, 0], broken[:, 1], ["add_obj"] * 20).values()) == {0.0}
     assert set(quadruple_metrics(torch.full((5, 2, 2), torch.nan)).values()) == {0.0}
 
@@ -109,7 +108,7 @@ def test_classification_equals_loops(data: st.DataObject) -> None:
     if strict != [rank == 0 for rank in ranks]:
         expected["acc@1-strict"] = sum(strict) / count
     with patch("powerclip.evaluate.metrics.CHUNK_ELEMENTS", data.draw(st.integers(1, 30))):
-        found = classification_metrics(images, weights, torch.tensor(labels))
+        found = accuracies(images, weights, torch.tensor(labels))
     assert found == pytest.approx(expected, abs=CLOSE)
 
 
@@ -145,7 +144,7 @@ def binomial(share: float, n: int) -> float:
 
 def test_standard_errors_and_chances() -> None:
     images = torch.tensor([[1.0], [1.0], [1.0], [-1.0]])
-    found = classification_metrics(images, torch.tensor([[1.0]] + 7 * [[0.0]]), torch.tensor([0, 0, 1, 0]))
+    found = accuracies(images, torch.tensor([[1.0]] + 7 * [[0.0]]), torch.tensor([0, 0, 1, 0]))
     assert vars(found["acc@1"]) == {"n": 4, "standard_error": pytest.approx(binomial(0.5, 4)), "chance": 1 / 8}
     assert found["acc@5"].chance == 5 / 8
     negatives = hard_negative_metrics(
@@ -160,7 +159,7 @@ def test_standard_errors_and_chances() -> None:
     expected = math.hypot(binomial(1 / 2, 2), binomial(2 / 3, 3)) / 2
     assert negatives["macro"].standard_error == pytest.approx(expected)
     assert negatives["b"].standard_error == pytest.approx(binomial(2 / 3, 3))
-    found = classification_metrics(images, torch.tensor([[1.0], [-1.0]]), torch.tensor([0, 1, 1, 1]))
+    found = accuracies(images, torch.tensor([[1.0], [-1.0]]), torch.tensor([0, 1, 1, 1]))
     assert found["mean_per_class"] == pytest.approx((1 + 1 / 3) / 2)
     assert found["mean_per_class"].standard_error == pytest.approx(binomial(1 / 3, 3) / 2)
     # The captions of an image are one draw: three of one image right, the one of the other wrong.
@@ -235,9 +234,9 @@ def test_empty_or_unfit_tasks_say_so() -> None:
     with pytest.raises(ValueError, match="image 1 of the retrieval task has no caption"):
         recalls(torch.ones(2, 2), torch.ones(1, 2), torch.tensor([0]))
     with pytest.raises(ValueError, match="has no image"):
-        classification_metrics(none, torch.ones(1, 2), torch.tensor([], dtype=torch.int64))
+        accuracies(none, torch.ones(1, 2), torch.tensor([], dtype=torch.int64))
     with pytest.raises(ValueError, match="1 images, 2 classes and 1 labels from 2 to 2"):
-        classification_metrics(torch.ones(1, 2), torch.ones(2, 2), torch.tensor([2]))
+        accuracies(torch.ones(1, 2), torch.ones(2, 2), torch.tensor([2]))
     with pytest.raises(ValueError, match="hard-negative task has no item"):
         hard_negative_metrics(torch.zeros(0), torch.zeros(0), [])
     with pytest.raises(ValueError, match="quadruple task has no item"):

@@ -26,7 +26,6 @@ from powerclip.evaluate.metrics import (
     RECALLS,
     average_precision_metrics,
     class_embeddings,
-    classification_metrics,
     hard_negative_metrics,
     quadruple_metrics,
     same_texts,
@@ -34,7 +33,7 @@ from powerclip.evaluate.metrics import (
 from powerclip.model import save
 from powerclip.scenes import generate
 from tests.support.layouts import webdataset
-from tests.support.retrieval import recalls
+from tests.support.retrieval import accuracies, recalls
 from tests.support.tars import npy
 
 CLOSE = 1e-6  # means of at most a few hundred zeros and ones, in float32 there
@@ -108,7 +107,7 @@ def test_accuracies(classes):
     labels = torch.arange(120) % classes
     theirs = their_classification(images, texts, labels, templates=2)
     embedded = class_embeddings(normalize(texts, dim=-1).view(classes, 2, -1))
-    ours = classification_metrics(normalize(images, dim=-1), embedded, labels)
+    ours = accuracies(normalize(images, dim=-1), embedded, labels)
     assert ours["acc@1"] == pytest.approx(theirs["acc1"], abs=CLOSE)
     assert ours["mean_per_class"] == pytest.approx(theirs["mean_per_class_recall"], abs=CLOSE)
     assert 0 < theirs["acc1"] < 1
@@ -123,12 +122,12 @@ def test_average_precision():
     images, texts = random_features(50), random_features(8, seed=1)
     targets = torch.rand(50, 8, generator=torch.Generator().manual_seed(2)) < 0.3
     theirs = their_classification(images, texts, targets.float(), templates=1)["mean_average_precision"]
-    ours = average_precision_metrics(normalize(images, dim=-1), normalize(texts, dim=-1), targets)["mAP"]
+    ours = average_precision_metrics(normalize(images, dim=-1) @ normalize(texts, dim=-1).T, targets)["mAP"]
     assert ours == pytest.approx(theirs, abs=CLOSE)
     # A class that no image has counts 0 there; here it is left out, as nothing can be found.
     targets[:, 0] = False
     theirs = their_classification(images, texts, targets.float(), templates=1)["mean_average_precision"]
-    ours = average_precision_metrics(normalize(images, dim=-1), normalize(texts, dim=-1), targets)["mAP"]
+    ours = average_precision_metrics(normalize(images, dim=-1) @ normalize(texts, dim=-1).T, targets)["mAP"]
     assert ours == pytest.approx(theirs * 8 / 7, abs=CLOSE)
 
 
@@ -181,13 +180,13 @@ def test_a_class_name_that_stands_twice_is_the_first_of_them_as_for_argmax():
     labels = torch.arange(90) % 9
     images = images + 4 * texts[labels]
     theirs = their_classification(images, texts, labels, templates=1)
-    ours = classification_metrics(normalize(images, dim=-1), normalize(texts, dim=-1), labels)
+    ours = accuracies(normalize(images, dim=-1), normalize(texts, dim=-1), labels)
     assert ours["acc@1"] == pytest.approx(theirs["acc1"], abs=CLOSE)
     assert ours["mean_per_class"] == pytest.approx(theirs["mean_per_class_recall"], abs=CLOSE)
     assert 0.8 < ours["acc@1"] < 8 / 9 + CLOSE  # nothing of the second class is right
     same = torch.ones(12, 2)
     assert their_classification(same, same[:6], torch.arange(12) % 6, templates=1)["acc1"] == pytest.approx(1 / 6)
-    assert classification_metrics(same, same[:6], torch.arange(12) % 6)["acc@1"] == pytest.approx(1 / 6)
+    assert accuracies(same, same[:6], torch.arange(12) % 6)["acc@1"] == pytest.approx(1 / 6)
 
 
 @pytest.mark.filterwarnings("ignore:A single label was found:UserWarning")
@@ -195,7 +194,7 @@ def test_one_class_is_always_right():
     images, texts = random_features(4), random_features(1, seed=1)
     labels = torch.zeros(4, dtype=torch.int64)
     assert their_classification(images, texts, labels, templates=1)["acc1"] == 1
-    ours = classification_metrics(normalize(images, dim=-1), normalize(texts, dim=-1), labels)
+    ours = accuracies(normalize(images, dim=-1), normalize(texts, dim=-1), labels)
     assert ours == {"acc@1": 1.0, "mean_per_class": 1.0}
 
 
@@ -204,7 +203,7 @@ def test_no_image_is_an_error_in_both():
     with pytest.raises(ValueError, match="non-empty list"):
         their_classification(none, random_features(3), torch.zeros(0), templates=1)
     with pytest.raises(ValueError, match="has no image"):
-        classification_metrics(none, random_features(3), torch.zeros(0, dtype=torch.int64))
+        accuracies(none, random_features(3), torch.zeros(0, dtype=torch.int64))
 
 
 @pytest.mark.parametrize("images_per_item", [1, 2])

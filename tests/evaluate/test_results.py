@@ -154,7 +154,9 @@ def test_averages_are_of_public_suites_and_of_families():
         "flickr8k-all-captions": {"i2t_R@1": 1.0, "t2i_R@1": 1.0},
         "flickr8k-powerset": {"i2t_R@1": 0.1, "t2i_R@1": 0.3},
         "flickr8k-all-captions-powerset": {"i2t_R@1": 1.0, "t2i_R@1": 1.0},
+        "flickr8k-late": {"i2t_R@1": 0.3, "t2i_R@1": 0.5},
         "scenes-object": {"acc@1": 0.25},
+        "scenes-object-late": {"acc@1": 1.0},
         "scenes-colour-object": {"acc@1": 0.75},
         "scenes-quadruples": {"group": 0.5},
     }
@@ -165,6 +167,7 @@ def test_averages_are_of_public_suites_and_of_families():
         "retrieval": (0.3, 2, 6),
         "classification, other tasks": (0.5, 2, 2),
         "retrieval, powerset score": (0.2, 2, 2),
+        "retrieval, late interaction": (0.4, 2, 2),
     }
     assert found["classification, other tasks"].over == (("scenes-object", "acc@1"), ("scenes-colour-object", "acc@1"))
     assert averages((), results)["classification"].value == 0.5

@@ -334,11 +334,11 @@ def test_pairs_without_data_are_those_of_the_run(tmp_path):
 
 def test_every_score_has_its_row(model, tmp_path):
     write_shards(generate("test", count=3, seed=0), tmp_path / "data")
-    config = EvaluateConfig(data=tmp_path / "data", scores=("global", "powerset"), output=tmp_path / "out")
+    config = EvaluateConfig(data=tmp_path / "data", scores=("global", "powerset", "late"), output=tmp_path / "out")
     seen = []
     found = evaluate_model(str(model), config, progress=seen.append)
-    assert list(found.tasks) == seen == ["retrieval:data", "retrieval:data-powerset"]
-    assert found.averages.keys() == {"retrieval", "retrieval, powerset score"}
+    assert list(found.tasks) == seen == ["retrieval:data", "retrieval:data-powerset", "retrieval:data-late"]
+    assert found.averages.keys() == {"retrieval", "retrieval, powerset score", "retrieval, late interaction"}
 
 
 def test_the_powerset_score_of_stored_regions_is_another_measurement(model, tmp_path):
@@ -467,7 +467,8 @@ def test_a_task_is_read_again_from_what_a_result_says_of_it(model, tmp_path):
         task = task_again(name, measured[name], size=2)
         assert len(task.images) == images
         assert task.name == name.split(":")[0]
-    assert task_again("flickr8k-powerset", measured["flickr8k"].with_pixels("training"), size=2).name == "flickr8k"
+    for name in ("flickr8k-powerset", "flickr8k-late"):
+        assert task_again(name, measured["flickr8k"].with_pixels("training"), size=2).name == "flickr8k"
     again = task_again("scenes-hard-negatives", measured["scenes-hard-negatives"], size=2)
     assert again.items[0].positive == evaluation_tasks(seed=SCENES_SEED, size=2)[5].items[0].positive
     shutil.rmtree(tmp_path / "held-out")

@@ -1,8 +1,15 @@
-"""The retrieval metrics of embeddings."""
+"""The metrics of embeddings."""
 
 from torch import Tensor
 
-from powerclip.evaluate.metrics import recall_metrics
+from powerclip.evaluate.metrics import classification_metrics, recall_metrics
+
+
+def accuracies(images: Tensor, classes: Tensor, labels: Tensor) -> dict[str, float]:
+    """``classification_metrics`` by the product of (I, D) image and (C, D) class embeddings."""
+    return classification_metrics(
+        lambda rows: images[rows] @ classes.T, labels, images=len(images), classes=len(classes)
+    )
 
 
 def recalls(

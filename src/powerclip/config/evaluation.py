@@ -28,7 +28,8 @@ class EvaluateConfig:
     workers: int = 0
     """Threads that open images while the model works."""
     scores: tuple[Score, ...] = ("global",)
-    """How to score images and captions: by global embeddings (what papers report), the powerset similarity, or both."""
+    """How to score images and captions: global (products of global embeddings: what papers report), powerset (the
+    powerset similarity) or late (FILIP's late interaction of patches and tokens); of several, each has its own rows."""
     pixels: Pixels = "pil"
     """Images of public data sets: pil, what PIL's convert("RGB") makes of them, as for published numbers; or training,
     as the model saw images in training (upright, white behind transparency). Your own pairs always are as in training."""
@@ -42,4 +43,4 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         require_at_least(self, 1, "size", "batch_size")
         require_at_least(self, 0, "workers")
-        require(self, bool, "at least one of global and powerset", "scores")
+        require(self, bool, "at least one of global, powerset and late", "scores")

@@ -23,11 +23,13 @@ HEADLINES = (
 """Metrics that stand for a task in short tables. A task is judged by the first of these that it has, retrieval by the
 R@1 of both directions."""
 
-POWERSET = "-powerset"
-"""At the end of a task's name: its results by the powerset score."""
-
-POWERSET_STORED = "-powerset-stored"
-"""The same over the regions that are stored with the data."""
+LABELS = {
+    "": "",
+    "-powerset": ", powerset score",
+    "-powerset-stored": ", powerset score of stored regions",
+    "-late": ", late interaction",
+}
+"""What stands at the end of a task's name for the score that its results are by, and at the end of their averages'."""
 
 FAMILIES = {
     "classification": ("acc@1",),
@@ -62,16 +64,17 @@ def averages(suites: Iterable[str], results: Mapping[str, Mapping[str, float]]) 
 
 def without_score(name: str) -> str:
     """The name of the task that results belong to."""
-    return name.removesuffix(POWERSET_STORED).removesuffix(POWERSET)
+    for suffix in LABELS:
+        name = name.removesuffix(suffix)
+    return name
 
 
 def _family_averages(results: Mapping[str, Mapping[str, float]]) -> dict[str, Average]:
-    """Averages over the tasks outside the public suites by family, if it has two or more metrics; those measured by the
-    powerset score have their own."""
-    labels = {"": "", POWERSET: ", powerset score", POWERSET_STORED: ", powerset score of stored regions"}
+    """Averages over the tasks outside the public suites by family, if it has two or more metrics; every score has its
+    own."""
     found = {}
     for family, names in FAMILIES.items():
-        for suffix, label in labels.items():
+        for suffix, label in LABELS.items():
             places = [
                 (task, metric)
                 for task, metrics in results.items()

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from torch.nn.utils.rnn import pad_sequence
 
+from powerclip.alignment.vectors import MaskedVectors
 from powerclip.config.values import Pixels
 from powerclip.distributed import gather_rows, rank, world_size
 from powerclip.evaluate.datasets.images import key_of, open_picture
@@ -139,6 +140,9 @@ class Encoder:
         """(I, J) scores of every image and text: the products of their embeddings."""
         return images @ texts.T
 
+    score_images = score
+    """The same for a scorer whose scores depend on which of both asks: (I, J) where the texts do."""
+
     def score_pairs(self, images: Tensor, texts: Tensor) -> Tensor:
         """(P,) scores of P images, each with the text in its place."""
         return (images * texts).sum(dim=1)
@@ -215,6 +219,14 @@ def powerclip_model(model: object, what: str, *, hint: str = "") -> PowerCLIP:
 def unit(embedded: Tensor) -> Tensor:
     """(B, D) embeddings as float32 of unit length."""
     return normalize(embedded.float(), dim=-1)
+
+
+def padded(rows: Sequence[Tensors]) -> MaskedVectors:
+    """The vectors and masks with which the rows of ``Encoder.once`` begin."""
+    if not rows:
+        return MaskedVectors(values=torch.zeros(0, 1, 1), mask=torch.zeros(0, 1).bool())
+    values, mask = (pad_sequence([row[i] for row in rows], batch_first=True) for i in (0, 1))
+    return MaskedVectors(values=values, mask=mask)
 
 
 def _ahead(parts: Sequence[Sequence[Item]], prepare: Callable[[Sequence[Item]], Tensors]) -> Iterator[Tensors]:

@@ -55,7 +55,10 @@ def linear_probe_metrics(encoder: Encoder, task: LinearProbe) -> dict[str, float
     if best in (0, LAST):
         warnings.warn(f"{task.name} is best at the end of the search, C = {strength(best):g}", stacklevel=2)
     weights = fit(known, answers, classes=task.classes, C=strength(best)).cpu()
-    return classification_metrics(features[-test:], weights, labels[-test:])
+    tested = features[-test:]
+    return classification_metrics(
+        lambda rows: tested[rows] @ weights.T, labels[-test:], images=test, classes=task.classes
+    )
 
 
 def strength(step: int) -> float:

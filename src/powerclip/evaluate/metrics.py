@@ -73,58 +73,59 @@ def class_embeddings(prompts: Tensor) -> Tensor:
     return torch.nn.functional.normalize(prompts.mean(dim=1), dim=-1)
 
 
-def classification_metrics(images: Tensor, classes: Tensor, labels: Tensor) -> dict[str, float]:
+def classification_metrics(
+    score: Callable[[Tensor], Tensor], labels: Tensor, *, images: int, classes: int
+) -> dict[str, float]:
     """acc@1, acc@5 and the mean of the classes' own accuracies.
 
-    ``images`` are (I, D) and ``classes`` (C, D) unit embeddings, ``labels`` (I,) int64 right classes. Of classes that
-    tie, the first is chosen, as argmax does and clip_benchmark reports: ImageNet has two names twice ("missile",
+    ``score`` gives the (rows, C) scores of (rows,) images with all ``classes`` (C), and is asked for a few MiB at a
+    time; ``labels``, (I,) int64, are the right classes of the ``images`` (I). Of classes that tie, the first is chosen, as argmax does and clip_benchmark reports: ImageNet has two names twice ("missile",
     "sunglasses"). A score that is not a number is wrong; acc@5 is left out with five classes or fewer. A class without
     an image is left out of the mean per class. ValueError if there is no image, or a label is not among the classes.
     """
-    if len(images) == 0:
+    if images == 0:
         raise ValueError("the classification task has no image; nothing can be measured")
-    if len(labels) != len(images) or labels.min() < 0 or labels.max() >= len(classes):
+    if len(labels) != images or labels.min() < 0 or labels.max() >= classes:
         raise ValueError(
-            f"the classification task has {len(images)} images, {len(classes)} classes and {len(labels)} labels from "
+            f"the classification task has {images} images, {classes} classes and {len(labels)} labels from "
             f"{labels.min() if len(labels) else '-'} to {labels.max() if len(labels) else '-'}; expected one label per "
             "image, from 0 to the number of classes less one"
         )
-    number = torch.arange(len(classes))  # (C,)
+    number = torch.arange(classes)  # (C,)
     rank, alone = torch.empty_like(labels), torch.empty_like(labels, dtype=torch.bool)  # each (I,)
-    for rows in torch.split(torch.arange(len(images)), max(1, CHUNK_ELEMENTS // len(classes))):
-        scores, label = images[rows] @ classes.T, labels[rows, None]
+    for rows in torch.split(torch.arange(images), max(1, CHUNK_ELEMENTS // classes)):
+        scores, label = score(rows), labels[rows, None]
         own = scores.gather(1, label)
         ahead = ~(scores <= own) | ((scores == own) & (number < label))
-        rank[rows] = ahead.sum(dim=1).masked_fill(own[:, 0].isnan(), len(classes))
+        rank[rows] = ahead.sum(dim=1).masked_fill(own[:, 0].isnan(), classes)
         alone[rows] = torch.count_nonzero(~(scores < own), dim=1) == 1  # no other class ties
     right = (rank == 0).float()
     strict = alone.float() * right
     metrics: dict[str, float] = {
-        "acc@1": Estimate.of(right, chance=1 / len(classes)),
+        "acc@1": Estimate.of(right, chance=1 / classes),
         "mean_per_class": Estimate.of(right, strata=labels),
     }
-    if len(classes) > 5:
-        metrics["acc@5"] = Estimate.of(rank < 5, chance=5 / len(classes))
+    if classes > 5:
+        metrics["acc@5"] = Estimate.of(rank < 5, chance=5 / classes)
     if not torch.equal(strict, right):
-        metrics["acc@1-strict"] = Estimate.of(strict, chance=1 / len(classes))
+        metrics["acc@1-strict"] = Estimate.of(strict, chance=1 / classes)
     return metrics
 
 
-def average_precision_metrics(images: Tensor, classes: Tensor, targets: Tensor) -> dict[str, float]:
+def average_precision_metrics(scores: Tensor, targets: Tensor) -> dict[str, float]:
     """mAP: the mean over classes of the mean, over a class's images, of the precision at their ranks.
 
-    ``images`` are (I, D) and ``classes`` (C, D) unit embeddings; ``targets``, (I, C) bool, is True where the image has
-    the class. Images of equal score count as wrong before right. A class without an image is left out of the mean.
+    ``scores`` are (I, C); ``targets``, (I, C) bool, is True where the image has the class. Images of equal score count as wrong before right. A class without an image is left out of the mean.
     ValueError if there is no image or no image with a class, or the targets do not fit.
     """
-    if targets.shape != (len(images), len(classes)) or not targets.any():
+    if targets.shape != scores.shape or not targets.any():
         raise ValueError(
-            f"the multi-label task has {len(images)} images, {len(classes)} classes and targets of shape "
+            f"the multi-label task has {len(scores)} images, {scores.shape[1]} classes and targets of shape "
             f"{tuple(targets.shape)} with {int(targets.sum())} True; expected (images, classes) and at least one True"
         )
-    scores = (images @ classes.T).nan_to_num(nan=-torch.inf)
+    scores = scores.nan_to_num(nan=-torch.inf)
     precisions = []
-    for c in range(len(classes)):
+    for c in range(scores.shape[1]):
         own = targets[:, c]
         if not own.any():
             continue

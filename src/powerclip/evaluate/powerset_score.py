@@ -21,26 +21,14 @@ from powerclip.config import ScoringConfig
 from powerclip.config.values import ScoreRegions
 from powerclip.errors import one_of
 from powerclip.evaluate.datasets.images import key_of
-from powerclip.evaluate.encode import Encoder, Tensors, powerclip_model, unit
+from powerclip.evaluate.encode import Encoder, Tensors, padded, powerclip_model, unit
 from powerclip.model import make_transforms
 from powerclip.phrases import Parser, encode_captions, load_parser, tree_or_whole
 from powerclip.phrases.clean import clean_caption
 from powerclip.regions import fixed_boxes, masks_to_grid
 from powerclip.tasks import Masks, Picture
 
-PAIRS_AT_ONCE = 1024
-"""Pairs of an image and a caption that are scored together."""
-
-
 default_parser = cache(load_parser)
-
-
-def _padded(rows: Sequence[Tensors]) -> MaskedVectors:
-    """The vectors and masks with which the rows begin."""
-    if not rows:
-        return MaskedVectors(values=torch.zeros(0, 1, 1), mask=torch.zeros(0, 1).bool())
-    values, mask = (pad_sequence([row[i] for row in rows], batch_first=True) for i in (0, 1))
-    return MaskedVectors(values=values, mask=mask)
 
 
 class PowersetScorer:
@@ -91,7 +79,7 @@ class PowersetScorer:
         rows = self.encoder.once(list(zip(pictures, stored, strict=True)), keys, prepare, embed)
         for picture, (key, _), row in zip(pictures, keys, rows, strict=True):
             self.encoder.known.setdefault((key, "image"), (picture, row[2:]))
-        return _padded(rows)
+        return padded(rows)
 
     def texts(self, texts: Sequence[str]) -> MaskedVectors:
         """The phrase vectors of captions."""
@@ -102,7 +90,7 @@ class PowersetScorer:
             return encode_captions(captions, trees, self.encoder.tokenizer, context_length=self.model.context_length)
 
         keys = [(text, "phrases") for text in texts]
-        return _padded(self.encoder.once(texts, keys, prepare, self.model.encode_phrases))
+        return padded(self.encoder.once(texts, keys, prepare, self.model.encode_phrases))
 
     def score(self, images: MaskedVectors, texts: MaskedVectors) -> Tensor:
         """(I, J) scores of every image and caption."""
@@ -111,16 +99,14 @@ class PowersetScorer:
         rows = [scoring.total(t2r, r2t, i.mask[some]).cpu() for some, t2r, r2t in score_rows(i, t, scoring=scoring)]
         return torch.cat(rows) if rows else torch.zeros(0, len(texts))
 
+    score_images = score
+
     def score_pairs(self, images: MaskedVectors, texts: MaskedVectors) -> Tensor:
         """(P,) scores of P images, each with the caption in its place."""
-        parts = []
-        for start in range(0, len(texts), PAIRS_AT_ONCE):
-            rows = slice(start, start + PAIRS_AT_ONCE)
-            i, t = self._placed(images[rows], texts[rows])
-            scoring = self._scoring(i)
-            t2r, r2t = score_pairs(i, t, scoring=scoring)
-            parts.append(scoring.total(t2r, r2t, i.mask).cpu())
-        return torch.cat(parts) if parts else torch.zeros(0)
+        i, t = self._placed(images, texts)
+        scoring = self._scoring(i)
+        t2r, r2t = score_pairs(i, t, scoring=scoring)
+        return scoring.total(t2r, r2t, i.mask).cpu()
 
     def _placed(self, images: MaskedVectors, texts: MaskedVectors) -> tuple[MaskedVectors, MaskedVectors]:
         """The vectors with the zero of their products where the model was trained to have it."""

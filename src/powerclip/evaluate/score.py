@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from powerclip.config.values import Score, ScoreRegions
-from powerclip.evaluate.averages import POWERSET, POWERSET_STORED
 from powerclip.evaluate.datasets.images import key_of, whole
 from powerclip.evaluate.encode import Encoder, Model, Preprocess, Tokenize
 from powerclip.evaluate.grounding import grounding_metrics
+from powerclip.evaluate.late_score import LateScorer
 from powerclip.evaluate.linear_probe import linear_probe_metrics
 from powerclip.evaluate.metrics import (
     average_precision_metrics,
@@ -42,8 +42,8 @@ from powerclip.tasks import (
     images_of,
 )
 
-PAIRS_AT_ONCE = 2**14
-"""Pairs of an image and a text whose embeddings are put side by side at once."""
+PAIRS_AT_ONCE = 2**8
+"""Pairs of an image and a text whose vectors are put side by side at once."""
 
 
 CUT = "captions_cut"
@@ -78,14 +78,15 @@ def evaluate_tasks(
 
     ``preprocess`` turns a PIL image into (3, H, W), in ``workers`` threads while the model works, and ``tokenizer``
     texts into (B, T). ``score`` says how an image and a text are scored: "global", the product of the global embeddings
-    (what the papers report), or "powerset", the powerset similarity of a PowerCLIP model's regions and phrases, for
-    retrieval, hard negatives and quadruples; classification and probes are skipped then. Its regions are "grid", boxes of fixed
-    sizes, or "stored", a task's own masks where it has them. Grounding is always by regions and phrases,
+    (what the papers report); or, of a PowerCLIP model, "powerset", the powerset similarity of regions and phrases, or
+    "late", FILIP's late interaction of patches and tokens. Both are for retrieval, hard negatives and quadruples of
+    images and texts, "late" for classification too; other tasks are skipped then. The regions of "powerset" are "grid",
+    boxes of fixed sizes, or "stored", a task's own masks where it has them. Grounding is always by regions and phrases,
     segmentation by patches; of models other than PowerCLIP, these and tasks on regions are skipped with a warning.
 
-    Returns metrics by task name (followed by "-powerset" for that score, or "-powerset-stored" over the task's own
-    masks), each between 0 and 1, most of them as an ``Estimate``, which knows its standard error. ValueError if a task
-    is empty or its parts do not fit together, or the model has no powerset score.
+    Returns metrics by task name (followed by "-powerset" or "-late" for these scores, or "-powerset-stored" over the
+    task's own masks), each between 0 and 1, most of them as an ``Estimate``, which knows its standard error. ValueError
+    if a task is empty or its parts do not fit together, or the model does not have the score.
     """
     reasons = skipped(model, tasks)
     for name, reason in reasons.items():
@@ -109,19 +110,19 @@ def skipped(model: object, tasks: Sequence[Task]) -> dict[str, str]:
 
 
 def jobs_of(tasks: Sequence[Task], scores: Sequence[Score], regions: ScoreRegions = "grid") -> list[Job]:
-    """Every task with every score that it has: the powerset score says nothing about classes, and grounding is one."""
+    """Every task with every score that it has: grounding and segmentation are scores of their own."""
     jobs = []
     for task in tasks:
-        has_masks = isinstance(task, Retrieval) and any(task.masks or ())
-        powerset = POWERSET_STORED if regions == "stored" and has_masks else POWERSET
+        shows_images = any(not isinstance(shown, Region) for shown in images_of(task))
+        stored = regions == "stored" and isinstance(task, Retrieval) and any(task.masks or ())
         dense = isinstance(task, Grounding | Segmentation)
         for score in scores[:1] if dense else scores:
+            without = LinearProbe if score == "late" else Classification | MultiLabel | LinearProbe
             if score == "global" or dense:
                 jobs.append(Job(task.name, task, score))
-            elif not isinstance(task, Classification | MultiLabel | LinearProbe) and any(
-                not isinstance(x, Region) for x in images_of(task)
-            ):
-                jobs.append(Job(task.name + powerset, task, score))
+            elif shows_images and not isinstance(task, without):
+                suffix = "-stored" if stored and score == "powerset" else ""
+                jobs.append(Job(f"{task.name}-{score}{suffix}", task, score))
     return jobs
 
 
@@ -138,8 +139,11 @@ def run_jobs(
     it runs. ValueError as ``evaluate_tasks``.
     """
     scorers: dict[Score, Any] = {"global": encoder}
-    if any(job.score == "powerset" for job in jobs):
+    asked = {job.score for job in jobs}
+    if "powerset" in asked:
         scorers["powerset"] = PowersetScorer(encoder, regions=regions)
+    if "late" in asked:
+        scorers["late"] = LateScorer(encoder)
     last = {
         key: i
         for i, job in enumerate(jobs)
@@ -152,7 +156,8 @@ def run_jobs(
             following = jobs[number + 1 : number + 2]
             with torch.inference_mode():
                 if job.score == "global" and following and following[0].task is job.task:
-                    scorers["powerset"].images(images_of(job.task), getattr(job.task, "masks", None))  # for both scores
+                    other = scorers[following[0].score]
+                    other.images(images_of(job.task), getattr(job.task, "masks", None))  # for both scores
                 metrics = _evaluate(scorers[job.score], job.task, encoder)
             encoder.known = {key: known for key, known in encoder.known.items() if last[key[0]] > number}
             yield job, metrics
@@ -181,12 +186,13 @@ def _evaluate(scorer: Any, task: Task, encoder: Encoder) -> dict[str, float]:
         return segmentation_metrics(encoder, task)
     if isinstance(task, LinearProbe):
         return linear_probe_metrics(encoder, task)
-    if isinstance(task, Classification):
-        classes, labels = _classes(scorer, task), torch.tensor(list(task.labels), dtype=torch.int64)
-        return classification_metrics(scorer.images(task.images), classes, labels)
-    if isinstance(task, MultiLabel):
-        classes, targets = _classes(scorer, task), torch.tensor([list(row) for row in task.targets]).bool()
-        return average_precision_metrics(scorer.images(task.images), classes, targets)
+    if isinstance(task, Classification | MultiLabel):
+        score, images = _class_scores(scorer, task), len(task.images)
+        if isinstance(task, MultiLabel):
+            targets = torch.tensor([list(row) for row in task.targets]).bool()
+            return average_precision_metrics(score(torch.arange(images)), targets)
+        labels = torch.tensor(list(task.labels), dtype=torch.int64)
+        return classification_metrics(score, labels, images=images, classes=len(task.class_names))
     if isinstance(task, Retrieval):
         if len(task.images) != len(task.captions):
             raise ValueError(
@@ -197,7 +203,7 @@ def _evaluate(scorer: Any, task: Task, encoder: Encoder) -> dict[str, float]:
         i, t = scorer.images(task.images, task.masks), scorer.texts(texts)
         metrics = recall_metrics(
             lambda rows: scorer.score(i[rows], t),
-            lambda rows: scorer.score(i, t[rows]).T,
+            lambda rows: scorer.score_images(i, t[rows]).T,
             owner,
             images=len(i),
             same_text=same_texts(encoder.seen_of(texts)),
@@ -217,7 +223,7 @@ def _evaluate(scorer: Any, task: Task, encoder: Encoder) -> dict[str, float]:
         )
     i, t = scorer.images(images_of(task)), scorer.texts(_texts(task))
     first = torch.arange(0, 2 * len(task.items), 2)
-    columns = [scorer.score_pairs(i[first + a], t[first + b]) for a in (0, 1) for b in (0, 1)]  # each (Q,)
+    columns = [_in_parts(scorer, i, t, first + a, first + b) for a in (0, 1) for b in (0, 1)]  # each (Q,)
     return quadruple_metrics(torch.stack(columns, dim=1).view(-1, 2, 2), [item.kind for item in task.items])
 
 
@@ -236,12 +242,17 @@ def _pair_scores(scorer: Any, pairs: Sequence[tuple[Content, Content]]) -> Tenso
         vectors.append(embed(list(distinct.values())))
         places.append(torch.tensor([number[key_of(content)] for content in side]))
     (a, b), (at_a, at_b) = vectors, places
-    parts = [slice(start, start + PAIRS_AT_ONCE) for start in range(0, len(pairs), PAIRS_AT_ONCE)]
-    return torch.cat([scorer.score_pairs(a[at_a[some]], b[at_b[some]]) for some in parts])
+    return _in_parts(scorer, a, b, at_a, at_b)
 
 
-def _classes(scorer: Encoder, task: Classification | MultiLabel) -> Tensor:
-    """(C, D) class embeddings of a task."""
+def _in_parts(scorer: Any, images: Any, texts: Any, i: Tensor, t: Tensor) -> Tensor:
+    """(P,) scores of images ``i`` (P,) with texts ``t`` (P,), some pairs at a time."""
+    parts = zip(torch.split(i, PAIRS_AT_ONCE), torch.split(t, PAIRS_AT_ONCE), strict=True)
+    return torch.cat([scorer.score_pairs(images[a], texts[b]) for a, b in parts])
+
+
+def _class_scores(scorer: Any, task: Classification | MultiLabel) -> Callable[[Tensor], Tensor]:
+    """What gives the (rows, C) scores of (rows,) images with all classes of a task."""
     if not task.class_names or not task.templates:
         raise ValueError(
             f"task {task.name} has {len(task.class_names)} class names and {len(task.templates)} templates; it "
@@ -250,8 +261,11 @@ def _classes(scorer: Encoder, task: Classification | MultiLabel) -> Tensor:
     for template in task.templates:
         if PLACE not in template:
             raise ValueError(f"template {template!r} of task {task.name} has no {PLACE} for the class name; add it")
-    embedded = scorer.texts(_texts(task)).view(len(task.class_names), len(task.templates), -1)
-    return class_embeddings(embedded)
+    images, texts, prompts = scorer.images(task.images), scorer.texts(_texts(task)), len(task.templates)
+    if isinstance(scorer, Encoder):
+        classes = class_embeddings(texts.view(len(task.class_names), prompts, -1))
+        return lambda rows: scorer.score(images[rows], classes)
+    return lambda rows: sum(scorer.score(images[rows], texts[p::prompts]) for p in range(prompts)) / prompts
 
 
 def highest_of(scores: Tensor, owner: Tensor, *, count: int) -> Tensor:

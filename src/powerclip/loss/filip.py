@@ -33,12 +33,25 @@ def late_interaction(patches: Tensor, tokens: Tensor, token_mask: Tensor) -> tup
 
 
 def _tile(patches: Tensor, tokens: Tensor, token_mask: Tensor) -> tuple[Tensor, Tensor]:
-    s_IJNT = torch.einsum("ind,jtd->ijnt", patches, tokens)
-    of_patches_IJN = s_IJNT.masked_fill(~token_mask[None, :, None], -torch.inf).amax(dim=-1)
-    of_tokens_IJT = s_IJNT.amax(dim=-2)
-    weights_JT = token_mask.to(s_IJNT.dtype)
-    weights_JT = weights_JT / weights_JT.sum(dim=1, keepdim=True)
-    return of_patches_IJN.mean(dim=-1), torch.einsum("ijt,jt->ij", of_tokens_IJT, weights_JT)
+    s_IJTN = torch.einsum("jtd,ind->ijtn", tokens, patches)
+    return mean_over_patches(s_IJTN, token_mask), mean_over_tokens(s_IJTN, token_mask)
+
+
+def mean_over_patches(s: Tensor, token_mask: Tensor) -> Tensor:
+    """(...) image to text, equation 4: the mean over patches of their highest similarity to a valid token.
+
+    ``s`` (..., T, N) are similarities, and ``token_mask`` (..., T) bool is True for at least one token each.
+    """
+    return s.masked_fill(~token_mask[..., None], -torch.inf).amax(dim=-2).mean(dim=-1)
+
+
+def mean_over_tokens(s: Tensor, token_mask: Tensor) -> Tensor:
+    """(...) text to image, equation 5: the mean over valid tokens of their highest similarity to a patch.
+
+    The arguments are those of ``mean_over_patches``.
+    """
+    weights = token_mask.to(s.dtype) / token_mask.sum(dim=-1, keepdim=True)  # (..., T)
+    return (s.amax(dim=-1) * weights).sum(dim=-1)
 
 
 def filip_loss(patches: Tensor, tokens: Tensor, token_mask: Tensor, logit_scale: Tensor) -> Tensor:
