@@ -10,6 +10,7 @@ import powerclip.config
 from powerclip.config import MAX_YAML_BYTES, TrainConfig, from_dict, load_config, to_yaml
 from powerclip.errors import PowerclipError
 from powerclip.recipes import RECIPES, recipe
+from tests.support.memory import more_bytes
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -120,6 +121,18 @@ def test_a_file_that_is_not_a_config_is_named(content, message, tmp_path):
     with pytest.raises(ValueError, match=message) as caught:
         load_config(path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["[],", "a,", "{a: b},"])
+def test_the_largest_file_that_is_read_takes_bounded_memory(value, tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("steps: [" + value * ((MAX_YAML_BYTES - 10) // len(value)) + "]")
+    with (
+        more_bytes() as more,
+        pytest.raises(ValueError, match=r"config.yaml.steps is .{300}[.]{3}; expected int or None"),
+    ):
+        load_config(path)
+    assert more[0] < 64 * 2**20
 
 
 def test_a_config_of_an_earlier_version_that_trained_clip_by_a_weight_of_0_is_clip(tmp_path):

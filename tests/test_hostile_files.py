@@ -1,6 +1,7 @@
 """Whatever a file that is read holds: a value, or one line that names the file; never a traceback, never gigabytes."""
 
 import json
+import time
 import tracemalloc
 
 import pytest
@@ -26,6 +27,9 @@ from tests.support.tars import damaged
 
 MOST_BYTES = 64 * 2**20
 """What reading a small file may take: a model of the tiny architecture takes a few of these."""
+
+MOST_CPU_S = 10
+"""CPU seconds that it may take while its memory is measured."""
 
 VALUES = st.recursive(
     st.none()
@@ -72,8 +76,9 @@ def contents(draw, valid, dump):
 
 
 def is_read(read, path):
-    """The value, or None after an error in one line that names the file; its memory is measured."""
+    """The value, or None after an error in one line that names the file; memory and CPU time are measured."""
     value, message = None, str(path)
+    start = time.process_time()
     tracemalloc.start()
     try:
         value = read()
@@ -85,6 +90,7 @@ def is_read(read, path):
     assert "\n" not in message
     assert len(message) < 5000
     assert peak < MOST_BYTES
+    assert time.process_time() - start < MOST_CPU_S
     return value
 
 

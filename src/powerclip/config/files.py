@@ -13,8 +13,8 @@ from powerclip.errors import shown
 
 T = TypeVar("T")
 
-MAX_YAML_BYTES = 1 << 20
-"""Size up to which a YAML file is read; a config has some 3,000 bytes."""
+MAX_YAML_BYTES = 1 << 17
+"""Size up to which a YAML file is read: up to 45 MB and a second. A config has some 3,000 bytes."""
 
 
 def to_yaml(config: object) -> str:
