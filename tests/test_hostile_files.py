@@ -109,6 +109,9 @@ ODD = ["9" * 5000, "0x" + "f" * 5000, "[0x" + "f" * 5000 + "]", "2001-99-99", "!
 )
 @example(b"steps: 0x" + b"f" * 5000)
 @example(b"data: 2001-99-99")
+@example(b"? '\n\n  '\n: null\n")
+@example(b"? 0x" + b"f" * 5000 + b"\n: null\n")
+@example(b"a" * 9000 + b": null")
 @example(b"steps: !!int ''")
 def test_a_config(tmp_path_factory, content):
     path = tmp_path_factory.mktemp("run") / "config.yaml"

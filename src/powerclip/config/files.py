@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar
 import yaml
 
 from powerclip.config.training import TrainConfig
-from powerclip.errors import shown
+from powerclip.errors import printable, shown
 
 T = TypeVar("T")
 
@@ -28,8 +28,9 @@ def from_dict(cls: type[T], values: object, *, where: str = "config") -> T:
         raise ValueError(f"{where} holds {type(values).__name__}; expected a mapping of settings")
     hints = typing.get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    if unknown := sorted(map(str, values.keys() - fields.keys())):
-        raise ValueError(f"{where} has unknown settings {', '.join(unknown)}; known: {', '.join(fields)}")
+    if unknown := values.keys() - fields.keys():
+        names = printable(", ".join(sorted(name if isinstance(name, str) else shown(name) for name in unknown)))
+        raise ValueError(f"{where} has unknown settings {names[:300]}; known: {', '.join(fields)}")
     required = [f.name for f in fields.values() if f.default is f.default_factory is dataclasses.MISSING]
     if missing := [name for name in required if name not in values]:
         raise ValueError(f"{where} lacks the settings {', '.join(missing)}")
