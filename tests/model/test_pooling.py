@@ -5,16 +5,20 @@ from torch.nn.functional import normalize
 from powerclip.model.pooling import mean_of_valid, pool_leaves, pool_phrases, pool_regions
 
 
-def test_regions_are_unit_sums_of_their_patches():
+@pytest.mark.parametrize("norm", ["unit", "image"])
+def test_regions_follow_their_definitions(norm):
     g = torch.Generator().manual_seed(0)
     patches, masks = torch.randn(3, 6, 4, generator=g, dtype=torch.float64), torch.rand(3, 5, 6, generator=g) < 0.4
     masks[1, 2] = False
-    regions, present = pool_regions(patches, masks)
+    regions, present = pool_regions(patches, masks, norm=norm)
     for b in range(3):
+        of_image = (sum(patches[b]) / 6).norm()
         for m in range(5):
             chosen = [patches[b, n] for n in range(6) if masks[b, m, n]]
             assert present[b, m] == bool(chosen)
-            expected = normalize(sum(chosen), dim=0) if chosen else torch.zeros(4, dtype=torch.float64)
+            expected = torch.zeros(4, dtype=torch.float64)
+            if chosen:
+                expected = normalize(sum(chosen), dim=0) if norm == "unit" else sum(chosen) / len(chosen) / of_image
             torch.testing.assert_close(regions[b, m], expected, rtol=0, atol=1e-12)
 
 
@@ -47,9 +51,10 @@ def test_leaves_and_phrases_follow_their_definitions():
                 torch.testing.assert_close(phrases[b, k], expected, rtol=0, atol=1e-12)
 
 
-def test_what_is_absent_has_a_finite_zero_gradient():
+@pytest.mark.parametrize("norm", ["unit", "image"])
+def test_what_is_absent_has_a_finite_zero_gradient(norm):
     patches = torch.zeros(1, 4, 3, requires_grad=True)
-    regions, _ = pool_regions(patches, torch.zeros(1, 2, 4, dtype=torch.bool))
+    regions, _ = pool_regions(patches, torch.zeros(1, 2, 4, dtype=torch.bool), norm=norm)
     leaves, leaf_mask = pool_leaves(patches, torch.full((1, 4), -1), leaves=2)
     phrases, _ = pool_phrases(leaves, leaf_mask, torch.full((1, 1, 2), -1), norm="unit")
     (regions.sum() + phrases.sum()).backward()

@@ -10,6 +10,7 @@ from powerclip.config.values import (
     PhraseContext,
     PhraseNorm,
     PhraseUnit,
+    RegionNorm,
     Subsets,
     T1Activation,
     T2Activation,
@@ -27,6 +28,9 @@ class PoolingConfig:
     """Global image embedding: mean of the patches (the paper), or the tower's own pooling (class token, attention)."""
     text_pool: TextPool = "avg"
     """Global text embedding: mean of the valid tokens (the paper), or the tower's own pooling (argmax: older name)."""
+    region_norm: RegionNorm = "unit"
+    """A region's vector from its patches: their sum at unit length (the paper), or their mean in units of the length of
+    the mean of all patches of the image, so that patches that say little count for little."""
     phrase_norm: PhraseNorm = "unit"
     """A phrase's vector from its leaves: plain sum (the paper's text), mean, or unit length."""
     phrase_unit: PhraseUnit = "phrase"
@@ -35,7 +39,7 @@ class PoolingConfig:
     """What the text tower reads a phrase in: its caption (the paper), or alone, as a text of its own."""
 
     def __post_init__(self) -> None:
-        require_listed(self, "image_pool", "text_pool", "phrase_norm", "phrase_unit", "phrase_context")
+        require_listed(self, "image_pool", "text_pool", "region_norm", "phrase_norm", "phrase_unit", "phrase_context")
         if self.text_pool == "argmax":
             object.__setattr__(self, "text_pool", "tower")
 

@@ -6,6 +6,7 @@ Objective = Literal["clip", "siglip", "filip", "sparc", "superclip", "powerclip"
 GlobalLoss = Literal["auto", "clip", "siglip", "sparc"]
 ImagePool = Literal["avg", "tower"]
 TextPool = Literal["avg", "tower", "argmax"]
+RegionNorm = Literal["unit", "image"]
 PhraseNorm = Literal["sum", "mean", "unit"]
 PhraseUnit = Literal["phrase", "token"]
 PhraseContext = Literal["caption", "alone"]

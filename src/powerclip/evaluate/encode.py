@@ -94,7 +94,7 @@ class Encoder:
             return torch.stack([transform(picture) for picture in pictures]), pad_sequence(grids, batch_first=True)
 
         keys = [(key_of(part[0].image), tuple(id(region) for region in part)) for part in parts]
-        rows = self.once(parts, keys, prepare, lambda images, grids: model.encode_regions(images, grids)[:1])
+        rows = self.once(parts, keys, prepare, lambda images, grids: (unit(model.encode_regions(images, grids)[0]),))
         found = {id(region): row[i] for part, (row,) in zip(parts, rows, strict=True) for i, region in enumerate(part)}
         return torch.stack([found[id(region)] for region in regions])
 

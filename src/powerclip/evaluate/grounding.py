@@ -70,7 +70,7 @@ def grounding_metrics(encoder: Encoder, task: Grounding) -> dict[str, float]:
 
     def embed(images: Tensor, candidates: Tensor, objects: Tensor, phrases: Tensor) -> Tensors:
         patches = at_least_float32(model.encode_patches(images))
-        regions, present = pool_regions(patches, candidates)
+        regions, present = pool_regions(patches, candidates, norm=model.region_norm)
         values = []
         for patches_ND, regions_MD, present_M, masks_MN, objects_ON, phrases_OD in zip(
             patches, regions, present, candidates, objects, phrases, strict=True

@@ -32,8 +32,8 @@ _NOT_ARCHITECTURE = {"patch_dropout", "timm_model_pretrained", "timm_drop", "tim
 TOKENIZER_SETTINGS = ("clean", "context_length", "language", "strip_sep_token", "tokenizer_mode")
 """Settings of a tokenizer that a model's config may have; others could name files, or let code be run."""
 
-PHRASES = {"phrase_norm", "phrase_unit", "phrase_context"}
-"""Settings of a ``PoolingConfig`` that are about phrases."""
+ALIGNED = {"region_norm", "phrase_norm", "phrase_unit", "phrase_context"}
+"""Settings of a ``PoolingConfig`` that are about regions and phrases."""
 
 OWN_PREFIX = "backbone."
 """What the names of a saved model's weights start with: where ``PowerCLIP`` keeps open_clip's model."""
@@ -63,15 +63,15 @@ def create_model(
             tower was trained with (class token, attention pooling, ...).
         text_pool: the same of texts: "avg" over valid tokens (the paper), or "tower" ("argmax" is an older name of it).
         scoring: how region and phrase vectors become a score in evaluation; the defaults if None.
-        **overrides: ``phrase_norm``, ``phrase_unit`` and ``phrase_context``, as in ``powerclip.config.PoolingConfig``;
-            and ``image_size``, ``context_length``, ``init_logit_scale`` (initial log of the inverse temperature) and
+        **overrides: ``region_norm``, ``phrase_norm``, ``phrase_unit`` and ``phrase_context``, as in
+            ``powerclip.config.PoolingConfig``; and ``image_size``, ``context_length``, ``init_logit_scale`` (initial log of the inverse temperature) and
             ``init_logit_bias``, in place of the config's values; None keeps those.
 
     Raises:
         PowerclipError: there is no such model or checkpoint, it cannot be read, or a tower has no dense outputs.
         ValueError: an argument is unknown or out of range.
     """
-    phrases = {key: overrides.pop(key) for key in PHRASES & overrides.keys()}
+    phrases = {key: overrides.pop(key) for key in ALIGNED & overrides.keys()}
     kept = _kept(scoring, image_pool=image_pool, text_pool=text_pool, **phrases)
     start = find_start(name, pretrained)
     model_config = copy.deepcopy(start.model)
@@ -90,7 +90,7 @@ def from_open_clip(
     image_pool: ImagePool = "tower",
     text_pool: TextPool = "tower",
     scoring: ScoringConfig | None = None,
-    **phrases: Any,
+    **aligned: Any,
 ) -> PowerCLIP:
     """Add dense outputs to a model that open_clip has built. Parameters are shared: training one trains the other.
 
@@ -101,7 +101,7 @@ def from_open_clip(
         PowerclipError: a tower has no dense outputs in the joint space.
         ValueError: an argument is out of range.
     """
-    return PowerCLIP(backbone, config=_kept(scoring, image_pool=image_pool, text_pool=text_pool, **phrases))
+    return PowerCLIP(backbone, config=_kept(scoring, image_pool=image_pool, text_pool=text_pool, **aligned))
 
 
 def _kept(scoring: ScoringConfig | None, **pooling: Any) -> dict[str, Any]:

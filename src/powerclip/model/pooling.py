@@ -7,7 +7,7 @@ the tokens of leaf l), p_B = sum of the leaves of phrase B.
 import torch
 from torch import Tensor
 
-from powerclip.config.values import PhraseNorm
+from powerclip.config.values import PhraseNorm, RegionNorm
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -20,8 +20,12 @@ def normalise(x: Tensor) -> Tensor:
     return x * x.square().sum(dim=-1, keepdim=True).clamp(min=1e-24).rsqrt()
 
 
-def pool_regions(patches: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-    """``PowerCLIP.encode_regions``, from (B, N, D) patch embeddings: the direction of the sum of a region's patches."""
+def pool_regions(patches: Tensor, masks: Tensor, *, norm: RegionNorm = "unit") -> tuple[Tensor, Tensor]:
+    """``PowerCLIP.encode_regions``, from (B, N, D) patch embeddings.
+
+    ``norm`` is that of ``PoolingConfig.region_norm``: "unit" is the direction of the sum of a region's patches, "image"
+    their mean over the length of the mean of all N, so that the vector of the whole image has unit length.
+    """
     if masks.ndim != 3 or masks.shape[0] != patches.shape[0] or masks.shape[2] != patches.shape[1]:
         raise ValueError(
             f"masks have shape {tuple(masks.shape)}; expected (B, M, N) with B = {patches.shape[0]} images and "
@@ -29,7 +33,12 @@ def pool_regions(patches: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
         )
     with torch.autocast(patches.device.type, enabled=False):
         patches = at_least_float32(patches)
-        return normalise(torch.bmm(masks.to(patches.dtype), patches)), masks.any(dim=-1)
+        sums, present = torch.bmm(masks.to(patches.dtype), patches), masks.any(dim=-1)  # (B, M, D), (B, M)
+        if norm == "unit":
+            return normalise(sums), present
+        squared_B11 = patches.mean(dim=1, keepdim=True).square().sum(dim=-1, keepdim=True)
+        means = sums / masks.sum(dim=-1, keepdim=True).clamp(min=1)
+        return means * squared_B11.clamp(min=1e-24).rsqrt(), present
 
 
 def mean_of_valid(tokens: Tensor, valid: Tensor) -> Tensor:

@@ -57,6 +57,7 @@ class PowerCLIP(nn.Module):
         self.config = config
         pooling = PoolingConfig(**{f.name: config[f.name] for f in fields(PoolingConfig) if f.name in config})
         self.image_pool, self.text_pool = pooling.image_pool, pooling.text_pool
+        self.region_norm = pooling.region_norm
         self.phrase_norm, self.phrase_unit = pooling.phrase_norm, pooling.phrase_unit
         self.phrase_context = pooling.phrase_context
         pool = getattr(backbone.visual.trunk, "attn_pool", None) if isinstance(backbone.visual, TimmModel) else None
@@ -165,17 +166,17 @@ class PowerCLIP(nn.Module):
             masks: (B, M, N) bool regions on the patch grid, row-major; an all-False region is absent.
 
         Returns:
-            (B, M, D) float32 unit vectors, zero where absent, and (B, M) bool, True = present.
+            (B, M, D) float32 vectors, of unit length if ``region_norm`` is "unit", zero where absent, and (B, M) bool, True = present.
 
         Raises:
             ValueError: the masks are not on the model's grid.
         """
-        return pool_regions(self.encode_patches(images), masks)
+        return pool_regions(self.encode_patches(images), masks, norm=self.region_norm)
 
     def encode_image_and_regions(self, images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """``encode_regions`` and ``encode_image`` in one pass: (B, M, D), (B, M) bool and (B, D)."""
         patches, pooled = self._encode_patches(images)
-        return (*pool_regions(patches, masks), _embedding(pooled, False, patches.dtype))
+        return (*pool_regions(patches, masks, norm=self.region_norm), _embedding(pooled, False, patches.dtype))
 
     def encode_phrases(self, tokens: Tensor, leaf_of_token: Tensor, spans: Tensor) -> tuple[Tensor, Tensor]:
         """Phrase vectors of captions, or, for a model with ``phrase_unit`` "token", those of single tokens.
@@ -244,7 +245,7 @@ class PowerCLIP(nn.Module):
             return found | ({} if text is None else {"text_features": self.encode_text(text, normalize=True)})
         patches, image = self._encode_patches(batch.images)  # (B, N, D), (B, D)
         dense, text = self._encode_tokens(batch.tokens)  # (B, T, D), (B, D)
-        regions, region_mask = pool_regions(patches, batch.region_masks)  # (B, M, D), (B, M)
+        regions, region_mask = pool_regions(patches, batch.region_masks, norm=self.region_norm)  # (B, M, D), (B, M)
         if self.phrase_context == "alone":
             phrases, phrase_mask = self._phrases_alone(batch.tokens, batch.leaf_of_token, batch.phrase_spans)
         else:
