@@ -1,11 +1,13 @@
+import pytest
 import torch
 
 import powerclip
 from powerclip.model import load, save
 
 
-def test_patches_are_convolutional_and_no_image_depends_on_its_batch():
-    model = powerclip.create_model("tiny-conv").eval()
+@pytest.mark.parametrize(("name", "side"), [("tiny-conv", 2), ("tiny-local", 3)])
+def test_patches_are_convolutional_and_no_image_depends_on_its_batch(name, side):
+    model = powerclip.create_model(name).eval()
     images = torch.randn(3, 3, 48, 48, generator=torch.Generator().manual_seed(0))
     alone = torch.cat([model.encode_patches(image[None]) for image in images])
     torch.testing.assert_close(model.train().encode_patches(images), alone, rtol=0, atol=1e-5)
@@ -14,11 +16,12 @@ def test_patches_are_convolutional_and_no_image_depends_on_its_batch():
     moved[0, :, 7, 7] += 1.0  # the last pixel of the first patch, which its neighbours' convolutions see too
     stem = model.backbone.visual.trunk.patch_embed
     changed = (stem(moved[:1]) != stem(images[:1])).any(dim=-1)[0]
-    assert changed.view(model.grid_size).nonzero().tolist() == [[0, 0], [0, 1], [1, 0], [1, 1]]
+    assert changed.view(model.grid_size).nonzero().tolist() == [[i, j] for i in range(side) for j in range(side)]
 
 
-def test_it_is_saved_and_resized_as_any_other(tmp_path):
-    model = powerclip.create_model("tiny-conv", image_size=64).eval()
+@pytest.mark.parametrize("name", ["tiny-conv", "tiny-local"])
+def test_it_is_saved_and_resized_as_any_other(name, tmp_path):
+    model = powerclip.create_model(name, image_size=64).eval()
     assert model.grid_size == (8, 8)
     save(model, tmp_path / "m")
     again, _, _ = load(tmp_path / "m")

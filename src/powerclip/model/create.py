@@ -54,8 +54,8 @@ def create_model(
     interpolation and the way of resizing.
 
     Args:
-        name: a ViT that open_clip knows, "tiny" or "tiny-conv", or the path of a JSON config in open_clip's form,
-            without weights; or ``local-dir:FOLDER`` or ``hf-hub:ORGANISATION/NAME``, a model in open_clip's
+        name: a ViT that open_clip knows, "tiny", "tiny-conv" or "tiny-local", or the path of a JSON config in
+            open_clip's form, without weights; or ``local-dir:FOLDER`` or ``hf-hub:ORGANISATION/NAME``, a model in open_clip's
             form with its weights.
         pretrained: an open_clip tag of the named model, or a checkpoint file for it; or a run folder, model folder or
             ``model.safetensors`` of powerclip, whose architecture is used instead of the named one.
