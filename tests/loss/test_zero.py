@@ -34,7 +34,7 @@ def centred_by_loops(vectors, mask, mean=None):
     return found, mean
 
 
-def midpoint_by_loops(regions, phrases, region_mask, phrase_mask):
+def between_by_loops(share, regions, phrases, region_mask, phrase_mask):
     matched, unmatched = [], []
     for i in range(len(regions)):
         for j in range(len(phrases)):
@@ -43,7 +43,7 @@ def midpoint_by_loops(regions, phrases, region_mask, phrase_mask):
                 for k in range(phrases.shape[1]):
                     if region_mask[i, m] and phrase_mask[j, k] and all(valid):
                         (matched if i == j else unmatched).append(float(regions[i, m] @ phrases[j, k]))
-    return (sum(matched) / len(matched) + sum(unmatched) / len(unmatched)) / 2
+    return share * sum(matched) / len(matched) + (1 - share) * sum(unmatched) / len(unmatched)
 
 
 def found(module, inputs):
@@ -73,13 +73,14 @@ def test_a_number_is_taken_off_every_similarity(options):
     assert abs(mine[0] - found(make("none"), (regions, phrases, *masks))[0]) > 1e-3
 
 
-def test_the_midpoint_of_matched_and_unmatched_is_found_smoothed_and_kept():
-    module, threshold = make("midpoint"), None
+@pytest.mark.parametrize(("zero", "share"), [("midpoint", 0.5), ("matched", 1.0)])
+def test_a_threshold_between_matched_and_unmatched_is_found_smoothed_and_kept(zero, share):
+    module, threshold = make(zero), None
     for seed in range(3):
         regions, phrases, *masks = pairs(seed=seed)
         inputs = (regions, phrases + 0.5 * regions[:, :1], *masks)  # captions that fit their image a little
         mine = found(module, inputs)
-        new = midpoint_by_loops(*inputs)
+        new = between_by_loops(share, *inputs)
         threshold = new if threshold is None else 0.9 * threshold + 0.1 * new
         assert float(module.zero.threshold) == pytest.approx(threshold, rel=1e-5)
         threshold = float(module.zero.threshold)
@@ -87,7 +88,7 @@ def test_the_midpoint_of_matched_and_unmatched_is_found_smoothed_and_kept():
         assert_close(mine, expected)
     assert module.fitted == {"zero": threshold}
     module.eval()
-    resumed = make("midpoint")
+    resumed = make(zero)
     resumed.load_state_dict(module.state_dict())
     assert resumed.eval()(*pairs(seed=7)) == module(*pairs(seed=7)) == make(threshold)(*pairs(seed=7))
     assert float(module.zero.threshold) == threshold
@@ -137,20 +138,20 @@ def test_centred_vectors_lose_the_batch_s_means_and_are_unit_again():
         torch.testing.assert_close(vectors.values, expected, rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize("zero", ["midpoint", "learned", "centred"])
+@pytest.mark.parametrize("zero", ["midpoint", "matched", "learned", "centred"])
 def test_what_cannot_be_measured_leaves_the_state_as_it_is(zero):
     module = make(zero)
     module(*pairs())
     before = {name: value.clone() for name, value in module.zero.state_dict().items()}
     regions, *rest = pairs(seed=1)
     module(regions * torch.nan, *rest)
-    if zero == "midpoint":
+    if zero in ("midpoint", "matched"):
         module(*(x[:1] for x in pairs(seed=1)))  # nothing unmatched
     for name, value in module.zero.state_dict().items():
         assert torch.equal(value, before[name])
 
 
-@pytest.mark.parametrize("zero", ["midpoint", "learned", "centred", 0.1])
+@pytest.mark.parametrize("zero", ["midpoint", "matched", "learned", "centred", 0.1])
 def test_a_batch_without_pairs_is_no_loss(zero):
     regions, phrases, region_mask, phrase_mask = pairs()
     for inputs in ((regions, phrases, region_mask & False, phrase_mask), tuple(x[:0] for x in pairs())):
@@ -158,7 +159,7 @@ def test_a_batch_without_pairs_is_no_loss(zero):
 
 
 ROWS = {2: (9, 4), 3: (6, 1, 6)}
-ZEROS = ("midpoint", "learned", "centred")
+ZEROS = ("midpoint", "matched", "learned", "centred")
 
 
 def shares(process, size):
@@ -195,7 +196,7 @@ def test_many_processes_are_one_with_the_whole_batch(size, tmp_path):
 
 
 def test_wrong_settings_are_named():
-    words = "'none', 'midpoint', 'learned', 'centred'"
+    words = "'none', 'midpoint', 'matched', 'learned', 'centred'"
     with pytest.raises(ValueError, match=f"zero is 'middle'; it must be a number or {words}"):
         make("middle")
     with pytest.raises(ValueError, match="zero 'centred' keeps means of vectors; give their dimension"):

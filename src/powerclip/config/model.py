@@ -116,8 +116,8 @@ class ScoringConfig(AggregationConfig):
     """Divide the similarity by the number of regions, so that the margin means the same at every M."""
     zero: Zero = "none"
     """Where the similarity s of a region and a phrase is zero, so that the best subset neither is empty nor holds all
-    regions. A number, the midpoint between the means of matched and unmatched pairs, or a learned number is taken off
-    s; centred takes the batch's means off regions and phrases and makes them unit vectors again."""
+    regions. A number, the mean of matched pairs, the midpoint between it and that of unmatched ones, or a learned
+    number is taken off s; centred takes the batch's means off regions and phrases and makes them unit vectors again."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -71,7 +71,7 @@ class PowersetAlignmentLoss(nn.Module):
                 parameters of this module, as a learned threshold is: give them to the optimiser, and sum their gradients
                 over processes.
             dimension: D, which zero="centred" needs.
-            zeta_momentum: weight of the old estimate when a calibrated zeta, a midpoint or means are updated.
+            zeta_momentum: weight of the old estimate when a calibrated zeta, a threshold or means are updated.
             tile_bytes: working memory of the search; a suitable size for the device by default.
             distributed: use the batch of all processes; False uses this process's alone.
             scoring: further settings of ``powerclip.config.ScoringConfig``, by name, ``normalise_by_regions`` False by

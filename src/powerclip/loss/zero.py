@@ -8,6 +8,9 @@ from powerclip.alignment.zero import centre, place_zero, shift
 from powerclip.config.values import Zero
 from powerclip.distributed import gather_rows, sum_over_processes
 
+BETWEEN: dict[Zero, float] = {"midpoint": 0.5, "matched": 1.0}
+"""Where a threshold lies, from the mean s of unmatched regions and phrases, 0, to that of matched ones, 1."""
+
 
 @torch.no_grad()
 def smooth(estimate: Tensor, value: Tensor, *, momentum: float) -> None:
@@ -21,8 +24,11 @@ def smooth(estimate: Tensor, value: Tensor, *, momentum: float) -> None:
 class PlacedZero(nn.Module):
     """Moves the zero of s on a process's own vectors, before they are gathered.
 
+    - "matched": the threshold is the mean s of the regions and phrases of each pair in the batch of all processes,
+      smoothed over steps; it gets no gradient. About half of a pair's similarities are below it, so that what is learnt
+      about a phrase goes to the regions that have most of it.
     - "midpoint": the threshold lies halfway between the mean s of matched and of unmatched regions and phrases of the
-      batch of all processes, smoothed over steps; it gets no gradient. Both means are products of summed vectors, so
+      batch of all processes, likewise smoothed. Both means are products of summed vectors, so
       the cost is that of reading the vectors once. (Captions equal to a pair's own count as unmatched.)
     - "learned": the threshold is a parameter that starts at 0. Each process gets its share of the gradient.
     - "centred": the means of all present regions and of all present phrases of the batch of all processes are taken off
@@ -39,7 +45,7 @@ class PlacedZero(nn.Module):
         """Set up the state of ``zero``; "centred" vectors need their ``dimension`` D (ValueError without it)."""
         super().__init__()
         self.zero, self.momentum, self.distributed = zero, momentum, distributed
-        if zero == "midpoint":
+        if zero in BETWEEN:
             self.register_buffer("threshold", torch.full((), torch.nan))
         elif zero == "learned":
             self.threshold = nn.Parameter(torch.zeros(()))
@@ -65,9 +71,9 @@ class PlacedZero(nn.Module):
             if fit:
                 smooth(self.means, means.detach(), momentum=self.momentum)
             return centre(regions, means[0]), centre(phrases, means[1])
-        if self.zero == "midpoint":
+        if self.zero in BETWEEN:
             if fit:
-                smooth(self.threshold, self._midpoint(regions, phrases), momentum=self.momentum)
+                smooth(self.threshold, self._threshold(regions, phrases), momentum=self.momentum)
             return shift(regions, phrases, self.threshold.nan_to_num(0.0))
         if self.zero == "learned":
             return shift(regions, phrases, self.threshold)
@@ -76,7 +82,7 @@ class PlacedZero(nn.Module):
     @property
     def fitted(self) -> float | None:
         """The threshold as it stands, where it is fitted or learned."""
-        found = self.threshold if self.zero in ("midpoint", "learned") else None
+        found = self.threshold if self.zero in (*BETWEEN, "learned") else None
         return None if found is None or found.isnan() else found.item()
 
     def _batch_means(self, regions: MaskedVectors, phrases: MaskedVectors) -> Tensor:
@@ -89,8 +95,8 @@ class PlacedZero(nn.Module):
         return sums.sum(dim=0) / counts.clamp(min=1)[:, None]
 
     @torch.no_grad()
-    def _midpoint(self, regions: MaskedVectors, phrases: MaskedVectors) -> Tensor:
-        """() halfway between the mean s of matched and unmatched; NaN if there are none of either."""
+    def _threshold(self, regions: MaskedVectors, phrases: MaskedVectors) -> Tensor:
+        """() the mean s of matched, or halfway between it and that of unmatched; NaN if there are none of either."""
         phrases = phrases.joined(len(regions))
         valid = (regions.some & phrases.some)[:, None]
         r, p = (vectors.values.sum(dim=1) * valid for vectors in (regions, phrases))  # (B, D) each
@@ -103,4 +109,5 @@ class PlacedZero(nn.Module):
         matched = of_all[-2:]
         every = torch.stack([of_all[:D] @ of_all[D : 2 * D], of_all[2 * D] * of_all[2 * D + 1]])
         unmatched = every - matched
-        return (matched[0] / matched[1] + unmatched[0] / unmatched[1]) / 2
+        low, high = unmatched[0] / unmatched[1], matched[0] / matched[1]
+        return low + BETWEEN[self.zero] * (high - low)
