@@ -20,15 +20,15 @@ from tests.support.colours import ColourModel, preprocess, tokenizer
 from tests.support.models import write_tiny
 
 
-@pytest.fixture(scope="module")
-def subject(tmp_path_factory):
+@pytest.fixture(scope="module", params=["unit", "image"])
+def subject(request, tmp_path_factory):
     torch.manual_seed(0)
-    model = powerclip.create_model(write_tiny(tmp_path_factory.mktemp("model"))).eval()
+    model = powerclip.create_model(write_tiny(tmp_path_factory.mktemp("model")), region_norm=request.param).eval()
     encoder = Encoder(model, make_transforms(model)[1], make_tokenizer(model), device="cpu", batch_size=8)
     return Subject(name="tiny", encoder=encoder, aligned=True, pairs=[])
 
 
-def test_maps_are_cosines_on_one_scale(subject):
+def test_maps_are_of_the_model_s_own_regions_on_one_scale(subject):
     image = Image.new("RGB", (64, 64), "white")
     image.paste("red", (0, 0, 32, 32))
     prompts = ["a red thing", "nothing at all <b>"]
@@ -38,15 +38,18 @@ def test_maps_are_cosines_on_one_scale(subject):
     with torch.inference_mode():
         patches = subject.dense.encode_patches(subject.encoder.preprocess(image)[None])[0]
         texts = subject.dense.encode_text(subject.encoder.tokenizer(prompts))
-        cosines = torch.nn.functional.cosine_similarity(texts[:, None], patches[None], dim=-1)
-    low, high = cosines.min().item(), cosines.max().item()
+        of_mean = subject.dense.region_norm == "image"
+        lengths = patches.mean(dim=0).norm().expand(len(patches)) if of_mean else patches.norm(dim=1)
+        similarities = torch.nn.functional.normalize(texts, dim=-1) @ (patches / lengths[:, None]).T
+    low, high = similarities.min().item(), similarities.max().item()
+    assert ("a value is a cosine" in document) != of_mean
     assert f'aria-label="colours from {low:.3f} to {high:.3f}"' in document
-    for of_prompt in cosines:
+    for of_prompt in similarities:
         assert f"patches {of_prompt.min().item():.3f} to {of_prompt.max().item():.3f}" in document
     assert document.count("<figure>") == 3
     assert "<b>" not in document.split("nothing at all ")[1][:5]
     data = json.loads(re.search(r'id="data">(.*?)</script>', document)[1])
-    for source, of_prompt in zip(data["images"][2:], cosines, strict=True):
+    for source, of_prompt in zip(data["images"][2:], similarities, strict=True):
         drawn = (
             Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2])))
             .convert("RGB")

@@ -1,5 +1,6 @@
 """Where an image is similar to free prompts, as heat maps on one scale."""
 
+import math
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -7,7 +8,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch.nn.functional import normalize
 
 from powerclip.errors import PowerclipError
 from powerclip.explore.frame import frame
@@ -42,23 +42,25 @@ def heat_maps(subject: Subject, image: Image.Image, text: str) -> str:
         raise PowerclipError(f"{subject.name} has no embeddings of patches, so there is nothing to map; use a ViT")
     with torch.inference_mode():
         pixels = encoder.preprocess(image)
-        patches_ND = normalize(model.encode_patches(pixels[None].to(encoder.device))[0].float().cpu(), dim=-1)
+        one_patch = torch.eye(math.prod(model.grid_size), device=encoder.device).bool()[None]  # (1, N, N)
+        patches_ND = model.encode_regions(pixels[None].to(encoder.device), one_patch)[0][0].float().cpu()
         prompts_QD = encoder.texts(prompts)
-        cosines_QN = (prompts_QD @ patches_ND.T).numpy()
+        s_QN = (prompts_QD @ patches_ND.T).numpy()
         whole_Q = (prompts_QD @ encoder.images([image]).T)[:, 0].tolist()
-    low, high = float(cosines_QN.min()), float(cosines_QN.max())
+    low, high = float(s_QN.min()), float(s_QN.max())
     seen = seen_image(model, pixels)
     seen = seen.resize((round(seen.width * SIDE / max(seen.size)), round(seen.height * SIDE / max(seen.size))))
     images = Images()
     images.add(_coloured(np.linspace(0, 1, 256)[None]).resize((320, 16)), "scale", side=SIDE)
     images.add(seen, "image", side=SIDE)
     sources, maps = [images.sources[0], images.sources[1]], []
-    for prompt, cosines_N, whole in zip(prompts, cosines_QN, whole_Q, strict=True):
-        shares = ((cosines_N - low) / (high - low or 1.0)).reshape(model.grid_size)
+    for prompt, s_N, whole in zip(prompts, s_QN, whole_Q, strict=True):
+        shares = ((s_N - low) / (high - low or 1.0)).reshape(model.grid_size)
         heat = _coloured(shares).resize(seen.size, Image.Resampling.NEAREST)
         sources.append(images.sources[images.add(Image.blend(seen, heat, OPACITY), prompt, side=SIDE).number])
-        maps.append(Map(prompt, float(cosines_N.min()), float(cosines_N.max()), whole))
-    return frame("prompts.html.jinja", images=sources, maps=maps, low=low, high=high, grid=model.grid_size)
+        maps.append(Map(prompt, float(s_N.min()), float(s_N.max()), whole))
+    unit = model.region_norm == "unit"
+    return frame("prompts.html.jinja", images=sources, maps=maps, low=low, high=high, grid=model.grid_size, unit=unit)
 
 
 def _coloured(shares: NDArray[Any]) -> Image.Image:

@@ -110,7 +110,7 @@ for (const card of all("article.grounding")) {
     all(`[data-run="${run}"] i`, phrase).map((part) => [Number(part.dataset.region), Number(part.dataset.s), part])));
   const heat = parts.map((of_run) => of_run.map((found, run) => views[run].cells.map((_, n) =>
     found.reduce((sum, [region, s]) => sum + (s > 0 ? s * views[run].masks[region][n] : 0), 0) / (views[run].covering[n] || 1))));
-  const most = Math.max(1e-9, ...heat.flat(2));
+  const most = heat.map((of_run) => Math.max(1e-9, ...of_run.flat()));  // of a phrase, in any run
   let pinned = -1;
 
   function clear() {
@@ -129,7 +129,7 @@ for (const card of all("article.grounding")) {
     if (k < 0) return;
     const counts = views.map((view, run) => {
       if (!phrases[k].querySelector(`[data-run="${run}"]`)) return `${names[run]} does not score this`;
-      view.cells.forEach((cell, n) => { cell.style.fillOpacity = 0.8 * (1 - heat[k][run][n] / most); });
+      view.cells.forEach((cell, n) => { cell.style.fillOpacity = 0.8 * (1 - heat[k][run][n] / most[k]); });
       const found = parts[k][run], sum = found.reduce((total, [, s]) => total + s, 0);
       return `${names[run]}: ${sum.toFixed(2)}, the sum of ${found.length} region${found.length === 1 ? "" : "s"}`;
     });
@@ -190,10 +190,10 @@ for (const card of all("article.grounding")) {
     picture.addEventListener("pointerleave", (event) => { if (event.pointerType === "mouse") showPhrase(pinned); });
     slider.addEventListener("input", () => (Number(slider.value) ? showRegion(run, slider.value - 1) : showPhrase(pinned)));
   });
-  // At first, and on paper, the phrase with the highest score is shown.
-  const score = (k) => Math.max(...parts[k].map((found) => found.reduce((sum, [, s]) => sum + s, 0)));
-  const best = phrases.reduce((a, _, k) => (a < 0 || score(k) > score(a) ? k : a), -1);
-  if (best >= 0) phrases[best].querySelector("button").click();
+  // At first, and on paper, the first innermost phrase that is grounded is shown: it most often names a thing.
+  const grounded = phrases.map((_, k) => k).filter((k) => parts[k].some((found) => found.length));
+  const first = grounded.find((k) => !phrases[k].nextElementSibling) ?? grounded[0] ?? 0;
+  if (phrases.length) phrases[first].querySelector("button").click();
 }
 // A page that is kept fresh loads itself again, once its reader has been idle for that long.
 if (document.body.dataset.reloadS) {
