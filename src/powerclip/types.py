@@ -60,7 +60,7 @@ class Features:
     text: Tensor
     """(B n, D) unit global text embeddings."""
     regions: Tensor
-    """(B, M, D) region vectors, zero where absent."""
+    """(B, M, D) region vectors, of unit length unless the model keeps lengths, zero where absent."""
     region_mask: Tensor
     """(B, M) bool, True = present."""
     phrases: Tensor

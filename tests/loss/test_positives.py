@@ -179,7 +179,7 @@ def test_a_form_of_the_powerset_loss_is_its_loops(name, ids):
     close(mine, value_and_gradients(loops, regions, phrases))
 
 
-@pytest.mark.parametrize("zero", ["midpoint", "learned", "centred"])
+@pytest.mark.parametrize("zero", ["midpoint", "matched", "learned", "centred"])
 def test_a_caption_given_several_times_is_that_caption(zero):
     """The loss, where the zero is put, and the measures; only a calibrated zeta is fitted to other pairs."""
     regions, phrases, region_mask, phrase_mask = problem(C, C, 4, 3)

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from powerclip.model.pooling import mean_of_valid, pool_leaves, pool_phrases, pool_regions
+from powerclip.model.pooling import SHORTEST, mean_of_valid, pool_leaves, pool_phrases, pool_regions
 
 
 @pytest.mark.parametrize("norm", ["unit", "image"])
@@ -49,6 +49,12 @@ def test_leaves_and_phrases_follow_their_definitions():
                 if inside and norm == "unit":
                     expected = normalize(expected, dim=0)
                 torch.testing.assert_close(phrases[b, k], expected, rtol=0, atol=1e-12)
+
+
+def test_patches_that_cancel_make_no_region_long_without_bound():
+    patches = torch.tensor([[[1.0, 0.0], [-1.0, 1e-6]]])
+    regions, _ = pool_regions(patches, torch.eye(2, dtype=torch.bool)[None], norm="image")
+    torch.testing.assert_close(regions, patches / SHORTEST)
 
 
 @pytest.mark.parametrize("norm", ["unit", "image"])

@@ -1,5 +1,6 @@
 import copy
 import json
+import math
 
 import open_clip
 import pytest
@@ -12,7 +13,7 @@ from powerclip.config import ScoringConfig
 from powerclip.errors import PowerclipError
 from powerclip.files import SUMS
 from powerclip.model import from_open_clip, make_tokenizer, save
-from powerclip.model.pooling import caption_ids
+from powerclip.model.pooling import caption_ids, pool_regions
 from powerclip.phrases import PhraseTree, encode_captions
 from powerclip.types import Batch
 
@@ -200,6 +201,19 @@ def test_regions_and_phrases_are_those_of_a_batch(model):
     assert torch.equal(phrase_mask, features.phrase_mask)
     with pytest.raises(ValueError, match="masks have shape"):
         model.encode_regions(batch.images, batch.region_masks[..., 1:])
+
+
+def test_a_model_keeps_the_lengths_of_its_regions_and_older_ones_have_none(tmp_path):
+    model = powerclip.create_model("tiny", region_norm="image").eval()
+    save(model, tmp_path / "m")
+    again = powerclip.load(tmp_path / "m")[0]
+    images, masks = torch.randn(2, 3, *model.image_size), torch.rand(2, 3, math.prod(model.grid_size)) < 0.5
+    expected, _ = pool_regions(model.encode_patches(images), masks, norm="image")
+    assert (expected.norm(dim=-1) - 1).abs().max() > 1e-3
+    for found in (model.encode_regions(images, masks), again.encode_image_and_regions(images, masks)):
+        torch.testing.assert_close(found[0], expected)
+    without = {name: value for name, value in model.config.items() if name != "region_norm"}
+    assert powerclip.PowerCLIP(model.backbone, config=without).region_norm == "unit"
 
 
 def test_a_model_keeps_how_it_is_scored(tmp_path):

@@ -697,7 +697,7 @@ def test_a_calibrated_zeta_is_part_of_the_checkpoint(config, shards, tmp_path):
     assert [(line["loss"], line["zeta"]) for line in again] == [(line["loss"], line["zeta"]) for line in curve]
 
 
-@pytest.mark.parametrize("zero", ["midpoint", "learned", "centred"])
+@pytest.mark.parametrize("zero", ["midpoint", "matched", "learned", "centred"])
 def test_the_zero_is_trained_saved_with_the_model_and_part_of_the_checkpoint(zero, config, shards, tmp_path):
     objective = dataclasses.replace(config.objective, zero=zero, powerset_weight=1.0)
     config = dataclasses.replace(config, objective=objective, checkpoint_every_steps=4, log_every_steps=1)

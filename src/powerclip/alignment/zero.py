@@ -16,8 +16,8 @@ def place_zero(
 ) -> tuple[MaskedVectors, MaskedVectors]:
     """The vectors to score, of a model whose ``ScoringConfig.zero`` is this.
 
-    ``means`` are (2, D), of regions and of phrases, for "centred" vectors. A fitted or learned threshold that never
-    was leaves the zero where it is.
+    ``means`` are (2, D), of regions and of phrases, for "centred" vectors. A threshold that was never fitted or
+    learned leaves the zero where it is.
     """
     if zero == "centred" and means is not None:
         return centre(regions, means[0]), centre(phrases, means[1])

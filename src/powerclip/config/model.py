@@ -49,11 +49,11 @@ class ModelConfig(PoolingConfig):
     """Which towers, and how their dense outputs become vectors."""
 
     name: str = "ViT-B-16"
-    """A ViT that open_clip knows, "tiny", "tiny-conv" or "tiny-local", or the path of a JSON config in open_clip's format;
-    or, with its weights, local-dir:FOLDER or hf-hub:ORGANISATION/NAME."""
+    """A ViT that open_clip knows, "tiny", "tiny-conv" or "tiny-local", or the path of a JSON config in open_clip's
+    format; or, with its weights, local-dir:FOLDER or hf-hub:ORGANISATION/NAME."""
     pretrained: str | None = None
     """What to start from: an open_clip tag, a checkpoint file, or a run or model folder of powerclip, which brings its
-    own architecture; None starts from scratch."""
+    own architecture (how vectors are pooled is set here, not there); None starts from scratch."""
     image_size: int | None = None
     """Height and width of the images in pixels; None takes the model's own. Position embeddings are resized."""
     context_length: int | None = None

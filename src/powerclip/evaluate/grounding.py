@@ -31,9 +31,11 @@ Item = tuple[Picture, Masks, Tensor]
 def grounding_metrics(encoder: Encoder, task: Grounding) -> dict[str, float]:
     """Where a PowerCLIP model sees the phrases of a task, as shares of all phrases or means over them.
 
-    ``patch``, the pointing game: the best patch is one of the object's. ``contribution``: the same, but the best patch is
-    the one that adds most to a region's similarity, by its dot product with the phrase, where ``patch`` goes by the
-    cosine: a region's vector is the sum of its patches, so that longer patches count more. ``region``: of the boxes of all objects of the
+    ``patch``, the pointing game: the best patch, as a region of its own, is one of the object's. ``contribution``: the
+    same, but the best patch is the one that adds most to a region's similarity, by its dot product with the phrase: a
+    region's vector is the sum of its patches, so that longer patches count more. Where regions keep those lengths
+    (``region_norm``) the two are the same; with unit vectors ``patch`` goes by the cosine.
+    ``region``: of the boxes of all objects of the
     image and those of ``fixed_boxes``, the best has an IoU of at least 0.5 with the object's. Of candidates that tie
     for the best, each counts its share. ``precision`` and ``recall``: of the area of all those boxes that the model
     chooses for the phrase (``powerclip.alignment.grounding``) against the object's patches; both are 0 if it
@@ -76,11 +78,11 @@ def grounding_metrics(encoder: Encoder, task: Grounding) -> dict[str, float]:
             patches, regions, present, candidates, objects, phrases, strict=True
         ):
             N = objects_ON.shape[1]
-            cosines_ON = ground(regions_MD[:N], phrases_OD).similarities
+            s_ON = ground(regions_MD[:N], phrases_OD).similarities
             boxes = present_M.nonzero()[:, 0][N:]
             found = ground(regions_MD[boxes], phrases_OD, subsets=model.scoring.subsets)
             targets = boxes_of(objects_ON, model.grid_size)
-            pointed = torch.stack([cosines_ON, phrases_OD @ patches_ND.T])
+            pointed = torch.stack([s_ON, phrases_OD @ patches_ND.T])
             values.append(measure(pointed, found.similarities, found.subsets, objects_ON, masks_MN[boxes], targets))
         return torch.stack(values), objects.any(dim=2)
 
@@ -104,7 +106,7 @@ def measure(
     """(Q, 10) float32: the five ``METRICS`` of Q phrases of one image, and the chance of each.
 
     Args:
-        pointed: (2, Q, N) cosines and dot products of the phrases and single patches.
+        pointed: (2, Q, N) similarities and dot products of the phrases and single patches.
         regions, chosen: (Q, M) similarities of the phrases and the candidate boxes, and bool, which are chosen.
         objects, boxes: (Q, N) bool, the patches and the box of the object that a phrase names.
         candidates: (M, N) bool, the patches of the candidate boxes.

@@ -25,8 +25,8 @@ class PlacedZero(nn.Module):
     """Moves the zero of s on a process's own vectors, before they are gathered.
 
     - "matched": the threshold is the mean s of the regions and phrases of each pair in the batch of all processes,
-      smoothed over steps; it gets no gradient. About half of a pair's similarities are below it, so that what is learnt
-      about a phrase goes to the regions that have most of it.
+      smoothed over steps; it gets no gradient. A third or more of a pair's similarities are below it and get hardly any
+      gradient, so that what is learnt about a phrase goes to the regions that have most of it.
     - "midpoint": the threshold lies halfway between the mean s of matched and of unmatched regions and phrases of the
       batch of all processes, likewise smoothed. Both means are products of summed vectors, so
       the cost is that of reading the vectors once. (Captions equal to a pair's own count as unmatched.)

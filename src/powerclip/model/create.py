@@ -55,8 +55,8 @@ def create_model(
 
     Args:
         name: a ViT that open_clip knows, "tiny", "tiny-conv" or "tiny-local", or the path of a JSON config in
-            open_clip's form, without weights; or ``local-dir:FOLDER`` or ``hf-hub:ORGANISATION/NAME``, a model in open_clip's
-            form with its weights.
+            open_clip's form, without weights; or ``local-dir:FOLDER`` or ``hf-hub:ORGANISATION/NAME``, a model in
+            open_clip's form with its weights.
         pretrained: an open_clip tag of the named model, or a checkpoint file for it; or a run folder, model folder or
             ``model.safetensors`` of powerclip, whose architecture is used instead of the named one.
         image_pool: the global image embedding: "avg" over the patches (the paper), or "tower", the pooling that the
@@ -64,15 +64,15 @@ def create_model(
         text_pool: the same of texts: "avg" over valid tokens (the paper), or "tower" ("argmax" is an older name of it).
         scoring: how region and phrase vectors become a score in evaluation; the defaults if None.
         **overrides: ``region_norm``, ``phrase_norm``, ``phrase_unit`` and ``phrase_context``, as in
-            ``powerclip.config.PoolingConfig``; and ``image_size``, ``context_length``, ``init_logit_scale`` (initial log of the inverse temperature) and
-            ``init_logit_bias``, in place of the config's values; None keeps those.
+            ``powerclip.config.PoolingConfig``; and ``image_size``, ``context_length``, ``init_logit_scale`` (initial
+            log of the inverse temperature) and ``init_logit_bias``, in place of the config's values; None keeps those.
 
     Raises:
         PowerclipError: there is no such model or checkpoint, it cannot be read, or a tower has no dense outputs.
         ValueError: an argument is unknown or out of range.
     """
-    phrases = {key: overrides.pop(key) for key in ALIGNED & overrides.keys()}
-    kept = _kept(scoring, image_pool=image_pool, text_pool=text_pool, **phrases)
+    aligned = {key: overrides.pop(key) for key in ALIGNED & overrides.keys()}
+    kept = _kept(scoring, image_pool=image_pool, text_pool=text_pool, **aligned)
     start = find_start(name, pretrained)
     model_config = copy.deepcopy(start.model)
     groups = {"image_size": "vision_cfg", "context_length": "text_cfg"}

@@ -1,13 +1,15 @@
 """From the dense outputs of the towers to region, leaf and phrase vectors; always in float32, also under autocast.
 
-Symbols as in Kawamura et al., CVPR 2026: phi_m = normalise(sum of the patches of region m), psi_l = normalise(sum of
-the tokens of leaf l), p_B = sum of the leaves of phrase B.
+Symbols as in Kawamura et al., CVPR 2026: phi_m = normalise(sum of the patches of region m), or with its
+length, psi_l = normalise(sum of the tokens of leaf l), p_B = sum of the leaves of phrase B.
 """
 
 import torch
 from torch import Tensor
 
 from powerclip.config.values import PhraseNorm, RegionNorm
+
+SHORTEST = 0.01
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -24,7 +26,8 @@ def pool_regions(patches: Tensor, masks: Tensor, *, norm: RegionNorm = "unit") -
     """``PowerCLIP.encode_regions``, from (B, N, D) patch embeddings.
 
     ``norm`` is that of ``PoolingConfig.region_norm``: "unit" is the direction of the sum of a region's patches, "image"
-    their mean over the length of the mean of all N, so that the vector of the whole image has unit length.
+    their mean over the length of the mean of all N, so that the vector of the whole image has unit length; that length
+    counts as no less than ``SHORTEST`` of the patches' root mean square, so that no region is longer without bound.
     """
     if masks.ndim != 3 or masks.shape[0] != patches.shape[0] or masks.shape[2] != patches.shape[1]:
         raise ValueError(
@@ -37,8 +40,9 @@ def pool_regions(patches: Tensor, masks: Tensor, *, norm: RegionNorm = "unit") -
         if norm == "unit":
             return normalise(sums), present
         squared_B11 = patches.mean(dim=1, keepdim=True).square().sum(dim=-1, keepdim=True)
+        floor_B11 = SHORTEST**2 * patches.square().sum(dim=-1).mean(dim=1)[:, None, None]
         means = sums / masks.sum(dim=-1, keepdim=True).clamp(min=1)
-        return means * squared_B11.clamp(min=1e-24).rsqrt(), present
+        return means * torch.maximum(squared_B11, floor_B11).clamp(min=1e-24).rsqrt(), present
 
 
 def mean_of_valid(tokens: Tensor, valid: Tensor) -> Tensor:

@@ -166,7 +166,8 @@ class PowerCLIP(nn.Module):
             masks: (B, M, N) bool regions on the patch grid, row-major; an all-False region is absent.
 
         Returns:
-            (B, M, D) float32 vectors, of unit length if ``region_norm`` is "unit", zero where absent, and (B, M) bool, True = present.
+            (B, M, D) float32 vectors, of unit length if ``region_norm`` is "unit", zero where absent, and (B, M) bool,
+            True = present.
 
         Raises:
             ValueError: the masks are not on the model's grid.
