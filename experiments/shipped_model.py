@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--output", type=Path, default=Path("runs/shipped"), help="run folder; a finished training is kept"
     )
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=scenes_tiny().steps)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scenes", type=int, default=16384, help="to train on")
     parser.add_argument("--images", type=int, default=500, help="to evaluate on")

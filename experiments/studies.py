@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from powerclip.config import EvaluateConfig, ObjectiveConfig, TrainConfig
+from powerclip.config import EvaluateConfig, ModelConfig, ObjectiveConfig, TrainConfig
 from powerclip.data.sample import Sample
 from powerclip.data.shards import write_shards
 from powerclip.demo import training_scenes
@@ -96,16 +96,16 @@ def drawings_in(output: Path) -> Drawings:
     return read_drawings(obtain(output / "packages", given=None, styles=STYLES))
 
 
-EMOJI = (
+EMOJI_CONV = (
     *("clip", "clip-tower", "midpoint", "midpoint-3", "alone-softmax", "unit", "centred", "grounded"),
     *("sparc", "sparc-midpoint", "sparc-2-grounded"),
 )
 
 
-def _emoji_configs() -> dict[str, TrainConfig]:
+def _emoji_conv_configs() -> dict[str, TrainConfig]:
     """The settings chosen on the generated scenes, on drawings of 240 names."""
-    scenes = _scenes_configs()
-    return {name: scenes[name] for name in EMOJI}
+    scenes = _conv_configs()
+    return {name: scenes[name] for name in EMOJI_CONV}
 
 
 def _objective(base: TrainConfig, **settings: object) -> TrainConfig:
@@ -129,7 +129,22 @@ def _paper(base: TrainConfig) -> TrainConfig:
 
 
 def _scenes_configs() -> dict[str, TrainConfig]:
-    unit = replace(scenes_tiny(), objective=ObjectiveConfig(name="powerclip"))
+    """What the demo's recipe does, the baselines, and one change each."""
+    selective = scenes_tiny()
+    clip = selective.with_objective("clip")
+    return {
+        "clip": clip,
+        "clip-tower": _tower_pooling(clip),
+        "selective": selective,
+        "sparc": clip.with_objective("sparc"),
+        "selective-midpoint": _objective(selective, zero="midpoint"),
+        "selective-unit": replace(selective, model=replace(selective.model, region_norm="unit")),
+    }
+
+
+def _conv_configs() -> dict[str, TrainConfig]:
+    """What was tried with the tower tiny-conv and regions of unit length."""
+    unit = replace(scenes_tiny(), model=ModelConfig(name="tiny-conv"), objective=ObjectiveConfig(name="powerclip"))
     centred = _objective(
         unit, powerset_weight=1.0, centre_scores="full", weight_start_step=200, weight_warmup_steps=300
     )
@@ -182,7 +197,7 @@ def _scenes_configs() -> dict[str, TrainConfig]:
 
 def _long_configs(names: Iterable[str]) -> dict[str, TrainConfig]:
     """The same with more samples, in larger batches; and what the CPU's budget has no room for."""
-    configs = _scenes_configs()
+    configs = _conv_configs()
     unit_1 = _objective(configs["unit"], powerset_weight=1.0)
     softmax = _objective(configs["unit"], form="softmax", gradient_ratio=0.5)
     configs |= {
@@ -262,6 +277,36 @@ STUDIES: dict[str, Study] = {
         configs=_scenes_configs(),
         seeds=(0, 1, 2, 3, 4),
         make_data=_scenes,
+        evaluate=_evaluate_scenes,
+        metrics=SCENES_METRICS,
+        parts=(
+            Part(
+                name="main",
+                configs=("clip", "clip-tower", "selective", "sparc"),
+                against=("clip", "clip-tower"),
+                drawn=("clip", "selective"),
+            ),
+            Part(
+                name="ablation",
+                configs=("selective", "selective-midpoint", "selective-unit"),
+                against=("selective",),
+                drawn=("selective", "selective-midpoint", "selective-unit"),
+            ),
+        ),
+    ),
+    "emoji": Study(
+        configs={name: _scenes_configs()[name] for name in ("clip", "selective")},
+        seeds=(0, 1, 2, 3, 4),
+        make_data=_emoji_scenes,
+        evaluate=_evaluate_emoji,
+        metrics=EMOJI_METRICS,
+        parts=(Part(name="main", configs=("clip", "selective"), against=("clip",), drawn=("clip", "selective")),),
+    ),
+    "scenes-conv": Study(
+        configs=_conv_configs(),
+        seeds=(0, 1, 2, 3, 4),
+        make_data=_scenes,
+        page="evidence-conv.md",
         other_data={"midpoint-3-superpixels": _scenes_of_superpixels},
         evaluate=_evaluate_scenes,
         metrics=SCENES_METRICS,
@@ -293,7 +338,7 @@ STUDIES: dict[str, Study] = {
         ),
     ),
     "shapes": Study(
-        configs=_scenes_configs(),
+        configs=_conv_configs(),
         seeds=(0, 1, 2),
         make_data=None,
         evaluate=None,
@@ -326,16 +371,17 @@ STUDIES: dict[str, Study] = {
             ),
         ),
     ),
-    "emoji": Study(
-        configs=_emoji_configs(),
+    "emoji-conv": Study(
+        configs=_emoji_conv_configs(),
         seeds=(0, 1, 2, 3, 4),
+        page="evidence-conv.md",
         make_data=_emoji_scenes,
         evaluate=_evaluate_emoji,
         metrics=EMOJI_METRICS,
         parts=(
             Part(
                 name="main",
-                configs=EMOJI,
+                configs=EMOJI_CONV,
                 against=("clip", "clip-tower"),
                 drawn=("clip", "midpoint-3", "grounded", "sparc-2-grounded"),
             ),
@@ -347,6 +393,7 @@ STUDIES: dict[str, Study] = {
         seeds=(0, 1, 2),
         make_data=None,
         evaluate=None,
+        page="evidence-conv.md",
         metrics=SCENES_METRICS,
         parts=(
             Part(
@@ -359,6 +406,7 @@ STUDIES: dict[str, Study] = {
         seeds=(0, 1, 2),
         make_data=None,
         evaluate=None,
+        page="evidence-conv.md",
         metrics=EMOJI_METRICS,
         parts=(Part(name="main", configs=EMOJI_LONG, against=("clip", "clip-tower"), drawn=("clip", "midpoint-3")),),
     ),

@@ -1,4 +1,4 @@
-"""Tables and plots of the results that ``run.py`` left: rewrites the marked parts of two pages of docs and their pictures.
+"""Tables and plots of the results that ``run.py`` left: rewrites the marked parts of three pages of docs and their pictures.
 
     python experiments/tables.py
 
