@@ -17,7 +17,7 @@ import shipped_model
 def test_the_shipped_model_is_small_and_loads():
     assert sum(path.stat().st_size for path in SHIPPED.iterdir()) < 8e6
     model, preprocess, tokenizer = powerclip.load(SHIPPED)
-    assert model.scoring.zero not in ("midpoint", "none")  # a number that training has fitted
+    assert isinstance(model.scoring.zero, float)  # that training has fitted
     embeddings = model.state_dict()["backbone.text.token_embedding.weight"]
     known = embeddings.any(dim=1)
     assert 50 < known.sum() < 1000
