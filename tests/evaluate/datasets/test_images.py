@@ -83,10 +83,8 @@ def test_cells_of_a_table_that_inflate_thousands_of_times_are_not_read(tmp_path)
         parquet.write_table(part, tmp_path / f"{name}.parquet", compression="zstd", use_dictionary=False)
     assert open_picture(TableImage(tmp_path / "usual.parquet", 0, 0, "image")).size == (8, 8)
     with peak_bytes() as peak:
-        with pytest.raises(
-            PowerclipError, match=r"row 1 .*large.parquet cannot be read \(row group 0 inflates to 734"
-        ):
+        with pytest.raises(PowerclipError, match=r"row 1 .*large.parquet cannot be read \(row group 0 inflates to 734"):
             open_picture(TableImage(tmp_path / "large.parquet", 0, 1, "image"))
-        with pytest.raises(PowerclipError, match=r"large.parquet cannot be read \(row group 0 inflates to 1468"):
+        with pytest.raises(PowerclipError, match=r"large.parquet cannot be read \(row group 0 inflates to 734"):
             Release(tmp_path).parquet(["text"], ["image"])
     assert peak[0] < 2**20
