@@ -110,7 +110,7 @@ for (const card of all("article.grounding")) {
     all(`[data-run="${run}"] i`, phrase).map((part) => [Number(part.dataset.region), Number(part.dataset.s), part])));
   const heat = parts.map((of_run) => of_run.map((found, run) => views[run].cells.map((_, n) =>
     found.reduce((sum, [region, s]) => sum + (s > 0 ? s * views[run].masks[region][n] : 0), 0) / (views[run].covering[n] || 1))));
-  const most = heat.map((of_run) => Math.max(1e-9, ...of_run.flat()));  // of a phrase, in any run
+  const most = heat.map((of_run) => of_run.map((cells) => Math.max(1e-9, ...cells)));  // the zeros of runs differ
   let pinned = -1;
 
   function clear() {
@@ -129,7 +129,7 @@ for (const card of all("article.grounding")) {
     if (k < 0) return;
     const counts = views.map((view, run) => {
       if (!phrases[k].querySelector(`[data-run="${run}"]`)) return `${names[run]} does not score this`;
-      view.cells.forEach((cell, n) => { cell.style.fillOpacity = 0.8 * (1 - heat[k][run][n] / most[k]); });
+      view.cells.forEach((cell, n) => { cell.style.fillOpacity = 0.8 * (1 - heat[k][run][n] / most[k][run]); });
       const found = parts[k][run], sum = found.reduce((total, [, s]) => total + s, 0);
       return `${names[run]}: ${sum.toFixed(2)}, the sum of ${found.length} region${found.length === 1 ? "" : "s"}`;
     });
