@@ -1,6 +1,6 @@
 """Does it matter where in a caption a phrase stands? Pointing at objects by phrases alone, first and second in a caption.
 
-    python experiments/context.py runs/experiments/scenes/clip-seed-0 runs/experiments/scenes/grounded-seed-0
+    python experiments/context.py RUN RUN ...    # of the study scenes-conv, say
 
 Scenes of two different objects, and the caption "a red cube above a blue ball", whether or not that relation holds. Printed for each
 run: how often the best patch of a phrase is one of its object's, for "a red cube" and "a blue ball" as captions of their own, for

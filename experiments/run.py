@@ -1,7 +1,7 @@
 """Run the experiments: train and evaluate every config of a study with every seed, and keep each run's result.
 
-    python experiments/run.py scenes               # everything on generated scenes (a day on two cores)
-    python experiments/run.py scenes --only clip unit --seeds 0 1
+    python experiments/run.py scenes               # everything on generated scenes: 30 runs, five minutes each
+    python experiments/run.py scenes --only clip selective --seeds 0 1
 
 A second call continues where the first stopped. Each finished run leaves a small JSON in ``experiments/results/STUDY``,
 from which ``experiments/tables.py`` makes the tables and plots without training. A result that is there is not run again.

@@ -35,11 +35,11 @@ HALF = 2**-10  # both factors of a product of unit vectors are rounded, each by 
 TEXTS = ("red", "a red dog next to two small green cats", "some blue thing")
 
 
-@pytest.fixture(scope="module")
-def model():
+@pytest.fixture(scope="module", params=["unit", "image"])
+def model(request):
     """Patches and tokens differ by what is in them more than those of a new model, so that scores do."""
     torch.manual_seed(0)
-    model = create_model("tiny").eval()
+    model = create_model("tiny", region_norm=request.param).eval()
     with torch.no_grad():
         model.backbone.token_embedding.weight.normal_()
         model.backbone.visual.conv1.weight.mul_(10)

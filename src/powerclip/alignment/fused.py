@@ -208,7 +208,7 @@ def hardest_negatives(
 ) -> HardestNegatives:
     """As ``search.hardest_negatives``, with products of ``dtype``: what is found is within their rounding of the highest.
 
-    Unit vectors suit float16, which rounds them 8 times less than bfloat16; vectors are scaled into its range.
+    Vectors of similar lengths suit float16, which rounds them 8 times less than bfloat16; vectors are scaled into its range.
     """
     I, J = len(regions), len(phrases)
     tile = tile or tile_for(dtype)

@@ -34,10 +34,9 @@ def grounding_metrics(encoder: Encoder, task: Grounding) -> dict[str, float]:
     ``patch``, the pointing game: the best patch, as a region of its own, is one of the object's. ``contribution``: the
     same, but the best patch is the one that adds most to a region's similarity, by its dot product with the phrase: a
     region's vector is the sum of its patches, so that longer patches count more. Where regions keep those lengths
-    (``region_norm``) the two are the same; with unit vectors ``patch`` goes by the cosine.
-    ``region``: of the boxes of all objects of the
-    image and those of ``fixed_boxes``, the best has an IoU of at least 0.5 with the object's. Of candidates that tie
-    for the best, each counts its share. ``precision`` and ``recall``: of the area of all those boxes that the model
+    (``region_norm``) the two are the same; with unit vectors ``patch`` goes by the cosine. ``region``: of the boxes of
+    all objects of the image and those of ``fixed_boxes``, the best has an IoU of at least 0.5 with the object's. Of
+    candidates that tie for the best, each counts its share. ``precision`` and ``recall``: of the area of all those boxes that the model
     chooses for the phrase (``powerclip.alignment.grounding``) against the object's patches; both are 0 if it
     chooses none.
 

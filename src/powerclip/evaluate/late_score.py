@@ -47,7 +47,7 @@ class LateScorer:
         def embed(images: Tensor) -> Tensors:
             regions = self.patches.expand(len(images), -1, -1)
             vectors, mask, embedded = self.model.encode_image_and_regions(images, regions)
-            return vectors.half(), mask, unit(embedded)
+            return unit(vectors).half(), mask, unit(embedded)
 
         keys = [(key_of(picture), "patches") for picture in pictures]
         rows = self.encoder.once(pictures, keys, self.encoder.open_images, embed)

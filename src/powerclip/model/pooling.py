@@ -10,6 +10,7 @@ from torch import Tensor
 from powerclip.config.values import PhraseNorm, RegionNorm
 
 SHORTEST = 0.01
+"""What the length of an image's mean patch counts as at least, in units of the patches' root mean square."""
 
 
 def at_least_float32(x: Tensor) -> Tensor:
