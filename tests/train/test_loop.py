@@ -8,6 +8,7 @@ import re
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -26,7 +27,7 @@ from powerclip.loss import PowerCLIPLoss
 from powerclip.recipes import RECIPES, recipe
 from powerclip.runs import RunFolder, all_checkpoints, read_metrics, step_of
 from powerclip.scenes import generate
-from powerclip.train import checkpoint, loop, train
+from powerclip.train import checkpoint, loop, signals, train
 from powerclip.train.build import build_model
 from powerclip.train.step import Engine
 from tests.support.models import TINY, write_start
@@ -147,13 +148,45 @@ def test_a_signal_ends_the_run_with_a_usable_folder(number, config, shards, tmp_
         return real_step(engine, batch, step)
 
     monkeypatch.setattr(Engine, "step", signalled_at_step_2)
-    before = signal.getsignal(number)
-    result = train(config, data=shards, output=tmp_path / "run")
-    assert (result.interrupted, result.steps) == (True, 3)
-    assert signal.getsignal(number) == before
+    monkeypatch.setattr(signals, "ECHO_S", math.inf)
+    caught = []
+    before = signal.signal(number, lambda number, _: caught.append(number))
+    try:
+        result = train(config, data=shards, output=tmp_path / "run")
+        assert (result.interrupted, result.steps) == (True, 3)
+        os.kill(os.getpid(), number)
+        assert caught == []  # an echo, after the run's end
+        monkeypatch.setattr(signals, "ECHO_S", 0.0)
+        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), number)
+        assert caught == [number, number]
+    finally:
+        signal.signal(number, before)
     assert "run the same command with --resume auto" in capsys.readouterr().err
     powerclip.load(str(tmp_path / "run"))
     assert train(config, data=shards, output=tmp_path / "run", resume=True).steps == 8
+
+
+STOPPED = """
+import atexit, os, signal
+from powerclip.train.signals import stop_on_signal
+
+class Echo:
+    def __del__(self, kill=os.kill, process=os.getpid(), number=signal.Signals(%d)):  # while modules are taken apart
+        kill(process, number)
+
+kept = Echo()
+atexit.register(os.kill, os.getpid(), %d)
+with stop_on_signal() as stop:
+    os.kill(os.getpid(), %d)
+    assert stop.requested
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_an_echo_does_not_end_a_process_that_is_ending(number):
+    code = STOPPED % ((number,) * 3)
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_training_works_outside_the_main_thread(config, shards, tmp_path):

@@ -1,5 +1,6 @@
 """Signals become requests that the loop checks between steps."""
 
+import atexit
 import signal
 import time
 from collections.abc import Iterator
@@ -24,7 +25,11 @@ class Stop:
 
 @contextmanager
 def stop_on_signal() -> Iterator[Stop]:
-    """Turn the first SIGINT, SIGTERM or SIGUSR1 into a request to stop; a later one acts as usual."""
+    """Turn the first SIGINT, SIGTERM or SIGUSR1 into a request to stop; a later one acts as usual.
+
+    An echo of the first has no effect, after the block and while the interpreter ends either: a stop of a few
+    milliseconds would else end by its echo.
+    """
     stop, first = Stop(), 0.0
     old: dict[int, Any] = {}
 
@@ -32,9 +37,20 @@ def stop_on_signal() -> Iterator[Stop]:
         nonlocal first
         if not stop.requested:
             stop.requested, first = True, time.monotonic()
-        elif time.monotonic() - first > ECHO_S:
+        elif not echoes():
             signal.signal(number, old[number])
             signal.raise_signal(number)
+
+    def echoes() -> bool:
+        return stop.requested and time.monotonic() - first <= ECHO_S
+
+    def restore(*, ignored: bool = False) -> None:
+        for number, previous in old.items():
+            if signal.getsignal(number) is handle:
+                signal.signal(number, signal.SIG_IGN if ignored else previous)
+
+    def end() -> None:  # the interpreter soon gives signals their default action, which is to end the process
+        restore(ignored=echoes())
 
     try:
         for number in SIGNALS:
@@ -44,5 +60,7 @@ def stop_on_signal() -> Iterator[Stop]:
     try:
         yield stop
     finally:
-        for caught, previous in old.items():
-            signal.signal(caught, previous)
+        if echoes():
+            atexit.register(end)
+        else:
+            restore()
