@@ -1,5 +1,6 @@
 """The powerset similarity as a score: against one image and one caption at a time."""
 
+import math
 from functools import cache
 
 import numpy as np
@@ -160,6 +161,18 @@ def test_a_model_trained_on_tokens_is_scored_by_tokens(suite):
     model = create_model("tiny", phrase_unit="token").eval()
     pictures, texts, scores, pairs = in_both_ways(model, suite)
     expected = torch.tensor([[score_alone(model, image, text) for text in texts] for image in pictures])
+    torch.testing.assert_close(scores, expected, rtol=0, atol=CLOSE)
+    torch.testing.assert_close(pairs, expected.diagonal(), rtol=0, atol=CLOSE)
+
+
+def test_a_model_trained_on_patches_is_scored_by_patches(suite):
+    torch.manual_seed(0)
+    model = create_model("tiny", region_unit="patch", scoring=ScoringConfig(subsets="single")).eval()
+    patches = torch.eye(math.prod(model.grid_size), dtype=torch.bool)
+    pictures, texts, scores, pairs = in_both_ways(model, suite)
+    expected = torch.tensor(
+        [[score_alone(model, image, text, patches, subsets="single") for text in texts] for image in pictures]
+    )
     torch.testing.assert_close(scores, expected, rtol=0, atol=CLOSE)
     torch.testing.assert_close(pairs, expected.diagonal(), rtol=0, atol=CLOSE)
 

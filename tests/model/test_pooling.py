@@ -58,6 +58,16 @@ def test_patches_that_cancel_make_no_region_long_without_bound():
 
 
 @pytest.mark.parametrize("norm", ["unit", "image"])
+def test_without_masks_each_patch_is_a_region(norm):
+    patches = torch.randn(2, 4, 3)
+    regions, present = pool_regions(patches, None, norm=norm)
+    expected, _ = pool_regions(patches, torch.eye(4, dtype=torch.bool).expand(2, -1, -1), norm=norm)
+    torch.testing.assert_close(regions, expected)
+    assert present.shape == (2, 4)
+    assert present.all()
+
+
+@pytest.mark.parametrize("norm", ["unit", "image"])
 def test_what_is_absent_has_a_finite_zero_gradient(norm):
     patches = torch.zeros(1, 4, 3, requires_grad=True)
     regions, _ = pool_regions(patches, torch.zeros(1, 2, 4, dtype=torch.bool), norm=norm)

@@ -216,6 +216,26 @@ def test_a_model_keeps_the_lengths_of_its_regions_and_older_ones_have_none(tmp_p
     assert powerclip.PowerCLIP(model.backbone, config=without).region_norm == "unit"
 
 
+def test_regions_of_a_model_on_patches_are_its_patches(tmp_path):
+    save(powerclip.create_model("tiny", region_unit="patch"), tmp_path / "m")
+    model = powerclip.load(tmp_path / "m")[0]
+    N = math.prod(model.grid_size)
+    tokens = torch.zeros(2, model.context_length, dtype=torch.int64)
+    tokens[:, 0], tokens[:, 1] = 1, 2
+    batch = Batch(
+        images=torch.randn(2, 3, *model.image_size),
+        tokens=tokens,
+        leaf_of_token=torch.full_like(tokens, -1),
+        phrase_spans=torch.full((2, 1, 2), -1),
+        region_masks=torch.zeros(2, 0, N, dtype=torch.bool),  # as the loader gives it
+    )
+    features = model(batch)
+    expected, _ = model.encode_regions(batch.images, torch.eye(N, dtype=torch.bool).expand(2, -1, -1))
+    torch.testing.assert_close(features.regions, expected)
+    assert features.region_mask.shape == (2, N)
+    assert features.region_mask.all()
+
+
 def test_a_model_keeps_how_it_is_scored(tmp_path):
     scoring = ScoringConfig(tau=0.01, zeta=0.3, t2_activation="erf", direction="t2r")
     save(powerclip.create_model("tiny", scoring=scoring), tmp_path / "model")

@@ -30,6 +30,8 @@ def test_a_pair_takes_its_activations_and_fewer_if_they_are_computed_again(tmp_p
     assert estimate.step_memory(config, build_model(config), tokens=8).pair < kept.pair
     two = dataclasses.replace(config, data=dataclasses.replace(config.data, captions=2))
     assert estimate.step_memory(two, build_model(two)).pair > kept.pair
+    patches = dataclasses.replace(config, model=dataclasses.replace(config.model, region_unit="patch"))
+    assert estimate.step_memory(patches, build_model(patches)).vectors > kept.vectors  # N regions instead of M
     parameters = sum(p.nbytes for p in build_model(config).parameters())
     assert kept.state == 4 * parameters  # weights, gradients, two moments
 

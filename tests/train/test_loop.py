@@ -219,6 +219,7 @@ ABLATIONS = [
     {"gradient_ratio": 0.5},
     {"gradient_cap": 0.01},
     {"phrase_unit": "token"},
+    {"region_unit": "patch"},
 ]
 
 
@@ -242,12 +243,20 @@ def plain_losses(few_captions, tmp_path_factory):
 @pytest.mark.parametrize("ablation", ABLATIONS, ids=str)
 def test_every_ablation_is_a_setting_that_changes_the_run(ablation, config, few_captions, plain_losses, tmp_path):
     config = dataclasses.replace(config, steps=2)
-    ablation = dict(ablation)
-    model = dataclasses.replace(config.model, phrase_unit=ablation.pop("phrase_unit", "phrase"))
+    units = {name: value for name, value in ablation.items() if name.endswith("_unit")}
+    ablation = {name: value for name, value in ablation.items() if name not in units}
+    model = dataclasses.replace(config.model, **units)
     changed = dataclasses.replace(config, model=model, objective=dataclasses.replace(config.objective, **ablation))
     found = losses(train(changed, data=few_captions, output=tmp_path / "changed").output)
     assert all(math.isfinite(loss) for loss in found)
     assert found != plain_losses
+
+
+def test_stored_regions_are_not_dropped_in_silence_where_patches_are_the_regions(config, shards, tmp_path):
+    model = dataclasses.replace(config.model, region_unit="patch")
+    stored = dataclasses.replace(config, model=model, objective=ObjectiveConfig(region_source="stored"))
+    with pytest.raises(PowerclipError, match="region_unit is 'patch', which takes no regions"):
+        train(stored, data=shards, output=tmp_path / "run")
 
 
 @pytest.mark.parametrize("name", ["clip", "siglip", "filip", "sparc", "superclip"])

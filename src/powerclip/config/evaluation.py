@@ -34,7 +34,8 @@ class EvaluateConfig:
     """Images of public data sets: pil, what PIL's convert("RGB") makes of them, as for published numbers; or training,
     as the model saw images in training (upright, white behind transparency). Your own pairs always are as in training."""
     regions: ScoreRegions = "grid"
-    """Regions of the powerset score: boxes on a fixed grid, or the masks stored in your own shards."""
+    """Regions of the powerset score: boxes on a fixed grid, or every patch for a model trained on patches; or the masks
+    stored in your own shards."""
     device: str = "auto"
     """auto, cpu, cuda, ..."""
     output: Path | None = None

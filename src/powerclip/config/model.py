@@ -11,6 +11,7 @@ from powerclip.config.values import (
     PhraseNorm,
     PhraseUnit,
     RegionNorm,
+    RegionUnit,
     Subsets,
     T1Activation,
     T2Activation,
@@ -31,6 +32,8 @@ class PoolingConfig:
     region_norm: RegionNorm = "unit"
     """A region's vector from its patches: their sum at unit length (the paper), or their mean in units of the length of
     the mean of all patches of the image, so that patches that say little count for little."""
+    region_unit: RegionUnit = "region"
+    """What phrases are aligned with: regions, boxes or masks (the paper), or every patch of the grid by itself."""
     phrase_norm: PhraseNorm = "unit"
     """A phrase's vector from its leaves: plain sum (the paper's text), mean, or unit length."""
     phrase_unit: PhraseUnit = "phrase"
@@ -39,7 +42,8 @@ class PoolingConfig:
     """What the text tower reads a phrase in: its caption (the paper), or alone, as a text of its own."""
 
     def __post_init__(self) -> None:
-        require_listed(self, "image_pool", "text_pool", "region_norm", "phrase_norm", "phrase_unit", "phrase_context")
+        require_listed(self, "image_pool", "text_pool", "region_norm", "region_unit")
+        require_listed(self, "phrase_norm", "phrase_unit", "phrase_context")
         if self.text_pool == "argmax":
             object.__setattr__(self, "text_pool", "tower")
 

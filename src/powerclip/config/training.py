@@ -171,6 +171,11 @@ class TrainConfig:
         require(self, lambda seed: 0 <= seed < 2**31, "0 or more and less than 2^31", "seed")
         require(self, lambda decay: 0 < decay < 1, "between 0 and 1", "ema_decay")
 
+    @property
+    def masks(self) -> int:
+        """M, the masks that an image comes with: none where the loss asks for none, or for patches."""
+        return self.objective.regions if self.objective.uses_regions and self.model.region_unit == "region" else 0
+
     def with_objective(self, name: Objective) -> TrainConfig:
         """The same config with another loss."""
         return dataclasses.replace(self, objective=dataclasses.replace(self.objective, name=name))

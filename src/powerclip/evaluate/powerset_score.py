@@ -22,7 +22,7 @@ from powerclip.config.values import ScoreRegions
 from powerclip.errors import one_of
 from powerclip.evaluate.datasets.images import key_of
 from powerclip.evaluate.encode import Encoder, Tensors, padded, powerclip_model, unit
-from powerclip.model import make_transforms
+from powerclip.model import PowerCLIP, make_transforms
 from powerclip.phrases import Parser, encode_captions, load_parser, tree_or_whole
 from powerclip.phrases.clean import clean_caption
 from powerclip.regions import fixed_boxes, masks_to_grid
@@ -34,8 +34,8 @@ default_parser = cache(load_parser)
 class PowersetScorer:
     """Scores images and captions by the powerset similarity of a PowerCLIP model, as the model was trained to.
 
-    An image's regions are boxes of fixed sizes that tile the patch grid, or its stored masks (boxes again where an image
-    has none). A caption's phrases are those of its parse, or its tokens for a model trained on tokens. Unless the model
+    An image's regions are boxes of fixed sizes that tile the patch grid, of a model trained on patches every patch, or
+    its stored masks (the others again where an image has none). A caption's phrases are those of its parse, or its tokens for a model trained on tokens. Unless the model
     was trained otherwise, the similarity is divided by the number of regions, so that images with different numbers
     compare.
     """
@@ -52,8 +52,8 @@ class PowersetScorer:
         """Set up the scorer; ValueError if the model has no regions and phrases, or an argument is out of range.
 
         The encoder gets the images' global embeddings too, which cost no further pass. ``regions`` are "grid", the
-        fixed boxes, or "stored", a task's own masks where it has them; the parser is spaCy's with its small English
-        model by default. ``scoring`` takes the place of the model's own, and ``boxes``, (M, N) bool, of the fixed ones.
+        fixed boxes or the patches, or "stored", a task's own masks where it has them; the parser is spaCy's with its small English
+        model by default. ``scoring`` takes the place of the model's own, and ``boxes``, (M, N) bool, of the fixed boxes.
         """
         one_of("regions", regions, get_args(ScoreRegions))
         self.encoder, self.regions = encoder, regions
@@ -61,7 +61,7 @@ class PowersetScorer:
         self.parser = parser or default_parser()
         self.transform = make_transforms(self.model)[1]
         self.scoring = scoring or self.model.scoring
-        self.boxes = fixed_boxes(self.model.grid_size) if boxes is None else boxes
+        self.boxes = trained_regions(self.model) if boxes is None else boxes
 
     def images(self, pictures: Sequence[Picture], masks: Sequence[Masks | None] | None = None) -> MaskedVectors:
         """The region vectors of images."""
@@ -138,3 +138,9 @@ class PowersetScorer:
             return self.boxes
         grids = masks_to_grid(torch.cat(masks).bool(), self.model.grid_size)  # (M, N)
         return grids if grids.any() else self.boxes
+
+
+def trained_regions(model: PowerCLIP) -> Tensor:
+    """(M, N) bool: regions of any image that are like those which a model was trained on, patches or boxes."""
+    rows, columns = model.grid_size
+    return torch.eye(rows * columns, dtype=torch.bool) if model.region_unit == "patch" else fixed_boxes((rows, columns))

@@ -32,7 +32,7 @@ _NOT_ARCHITECTURE = {"patch_dropout", "timm_model_pretrained", "timm_drop", "tim
 TOKENIZER_SETTINGS = ("clean", "context_length", "language", "strip_sep_token", "tokenizer_mode")
 """Settings of a tokenizer that a model's config may have; others could name files, or let code be run."""
 
-ALIGNED = {"region_norm", "phrase_norm", "phrase_unit", "phrase_context"}
+ALIGNED = {"region_norm", "region_unit", "phrase_norm", "phrase_unit", "phrase_context"}
 """Settings of a ``PoolingConfig`` that are about regions and phrases."""
 
 OWN_PREFIX = "backbone."
@@ -63,7 +63,7 @@ def create_model(
             tower was trained with (class token, attention pooling, ...).
         text_pool: the same of texts: "avg" over valid tokens (the paper), or "tower" ("argmax" is an older name of it).
         scoring: how region and phrase vectors become a score in evaluation; the defaults if None.
-        **overrides: ``region_norm``, ``phrase_norm``, ``phrase_unit`` and ``phrase_context``, as in
+        **overrides: ``region_norm``, ``region_unit``, ``phrase_norm``, ``phrase_unit`` and ``phrase_context``, as in
             ``powerclip.config.PoolingConfig``; and ``image_size``, ``context_length``, ``init_logit_scale`` (initial
             log of the inverse temperature) and ``init_logit_bias``, in place of the config's values; None keeps those.
 

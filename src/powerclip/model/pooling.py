@@ -23,26 +23,30 @@ def normalise(x: Tensor) -> Tensor:
     return x * x.square().sum(dim=-1, keepdim=True).clamp(min=1e-24).rsqrt()
 
 
-def pool_regions(patches: Tensor, masks: Tensor, *, norm: RegionNorm = "unit") -> tuple[Tensor, Tensor]:
-    """``PowerCLIP.encode_regions``, from (B, N, D) patch embeddings.
+def pool_regions(patches: Tensor, masks: Tensor | None, *, norm: RegionNorm = "unit") -> tuple[Tensor, Tensor]:
+    """``PowerCLIP.encode_regions``, from (B, N, D) patch embeddings; without ``masks`` each patch is a region.
 
     ``norm`` is that of ``PoolingConfig.region_norm``: "unit" is the direction of the sum of a region's patches, "image"
     their mean over the length of the mean of all N, so that the vector of the whole image has unit length; that length
     counts as no less than ``SHORTEST`` of the patches' root mean square, so that no region is longer without bound.
     """
-    if masks.ndim != 3 or masks.shape[0] != patches.shape[0] or masks.shape[2] != patches.shape[1]:
+    B, N = patches.shape[:2]
+    if masks is not None and (masks.ndim != 3 or masks.shape[0] != B or masks.shape[2] != N):
         raise ValueError(
-            f"masks have shape {tuple(masks.shape)}; expected (B, M, N) with B = {patches.shape[0]} images and "
-            f"N = {patches.shape[1]} patches"
+            f"masks have shape {tuple(masks.shape)}; expected (B, M, N) with B = {B} images and N = {N} patches"
         )
     with torch.autocast(patches.device.type, enabled=False):
         patches = at_least_float32(patches)
-        sums, present = torch.bmm(masks.to(patches.dtype), patches), masks.any(dim=-1)  # (B, M, D), (B, M)
+        if masks is None:
+            sums, sizes = patches, torch.ones(B, N, dtype=torch.int64, device=patches.device)
+        else:
+            sums, sizes = torch.bmm(masks.to(patches.dtype), patches), masks.sum(dim=-1)  # (B, M, D), (B, M)
+        present = sizes > 0
         if norm == "unit":
             return normalise(sums), present
         squared_B11 = patches.mean(dim=1, keepdim=True).square().sum(dim=-1, keepdim=True)
         floor_B11 = SHORTEST**2 * patches.square().sum(dim=-1).mean(dim=1)[:, None, None]
-        means = sums / masks.sum(dim=-1, keepdim=True).clamp(min=1)
+        means = sums / sizes.clamp(min=1)[..., None]
         return means * torch.maximum(squared_B11, floor_B11).clamp(min=1e-24).rsqrt(), present
 
 

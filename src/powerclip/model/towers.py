@@ -57,7 +57,7 @@ class PowerCLIP(nn.Module):
         self.config = config
         pooling = PoolingConfig(**{f.name: config[f.name] for f in fields(PoolingConfig) if f.name in config})
         self.image_pool, self.text_pool = pooling.image_pool, pooling.text_pool
-        self.region_norm = pooling.region_norm
+        self.region_norm, self.region_unit = pooling.region_norm, pooling.region_unit
         self.phrase_norm, self.phrase_unit = pooling.phrase_norm, pooling.phrase_unit
         self.phrase_context = pooling.phrase_context
         pool = getattr(backbone.visual.trunk, "attn_pool", None) if isinstance(backbone.visual, TimmModel) else None
@@ -246,7 +246,8 @@ class PowerCLIP(nn.Module):
             return found | ({} if text is None else {"text_features": self.encode_text(text, normalize=True)})
         patches, image = self._encode_patches(batch.images)  # (B, N, D), (B, D)
         dense, text = self._encode_tokens(batch.tokens)  # (B, T, D), (B, D)
-        regions, region_mask = pool_regions(patches, batch.region_masks, norm=self.region_norm)  # (B, M, D), (B, M)
+        masks = None if self.region_unit == "patch" else batch.region_masks
+        regions, region_mask = pool_regions(patches, masks, norm=self.region_norm)  # (B, M, D), (B, M)
         if self.phrase_context == "alone":
             phrases, phrase_mask = self._phrases_alone(batch.tokens, batch.leaf_of_token, batch.phrase_spans)
         else:

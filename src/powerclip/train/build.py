@@ -12,6 +12,7 @@ from powerclip.data.dataset import TowerInputs
 from powerclip.data.loader import Loader, OpenedData
 from powerclip.data.remote import ShardCache
 from powerclip.distributed import rank, world_size
+from powerclip.errors import PowerclipError
 from powerclip.loss import (
     CLIPLoss,
     FILIPLoss,
@@ -104,13 +105,18 @@ def build_loader(config: TrainConfig, model: PowerCLIP, data: OpenedData) -> Loa
         context_length=model.context_length,
         grid=model.grid_size,
     )
+    source = config.objective.region_source
+    if config.objective.uses_regions and config.model.region_unit == "patch" and source == "stored":
+        raise PowerclipError(
+            "region_source is 'stored', and region_unit is 'patch', which takes no regions; give one of the two"
+        )
     return Loader(
         data,
         towers,
         config.data,
         batch_size=config.batch_size,
         seed=config.seed,
-        regions=config.objective.regions if config.objective.uses_regions else 0,
-        region_source=config.objective.region_source,
+        regions=config.masks,
+        region_source=source,
         part=(rank(), world_size()),
     )

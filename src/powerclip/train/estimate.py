@@ -69,9 +69,10 @@ def step_memory(config: TrainConfig, model: PowerCLIP, *, tokens: int | None = N
     shards = world_size() if config.parallel.sharding == "fsdp" else 1
     kept = sum(p.nbytes for p in model.parameters()) + (3 + (config.ema_decay is not None)) * gradients
     peak = _peak_bytes(config, model, PROBED, tokens or model.context_length)
-    regions = config.objective.regions if config.objective.uses_regions else 0
+    used = config.objective.uses_regions
+    regions = math.prod(model.grid_size) if used and model.region_unit == "patch" else config.masks
     captions = config.data.captions
-    vectors = 4 * model.embed_dim * (regions + PHRASES * captions) if regions else 0
+    vectors = 4 * model.embed_dim * (regions + PHRASES * captions) if used else 0
     return StepMemory(
         state=kept // shards,
         pair=peak // PROBED + 4 * 3 * math.prod(model.image_size),  # one of the two buffers is in the count
@@ -128,7 +129,6 @@ class _Peak(TorchDispatchMode):
 
 def _peak_bytes(config: TrainConfig, model: PowerCLIP, pairs: int, T: int) -> int:
     """Bytes that the towers' forward and backward pass make at most, of this many pairs."""
-    regions = config.objective.regions if config.objective.uses_regions else 0
     mode = FakeTensorMode()
     with FakeCopyMode(mode):
         fake = copy.deepcopy(model)
@@ -142,11 +142,12 @@ def _peak_bytes(config: TrainConfig, model: PowerCLIP, pairs: int, T: int) -> in
             tokens=tokens,
             leaf_of_token=torch.zeros_like(tokens),
             phrase_spans=torch.zeros(captions, PHRASES, 2, dtype=torch.int64, device=device),
-            region_masks=torch.ones(pairs, regions, math.prod(model.grid_size), dtype=torch.bool, device=device),
+            region_masks=torch.ones(pairs, config.masks, math.prod(model.grid_size), dtype=torch.bool, device=device),
         )
         with autocast(config, device):
             features = fake(batch)
-        used = [features.image, features.text] + ([features.regions, features.phrases] if regions else [])
+        used = [features.image, features.text]
+        used += [features.regions, features.phrases] if config.objective.uses_regions else []
         torch.autograd.backward([x.sum() for x in used if x.requires_grad])  # not those of a frozen tower
     return peak.bytes
 
