@@ -9,7 +9,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from powerclip.config import EvaluateConfig, ModelConfig, ObjectiveConfig, TrainConfig
+from powerclip.config import EvaluateConfig, ModelConfig, ObjectiveConfig, TrainConfig, load_config
+from powerclip.config.values import Score
 from powerclip.data.sample import Sample
 from powerclip.data.shards import write_shards
 from powerclip.demo import training_scenes
@@ -79,7 +80,13 @@ def _proposed(scene: Sample, proposer: Superpixels) -> RegionAnnotation:
 
 
 def _evaluate_scenes(run: Path) -> object:
-    return evaluate_model(str(run), EvaluateConfig(suite=("scenes",), size=1000))
+    return evaluate_model(str(run), EvaluateConfig(suite=("scenes",), size=1000, scores=("global", *_own_score(run))))
+
+
+def _own_score(run: Path) -> tuple[Score, ...]:
+    """The score that a run's loss ranks by, where it is not the product of global embeddings alone."""
+    own: Mapping[str, tuple[Score, ...]] = {"powerclip": ("powerset",), "filip": ("late",)}
+    return own.get(load_config(run / "config.yaml").objective.name, ())
 
 
 def _emoji_scenes(output: Path) -> Path:
@@ -87,7 +94,8 @@ def _emoji_scenes(output: Path) -> Path:
 
 
 def _evaluate_emoji(run: Path) -> None:
-    evaluate(run, emoji_tasks(drawings_in(run.parents[1])), suite="emoji-scenes")
+    tasks = emoji_tasks(drawings_in(run.parents[1]))
+    evaluate(run, tasks, suite="emoji-scenes", scores=("global", *_own_score(run)))
 
 
 @cache
@@ -130,13 +138,37 @@ def _paper(base: TrainConfig) -> TrainConfig:
 
 def _scenes_configs() -> dict[str, TrainConfig]:
     """What the demo's recipe does, the baselines, and one change each."""
-    selective = scenes_tiny()
-    clip = selective.with_objective("clip")
+    patches = scenes_tiny()
+    boxes = replace(patches, model=ModelConfig(name="tiny-local"))
+    selective = replace(
+        patches,
+        model=ModelConfig(name="tiny-local", region_norm="image"),
+        objective=ObjectiveConfig(
+            powerset_weight=1.0,
+            centre_scores="full",
+            zero="matched",
+            gradient_ratio=0.5,
+            weight_start_step=200,
+            weight_warmup_steps=300,
+        ),
+    )
+    clip = selective.with_objective("clip")  # which uses none of the other settings
     return {
         "clip": clip,
         "clip-tower": _tower_pooling(clip),
+        "patches": patches,
+        "boxes": boxes,
         "selective": selective,
+        "filip": clip.with_objective("filip"),
         "sparc": clip.with_objective("sparc"),
+        # What does it in "patches" and "boxes": one change each.
+        "patches-all": _objective(patches, subsets="all", normalise_by_regions=True),
+        "patches-tokens": replace(patches, model=replace(patches.model, phrase_unit="token")),
+        "boxes-all": _objective(boxes, subsets="all", normalise_by_regions=True),
+        "boxes-triplet": _objective(boxes, form="triplet", centre_scores="full"),
+        "boxes-t2r": _objective(boxes, direction="t2r"),
+        "boxes-r2t": _objective(boxes, direction="r2t"),
+        # And in "selective".
         "selective-midpoint": _objective(selective, zero="midpoint"),
         "selective-unit": replace(selective, model=replace(selective.model, region_norm="unit")),
     }
@@ -144,7 +176,9 @@ def _scenes_configs() -> dict[str, TrainConfig]:
 
 def _conv_configs() -> dict[str, TrainConfig]:
     """What was tried with the tower tiny-conv and regions of unit length."""
-    unit = replace(scenes_tiny(), model=ModelConfig(name="tiny-conv"), objective=ObjectiveConfig(name="powerclip"))
+    unit = replace(
+        _scenes_configs()["selective"], model=ModelConfig(name="tiny-conv"), objective=ObjectiveConfig(name="powerclip")
+    )
     centred = _objective(
         unit, powerset_weight=1.0, centre_scores="full", weight_start_step=200, weight_warmup_steps=300
     )
@@ -295,7 +329,7 @@ STUDIES: dict[str, Study] = {
         ),
     ),
     "emoji": Study(
-        configs={name: _scenes_configs()[name] for name in ("clip", "selective")},
+        configs={name: _scenes_configs()[name] for name in ("clip", "patches", "boxes", "filip", "selective")},
         seeds=(0, 1, 2, 3, 4),
         make_data=_emoji_scenes,
         evaluate=_evaluate_emoji,

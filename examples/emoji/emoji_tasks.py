@@ -11,6 +11,7 @@ from emoji_packages import Emoji
 from PIL import Image
 
 import powerclip
+from powerclip.config.values import Score
 from powerclip.evaluate import evaluate_tasks, write_evaluation
 from powerclip.tasks import Classification, Retrieval, Task
 
@@ -88,9 +89,20 @@ def _by_person(text: str) -> tuple[str, ...]:
     return (f"a woman {text}", f"a man {text}", f"the {text}")
 
 
-def evaluate(run: Path, tasks: Sequence[Task], *, suite: str = "emoji", output: Path | None = None) -> None:
+def evaluate(
+    run: Path,
+    tasks: Sequence[Task],
+    *,
+    suite: str = "emoji",
+    output: Path | None = None,
+    scores: Sequence[Score] = ("global",),
+) -> None:
     """Evaluate a run on tasks and write ``evaluation.json`` into the run's folder, or into ``output``."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model, preprocess, tokenizer = powerclip.load(run)
-    results = evaluate_tasks(model.to(device), preprocess, tokenizer, tasks, device=device, batch_size=256)
+    results: dict[str, dict[str, float]] = {}
+    for score in scores:
+        results |= evaluate_tasks(
+            model.to(device), preprocess, tokenizer, tasks, device=device, batch_size=256, score=score
+        )
     write_evaluation(output or run, results, tasks=tasks, suite=suite)
