@@ -28,6 +28,12 @@ from emoji_scene_tasks import evaluation_tasks as emoji_tasks
 from emoji_tasks import evaluate
 from emoji_world import STYLES, Drawings, read_drawings, training_shards
 
+OWN_SCORES: Mapping[str, Score] = {"powerclip": "powerset", "filip": "late"}
+"""The score that a loss ranks by, by objective; the others rank by products of global embeddings."""
+
+OWN_SCORE = ", own score"
+"""Ends the name of a task that is scored so."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
@@ -85,8 +91,8 @@ def _evaluate_scenes(run: Path) -> object:
 
 def _own_score(run: Path) -> tuple[Score, ...]:
     """The score that a run's loss ranks by, where it is not the product of global embeddings alone."""
-    own: Mapping[str, tuple[Score, ...]] = {"powerclip": ("powerset",), "filip": ("late",)}
-    return own.get(load_config(run / "config.yaml").objective.name, ())
+    own = OWN_SCORES.get(load_config(run / "config.yaml").objective.name)
+    return (own,) if own else ()
 
 
 def _emoji_scenes(output: Path) -> Path:
@@ -161,6 +167,7 @@ def _scenes_configs() -> dict[str, TrainConfig]:
         "selective": selective,
         "filip": clip.with_objective("filip"),
         "sparc": clip.with_objective("sparc"),
+        "patches-sparc": _objective(patches, global_loss="sparc"),
         # What does it in "patches" and "boxes": one change each.
         "patches-all": _objective(patches, subsets="all", normalise_by_regions=True),
         "patches-tokens": replace(patches, model=replace(patches.model, phrase_unit="token")),
@@ -275,6 +282,18 @@ SCENES_METRICS = (
     ("scenes-grounding", "precision"),
     ("scenes-grounding", "recall"),
 )
+SCENES_OWN = (
+    ("scenes-retrieval, own score", "i2t_R@1"),
+    ("scenes-retrieval, own score", "t2i_R@1"),
+    ("scenes-retrieval-unseen, own score", "i2t_R@1"),
+    ("scenes-retrieval-unseen, own score", "t2i_R@1"),
+    ("scenes-hard-negatives, own score", "add_obj"),
+    ("scenes-hard-negatives, own score", "add_att"),
+    ("scenes-hard-negatives, own score", "swap_att"),
+    ("scenes-hard-negatives, own score", "replace_rel"),
+    ("scenes-hard-negatives, own score", "macro"),
+    ("scenes-quadruples, own score", "group"),
+)
 EMOJI_METRICS = tuple(
     (f"emoji-{task}{suffix}", metric)
     for task, metric, suffixes in (
@@ -287,6 +306,11 @@ EMOJI_METRICS = tuple(
         ("grounding", "region", ("", "-new-style", "-unseen")),
     )
     for suffix in suffixes
+)
+EMOJI_OWN = tuple(
+    (f"emoji-{task}{suffix}{OWN_SCORE}", metric)
+    for task, metric in (("retrieval", "i2t_R@1"), ("retrieval", "t2i_R@1"), ("hard-negatives", "macro"))
+    for suffix in ("", "-new-style", "-unseen")
 )
 ABLATION = (
     *("midpoint", "midpoint-10", "midpoint-3-gold", "midpoint-3-superpixels", "midpoint-3-single"),
@@ -312,29 +336,48 @@ STUDIES: dict[str, Study] = {
         seeds=(0, 1, 2, 3, 4),
         make_data=_scenes,
         evaluate=_evaluate_scenes,
-        metrics=SCENES_METRICS,
+        metrics=SCENES_METRICS + SCENES_OWN,
         parts=(
             Part(
                 name="main",
-                configs=("clip", "clip-tower", "selective", "sparc"),
+                configs=("clip", "clip-tower", "patches", "boxes", "filip", "sparc"),
                 against=("clip", "clip-tower"),
-                drawn=("clip", "selective"),
+                drawn=("clip", "patches", "boxes"),
             ),
             Part(
                 name="ablation",
-                configs=("selective", "selective-midpoint", "selective-unit"),
-                against=("selective",),
-                drawn=("selective", "selective-midpoint", "selective-unit"),
+                configs=(
+                    *("patches", "patches-all", "patches-tokens", "boxes", "boxes-all", "boxes-triplet"),
+                    *("boxes-t2r", "boxes-r2t"),
+                ),
+                against=("patches",),
+                drawn=("patches", "boxes", "boxes-all"),
+            ),
+            Part(
+                name="selective",
+                configs=("clip", "selective", "selective-midpoint", "selective-unit"),
+                against=("clip",),
+                drawn=("clip", "selective", "selective-midpoint", "selective-unit"),
             ),
         ),
     ),
     "emoji": Study(
-        configs={name: _scenes_configs()[name] for name in ("clip", "patches", "boxes", "filip", "selective")},
+        configs={
+            name: _scenes_configs()[name]
+            for name in ("clip", "patches", "boxes", "filip", "sparc", "patches-sparc", "selective")
+        },
         seeds=(0, 1, 2, 3, 4),
         make_data=_emoji_scenes,
         evaluate=_evaluate_emoji,
-        metrics=EMOJI_METRICS,
-        parts=(Part(name="main", configs=("clip", "selective"), against=("clip",), drawn=("clip", "selective")),),
+        metrics=EMOJI_METRICS + EMOJI_OWN,
+        parts=(
+            Part(
+                name="main",
+                configs=("clip", "patches", "boxes", "filip", "selective"),
+                against=("clip",),
+                drawn=("clip", "patches", "boxes"),
+            ),
+        ),
     ),
     "scenes-conv": Study(
         configs=_conv_configs(),

@@ -15,7 +15,7 @@ from typing import Any
 
 from curves import curves
 from scipy.stats import t as student
-from studies import STUDIES, Study
+from studies import OWN_SCORE, OWN_SCORES, STUDIES, Study
 
 from powerclip.files import atomic_write, read_json
 from powerclip.report.plots import PANELS, Panel, comparison_plot, png
@@ -75,8 +75,12 @@ def read(study: Study, folder: Path) -> Results:
 
 
 def value(result: Mapping[str, Any], metric: tuple[str, str]) -> float | None:
-    """A metric of a run, by task and name; None if the run has none."""
-    found = result["tasks"].get(metric[0], {}).get(metric[1])
+    """A metric of a run, by task and name; None if the run has none. A task's name may end with ``OWN_SCORE``."""
+    task, name = metric
+    if task.endswith(OWN_SCORE):
+        own = OWN_SCORES.get(result["config"]["objective"]["name"])
+        task = task.removesuffix(OWN_SCORE) + (f"-{own}" if own else "")
+    found = result["tasks"].get(task, {}).get(name)
     return None if found is None else float(found)
 
 

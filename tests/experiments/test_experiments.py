@@ -64,6 +64,16 @@ def test_a_setting_that_did_not_exist_is_no_difference():
     assert driver.differences(kept, config) == ["objective.tau"]
 
 
+def test_a_run_is_read_by_the_score_that_its_loss_ranks_by():
+    tasks = {"r": {"R@1": 0.1}, "r-powerset": {"R@1": 0.2}, "r-late": {"R@1": 0.3}}
+    for objective, expected in (("clip", 0.1), ("powerclip", 0.2), ("filip", 0.3)):
+        result = {"config": {"objective": {"name": objective}}, "tasks": tasks}
+        assert tables.value(result, (f"r{studies.OWN_SCORE}", "R@1")) == expected
+        assert tables.value(result, ("r", "R@1")) == 0.1
+    without = {"config": {"objective": {"name": "filip"}}, "tasks": {"r": {"R@1": 0.1}}}
+    assert tables.value(without, (f"r{studies.OWN_SCORE}", "R@1")) is None  # not that of global embeddings
+
+
 def test_intervals_are_those_of_a_t_test():
     values = [1.0, 2.5, 1.5]
     low, high = ttest_1samp(values, 0).confidence_interval(0.95)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -35,6 +35,8 @@ class PhraseGrounding:
     label: str
     shares: Mapping[int, float]
     """The similarity of each region of the grounding subset, {m : s > 0}, or of single regions the best one."""
+    others: Mapping[int, float] = field(default_factory=dict)
+    """That of other regions with s > 0, which do not count: of single regions all but the best."""
 
     @property
     def score(self) -> float:
@@ -121,7 +123,12 @@ def ground(
             named.append(((first, last, 0), labels.get((first, last), "cut"), text))
     parts = zip(named, found.subsets.tolist(), found.similarities.tolist(), phrase_mask[0].tolist(), strict=True)
     grounded = {
-        place: PhraseGrounding(text=text, label=label, shares={m: s for m, s in enumerate(s_M) if subset[m]})
+        place: PhraseGrounding(
+            text=text,
+            label=label,
+            shares={m: s for m, s in enumerate(s_M) if subset[m]},
+            others={m: s for m, s in enumerate(s_M) if s > 0 and not subset[m]},
+        )
         for (place, label, text), subset, s_M, present in parts
         if present
     }

@@ -12,13 +12,14 @@ from typing import Any
 from jinja2 import Template
 from markupsafe import Markup
 
+from powerclip.config.values import Subsets
 from powerclip.distributed import process_group
 from powerclip.errors import PowerclipError
 from powerclip.evaluate.encode import Encoder
 from powerclip.files import atomic_write
 from powerclip.model import PowerCLIP, load, make_tokenizer, make_transforms
 from powerclip.report.examples import POOL, Images, hard_negatives, retrieval
-from powerclip.report.grounding import ground, regions_of, rows
+from powerclip.report.grounding import Grounding, ground, regions_of, rows
 from powerclip.report.plots import INSTRUMENTS, PANELS, evaluation_panels, series
 from powerclip.report.samples import own_pairs, scene_pairs, task_to_show
 from powerclip.report.summary import facts, headlines, read_settings, suite_tables, verdicts
@@ -149,11 +150,24 @@ def _grounding(
             )
             for name, model in models.items()
         }
-        most = max(one.best for one in found.values())
+        most = scales(found, {name: model.scoring.subsets for name, model in models.items()})
         seen = {name: images.add(one.image, pair.caption, side=GROUNDED_SIDE).number for name, one in found.items()}
         shown.append({"caption": pair.caption, "rows": rows(found), "found": found, "seen": seen, "most": most})
         masks.append([one.mask_texts for one in found.values()])
-    return {"samples": shown, "are_own": are_own, "notes": notes, "stored": sorted(stored)}, masks
+    single = [name for name, model in models.items() if model.scoring.subsets == "single"]
+    return {
+        "samples": shown,
+        "are_own": are_own,
+        "notes": notes,
+        "stored": sorted(stored),
+        "single": single,
+        "subsets": sorted({model.scoring.subsets for model in models.values()}),
+    }, masks
+
+
+def scales(found: Mapping[str, Grounding], subsets: Mapping[str, Subsets]) -> dict[str, float]:
+    """What the longest bar of each run stands for: one number for the runs whose scores are sums, one for the others."""
+    return {name: max(one.best for other, one in found.items() if subsets[other] == subsets[name]) for name in found}
 
 
 SOURCE = "objective.region_source"

@@ -108,8 +108,13 @@ for (const card of all("article.grounding")) {
   // Parts of a phrase's score in a run: [region, similarity, element].
   const parts = phrases.map((phrase) => views.map((_, run) =>
     all(`[data-run="${run}"] i`, phrase).map((part) => [Number(part.dataset.region), Number(part.dataset.s), part])));
-  const heat = parts.map((of_run) => of_run.map((found, run) => views[run].cells.map((_, n) =>
-    found.reduce((sum, [region, s]) => sum + (s > 0 ? s * views[run].masks[region][n] : 0), 0) / (views[run].covering[n] || 1))));
+  // Where the best region alone counts, all have a share of the picture: what they have above the mean of the regions.
+  const heat = parts.map((of_run) => of_run.map((found, run) => {
+    const alone = found.some(([, , part]) => part.classList.contains("other"));
+    const zero = alone ? found.reduce((sum, [, s]) => sum + s, 0) / views[run].masks.length : 0;
+    return views[run].cells.map((_, n) => found.reduce((sum, [region, s]) =>
+      sum + Math.max(0, s - zero) * views[run].masks[region][n], 0) / (views[run].covering[n] || 1));
+  }));
   const most = heat.map((of_run) => of_run.map((cells) => Math.max(1e-9, ...cells)));  // the zeros of runs differ
   let pinned = -1;
 
@@ -130,7 +135,9 @@ for (const card of all("article.grounding")) {
     const counts = views.map((view, run) => {
       if (!phrases[k].querySelector(`[data-run="${run}"]`)) return `${names[run]} does not score this`;
       view.cells.forEach((cell, n) => { cell.style.fillOpacity = 0.8 * (1 - heat[k][run][n] / most[k][run]); });
-      const found = parts[k][run], sum = found.reduce((total, [, s]) => total + s, 0);
+      const found = parts[k][run].filter(([, , part]) => !part.classList.contains("other"));
+      const sum = found.reduce((total, [, s]) => total + s, 0);
+      if (found.length < parts[k][run].length) return `${names[run]}: ${sum.toFixed(2)}, its best region`;
       return `${names[run]}: ${sum.toFixed(2)}, the sum of ${found.length} region${found.length === 1 ? "" : "s"}`;
     });
     said.textContent = counts.join("; ");
