@@ -21,6 +21,7 @@ def test_the_demo_leaves_runs_results_and_a_page(tmp_path):
         tasks = json.loads((tmp_path / name / "evaluation.json").read_text())["tasks"]
         assert {"scenes-object", "scenes-grounding", "scenes-segmentation"} <= tasks.keys()
         assert name in table
+    assert "scenes-retrieval-powerset" in tasks  # powerclip's, the last
     assert f"{100 * tasks['scenes-object']['acc@1']:.1f}" in table
     page = report.read_text()
     assert page.count("data:image/webp;base64,") >= 3

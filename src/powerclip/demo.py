@@ -1,4 +1,4 @@
-"""The demo: CLIP and PowerCLIP-R on generated scenes, with the same seed, data and number of steps."""
+"""The demo: CLIP and PowerCLIP on generated scenes, with the same seed, data and number of steps."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -9,6 +9,7 @@ from rich.progress import track
 
 from powerclip.compare import finish_runs
 from powerclip.config import EvaluateConfig, TrainConfig
+from powerclip.config.values import Score
 from powerclip.data.shards import write_shards
 from powerclip.evaluate.run import evaluate_model
 from powerclip.files import atomic_folder
@@ -37,14 +38,14 @@ def run_demo(
     data = training_scenes(output / "scenes" / f"train-{scenes}-seed-{seed}", count=scenes, seed=seed)
     runs = {name: output / name for name in configs}
     run_configs = {runs[name]: config for name, config in configs.items()}
-    evaluation = EvaluateConfig(suite=("scenes", "scenes-segmentation"), size=images)
-    done = finish_runs(
-        run_configs,
-        data=data,
-        evaluate=lambda run: evaluate_model(str(run), evaluation),
-        suites=evaluation.suite,
-        console=console,
-    )
+    suite = ("scenes", "scenes-segmentation")
+
+    def evaluate(run: Path) -> None:
+        """By global embeddings, and a model that learnt from regions and phrases by their score, too."""
+        scores: tuple[Score, ...] = ("global", "powerset") if run_configs[run].objective.uses_regions else ("global",)
+        evaluate_model(str(run), EvaluateConfig(suite=suite, size=images, scores=scores))
+
+    done = finish_runs(run_configs, data=data, evaluate=evaluate, suites=suite, console=console)
     if not done:
         return None
     console.print(results_table(read_evaluations({name: [run] for name, run in runs.items()})).rich())

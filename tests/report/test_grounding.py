@@ -94,6 +94,8 @@ def test_a_model_trained_on_tokens_or_single_regions_is_grounded_by_them():
     for phrase, s_M in zip(found.values(), s, strict=True):
         assert list(phrase.shares) == [s_M.argmax().item()]
         assert phrase.score == pytest.approx(s_M.max().item(), abs=1e-5)
+        others = {m: s for m, s in enumerate(s_M.tolist()) if s > 0 and m not in phrase.shares}
+        assert phrase.others == pytest.approx(others, abs=1e-5)
 
 
 def test_the_share_of_one_region_is_its_similarity_and_an_unseen_phrase_has_none():

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from powerclip import create_model
+from powerclip.config import ScoringConfig
 from powerclip.data.shards import write_shards
 from powerclip.model import save
 from powerclip.report import write_report
@@ -135,6 +136,41 @@ def test_a_phrase_lights_its_regions_in_both_runs(open_page):
             best = k
         phrases[best].locator("button").click()
         assert phrases[best].locator("button").get_attribute("aria-pressed") == "false"
+
+
+def test_of_single_regions_a_phrase_lights_what_is_above_the_mean_and_bars_have_a_scale_of_their_own(browser, tmp_path):
+    write_shards(generate("train", count=1, seed=0), tmp_path / "data")
+    runs = {}
+    for seed, (name, subsets) in enumerate((("sums", "all"), ("single", "single"))):
+        run = runs[name] = tmp_path / name
+        torch.manual_seed(seed)
+        save(create_model("tiny", scoring=ScoringConfig(subsets=subsets)), run / "model")
+        record_data(run, tmp_path / "data")
+    context = browser.new_context()
+    page = context.new_page()
+    page.goto(write_report(runs, tmp_path / "report.html").as_uri())
+    card = page.locator("article.grounding").first
+    masks = page.evaluate("data.masks")[0][1]
+    widths, seen = [], 0
+    for phrase in card.locator(".phrase").all():
+        if phrase.locator("button").get_attribute("aria-pressed") == "false":
+            phrase.locator("button").click()
+        found = parts(phrase, 1)
+        best = phrase.locator("[data-run='1'] i:not(.other)")
+        score = float(best.get_attribute("data-s"))
+        assert phrase.locator("[data-run='1'] b").inner_text() == f"{score:.2f}"
+        widths.append(float(best.get_attribute("style").removeprefix("width:").removesuffix("%")))
+        if len(found) < 2:
+            continue
+        seen += 1
+        assert score == max(found.values())
+        assert f"single: {score:.2f}, its best region" in card.locator("output").text_content()
+        mean = sum(found.values()) / len(masks)
+        bright = {masks[m].index("1"): max(0.0, s - mean) / (score - mean) for m, s in found.items()}  # tiles
+        assert veil(card, 1) == pytest.approx([0.8 * (1 - bright.get(n, 0.0)) for n in range(len(masks))], abs=2e-2)
+    assert seen
+    assert max(widths) == 100
+    context.close()
 
 
 def test_bars_have_one_scale_and_a_part_for_each_region(open_page):
