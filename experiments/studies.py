@@ -112,7 +112,7 @@ def drawings_in(output: Path) -> Drawings:
 
 EMOJI_CONV = (
     *("clip", "clip-tower", "midpoint", "midpoint-3", "alone-softmax", "unit", "centred", "grounded"),
-    *("sparc", "sparc-midpoint", "sparc-2-grounded"),
+    *("sparc", "sparc-midpoint", "sparc-2-grounded", "patches"),
 )
 
 
@@ -209,6 +209,8 @@ def _conv_configs() -> dict[str, TrainConfig]:
             centred, zero="midpoint", gradient_ratio=0.5, global_loss="sparc", sparc_local_weight=2.0
         ),
         "zero-04": _objective(centred, zero=0.4, gradient_ratio=0.5),
+        # The recipe scenes_tiny but for its tower.
+        "patches": replace(scenes_tiny(), model=ModelConfig(name="tiny-conv", region_unit="patch")),
         # Phrases as texts of their own.
         "alone-grounded": _alone(_objective(centred, zero="midpoint", gradient_ratio=0.5)),
         "alone-softmax": _alone(_objective(unit, powerset_weight=0.5, form="softmax")),
@@ -390,7 +392,7 @@ STUDIES: dict[str, Study] = {
         parts=(
             Part(
                 name="main",
-                configs=("clip", "clip-tower", "midpoint-3", "grounded", "sparc", "sparc-2-grounded"),
+                configs=("clip", "clip-tower", "midpoint-3", "grounded", "sparc", "sparc-2-grounded", "patches"),
                 against=("clip", "clip-tower"),
                 drawn=("clip", "midpoint-3", "grounded", "sparc-2-grounded"),
             ),
