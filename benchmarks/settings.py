@@ -17,7 +17,7 @@ from typing import Any
 from rich.console import Console
 
 from powerclip.compare import compare
-from powerclip.config import TrainConfig
+from powerclip.config import ModelConfig, ObjectiveConfig, TrainConfig
 from powerclip.demo import training_scenes
 from powerclip.recipes import scenes_tiny
 
@@ -40,18 +40,18 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "5 regions": {"regions": 5},
     "exact": {"method": "exact"},
 }
-"""Changes to the recipe scenes_tiny, by name; "default" is the recipe itself."""
+"""Changes to the loss's own defaults, by name, on random boxes and otherwise as in the recipe scenes_tiny."""
 
 
 def configure(changes: dict[str, Any]) -> TrainConfig:
-    """The recipe with some settings changed."""
+    """A run with some settings changed."""
     base = scenes_tiny()
     of_model = {key: value for key, value in changes.items() if key in ("phrase_norm", "phrase_unit")}
     of_objective = {key: value for key, value in changes.items() if key not in of_model}
     return dataclasses.replace(
         base,
-        model=dataclasses.replace(base.model, **of_model),
-        objective=dataclasses.replace(base.objective, **of_objective),
+        model=ModelConfig(name=base.model.name, **of_model),
+        objective=ObjectiveConfig(**of_objective),
     )
 
 

@@ -61,7 +61,7 @@ def main(options: Options) -> None:
     base = recipe("scenes_tiny")
     config = replace(
         base,
-        model=replace(base.model, name=options.model),
+        model=replace(base.model, name=options.model, region_unit="region"),
         objective=ObjectiveConfig(regions=options.regions),
         data=DataConfig(workers=options.workers),
         batch_size=options.batch_size,

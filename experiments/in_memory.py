@@ -98,7 +98,7 @@ class Samples:
         on_device = rows.to(self.images.device)
         images = _cropped(self.images[on_device].float() / 255, grid)
         mean, std = (x.to(images.device)[:, None, None] for x in (model.mean, model.std))
-        M = config.masks
+        M = config.drawn_regions
         if M and o.region_source == "stored":
             masks = _cropped(self.objects[on_device][:, :M].float(), grid) >= 0.5
             regions = masks_to_grid(masks.flatten(0, 1), model.grid_size).unflatten(0, masks.shape[:2])

@@ -170,6 +170,7 @@ def _scenes_configs() -> dict[str, TrainConfig]:
         "patches-sparc": _objective(patches, global_loss="sparc"),
         # What does it in "patches" and "boxes": one change each.
         "patches-all": _objective(patches, subsets="all", normalise_by_regions=True),
+        "patches-4": _objective(patches, gradient_ratio=4.0),
         "patches-tokens": replace(patches, model=replace(patches.model, phrase_unit="token")),
         "boxes-all": _objective(boxes, subsets="all", normalise_by_regions=True),
         "boxes-triplet": _objective(boxes, form="triplet", centre_scores="full"),
@@ -284,17 +285,20 @@ SCENES_METRICS = (
     ("scenes-grounding", "precision"),
     ("scenes-grounding", "recall"),
 )
-SCENES_OWN = (
-    ("scenes-retrieval, own score", "i2t_R@1"),
-    ("scenes-retrieval, own score", "t2i_R@1"),
-    ("scenes-retrieval-unseen, own score", "i2t_R@1"),
-    ("scenes-retrieval-unseen, own score", "t2i_R@1"),
-    ("scenes-hard-negatives, own score", "add_obj"),
-    ("scenes-hard-negatives, own score", "add_att"),
-    ("scenes-hard-negatives, own score", "swap_att"),
-    ("scenes-hard-negatives, own score", "replace_rel"),
-    ("scenes-hard-negatives, own score", "macro"),
-    ("scenes-quadruples, own score", "group"),
+SCENES_OWN = tuple(
+    (task + OWN_SCORE, metric)
+    for task, metric in (
+        ("scenes-retrieval", "i2t_R@1"),
+        ("scenes-retrieval", "t2i_R@1"),
+        ("scenes-retrieval-unseen", "i2t_R@1"),
+        ("scenes-retrieval-unseen", "t2i_R@1"),
+        ("scenes-hard-negatives", "add_obj"),
+        ("scenes-hard-negatives", "add_att"),
+        ("scenes-hard-negatives", "swap_att"),
+        ("scenes-hard-negatives", "replace_rel"),
+        ("scenes-hard-negatives", "macro"),
+        ("scenes-quadruples", "group"),
+    )
 )
 EMOJI_METRICS = tuple(
     (f"emoji-{task}{suffix}", metric)
@@ -349,8 +353,8 @@ STUDIES: dict[str, Study] = {
             Part(
                 name="ablation",
                 configs=(
-                    *("patches", "patches-all", "patches-tokens", "boxes", "boxes-all", "boxes-triplet"),
-                    *("boxes-t2r", "boxes-r2t"),
+                    *("patches", "patches-4", "patches-all", "patches-tokens", "patches-sparc"),
+                    *("boxes", "boxes-all", "boxes-triplet", "boxes-t2r", "boxes-r2t"),
                 ),
                 against=("patches",),
                 drawn=("patches", "boxes", "boxes-all"),
@@ -366,7 +370,7 @@ STUDIES: dict[str, Study] = {
     "emoji": Study(
         configs={
             name: _scenes_configs()[name]
-            for name in ("clip", "patches", "boxes", "filip", "sparc", "patches-sparc", "selective")
+            for name in ("clip", "patches", "boxes", "filip", "patches-sparc", "selective")
         },
         seeds=(0, 1, 2, 3, 4),
         make_data=_emoji_scenes,
@@ -375,7 +379,7 @@ STUDIES: dict[str, Study] = {
         parts=(
             Part(
                 name="main",
-                configs=("clip", "patches", "boxes", "filip", "selective"),
+                configs=("clip", "patches", "boxes", "filip", "patches-sparc", "selective"),
                 against=("clip",),
                 drawn=("clip", "patches", "boxes"),
             ),

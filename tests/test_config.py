@@ -95,6 +95,10 @@ def test_leftover_keys_are_refused():
             "checkpoint_every_minutes is nan; it must be positive",
         ),
         ({"steps": 1, "model": None}, r"config\.model holds NoneType; expected a mapping"),
+        (
+            {"steps": 1, "model": {"region_unit": "patch"}, "objective": {"region_source": "stored"}},
+            "region_unit 'patch' no masks are read; set region_source to 'boxes' or region_unit to 'region'",
+        ),
         ({}, "give either steps or epochs; got steps=None, epochs=None"),
         ({"steps": 1, "epochs": 1}, "give either steps or epochs; got steps=1, epochs=1"),
     ],

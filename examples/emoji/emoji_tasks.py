@@ -13,7 +13,7 @@ from PIL import Image
 import powerclip
 from powerclip.config.values import Score
 from powerclip.evaluate import evaluate_tasks, write_evaluation
-from powerclip.tasks import Classification, Retrieval, Task
+from powerclip.tasks import Classification, Grounding, Retrieval, Task
 
 PROFESSIONS = (
     "farmer", "cook", "student", "singer", "artist", "teacher", "factory worker", "technologist",
@@ -102,7 +102,8 @@ def evaluate(
     model, preprocess, tokenizer = powerclip.load(run)
     results: dict[str, dict[str, float]] = {}
     for score in scores:
+        some = [task for task in tasks if score == "global" or not isinstance(task, Grounding)]
         results |= evaluate_tasks(
-            model.to(device), preprocess, tokenizer, tasks, device=device, batch_size=256, score=score
+            model.to(device), preprocess, tokenizer, some, device=device, batch_size=256, score=score
         )
     write_evaluation(output or run, results, tasks=tasks, suite=suite)

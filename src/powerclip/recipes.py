@@ -11,7 +11,8 @@ def scenes_tiny() -> TrainConfig:
     """Phrases aligned with patches on the generated scenes, minutes on two cores.
 
     Every patch is a region, only the best one counts for a phrase and the best phrase for a patch (``subsets`` single),
-    and a softmax over these scores has as much gradient as CLIP's loss. Docs/evidence.md compares this with boxes, with the powerset and with CLIP.
+    and a softmax over these scores has as much gradient as CLIP's loss. docs/evidence.md compares it with boxes, with
+    the powerset and with CLIP.
     ``powerclip prepare scenes:train data/scenes && powerclip train --recipe scenes_tiny --data data/scenes
     --output runs/scenes``
     """
@@ -50,7 +51,9 @@ def emoji_scenes() -> TrainConfig:
     """PowerCLIP-R with the powerset on scenes of two emoji.
 
     CLIP learns alone for 200 steps; then lambda rises until the powerset loss has half of the gradient of CLIP's, on
-    scores less their row and column means, with the zero of similarities midway between matched and unmatched pairs. There this is ahead of CLIP in names and grounding (docs/evidence-conv.md). ``python examples/emoji/emoji_scenes.py && powerclip train --recipe emoji_scenes --data
+    scores less their row and column means, with the zero of similarities midway between matched and unmatched pairs.
+    There this is ahead of CLIP in names and grounding (docs/evidence-conv.md).
+    ``python examples/emoji/emoji_scenes.py && powerclip train --recipe emoji_scenes --data
     data/emoji-scenes/train-20000-of-240-seed-0 --output runs/emoji-scenes``
     """
     objective = ObjectiveConfig(

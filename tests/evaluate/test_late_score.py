@@ -196,7 +196,14 @@ def test_tasks_without_images_or_texts_have_no_such_score(suite):
         HardNegatives(name="t", items=[HardNegative(image="a", positive="b", negatives=["c"], kind="k")]),
         Classification(name="c", images=[image], labels=[0], class_names=["a"], templates=["{c}"]),
     ]
-    assert [job.name for job in jobs_of(tasks, ("global", "powerset", "late"))] == ["p", "b", "t", "c", "c-late"]
+    assert [job.name for job in jobs_of(tasks, ("global", "powerset", "late"))] == [
+        "p",
+        "b",
+        "t",
+        "c",
+        "c-powerset",
+        "c-late",
+    ]
 
 
 def test_other_models_are_refused(suite):

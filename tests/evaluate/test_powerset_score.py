@@ -20,9 +20,10 @@ from powerclip.model.pooling import pool_leaves, pool_phrases, pool_regions
 from powerclip.phrases import encode_caption, load_parser
 from powerclip.regions import fixed_boxes
 from powerclip.scenes import evaluation_tasks, generate
-from powerclip.tasks import HardNegatives, Quadruples, Retrieval
+from powerclip.tasks import PLACE, Classification, HardNegatives, Quadruples, Retrieval
 from tests.support.colours import ColourModel, preprocess, tokenizer
 from tests.support.problems import masked, problem
+from tests.support.retrieval import accuracies
 
 PARSER = load_parser()
 CLOSE = 1e-5  # float32 features of unit length, in other batches: sums of some hundred products
@@ -177,8 +178,19 @@ def test_a_model_trained_on_patches_is_scored_by_patches(suite):
     torch.testing.assert_close(pairs, expected.diagonal(), rtol=0, atol=CLOSE)
 
 
-def test_tasks_are_read_both_ways_and_classification_only_globally(model, suite):
+def test_a_class_has_the_mean_score_of_its_prompts(model, suite):
+    images = [suite[0].images[i] for i in range(3)]
+    names, templates = ["red cat", "blue star", "moon"], ["a {c}", "there is a {c}"]
+    task = Classification(name="c", images=images, labels=[2, 0, 1], class_names=names, templates=templates)
+    found = evaluate_tasks(model, make_transforms(model)[1], make_tokenizer(model), [task], score="powerset")
+    prompts = [[template.replace(PLACE, name) for template in templates] for name in names]
+    s = torch.tensor([[[score_alone(model, image, p) for p in of_class] for of_class in prompts] for image in images])
+    assert found["c-powerset"] == accuracies(s.mean(dim=2), torch.eye(3), torch.tensor(task.labels))
+
+
+def test_tasks_are_read_both_ways(model, suite):
     transform, tokens = make_transforms(model)[1], make_tokenizer(model)
+    suite = [task for task in suite if not isinstance(task, Classification)]
     found = evaluate_tasks(model, transform, tokens, suite, score="powerset")
     wanted = [t for t in suite if isinstance(t, Retrieval | HardNegatives | Quadruples)]
     assert list(found) == [*(f"{task.name}-powerset" for task in wanted), "scenes-grounding"]

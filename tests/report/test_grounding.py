@@ -94,7 +94,7 @@ def test_a_model_trained_on_tokens_or_single_regions_is_grounded_by_them():
     for phrase, s_M in zip(found.values(), s, strict=True):
         assert list(phrase.shares) == [s_M.argmax().item()]
         assert phrase.score == pytest.approx(s_M.max().item(), abs=1e-5)
-        others = {m: s for m, s in enumerate(s_M.tolist()) if s > 0 and m not in phrase.shares}
+        others = {m: s for m, s in enumerate(s_M.tolist()) if m not in phrase.shares}
         assert phrase.others == pytest.approx(others, abs=1e-5)
 
 

@@ -151,7 +151,7 @@ def test_of_single_regions_a_phrase_lights_what_is_above_the_mean_and_bars_have_
     page.goto(write_report(runs, tmp_path / "report.html").as_uri())
     card = page.locator("article.grounding").first
     masks = page.evaluate("data.masks")[0][1]
-    widths, seen = [], 0
+    widths, scores = [], []
     for phrase in card.locator(".phrase").all():
         if phrase.locator("button").get_attribute("aria-pressed") == "false":
             phrase.locator("button").click()
@@ -160,16 +160,18 @@ def test_of_single_regions_a_phrase_lights_what_is_above_the_mean_and_bars_have_
         score = float(best.get_attribute("data-s"))
         assert phrase.locator("[data-run='1'] b").inner_text() == f"{score:.2f}"
         widths.append(float(best.get_attribute("style").removeprefix("width:").removesuffix("%")))
-        if len(found) < 2:
-            continue
-        seen += 1
+        assert len(found) == len(masks)
         assert score == max(found.values())
         assert f"single: {score:.2f}, its best region" in card.locator("output").text_content()
-        mean = sum(found.values()) / len(masks)
+        mean = sum(found.values()) / len(found)
         bright = {masks[m].index("1"): max(0.0, s - mean) / (score - mean) for m, s in found.items()}  # tiles
-        assert veil(card, 1) == pytest.approx([0.8 * (1 - bright.get(n, 0.0)) for n in range(len(masks))], abs=2e-2)
-    assert seen
+        assert veil(card, 1) == pytest.approx([0.8 * (1 - bright[n]) for n in range(len(masks))], abs=2e-2)
+        scores.append({m: s - mean for m, s in found.items()})
     assert max(widths) == 100
+    for region in (0, len(masks) - 1):
+        card.locator("figure").nth(1).locator("input").fill(str(region + 1))
+        lit = card.locator(".phrase").evaluate_all("all => all.map(one => one.classList.contains('lit'))")
+        assert lit == [of_phrase[region] > 0 for of_phrase in scores]
     context.close()
 
 

@@ -29,7 +29,12 @@ def sources(tmp_path_factory):
 def tiny(**data):
     base = recipe("scenes_tiny")
     return dataclasses.replace(
-        base, batch_size=8, steps=3, log_every_steps=1, data=dataclasses.replace(base.data, **data)
+        base,
+        model=dataclasses.replace(base.model, region_unit="region"),  # random boxes
+        batch_size=8,
+        steps=3,
+        log_every_steps=1,
+        data=dataclasses.replace(base.data, **data),
     )
 
 

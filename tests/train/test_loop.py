@@ -150,7 +150,8 @@ def test_a_signal_ends_the_run_with_a_usable_folder(number, config, shards, tmp_
     monkeypatch.setattr(Engine, "step", signalled_at_step_2)
     monkeypatch.setattr(signals, "ECHO_S", math.inf)
     caught = []
-    before = signal.signal(number, lambda number, _: caught.append(number))
+    before = {each: signal.getsignal(each) for each in signals.SIGNALS}
+    signal.signal(number, lambda number, _: caught.append(number))
     try:
         result = train(config, data=shards, output=tmp_path / "run")
         assert (result.interrupted, result.steps) == (True, 3)
@@ -161,32 +162,40 @@ def test_a_signal_ends_the_run_with_a_usable_folder(number, config, shards, tmp_
         os.kill(os.getpid(), number)
         assert caught == [number, number]
     finally:
-        signal.signal(number, before)
+        for each, handler in before.items():
+            signal.signal(each, handler)
     assert "run the same command with --resume auto" in capsys.readouterr().err
     powerclip.load(str(tmp_path / "run"))
     assert train(config, data=shards, output=tmp_path / "run", resume=True).steps == 8
 
 
 STOPPED = """
-import atexit, os, signal
-from powerclip.train.signals import stop_on_signal
+import atexit, os, signal, threading, time
+from powerclip.train.signals import ECHO_S, stop_on_signal
 
-class Echo:
-    def __del__(self, kill=os.kill, process=os.getpid(), number=signal.Signals(%d)):  # while modules are taken apart
-        kill(process, number)
+def kill():
+    os.kill(os.getpid(), {number})
 
-kept = Echo()
-atexit.register(os.kill, os.getpid(), %d)
+def later():
+    time.sleep({seconds})
+    kill()
+
+threading.Thread(target=later, daemon=True).start()
+atexit.register(time.sleep, ECHO_S)
 with stop_on_signal() as stop:
-    os.kill(os.getpid(), %d)
+    kill()
     assert stop.requested
 """
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_an_echo_does_not_end_a_process_that_is_ending(number):
-    code = STOPPED % ((number,) * 3)
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+    assert subprocess.run([sys.executable, "-c", STOPPED.format(number=int(number), seconds=0.5)]).returncode == 0
+
+
+def test_a_later_signal_ends_a_process_that_is_ending():
+    code = STOPPED.format(number=int(signal.SIGTERM), seconds=signals.ECHO_S + 1)
+    assert subprocess.run([sys.executable, "-c", code]).returncode == -signal.SIGTERM
 
 
 def test_training_works_outside_the_main_thread(config, shards, tmp_path):
@@ -252,11 +261,14 @@ def test_every_ablation_is_a_setting_that_changes_the_run(ablation, config, few_
     assert found != plain_losses
 
 
-def test_stored_regions_are_not_dropped_in_silence_where_patches_are_the_regions(config, shards, tmp_path):
-    model = dataclasses.replace(config.model, region_unit="patch")
-    stored = dataclasses.replace(config, model=model, objective=ObjectiveConfig(region_source="stored"))
-    with pytest.raises(PowerclipError, match="region_unit is 'patch', which takes no regions"):
-        train(stored, data=shards, output=tmp_path / "run")
+def test_a_loss_without_regions_makes_none_of_patches(config, shards, tmp_path):
+    on_patches = dataclasses.replace(config.model, region_unit="patch")
+    of_clip = dataclasses.replace(config, model=on_patches, objective=ObjectiveConfig(name="clip"))
+    assert build_model(of_clip).region_unit == "region"
+    assert build_model(dataclasses.replace(of_clip, objective=ObjectiveConfig())).region_unit == "patch"
+    train(of_clip, data=shards, output=tmp_path / "patch")
+    train(dataclasses.replace(of_clip, model=config.model), data=shards, output=tmp_path / "region")
+    assert losses(tmp_path / "patch") == losses(tmp_path / "region")
 
 
 @pytest.mark.parametrize("name", ["clip", "siglip", "filip", "sparc", "superclip"])

@@ -203,6 +203,7 @@ def wait_for_steps(process, run, steps):
 def arguments_of(folder, shards, output, *more):
     return [
         *("--recipe", "scenes_tiny", "--data", str(shards), "--output", str(output), "--device", "cpu"),
+        *("--model.region-unit", "region"),  # random boxes
         *("--model.name", write_tiny(folder), "--optim.warmup-steps", "2", "--batch-size", "12"),
         *("--steps", "24", "--log-every-steps", "1", "--checkpoint-every-steps", "1", *more),
     ]

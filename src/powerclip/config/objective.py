@@ -67,7 +67,8 @@ class ObjectiveConfig(ScoringConfig, ContrastConfig):
     equal_captions: EqualCaptions = "negatives"
     """Whether pairs with the same caption are negatives of each other in the powerset loss."""
     region_source: RegionSource = "boxes"
-    """Random boxes drawn at every step (PowerCLIP-R), or the masks stored with the data (PowerCLIP-S)."""
+    """Random boxes drawn at every step (PowerCLIP-R), or the masks stored with the data (PowerCLIP-S); unused where
+    patches are the regions (``region_unit``)."""
     regions: int = 10
     """M: regions per image and step; if more masks are stored, this many are drawn each time."""
     sparc_global_weight: float = 0.5

@@ -170,10 +170,16 @@ class TrainConfig:
         require(self, lambda minutes: minutes > 0, "positive", "checkpoint_every_minutes")
         require(self, lambda seed: 0 <= seed < 2**31, "0 or more and less than 2^31", "seed")
         require(self, lambda decay: 0 < decay < 1, "between 0 and 1", "ema_decay")
+        o = self.objective
+        if o.uses_regions and o.region_source == "stored" and self.model.region_unit == "patch":
+            raise ValueError(
+                "objective.region_source is 'stored', but with model.region_unit 'patch' no masks are read; set "
+                "region_source to 'boxes' or region_unit to 'region'"
+            )
 
     @property
-    def masks(self) -> int:
-        """M, the masks that an image comes with: none where the loss asks for none, or for patches."""
+    def drawn_regions(self) -> int:
+        """M, the regions that are drawn for an image; 0 where the loss uses none, or uses patches."""
         return self.objective.regions if self.objective.uses_regions and self.model.region_unit == "region" else 0
 
     def with_objective(self, name: Objective) -> TrainConfig:

@@ -38,15 +38,12 @@ class LateScorer:
         """
         self.encoder = encoder
         self.model = powerclip_model(encoder.model, "the late-interaction score", hint="; use score='global'")
-        rows, columns = self.model.grid_size
-        self.patches = torch.eye(rows * columns, dtype=torch.bool, device=encoder.device)  # (N, N) regions of one each
 
     def images(self, pictures: Sequence[Picture], masks: object = None) -> MaskedVectors:
         """The patch vectors of images, which do not depend on masks."""
 
         def embed(images: Tensor) -> Tensors:
-            regions = self.patches.expand(len(images), -1, -1)
-            vectors, mask, embedded = self.model.encode_image_and_regions(images, regions)
+            vectors, mask, embedded = self.model.encode_image_and_regions(images, None)
             return unit(vectors).half(), mask, unit(embedded)
 
         keys = [(key_of(picture), "patches") for picture in pictures]

@@ -34,9 +34,10 @@ default_parser = cache(load_parser)
 class PowersetScorer:
     """Scores images and captions by the powerset similarity of a PowerCLIP model, as the model was trained to.
 
-    An image's regions are boxes of fixed sizes that tile the patch grid, of a model trained on patches every patch, or
-    its stored masks (the others again where an image has none). A caption's phrases are those of its parse, or its tokens for a model trained on tokens. Unless the model
-    was trained otherwise, the similarity is divided by the number of regions, so that images with different numbers
+    An image's regions are fixed boxes on the patch grid; for a model trained on patches they are the patches. With
+    ``regions="stored"`` they are the image's own masks, where it has any. A caption's phrases are those of its parse, or
+    its tokens for a model trained on tokens. Unless the model was trained otherwise, the similarity is divided by the
+    number of regions, so that images with different numbers
     compare.
     """
 
@@ -52,8 +53,9 @@ class PowersetScorer:
         """Set up the scorer; ValueError if the model has no regions and phrases, or an argument is out of range.
 
         The encoder gets the images' global embeddings too, which cost no further pass. ``regions`` are "grid", the
-        fixed boxes or the patches, or "stored", a task's own masks where it has them; the parser is spaCy's with its small English
-        model by default. ``scoring`` takes the place of the model's own, and ``boxes``, (M, N) bool, of the fixed boxes.
+        fixed boxes or the patches, or "stored", a task's own masks where it has them; the parser is spaCy's with its
+        small English model by default. ``scoring`` takes the place of the model's own, and ``boxes``, (M, N) bool, of
+        the regions of "grid".
         """
         one_of("regions", regions, get_args(ScoreRegions))
         self.encoder, self.regions = encoder, regions
@@ -61,7 +63,7 @@ class PowersetScorer:
         self.parser = parser or default_parser()
         self.transform = make_transforms(self.model)[1]
         self.scoring = scoring or self.model.scoring
-        self.boxes = trained_regions(self.model) if boxes is None else boxes
+        self.boxes = grid_regions(self.model) if boxes is None else boxes
 
     def images(self, pictures: Sequence[Picture], masks: Sequence[Masks | None] | None = None) -> MaskedVectors:
         """The region vectors of images."""
@@ -140,7 +142,7 @@ class PowersetScorer:
         return grids if grids.any() else self.boxes
 
 
-def trained_regions(model: PowerCLIP) -> Tensor:
-    """(M, N) bool: regions of any image that are like those which a model was trained on, patches or boxes."""
+def grid_regions(model: PowerCLIP) -> Tensor:
+    """(M, N) bool: the patches, for a model trained on patches, or the fixed boxes."""
     rows, columns = model.grid_size
     return torch.eye(rows * columns, dtype=torch.bool) if model.region_unit == "patch" else fixed_boxes((rows, columns))

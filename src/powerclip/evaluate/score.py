@@ -79,10 +79,10 @@ def evaluate_tasks(
     ``preprocess`` turns a PIL image into (3, H, W), in ``workers`` threads while the model works, and ``tokenizer``
     texts into (B, T). ``score`` says how an image and a text are scored: "global", the product of the global embeddings
     (what the papers report); or, of a PowerCLIP model, "powerset", the powerset similarity of regions and phrases, or
-    "late", FILIP's late interaction of patches and tokens. Both are for retrieval, hard negatives and quadruples of
-    images and texts, "late" for classification too; other tasks are skipped then. The regions of "powerset" are "grid",
-    boxes of fixed sizes, or "stored", a task's own masks where it has them. Grounding is always by regions and phrases,
-    segmentation by patches; of models other than PowerCLIP, these and tasks on regions are skipped with a warning.
+    "late", FILIP's late interaction of patches and tokens. Both are for classification, retrieval, hard negatives
+    and quadruples of images and texts; other tasks are skipped then. The regions of "powerset" are "grid", boxes of
+    fixed sizes (every patch, for a model trained on patches), or "stored", a task's own masks where it has them.
+    Grounding is always by regions and phrases, segmentation by patches; of models other than PowerCLIP, these and tasks on regions are skipped with a warning.
 
     Returns metrics by task name (followed by "-powerset" or "-late" for these scores, or "-powerset-stored" over the
     task's own masks), each between 0 and 1, most of them as an ``Estimate``, which knows its standard error. ValueError
@@ -117,10 +117,9 @@ def jobs_of(tasks: Sequence[Task], scores: Sequence[Score], regions: ScoreRegion
         stored = regions == "stored" and isinstance(task, Retrieval) and any(task.masks or ())
         dense = isinstance(task, Grounding | Segmentation)
         for score in scores[:1] if dense else scores:
-            without = LinearProbe if score == "late" else Classification | MultiLabel | LinearProbe
             if score == "global" or dense:
                 jobs.append(Job(task.name, task, score))
-            elif shows_images and not isinstance(task, without):
+            elif shows_images and not isinstance(task, LinearProbe):
                 suffix = "-stored" if stored and score == "powerset" else ""
                 jobs.append(Job(f"{task.name}-{score}{suffix}", task, score))
     return jobs

@@ -1,6 +1,5 @@
 """Where an image is similar to free prompts, as heat maps on one scale."""
 
-import math
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -42,8 +41,7 @@ def heat_maps(subject: Subject, image: Image.Image, text: str) -> str:
         raise PowerclipError(f"{subject.name} has no embeddings of patches, so there is nothing to map; use a ViT")
     with torch.inference_mode():
         pixels = encoder.preprocess(image)
-        one_patch = torch.eye(math.prod(model.grid_size), device=encoder.device).bool()[None]  # (1, N, N)
-        patches_ND = model.encode_regions(pixels[None].to(encoder.device), one_patch)[0][0].float().cpu()
+        patches_ND = model.encode_regions(pixels[None].to(encoder.device), None)[0][0].float().cpu()
         prompts_QD = encoder.texts(prompts)
         s_QN = (prompts_QD @ patches_ND.T).numpy()
         whole_Q = (prompts_QD @ encoder.images([image]).T)[:, 0].tolist()

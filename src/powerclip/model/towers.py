@@ -158,12 +158,12 @@ class PowerCLIP(nn.Module):
         x = text.ln_final(text.transformer(x, attn_mask=mask.repeat_interleave(heads, dim=0)))
         return _projected(x, text.text_projection)
 
-    def encode_regions(self, images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+    def encode_regions(self, images: Tensor, masks: Tensor | None) -> tuple[Tensor, Tensor]:
         """Region vectors of images.
 
         Args:
             images: (B, 3, H, W).
-            masks: (B, M, N) bool regions on the patch grid, row-major; an all-False region is absent.
+            masks: (B, M, N) bool regions on the patch grid, row-major; an all-False region is absent. None: each patch.
 
         Returns:
             (B, M, D) float32 vectors, of unit length if ``region_norm`` is "unit", zero where absent, and (B, M) bool,
@@ -174,7 +174,7 @@ class PowerCLIP(nn.Module):
         """
         return pool_regions(self.encode_patches(images), masks, norm=self.region_norm)
 
-    def encode_image_and_regions(self, images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def encode_image_and_regions(self, images: Tensor, masks: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """``encode_regions`` and ``encode_image`` in one pass: (B, M, D), (B, M) bool and (B, D)."""
         patches, pooled = self._encode_patches(images)
         return (*pool_regions(patches, masks, norm=self.region_norm), _embedding(pooled, False, patches.dtype))

@@ -36,7 +36,7 @@ class PhraseGrounding:
     shares: Mapping[int, float]
     """The similarity of each region of the grounding subset, {m : s > 0}, or of single regions the best one."""
     others: Mapping[int, float] = field(default_factory=dict)
-    """That of other regions with s > 0, which do not count: of single regions all but the best."""
+    """That of the regions that do not count: of single regions all but the best. Sums have none."""
 
     @property
     def score(self) -> float:
@@ -59,6 +59,8 @@ class Grounding:
     """Rows and columns of its patches."""
     masks: Tensor
     """(M, N) bool: the patches of each region."""
+    single: bool
+    """Whether the best region alone grounds a phrase."""
     phrases: Mapping[Place, PhraseGrounding]
     """The phrases within the model's context."""
 
@@ -122,17 +124,19 @@ def ground(
             text = caption[tree.leaves[first][0] : tree.leaves[last][1]]
             named.append(((first, last, 0), labels.get((first, last), "cut"), text))
     parts = zip(named, found.subsets.tolist(), found.similarities.tolist(), phrase_mask[0].tolist(), strict=True)
+    single = model.scoring.subsets == "single"
     grounded = {
         place: PhraseGrounding(
             text=text,
             label=label,
             shares={m: s for m, s in enumerate(s_M) if subset[m]},
-            others={m: s for m, s in enumerate(s_M) if s > 0 and not subset[m]},
+            others={m: s for m, s in enumerate(s_M) if single and region_mask[0, m] and not subset[m]},
         )
         for (place, label, text), subset, s_M, present in parts
         if present
     }
-    return Grounding(image=seen_image(model, pixels), grid=model.grid_size, masks=masks, phrases=grounded)
+    seen = seen_image(model, pixels)
+    return Grounding(image=seen, grid=model.grid_size, masks=masks, single=single, phrases=grounded)
 
 
 def rows(groundings: Mapping[str, Grounding]) -> list[Row]:

@@ -101,20 +101,18 @@ for (const card of all("article.grounding")) {
       svg("rect", {x: n % columns, y: Math.floor(n / columns), width: 1, height: 1}));
     const outlines = [svg("path", {class: "under"}), svg("path", {})];
     layer.append(...cells, ...outlines);
-    return {figure, masks, rows, columns, cells, outlines, slider: figure.querySelector("input"),
+    return {figure, masks, rows, columns, cells, outlines, single: "single" in figure.dataset, slider: figure.querySelector("input"),
       area: masks.map((mask) => mask.reduce((a, b) => a + b, 0)),
       covering: cells.map((_, n) => masks.reduce((count, mask) => count + mask[n], 0))};
   });
   // Parts of a phrase's score in a run: [region, similarity, element].
   const parts = phrases.map((phrase) => views.map((_, run) =>
     all(`[data-run="${run}"] i`, phrase).map((part) => [Number(part.dataset.region), Number(part.dataset.s), part])));
-  // Where the best region alone counts, all have a share of the picture: what they have above the mean of the regions.
-  const heat = parts.map((of_run) => of_run.map((found, run) => {
-    const alone = found.some(([, , part]) => part.classList.contains("other"));
-    const zero = alone ? found.reduce((sum, [, s]) => sum + s, 0) / views[run].masks.length : 0;
-    return views[run].cells.map((_, n) => found.reduce((sum, [region, s]) =>
-      sum + Math.max(0, s - zero) * views[run].masks[region][n], 0) / (views[run].covering[n] || 1));
-  }));
+  // Where the best region alone counts, a region is bright by how far its s is above the mean over the regions.
+  const zeros = parts.map((of_run) => of_run.map((found, run) =>
+    views[run].single && found.length ? found.reduce((sum, [, s]) => sum + s, 0) / found.length : 0));
+  const heat = parts.map((of_run, k) => of_run.map((found, run) => views[run].cells.map((_, n) =>
+    found.reduce((sum, [region, s]) => sum + Math.max(0, s - zeros[k][run]) * views[run].masks[region][n], 0) / (views[run].covering[n] || 1))));
   const most = heat.map((of_run) => of_run.map((cells) => Math.max(1e-9, ...cells)));  // the zeros of runs differ
   let pinned = -1;
 
@@ -137,7 +135,7 @@ for (const card of all("article.grounding")) {
       view.cells.forEach((cell, n) => { cell.style.fillOpacity = 0.8 * (1 - heat[k][run][n] / most[k][run]); });
       const found = parts[k][run].filter(([, , part]) => !part.classList.contains("other"));
       const sum = found.reduce((total, [, s]) => total + s, 0);
-      if (found.length < parts[k][run].length) return `${names[run]}: ${sum.toFixed(2)}, its best region`;
+      if (view.single) return `${names[run]}: ${sum.toFixed(2)}, its best region`;
       return `${names[run]}: ${sum.toFixed(2)}, the sum of ${found.length} region${found.length === 1 ? "" : "s"}`;
     });
     said.textContent = counts.join("; ");
@@ -160,7 +158,7 @@ for (const card of all("article.grounding")) {
     const grounded = [];
     parts.forEach((of_run, k) => {
       for (const [m, s, part] of of_run[run]) {
-        if (m !== region) continue;
+        if (m !== region || (views[run].single && s <= zeros[k][run])) continue;
         phrases[k].classList.add("lit");
         part.classList.add("lit");
         grounded.push(`${phrases[k].querySelector("button").lastChild.textContent.trim()} ${s.toFixed(2)}`);

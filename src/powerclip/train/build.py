@@ -12,7 +12,6 @@ from powerclip.data.dataset import TowerInputs
 from powerclip.data.loader import Loader, OpenedData
 from powerclip.data.remote import ShardCache
 from powerclip.distributed import rank, world_size
-from powerclip.errors import PowerclipError
 from powerclip.loss import (
     CLIPLoss,
     FILIPLoss,
@@ -27,15 +26,19 @@ from powerclip.model import PowerCLIP, add_lora, create_model, make_tokenizer, m
 
 
 def build_model(config: TrainConfig) -> PowerCLIP:
-    """The model a config describes, with a tower frozen or with LoRA if it says so."""
+    """The model a config describes, with a tower frozen or with LoRA if it says so.
+
+    Of a loss that looks at no regions the model makes none in training, whatever its unit.
+    """
     m, siglip = config.model, config.objective.uses_siglip  # None: as the model is
+    pooling = m.pooling if config.objective.uses_regions else replace(m.pooling, region_unit="region")
     bias: dict[str, Any] = {}
     if siglip:
         bias = {"init_logit_scale": INIT_LOGIT_SCALE, "init_logit_bias": INIT_LOGIT_BIAS}
     model = create_model(
         m.name,
         pretrained=m.pretrained,
-        **vars(m.pooling),
+        **vars(pooling),
         scoring=config.objective.scoring,
         image_size=m.image_size,
         context_length=m.context_length,
@@ -105,18 +108,13 @@ def build_loader(config: TrainConfig, model: PowerCLIP, data: OpenedData) -> Loa
         context_length=model.context_length,
         grid=model.grid_size,
     )
-    source = config.objective.region_source
-    if config.objective.uses_regions and config.model.region_unit == "patch" and source == "stored":
-        raise PowerclipError(
-            "region_source is 'stored', and region_unit is 'patch', which takes no regions; give one of the two"
-        )
     return Loader(
         data,
         towers,
         config.data,
         batch_size=config.batch_size,
         seed=config.seed,
-        regions=config.masks,
-        region_source=source,
+        regions=config.drawn_regions,
+        region_source=config.objective.region_source,
         part=(rank(), world_size()),
     )

@@ -70,7 +70,7 @@ def step_memory(config: TrainConfig, model: PowerCLIP, *, tokens: int | None = N
     kept = sum(p.nbytes for p in model.parameters()) + (3 + (config.ema_decay is not None)) * gradients
     peak = _peak_bytes(config, model, PROBED, tokens or model.context_length)
     used = config.objective.uses_regions
-    regions = math.prod(model.grid_size) if used and model.region_unit == "patch" else config.masks
+    regions = math.prod(model.grid_size) if used and model.region_unit == "patch" else config.drawn_regions
     captions = config.data.captions
     vectors = 4 * model.embed_dim * (regions + PHRASES * captions) if used else 0
     return StepMemory(
@@ -142,7 +142,9 @@ def _peak_bytes(config: TrainConfig, model: PowerCLIP, pairs: int, T: int) -> in
             tokens=tokens,
             leaf_of_token=torch.zeros_like(tokens),
             phrase_spans=torch.zeros(captions, PHRASES, 2, dtype=torch.int64, device=device),
-            region_masks=torch.ones(pairs, config.masks, math.prod(model.grid_size), dtype=torch.bool, device=device),
+            region_masks=torch.ones(
+                pairs, config.drawn_regions, math.prod(model.grid_size), dtype=torch.bool, device=device
+            ),
         )
         with autocast(config, device):
             features = fake(batch)

@@ -27,8 +27,9 @@ class Stop:
 def stop_on_signal() -> Iterator[Stop]:
     """Turn the first SIGINT, SIGTERM or SIGUSR1 into a request to stop; a later one acts as usual.
 
-    An echo of the first has no effect, after the block and while the interpreter ends either: a stop of a few
-    milliseconds would else end by its echo.
+    An echo of the first has no effect, even after the block or while the interpreter exits, which waits for it. Otherwise
+    the echo would kill a run that stopped within milliseconds. So after a stop the handlers stay until ``ECHO_S`` has
+    passed and another signal comes, or the interpreter exits.
     """
     stop, first = Stop(), 0.0
     old: dict[int, Any] = {}
@@ -44,13 +45,14 @@ def stop_on_signal() -> Iterator[Stop]:
     def echoes() -> bool:
         return stop.requested and time.monotonic() - first <= ECHO_S
 
-    def restore(*, ignored: bool = False) -> None:
+    def restore() -> None:
         for number, previous in old.items():
             if signal.getsignal(number) is handle:
-                signal.signal(number, signal.SIG_IGN if ignored else previous)
+                signal.signal(number, previous)
 
-    def end() -> None:  # the interpreter soon gives signals their default action, which is to end the process
-        restore(ignored=echoes())
+    def end() -> None:  # the interpreter gives signals their default action soon, which is to end the process
+        time.sleep(max(0.0, first + ECHO_S - time.monotonic()))
+        restore()
 
     try:
         for number in SIGNALS:
