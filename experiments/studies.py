@@ -370,7 +370,7 @@ STUDIES: dict[str, Study] = {
     "emoji": Study(
         configs={
             name: _scenes_configs()[name]
-            for name in ("clip", "patches", "boxes", "filip", "patches-sparc", "selective")
+            for name in ("clip", "clip-tower", "patches", "boxes", "filip", "patches-sparc", "selective")
         },
         seeds=(0, 1, 2, 3, 4),
         make_data=_emoji_scenes,
@@ -379,8 +379,8 @@ STUDIES: dict[str, Study] = {
         parts=(
             Part(
                 name="main",
-                configs=("clip", "patches", "boxes", "filip", "patches-sparc", "selective"),
-                against=("clip",),
+                configs=("clip", "clip-tower", "patches", "boxes", "filip", "patches-sparc", "selective"),
+                against=("clip", "clip-tower"),
                 drawn=("clip", "patches", "boxes"),
             ),
         ),

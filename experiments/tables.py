@@ -1,4 +1,4 @@
-"""Tables and plots of the results that ``run.py`` left: rewrites the marked parts of three pages of docs and their pictures.
+"""Tables and plots of the results that ``run.py`` left: rewrites the marked parts of README and docs, and their pictures.
 
     python experiments/tables.py
 
@@ -38,8 +38,47 @@ Results = Mapping[str, Mapping[int, dict[str, Any]]]
 """Results by config and seed."""
 
 
-def main(docs: Path = DOCS) -> int:
+SUMMARY_ROWS = {
+    "scenes": (
+        ("name of one symbol", "scenes-object", "acc@1"),
+        ("colour and name", "scenes-colour-object", "acc@1"),
+        ("colour and name, combinations never seen", "scenes-colour-object-unseen", "acc@1"),
+        ("image to text R@1", "scenes-retrieval", "i2t_R@1"),
+        ("text to image R@1", "scenes-retrieval", "t2i_R@1"),
+        ("image to text R@1, by S", f"scenes-retrieval{OWN_SCORE}", "i2t_R@1"),
+        ("text to image R@1, by S", f"scenes-retrieval{OWN_SCORE}", "t2i_R@1"),
+        ("hard negatives (chance 50)", "scenes-hard-negatives", "macro"),
+        ("hard negatives, by S", f"scenes-hard-negatives{OWN_SCORE}", "macro"),
+        ("of these, exchanged attributes, by S", f"scenes-hard-negatives{OWN_SCORE}", "swap_att"),
+        ("two images, two captions, by S (chance 17)", f"scenes-quadruples{OWN_SCORE}", "group"),
+        ("best patch lies in the object (chance 8)", "scenes-grounding", "patch"),
+        ("best box is the object's (chance 6)", "scenes-grounding", "region"),
+    ),
+    "emoji": (
+        ("name of one emoji", "emoji-object", "acc@1"),
+        ("the same, drawn in another style", "emoji-object-new-style", "acc@1"),
+        ("image to text R@1", "emoji-retrieval", "i2t_R@1"),
+        ("text to image R@1", "emoji-retrieval", "t2i_R@1"),
+        ("image to text R@1, by S", f"emoji-retrieval{OWN_SCORE}", "i2t_R@1"),
+        ("text to image R@1, by S", f"emoji-retrieval{OWN_SCORE}", "t2i_R@1"),
+        ("image to text R@1, combinations never seen, by S", f"emoji-retrieval-unseen{OWN_SCORE}", "i2t_R@1"),
+        ("hard negatives (chance 50)", "emoji-hard-negatives", "macro"),
+        ("hard negatives, by S", f"emoji-hard-negatives{OWN_SCORE}", "macro"),
+        ("best patch lies in the emoji (chance 10)", "emoji-grounding", "patch"),
+        ("best box is the emoji's", "emoji-grounding", "region"),
+    ),
+}
+"""Of the recipe's config, what README and the page show of a study: a label, and a metric."""
+SHOWN = {"clip": "CLIP", "clip-tower": "CLIP's own pooling", "patches": "PowerCLIP"}
+"""The configs of these summaries."""
+
+
+def main(docs: Path = DOCS, readme: Path = HERE.parent / "README.md") -> int:
     """Rewrite the pages, and their pictures beside them."""
+    for name in SUMMARY_ROWS:
+        body = summary(read(STUDIES[name], HERE / "results" / name), name).markdown()
+        for path in (readme, docs / STUDIES[name].page):
+            atomic_write(path, replaced(path.read_text(encoding="utf-8"), f"{name}-summary", body))
     for name, study in STUDIES.items():
         path = docs / study.page
         page = path.read_text(encoding="utf-8")
@@ -109,6 +148,26 @@ def paired(results: Results, metrics: Sequence[tuple[str, str]], *, against: str
         rows.append((metric[0].removeprefix("scenes-"), metric[1], *cells))
     columns = ("task", "metric", *(f"{name} less {against}" for name in others))
     return Table(columns=columns, rows=tuple(rows), title=f"Paired differences to {against}, points, 95 % interval")
+
+
+def summary(results: Results, name: str) -> Table:
+    """The recipe's config beside CLIP's, and its paired differences to them."""
+    configs = [config for config in SHOWN if results.get(config)]
+    others = [config for config in configs if config != "patches"]
+    rows: list[tuple[Cell, ...]] = []
+    for label, task, metric in SUMMARY_ROWS[name]:
+        found = {
+            config: {seed: value(run, (task, metric)) for seed, run in results[config].items()} for config in configs
+        }
+        spreads = [Spread(values=tuple(v for v in found[config].values() if v is not None)) for config in configs]
+        pairs = [[(v, found[other].get(seed)) for seed, v in found["patches"].items()] for other in others]
+        differences = [[100 * (a - b) for a, b in of if a is not None and b is not None] for of in pairs]
+        rows.append((label, *spreads, *map(interval, differences)))
+    less = [f"less {SHOWN[other]}" for other in others]
+    seeds = counts({SHOWN[config]: results[config] for config in configs})
+    return Table(
+        columns=("", *(SHOWN[config] for config in configs), *less), rows=tuple(rows), title=f"%; seeds: {seeds}"
+    )
 
 
 def interval(differences: Sequence[float]) -> str:

@@ -97,7 +97,9 @@ def test_the_pages_are_what_the_results_say(tmp_path):
     pages = {study.page for study in studies.STUDIES.values()}
     for page in pages:
         shutil.copy(docs / page, tmp_path)
-    tables.main(tmp_path)
+    shutil.copy(ROOT / "README.md", tmp_path)
+    tables.main(tmp_path, readme=tmp_path / "README.md")
+    assert (tmp_path / "README.md").read_text() == (ROOT / "README.md").read_text(), "run python experiments/tables.py"
     for page in pages:
         assert (tmp_path / page).read_text() == (docs / page).read_text(), "run python experiments/tables.py"
     drawn_otherwise = {path.name for path in docs.glob("evidence-*grounding.png")}
