@@ -52,7 +52,8 @@ def emoji_scenes() -> TrainConfig:
 
     CLIP learns alone for 200 steps; then lambda rises until the powerset loss has half of the gradient of CLIP's, on
     scores less their row and column means, with the zero of similarities midway between matched and unmatched pairs.
-    There this is ahead of CLIP in names and grounding (docs/evidence-conv.md).
+    There this is ahead of CLIP in names and grounding (docs/evidence-conv.md); ``scenes_tiny`` on the same data
+    retrieves and grounds better (docs/evidence.md).
     ``python examples/emoji/emoji_scenes.py && powerclip train --recipe emoji_scenes --data
     data/emoji-scenes/train-20000-of-240-seed-0 --output runs/emoji-scenes``
     """
