@@ -164,6 +164,8 @@ def _scenes_configs() -> dict[str, TrainConfig]:
         "clip-tower": _tower_pooling(clip),
         "patches": patches,
         "boxes": boxes,
+        "gold": _objective(boxes, region_source="stored"),
+        "superpixels": _objective(boxes, region_source="stored"),
         "selective": selective,
         "filip": clip.with_objective("filip"),
         "sparc": clip.with_objective("sparc"),
@@ -341,12 +343,13 @@ STUDIES: dict[str, Study] = {
         configs=_scenes_configs(),
         seeds=(0, 1, 2, 3, 4),
         make_data=_scenes,
+        other_data={"superpixels": _scenes_of_superpixels},
         evaluate=_evaluate_scenes,
         metrics=SCENES_METRICS + SCENES_OWN,
         parts=(
             Part(
                 name="main",
-                configs=("clip", "clip-tower", "patches", "boxes", "filip", "sparc"),
+                configs=("clip", "clip-tower", "patches", "boxes", "gold", "superpixels", "filip", "sparc"),
                 against=("clip", "clip-tower"),
                 drawn=("clip", "patches", "boxes"),
             ),
