@@ -290,6 +290,7 @@ SCENES_METRICS = (
 SCENES_OWN = tuple(
     (task + OWN_SCORE, metric)
     for task, metric in (
+        ("scenes-object", "acc@1"),
         ("scenes-retrieval", "i2t_R@1"),
         ("scenes-retrieval", "t2i_R@1"),
         ("scenes-retrieval-unseen", "i2t_R@1"),
@@ -317,8 +318,14 @@ EMOJI_METRICS = tuple(
 )
 EMOJI_OWN = tuple(
     (f"emoji-{task}{suffix}{OWN_SCORE}", metric)
-    for task, metric in (("retrieval", "i2t_R@1"), ("retrieval", "t2i_R@1"), ("hard-negatives", "macro"))
+    for task, metric in (
+        ("object", "acc@1"),
+        ("retrieval", "i2t_R@1"),
+        ("retrieval", "t2i_R@1"),
+        ("hard-negatives", "macro"),
+    )
     for suffix in ("", "-new-style", "-unseen")
+    if (task, suffix) != ("object", "-unseen")
 )
 ABLATION = (
     *("midpoint", "midpoint-10", "midpoint-3-gold", "midpoint-3-superpixels", "midpoint-3-single"),

@@ -41,6 +41,7 @@ Results = Mapping[str, Mapping[int, dict[str, Any]]]
 SUMMARY_ROWS = {
     "scenes": (
         ("name of one symbol", "scenes-object", "acc@1"),
+        ("name of one symbol, by S", f"scenes-object{OWN_SCORE}", "acc@1"),
         ("colour and name", "scenes-colour-object", "acc@1"),
         ("colour and name, combinations never seen", "scenes-colour-object-unseen", "acc@1"),
         ("image to text R@1", "scenes-retrieval", "i2t_R@1"),
@@ -56,7 +57,8 @@ SUMMARY_ROWS = {
     ),
     "emoji": (
         ("name of one emoji", "emoji-object", "acc@1"),
-        ("the same, drawn in another style", "emoji-object-new-style", "acc@1"),
+        ("name of one emoji, by S", f"emoji-object{OWN_SCORE}", "acc@1"),
+        ("name of one emoji, drawn in another style", "emoji-object-new-style", "acc@1"),
         ("image to text R@1", "emoji-retrieval", "i2t_R@1"),
         ("text to image R@1", "emoji-retrieval", "t2i_R@1"),
         ("image to text R@1, by S", f"emoji-retrieval{OWN_SCORE}", "i2t_R@1"),
@@ -159,7 +161,8 @@ def summary(results: Results, name: str) -> Table:
         found = {
             config: {seed: value(run, (task, metric)) for seed, run in results[config].items()} for config in configs
         }
-        spreads = [Spread(values=tuple(v for v in found[config].values() if v is not None)) for config in configs]
+        known = [tuple(v for v in found[config].values() if v is not None) for config in configs]
+        spreads = [Spread(values=values) if values else None for values in known]
         pairs = [[(v, found[other].get(seed)) for seed, v in found["patches"].items()] for other in others]
         differences = [[100 * (a - b) for a, b in of if a is not None and b is not None] for of in pairs]
         rows.append((label, *spreads, *map(interval, differences)))
