@@ -445,7 +445,7 @@ def test_linear_probes_of_the_sets_that_have_training_images(model, tmp_path, ca
     with pytest.warns(UserWarning, match="is best at the end of the search"):  # colours are easily told apart
         assert main([*arguments, "--scores", "global", "powerset", "--output", str(tmp_path / "out")]) == 0
     found = read_evaluation(tmp_path / "out")
-    assert set(found.tasks) == {"food101", "food101-linear-probe", "pets-linear-probe"}
+    assert set(found.tasks) == {"food101", "food101-powerset", "food101-linear-probe", "pets-linear-probe"}
     assert found.tasks["pets-linear-probe"]["acc@1"] == 1
     assert found.averages["linear-probe"].over == (("food101-linear-probe", "acc@1"), ("pets-linear-probe", "acc@1"))
     assert found.averages["linear-probe"].expected == len(SUITES["linear-probe"]) == 18
