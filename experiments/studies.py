@@ -16,7 +16,7 @@ from powerclip.data.shards import write_shards
 from powerclip.demo import training_scenes
 from powerclip.evaluate.run import evaluate_model
 from powerclip.files import atomic_folder
-from powerclip.recipes import scenes_tiny
+from powerclip.recipes import emoji_scenes, scenes_tiny
 from powerclip.regions import RegionAnnotation
 from powerclip.regions.superpixels import Superpixels
 from powerclip.scenes import generate
@@ -149,14 +149,7 @@ def _scenes_configs() -> dict[str, TrainConfig]:
     selective = replace(
         patches,
         model=ModelConfig(name="tiny-local", region_norm="image"),
-        objective=ObjectiveConfig(
-            powerset_weight=1.0,
-            centre_scores="full",
-            zero="matched",
-            gradient_ratio=0.5,
-            weight_start_step=200,
-            weight_warmup_steps=300,
-        ),
+        objective=replace(emoji_scenes().objective, zero="matched"),
     )
     clip = selective.with_objective("clip")  # which uses none of the other settings
     return {
@@ -186,9 +179,7 @@ def _scenes_configs() -> dict[str, TrainConfig]:
 
 def _conv_configs() -> dict[str, TrainConfig]:
     """What was tried with the tower tiny-conv and regions of unit length."""
-    unit = replace(
-        _scenes_configs()["selective"], model=ModelConfig(name="tiny-conv"), objective=ObjectiveConfig(name="powerclip")
-    )
+    unit = replace(scenes_tiny(), model=ModelConfig(name="tiny-conv"), objective=ObjectiveConfig(name="powerclip"))
     centred = _objective(
         unit, powerset_weight=1.0, centre_scores="full", weight_start_step=200, weight_warmup_steps=300
     )

@@ -149,7 +149,7 @@ def _by_phrases(
         one=found[0],
         trees=[rows({name: one}) for one in found],
         most={name: max(one.best for one in found)},
-        single=model.scoring.subsets == "single",
+        single=found[0].single,
         regions=regions,
         formula=FORMULAS[model.scoring.direction],
         normalised=model.scoring.normalise_by_regions,

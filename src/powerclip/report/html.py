@@ -12,7 +12,6 @@ from typing import Any
 from jinja2 import Template
 from markupsafe import Markup
 
-from powerclip.config.values import Subsets
 from powerclip.distributed import process_group
 from powerclip.errors import PowerclipError
 from powerclip.evaluate.encode import Encoder
@@ -150,7 +149,7 @@ def _grounding(
             )
             for name, model in models.items()
         }
-        most = scales(found, {name: model.scoring.subsets for name, model in models.items()})
+        most = scales(found)
         seen = {name: images.add(one.image, pair.caption, side=GROUNDED_SIDE).number for name, one in found.items()}
         shown.append({"caption": pair.caption, "rows": rows(found), "found": found, "seen": seen, "most": most})
         masks.append([one.mask_texts for one in found.values()])
@@ -165,9 +164,9 @@ def _grounding(
     }, masks
 
 
-def scales(found: Mapping[str, Grounding], subsets: Mapping[str, Subsets]) -> dict[str, float]:
+def scales(found: Mapping[str, Grounding]) -> dict[str, float]:
     """What the longest bar of each run stands for: one number for the runs whose scores are sums, one for the others."""
-    return {name: max(one.best for other, one in found.items() if subsets[other] == subsets[name]) for name in found}
+    return {name: max(one.best for one in found.values() if one.single == own.single) for name, own in found.items()}
 
 
 SOURCE = "objective.region_source"
