@@ -26,7 +26,7 @@ sys.path.append(str(Path(__file__).parents[1] / "examples" / "emoji"))
 from emoji_packages import obtain
 from emoji_scene_tasks import evaluation_tasks as emoji_tasks
 from emoji_tasks import evaluate
-from emoji_world import STYLES, Drawings, read_drawings, training_shards
+from emoji_world import STYLES, Drawings, read_drawings, training_samples, training_shards
 
 OWN_SCORES: Mapping[str, Score] = {"powerclip": "powerset", "filip": "late"}
 """The score that a loss ranks by, by objective; the others rank by products of global embeddings."""
@@ -73,11 +73,15 @@ def _scenes(output: Path) -> Path:
 
 def _scenes_of_superpixels(output: Path) -> Path:
     """The same scenes with segments of the image in place of the objects' gold masks."""
-    folder, proposer = output / "train-superpixels", Superpixels()
+    return _with_superpixels(generate("train", count=16384, seed=0), output / "train-superpixels")
+
+
+def _with_superpixels(samples: Iterable[Sample], folder: Path) -> Path:
+    """Shards of the samples with segments of the image as regions, made only once."""
     if not folder.is_dir():
+        proposer = Superpixels()
         with atomic_folder(folder) as temporary:
-            scenes = generate("train", count=16384, seed=0)
-            write_shards((replace(scene, regions=_proposed(scene, proposer)) for scene in scenes), temporary)
+            write_shards((replace(sample, regions=_proposed(sample, proposer)) for sample in samples), temporary)
     return folder
 
 
@@ -97,6 +101,11 @@ def _own_score(run: Path) -> tuple[Score, ...]:
 
 def _emoji_scenes(output: Path) -> Path:
     return training_shards(drawings_in(output.parent), output / "train", count=20_000)
+
+
+def _emoji_of_superpixels(output: Path) -> Path:
+    samples = training_samples(drawings_in(output.parent), count=20_000, seed=0)
+    return _with_superpixels(samples, output / "train-superpixels")
 
 
 def _evaluate_emoji(run: Path) -> None:
@@ -146,6 +155,8 @@ def _scenes_configs() -> dict[str, TrainConfig]:
     """What the demo's recipe does, the baselines, and one change each."""
     patches = scenes_tiny()
     boxes = replace(patches, model=ModelConfig(name="tiny-local"))
+    powerset = _objective(boxes, subsets="all", normalise_by_regions=True)
+    triplet = _objective(boxes, form="triplet", centre_scores="full")
     selective = replace(
         patches,
         model=ModelConfig(name="tiny-local", region_norm="image"),
@@ -162,15 +173,28 @@ def _scenes_configs() -> dict[str, TrainConfig]:
         "selective": selective,
         "filip": clip.with_objective("filip"),
         "sparc": clip.with_objective("sparc"),
+        "siglip": clip.with_objective("siglip"),
+        "superclip": clip.with_objective("superclip"),
         "patches-sparc": _objective(patches, global_loss="sparc"),
         # What does it in "patches" and "boxes": one change each.
         "patches-all": _objective(patches, subsets="all", normalise_by_regions=True),
         "patches-4": _objective(patches, gradient_ratio=4.0),
         "patches-tokens": replace(patches, model=replace(patches.model, phrase_unit="token")),
-        "boxes-all": _objective(boxes, subsets="all", normalise_by_regions=True),
-        "boxes-triplet": _objective(boxes, form="triplet", centre_scores="full"),
+        "boxes-5": _objective(boxes, regions=5),
+        "boxes-20": _objective(boxes, regions=20),
+        "boxes-05": _objective(boxes, gradient_ratio=0.5),
+        "boxes-2": _objective(boxes, gradient_ratio=2.0),
         "boxes-t2r": _objective(boxes, direction="t2r"),
         "boxes-r2t": _objective(boxes, direction="r2t"),
+        "boxes-triplet": triplet,
+        "boxes-margin-1": _objective(triplet, margin=1.0),
+        # The powerset, on other regions too, and what only its aggregators have.
+        "boxes-all": powerset,
+        "superpixels-all": _objective(powerset, region_source="stored"),
+        "boxes-all-tau": _objective(powerset, tau=0.1),
+        "boxes-all-zeta": _objective(powerset, zeta=0.25),
+        "boxes-all-calibrated": _objective(powerset, zeta="calibrated"),
+        "boxes-all-activations": _objective(powerset, t1_activation="relu", t2_activation="sign"),
         # And in "selective".
         "selective-midpoint": _objective(selective, zero="midpoint"),
         "selective-unit": replace(selective, model=replace(selective.model, region_norm="unit")),
@@ -341,24 +365,39 @@ STUDIES: dict[str, Study] = {
         configs=_scenes_configs(),
         seeds=(0, 1, 2, 3, 4),
         make_data=_scenes,
-        other_data={"superpixels": _scenes_of_superpixels},
+        other_data=dict.fromkeys(("superpixels", "superpixels-all"), _scenes_of_superpixels),
         evaluate=_evaluate_scenes,
         metrics=SCENES_METRICS + SCENES_OWN,
         parts=(
             Part(
                 name="main",
-                configs=("clip", "clip-tower", "patches", "boxes", "gold", "superpixels", "filip", "sparc"),
+                configs=("clip", "clip-tower", "patches", "boxes", "superpixels", "gold"),
                 against=("clip", "clip-tower"),
-                drawn=("clip", "patches", "boxes"),
+                drawn=("clip", "patches", "superpixels"),
+            ),
+            Part(
+                name="baselines",
+                configs=("clip", "siglip", "superclip", "sparc", "filip", "patches", "superpixels", "patches-sparc"),
+                against=("patches",),
+                drawn=(),
             ),
             Part(
                 name="ablation",
                 configs=(
-                    *("patches", "patches-4", "patches-all", "patches-tokens", "patches-sparc"),
-                    *("boxes", "boxes-all", "boxes-triplet", "boxes-t2r", "boxes-r2t"),
+                    *("boxes", "boxes-5", "boxes-20", "boxes-05", "boxes-2", "boxes-t2r", "boxes-r2t"),
+                    *("boxes-triplet", "boxes-margin-1", "patches", "patches-4", "patches-tokens"),
                 ),
-                against=("patches",),
-                drawn=("patches", "boxes", "boxes-all"),
+                against=("boxes",),
+                drawn=("boxes", "boxes-t2r", "boxes-r2t"),
+            ),
+            Part(
+                name="powerset",
+                configs=(
+                    *("boxes", "boxes-all", "boxes-all-tau", "boxes-all-zeta", "boxes-all-calibrated"),
+                    *("boxes-all-activations", "patches-all", "superpixels-all"),
+                ),
+                against=("boxes",),
+                drawn=(),
             ),
             Part(
                 name="selective",
@@ -371,18 +410,19 @@ STUDIES: dict[str, Study] = {
     "emoji": Study(
         configs={
             name: _scenes_configs()[name]
-            for name in ("clip", "clip-tower", "patches", "boxes", "filip", "patches-sparc", "selective")
+            for name in ("clip", "clip-tower", "patches", "boxes", "superpixels", "filip", "patches-sparc", "selective")
         },
         seeds=(0, 1, 2, 3, 4),
         make_data=_emoji_scenes,
+        other_data={"superpixels": _emoji_of_superpixels},
         evaluate=_evaluate_emoji,
         metrics=EMOJI_METRICS + EMOJI_OWN,
         parts=(
             Part(
                 name="main",
-                configs=("clip", "clip-tower", "patches", "boxes", "filip", "patches-sparc", "selective"),
+                configs=("clip", "clip-tower", "patches", "boxes", "superpixels", "filip", "patches-sparc"),
                 against=("clip", "clip-tower"),
-                drawn=("clip", "patches", "boxes"),
+                drawn=("clip", "patches", "superpixels"),
             ),
         ),
     ),
