@@ -176,6 +176,7 @@ def _scenes_configs() -> dict[str, TrainConfig]:
         "siglip": clip.with_objective("siglip"),
         "superclip": clip.with_objective("superclip"),
         "patches-sparc": _objective(patches, global_loss="sparc"),
+        **_longer({"clip": clip, "patches": patches, "superpixels": _objective(boxes, region_source="stored")}),
         # What does it in "patches" and "boxes": one change each.
         "patches-all": _objective(patches, subsets="all", normalise_by_regions=True),
         "patches-4": _objective(patches, gradient_ratio=4.0),
@@ -199,6 +200,11 @@ def _scenes_configs() -> dict[str, TrainConfig]:
         "selective-midpoint": _objective(selective, zero="midpoint"),
         "selective-unit": replace(selective, model=replace(selective.model, region_norm="unit")),
     }
+
+
+def _longer(configs: Mapping[str, TrainConfig]) -> dict[str, TrainConfig]:
+    """The same with four times the samples."""
+    return {f"{name}-longer": replace(config, steps=6000) for name, config in configs.items()}
 
 
 def _conv_configs() -> dict[str, TrainConfig]:
@@ -365,7 +371,7 @@ STUDIES: dict[str, Study] = {
         configs=_scenes_configs(),
         seeds=(0, 1, 2, 3, 4),
         make_data=_scenes,
-        other_data=dict.fromkeys(("superpixels", "superpixels-all"), _scenes_of_superpixels),
+        other_data=dict.fromkeys(("superpixels", "superpixels-longer", "superpixels-all"), _scenes_of_superpixels),
         evaluate=_evaluate_scenes,
         metrics=SCENES_METRICS + SCENES_OWN,
         parts=(
@@ -374,6 +380,12 @@ STUDIES: dict[str, Study] = {
                 configs=("clip", "clip-tower", "patches", "boxes", "superpixels", "gold"),
                 against=("clip", "clip-tower"),
                 drawn=("clip", "patches", "superpixels"),
+            ),
+            Part(
+                name="longer",
+                configs=("clip", "clip-longer", "patches", "patches-longer", "superpixels", "superpixels-longer"),
+                against=("clip-longer",),
+                drawn=(),
             ),
             Part(
                 name="baselines",
@@ -410,11 +422,14 @@ STUDIES: dict[str, Study] = {
     "emoji": Study(
         configs={
             name: _scenes_configs()[name]
-            for name in ("clip", "clip-tower", "patches", "boxes", "superpixels", "filip", "patches-sparc", "selective")
+            for name in (
+                *("clip", "clip-tower", "patches", "boxes", "superpixels", "filip", "patches-sparc", "selective"),
+                *("clip-longer", "patches-longer", "superpixels-longer"),
+            )
         },
         seeds=(0, 1, 2, 3, 4),
         make_data=_emoji_scenes,
-        other_data={"superpixels": _emoji_of_superpixels},
+        other_data=dict.fromkeys(("superpixels", "superpixels-longer"), _emoji_of_superpixels),
         evaluate=_evaluate_emoji,
         metrics=EMOJI_METRICS + EMOJI_OWN,
         parts=(
@@ -423,6 +438,12 @@ STUDIES: dict[str, Study] = {
                 configs=("clip", "clip-tower", "patches", "boxes", "superpixels", "filip", "patches-sparc"),
                 against=("clip", "clip-tower"),
                 drawn=("clip", "patches", "superpixels"),
+            ),
+            Part(
+                name="longer",
+                configs=("clip", "clip-longer", "patches", "patches-longer", "superpixels", "superpixels-longer"),
+                against=("clip-longer",),
+                drawn=(),
             ),
         ),
     ),
