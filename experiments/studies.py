@@ -2,7 +2,7 @@
 
 import io
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -14,12 +14,14 @@ from powerclip.config.values import Score
 from powerclip.data.sample import Sample
 from powerclip.data.shards import write_shards
 from powerclip.demo import training_scenes
-from powerclip.evaluate.run import evaluate_model
+from powerclip.evaluate.run import LIGHT_SEED, evaluate_model
 from powerclip.files import atomic_folder
 from powerclip.recipes import emoji_scenes, scenes_tiny
 from powerclip.regions import RegionAnnotation
 from powerclip.regions.superpixels import Superpixels
+from powerclip.scenes import evaluation_tasks as scenes_tasks
 from powerclip.scenes import generate
+from powerclip.tasks import Task
 
 sys.path.append(str(Path(__file__).parents[1] / "examples" / "emoji"))
 
@@ -63,6 +65,8 @@ class Study:
     """The tables."""
     page: str = "evidence.md"
     """Where they stand, in docs."""
+    validation: Callable[[], Sequence[Task]] | None = None
+    """Makes the tasks that a setting is chosen by (``validate.py``)."""
     other_data: Mapping[str, Callable[[Path], Path]] = field(default_factory=dict)
     """As ``make_data``, for the configs that train on the same samples with other annotations."""
 
@@ -91,6 +95,10 @@ def _proposed(scene: Sample, proposer: Superpixels) -> RegionAnnotation:
 
 def _evaluate_scenes(run: Path) -> object:
     return evaluate_model(str(run), EvaluateConfig(suite=("scenes",), size=1000, scores=("global", *_own_score(run))))
+
+
+def _validation_scenes() -> Sequence[Task]:
+    return list(scenes_tasks(seed=LIGHT_SEED, size=500, image_size=48))
 
 
 def _own_score(run: Path) -> tuple[Score, ...]:
@@ -373,6 +381,7 @@ STUDIES: dict[str, Study] = {
         make_data=_scenes,
         other_data=dict.fromkeys(("superpixels", "superpixels-longer", "superpixels-all"), _scenes_of_superpixels),
         evaluate=_evaluate_scenes,
+        validation=_validation_scenes,
         metrics=SCENES_METRICS + SCENES_OWN,
         parts=(
             Part(

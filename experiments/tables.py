@@ -71,6 +71,13 @@ SUMMARY_ROWS = {
     ),
 }
 """Of the recipe's config, what README and the page show of a study: a label, and a metric."""
+CHOSEN_BY = {
+    "name of one symbol": ("scenes-object", "acc@1"),
+    "image to text R@1, own score": (f"scenes-retrieval{OWN_SCORE}", "i2t_R@1"),
+    "hard negatives, own score": (f"scenes-hard-negatives{OWN_SCORE}", "macro"),
+    "best patch": ("scenes-grounding", "patch"),
+}
+"""What a setting is chosen by, on the validation scenes of seed 0: the mean of these."""
 SHOWN = {"clip": "CLIP", "clip-tower": "CLIP's own pooling", "patches": "PowerCLIP"}
 """The configs of these summaries."""
 
@@ -85,6 +92,8 @@ def main(docs: Path = DOCS, readme: Path = HERE.parent / "README.md") -> int:
         path = docs / study.page
         page = path.read_text(encoding="utf-8")
         results = read(study, HERE / "results" / name)
+        if study.validation:
+            page = replaced(page, f"{name}-validation", validation(results).markdown())
         for part in study.parts:
             shown = {config: results[config] for config in part.configs if results[config]}
             missing = [config for config in part.configs if config not in shown]
@@ -115,13 +124,13 @@ def read(study: Study, folder: Path) -> Results:
     return found
 
 
-def value(result: Mapping[str, Any], metric: tuple[str, str]) -> float | None:
+def value(result: Mapping[str, Any], metric: tuple[str, str], *, of: str = "tasks") -> float | None:
     """A metric of a run, by task and name; None if the run has none. A task's name may end with ``OWN_SCORE``."""
     task, name = metric
     if task.endswith(OWN_SCORE):
         own = OWN_SCORES.get(result["config"]["objective"]["name"])
         task = task.removesuffix(OWN_SCORE) + (f"-{own}" if own else "")
-    found = result["tasks"].get(task, {}).get(name)
+    found = result[of].get(task, {}).get(name)
     return None if found is None else float(found)
 
 
@@ -171,6 +180,19 @@ def summary(results: Results, name: str) -> Table:
     return Table(
         columns=("", *(SHOWN[config] for config in configs), *less), rows=tuple(rows), title=f"%; seeds: {seeds}"
     )
+
+
+def validation(results: Results) -> Table:
+    """What settings are chosen by, the best first."""
+    rows: list[tuple[Cell, ...]] = []
+    for name, seeds in results.items():
+        if "validation" in seeds.get(0, {}):
+            values = [value(seeds[0], metric, of="validation") for metric in CHOSEN_BY.values()]
+            known = [v for v in values if v is not None]
+            assert len(known) == len(values), f"{name} lacks a metric of the validation scenes"
+            rows.append((name, *(Spread(values=(v,)) for v in (*known, statistics.fmean(known)))))
+    rows.sort(key=lambda row: -row[-1].mean if isinstance(row[-1], Spread) else 0.0)
+    return Table(columns=("config", *CHOSEN_BY, "mean"), rows=tuple(rows), title="Validation scenes, seed 0, %")
 
 
 def interval(differences: Sequence[float]) -> str:
