@@ -184,15 +184,16 @@ def summary(results: Results, name: str) -> Table:
 
 def validation(results: Results) -> Table:
     """What settings are chosen by, the best first."""
-    rows: list[tuple[Cell, ...]] = []
+    found: dict[str, list[float]] = {}
     for name, seeds in results.items():
         if "validation" in seeds.get(0, {}):
             values = [value(seeds[0], metric, of="validation") for metric in CHOSEN_BY.values()]
             known = [v for v in values if v is not None]
             assert len(known) == len(values), f"{name} lacks a metric of the validation scenes"
-            rows.append((name, *(Spread(values=(v,)) for v in (*known, statistics.fmean(known)))))
-    rows.sort(key=lambda row: -row[-1].mean if isinstance(row[-1], Spread) else 0.0)
-    return Table(columns=("config", *CHOSEN_BY, "mean"), rows=tuple(rows), title="Validation scenes, seed 0, %")
+            found[name] = [statistics.fmean(known), *known]
+    ranked = sorted(found, key=lambda name: found[name], reverse=True)
+    rows = tuple((name, *(f"{100 * v:.1f}" for v in found[name])) for name in ranked)
+    return Table(columns=("config", "mean", *CHOSEN_BY), rows=rows, title="Validation scenes, seed 0, %")
 
 
 def interval(differences: Sequence[float]) -> str:
