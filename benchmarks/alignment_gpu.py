@@ -2,10 +2,12 @@
 
     python benchmarks/alignment_gpu.py                      # search, and loss with its gradient, at growing C
     python benchmarks/alignment_gpu.py --pairs 4096 --tiles # the kernel with other tiles
-    python benchmarks/alignment_gpu.py --registers          # what the compiler makes of the tiles for sm_90; needs no GPU
-    TRITON_INTERPRET=1 python benchmarks/alignment_gpu.py --pairs 12 --regions 2 --phrases 3 --dimension 16   # toy, on a CPU
+    python benchmarks/alignment_gpu.py --registers  # what the compiler makes of the tiles for sm_90; needs no GPU
+    TRITON_INTERPRET=1 python benchmarks/alignment_gpu.py --pairs 12 --regions 2 --phrases 3 --dimension 16
+                                                            # toy, on a CPU
 
-"search" is the pass without gradient that finds the hardest negative of each row and column; "loss" is forward and backward. Ways:
+"search" is the pass without gradient that finds the hardest negative of each row and column;
+"loss" is forward and backward. Ways:
 
 - gemm: the bare product of all regions and present phrases in float16, in blocks of rows: the floor of any search;
 - eager, eager bfloat16: the straightforward implementation, s of all pairs as one tensor;
@@ -13,10 +15,10 @@
 - torch: ours in plain PyTorch, tile by tile, in float32;
 - triton: the kernel.
 
-Captions have K / 2 to K phrases. Before anything is timed, the negatives that each way finds are scored again in float64, and
-none may be lower than the best way's by more than its arithmetic allows; the inputs are such that float16 and bfloat16 hold them
-exactly. Times are medians, with lowest and highest, of repetitions in random order, by events of the device. TFLOP/s count phrases
-that are present.
+Captions have K / 2 to K phrases. Before anything is timed, the negatives that each way finds are scored again in
+float64, and none may be lower than the best way's by more than its arithmetic allows; the inputs are such that float16
+and bfloat16 hold them exactly. Times are medians, with lowest and highest, of repetitions in random order, by events of
+the device. TFLOP/s count phrases that are present.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
     python benchmarks/approximation.py --model runs/demo/powerclip --plot docs/approximation.png
 
-"random" are random unit regions (M = 10, D = 512) and phrases (K = 8); "trained" are the features of a trained
-model on generated test scenes: ten random boxes per image, the phrases of the captions' parse trees. Every figure is over
-all pairs of 96 images and 96 captions, in float64, compared with ``powerclip.alignment.similarity(method="exact")``.
+"random" are random unit regions (M = 10, D = 512) and phrases (K = 8); "trained" are the features of a trained model on
+generated test scenes: ten random boxes per image, the phrases of the captions' parse trees. Every figure is over all
+pairs of 96 images and 96 captions, in float64, compared with ``powerclip.alignment.similarity(method="exact")``.
 """
 
 from __future__ import annotations

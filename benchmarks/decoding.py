@@ -2,11 +2,11 @@
 
     python benchmarks/decoding.py
 
-Draft mode lets the decoder scale down by 2, 4 or 8 while it decodes, as long as the image stays at least as large as asked:
-it skips most of the inverse transform. It is asked for the tower's size, and for twice that, which leaves the bicubic filter
-more pixels. Every way ends with the same bicubic, antialiased resize. Pictures are photograph-like noise
-(1/f spectrum), quality 90; CPU time of one thread, medians; "difference" is the mean absolute difference from Pillow's
-pixels, of 255.
+Draft mode lets the decoder scale down by 2, 4 or 8 while it decodes, as long as the image stays at least as large as
+asked: it skips most of the inverse transform. It is asked for the tower's size, and for twice that, which leaves the
+bicubic filter more pixels. Every way ends with the same bicubic, antialiased resize. Pictures are photograph-like
+noise (1/f spectrum), quality 90; CPU time of one thread, medians; "difference" is the mean absolute difference from
+Pillow's pixels, of 255.
 """
 
 from __future__ import annotations

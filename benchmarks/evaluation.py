@@ -1,6 +1,6 @@
 """How much memory the retrieval metrics take, compared with the matrix of all scores, which they avoid.
 
-    python benchmarks/evaluation.py                 # COCO's test split in size: 5000 images, 25000 captions, 512 dimensions
+    python benchmarks/evaluation.py             # COCO's test split in size: 5000 images, 25000 captions, 512 dimensions
     python benchmarks/evaluation.py --images 1000
 
 Prints one table from one run: the peak of the process above its features, and the size of the full matrix.

@@ -1,10 +1,11 @@
-"""The largest batch that one GPU holds: all at once, with activation checkpointing, in pieces (GradCache), and with both.
+"""The largest batch that one GPU holds: all at once, with activation checkpointing,
+in pieces (GradCache), and with both.
 
-    python benchmarks/memory.py                                   # ViT-B/16 and a GPU of 80 GB, which need not be there
-    python benchmarks/memory.py --check 512                       # on a GPU: predicted and measured for steps of 512 pairs
+    python benchmarks/memory.py                 # ViT-B/16 and a GPU of 80 GB, which need not be there
+    python benchmarks/memory.py --check 512     # on a GPU: predicted and measured for steps of 512 pairs
 
-Predictions are ``powerclip.train.estimate.step_memory``'s. Without a GPU the towers run on the CPU with the precisions that
-autocast chooses on a GPU: as on a CPU, but with LayerNorm in float32.
+Predictions are ``powerclip.train.estimate.step_memory``'s. Without a GPU the towers run on the CPU with the precisions
+that autocast chooses on a GPU: as on a CPU, but with LayerNorm in float32.
 """
 
 from __future__ import annotations
@@ -79,7 +80,8 @@ def main(options: Options) -> None:
             if options.check is not None:
                 pieces = {options.check, min(options.check, options.piece)}
                 found = [
-                    f"{memory.step(options.check, piece=piece) / 1e9:.2f}, {measured(config, model, options, piece):.2f}"
+                    f"{memory.step(options.check, piece=piece) / 1e9:.2f}, "
+                    f"{measured(config, model, options, piece):.2f}"
                     for piece in sorted(pieces, reverse=True)
                 ]
                 row.append("; ".join(found))

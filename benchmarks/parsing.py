@@ -3,7 +3,8 @@
     python benchmarks/parsing.py                     # spaCy's small English pipeline
     python benchmarks/parsing.py --parser spacy:en_core_web_trf --faults
 
-The gold list is tests/phrases/phrases_gold.txt. A span counts as found if both ends agree, up to punctuation and white space.
+The gold list is tests/phrases/phrases_gold.txt. A span counts as found if both ends agree,
+up to punctuation and white space.
 """
 
 from __future__ import annotations

@@ -4,14 +4,16 @@
     python benchmarks/preparing.py --sam random --images 4     # SAM ViT-B of random weights: its cost, not its masks
     python benchmarks/preparing.py --sam random-huge --device cuda --images 64 --at-once 1 8 16
     python benchmarks/preparing.py --sam sam2-small --device cuda
-    python benchmarks/preparing.py --floor             # the arithmetic that SAM needs, and the least time for it on 8 GPUs
+    python benchmarks/preparing.py --floor  # the arithmetic that SAM needs, and the least time for it on 8 GPUs
 
-SAM is measured by itself, with different numbers of images at once: images per second, and which share of the time the encoder
-alone needs, which is the floor: everything else (resizing, decoding points, choosing among masks, encoding them) comes on top.
-The threshold of the predicted IoU is set so that 150 masks of an image pass, about what SAM's own weights keep.
+SAM is measured by itself, with different numbers of images at once: images per second, and which share of the time
+the encoder alone needs, which is the floor: everything else (resizing, decoding points, choosing among masks,
+encoding them) comes on top. The threshold of the predicted IoU is set so that 150 masks of an image pass, about
+what SAM's own weights keep.
 
-The images are noise with a photograph's spectrum (amplitude 1/f), about 75 kB at 384 x 288; the captions are the gold list's.
-The rows are measured in one run, by the same job that `powerclip prepare` runs; what it loads first is not counted.
+The images are noise with a photograph's spectrum (amplitude 1/f), about 75 kB at 384 x 288; the captions are
+the gold list's. The rows are measured in one run, by the same job that `powerclip prepare` runs; what it
+loads first is not counted.
 """
 
 from __future__ import annotations
@@ -141,7 +143,8 @@ def seconds_of(run: Callable[[], Any], device: str) -> float:
 
 
 def floor(console: Console) -> None:
-    """Floating-point operations per image, counted on models without weights; the rest of the pipeline is not included."""
+    """Floating-point operations per image, counted on models without weights;
+    the rest of the pipeline is not included."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
     from transformers import SamConfig, SamModel

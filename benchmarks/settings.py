@@ -3,8 +3,8 @@
     python benchmarks/settings.py --output runs/settings --seeds 3                       # all; hours on two cores
     python benchmarks/settings.py --output runs/settings --only default calibrated --seeds 3
 
-Every run has the steps, batch size and data of the demo. Finished runs are kept: run it again to continue, or with other
-names to add some. Prints mean and standard deviation over seeds, in percent, and writes comparison.md.
+Every run has the steps, batch size and data of the demo. Finished runs are kept: run it again to continue, or with
+other names to add some. Prints mean and standard deviation over seeds, in percent, and writes comparison.md.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
-"""A training step of powerclip beside one of open_clip's own loop: one process, model, batches and precision; interleaved.
+"""A training step of powerclip beside one of open_clip's own loop:
+one process, model, batches and precision; interleaved.
 
-Prints medians, spread and ratios of ``open_clip_train.train.train_one_epoch`` with its defaults and of powerclip's engine
-with CLIP's loss and with PowerCLIP's. All start from the same weights and pool as open_clip does, and the losses of the
-first batch are compared before anything counts. Batches are decoded beforehand, with captions of 20 to 25 tokens (CC12M's
-have about 25); open_clip gets them in its own form, padded to the context. On a CPU the ratios are of CPU time, which
-other programs on the machine disturb less.
+Prints medians, spread and ratios of ``open_clip_train.train.train_one_epoch`` with its defaults and of powerclip's
+engine with CLIP's loss and with PowerCLIP's. All start from the same weights and pool as open_clip does, and the losses
+of the first batch are compared before anything counts. Batches are decoded beforehand, with captions of 20 to 25 tokens
+(CC12M's have about 25); open_clip gets them in its own form, padded to the context. On a CPU the ratios are of CPU
+time, which other programs on the machine disturb less.
 
     python benchmarks/training.py                                         # ViT-B-32, 32 pairs, CPU
     python benchmarks/training.py --model ViT-B-16 --batch-size 512 --device cuda --steps-per-round 10
@@ -206,8 +207,8 @@ def main(options: Options) -> None:
 def print_table(options: Options, trainers: dict[str, Trainer], *, tokens: int) -> None:
     cpu = options.device == "cpu"
     table = Table(
-        title=f"{options.model}, {options.batch_size} pairs, {tokens} tokens, {options.device}, torch {torch.__version__}, "
-        f"{torch.get_num_threads()} threads"
+        title=f"{options.model}, {options.batch_size} pairs, {tokens} tokens, {options.device}, "
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads"
     )
     columns = ("trainer", "ms per step", "lowest-highest", "CPU ms per step", "relative to open_clip", "quartiles")
     for name in columns:

@@ -62,7 +62,8 @@ def draw_method() -> Figure:
     figure = Figure(figsize=(13, 3.2), dpi=120, layout="constrained")
     figure.get_layout_engine().set(h_pad=0.08)
     figure.suptitle(
-        "Every phrase of the caption is matched with its best set of regions, and every set of regions with its best phrase",
+        "Every phrase of the caption is matched with its best set of regions, "
+        "and every set of regions with its best phrase",
         fontsize=12,
     )
     for axes, (title, shown, dim) in zip(figure.subplots(1, len(panels)), panels, strict=True):
@@ -116,7 +117,8 @@ def draw_tree() -> Figure:
     axes.set(xlim=(0, len(tree.leaves)), ylim=(0, 4))
     axes.set_axis_off()
     axes.set_title(
-        f"The {len(tree.phrases)} phrases of a caption are the nodes of its tree; in brackets the regions that each is about",
+        f"The {len(tree.phrases)} phrases of a caption are the nodes of its tree; "
+        "in brackets the regions that each is about",
         fontsize=12,
     )
     return figure

@@ -1,10 +1,12 @@
-"""Does it matter where in a caption a phrase stands? Pointing at objects by phrases alone, first and second in a caption.
+"""Does it matter where in a caption a phrase stands?
+Pointing at objects by phrases alone, first and second in a caption.
 
     python experiments/context.py RUN RUN ...    # of the study scenes-conv, say
 
-Scenes of two different objects, and the caption "a red cube above a blue ball", whether or not that relation holds. Printed for each
-run: how often the best patch of a phrase is one of its object's, for "a red cube" and "a blue ball" as captions of their own, for
-the first phrase of the caption and for the second; and how often the second one's is one of the first object's.
+Scenes of two different objects, and the caption "a red cube above a blue ball", whether or not that relation holds.
+Printed for each run: how often the best patch of a phrase is one of its object's, for "a red cube" and "a blue ball"
+as captions of their own, for the first phrase of the caption and for the second; and how often the second one's is
+one of the first object's.
 """
 
 import sys

@@ -3,8 +3,9 @@
     python experiments/run.py scenes               # everything on generated scenes: 30 runs, five minutes each
     python experiments/run.py scenes --only clip selective --seeds 0 1
 
-A second call continues where the first stopped. Each finished run leaves a small JSON in ``experiments/results/STUDY``,
-from which ``experiments/tables.py`` makes the tables and plots without training. A result that is there is not run again.
+A second call continues where the first stopped. Each finished run leaves a small JSON in
+``experiments/results/STUDY``, from which ``experiments/tables.py`` makes the tables and plots without training. A
+result that is there is not run again.
 """
 
 import argparse

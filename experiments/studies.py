@@ -56,7 +56,8 @@ class Study:
     configs: Mapping[str, TrainConfig]
     seeds: tuple[int, ...]
     make_data: Callable[[Path], Path] | None
-    """Makes the training data below a folder, unless they are there, and returns their place; None for ``many.py``'s."""
+    """Makes the training data below a folder, unless they are there,
+    and returns their place; None for ``many.py``'s."""
     evaluate: Callable[[Path], object] | None
     """Evaluates a run folder."""
     metrics: tuple[tuple[str, str], ...]
@@ -226,7 +227,8 @@ def _conv_configs() -> dict[str, TrainConfig]:
     return {
         "clip": clip,
         "clip-tower": _tower_pooling(clip),
-        # The powerset loss with unit phrases and S / M, as the settings' defaults have it, and the paper's text literally.
+        # The powerset loss with unit phrases and S / M, as the settings' defaults have it,
+        # and the paper's text literally.
         "unit": unit,
         "paper": _paper(unit),
         # What may put the zero of similarities and of scores where subsets choose, and how strongly it acts.

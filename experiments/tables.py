@@ -1,4 +1,5 @@
-"""Tables and plots of the results that ``run.py`` left: rewrites the marked parts of README and docs, and their pictures.
+"""Tables and plots of the results that ``run.py`` left:
+rewrites the marked parts of README and docs, and their pictures.
 
     python experiments/tables.py
 

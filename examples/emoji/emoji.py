@@ -1,8 +1,8 @@
 """Emoji as real pairs: packages -> images and captions -> shards -> training -> evaluation.
 
-``python examples/emoji/emoji.py`` downloads two npm packages of 64-pixel emoji, writes captions from the Unicode
-names, makes shards with ``powerclip.prepare`` as for any other CSV, trains on one drawing style and evaluates on both, with
-a set of profession and skin tone combinations kept from training.
+``python examples/emoji/emoji.py`` downloads two npm packages of 64-pixel emoji, writes captions from the Unicode names,
+makes shards with ``powerclip.prepare`` as for any other CSV, trains on one drawing style and evaluates on both, with a
+set of profession and skin tone combinations kept from training.
 """
 
 from __future__ import annotations

@@ -119,7 +119,8 @@ def _questions(
 
 
 def _captions(said: Statement, others: Sequence[str], random: np.random.Generator) -> tuple[str, dict[str, str]]:
-    """The caption of a true statement and, by kind, wrong ones in the same wording; others are names for its subject."""
+    """The caption of a true statement and, by kind, wrong ones in the same wording;
+    others are names for its subject."""
     statements = {
         "right": said,
         "replace_rel": replace(said, relation=pick(random, tuple(r for r in INVERSE if r != said.relation))),

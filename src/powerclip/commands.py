@@ -43,10 +43,11 @@ class Demo:
 class Prepare:
     """Make annotated shards from images and captions: pack them, parse the captions' phrases, propose regions.
 
-    SOURCE is a folder of images with a .txt caption next to each; a folder of WebDataset tars, or one; a CSV, TSV,
-    JSONL or Parquet table of images and captions; a folder saved by Hugging Face's datasets; or scenes:train,
-    scenes:test, scenes:compositional (generated). With --captions TABLE, SOURCE is shards, whose images get the captions
-    of the table, joined by --join key or url. If it is interrupted, the same command continues where it stopped.
+    SOURCE is a folder of images with a .txt caption next to each; a folder of WebDataset tars, or one; a CSV,
+    TSV, JSONL or Parquet table of images and captions; a folder saved by Hugging Face's datasets; or
+    scenes:train, scenes:test, scenes:compositional (generated). With --captions TABLE, SOURCE is shards, whose
+    images get the captions of the table, joined by --join key or url. If it is interrupted, the same command
+    continues where it stopped.
 
     Example: powerclip prepare photos.csv data/photos --workers 8; then powerclip prepare --check data/photos
     """
@@ -244,7 +245,7 @@ class Export:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Write one self-contained HTML page about one or more runs: who is ahead, curves, results, and examples to explore.
+    """Write a self-contained HTML page about one or more runs: who is ahead, curves, results, and examples to explore.
 
     Example: powerclip report runs/demo/clip runs/demo/powerclip --output report.html
     """
@@ -274,8 +275,8 @@ class Report:
 class Embed:
     """Write the embeddings of images and captions to a Parquet file, for faiss, DuckDB, an embedding atlas, ...
 
-    SOURCE is anything that powerclip prepare reads, or shards. If it is interrupted, the same command continues where it
-    stopped.
+    SOURCE is anything that powerclip prepare reads, or shards. If it is interrupted, the same command
+    continues where it stopped.
 
     Example: powerclip embed runs/photos data/photos --output embeddings.parquet --workers 4
     """

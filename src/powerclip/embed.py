@@ -44,12 +44,12 @@ def embed(model: str, source: str, output: Path, config: EmbedConfig | None = No
     """Write the embeddings of a source's pairs to a Parquet file; return the number of its rows.
 
     The columns: ``key`` and ``source`` (where the pair is) and ``caption`` (the first of several), strings; ``image``
-    and ``text``, the (D,) float32 embeddings of unit length; ``thumbnail``, {bytes, path} of a JPEG, as ``datasets`` has
-    images. Pairs are in the source's order; those that cannot be used are counted by reason.
+    and ``text``, the (D,) float32 embeddings of unit length; ``thumbnail``, {bytes, path} of a JPEG, as ``datasets``
+    has images. Pairs are in the source's order; those that cannot be used are counted by reason.
 
-    The work is done in parts, which are kept in ``OUTPUT.parts`` until the file is complete; the same call continues with
-    what is missing. PowerclipError if pyarrow is not installed, there is no such model or source, ``output`` exists, or
-    the parts are of another model or source; RunFailedError if a worker died.
+    The work is done in parts, which are kept in ``OUTPUT.parts`` until the file is complete; the same call continues
+    with what is missing. PowerclipError if pyarrow is not installed, there is no such model or source, ``output``
+    exists, or the parts are of another model or source; RunFailedError if a worker died.
     """
     with needs_extra("powerclip embed", "parquet"):
         import pyarrow.parquet as parquet

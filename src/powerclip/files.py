@@ -1,4 +1,5 @@
-"""Writing files so that a reader, or a restart after a power cut, finds either the old content or the new; checksums."""
+"""Writing files so that a reader, or a restart after a power cut,
+finds either the old content or the new; checksums."""
 
 import hashlib
 import json
@@ -61,7 +62,8 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def atomic_write(path: Path, data: bytes | str) -> None:
-    """Replace a file's content by bytes, or by a text in UTF-8 ("?" for what it cannot hold), as ``atomic_file`` does."""
+    """Replace a file's content by bytes, or by a text in UTF-8 ("?" for what it cannot hold),
+    as ``atomic_file`` does."""
     with atomic_file(path) as file:
         file.write(data.encode("utf-8", errors="replace") if isinstance(data, str) else data)
 

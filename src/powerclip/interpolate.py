@@ -1,4 +1,5 @@
-"""Weight-space ensembles: models between two, against what fine-tuning forgets (Wortsman et al., CVPR 2022, WiSE-FT)."""
+"""Weight-space ensembles: models between two,
+against what fine-tuning forgets (Wortsman et al., CVPR 2022, WiSE-FT)."""
 
 import copy
 import dataclasses
@@ -67,7 +68,8 @@ def interpolate_runs(
         The model folders.
 
     Raises:
-        PowerclipError: as of ``interpolate``, ``load`` and ``evaluate_model``, no or equal weights are given, or ``output`` is not empty.
+        PowerclipError: as of ``interpolate``, ``load`` and ``evaluate_model``, no or equal weights are given, or
+            ``output`` is not empty.
         ValueError: a weight is not between 0 and 1.
     """
     if not weights or len(set(weights)) < len(weights):

@@ -17,7 +17,8 @@ NAME = "launcher watch"
 
 
 def end_with_launcher() -> None:
-    """Watch torchrun, if it has started this process, from now on; when it has died, end as after SIGTERM, or abruptly."""
+    """Watch torchrun, if it has started this process, from now on;
+    when it has died, end as after SIGTERM, or abruptly."""
     if "TORCHELASTIC_RUN_ID" in os.environ and all(thread.name != NAME for thread in threading.enumerate()):
         threading.Thread(target=_watch, args=(os.getppid(),), name=NAME, daemon=True).start()
 

@@ -91,8 +91,8 @@ def cc12m_vit_b16() -> TrainConfig:
 def cc12m_vit_b16_literal() -> TrainConfig:
     """The same with the paper's text taken literally: phrases are sums of their words, S is a sum over the regions.
 
-    Unit phrases and S / M were better wherever both were tried (docs/LOG.md). ``powerclip train --recipe cc12m_vit_b16_literal --data data/cc12m
-    --output runs/literal``
+    Unit phrases and S / M were better wherever both were tried (docs/LOG.md).
+    ``powerclip train --recipe cc12m_vit_b16_literal --data data/cc12m --output runs/literal``
     """
     paper = cc12m_vit_b16()
     return dataclasses.replace(

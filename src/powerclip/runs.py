@@ -142,9 +142,9 @@ class RunFolder:
         before = self.data() if found is not None else None
         if before is not None and before.digest != data.digest:
             raise PowerclipError(
-                f"{self.path} was trained on {before.samples} samples in {before.shards} shards, and these data are "
-                f"{data.samples} in {data.shards} with other names or content; resume it on {', '.join(before.sources)}, "
-                "or start another run from its model"
+                f"{self.path} was trained on {before.samples} samples in {before.shards} shards, "
+                f"and these data are {data.samples} in {data.shards} with other names or content; "
+                f"resume it on {', '.join(before.sources)}, or start another run from its model"
             )
         wait_for_all()  # all have looked before one writes
         if rank() == 0:
@@ -203,7 +203,8 @@ def require_free(output: Path) -> None:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The objects with a "step" in a ``metrics.jsonl``, in order, None for NaN; lines that a crash damaged are left out."""
+    """The objects with a "step" in a ``metrics.jsonl``, in order, None for NaN;
+    lines that a crash damaged are left out."""
     lines = []
     for text in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
         try:

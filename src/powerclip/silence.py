@@ -1,4 +1,5 @@
-"""A word after ten seconds of silence: what is being waited for, whatever it is (an import, a download, an index, ...)."""
+"""A word after ten seconds of silence: what is being waited for,
+whatever it is (an import, a download, an index, ...)."""
 
 import importlib
 import sys
@@ -94,7 +95,8 @@ def _module_of(frame: FrameType) -> str:
 
 
 def _first_line(module: str, name: str) -> str:
-    """The first line of a function's docstring without its full stop; empty if it has none, or is inside another one."""
+    """The first line of a function's docstring without its full stop;
+    empty if it has none, or is inside another one."""
     if module in ("powerclip.cli", "powerclip.commands", __name__) or module.startswith("powerclip.distributed"):
         return ""
     try:

@@ -84,7 +84,8 @@ class HardNegative:
     image: Content
     positive: Content
     negatives: Sequence[Content]
-    """The wrong captions: the right one must score higher than all. Where none could be made, the item counts as right."""
+    """The wrong captions: the right one must score higher than all.
+    Where none could be made, the item counts as right."""
     kind: str
     """What the captions differ in: replace_obj, swap_att, ...; each data set has its own."""
     group: str = ""

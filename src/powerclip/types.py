@@ -31,8 +31,8 @@ class Batch:
     phrase_spans: Tensor
     """(B n, K, 2) int64: first and last leaf of each phrase, inclusive; -1, -1 where absent."""
     region_masks: Tensor
-    """(B, M, N) bool: regions on the patch grid, row-major; an all-False region is absent. A model whose regions are the
-    patches does not read it."""
+    """(B, M, N) bool: regions on the patch grid, row-major; an all-False region is absent. A model whose regions are
+    the patches does not read it."""
     keys: tuple[str, ...] = ()
     """The B keys of the samples, for messages."""
 

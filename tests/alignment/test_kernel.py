@@ -21,7 +21,8 @@ def without_triton(monkeypatch):
 
 
 def inputs_of(*shape, seed=0):
-    """Vectors that float16 holds exactly, some absent and then NaN, an image without regions, a caption without phrases."""
+    """Vectors that float16 holds exactly, some absent and then NaN,
+    an image without regions, a caption without phrases."""
     regions, phrases, region_mask, phrase_mask = problem(*shape, D=20, seed=seed)
     region_mask[2], phrase_mask[1] = False, False
     regions, phrases = ((x * 64).round().div(64).float() for x in (regions, phrases))

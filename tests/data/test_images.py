@@ -83,7 +83,8 @@ HEIC = {"quality": -1, "chroma": 444, "matrix_coefficients": 0}
 
 @pytest.mark.parametrize("orientation", [1, 6])
 def test_heic_is_read_as_the_file_itself_turns_it(orientation):
-    """Its own properties say how it is turned, which the decoder follows; EXIF's tag repeats them (ISO/IEC 23008-12)."""
+    """Its own properties say how it is turned, which the decoder follows;
+    EXIF's tag repeats them (ISO/IEC 23008-12)."""
     read = decode_image(encoded(noise(16, 24), "HEIF", exif=turn(orientation), **HEIC))
     np.testing.assert_array_equal(np.asarray(read), np.asarray(noise(16, 24)))
     assert read.format == "HEIF"

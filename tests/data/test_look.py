@@ -132,8 +132,8 @@ def test_all_captions_of_an_image_are_looked_at(tmp_path):
     write_shards([replace(s, image=one_colour()) for s in several], tmp_path)
     places = sample_places([tmp_path / "shard-000000.tar"], index_shard)
     assert lines(*read_texts(places))[0] == (
-        "Of 6 captions, 2 (33%) are longer than the context of 12 tokens, 6 (100%) occur more than once, and 2 (33%) have no "
-        "phrases"
+        "Of 6 captions, 2 (33%) are longer than the context of 12 tokens, 6 (100%) occur more than once, "
+        "and 2 (33%) have no phrases"
     )
     shown = look_at_sample(several[0], CLIP, context_length=12, size=(1, 1), regions="")
     assert shown[-1] == "  further captions: 1 from syn, 1 from alt"
@@ -162,7 +162,8 @@ def test_samples_come_from_all_over_and_bad_ones_are_left_out(tmp_path, monkeypa
 
 def test_regions_and_images_of_texts_are_not_read(tmp_path):
     write_tar(tmp_path / "0.tar", [
-        ("a.png", b"junk"), ("a.txt", b"a dog"), ("a.regions.json", b"junk"), ("a.json", b'{"x": 1, "key": "a", "caption": 3}')
+        ("a.png", b"junk"), ("a.txt", b"a dog"), ("a.regions.json", b"junk"),
+        ("a.json", b'{"x": 1, "key": "a", "caption": 3}'),
     ])  # fmt: skip
     (text,) = read_texts(index_shard(tmp_path / "0.tar"))
     assert (text.caption, text.metadata, text.image) == ("a dog", {"key": "a"}, b"")

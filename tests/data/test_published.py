@@ -1,4 +1,5 @@
-"""The published shards' own forms: regions on a grid, phrases as positions of CLIP's tokens; the files are made by hand."""
+"""The published shards' own forms: regions on a grid, phrases as positions of CLIP's tokens;
+the files are made by hand."""
 
 import io
 import json

@@ -33,7 +33,10 @@ def test_the_metadata_of_a_parquet_file_are_read_as_pyarrow_reads_them(tmp_path)
         b"", b"\x15", b"\x15\x02\x05\x02\x02\x00", b"\x15" + b"\xff" * 20, b"\x18\xff\xff\xff\xff\x0f\x00",
         b"\x19\xfc\xff\xff\xff\xff\x0f\x00", b"\x1c" * 10_000, b"\x1b\x00\x00",
     ],
-    ids=["nothing", "no value", "a field twice", "too large", "bytes that are not there", "a list of 4e9", "depth", "a map"],
+    ids=[
+        "nothing", "no value", "a field twice", "too large", "bytes that are not there",
+        "a list of 4e9", "depth", "a map",
+    ],
 )  # fmt: skip
 def test_what_is_no_struct_is_an_error(data):
     with pytest.raises((ValueError, LookupError, RecursionError)):

@@ -28,8 +28,8 @@ from powerclip.tasks import (
 from tests.support.colours import ColourModel, preprocess, tokenizer
 from tests.support.retrieval import accuracies, recalls
 
-# Another batch rounds a few components the other way, each of which changes a product by 2^-11 |x_d y_d|, with components
-# of 0.1 to 0.3; the rest is that of sums in float32.
+# Another batch rounds a few components the other way, each of which changes a product by 2^-11 |x_d y_d|, with
+# components of 0.1 to 0.3; the rest is that of sums in float32.
 CLOSE = 1e-4
 HALF = 2**-10  # both factors of a product of unit vectors are rounded, each by a share of 2^-11 at most
 TEXTS = ("red", "a red dog next to two small green cats", "some blue thing")

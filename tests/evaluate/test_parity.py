@@ -1,7 +1,7 @@
 """Our metrics equal clip_benchmark's own functions, and a loaded model runs in them unchanged.
 
-They differ where two scores tie in retrieval: there clip_benchmark takes the item that stands first, we count the tie as
-wrong; and where captions are copies of each other: there clip_benchmark has one of them right, we have all.
+They differ where two scores tie in retrieval: there clip_benchmark takes the item that stands first, we count the tie
+as wrong; and where captions are copies of each other: there clip_benchmark has one of them right, we have all.
 """
 
 import gc

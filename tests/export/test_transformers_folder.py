@@ -23,7 +23,8 @@ def encode(folder, pictures, captions):
     config = json.load(open(folder + "/config.json"))
     trust = {"trust_remote_code": True} if "auto_map" in config else {}
     model, processor = (auto.from_pretrained(folder, **trust) for auto in (AutoModel, AutoProcessor))
-    length = {"padding": "max_length", "max_length": config["text_config"]["max_position_embeddings"], "truncation": True}
+    length = {"padding": "max_length", "max_length": config["text_config"]["max_position_embeddings"],
+              "truncation": True}
     with torch.no_grad():
         found = model(**processor(text=captions, images=pictures, return_tensors="pt", **length))
     return found.image_embeds, found.text_embeds

@@ -63,7 +63,9 @@ def all_tokens(tokens):
 DENSE = unit(C, 5, 6, seed=2), unit(C * N, 4, 6, seed=3)
 LOSSES = {
     "clip": (lambda x, y: clip_loss(x, y, SCALE), clip_by_loops, (unit(C, 6, seed=0), unit(C * N, 6, seed=1))),
-    "siglip": (lambda x, y: siglip_loss(x, y, SCALE, BIAS), siglip_by_loops, (unit(C, 6, seed=0), unit(C * N, 6, seed=1))),
+    "siglip": (
+        lambda x, y: siglip_loss(x, y, SCALE, BIAS), siglip_by_loops, (unit(C, 6, seed=0), unit(C * N, 6, seed=1))
+    ),
     "filip": (lambda x, y: filip_loss(x, y, all_tokens(y), SCALE), filip_by_loops, DENSE),
     "sparc": (lambda x, y: sparc_loss(x, y, all_tokens(y), SCALE), sparc_by_loops, DENSE),
 }  # fmt: skip
@@ -85,8 +87,8 @@ def test_superclip_tells_the_tokens_of_each_caption_from_the_image():
     ids = torch.randint(0, 20, tokens.shape[:2], generator=torch.Generator().manual_seed(4))
     ends = dict.fromkeys(("region_mask", "phrase_mask"), torch.ones(C, 1).bool())
     batch = Features(
-        image=unit(C, 6, seed=0), text=unit(C * N, 6, seed=1), regions=patches, phrases=tokens, **ends, logit_scale=SCALE,
-        patches=patches, tokens=tokens, token_mask=all_tokens(tokens), token_ids=ids,
+        image=unit(C, 6, seed=0), text=unit(C * N, 6, seed=1), regions=patches, phrases=tokens, **ends,
+        logit_scale=SCALE, patches=patches, tokens=tokens, token_mask=all_tokens(tokens), token_ids=ids,
     )  # fmt: skip
     loss = SuperCLIPLoss(dimension=6, vocabulary=20).double()
     generator = torch.Generator().manual_seed(5)

@@ -1,4 +1,5 @@
-"""A model is loaded from wherever it is: our folders, open_clip's, a hub; and called as open_clip's evaluators call it."""
+"""A model is loaded from wherever it is: our folders, open_clip's, a hub;
+and called as open_clip's evaluators call it."""
 
 import json
 import shutil

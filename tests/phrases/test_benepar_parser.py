@@ -13,7 +13,8 @@ from powerclip.phrases import load_parser
 
 CAPTION = "a caf\u00e9 & (a bar). Nice!"
 PARTS = [(0, 8), (0, 2), (3, 7), (4, 6), (0, 1), (8, 10)]
-"""First and last token, exclusive, of what the stand-in finds in it, each sentence itself among them, the outer first."""
+"""First and last token, exclusive, of what the stand-in finds in it,
+each sentence itself among them, the outer first."""
 LABELS = {
     (0, 8): ("S", "NP"),
     (0, 2): ("NP",),

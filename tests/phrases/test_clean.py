@@ -11,8 +11,8 @@ from powerclip.phrases.clean import MAX_CHARACTERS, MAX_SIGNS, clean_caption, pa
 
 CLIP = open_clip.SimpleTokenizer()
 MARKS = [
-    "&", "amp", ";", "&lt;", "&amp;", "&eacute;", "&#39;", "&#8217;", "&#1;", "&no;", "<b>", " ", "\t\n", "\xa0", "\ufeff",
-    "a", "É", "İ", "caf\u00c3\u00a9", "it\u2019s", "cafe\u0301", "ﬁ", "犬", "🎂", "!", "\x07", "\u200b",
+    "&", "amp", ";", "&lt;", "&amp;", "&eacute;", "&#39;", "&#8217;", "&#1;", "&no;", "<b>", " ", "\t\n", "\xa0",
+    "\ufeff", "a", "É", "İ", "caf\u00c3\u00a9", "it\u2019s", "cafe\u0301", "ﬁ", "犬", "🎂", "!", "\x07", "\u200b",
 ]  # fmt: skip
 
 

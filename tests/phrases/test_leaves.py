@@ -15,11 +15,14 @@ from powerclip.phrases import encode_caption, load_parser, whole_caption_tree
 from powerclip.phrases.clean import clean_caption
 
 WORDS = [
-    "a", "The", "red", "DOG", "woman's", "don't", "x-y", "black-and-white", "3", "50%", "$5", "U.S.", "A&B", "#tag", "@me", "a_b",
-    "'tall'", "'small'", "'moon'", "'n'", "'stop", "'", '"', "(in)", "“quoted”", "it’s", "‘t’", "—", "...", "…", "|", "+", "!", ",", ".",
+    "a", "The", "red", "DOG", "woman's", "don't", "x-y", "black-and-white", "3", "50%", "$5", "U.S.", "A&B",
+    "#tag", "@me", "a_b", "'tall'", "'small'", "'moon'", "'n'", "'stop", "'", '"', "(in)", "“quoted”", "it’s", "‘t’",
+    "—", "...", "…", "|", "+", "!", ",", ".",
     "&amp;", "&#39;", "&lt;b&gt;", "&eacute;t&eacute;", "&nbsp;", "R&amp;D",
-    "café", "cafe\u0301", "na\u0308ive", "\u0301", "İstanbul", "Straße", "ﬁsh", "ǅ", "½", "①", "caf\u00c3\u00a9", "it\u00e2\u20ac\u2122s",
-    "🎂", "❤️", "👍🏽", "\U0001f468\u200d\U0001f469\u200d\U0001f467", "🇩🇪", "🎂🎂", "犬", "犬が好き。", "中国", "שלום", "مرحبا", "ह\u093fन\u094dद\u0940", "١٢٣",
+    "café", "cafe\u0301", "na\u0308ive", "\u0301", "İstanbul", "Straße", "ﬁsh", "ǅ", "½", "①", "caf\u00c3\u00a9",
+    "it\u00e2\u20ac\u2122s",
+    "🎂", "❤️", "👍🏽", "\U0001f468\u200d\U0001f469\u200d\U0001f467", "🇩🇪", "🎂🎂",
+    "犬", "犬が好き。", "中国", "שלום", "مرحبا", "ह\u093fन\u094dद\u0940", "١٢٣",
     "\u200b", "\u00ad", "a\u200bdog", "\x07", "\x80",
 ]  # fmt: skip
 SPACES = [" ", " ", " ", "", "  ", "\t", "\n", "\xa0", "\u2003", "\u3000", " \r\n "]

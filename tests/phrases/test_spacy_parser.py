@@ -27,7 +27,9 @@ EXACT = {
         "catches it", "it",
     },
     "a cat next to a laptop": {"a cat next to a laptop", "a cat", "next to a laptop", "a laptop"},
-    "a sign in front of a building": {"a sign in front of a building", "a sign", "in front of a building", "a building"},
+    "a sign in front of a building": {
+        "a sign in front of a building", "a sign", "in front of a building", "a building",
+    },
     "a woman who wears a hat": {"a woman who wears a hat", "a woman", "who wears a hat", "wears a hat", "a hat"},
     "knives, forks and spoons": {"knives, forks and spoons", "knives", "forks", "spoons"},
     "a man is sitting and reading": {

@@ -1,4 +1,5 @@
-"""Several captions an image, from every kind of source: none is lost in silence, each has its source and its phrases."""
+"""Several captions an image, from every kind of source:
+none is lost in silence, each has its source and its phrases."""
 
 import io
 import json

@@ -292,7 +292,8 @@ def test_a_generated_key_is_never_a_tar_s_own(tmp_path):
     own = ["00000003-a-b", "00000005+own"]  # the latter begins with its own place, as no other sample's does
     assert {key: made.pop(key) for key in own} == dict(zip(own, own, strict=True))
     assert made == {
-        "00000000+00000001-a-b": keys[0], "00000001+a-b": keys[1], "00000003+d": keys[3], "00000004+00000003-own": keys[4],
+        "00000000+00000001-a-b": keys[0], "00000001+a-b": keys[1],
+        "00000003+d": keys[3], "00000004+00000003-own": keys[4],
     }  # fmt: skip
 
 
@@ -432,7 +433,10 @@ def published(
     return [
         ("k.jpg", one_colour("red", "JPEG", size=size)), ("k.txt", PUBLISHED.encode()),
         ("k.samlens.npy", npy([len(box) for box in boxes])), ("k.samcat.npy", npy([i for box in boxes for i in box])),
-        ("k.njson", json.dumps([[len(phrase) for phrase in phrases], [i for phrase in phrases for i in phrase]]).encode()),
+        (
+            "k.njson",
+            json.dumps([[len(phrase) for phrase in phrases], [i for phrase in phrases for i in phrase]]).encode(),
+        ),
     ]  # fmt: skip
 
 

@@ -94,8 +94,8 @@ def test_the_dominant_colour_within_a_mask_is_the_stated_one(image_size):
         image = pixels(s)
         assert image.shape == (image_size, image_size, 3)
         for thing, mask in zip(s.metadata["objects"], masks(s), strict=True):
-            # Lines are thinner than a pixel of a small image and blend with the light background: the darkest pixels show
-            # the colour best, by its hue.
+            # Lines are thinner than a pixel of a small image and blend with the light background: the darkest pixels
+            # show the colour best, by its hue.
             darkest = image[mask][np.argsort(image[mask].sum(axis=1))[: max(1, mask.sum() // 10)]].mean(axis=0)
             away = {name: np.abs(darkest - rgb).max() for name, rgb in RGB.items()}
             assert min(away, key=away.get) == thing["colour"], (s.key, thing)

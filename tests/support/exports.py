@@ -45,7 +45,8 @@ OF_TIMM = {
 
 
 def model_to_export(folder, config=TINY, **options):
-    """A model folder with every parameter random: norms and biases begin as ones and zeros, which would hide mistakes."""
+    """A model folder with every parameter random:
+    norms and biases begin as ones and zeros, which would hide mistakes."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config-of-test.json").write_text(json.dumps(config))
     torch.manual_seed(1)
@@ -59,8 +60,8 @@ def model_to_export(folder, config=TINY, **options):
 def assert_the_same_without_powerclip(cases, code, *, image_size=96):
     """What a program computes of images and captions is what powerclip computes, within the tolerances of the exports.
 
-    ``cases`` are (model folder, exported folder, parity). The program defines ``encode(folder, pictures, captions)``, which
-    returns the embeddings of PIL images and of texts as arrays; one process runs it for all.
+    ``cases`` are (model folder, exported folder, parity). The program defines ``encode(folder, pictures, captions)``,
+    which returns the embeddings of PIL images and of texts as arrays; one process runs it for all.
     """
     scenes = list(generate("test", count=4, seed=5, image_size=image_size))
     captions = [*(scene.caption for scene in scenes[:3]), "Hello, World!"]

@@ -56,10 +56,13 @@ SETTINGS = {
     "by gradient": {"objective": ObjectiveConfig(gradient_ratio=0.5, gradient_cap=1.0, weight_warmup_steps=3)},
     "evaluated": {"evaluation": PeriodicEvaluationConfig(every_steps=3, size=6)},
     "fsdp, evaluated": {
-        "parallel": ParallelConfig(sharding="fsdp"), "ema_decay": 0.5, "evaluation": PeriodicEvaluationConfig(every_steps=3, size=6)
+        "parallel": ParallelConfig(sharding="fsdp"), "ema_decay": 0.5,
+        "evaluation": PeriodicEvaluationConfig(every_steps=3, size=6),
     },
     "lora": {"ema_decay": 0.5},
-    "fsdp, lora": {"parallel": ParallelConfig(sharding="fsdp", accumulate=2, activation_checkpointing=True), "ema_decay": 0.5},
+    "fsdp, lora": {
+        "parallel": ParallelConfig(sharding="fsdp", accumulate=2, activation_checkpointing=True), "ema_decay": 0.5,
+    },
 }  # fmt: skip
 
 

@@ -1,4 +1,5 @@
-"""A training that is killed, damaged and resumed again and again is the uninterrupted one; ``make soak`` does it for hours."""
+"""A training that is killed, damaged and resumed again and again is the uninterrupted one;
+``make soak`` does it for hours."""
 
 import os
 import random

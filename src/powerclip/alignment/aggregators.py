@@ -23,8 +23,8 @@ ABSENT = -1e30
 
 
 NEGLIGIBLE = 64.0
-"""exp(-64) and 2^-64 vanish beside 1, in float64 too. Smaller ones are taken for these: around exp(-90), where similarities
-at a small tau lie, numbers are subnormal in float32, and a CPU takes 30 times as long for exp."""
+"""exp(-64) and 2^-64 vanish beside 1, in float64 too. Smaller ones are taken for these: around exp(-90), where
+similarities at a small tau lie, numbers are subnormal in float32, and a CPU takes 30 times as long for exp."""
 
 
 def _decay(x: Tensor) -> Tensor:

@@ -206,9 +206,11 @@ def hardest_negatives(
     dtype: torch.dtype = torch.float16,
     tile: Tile | None = None,
 ) -> HardestNegatives:
-    """As ``search.hardest_negatives``, with products of ``dtype``: what is found is within their rounding of the highest.
+    """As ``search.hardest_negatives``, with products of ``dtype``:
+    what is found is within their rounding of the highest.
 
-    Vectors of similar lengths suit float16, which rounds them 8 times less than bfloat16; vectors are scaled into its range.
+    Vectors of similar lengths suit float16, which rounds them 8 times less than bfloat16;
+    vectors are scaled into its range.
     """
     I, J = len(regions), len(phrases)
     tile = tile or tile_for(dtype)

@@ -1,12 +1,12 @@
 """The alignment as one Triton kernel: from vectors to scores or hardest negatives, s never in memory.
 
-A program scores ``Tile.rows`` phrase slots, ``Tile.slots`` of each of several captions, with ``Tile.images`` images. For
-each region it multiplies all of D and adds to three numbers per slot and image, which stay in registers (the formulas of
-``tiled``): sum s, sum |s| and prod (1 + 2^-|y|) with y = s / (tau log 2). Captions have different numbers of phrases:
-they are sorted by it, and a program takes as many chunks of slots as its longest caption needs, with a running mean and
-a running log-sum-exp. Then it either stores T1 and T2 or goes on to the search: one atomic maximum per row and column on
-64-bit keys, the score's bits in order above the inverted index, so that ties go to the lowest index whatever the order of
-the programs; and sums of the rows and columns of each tile, which are added up in a fixed order.
+A program scores ``Tile.rows`` phrase slots, ``Tile.slots`` of each of several captions, with ``Tile.images`` images.
+For each region it multiplies all of D and adds to three numbers per slot and image, which stay in registers (the
+formulas of ``tiled``): sum s, sum |s| and prod (1 + 2^-|y|) with y = s / (tau log 2). Captions have different numbers
+of phrases: they are sorted by it, and a program takes as many chunks of slots as its longest caption needs, with a
+running mean and a running log-sum-exp. Then it either stores T1 and T2 or goes on to the search: one atomic maximum per
+row and column on 64-bit keys, the score's bits in order above the inverted index, so that ties go to the lowest index
+whatever the order of the programs; and sums of the rows and columns of each tile, which are added up in a fixed order.
 
 The vectors are packed beforehand: phrases that are present come first, and D, slots, captions and images are padded to
 whole tiles with zeros. So no load has a mask. A phrase slot or a region that is zero has s = 0 and a factor of 2, which
@@ -103,7 +103,8 @@ def _with_chunk(t1, highest, exponentials, softplus, exponent, is_phrase, HARD: 
 
 @triton.jit
 def _search(x, valid, negative, offset, index, key_at, sum_at, AXIS: tl.constexpr):
-    """Along an axis of the tile's scores x: store the sum of the valid ones, raise the keys to the hardest negative's."""
+    """Along an axis of the tile's scores x: store the sum of the valid ones,
+    raise the keys to the hardest negative's."""
     tl.store(sum_at, tl.sum(tl.where(valid, x, 0.0), axis=AXIS))
     keys = (_ordered(tl.where(negative, x - offset, _ABSENT)) << 32) | (index ^ _LOWEST_INDEX)
     tl.atomic_max(key_at, tl.max(keys, axis=AXIS), sem="relaxed")

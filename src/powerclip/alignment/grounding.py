@@ -18,7 +18,8 @@ class Grounding:
     """For every phrase of one caption, the subset of one image's regions that maximises Q[A, phrase]."""
 
     subsets: Tensor
-    """(K, M) bool: the regions with s above its zero, or of single regions the best one; all False for an absent phrase."""
+    """(K, M) bool: the regions with s above its zero, or of single regions the best one;
+    all False for an absent phrase."""
     scores: Tensor
     """(K,) max over subsets of Q: the sum of the positive similarities, or the highest one; 0 for an absent phrase."""
     similarities: Tensor

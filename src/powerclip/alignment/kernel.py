@@ -1,7 +1,7 @@
 """The door to the scores and hardest negatives of all images and captions: Triton's kernel or plain PyTorch.
 
-``fused`` is the kernel, ``tiled`` and ``search`` are PyTorch. The kernel is used where it can be, unless "torch" is asked
-for: on a GPU, for the default aggregators, without gradient.
+``fused`` is the kernel, ``tiled`` and ``search`` are PyTorch. The kernel is used where it can be, unless "torch" is
+asked for: on a GPU, for the default aggregators, without gradient.
 """
 
 from collections.abc import Iterator

@@ -1,4 +1,5 @@
-"""What settings are checked by when they are made, each with a ValueError that names the setting; and parts of settings."""
+"""What settings are checked by when they are made,
+each with a ValueError that names the setting; and parts of settings."""
 
 import dataclasses
 import typing

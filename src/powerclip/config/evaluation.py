@@ -31,8 +31,9 @@ class EvaluateConfig:
     """How to score images and captions: global (products of global embeddings: what papers report), powerset (the
     powerset similarity) or late (FILIP's late interaction of patches and tokens); of several, each has its own rows."""
     pixels: Pixels = "pil"
-    """Images of public data sets: pil, what PIL's convert("RGB") makes of them, as for published numbers; or training,
-    as the model saw images in training (upright, white behind transparency). Your own pairs always are as in training."""
+    """Images of public data sets: pil, what PIL's convert("RGB") makes of them, as for published numbers;
+    or training, as the model saw images in training (upright, white behind transparency).
+    Your own pairs always are as in training."""
     regions: ScoreRegions = "grid"
     """Regions of the powerset score: boxes on a fixed grid, or every patch for a model trained on patches; or the masks
     stored in your own shards."""

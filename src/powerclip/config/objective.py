@@ -27,8 +27,8 @@ class ContrastConfig:
     form: Form = "triplet"
     """The triplet loss (the paper), or CLIP's softmax or SigLIP's sigmoid loss of S with a learned scale (and bias)."""
     negatives: Negatives = "hardest"
-    """Which negatives the triplet loss compares a pair with: the hardest (the paper), all (the mean of their hinges), or
-    all by the log of their summed exponentials, a smooth maximum."""
+    """Which negatives the triplet loss compares a pair with: the hardest (the paper), all (the mean of their hinges),
+    or all by the log of their summed exponentials, a smooth maximum."""
     negatives_temperature: float = 0.02
     """logsumexp only: the temperature of the smooth maximum, in units of S; towards 0 it becomes the hardest."""
     centre_scores: CentreScores = "none"

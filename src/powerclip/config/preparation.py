@@ -13,12 +13,14 @@ class SourceConfig:
     """How the pairs of a source are read."""
 
     image_column: str | None = None
-    """Column of the image in a table (a path or the bytes), its name or number; guessed from common names by default."""
+    """Column of the image in a table (a path or the bytes),
+    its name or number; guessed from common names by default."""
     caption_column: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Column of the caption in a table, its name or number, guessed from common names by default; or several, the
     first for KEY.txt."""
     header: bool = True
-    """Whether the first line of a CSV or TSV file names the columns; without, name them by their numbers (1, 2, ...)."""
+    """Whether the first line of a CSV or TSV file names the columns;
+    without, name them by their numbers (1, 2, ...)."""
     caption_key: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Where tars hold the caption: an extension (txt), or json:KEY for a key inside the json; found by default. Several
     may be given, as for columns."""
@@ -75,7 +77,8 @@ class PrepareConfig(SourceConfig):
         require(self, lambda share: 0 <= share <= 1, "between 0 and 1", "max_bad_share")
         if self.regions_as == "boxes" and self.regions == "boxes":
             raise ValueError(
-                "regions_as is boxes, but regions is boxes, of which nothing is stored; add --regions superpixels or sam"
+                "regions_as is boxes, but regions is boxes, of which nothing is stored; "
+                "add --regions superpixels or sam"
             )
 
 

@@ -52,7 +52,8 @@ def collate(samples: Sequence[EncodedSample], *, patches: int, regions: int = 0)
 
 
 def equally_wide(pieces: Sequence[Batch]) -> list[Batch]:
-    """Pieces of one batch, with their phrases padded to the longest list of all and their tokens cut to the longest text.
+    """Pieces of one batch, with their phrases padded to the longest list of all
+    and their tokens cut to the longest text.
 
     Lengths are multiples of ``TOKENS_STEP``, so that shapes stay few. Only padding of id 0 is cut, which CLIP's
     tokenizers write: a causal tower with that padding gives the same for what remains (``PowerCLIP.encode_tokens``).

@@ -40,7 +40,8 @@ MAX_SCANNED_PIXELS = 16 * MAX_PIXELS
 """Pixels of a JPEG, once for each of its scans; programs write ten, but a file may have thousands."""
 
 JPEG_SEGMENT = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")
-"""The start of a JPEG's segment, after which its length follows; within a scan, 255 is followed by 0 or by a restart."""
+"""The start of a JPEG's segment, after which its length follows;
+within a scan, 255 is followed by 0 or by a restart."""
 
 START_OF_SCAN, END_OF_IMAGE = b"\xda", b"\xd9"
 

@@ -29,7 +29,8 @@ MAX_NAME = 4096
 """Characters of a member's name with its folders, as of a path on Linux; a member with a longer one is skipped."""
 
 MAX_HEADER_DIGITS = 128
-"""Digits in a row in a member's headers: Python before 3.11.10 and 3.12.6 takes time quadratic in them (CVE-2024-6232)."""
+"""Digits in a row in a member's headers:
+Python before 3.11.10 and 3.12.6 takes time quadratic in them (CVE-2024-6232)."""
 
 MAX_SAMPLES = 200_000
 """Samples of a shard that can be trained on: their places are held in memory. Published shards hold 10,000."""

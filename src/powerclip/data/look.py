@@ -98,8 +98,8 @@ def look_at_texts(samples: Sequence[Sample], tokenizer: Any, *, context_length: 
         return ["No caption could be looked at"]
     shares = [f"{number} ({number / total:.0%})" for number in (cut, equal, bare)]
     lines = [
-        f"Of {total} captions, {shares[0]} are longer than the context of {context_length} tokens, {shares[1]} occur more "
-        f"than once, and {shares[2]} have no phrases"
+        f"Of {total} captions, {shares[0]} are longer than the context of {context_length} tokens, "
+        f"{shares[1]} occur more than once, and {shares[2]} have no phrases"
     ]
     caption, number = captions.most_common(1)[0]
     if number > max(1, total / 2):
@@ -115,8 +115,8 @@ def look_at_texts(samples: Sequence[Sample], tokenizer: Any, *, context_length: 
     mixed = [sample.key for sample in samples if _mixed(sample, captions)]
     if mixed:
         lines.append(
-            f"Warning: KEY.json of {len(mixed)} of {len(samples)} samples has the key or caption of another sample, for example "
-            f"{mixed[0]}: images and captions may be mixed up"
+            f"Warning: KEY.json of {len(mixed)} of {len(samples)} samples has the key or caption of another sample, "
+            f"for example {mixed[0]}: images and captions may be mixed up"
         )
     return lines
 

@@ -105,7 +105,8 @@ class Sample:
         )
 
     def members(self) -> dict[str, bytes]:
-        """The sample's files by extension; ValueError if the key, the image's extension or a NaN would not be read back."""
+        """The sample's files by extension; ValueError if the key, the image's extension
+        or a NaN would not be read back."""
         if "." in self.key.rpartition("/")[2] or not self.key:
             raise ValueError(f"key is {self.key!r}; it must be a name without a dot: the extension begins there")
         if self.image_extension not in IMAGE_EXTENSIONS:

@@ -129,10 +129,10 @@ def _visible_files(paths: Iterable[Path]) -> list[Path]:
 def index_shard(shard: Path, ignored: Counter[str] | None = None) -> list[SamplePlace]:
     """The samples of a shard in order of their first file, found from its headers alone.
 
-    Links and other special files are skipped, as are hidden ones, the second file of a name and names that are too long;
-    ``ignored`` counts them by kind. A sample with such a file is two that have one key: it holds the adjacent files that came first, and
-    nothing of the other. Nothing is ever extracted to disk. PowerclipError if the file is not a tar, is truncated, or
-    holds more than ``MAX_SAMPLES`` samples.
+    Links and other special files are skipped, as are hidden ones, the second file of a name and names that are too
+    long; ``ignored`` counts them by kind. A sample with such a file is two that have one key: it holds the adjacent
+    files that came first, and nothing of the other. Nothing is ever extracted to disk. PowerclipError if the file is
+    not a tar, is truncated, or holds more than ``MAX_SAMPLES`` samples.
     """
     samples: dict[str, SamplePlace] = {}
     twice: set[str] = set()

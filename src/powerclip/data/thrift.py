@@ -9,7 +9,8 @@ MAX_BINARY = 2**24
 INT32, INT64, LIST, STRUCT = 5, 6, 9, 12
 
 Struct = dict[tuple[int, int], Any]
-"""Values by the number and the type of their fields: other readers pass over a field whose type is not the expected one."""
+"""Values by the number and the type of their fields:
+other readers pass over a field whose type is not the expected one."""
 
 
 def read_struct(file: BinaryIO) -> Struct:

@@ -22,7 +22,8 @@ def check_annotations(sample: Sample, size: tuple[int, int]) -> None:
 
 
 def check_phrases(sample: Sample) -> None:
-    """Check that phrases lie in their captions and are nested or disjoint, so fewer than 2 L of L leaves; BadSampleError."""
+    """Check that phrases lie in their captions and are nested or disjoint,
+    so fewer than 2 L of L leaves; BadSampleError."""
     for caption in sample.captions:
         tree = caption.tree
         if tree is not None and tree.leaves and tree.leaves[-1][1] > len(caption.text):

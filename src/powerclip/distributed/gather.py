@@ -47,7 +47,8 @@ def with_value(share: Tensor, value: Tensor) -> Tensor:
 
 
 def talking_device(device: torch.device) -> torch.device:
-    """Where processes with tensors on ``device`` exchange small numbers: on the CPU if their group has a backend for it.
+    """Where processes with tensors on ``device`` exchange small numbers:
+    on the CPU if their group has a backend for it.
 
     What is read there does not wait for a GPU.
     """

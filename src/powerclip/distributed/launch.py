@@ -1,4 +1,5 @@
-"""Joining the processes that torchrun, or any launcher that sets its variables, has started, and agreeing among them."""
+"""Joining the processes that torchrun, or any launcher that sets its variables,
+has started, and agreeing among them."""
 
 import os
 import secrets

@@ -36,9 +36,9 @@ def grounding_metrics(encoder: Encoder, task: Grounding) -> dict[str, float]:
     region's vector is the sum of its patches, so that longer patches count more. Where regions keep those lengths
     (``region_norm``) the two are the same; with unit vectors ``patch`` goes by the cosine. ``region``: of the boxes of
     all objects of the image and those of ``fixed_boxes``, the best has an IoU of at least 0.5 with the object's. Of
-    candidates that tie for the best, each counts its share. ``precision`` and ``recall``: of the area of all those boxes that the model
-    chooses for the phrase (``powerclip.alignment.grounding``) against the object's patches; both are 0 if it
-    chooses none.
+    candidates that tie for the best, each counts its share. ``precision`` and ``recall``: of the area of all those
+    boxes that the model chooses for the phrase (``powerclip.alignment.grounding``) against the object's patches; both
+    are 0 if it chooses none.
 
     The chance of the first three is that of a random candidate, of ``precision`` and ``recall`` that of an
     area of the same size anywhere: the shares of the image that the object and the chosen area have. Phrases of one

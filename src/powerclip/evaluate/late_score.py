@@ -27,8 +27,9 @@ class LateScorer:
     is scored that way here. Classification is by s_I, averaged over a class's prompts, as in the paper. A single pair,
     in hard negatives and quadruples, for which the paper has no score, gets the mean (s_I + s_T) / 2.
 
-    The vectors are held in float16, which changes a score by about 2^-10 at most: 2 N D bytes an image (200 kB for ViT-B/16),
-    and 2 T D a text, with T that of the longest; twice that while a task is scored. Scores take N T D products a pair.
+    The vectors are held in float16, which changes a score by about 2^-10 at most: 2 N D bytes an image
+    (200 kB for ViT-B/16), and 2 T D a text, with T that of the longest; twice that while a task is scored.
+    Scores take N T D products a pair.
     """
 
     def __init__(self, encoder: Encoder) -> None:

@@ -80,9 +80,11 @@ def peak(accuracy: Callable[[int], float]) -> int:
 
 
 def fit(features: Tensor, labels: Tensor, *, classes: int, C: float) -> Tensor:
-    """(C, D + 1) weights that minimise C times the sum of the cross-entropies plus half the squared norm of the weights.
+    """(C, D + 1) weights that minimise C times the sum of the cross-entropies
+    plus half the squared norm of the weights.
 
-    ``features`` are (I, D + 1), of which the last is the bias's, whose weights are not regularised; ``labels`` (I,) int64.
+    ``features`` are (I, D + 1), of which the last is the bias's,
+    whose weights are not regularised; ``labels`` (I,) int64.
     """
     n, decay = len(features), torch.full((features.shape[1],), 1 / (C * len(features)), device=features.device)
     decay[-1] = 0

@@ -79,9 +79,10 @@ def classification_metrics(
     """acc@1, acc@5 and the mean of the classes' own accuracies.
 
     ``score`` gives the (rows, C) scores of (rows,) images with all ``classes`` (C), and is asked for a few MiB at a
-    time; ``labels``, (I,) int64, are the right classes of the ``images`` (I). Of classes that tie, the first is chosen, as argmax does and clip_benchmark reports: ImageNet has two names twice ("missile",
-    "sunglasses"). A score that is not a number is wrong; acc@5 is left out with five classes or fewer. A class without
-    an image is left out of the mean per class. ValueError if there is no image, or a label is not among the classes.
+    time; ``labels``, (I,) int64, are the right classes of the ``images`` (I). Of classes that tie, the first is chosen,
+    as argmax does and clip_benchmark reports: ImageNet has two names twice ("missile", "sunglasses"). A score that is
+    not a number is wrong; acc@5 is left out with five classes or fewer. A class without an image is left out of the
+    mean per class. ValueError if there is no image, or a label is not among the classes.
     """
     if images == 0:
         raise ValueError("the classification task has no image; nothing can be measured")
@@ -115,8 +116,9 @@ def classification_metrics(
 def average_precision_metrics(scores: Tensor, targets: Tensor) -> dict[str, float]:
     """mAP: the mean over classes of the mean, over a class's images, of the precision at their ranks.
 
-    ``scores`` are (I, C); ``targets``, (I, C) bool, is True where the image has the class. Images of equal score count as wrong before right. A class without an image is left out of the mean.
-    ValueError if there is no image or no image with a class, or the targets do not fit.
+    ``scores`` are (I, C); ``targets``, (I, C) bool, is True where the image has the class. Images of equal score count
+    as wrong before right. A class without an image is left out of the mean. ValueError if there is no image or no image
+    with a class, or the targets do not fit.
     """
     if targets.shape != scores.shape or not targets.any():
         raise ValueError(

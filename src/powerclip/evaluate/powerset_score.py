@@ -35,10 +35,9 @@ class PowersetScorer:
     """Scores images and captions by the powerset similarity of a PowerCLIP model, as the model was trained to.
 
     An image's regions are fixed boxes on the patch grid; for a model trained on patches they are the patches. With
-    ``regions="stored"`` they are the image's own masks, where it has any. A caption's phrases are those of its parse, or
-    its tokens for a model trained on tokens. Unless the model was trained otherwise, the similarity is divided by the
-    number of regions, so that images with different numbers
-    compare.
+    ``regions="stored"`` they are the image's own masks, where it has any. A caption's phrases are those of its parse,
+    or its tokens for a model trained on tokens. Unless the model was trained otherwise, the similarity is divided by
+    the number of regions, so that images with different numbers compare.
     """
 
     def __init__(

@@ -2,16 +2,18 @@
 
     {"model": "/runs/photos", "weights": "5e0c...", "suite": "pairs scenes",
      "tasks": {"retrieval:heldout": {"i2t_R@1": 0.5, ...}, "scenes-object": {...}},
-     "measured_on": {"retrieval:heldout": {"suite": "pairs", "data": "/data/heldout", "fingerprint": "9b1f...", "n": 5000}, ...},
+     "measured_on": {"retrieval:heldout": {"suite": "pairs", "data": "/data/heldout",
+                                           "fingerprint": "9b1f...", "n": 5000}, ...},
      "estimates": {"retrieval:heldout": {"i2t_R@1": {"n": 5000, "standard_error": 0.007, "chance": null}, ...}, ...},
-     "averages": {"retrieval": {"value": 0.4, "measured": 2, "expected": 2, "over": [["retrieval:heldout", "i2t_R@1"], ...]}},
+     "averages": {"retrieval": {"value": 0.4, "measured": 2, "expected": 2,
+                                "over": [["retrieval:heldout", "i2t_R@1"], ...]}},
      "absent": {"dtd": "https://..."}, "pending": []}
 
-``tasks`` and ``measured_on`` have the same names, but for tasks of files written before powerclip recorded their data.
-``estimates`` has the sampling error of those metrics that are plain means over items.
-A task evaluated again on the same data takes the place of its result. On other data under the same name, the earlier result
-stays as ``NAME#FINGERPRINT``, so that ``NAME`` is always the latest. ``pending`` are tasks that an interrupted evaluation has
-not reached.
+``tasks`` and ``measured_on`` have the same names, but for tasks of files written before powerclip recorded their
+data. ``estimates`` has the sampling error of those metrics that are plain means over items. A task evaluated
+again on the same data takes the place of its result. On other data under the same name, the earlier result stays
+as ``NAME#FINGERPRINT``, so that ``NAME`` is always the latest. ``pending`` are tasks that an interrupted
+evaluation has not reached.
 """
 
 from __future__ import annotations
@@ -118,7 +120,8 @@ class Evaluation:
         return name in self.tasks and before is not None and before.fingerprint == origin.fingerprint
 
     def kept(self, asked: Mapping[str, Origin]) -> list[str]:
-        """What an interrupted evaluation has measured of the tasks asked for, if all that it had still to do is among them."""
+        """What an interrupted evaluation has measured of the tasks asked for,
+        if all that it had still to do is among them."""
         if not self.pending or not set(self.pending) <= asked.keys():
             return []
         return [name for name, origin in asked.items() if name not in self.pending and self.has(name, origin)]

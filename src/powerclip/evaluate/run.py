@@ -103,8 +103,8 @@ def evaluate_model(
         except BaseException as error:  # a key press, too
             if finished := [name for name in asked if name not in evaluation.pending]:
                 error.add_note(
-                    f"The results of {', '.join(finished)} are kept in {folder / FILE}; the same command continues with "
-                    f"{evaluation.pending[0]}"
+                    f"The results of {', '.join(finished)} are kept in {folder / FILE}; "
+                    f"the same command continues with {evaluation.pending[0]}"
                 )
             raise
         return replace(evaluation.only(list(asked)), absent=absent)
@@ -185,7 +185,8 @@ def _suites(suite: Sequence[str], data: Path | None) -> list[str]:
     for name in names:
         if name not in OWN_SUITES and not benchmarks_of(name):
             raise PowerclipError(
-                f"unknown suite {name!r}; suites: {', '.join((*OWN_SUITES[:2], *SUITES, *OWN_SUITES[2:]))}, or the name of a data set"
+                f"unknown suite {name!r}; suites: {', '.join((*OWN_SUITES[:2], *SUITES, *OWN_SUITES[2:]))}, "
+                "or the name of a data set"
             )
         if name not in OWN_SUITES and data is None:
             raise PowerclipError(f"the {name} suite needs data; add --data DIR")

@@ -79,10 +79,11 @@ def evaluate_tasks(
     ``preprocess`` turns a PIL image into (3, H, W), in ``workers`` threads while the model works, and ``tokenizer``
     texts into (B, T). ``score`` says how an image and a text are scored: "global", the product of the global embeddings
     (what the papers report); or, of a PowerCLIP model, "powerset", the powerset similarity of regions and phrases, or
-    "late", FILIP's late interaction of patches and tokens. Both are for classification, retrieval, hard negatives
-    and quadruples of images and texts; other tasks are skipped then. The regions of "powerset" are "grid", boxes of
-    fixed sizes (every patch, for a model trained on patches), or "stored", a task's own masks where it has them.
-    Grounding is always by regions and phrases, segmentation by patches; of models other than PowerCLIP, these and tasks on regions are skipped with a warning.
+    "late", FILIP's late interaction of patches and tokens. Both are for classification, retrieval, hard negatives and
+    quadruples of images and texts; other tasks are skipped then. The regions of "powerset" are "grid", boxes of fixed
+    sizes (every patch, for a model trained on patches), or "stored", a task's own masks where it has them. Grounding is
+    always by regions and phrases, segmentation by patches; of models other than PowerCLIP, these and tasks on regions
+    are skipped with a warning.
 
     Returns metrics by task name (followed by "-powerset" or "-late" for these scores, or "-powerset-stored" over the
     task's own masks), each between 0 and 1, most of them as an ``Estimate``, which knows its standard error. ValueError

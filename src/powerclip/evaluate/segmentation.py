@@ -1,8 +1,8 @@
 """Zero-shot segmentation: each pixel gets the class whose name its patches are most similar to.
 
-The protocol is that of SCLIP (Wang et al., 2024), without its change of the attention: windows of the model's size slide
-over the image by half of it, the scores of all windows that show a pixel are averaged, and small or unlikely classes
-become background where a data set has one.
+The protocol is that of SCLIP (Wang et al., 2024), without its change of the attention: windows of the model's size
+slide over the image by half of it, the scores of all windows that show a pixel are averaged, and small or unlikely
+classes become background where a data set has one.
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,8 @@ def prompts_of(task: Segmentation) -> list[str]:
 
 
 def segmentation_metrics(encoder: Encoder, task: Segmentation) -> dict[str, float]:
-    """mIoU: the mean over classes of the intersection over union of all pixels of all images; and the share of right pixels.
+    """mIoU: the mean over classes of the intersection over union of all pixels of all images;
+    and the share of right pixels.
 
     A class that is neither in the labels nor predicted is left out of the mean. ValueError if the model has no patches,
     the task has no image, or labels do not fit their images.
@@ -88,8 +89,8 @@ def segmentation_metrics(encoder: Encoder, task: Segmentation) -> dict[str, floa
 def classes_of(scores: Tensor, of_class: Tensor, task: Segmentation) -> Tensor:
     """(H, W) classes of pixels from the (Q, H, W) scores of all names; ``of_class``, (Q,), is each name's class.
 
-    A class is as likely as its likeliest name. If the task says so, classes that have a smaller share of the pixels that
-    are not background, and pixels whose class is less likely, become background, class 0.
+    A class is as likely as its likeliest name. If the task says so, classes that have a smaller share of the pixels
+    that are not background, and pixels whose class is less likely, become background, class 0.
     """
     likely = (task.logit_scale * scores).softmax(dim=0)
     C = len(task.class_names)

@@ -130,7 +130,8 @@ RETRIEVAL = tuple(
     Benchmark(
         name,
         partial(_either, release=read_karpathy, kind=Retrieval),
-        f"{HUB}/clip-benchmark/wds_{name}, or Karpathy's dataset_*.json (also BLIP's or clip_benchmark's) with the images",
+        f"{HUB}/clip-benchmark/wds_{name}, "
+        "or Karpathy's dataset_*.json (also BLIP's or clip_benchmark's) with the images",
         averaged=("i2t_R@1", "t2i_R@1"),
         also_known_as=tuple(names),
         items=(items,),

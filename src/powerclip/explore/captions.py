@@ -83,7 +83,8 @@ class Captions:
         )
 
     def _masks(self, model: PowerCLIP, image: Image.Image, proposer: str, count: int) -> Tensor:
-        """(M, N) bool, at most ``count``: tiles, boxes spread over those of two sizes, or the best of the proposed masks."""
+        """(M, N) bool, at most ``count``: tiles, boxes spread over those of two sizes,
+        or the best of the proposed masks."""
         if proposer == "tiles":
             return tiles(model.grid_size, at_most=count)
         if proposer == "boxes":

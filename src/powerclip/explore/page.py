@@ -103,7 +103,10 @@ class Actions:
         """The gallery, what it shows, and that in words."""
         hits = self.index.search(query, count=RESULTS)
         gallery = gradio.Gallery([(hit.thumbnail, f"{hit.score:.3f} {hit.name}") for hit in hits], selected_index=None)
-        said = f"The {len(hits)} images nearest to {words}, by the cosine of the global embeddings. Choose one to search on."
+        said = (
+            f"The {len(hits)} images nearest to {words}, by the cosine of the global embeddings. "
+            "Choose one to search on."
+        )
         return gallery, [hit.path for hit in hits], said
 
 

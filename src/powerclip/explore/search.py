@@ -1,4 +1,5 @@
-"""Search among the images of a folder: their embeddings in one SQLite file, which is brought up to date, not made again."""
+"""Search among the images of a folder: their embeddings in one SQLite file,
+which is brought up to date, not made again."""
 
 import hashlib
 import io

@@ -24,9 +24,9 @@ SCENES = 200
 def explore(run: str | None, config: ExploreConfig, *, say: Callable[[str], None]) -> None:
     """Serve the page until Ctrl-C; its address is passed to ``say``.
 
-    ``run`` is a run or model folder, a hub id, with ``config.pretrained`` a model of open_clip, or None for the model that
-    comes with powerclip. PowerclipError if gradio is not installed, the model or folder is missing, or the host is not this
-    machine alone and ``config.public`` is not set; OSError if the port is taken.
+    ``run`` is a run or model folder, a hub id, with ``config.pretrained`` a model of open_clip, or None for the model
+    that comes with powerclip. PowerclipError if gradio is not installed, the model or folder is missing, or the host is
+    not this machine alone and ``config.public`` is not set; OSError if the port is taken.
     """
     with served(run, config, say=say) as address:
         say(f"The page is at {address}; Ctrl-C ends it")
@@ -89,8 +89,8 @@ def _check_host(config: ExploreConfig) -> None:
         alone = False
     if not alone and not config.public:
         raise PowerclipError(
-            f"host {config.host} can be reached from other machines, and whoever reaches it sees the model and the images; "
-            "add --public if that is what you want"
+            f"host {config.host} can be reached from other machines, "
+            "and whoever reaches it sees the model and the images; add --public if that is what you want"
         )
 
 

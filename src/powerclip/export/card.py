@@ -44,7 +44,8 @@ def model_card(source: str, model: PowerCLIP, *, usage: str, parity: Parity, lic
     height, width = model.image_size
     sections = {
         "Use": usage,
-        "Model": f"{describe(model)}. Images are {height} x {width} pixels, texts at most {model.context_length} tokens.",
+        "Model": f"{describe(model)}. Images are {height} x {width} pixels, "
+        f"texts at most {model.context_length} tokens.",
         "Training data": trained_on,
         "Settings": settings,
         "Results": measured,

@@ -83,8 +83,8 @@ image_tower, text_tower = (onnxruntime.InferenceSession(f"FOLDER/{name}.onnx") f
 (text_embeds,) = text_tower.run(None, {"input_ids": tokens})  # (B, context_length) int64 to (B, D), unit length
 ```
 
-`preprocess.json` says how pixels and tokens are made, and the scale and bias of the logits. The tokenizer's files are in
-the folder."""
+`preprocess.json` says how pixels and tokens are made, and the scale and bias of the logits. The tokenizer's
+files are in the folder."""
 
 
 def _require() -> Any:

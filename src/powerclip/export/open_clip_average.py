@@ -3,8 +3,8 @@
     from open_clip_average import load
     model, preprocess, tokenizer = load("FOLDER")
 
-The folder's config says ``"pool_type": "none"``, with which open_clip gives the (B, T, D) embeddings of all tokens; those up to
-the end of the text are averaged here. Exported by powerclip, which this file does not need.
+The folder's config says ``"pool_type": "none"``, with which open_clip gives the (B, T, D) embeddings of all tokens;
+those up to the end of the text are averaged here. Exported by powerclip, which this file does not need.
 """
 
 from pathlib import Path

@@ -23,8 +23,8 @@ from powerclip.model.towers import Tokenizer
 def write(model: PowerCLIP, tokenizer: Tokenizer, folder: Path) -> None:
     """Write the folder, which also keeps powerclip's config for ``powerclip.load``.
 
-    The mean of the patches is open_clip's ``pool_type`` "avg": projection and mean commute. For texts it has no mean: its
-    ``pool_type`` "none" gives all tokens, and ``open_clip_average.py`` in the folder averages them.
+    The mean of the patches is open_clip's ``pool_type`` "avg": projection and mean commute. For texts it has no mean:
+    its ``pool_type`` "none" gives all tokens, and ``open_clip_average.py`` in the folder averages them.
 
     Raises:
         PowerclipError: open_clip has no such tower, or no pooling that gives the same.
@@ -38,14 +38,15 @@ def write(model: PowerCLIP, tokenizer: Tokenizer, folder: Path) -> None:
     if model.image_pool == "avg":
         if isinstance(model.backbone.visual, TimmModel):
             raise PowerclipError(
-                "open_clip has no average of a timm tower's normalised patches (image_pool avg); use --to onnx or hub-folder"
+                "open_clip has no average of a timm tower's normalised patches (image_pool avg); "
+                "use --to onnx or hub-folder"
             )
         config["vision_cfg"] |= {"pool_type": "avg", "final_ln_after_pool": False}
     if model.text_pool == "avg":
         if not isinstance(tokenizer, open_clip.SimpleTokenizer):
             raise PowerclipError(
-                "open_clip has no average of tokens, and the file that adds it knows CLIP's tokenizer only; use --to onnx "
-                "or hub-folder"
+                "open_clip has no average of tokens, and the file that adds it knows CLIP's tokenizer only; "
+                "use --to onnx or hub-folder"
             )
         config["text_cfg"]["pool_type"] = "none"
         shutil.copy(open_clip_average.__file__, folder)
@@ -69,8 +70,9 @@ def read(folder: Path) -> Exported:
 def usage(model: PowerCLIP) -> str:
     """How to load it."""
     if model.text_pool == "avg":
-        return """The text embedding is the mean over the tokens, which open_clip's own classes lack: loaded by open_clip alone, the model
-gives the embedding of every token. The file `open_clip_average.py` in this folder, which needs only open_clip, averages them:
+        return """The text embedding is the mean over the tokens, which open_clip's own classes lack: loaded by
+open_clip alone, the model gives the embedding of every token. The file `open_clip_average.py` in this folder, which
+needs only open_clip, averages them:
 
 ```python
 from open_clip_average import load

@@ -1,4 +1,5 @@
-"""transformers' form: its CLIPModel or SiglipModel with a processor, as ``AutoModel`` and ``AutoProcessor`` read them."""
+"""transformers' form: its CLIPModel or SiglipModel with a processor,
+as ``AutoModel`` and ``AutoProcessor`` read them."""
 
 import re
 import shutil

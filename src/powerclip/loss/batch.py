@@ -145,7 +145,8 @@ class GlobalBatch:
         return MaskedVectors(values=self.all_rows(self.phrases.values), mask=self.phrase_mask)
 
     def phrase_blocks(self) -> Iterator[tuple[slice, MaskedVectors]]:
-        """Every process's captions and phrases, one process after the other, while the next is on its way; no gradient."""
+        """Every process's captions and phrases, one process after the other,
+        while the next is on its way; no gradient."""
         if not self.distributed:
             yield self.own_captions, self.phrases
             return

@@ -10,7 +10,8 @@ from powerclip.types import Features, LossOutput
 
 
 def clip_loss(image: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:
-    """Symmetric cross-entropy of scaled cosine similarities of images and their captions, also under autocast in float32.
+    """Symmetric cross-entropy of scaled cosine similarities of images and their captions,
+    also under autocast in float32.
 
     ``image`` (B, D) and ``text`` (B n, D) are unit embeddings, n captions of each image (ValueError otherwise);
     ``contrast`` says how several are used. ``logit_scale`` is the () inverse temperature, already exponentiated. Under

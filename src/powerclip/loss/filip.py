@@ -1,6 +1,7 @@
 """FILIP's token-wise loss (Yao et al., "FILIP: Fine-grained Interactive Language-Image Pre-Training", 2022).
 
-This is the paper's equation, without its shortcuts for speed: fewer dimensions, half precision, a quarter of the tokens.
+This is the paper's equation, without its shortcuts for speed:
+fewer dimensions, half precision, a quarter of the tokens.
 """
 
 import torch
@@ -58,9 +59,10 @@ def filip_loss(patches: Tensor, tokens: Tensor, token_mask: Tensor, logit_scale:
     """Symmetric cross-entropy of late-interaction similarities (FILIP's equations 1 to 5), patches with tokens.
 
     Images to texts by the mean over patches, texts to images by the mean over tokens, of (B, N, D) and (B, T, D)
-    embeddings, which are normalised here: a scalar in float32, also under autocast. With n captions of each image, tokens
-    are (B n, T, D), and ``contrast`` says how they are used. ``token_mask`` (B, T) bool is False for padding; ``logit_scale`` is the () inverse temperature, already exponentiated. Under an initialised process
-    group the loss is that of the global batch, as ``clip_loss``.
+    embeddings, which are normalised here: a scalar in float32, also under autocast. With n captions of each image,
+    tokens are (B n, T, D), and ``contrast`` says how they are used. ``token_mask`` (B, T) bool is False for padding;
+    ``logit_scale`` is the () inverse temperature, already exponentiated. Under an initialised process group the loss is
+    that of the global batch, as ``clip_loss``.
     """
     with torch.autocast(patches.device.type, enabled=False):
         dtype = torch.promote_types(patches.dtype, torch.float32)

@@ -1,10 +1,11 @@
 """Any loss of the complete matrix of scores, which every process holds.
 
 The scores are computed without gradient, each process its images' rows, and gathered: C x C numbers and some copies of
-them, of 4 C^2 bytes each (64 MiB at C = 4096, 1 GiB at 16384). The objective is differentiated with respect to them, and
-the pairs whose score has a gradient are scored again, with gradient to their vectors. The objective's ``sparse`` forms
-(the hardest negatives, of scores that are not centred or less means without gradient) leave at most 3 C such pairs. All
-others leave C^2: a second pass over all pairs, a tile at a time, after which the loss takes 4 to 8 times as long (docs/training.md).
+them, of 4 C^2 bytes each (64 MiB at C = 4096, 1 GiB at 16384). The objective is differentiated with respect to them,
+and the pairs whose score has a gradient are scored again, with gradient to their vectors. The objective's ``sparse``
+forms (the hardest negatives, of scores that are not centred or less means without gradient) leave at most 3 C such
+pairs. All others leave C^2: a second pass over all pairs, a tile at a time, after which the loss takes 4 to 8 times as
+long (docs/training.md).
 """
 
 import torch

@@ -57,8 +57,9 @@ def measure_similarities(batch: GlobalBatch, *, scoring: Scoring) -> dict[str, T
 def measure_scores(scores: Tensor, pairs: Pairs, *, margin: float | Tensor | None) -> dict[str, Tensor]:
     """What all scores (C, C n) of the batch show, those that are compared: in either direction, each ().
 
-    "active_share_i2t" is the share of the images whose hardest caption comes within the margin of their own, and
-    "hub_share_i2t" that of ``hub_share``; "..._t2i" are those of the captions. Without a margin there is no active share.
+    "active_share_i2t" is the share of the images whose hardest caption comes within the margin of their
+    own, and "hub_share_i2t" that of ``hub_share``; "..._t2i" are those of the captions. Without a margin
+    there is no active share.
     """
     found = {}
     of_images = pairs.by_pair(scores), pairs.by_pair(pairs.negative)

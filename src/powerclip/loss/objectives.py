@@ -164,7 +164,8 @@ def softmax_loss(logits: Tensor, pairs: Pairs) -> Tensor:
 
 
 def sigmoid_loss(logits: Tensor, pairs: Pairs) -> Tensor:
-    """() -1/P sum_ij log sigmoid(z_ij logits_ij), z = 1 for the P pairs and -1 for negatives (SigLIP's loss); (C, C n)."""
+    """() -1/P sum_ij log sigmoid(z_ij logits_ij),
+    z = 1 for the P pairs and -1 for negatives (SigLIP's loss); (C, C n)."""
     of_pairs = F.logsigmoid(pairs.of(logits)) * pairs.valid
     of_negatives = F.logsigmoid(-logits) * pairs.negative
     return -(of_pairs.sum() + of_negatives.sum()) / pairs.valid.sum().clamp(min=1)

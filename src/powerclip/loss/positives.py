@@ -4,7 +4,8 @@ from torch import Tensor
 
 
 def captions_per_image(image: Tensor, text: Tensor) -> int:
-    """n, of embeddings (B, D) of images and (B n, D) of captions; ValueError if they do not fit. Without images it is 1."""
+    """n, of embeddings (B, D) of images and (B n, D) of captions;
+    ValueError if they do not fit. Without images it is 1."""
     if image.ndim != 2 or text.ndim != 2 or image.shape[1:] != text.shape[1:] or not fit(len(image), len(text)):
         raise ValueError(
             f"image and text are {tuple(image.shape)} and {tuple(text.shape)}; expected both (B, D), or n captions of "

@@ -30,8 +30,8 @@ class PowersetAlignmentLoss(nn.Module):
     has no phrase takes no part.
 
     In this form only the C pairs and the hardest negative of each row and column receive a gradient, and no matrix of
-    scores is made: O(C) memory and backward cost (``powerclip.loss.search``). The other forms, which ``contrast`` and an
-    adaptive margin choose, need all scores at once (``powerclip.loss.matrix`` says at what cost).
+    scores is made: O(C) memory and backward cost (``powerclip.loss.search``). The other forms, which ``contrast`` and
+    an adaptive margin choose, need all scores at once (``powerclip.loss.matrix`` says at what cost).
 
     Under an initialised process group every process passes its own pairs; the loss is that of the global batch, with
     its gradient on the process's own rows. DistributedDataParallel averages
@@ -68,8 +68,8 @@ class PowersetAlignmentLoss(nn.Module):
             backend: of the pass without gradient, as in ``powerclip.alignment.similarity``; the kernel finds negatives
                 whose scores are the highest within the rounding of float16. Their scores are PyTorch's.
             contrast: forms of the loss beside the paper's. The scale and bias of the forms softmax and sigmoid are
-                parameters of this module, as a learned threshold is: give them to the optimiser, and sum their gradients
-                over processes.
+                parameters of this module, as a learned threshold is: give them to the optimiser, and sum their
+                gradients over processes.
             dimension: D, which zero="centred" needs.
             zeta_momentum: weight of the old estimate when a calibrated zeta, a threshold or means are updated.
             tile_bytes: working memory of the search; a suitable size for the device by default.

@@ -60,9 +60,11 @@ def search_loss(
 
 
 def _search(batch: GlobalBatch, *, scoring: Scoring) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(B,) each: the hardest captions of this process's images and their scores; (C n,) each: the images of all captions.
+    """(B,) each: the hardest captions of this process's images and their scores;
+    (C n,) each: the images of all captions.
 
-    Indices are of all processes' captions and images; the lowest of equals. Without a negative they are 0 and the score is ``ABSENT``.
+    Indices are of all processes' captions and images; the lowest of equals.
+    Without a negative they are 0 and the score is ``ABSENT``.
     """
     parts = []
     for captions, phrases in batch.phrase_blocks():

@@ -30,7 +30,8 @@ def sparc_loss(patches: Tensor, tokens: Tensor, token_mask: Tensor, logit_scale:
     A scalar in float32, also under autocast, of (B, N, D) patch and (B, T, D) token embeddings; ``token_mask`` (B, T)
     bool is False for padding, with one True or more each; ``logit_scale`` is the () inverse temperature, already
     exponentiated. The negatives of a token are the other tokens of its caption. The mean is over a caption's tokens,
-    then over captions; of n captions of an image, (B n, T, D), each is compared with its patches. Under an initialised process group it is over the global batch, as ``clip_loss``.
+    then over captions; of n captions of an image, (B n, T, D), each is compared with its patches. Under an initialised
+    process group it is over the global batch, as ``clip_loss``.
     """
     with torch.autocast(patches.device.type, enabled=False):
         dtype = torch.promote_types(patches.dtype, torch.float32)

@@ -20,7 +20,8 @@ def contained_tokens(token_ids: Tensor, token_mask: Tensor, *, vocabulary: int) 
 
 
 def inverse_document_frequency(counts: Tensor, documents: Tensor) -> Tensor:
-    """(V,) max(0, log(n / (1 + n_t))), of ``counts`` n_t (V,) of the n captions that contain token t: 0 for one in all."""
+    """(V,) max(0, log(n / (1 + n_t))), of ``counts`` n_t (V,)
+    of the n captions that contain token t: 0 for one in all."""
     return (documents / (1 + counts)).log().clamp(min=0)
 
 

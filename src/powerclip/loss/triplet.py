@@ -20,13 +20,14 @@ def triplet_loss(
     """() mean_i max(0, margin + max_{j != i} X[i, j] - X[i, i]) (paper: the powerset loss l), in its dense form.
 
     X is ``scores`` (C, C), with the pairs on its diagonal; those that are False in ``rows`` (C,) are neither pairs nor
-    negatives, and without any negative the loss is 0. ``negative`` (C, C) bool says which entries are negatives instead;
-    with it and the pairs' own scores ``positive`` (C,), X may have another number of columns than C.
+    negatives, and without any negative the loss is 0. ``negative`` (C, C) bool says which entries are negatives
+    instead; with it and the pairs' own scores ``positive`` (C,), X may have another number of columns than C.
     ``PowersetAlignmentLoss`` has the same value and gradient without the matrix; this is its oracle. Of equal negatives
     the first gets the gradient, and a violation of exactly 0 none.
 
-    In place of the maximum, "logsumexp" takes t log sum_j exp(X[i, j] / t) with the temperature t. "mean" takes the mean
-    over j of max(0, margin + X[i, j] - X[i, i]) (the sum of hinges in Faghri et al., VSE++, BMVC 2018, by their number).
+    In place of the maximum, "logsumexp" takes t log sum_j exp(X[i, j] / t) with the temperature t.
+    "mean" takes the mean over j of max(0, margin + X[i, j] - X[i, i]) (the sum of hinges in Faghri et al.,
+    VSE++, BMVC 2018, by their number).
     """
     C = scores.shape[0]
     valid = torch.ones(C, dtype=torch.bool, device=scores.device) if rows is None else rows

@@ -16,7 +16,8 @@ class PackedPhrases:
     tokens: Tensor
     """(B, P) int64 token ids, 0 after the last phrase."""
     positions: Tensor
-    """(B, P) int64: the place of each token in its phrase, which begins with the caption's start token if it has one."""
+    """(B, P) int64: the place of each token in its phrase,
+    which begins with the caption's start token if it has one."""
     visible: Tensor
     """(B, P, P) bool: whether a token (row) sees another (column): those of its own phrase; padding sees itself."""
     leaf_of_token: Tensor

@@ -94,8 +94,8 @@ def from_open_clip(
 ) -> PowerCLIP:
     """Add dense outputs to a model that open_clip has built. Parameters are shared: training one trains the other.
 
-    ``backbone`` is what ``open_clip.create_model`` returns, with ViT towers; the other arguments are ``create_model``'s.
-    By default, ``encode_image`` and ``encode_text`` equal the backbone's own.
+    ``backbone`` is what ``open_clip.create_model`` returns, with ViT towers; the other arguments are
+    ``create_model``'s. By default, ``encode_image`` and ``encode_text`` equal the backbone's own.
 
     Raises:
         PowerclipError: a tower has no dense outputs in the joint space.
@@ -113,7 +113,8 @@ def build(config: dict[str, Any], *, start: Start | None = None) -> PowerCLIP:
     """The model that a ``PowerCLIP.config`` describes, with random weights or a start's.
 
     Raises:
-        PowerclipError: open_clip cannot build it, the weights are damaged or do not fit, or a tower has no dense outputs.
+        PowerclipError: open_clip cannot build it, the weights are damaged or do not fit, or a tower has no dense
+            outputs.
     """
     arguments = copy.deepcopy(config["model"])
     custom_text = arguments.pop("custom_text", False)
@@ -180,10 +181,10 @@ def describe(model: PowerCLIP) -> str:
     mean = "/".join(f"{value:.3g}" for value in preprocess["mean"])
     (height, width), tensors = model.image_size, len(model.state_dict()) - 2 * len(ranks)
     return (
-        f"Model: {model.config.get('start', 'unknown')} ({tensors} tensors, {activations}, image_pool {model.image_pool}, "
-        f"text_pool {model.text_pool}, {height} x {width} pixels {preprocess['interpolation']} "
-        f"{preprocess['resize_mode']}, mean {mean}, {model.context_length} tokens, "
-        f"scale {model.logit_scale.exp().item():.4g}{bias}{lora})"
+        f"Model: {model.config.get('start', 'unknown')} ({tensors} tensors, {activations}, "
+        f"image_pool {model.image_pool}, text_pool {model.text_pool}, "
+        f"{height} x {width} pixels {preprocess['interpolation']} {preprocess['resize_mode']}, mean {mean}, "
+        f"{model.context_length} tokens, scale {model.logit_scale.exp().item():.4g}{bias}{lora})"
     )
 
 

@@ -1,4 +1,5 @@
-"""Weights as they are on disk; a packed file has half precision, and of the token embeddings only the rows that are not 0."""
+"""Weights as they are on disk; a packed file has half precision,
+and of the token embeddings only the rows that are not 0."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -62,7 +62,8 @@ def find_start(name: str, pretrained: str | None) -> Start:
     if parse_model_name(name)[0] is not None:
         if pretrained is not None:
             raise PowerclipError(
-                f"the model {name} brings its own weights; give no pretrained (it is {pretrained!r}; in a command: --model.pretrained None)"
+                f"the model {name} brings its own weights; give no pretrained "
+                f"(it is {pretrained!r}; in a command: --model.pretrained None)"
             )
         return _read_open_clip_folder(name)
     if pretrained is None:
@@ -136,7 +137,8 @@ def _read_own(folder: Path, weights: Path) -> Start:
 
 
 def _read_open_clip_folder(name: str) -> Start:
-    """A model with config and weights in a folder or on the hub: ``local-dir:FOLDER`` or ``hf-hub:ORGANISATION/NAME``."""
+    """A model with config and weights in a folder or on the hub:
+    ``local-dir:FOLDER`` or ``hf-hub:ORGANISATION/NAME``."""
     if parse_model_name(name)[0] == "local-dir":
         require_undamaged(Path(parse_model_name(name)[1]))
     try:

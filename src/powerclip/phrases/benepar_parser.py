@@ -30,11 +30,13 @@ class BeneparParser(SpacyParser):
             self.nlp.add_pipe("benepar", config={"model": model})
         except (LookupError, OSError, ValueError) as error:
             raise PowerclipError(
-                f"there is no benepar model {model!r}; fetch it with python -c \"import benepar; benepar.download('{model}')\""
+                f"there is no benepar model {model!r}; "
+                f"fetch it with python -c \"import benepar; benepar.download('{model}')\""
             ) from error
         self.name = f"benepar:{model}"
 
     def spans_of(self, sentence: Any) -> list[Span]:
-        """The constituents of a sentence, in token indices, the outer before the inner; one may carry several labels."""
+        """The constituents of a sentence, in token indices, the outer before the inner;
+        one may carry several labels."""
         labelled = ((label.split("-")[0], part) for part in sentence._.constituents for label in part._.labels)
         return [(LABELS[label], part.start, part.end - 1) for label, part in labelled if label in LABELS]

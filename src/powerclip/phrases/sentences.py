@@ -16,8 +16,9 @@ BEGINNING = re.compile(r"[\"'\u2018\u201c(\[]*(?:[^\W\d_a-z]|\d)")
 def sentences(caption: str, tree: PhraseTree | None = None) -> list[tuple[int, int]]:
     """The sentences of a caption, as character spans [start, end) without white space at their ends.
 
-    A sentence ends at a full stop, question or exclamation mark before white space that no phrase goes across ("Mr.
-    Smith" is one); without phrases, the next word must not begin with a small letter. What holds no word is no sentence.
+    A sentence ends at a full stop, question or exclamation mark before white space that no phrase goes
+    across ("Mr. Smith" is one); without phrases, the next word must not begin with a small letter. What
+    holds no word is no sentence.
     """
     ends = [match.end() for match in END.finditer(caption)]
     if tree is not None and tree.phrases:

@@ -9,16 +9,17 @@ The conventions are the Penn Treebank's (Marcus et al., 1993), by these rules:
   riding a horse", "riding a horse");
 * S: a verb with its subject; also a relative clause, an imperative, and the clause after a preposition; any other
   participial clause without subject is a VP;
-* an adjective that is a subject or an object is an NP, with everything that it is coordinated with ("in black and white");
+* an adjective that is a subject or an object is an NP, with everything that it is coordinated with
+  ("in black and white");
 * a coordination is a phrase, and so is each conjunct;
-* interrogative and relative pronouns ("who", "that"), the "there" of "there is", and signs without a letter or digit are
-  not phrases on their own;
+* interrogative and relative pronouns ("who", "that"), the "there" of "there is", and signs without a letter or digit
+  are not phrases on their own;
 * a fragment without a finite verb is one NP ("people walking on a beach"); a caption without any phrase is one CAPTION;
   equal spans count once.
 
-Words are leaves, as the parser splits them, but a hyphenated word is one leaf, and so are emoji that touch. Punctuation
-marks and other signs ("|", "+", "$") are not, so no phrase begins or ends with one. Of spans that cross, the first found
-is kept.
+Words are leaves, as the parser splits them, but a hyphenated word is one leaf, and so are emoji that touch.
+Punctuation marks and other signs ("|", "+", "$") are not, so no phrase begins or ends with one. Of spans that cross,
+the first found is kept.
 """
 
 from collections.abc import Iterable, Iterator

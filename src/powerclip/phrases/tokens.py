@@ -120,7 +120,8 @@ def read_tokens(tokens: Tensor, tokenizer: Any) -> str:
 def clip_pieces(caption: str, *, count: int) -> list[tuple[int, int]]:
     """Spans of a clean caption's characters that the first ``count`` pieces of CLIP's tokenizer cover; may overlap."""
     tokenizer = clip_tokenizer()
-    # Not the tokenizer's cleaning: the caption is clean, and the letters that change their length must keep their place.
+    # Not the tokenizer's cleaning: the caption is clean,
+    # and the letters that change their length must keep their place.
     folded = [(i, c) for i, character in enumerate(caption) for c in character.lower()]
     pieces = _pieces("".join(c for _, c in folded), tokenizer)
     return [(folded[start][0], folded[end - 1][0] + 1) for _, start, end in islice(pieces, count)]

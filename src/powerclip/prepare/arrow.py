@@ -17,7 +17,8 @@ UNREADABLE = "row cannot be read"
 
 
 def shape_of(path: Path) -> tuple[list[str], int]:
-    """Names of the columns and number of rows of a Parquet file, or datasets folder; PowerclipError if it cannot be read."""
+    """Names of the columns and number of rows of a Parquet file, or datasets folder;
+    PowerclipError if it cannot be read."""
     with needs_extra(str(path), "parquet"):
         from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile

@@ -104,8 +104,8 @@ def pair_of(key: str, image: bytes, read: tuple[list[Caption], tuple[str, ...]])
 def read_captions(cells: Iterable[Cell | str | bytes], *, lines: bool = False) -> tuple[list[Caption], tuple[str, ...]]:
     """The usable captions of an image, cleaned, in order, and why others cannot be used.
 
-    A cell's texts may also be objects {"text": ..., "source": ...}, and with ``lines`` each line is a text. BadSampleError
-    with the first reason if none can be used, or if there are more than ``MAX_CAPTIONS`` texts.
+    A cell's texts may also be objects {"text": ..., "source": ...}, and with ``lines`` each line is a text.
+    BadSampleError with the first reason if none can be used, or if there are more than ``MAX_CAPTIONS`` texts.
     """
     captions: list[Caption] = []
     reasons: list[str] = []

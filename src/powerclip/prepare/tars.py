@@ -98,9 +98,9 @@ def sample_items(
 ) -> Iterator[Item]:
     """The samples of a tar in order; repeated keys, and samples beyond the limit, are items that cannot be used.
 
-    ``load`` reads one, given its key in the shard to be made: its own, or where that has odd characters one with its
-    place and a "+", which no other key begins with. Other files than those ``used`` (hidden ones, links) follow as items
-    without use.
+    ``load`` reads one, given its key in the shard to be made: its own, or where that has odd characters one with
+    its place and a "+", which no other key begins with. Other files than those ``used`` (hidden ones, links)
+    follow as items without use.
     """
     seen: set[int] = set()
     ignored = Counter[str]()

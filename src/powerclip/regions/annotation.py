@@ -80,8 +80,8 @@ class RegionAnnotation:
     def at(self, indices: Sequence[int], rows: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.bool_]:
         """What the masks at some indices have at some pixels only, in memory for these alone.
 
-        ``rows`` and ``columns`` (h, w) count from 1, and 0 is outside, where no mask is: (M, h, w) bool. ValueError if a
-        string is not a mask of this size.
+        ``rows`` and ``columns`` (h, w) count from 1, and 0 is outside, where no mask is: (M, h, w) bool. ValueError if
+        a string is not a mask of this size.
         """
         places = np.where((rows > 0) & (columns > 0), (columns - 1) * self.height + rows - 1, -1).T.ravel()
         order = np.argsort(places, kind="stable")  # which they have unless the image was flipped

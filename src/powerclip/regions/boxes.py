@@ -40,7 +40,8 @@ def fixed_boxes(grid: tuple[int, int], *, sizes: tuple[float, ...] = (0.5, 0.25)
 
 
 def tiles(grid: tuple[int, int], *, at_most: int = 64) -> Tensor:
-    """(M, N) bool, row-major: square tiles that together cover the grid once, the smallest of which there are few enough.
+    """(M, N) bool, row-major: square tiles that together cover the grid once,
+    the smallest of which there are few enough.
 
     Single patches if the grid has no more than ``at_most``; those at the lower and right border may be smaller.
     """

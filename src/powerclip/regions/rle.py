@@ -46,7 +46,8 @@ def decode(runs: NDArray[np.int64], height: int, width: int) -> NDArray[np.bool_
 
 
 def decode_at(runs: NDArray[np.int64], places: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """What the mask of those runs has at some places, in ascending order: pixels counted column by column, -1 is off."""
+    """What the mask of those runs has at some places, in ascending order:
+    pixels counted column by column, -1 is off."""
     return np.repeat(np.arange(len(runs)) % 2 == 1, np.diff(np.searchsorted(places, np.cumsum(runs)), prepend=0))
 
 

@@ -166,5 +166,6 @@ class SAM:
     def _unloadable(self, error: Exception) -> PowerclipError:
         reason = " ".join(str(error).split())[:200]
         return PowerclipError(
-            f"cannot load the SAM model {self._model!r} ({reason}); give a hub name or the folder of a SAM or SAM 2 model"
+            f"cannot load the SAM model {self._model!r} ({reason}); "
+            "give a hub name or the folder of a SAM or SAM 2 model"
         )

@@ -115,10 +115,11 @@ class WrongItem:
 
 
 def retrieval(task: Retrieval, encoders: Mapping[str, Encoder], images: Images) -> list[Direction]:
-    """Text to image and image to text among at most ``POOL`` images of a task with one caption each, by global embeddings.
+    """Text to image and image to text among at most ``POOL`` images
+    of a task with one caption each, by global embeddings.
 
-    Half of the queries shown are spaced evenly, the others are among those that a run gets wrong. A copy of a caption is
-    right for every image that has it.
+    Half of the queries shown are spaced evenly, the others are among those that a run gets wrong. A copy of a caption
+    is right for every image that has it.
     """
     pool = spaced(range(len(task.images)), POOL)
     pictures, captions = [task.images[i] for i in pool], [task.captions[i][0] for i in pool]
@@ -170,10 +171,11 @@ def _direction(
 def hard_negatives(
     task: HardNegatives, encoders: Mapping[str, Encoder], images: Images
 ) -> tuple[list[WrongItem], dict[str, int], int]:
-    """Items that a run gets wrong by global embeddings, spread over the kinds; each run's number of wrong ones, of how many.
+    """Items that a run gets wrong by global embeddings, spread over the kinds;
+    each run's number of wrong ones, of how many.
 
-    Of a task's items, at most ``POOL`` are asked, the same share of each kind; those that do not show a whole image with captions are
-    left out.
+    Of a task's items, at most ``POOL`` are asked, the same share of each kind; those that do not show a whole image
+    with captions are left out.
     """
     texts = [(item, [item.positive, *item.negatives]) for item in task.items if item.negatives]
     usable = [

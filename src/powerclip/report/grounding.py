@@ -1,4 +1,5 @@
-"""Which regions of an image ground each phrase of its caption, as a report shows it: tree, masks, and a score's parts."""
+"""Which regions of an image ground each phrase of its caption,
+as a report shows it: tree, masks, and a score's parts."""
 
 import math
 from collections.abc import Mapping
@@ -140,7 +141,8 @@ def ground(
 
 
 def rows(groundings: Mapping[str, Grounding]) -> list[Row]:
-    """The tree of a caption's phrases, in reading order, with the groundings of all models; a token is in its phrase."""
+    """The tree of a caption's phrases, in reading order, with the groundings of all models;
+    a token is in its phrase."""
     places = {place: phrase for found in groundings.values() for place, phrase in found.phrases.items()}
     top: list[Row] = []
     open_rows: list[tuple[int, Row]] = []

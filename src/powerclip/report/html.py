@@ -61,9 +61,9 @@ def write_report(
 ) -> Path:
     """Write an HTML page on runs, by the name to show: summary, results, curves, examples. It says what a run lacks.
 
-    The write is atomic and creates the file's folder. The models run on a GPU if there is one; ``progress`` is called with
-    each thing that takes time. A browser loads the page again every ``reload_s`` seconds, if given, as long as nobody uses it.
-    PowerclipError if a run's folder does not exist.
+    The write is atomic and creates the file's folder. The models run on a GPU if there is one; ``progress`` is called
+    with each thing that takes time. A browser loads the page again every ``reload_s`` seconds, if given, as long as
+    nobody uses it. PowerclipError if a run's folder does not exist.
     """
     for name, run in runs.items():
         if not run.is_dir():
@@ -165,7 +165,8 @@ def _grounding(
 
 
 def scales(found: Mapping[str, Grounding]) -> dict[str, float]:
-    """What the longest bar of each run stands for: one number for the runs whose scores are sums, one for the others."""
+    """What the longest bar of each run stands for:
+    one number for the runs whose scores are sums, one for the others."""
     return {name: max(one.best for one in found.values() if one.single == own.single) for name, own in found.items()}
 
 

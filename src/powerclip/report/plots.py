@@ -52,8 +52,8 @@ INSTRUMENTS = {
             names=("matched_above_zero_share", "unmatched_above_zero_share"),
             limits=SHARE,
             reading="Share of region-phrase similarities above zero, of matched (solid) and unmatched pairs (dashed). "
-            "Subsets choose where the solid curve is high and the dashed one low; if both are near 1, the best subset is "
-            "all regions, and if both are near 0, it is empty.",
+            "Subsets choose where the solid curve is high and the dashed one low; if both are near 1, "
+            "the best subset is all regions, and if both are near 0, it is empty.",
         ),
         Panel(
             title="zero",
@@ -71,16 +71,16 @@ INSTRUMENTS = {
             title="active hinges",
             names=("active_share_i2t", "active_share_t2i"),
             limits=SHARE,
-            reading="Share of images (solid) and captions (dashed) whose hardest negative is within the margin; the rest "
-            "give no gradient. It should fall; at 1 to the end, the margin may be too wide.",
+            reading="Share of images (solid) and captions (dashed) whose hardest negative is within the margin; "
+            "the rest give no gradient. It should fall; at 1 to the end, the margin may be too wide.",
         ),
         Panel(
             title="five commonest negatives",
             names=("hub_share_i2t", "hub_share_t2i"),
             limits=SHARE,
-            reading="Share of images (solid) and captions (dashed) whose hardest negative is one of the five commonest. "
-            "By chance it is about 0.25 in batches of 64 and 0.08 in batches of 256; far above, the loss trains against "
-            "a few hubs.",
+            reading="Share of images (solid) and captions (dashed) whose hardest negative is one of the five "
+            "commonest. By chance it is about 0.25 in batches of 64 and 0.08 in batches of 256; far above, "
+            "the loss trains against a few hubs.",
         ),
     ),
     "How strong is the powerset loss?": (

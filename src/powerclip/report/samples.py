@@ -29,7 +29,8 @@ TaskOf = TypeVar("TaskOf", Retrieval, HardNegatives)
 
 
 class Pair(NamedTuple):
-    """An image (RGB), its caption, the caption's phrases (the complete caption as one if it was not parsed), regions."""
+    """An image (RGB), its caption,
+    the caption's phrases (the complete caption as one if it was not parsed), regions."""
 
     image: Image.Image
     caption: str
@@ -62,8 +63,8 @@ def task_to_show(
 ) -> tuple[TaskOf, str]:
     """A task to show examples of, and what it is in words.
 
-    It is the first of that kind that a run was evaluated on, pairs first; otherwise, for retrieval, pairs of the data that a
-    run was trained on, and at last scenes. ``size`` is how many images those that are cut to size have.
+    It is the first of that kind that a run was evaluated on, pairs first; otherwise, for retrieval, pairs of the data
+    that a run was trained on, and at last scenes. ``size`` is how many images those that are cut to size have.
     """
     metric = "t2i_R@1" if kind is Retrieval else "micro"
     measured = {

@@ -85,7 +85,8 @@ def _is_average(row: Sequence[Cell]) -> bool:
 
 
 def verdicts(table: Table) -> list[str]:
-    """For each run of a table of headline metrics, in how many it is ahead of all others, and beyond the sampling error."""
+    """For each run of a table of headline metrics, in how many it is ahead of all others,
+    and beyond the sampling error."""
     runs = table.columns[2:]
     compared = [row for row in table.rows if not _is_average(row) and sum(c is not None for c in row[2:]) > 1]
     if not compared:
@@ -93,8 +94,8 @@ def verdicts(table: Table) -> list[str]:
     leads = [lead_of(dict(zip(runs, row[2:], strict=True))) for row in compared]
     ahead = {run: [lead for lead in leads if lead and lead.run == run] for run in runs}
     return [
-        f"{run} is ahead in {len(own)} of {len(compared)} headline metrics, in {sum(lead.is_beyond for lead in own)} of "
-        "them beyond the sampling error."
+        f"{run} is ahead in {len(own)} of {len(compared)} headline metrics, "
+        f"in {sum(lead.is_beyond for lead in own)} of them beyond the sampling error."
         for run, own in sorted(ahead.items(), key=lambda item: -len(item[1]))
     ]
 

@@ -52,7 +52,8 @@ class Spread:
 
     @property
     def standard_error(self) -> float | None:
-        """The sampling error of one seed's value, the mean over the seeds, which see the same items; None if unknown."""
+        """The sampling error of one seed's value, the mean over the seeds,
+        which see the same items; None if unknown."""
         return self._known("standard_error")
 
     @property
@@ -142,7 +143,8 @@ def read_evaluations(runs: Mapping[str, Sequence[Path]]) -> dict[str, list[Evalu
 
 
 def results_table(results: Mapping[str, Sequence[Evaluation]], metrics: Collection[str] = HEADLINES) -> Table:
-    """Metrics (all, if none is named) and averages as mean and standard deviation over seeds; takes each seed's, by model."""
+    """Metrics (all, if none is named) and averages as mean and standard deviation over seeds;
+    takes each seed's, by model."""
     counts = sorted({len(seeds) for seeds in results.values()})
     rows = tuple(_rows(results, metrics))
     spreads = [cell for row in rows for cell in row if isinstance(cell, Spread)]
@@ -258,8 +260,8 @@ def _values(evaluation: Evaluation, known: Mapping[str, str], metrics: Collectio
 
 
 def _with_error(evaluation: Evaluation, average: Average) -> float:
-    """An average as an estimate if its metrics are: their errors taken as equal in sign within a task, independent between
-    tasks."""
+    """An average as an estimate if its metrics are: their errors taken as equal in sign within a task,
+    independent between tasks."""
     assert average.value is not None
     found = [(task, evaluation.tasks.get(task, {}).get(metric)) for task, metric in average.over]
     errors: dict[str, float] = {}

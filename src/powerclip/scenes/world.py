@@ -82,8 +82,8 @@ INVERSE = {"left": "right", "right": "left", "above": "below", "below": "above"}
 OBJECT_COUNTS = (0.2, 0.8)
 """Cumulative shares of scenes of 1 and 2 objects; the others have 3."""
 RADIUS = {"small": 0.18, "big": 0.23}
-"""Half the side of an object's box, as a share of the image's side: large enough that symbols can be told apart on a grid
-of 6 x 6 patches."""
+"""Half the side of an object's box, as a share of the image's side: large enough that symbols can be told apart on a
+grid of 6 x 6 patches."""
 
 HELD_OUT = frozenset((COLOURS[i % len(COLOURS)], shape) for i, shape in enumerate(SHAPES))
 """Colour-shape pairs that training never shows: each shape once, each colour as often as the others."""

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 
 class EMA:
-    """Averages of the trained parameters, in float32, moved after every step: average += (1 - decay) (weight - average)."""
+    """Averages of the trained parameters, in float32, moved after every step:
+    average += (1 - decay) (weight - average)."""
 
     def __init__(self, model: nn.Module, *, decay: float) -> None:
         self.decay = decay

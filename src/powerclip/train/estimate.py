@@ -1,4 +1,5 @@
-"""How much memory a training step will take, before the first one: from a run of fake tensors, which have no numbers."""
+"""How much memory a training step will take, before the first one:
+from a run of fake tensors, which have no numbers."""
 
 import copy
 import math
@@ -35,7 +36,8 @@ class StepMemory:
     state: int
     """Weights, gradients, optimiser, average."""
     pair: int
-    """A pair of the piece that is on the device: two buffers of images, and activations of captions that fill the context."""
+    """A pair of the piece that is on the device: two buffers of images,
+    and activations of captions that fill the context."""
     features: int
     """A pair of the batch if it comes in pieces: its features and their gradients."""
     vectors: int
@@ -62,7 +64,8 @@ class StepMemory:
 def step_memory(config: TrainConfig, model: PowerCLIP, *, tokens: int | None = None) -> StepMemory:
     """What a step of a config takes of a model that is not yet spread over processes, on the device that it is on.
 
-    ``tokens`` is the length that captions are cut to, by default the context length. Allocated bytes are counted; what an allocator keeps beyond them, and libraries' workspaces, are not.
+    ``tokens`` is the length that captions are cut to, by default the context length. Allocated bytes are counted; what
+    an allocator keeps beyond them, and libraries' workspaces, are not.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     gradients = sum(p.nbytes for p in trained)
@@ -96,9 +99,9 @@ def estimate(config: TrainConfig, model: PowerCLIP) -> str:
         most = memory.most(total) if piece == pairs else memory.most(total, piece=piece)
         fits = f"; up to about {most} pairs a process fit into the GPU's {total / 2**30:.0f} GiB"
     return (
-        f"{parameters / 1e6:.1f} M parameters, {trainable / 1e6:.4g} M of them trained; {piece} pairs at a time on each "
-        f"process; about {memory.state / 2**30:.2f} GiB for weights, gradients and "
-        f"optimiser{', average included,' * averaged} and "
+        f"{parameters / 1e6:.1f} M parameters, {trainable / 1e6:.4g} M of them trained; "
+        f"{piece} pairs at a time on each process; about {memory.state / 2**30:.2f} GiB for "
+        f"weights, gradients and optimiser{', average included,' * averaged} and "
         f"{(memory.step(pairs, piece=piece) - memory.state) / 2**30:.2f} GiB for pairs and activations{fits}"
     )
 

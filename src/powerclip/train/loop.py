@@ -54,9 +54,9 @@ def train(
 ) -> TrainResult:
     """Train a model on shards and leave a run folder.
 
-    The result is a function of the config, the data and the number of CPU threads: the same seed gives the same weights,
-    and a run resumed from its checkpoint continues as if it had not stopped. SIGINT, SIGTERM and SIGUSR1 end it after
-    the step in progress, with a checkpoint and a loadable model.
+    The result is a function of the config, the data and the number of CPU threads: the same seed gives the same
+    weights, and a run resumed from its checkpoint continues as if it had not stopped. SIGINT, SIGTERM and SIGUSR1 end
+    it after the step in progress, with a checkpoint and a loadable model.
 
     Under torchrun every process takes its part of each batch, and the run equals that of one process up to rounding; it
     may also be resumed on another number of processes.

@@ -27,9 +27,9 @@ class Stop:
 def stop_on_signal() -> Iterator[Stop]:
     """Turn the first SIGINT, SIGTERM or SIGUSR1 into a request to stop; a later one acts as usual.
 
-    An echo of the first has no effect, even after the block or while the interpreter exits, which waits for it. Otherwise
-    the echo would kill a run that stopped within milliseconds. So after a stop the handlers stay until ``ECHO_S`` has
-    passed and another signal comes, or the interpreter exits.
+    An echo of the first has no effect, even after the block or while the interpreter exits, which waits for it.
+    Otherwise the echo would kill a run that stopped within milliseconds. So after a stop the handlers stay until
+    ``ECHO_S`` has passed and another signal comes, or the interpreter exits.
     """
     stop, first = Stop(), 0.0
     old: dict[int, Any] = {}

@@ -39,7 +39,8 @@ from powerclip.train.prefetch import Prefetch
 from powerclip.types import Batch, Features, LossOutput
 
 MAX_LOGIT_SCALE = math.log(100)
-"""The temperature stays at 1/100 or above, as in CLIP (Radford et al., 2021), or at that of the weights at the start."""
+"""The temperature stays at 1/100 or above, as in CLIP (Radford et al., 2021),
+or at that of the weights at the start."""
 
 MAX_BAD_STEPS = 10
 """Non-finite steps in a row after which a run stops."""

@@ -1,8 +1,8 @@
 """ARO's order tasks (Yuksekgonul et al., 2023): a caption against four shufflings of its own words.
 
 The release holds no files for them: the shufflings are drawn when they are needed, here from a fixed seed with spaCy's
-words and tags, so that every model sees the same ones; the authors' code takes nltk's words for two of the four. A shuffling
-that gives the caption back is left out, which counts as right where all do, as by the authors.
+words and tags, so that every model sees the same ones; the authors' code takes nltk's words for two of the four. A
+shuffling that gives the caption back is left out, which counts as right where all do, as by the authors.
 """
 
 import re
@@ -40,7 +40,8 @@ def order_task(name: str, captions: Retrieval) -> HardNegatives:
 
 
 def clean(caption: str) -> str:
-    """The first 30 words in lower case, without the punctuation that ARO strips: commas, question marks and hyphens stay."""
+    """The first 30 words in lower case, without the punctuation that ARO strips:
+    commas, question marks and hyphens stay."""
     return " ".join(re.sub(r"[.!\"()*#:;~]", " ", caption.lower()).split()[:MAX_WORDS])
 
 

@@ -1,8 +1,9 @@
 """Data sets in clip_benchmark's WebDataset layout.
 
-``FOLDER/test/nshards.txt`` and ``FOLDER/test/0.tar, 1.tar, ...`` (other splits in other folders) of ``KEY.jpg|jpeg|png|webp`` with ``KEY.cls`` (a class
-number), ``KEY.npy`` (0 or 1 for each class) or ``KEY.txt`` (one caption per line); next to ``test``, ``classnames.txt``,
-``zeroshot_classification_templates.txt`` and ``dataset_type.txt`` (multilabel or retrieval; classification if it is missing).
+``FOLDER/test/nshards.txt`` and ``FOLDER/test/0.tar, 1.tar, ...`` (other splits in other folders) of
+``KEY.jpg|jpeg|png|webp`` with ``KEY.cls`` (a class number), ``KEY.npy`` (0 or 1 for each class) or ``KEY.txt`` (one
+caption per line); next to ``test``, ``classnames.txt``, ``zeroshot_classification_templates.txt`` and
+``dataset_type.txt`` (multilabel or retrieval; classification if it is missing).
 """
 
 import io
@@ -98,8 +99,8 @@ def _label(entry: SamplePlace, *, classes: int) -> int:
     text = _member(entry, "cls").decode("utf-8", "replace").strip()
     if not text.isdecimal() or int(text) >= classes:
         raise PowerclipError(
-            f"KEY.cls of sample {entry.key} in {entry.shard} is {text!r}; expected a number from 0 to {classes - 1}, as "
-            f"there are {classes} class names"
+            f"KEY.cls of sample {entry.key} in {entry.shard} is {text!r}; "
+            f"expected a number from 0 to {classes - 1}, as there are {classes} class names"
         )
     return int(text)
 
@@ -123,8 +124,8 @@ def _prompts(folder: Path, name: str) -> tuple[list[str], list[str]]:
     templates = _lines(folder / "zeroshot_classification_templates.txt", default=[])
     if not classes and name == "caltech101":
         raise PowerclipError(
-            f"{folder} lacks classnames.txt, and there are two orders of Caltech-101's classes (torchvision's and VTAB's, "
-            "which differ in 67 places); add the file of wds_vtab-caltech101"
+            f"{folder} lacks classnames.txt, and there are two orders of Caltech-101's classes "
+            "(torchvision's and VTAB's, which differ in 67 places); add the file of wds_vtab-caltech101"
         )
     if not classes or not templates:
         known_classes, known_templates = benchmark_prompts(name)
@@ -132,7 +133,8 @@ def _prompts(folder: Path, name: str) -> tuple[list[str], list[str]]:
     for what, values in (("classnames.txt", classes), ("zeroshot_classification_templates.txt", templates)):
         if not values:
             raise PowerclipError(
-                f"{folder} lacks {what}, and clip_benchmark does not know {name}; add the file, or pip install clip-benchmark"
+                f"{folder} lacks {what}, and clip_benchmark does not know {name}; "
+                "add the file, or pip install clip-benchmark"
             )
     return classes, [_template(folder / "zeroshot_classification_templates.txt", template) for template in templates]
 

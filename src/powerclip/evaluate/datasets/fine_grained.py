@@ -69,9 +69,11 @@ def read_sugarcrepe_pp(folder: Path, name: str) -> list[Task]:
 
 
 def read_whatsup(folder: Path, name: str) -> list[Task]:
-    """What'sUp (Kamath et al., 2023): captions that differ in a preposition, the right one first; those files that are there.
+    """What'sUp (Kamath et al., 2023): captions that differ in a preposition,
+    the right one first; those files that are there.
 
-    ``NAME-pairs`` and ``NAME-sets`` count the photos of the same two objects in opposite and in all four places together.
+    ``NAME-pairs`` and ``NAME-sets`` count the photos of the same two objects
+    in opposite and in all four places together.
     """
     release = Release(folder)
     items: list[HardNegative] = []
@@ -169,8 +171,8 @@ def read_mmvp(folder: Path, name: str) -> list[Task]:
 def read_crepe(folder: Path, name: str) -> list[Task]:
     """CREPE (Ma et al., 2023), over Visual Genome images cut to a box: many wrong captions an image, R@1.
 
-    ``NAME-productivity`` has the kinds ``atom-4`` ... ``swap-12``; ``NAME-systematicity-CORPUS`` is for models that were
-    trained on that corpus alone, with the kinds ``seen-atom``, ...
+    ``NAME-productivity`` has the kinds ``atom-4`` ... ``swap-12``; ``NAME-systematicity-CORPUS`` is for models that
+    were trained on that corpus alone, with the kinds ``seen-atom``, ...
     """
     release = Release(folder)
     wanted: list[tuple[str, str, str, str]] = []  # task, kind, file, column of the wrong captions
@@ -228,9 +230,11 @@ def read_spec(folder: Path, name: str) -> list[Task]:
 
 
 def read_vl_checklist(folder: Path, name: str) -> list[Task]:
-    """VL-CheckList (Zhao et al., 2022): a right and a wrong phrase for an image; a task for each part, a kind for each file.
+    """VL-CheckList (Zhao et al., 2022): a right and a wrong phrase for an image;
+    a task for each part, a kind for each file.
 
-    As by its authors, the first of several phrases is taken, and items without an image are left out; a warning says how many.
+    As by its authors, the first of several phrases is taken, and items without an image are left out;
+    a warning says how many.
     """
     release = Release(folder)
     rows: list[tuple[str, str, str, str, str]] = []  # part, kind, image, right and wrong phrase
@@ -253,7 +257,8 @@ def read_vl_checklist(folder: Path, name: str) -> list[Task]:
 def read_svo_probes(folder: Path, name: str) -> list[Task]:
     """SVO-Probes (Hendricks and Nematzadeh, 2021): which of two images, ``IMAGE_ID.jpg``, fits a sentence.
 
-    The kinds are what differs: subject, verb or object. Its images are URLs; items without both are left out with a warning.
+    The kinds are what differs: subject, verb or object. Its images are URLs;
+    items without both are left out with a warning.
     """
     release = Release(folder)
     differs = ("subj_neg", "verb_neg", "obj_neg")
@@ -392,7 +397,8 @@ FINE_GRAINED = (
     Benchmark(
         "negbench",
         read_negbench,
-        "https://github.com/m1k2zoo/negbench (its CSV files of images) with COCO's val2017, VOC2007 and the synthetic images",
+        "https://github.com/m1k2zoo/negbench (its CSV files of images) "
+        "with COCO's val2017, VOC2007 and the synthetic images",
         also_known_as=("NegBench",),
         tasks=tuple(f"negbench-{part}" for part in NEGBENCH),
     ),

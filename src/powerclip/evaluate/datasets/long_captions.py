@@ -1,4 +1,5 @@
-"""Retrieval with long captions: Urban-1k, DOCCI, IIW, ShareGPT4V and DCI, in the forms that they are passed around in."""
+"""Retrieval with long captions: Urban-1k, DOCCI, IIW, ShareGPT4V and DCI,
+in the forms that they are passed around in."""
 
 from functools import partial
 from pathlib import Path

@@ -36,8 +36,9 @@ class ShardMasks:
 def retrieval_from_shards(path: Path | str, *, limit: int | None = None) -> Retrieval:
     """Image-text retrieval among the usable samples at a path, or the first ``limit``, with all captions of each.
 
-    Others are skipped. The path is a folder of shards, one tar, or a pattern. Every image is opened once, alone, to see that it is usable;
-    the task holds where the images are, not the images. PowerclipError if there are no shards, or no usable pair.
+    Others are skipped. The path is a folder of shards, one tar, or a pattern. Every image is opened once, alone, to
+    see that it is usable; the task holds where the images are, not the images. PowerclipError if there are no
+    shards, or no usable pair.
     """
     images: list[ShardImage] = []
     captions: list[tuple[str, ...]] = []

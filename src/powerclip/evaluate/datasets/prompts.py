@@ -27,7 +27,8 @@ def imagenet_label_of_synset() -> dict[str, int]:
 
 
 def benchmark_prompts(name: str) -> tuple[list[str] | None, list[str] | None]:
-    """clip_benchmark's class names and templates of a data set; None for what it does not have, or if it is not installed."""
+    """clip_benchmark's class names and templates of a data set;
+    None for what it does not have, or if it is not installed."""
     try:
         folder = files("clip_benchmark") / "datasets"
     except ModuleNotFoundError:

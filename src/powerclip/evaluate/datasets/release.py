@@ -95,12 +95,14 @@ class Release:
                 columns_found = ", ".join(f"{key} ({type(value).__name__})" for key, value in example.items())
                 raise PowerclipError(
                     f"{path} is {FORMS.get(type(content), 'another value')} of {len(rows)} rows such as: "
-                    f"{columns_found}; expected {FORMS[form]} of rows with {', '.join(columns)}; is it another release's file?"
+                    f"{columns_found}; expected {FORMS[form]} of rows with {', '.join(columns)}; "
+                    "is it another release's file?"
                 )
         return rows
 
     def parquet(self, texts: Sequence[str], images: Sequence[str], *, split: str = "") -> list[dict[str, Any]]:
-        """The rows of all Parquet files, or of those with a split's name, as the hub stores them: texts, and images that are opened when needed.
+        """The rows of all Parquet files, or of those with a split's name, as the hub stores them:
+        texts, and images that are opened when needed.
 
         PowerclipError if pyarrow is missing, there is no such file, or a column is missing.
         """
@@ -124,7 +126,8 @@ class Release:
         return rows
 
     def find(self, name: str, *, exact: bool) -> Path | None:
-        """A file by name, as ``images`` looks for it; None if there is none, PowerclipError if two are equally close."""
+        """A file by name, as ``images`` looks for it;
+        None if there is none, PowerclipError if two are equally close."""
         wanted = PurePath(name).parts
 
         def distance(path: Path) -> tuple[int, int]:
@@ -146,7 +149,8 @@ def hard_negatives(
     kinds: Sequence[str] | str,
     crops: Sequence[Box] | None = None,
 ) -> list[HardNegative]:
-    """An item of each row; the columns of image, right and wrong caption are named, and the kind or that of each row."""
+    """An item of each row; the columns of image, right and wrong caption are named,
+    and the kind or that of each row."""
     image, right, wrong = columns
     kinds = [kinds] * len(rows) if isinstance(kinds, str) else kinds
     pictures = release.images([row[image] for row in rows], crops)
