@@ -103,4 +103,4 @@ def _first_line(module: str, name: str) -> str:
         function = reduce(getattr, name.split("."), importlib.import_module(module))
     except (AttributeError, ImportError):
         return ""
-    return (function.__doc__ or "").strip().split("\n")[0].split(";")[0].rstrip(".")
+    return (function.__doc__ or "").strip().split("\n")[0].split(";")[0].rstrip(".:,")

@@ -13,7 +13,7 @@ from powerclip.config import EvaluateConfig
 from powerclip.demo import training_scenes
 from powerclip.evaluate import evaluate_model
 from powerclip.files import read_json
-from powerclip.recipes import scenes_tiny
+from powerclip.recipes import scenes_superpixels, scenes_tiny
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "experiments"))
@@ -90,6 +90,13 @@ def test_kept_results_are_of_the_studies_settings(name):
         config, seed = path.stem.rsplit("-seed-", 1)
         new = asdict(replace(study.configs[config], seed=int(seed)))
         assert driver.differences(read_json(path)["config"], new) == [], path.name
+
+
+def test_the_recipes_are_what_was_measured():
+    for study in ("scenes", "emoji"):
+        measured = studies.STUDIES[study].configs
+        assert measured["patches"] == scenes_tiny()
+        assert replace(measured["superpixels"], recipe="scenes_superpixels") == scenes_superpixels()
 
 
 def test_the_pages_are_what_the_results_say(tmp_path):

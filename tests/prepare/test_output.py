@@ -167,6 +167,15 @@ def test_annotations_of_the_source_are_replaced_when_asked(annotated, tmp_path):
     assert report["parser"] == report["proposer"] == {"none": 2}
 
 
+def test_regions_of_the_source_are_replaced_alone_when_asked(annotated, tmp_path):
+    report = prepared(annotated, tmp_path / "out", parser="spacy", regions="superpixels", replace_regions=True)
+    assert report["parser"] == {"hand": 1, "eye": 1, load_parser("spacy").name: 1}
+    assert report["proposer"] == {"superpixels:felzenszwalb-100-300-1000": 3}
+    report = prepared("scenes:test", tmp_path / "scenes", count=2, regions="superpixels", replace_regions=True)
+    assert report["parser"] == {"gold": 2}
+    assert report["proposer"] == {"superpixels:felzenszwalb-100-300-1000": 2}
+
+
 def test_published_shards_keep_their_caption_when_their_parse_is_replaced(tmp_path):
     njson = json.dumps({"lens": [2], "cat": [1, 2]}).encode()
     write_tar(tmp_path / "in.tar", [("k.jpg", picture()), ("k.txt", b"a dog"), ("k.njson", njson)])

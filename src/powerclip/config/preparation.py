@@ -57,6 +57,8 @@ class PrepareConfig(SourceConfig):
     """What is stored of the regions that are found: masks, or their bounding boxes, as the paper did with SAM's."""
     replace_annotations: bool = False
     """Replace the phrases and regions that tars or scenes bring along; by default they are kept."""
+    replace_regions: bool = False
+    """Replace their regions alone, and keep their phrases."""
     device: str = "auto"
     """Where SAM runs: auto, cpu, cuda, ..."""
     samples_per_shard: int = 1000
@@ -69,6 +71,16 @@ class PrepareConfig(SourceConfig):
     """Run on the Ray cluster at this address (auto: this machine's); the paths must be the same on every node."""
     gpu_share: float = 0.25
     """Share of a GPU that each of Ray's workers takes for SAM."""
+
+    @property
+    def keeps_phrases(self) -> bool:
+        """Whether the phrases that a source brings along are kept."""
+        return not self.replace_annotations
+
+    @property
+    def keeps_regions(self) -> bool:
+        """Whether the regions that a source brings along are kept."""
+        return not (self.replace_annotations or self.replace_regions)
 
     def __post_init__(self) -> None:
         super().__post_init__()

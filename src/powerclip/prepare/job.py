@@ -55,7 +55,7 @@ def prepare(
     plan = {
         "source": pairs.fingerprint, "samples_per_shard": config.samples_per_shard,
         "replace_annotations": config.replace_annotations, **makers,
-        **({"caption_lines": True} if config.caption_lines else {}),
+        **{name: True for name in ("caption_lines", "replace_regions") if getattr(config, name)},
     }  # fmt: skip
     shards = [output / f"shard-{number:06d}.tar" for number in range(pairs.count)]
     finished: dict[Path, Mapping[str, Any]] = {}

@@ -110,8 +110,10 @@ def _scenes(split: str, config: PrepareConfig) -> Source:
         samples = generate(split, count=config.count, seed=config.seed)  # type: ignore[arg-type]
     except ValueError as error:
         raise PowerclipError(f"unknown scenes {split!r}: {error}") from error
-    if config.replace_annotations:
-        samples = (replace(sample, tree=None, regions=None) for sample in samples)
+    if not config.keeps_phrases:
+        samples = (replace(sample, tree=None) for sample in samples)
+    if not config.keeps_regions:
+        samples = (replace(sample, regions=None) for sample in samples)
     return Source(
         chunks=in_chunks(_generated, samples, config.samples_per_shard),
         count=-(-config.count // config.samples_per_shard),

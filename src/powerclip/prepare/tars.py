@@ -3,7 +3,7 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -55,8 +55,11 @@ READ = (*IMAGE_EXTENSIONS, *(suffix[1:] for suffix in IMAGE_SUFFIXES if suffix[1
 """Extensions of images, in the order of preference."""
 
 
-ANNOTATIONS = ("phrases.json", "njson", *REGION_FILES)
-"""Extensions of annotations that are kept."""
+PHRASE_FILES = ("phrases.json", "njson")
+"""Extensions of phrases."""
+
+ANNOTATIONS = frozenset((*PHRASE_FILES, *REGION_FILES))
+"""Extensions of annotations."""
 
 AS_IN_SHARDS = (CAPTION_EXTENSION,)
 """Keys of captions that are where shards have them: in ``KEY.txt`` and ``KEY.captions.json``."""
@@ -69,7 +72,9 @@ def open_tars(path: Path, config: PrepareConfig) -> Source:
     """
     shards = find_shards(path)
     keys = _find_captions(shards, config.caption_key)
-    read = partial(tar_items, keys=keys, lines=config.caption_lines, keep=not config.replace_annotations)
+    phrase_files = PHRASE_FILES if config.keeps_phrases else ()
+    keep = frozenset((*phrase_files, *(REGION_FILES if config.keeps_regions else ())))
+    read = partial(tar_items, keys=keys, lines=config.caption_lines, keep=keep)
     return Source(
         chunks=[partial(read, shard) for shard in shards],
         count=len(shards),
@@ -79,16 +84,17 @@ def open_tars(path: Path, config: PrepareConfig) -> Source:
 
 
 def tar_items(
-    shard: Path, *, keys: tuple[str, ...] = AS_IN_SHARDS, lines: bool = False, keep: bool = True
+    shard: Path, *, keys: tuple[str, ...] = AS_IN_SHARDS, lines: bool = False, keep: Set[str] = ANNOTATIONS
 ) -> Iterator[Item]:
     """The samples of a tar in order, as ``sample_items`` gives them.
 
-    The captions are under extensions, or in "json:KEY" ("json:a.b" for b in a). ``keep`` keeps phrases and regions.
+    The captions are under extensions, or in "json:KEY" ("json:a.b" for b in a). Of the extensions of annotations,
+    those in ``keep`` are read.
     """
     captions = (CAPTION_EXTENSION, CAPTIONS_EXTENSION) if keys == AS_IN_SHARDS else keys
 
     def used(entry: SamplePlace) -> Collection[str]:
-        return {*captions, "json", _image(entry), *(ANNOTATIONS if keep else ())}
+        return {*captions, "json", _image(entry), *keep}
 
     return sample_items(shard, partial(_load, keys=keys, lines=lines, keep=keep), used)
 
@@ -126,16 +132,16 @@ def sample_items(
         yield from repeat(unused(shard.name, kind), number)
 
 
-def _load(key: str, entry: SamplePlace, *, keys: tuple[str, ...], lines: bool, keep: bool) -> Pair:
+def _load(key: str, entry: SamplePlace, *, keys: tuple[str, ...], lines: bool, keep: Set[str]) -> Pair:
     image = _image(entry)
-    annotations = ANNOTATIONS if keep else ()
-    wanted = (CAPTION_EXTENSION, CAPTIONS_EXTENSION, "json", *keys, image, *annotations)
+    keeps_phrases = keep >= set(PHRASE_FILES)
+    wanted = (CAPTION_EXTENSION, CAPTIONS_EXTENSION, "json", *keys, image, *keep)
     files = entry.files(only=wanted)  # others may be of any size
     if image and image not in IMAGE_EXTENSIONS:
         files[IMAGE_EXTENSIONS[0]] = files.pop(image)  # ``decoded`` converts it
     if keys == AS_IN_SHARDS and not lines:
         sample = Sample.from_members(key, files)
-        if not keep:
+        if not keeps_phrases:
             sample = sample.with_captions([_bare(caption) for caption in sample.captions])
         return _converted(*decoded(sample))
     cells = [(source, _caption(files, name)) for source, name in zip(sources_of(keys), keys, strict=True)]
@@ -143,9 +149,9 @@ def _load(key: str, entry: SamplePlace, *, keys: tuple[str, ...], lines: bool, k
     trees: dict[str, PhraseTree | None] = {}
     with suppress(BadSampleError):  # phrases of the same texts
         trees = {caption.text: caption.tree for caption in Sample.from_members(key, files).captions}
-    own = {name: data for name, data in files.items() if name not in ("phrases.json", "njson", CAPTIONS_EXTENSION)}
+    own = {name: data for name, data in files.items() if name not in (*PHRASE_FILES, CAPTIONS_EXTENSION)}
     sample = Sample.from_members(key, {**own, CAPTION_EXTENSION: captions[0].text.encode()})
-    captions = [replace(caption, tree=trees.get(caption.text) if keep else None) for caption in captions]
+    captions = [replace(caption, tree=trees.get(caption.text) if keeps_phrases else None) for caption in captions]
     return _converted(*decoded(replace(sample, remarks=remarks).with_captions(captions)))
 
 
