@@ -192,6 +192,7 @@ def _scenes_configs() -> dict[str, TrainConfig]:
         "patches-tokens": replace(patches, model=replace(patches.model, phrase_unit="token")),
         "boxes-5": _objective(boxes, regions=5),
         "boxes-20": _objective(boxes, regions=20),
+        "superpixels-32": _objective(boxes, region_source="stored", regions=32),
         "boxes-05": _objective(boxes, gradient_ratio=0.5),
         "boxes-2": _objective(boxes, gradient_ratio=2.0),
         "boxes-t2r": _objective(boxes, direction="t2r"),
@@ -381,7 +382,9 @@ STUDIES: dict[str, Study] = {
         configs=_scenes_configs(),
         seeds=(0, 1, 2, 3, 4),
         make_data=_scenes,
-        other_data=dict.fromkeys(("superpixels", "superpixels-longer", "superpixels-all"), _scenes_of_superpixels),
+        other_data=dict.fromkeys(
+            ("superpixels", "superpixels-longer", "superpixels-32", "superpixels-all"), _scenes_of_superpixels
+        ),
         evaluate=_evaluate_scenes,
         validation=_validation_scenes,
         metrics=SCENES_METRICS + SCENES_OWN,
@@ -408,7 +411,15 @@ STUDIES: dict[str, Study] = {
                 name="ablation",
                 configs=(
                     *("boxes", "boxes-5", "boxes-20", "boxes-05", "boxes-2", "boxes-t2r", "boxes-r2t"),
-                    *("boxes-triplet", "boxes-margin-1", "patches", "patches-4", "patches-tokens"),
+                    *(
+                        "boxes-triplet",
+                        "boxes-margin-1",
+                        "superpixels",
+                        "superpixels-32",
+                        "patches",
+                        "patches-4",
+                        "patches-tokens",
+                    ),
                 ),
                 against=("boxes",),
                 drawn=("boxes", "boxes-t2r", "boxes-r2t"),
