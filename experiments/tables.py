@@ -79,15 +79,25 @@ CHOSEN_BY = {
     "best patch": ("scenes-grounding", "patch"),
 }
 """What a setting is chosen by, on the validation scenes of seed 0: the mean of these."""
-SHOWN = {"clip": "CLIP", "clip-tower": "CLIP's own pooling", "patches": "PowerCLIP"}
-"""The configs of these summaries."""
+IN_README = {
+    *("name of one symbol", "image to text R@1", "image to text R@1, by S", "hard negatives, by S"),
+    *("of these, exchanged attributes, by S", "best patch lies in the object (chance 8)"),
+    *("name of one emoji", "best patch lies in the emoji (chance 10)"),
+}
+"""The rows of these that README has."""
+SHOWN = {"clip": "CLIP", "clip-tower": "CLIP's own pooling", "patches": "patches", "superpixels": "segments"}
+"""The configs of these summaries: CLIP's, and two of PowerCLIP's, which differ in what the regions are."""
+DIFFERENCES = (("patches", "clip"), ("superpixels", "clip"), ("superpixels", "clip-tower"))
+"""Of these configs, paired by seed."""
 
 
 def main(docs: Path = DOCS, readme: Path = HERE.parent / "README.md") -> int:
     """Rewrite the pages, and their pictures beside them."""
-    for name in SUMMARY_ROWS:
-        body = summary(read(STUDIES[name], HERE / "results" / name), name).markdown()
-        for path in (readme, docs / STUDIES[name].page):
+    for name, rows in SUMMARY_ROWS.items():
+        results = read(STUDIES[name], HERE / "results" / name)
+        short = [row for row in rows if row[0] in IN_README]
+        for path, wanted in ((readme, short), (docs / STUDIES[name].page, rows)):
+            body = summary(results, wanted).markdown()
             atomic_write(path, replaced(path.read_text(encoding="utf-8"), f"{name}-summary", body))
     for name, study in STUDIES.items():
         path = docs / study.page
@@ -162,21 +172,23 @@ def paired(results: Results, metrics: Sequence[tuple[str, str]], *, against: str
     return Table(columns=columns, rows=tuple(rows), title=f"Paired differences to {against}, points, 95 % interval")
 
 
-def summary(results: Results, name: str) -> Table:
-    """The recipe's config beside CLIP's, and its paired differences to them."""
+def summary(results: Results, metrics: Sequence[tuple[str, str, str]]) -> Table:
+    """What is shown of CLIP and of PowerCLIP, and the paired differences."""
     configs = [config for config in SHOWN if results.get(config)]
-    others = [config for config in configs if config != "patches"]
+    differences = [pair for pair in DIFFERENCES if set(pair) <= set(configs)]
     rows: list[tuple[Cell, ...]] = []
-    for label, task, metric in SUMMARY_ROWS[name]:
+    for label, task, metric in metrics:
         found = {
             config: {seed: value(run, (task, metric)) for seed, run in results[config].items()} for config in configs
         }
         known = [tuple(v for v in found[config].values() if v is not None) for config in configs]
         spreads = [Spread(values=values) if values else None for values in known]
-        pairs = [[(v, found[other].get(seed)) for seed, v in found["patches"].items()] for other in others]
-        differences = [[100 * (a - b) for a, b in of if a is not None and b is not None] for of in pairs]
-        rows.append((label, *spreads, *map(interval, differences)))
-    less = [f"less {SHOWN[other]}" for other in others]
+        cells = []
+        for one, other in differences:
+            pairs = [(v, found[other].get(seed)) for seed, v in found[one].items()]
+            cells.append(interval([100 * (a - b) for a, b in pairs if a is not None and b is not None]))
+        rows.append((label, *spreads, *cells))
+    less = [f"{SHOWN[one]} less {SHOWN[other]}" for one, other in differences]
     seeds = counts({SHOWN[config]: results[config] for config in configs})
     return Table(
         columns=("", *(SHOWN[config] for config in configs), *less), rows=tuple(rows), title=f"%; seeds: {seeds}"
