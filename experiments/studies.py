@@ -171,7 +171,7 @@ def _scenes_configs() -> dict[str, TrainConfig]:
         model=ModelConfig(name="tiny-local", region_norm="image"),
         objective=replace(emoji_scenes().objective, zero="matched"),
     )
-    clip = selective.with_objective("clip")  # which uses none of the other settings
+    clip = patches.with_objective("clip")  # the other settings say how its regions and phrases are compared
     return {
         "clip": clip,
         "clip-tower": _tower_pooling(clip),

@@ -53,6 +53,7 @@ SUMMARY_ROWS = {
         ("hard negatives, by S", f"scenes-hard-negatives{OWN_SCORE}", "macro"),
         ("of these, exchanged attributes, by S", f"scenes-hard-negatives{OWN_SCORE}", "swap_att"),
         ("two images, two captions, by S (chance 17)", f"scenes-quadruples{OWN_SCORE}", "group"),
+        ("most is added by a patch of the object (chance 8)", "scenes-grounding", "contribution"),
         ("best patch lies in the object (chance 8)", "scenes-grounding", "patch"),
         ("best box is the object's (chance 6)", "scenes-grounding", "region"),
     ),
@@ -67,8 +68,9 @@ SUMMARY_ROWS = {
         ("image to text R@1, combinations never seen, by S", f"emoji-retrieval-unseen{OWN_SCORE}", "i2t_R@1"),
         ("hard negatives (chance 50)", "emoji-hard-negatives", "macro"),
         ("hard negatives, by S", f"emoji-hard-negatives{OWN_SCORE}", "macro"),
+        ("most is added by a patch of the emoji (chance 10)", "emoji-grounding", "contribution"),
         ("best patch lies in the emoji (chance 10)", "emoji-grounding", "patch"),
-        ("best box is the emoji's", "emoji-grounding", "region"),
+        ("best box is the emoji's (chance 7)", "emoji-grounding", "region"),
     ),
 }
 """Of the recipe's config, what README and the page show of a study: a label, and a metric."""
@@ -76,13 +78,13 @@ CHOSEN_BY = {
     "name of one symbol": ("scenes-object", "acc@1"),
     "image to text R@1, own score": (f"scenes-retrieval{OWN_SCORE}", "i2t_R@1"),
     "hard negatives, own score": (f"scenes-hard-negatives{OWN_SCORE}", "macro"),
-    "best patch": ("scenes-grounding", "patch"),
+    "patch that adds most": ("scenes-grounding", "contribution"),
 }
 """What a setting is chosen by, on the validation scenes of seed 0: the mean of these."""
 IN_README = {
     *("name of one symbol", "image to text R@1", "image to text R@1, by S", "hard negatives, by S"),
-    *("of these, exchanged attributes, by S", "best patch lies in the object (chance 8)"),
-    *("name of one emoji", "best patch lies in the emoji (chance 10)"),
+    *("of these, exchanged attributes, by S", "most is added by a patch of the object (chance 8)"),
+    *("name of one emoji", "most is added by a patch of the emoji (chance 10)"),
 }
 """The rows of these that README has."""
 SHOWN = {"clip": "CLIP", "clip-tower": "CLIP's own pooling", "patches": "patches", "superpixels": "segments"}
@@ -145,50 +147,58 @@ def value(result: Mapping[str, Any], metric: tuple[str, str], *, of: str = "task
     return None if found is None else float(found)
 
 
+def values(seeds: Mapping[int, dict[str, Any]], metric: tuple[str, str]) -> dict[int, float]:
+    """A metric of the runs that have it, by seed."""
+    found = {seed: value(result, metric) for seed, result in seeds.items()}
+    return {seed: v for seed, v in found.items() if v is not None}
+
+
+def spread(seeds: Mapping[int, dict[str, Any]], metric: tuple[str, str]) -> Spread | None:
+    """Its mean and deviation; None unless every run has it: the seeds stand below the table."""
+    found = values(seeds, metric)
+    return Spread(values=tuple(found.values())) if found and len(found) == len(seeds) else None
+
+
+def differences(one: Mapping[int, dict[str, Any]], other: Mapping[int, dict[str, Any]], metric: tuple[str, str]) -> str:
+    """The paired difference, in points, over the seeds that both have."""
+    a, b = values(one, metric), values(other, metric)
+    return interval([100 * (a[seed] - b[seed]) for seed in a.keys() & b.keys()])
+
+
 def means(results: Results, metrics: Sequence[tuple[str, str]]) -> Table:
     """Mean and standard deviation over seeds, in percent."""
-    rows: list[tuple[Cell, ...]] = []
-    for metric in metrics:
-        values = [[value(result, metric) for result in seeds.values()] for seeds in results.values()]
-        cells = [None if None in row else Spread(values=tuple(v for v in row if v is not None)) for row in values]
-        rows.append((metric[0].removeprefix("scenes-"), metric[1], *cells))
-    return Table(columns=("task", "metric", *results), rows=tuple(rows))
+    rows = tuple(
+        (metric[0].removeprefix("scenes-"), metric[1], *(spread(seeds, metric) for seeds in results.values()))
+        for metric in metrics
+    )
+    return Table(columns=("task", "metric", *results), rows=rows)
 
 
 def paired(results: Results, metrics: Sequence[tuple[str, str]], *, against: str) -> Table:
     """Differences to one config, seed by seed: mean and 95 % interval (Student's t), in points; "*" excludes 0."""
     others = [name for name in results if name != against]
-    rows: list[tuple[Cell, ...]] = []
-    for metric in metrics:
-        cells: list[Cell] = []
-        for name in others:
-            pairs = [
-                (value(results[name][seed], metric), value(results[against][seed], metric))
-                for seed in results[name].keys() & results[against].keys()
-            ]
-            cells.append(interval([100 * (a - b) for a, b in pairs if a is not None and b is not None]))
-        rows.append((metric[0].removeprefix("scenes-"), metric[1], *cells))
+    rows = tuple(
+        (
+            metric[0].removeprefix("scenes-"),
+            metric[1],
+            *(differences(results[name], results[against], metric) for name in others),
+        )
+        for metric in metrics
+    )
     columns = ("task", "metric", *(f"{name} less {against}" for name in others))
-    return Table(columns=columns, rows=tuple(rows), title=f"Paired differences to {against}, points, 95 % interval")
+    return Table(columns=columns, rows=rows, title=f"Paired differences to {against}, points, 95 % interval")
 
 
 def summary(results: Results, metrics: Sequence[tuple[str, str, str]]) -> Table:
     """What is shown of CLIP and of PowerCLIP, and the paired differences."""
     configs = [config for config in SHOWN if results.get(config)]
-    differences = [pair for pair in DIFFERENCES if set(pair) <= set(configs)]
+    pairs = [pair for pair in DIFFERENCES if set(pair) <= set(configs)]
     rows: list[tuple[Cell, ...]] = []
-    for label, task, metric in metrics:
-        found = {
-            config: {seed: value(run, (task, metric)) for seed, run in results[config].items()} for config in configs
-        }
-        known = [tuple(v for v in found[config].values() if v is not None) for config in configs]
-        spreads = [Spread(values=values) if values else None for values in known]
-        cells = []
-        for one, other in differences:
-            pairs = [(v, found[other].get(seed)) for seed, v in found[one].items()]
-            cells.append(interval([100 * (a - b) for a, b in pairs if a is not None and b is not None]))
-        rows.append((label, *spreads, *cells))
-    less = [f"{SHOWN[one]} less {SHOWN[other]}" for one, other in differences]
+    for label, *task_and_name in metrics:
+        metric = (task_and_name[0], task_and_name[1])
+        spreads = (spread(results[config], metric) for config in configs)
+        rows.append((label, *spreads, *(differences(results[one], results[other], metric) for one, other in pairs)))
+    less = [f"{SHOWN[one]} less {SHOWN[other]}" for one, other in pairs]
     seeds = counts({SHOWN[config]: results[config] for config in configs})
     return Table(
         columns=("", *(SHOWN[config] for config in configs), *less), rows=tuple(rows), title=f"%; seeds: {seeds}"
@@ -214,8 +224,8 @@ def interval(differences: Sequence[float]) -> str:
     if not differences:
         return "-"
     mean, n = statistics.fmean(differences), len(differences)
-    if n == 1:
-        return f"{mean:+.1f} (one seed)"
+    if n < 3:  # an interval of two seeds says nothing, and one in twenty excludes zero by chance
+        return f"{mean:+.1f} ({('one seed', 'two seeds')[n - 1]})"
     half = float(student.ppf(0.975, n - 1)) * statistics.stdev(differences) / math.sqrt(n)
     return f"{mean:+.1f} ± {half:.1f}{'*' if abs(mean) > half else ''}"
 

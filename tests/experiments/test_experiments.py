@@ -81,6 +81,15 @@ def test_intervals_are_those_of_a_t_test():
     assert tables.interval(values) == f"{mean:+.1f} ± {high - mean:.1f}" + ("*" if low > 0 else "")
     assert tables.interval([3.0, 3.1, 3.2]).endswith("*")
     assert tables.interval([2.0]) == "+2.0 (one seed)"
+    assert tables.interval([2.0, 2.0]) == "+2.0 (two seeds)"
+
+
+def test_a_difference_is_of_the_seeds_that_both_have_and_a_mean_of_all_or_none():
+    runs = [{"config": {"objective": {"name": "clip"}}, "tasks": {"r": {"R@1": v}} if v else {}} for v in (0.5, 0, 0.7)]
+    three, two = dict(enumerate(runs)), {0: runs[0], 2: runs[1]}
+    assert tables.values(three, ("r", "R@1")) == {0: 0.5, 2: 0.7}
+    assert tables.spread(three, ("r", "R@1")) is None
+    assert tables.differences(three, two, ("r", "R@1")) == "+0.0 (one seed)"
 
 
 @pytest.mark.parametrize("name", studies.STUDIES)
