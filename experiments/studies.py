@@ -189,6 +189,8 @@ def _scenes_configs() -> dict[str, TrainConfig]:
         # What does it in "patches" and "boxes": one change each.
         "patches-all": _objective(patches, subsets="all", normalise_by_regions=True),
         "patches-4": _objective(patches, gradient_ratio=4.0),
+        "patches-both": _both(patches),
+        "superpixels-both": _both(_objective(boxes, region_source="stored")),
         "patches-tokens": replace(patches, model=replace(patches.model, phrase_unit="token")),
         "boxes-5": _objective(boxes, regions=5),
         "boxes-20": _objective(boxes, regions=20),
@@ -210,6 +212,11 @@ def _scenes_configs() -> dict[str, TrainConfig]:
         "selective-midpoint": _objective(selective, zero="midpoint"),
         "selective-unit": replace(selective, model=replace(selective.model, region_norm="unit")),
     }
+
+
+def _both(base: TrainConfig) -> TrainConfig:
+    """Words beside phrases."""
+    return replace(base, model=replace(base.model, phrase_unit="both"))
 
 
 def _longer(configs: Mapping[str, TrainConfig]) -> dict[str, TrainConfig]:
@@ -297,6 +304,8 @@ def _long_configs(names: Iterable[str]) -> dict[str, TrainConfig]:
     }
 
 
+SEGMENTS = ("superpixels", "superpixels-both", "superpixels-longer", "superpixels-32", "superpixels-all")
+"""The configs that train on segments of the image."""
 SCENES_METRICS = (
     ("scenes-object", "acc@1"),
     ("scenes-colour-object", "acc@1"),
@@ -382,9 +391,7 @@ STUDIES: dict[str, Study] = {
         configs=_scenes_configs(),
         seeds=(0, 1, 2, 3, 4),
         make_data=_scenes,
-        other_data=dict.fromkeys(
-            ("superpixels", "superpixels-longer", "superpixels-32", "superpixels-all"), _scenes_of_superpixels
-        ),
+        other_data=dict.fromkeys(SEGMENTS, _scenes_of_superpixels),
         evaluate=_evaluate_scenes,
         validation=_validation_scenes,
         metrics=SCENES_METRICS + SCENES_OWN,
@@ -446,12 +453,12 @@ STUDIES: dict[str, Study] = {
             name: _scenes_configs()[name]
             for name in (
                 *("clip", "clip-tower", "patches", "boxes", "superpixels", "filip", "patches-sparc", "selective"),
-                *("clip-longer", "patches-longer", "superpixels-longer"),
+                *("clip-longer", "patches-longer", "superpixels-longer", "patches-both", "superpixels-both"),
             )
         },
         seeds=(0, 1, 2, 3, 4),
         make_data=_emoji_scenes,
-        other_data=dict.fromkeys(("superpixels", "superpixels-longer"), _emoji_of_superpixels),
+        other_data=dict.fromkeys(SEGMENTS, _emoji_of_superpixels),
         evaluate=_evaluate_emoji,
         metrics=EMOJI_METRICS + EMOJI_OWN,
         parts=(

@@ -145,7 +145,7 @@ def _share_of_best(scores: Tensor, right: Tensor) -> Tensor:
 
 
 def _phrase_vectors(encoder: Encoder, model: PowerCLIP, phrases: list[str]) -> Tensor:
-    """(Q, D) the vectors of phrases, each encoded alone; of a model that was trained on tokens, the means of theirs."""
+    """(Q, D) the vectors of phrases, each encoded alone; of a model that was trained on tokens alone, the means of theirs."""
 
     def prepare(texts: Sequence[str]) -> Tensors:
         texts = [clean_caption(text) for text in texts]
@@ -154,6 +154,8 @@ def _phrase_vectors(encoder: Encoder, model: PowerCLIP, phrases: list[str]) -> T
 
     def embed(*inputs: Tensor) -> Tensors:
         vectors, mask = model.encode_phrases(*inputs)  # (B, K, D), (B, K)
+        if model.phrase_unit == "both":
+            return (vectors[:, 0],)  # the phrase itself; its tokens follow
         return (vectors.sum(dim=1) / mask.sum(dim=1, keepdim=True).clamp(min=1),)
 
     rows = encoder.once(phrases, [(phrase, "whole phrase") for phrase in phrases], prepare, embed)

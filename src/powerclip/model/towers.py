@@ -180,7 +180,7 @@ class PowerCLIP(nn.Module):
         return (*pool_regions(patches, masks, norm=self.region_norm), _embedding(pooled, False, patches.dtype))
 
     def encode_phrases(self, tokens: Tensor, leaf_of_token: Tensor, spans: Tensor) -> tuple[Tensor, Tensor]:
-        """Phrase vectors of captions, or, for a model with ``phrase_unit`` "token", those of single tokens.
+        """Phrase vectors of captions, for a model with ``phrase_unit`` "token" those of single tokens, or both.
 
         Args:
             tokens: (B, T) int64 token ids.
@@ -188,7 +188,8 @@ class PowerCLIP(nn.Module):
             spans: (B, K, 2) int64 first and last leaf of each phrase, inclusive; -1, -1 for no phrase.
 
         Returns:
-            (B, K, D) float32 vectors, zero where absent, and (B, K) bool, True = present; K is T for tokens.
+            (B, K, D) float32 vectors, zero where absent, and (B, K) bool, True = present; K is T for tokens; of
+            "both" the phrases come first, then T tokens.
         """
         if self.phrase_context == "alone":
             return self._phrases_alone(tokens, leaf_of_token, spans)
@@ -204,7 +205,11 @@ class PowerCLIP(nn.Module):
         if self.phrase_unit == "token":
             return pool_tokens(dense, leaf_of_token)
         leaves, leaf_mask = pool_leaves(dense, leaf_of_token, leaves=dense.shape[1])  # (B, L, D), (B, L) with L = T
-        return pool_phrases(leaves, leaf_mask, spans, norm=self.phrase_norm)
+        phrases, present = pool_phrases(leaves, leaf_mask, spans, norm=self.phrase_norm)
+        if self.phrase_unit == "phrase":
+            return phrases, present
+        tokens, token_present = pool_tokens(dense, leaf_of_token)
+        return torch.cat([phrases, tokens], dim=1), torch.cat([present, token_present], dim=1)
 
     def valid_tokens(self, tokens: Tensor) -> Tensor:
         """(B, T) bool: True up to the end-of-text token, False for the padding after it."""

@@ -114,16 +114,16 @@ def ground(
             means=model.vector_means,
         )
     named = []
-    if model.phrase_unit == "token":
-        decode = getattr(tokenizer, "tokenizer", tokenizer).decode  # open_clip wraps Hugging Face's
-        leaves = encoded.leaf_of_token.tolist()
-        for i, (leaf, token) in enumerate(zip(leaves, encoded.tokens.tolist(), strict=True)):
-            named.append(((leaf, leaf, i), TOKEN, decode([token]).strip()))
-    else:
+    if model.phrase_unit != "token":
         labels = {(phrase.first, phrase.last): phrase.label for phrase in tree.phrases}
         for first, last in encoded.phrase_spans.tolist():
             text = caption[tree.leaves[first][0] : tree.leaves[last][1]]
             named.append(((first, last, 0), labels.get((first, last), "cut"), text))
+    if model.phrase_unit != "phrase":
+        decode = getattr(tokenizer, "tokenizer", tokenizer).decode  # open_clip wraps Hugging Face's
+        leaves = encoded.leaf_of_token.tolist()
+        for i, (leaf, token) in enumerate(zip(leaves, encoded.tokens.tolist(), strict=True), 1):
+            named.append(((leaf, leaf, i), TOKEN, decode([token]).strip()))
     parts = zip(named, found.subsets.tolist(), found.similarities.tolist(), phrase_mask[0].tolist(), strict=True)
     single = model.scoring.subsets == "single"
     grounded = {
