@@ -19,7 +19,7 @@ from powerclip.launcher import is_first_process
 
 @dataclass(frozen=True, kw_only=True)
 class Demo:
-    """Train CLIP and PowerCLIP-R on generated scenes from the same seed, evaluate both, write report.html.
+    """Train CLIP and PowerCLIP on generated scenes from the same seed, evaluate both, write report.html.
 
     If it is interrupted, the same command continues where it stopped.
 

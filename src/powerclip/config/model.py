@@ -37,7 +37,7 @@ class PoolingConfig:
     phrase_norm: PhraseNorm = "unit"
     """A phrase's vector from its leaves: plain sum (the paper's text), mean, or unit length."""
     phrase_unit: PhraseUnit = "phrase"
-    """What is aligned with the regions: the phrases of the parse tree, single tokens (the paper's ablation), or both."""
+    """What is aligned with the regions: phrases of the parse tree, single tokens (the paper's ablation), or both."""
     phrase_context: PhraseContext = "caption"
     """What the text tower reads a phrase in: its caption (the paper), or alone, as a text of its own."""
 

@@ -145,7 +145,7 @@ def _share_of_best(scores: Tensor, right: Tensor) -> Tensor:
 
 
 def _phrase_vectors(encoder: Encoder, model: PowerCLIP, phrases: list[str]) -> Tensor:
-    """(Q, D) the vectors of phrases, each encoded alone; of a model that was trained on tokens alone, the means of theirs."""
+    """(Q, D) the vectors of phrases, each encoded alone; of a model of tokens alone, the means of theirs."""
 
     def prepare(texts: Sequence[str]) -> Tensors:
         texts = [clean_caption(text) for text in texts]
