@@ -136,6 +136,19 @@ def test_tokens_can_stand_for_phrases(tmp_path):
     assert powerclip.load(tmp_path / "model")[0].phrase_unit == "token"
 
 
+def test_tokens_can_stand_beside_phrases(tmp_path):
+    model = powerclip.create_model(config_file(tmp_path, SMALL), phrase_unit="both").eval()
+    tokens = make_tokenizer(model)(CAPTIONS)
+    inputs = tokens, torch.where((tokens > 0) & (tokens < 49406), 0, -1), torch.tensor([[[0, 0], [-1, -1]]] * 3)
+    vectors, present = model.encode_phrases(*inputs)
+    of_unit = {}
+    for unit in ("phrase", "token"):
+        model.phrase_unit = unit
+        of_unit[unit] = model.encode_phrases(*inputs)
+    for found, (phrases, of_tokens) in zip((vectors, present), zip(*of_unit.values(), strict=True), strict=True):
+        assert torch.equal(found, torch.cat([phrases, of_tokens], dim=1))  # (3, 2 + T, ...)
+
+
 def test_phrases_alone_are_those_of_texts_of_their_own(model, tmp_path):
     captions = ["a red cube above two unfathomable dogs", "dogs", "!"]
     trees = [

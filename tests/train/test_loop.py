@@ -228,6 +228,7 @@ ABLATIONS = [
     {"gradient_ratio": 0.5},
     {"gradient_cap": 0.01},
     {"phrase_unit": "token"},
+    {"phrase_unit": "both"},
     {"region_unit": "patch"},
 ]
 
