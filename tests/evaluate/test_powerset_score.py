@@ -71,7 +71,8 @@ def score_alone(model, image, caption, boxes=None, **options):
             phrases = torch.cat([phrases, -model.scoring.zero * torch.ones_like(phrases[..., :1])], dim=-1)
         found = similarity(regions, phrases, **options)
     parts = {"both": found.total, "t2r": found.t2r, "r2t": found.r2t}
-    return parts[model.scoring.direction].item() / (len(boxes) if model.scoring.normalise_by_regions else 1)
+    divided = model.scoring.normalise_by_regions and model.scoring.subsets == "all"
+    return parts[model.scoring.direction].item() / (len(boxes) if divided else 1)
 
 
 def in_both_ways(model, suite):
