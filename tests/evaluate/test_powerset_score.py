@@ -179,6 +179,22 @@ def test_a_model_trained_on_patches_is_scored_by_patches(suite):
     torch.testing.assert_close(pairs, expected.diagonal(), rtol=0, atol=CLOSE)
 
 
+@pytest.mark.parametrize("norm", ["unit", "image"])
+def test_patches_are_scored_without_masks_of_one_patch_each(norm, suite, monkeypatch):
+    torch.manual_seed(0)
+    model = create_model("tiny", region_unit="patch", region_norm=norm).eval()
+    given = []
+    encode = model.encode_image_and_regions
+    monkeypatch.setattr(model, "encode_image_and_regions", lambda x, masks: (given.append(masks), encode(x, masks))[1])
+    pictures = next(t for t in suite if isinstance(t, Retrieval)).images[:3]
+    patches = torch.eye(math.prod(model.grid_size), dtype=torch.bool)
+    with torch.inference_mode():
+        ways = [PowersetScorer(encoder(model, 2), boxes=boxes) for boxes in (None, patches)]
+        scores = [scorer.score(scorer.images(pictures), scorer.texts(["a red cat"])) for scorer in ways]
+    assert [masks is None for masks in given] == [True, True, False, False]
+    torch.testing.assert_close(*scores, rtol=0, atol=CLOSE)
+
+
 def test_a_class_has_the_mean_score_of_its_prompts(model, suite):
     images = [suite[0].images[i] for i in range(3)]
     names, templates = ["red cat", "blue star", "moon"], ["a {c}", "there is a {c}"]
