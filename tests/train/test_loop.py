@@ -293,6 +293,15 @@ def test_too_many_regions_to_enumerate_are_refused_before_there_is_a_folder(conf
     assert train(dataclasses.replace(config, objective=single, model=patch), data=shards, output=tmp_path / "run").steps
 
 
+def test_settings_without_effect_are_named_before_the_first_step(config, shards, tmp_path):
+    out = io.StringIO()
+    objective = dataclasses.replace(config.objective, subsets="single", zero="learned", zeta="calibrated")
+    idle = dataclasses.replace(config, objective=objective, steps=1)
+    train(idle, data=shards, output=tmp_path / "run", console=Console(file=out, width=1000))
+    assert "objective.zeta is 'calibrated' and has no effect: subsets is 'single'\n" in out.getvalue()
+    assert "objective.zero is 'learned' and has no effect: subsets is 'single' and form 'triplet'" in out.getvalue()
+
+
 def test_a_loss_without_regions_makes_none_of_patches(config, shards, tmp_path):
     on_patches = dataclasses.replace(config.model, region_unit="patch")
     of_clip = dataclasses.replace(config, model=on_patches, objective=ObjectiveConfig(name="clip"))
