@@ -59,7 +59,8 @@ class ObjectiveConfig(ScoringConfig, ContrastConfig):
     """Steps over which lambda then rises linearly from 0."""
     gradient_ratio: float | None = None
     """Sets lambda, in place of ``powerset_weight``, so that the gradient of the weighted powerset alignment loss has
-    this ratio to that of CLIP's loss, both at the vectors that the towers give."""
+    this ratio to that of CLIP's loss: both at the pooled unit vectors, images and captions for CLIP's, regions and
+    phrases for the other. SPARC's own contrast of patches and tokens does not pass through these and is not counted."""
     gradient_cap: float | None = None
     """Lowers lambda in steps in which that ratio would be higher than this; None leaves it."""
     margin: Margin = 0.2
