@@ -89,7 +89,36 @@ def test_a_length_replaces_the_recipes(name, options, steps, epochs, first):
             ["--output", "x", "--optim.max-gradient-norm", "0"],
             r"optim: max_gradient_norm is 0\.0; it must be .*\. For full",
         ),
-        (["--output", "x", "--optim.lerning-rate", "1"], r"^Unrecognized options: --optim\.lerning-rate, 1\. Perhaps"),
+        (
+            ["--output", "x", "--optim.lerning-rate", "1"],
+            r"^unknown option --optim\.lerning-rate; did you mean --optim\.learning-rate\?$",
+        ),
+        (
+            ["--output", "x", "--sed", "1", "--epoks", "2"],
+            r"^unknown option --sed; did you mean --seed\?$",
+        ),
+        (["--output", "x", "--wobble=1"], r"^unknown option --wobble; powerclip train --help shows the options$"),
+        (
+            ["--output", "x", "--model.region-unt", "patch"],
+            r"^unknown option --model\.region-unt; did you mean --model\.region-unit\?$",
+        ),
+        (
+            ["--output", "x", "--objective.zero", "midpont"],
+            r"^--objective\.zero is 'midpont'; it must be a number or none, midpoint, matched, learned, centred; "
+            r"did you mean midpoint\?$",
+        ),
+        (
+            ["--output", "x", "--objective.margin", "adaptiv"],
+            r"^--objective\.margin is 'adaptiv'; it must be a number or adaptive; did you mean adaptive\?$",
+        ),
+        (
+            ["--output", "x", "--objective.form", "ball"],
+            r"^--objective\.form is 'ball'; it must be triplet, softmax, sigmoid$",
+        ),
+        (
+            ["--output", "x", "--model.image-size", "big"],
+            r"^--model\.image-size is 'big'; it must be an integer or None$",
+        ),
         ([], r"^Missing from powerclip train: --output PATH The run folder\. \(required\)\. For full helptext"),
     ],
 )

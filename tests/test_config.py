@@ -7,7 +7,7 @@ from typing import Literal
 import pytest
 
 import powerclip.config
-from powerclip.config import MAX_YAML_BYTES, TrainConfig, from_dict, load_config, to_yaml
+from powerclip.config import MAX_YAML_BYTES, ObjectiveConfig, TrainConfig, from_dict, load_config, to_yaml
 from powerclip.errors import PowerclipError
 from powerclip.recipes import RECIPES, recipe
 from tests.support.memory import more_bytes
@@ -62,6 +62,32 @@ def test_every_setting_says_what_it_is():
             if isinstance(setting, ast.AnnAssign):
                 said = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
                 assert said, f"{cls.name}.{setting.target.id} has no docstring"
+
+
+@pytest.mark.parametrize(
+    ("settings", "names"),
+    [
+        ({}, []),
+        ({"subsets": "single", "normalise_by_regions": False, "form": "softmax"}, []),
+        ({"subsets": "single", "zero": "centred"}, []),
+        ({"subsets": "single", "zero": 0.3, "form": "sigmoid"}, []),
+        ({"subsets": "single", "zero": 0.3}, ["zero"]),
+        ({"subsets": "single", "zero": "midpoint", "form": "softmax"}, ["zero"]),
+        ({"subsets": "single", "zeta": "calibrated", "method": "exact"}, ["zeta", "method"]),
+        ({"method": "exact", "zeta": "calibrated", "samples": 8}, ["zeta"]),
+        ({"form": "softmax", "margin": "adaptive", "negatives": "mean"}, ["margin", "negatives"]),
+        ({"name": "clip", "subsets": "single", "zeta": "calibrated"}, []),
+    ],
+)
+def test_settings_without_effect_are_named(settings, names):
+    found = ObjectiveConfig(**settings).without_effect
+    assert [line.split()[0] for line in found] == [f"objective.{name}" for name in names]
+    assert all(" has no effect: " in line for line in found)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_setting_of_a_recipe_has_an_effect(name):
+    assert recipe(name).objective.without_effect == []
 
 
 def test_leftover_keys_are_refused():

@@ -7,7 +7,7 @@ import torch
 
 import powerclip
 from powerclip import cli
-from powerclip.config import EvaluateConfig
+from powerclip.config import EvaluateConfig, ScoringConfig
 from powerclip.errors import PowerclipError
 from powerclip.evaluate import evaluate_model
 from powerclip.interpolate import interpolate
@@ -62,6 +62,22 @@ def test_a_single_weight_makes_a_model_folder(ends, tmp_path, capsys):
     expected = interpolate(a, b, 0.3).state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in loaded.items())
     assert not (tmp_path / "m" / "evaluation.json").exists()
+
+
+def test_settings_for_regions_and_phrases_are_named_where_they_differ(ends, tmp_path, capsys):
+    _, b, folder, _ = ends
+    settings = {"region_unit": "patch", "phrase_norm": "sum", "scoring": ScoringConfig(subsets="single")}
+    other = powerclip.create_model("tiny", **settings)
+    other.load_state_dict(b.state_dict())
+    save(other, tmp_path / "other")
+    argv = ["interpolate", str(folder), str(tmp_path / "other"), "--weight", "0.5", "--output", str(tmp_path / "m")]
+    assert cli.main(argv) == 0
+    differing = "region_unit is region and patch, phrase_norm is unit and sum, subsets is all and single; what is made"
+    said = capsys.readouterr().out
+    assert differing in said
+    assert f"has those of {tmp_path / 'other'}\n" in said
+    made = powerclip.load(tmp_path / "m")[0]
+    assert (made.region_unit, made.phrase_norm, made.scoring) == ("patch", "sum", settings["scoring"])
 
 
 @pytest.mark.parametrize(

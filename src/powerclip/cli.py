@@ -104,7 +104,32 @@ def parse(name: str, argv: Sequence[str]) -> Any:
         # tyro frames its messages: the title goes, and what it separates by lines become sentences.
         parts = re.split("\u256d[^\n]*|\u2502 \u2500+ \u2502", errors.getvalue())
         lines = (re.sub(r"[\s\u2500-\u257f]+", " ", part).strip() for part in parts)
-        raise PowerclipError(". ".join(line.rstrip(".") for line in lines if line)) from None
+        said = ". ".join(line.rstrip(".") for line in lines if line)
+        raise PowerclipError(_in_few_words(said, f"powerclip {name} --help shows the options")) from None
+
+
+def _in_few_words(said: str, otherwise: str) -> str:
+    """tyro's message on an unknown option or a wrong value, without its help texts; other messages as they are."""
+    if found := re.match(r"Unrecognized options: (--[\w.-]*\w)", said):
+        option = found[1]
+        near = re.search(rf"(?:Perhaps you meant|Arguments similar to {option}): (--[\w.-]+)", said)
+        return f"unknown option {option}; {f'did you mean {near[1]}?' if near else otherwise}"
+    wrong = re.match(
+        r"Error parsing (--[\w.-]+): no type matching (.+?) could be instantiated from \['([^']*)'\]", said
+    )
+    choice = re.match(r"invalid choice '(.*?)' for argument '(--[\w.-]+)'\. Expected one of \((.*?)\)", said)
+    if wrong:
+        option, types, value = wrong.groups()
+        words = [word for group in re.findall(r"{(.*?)}", types) for word in re.split(r",\s*", group)]
+        kinds = [kind for short, kind in (("INT", "an integer"), ("FLOAT", "a number")) if short in types]
+    elif choice:
+        value, option = choice[1], choice[2]
+        words, kinds = re.findall(r"'(.*?)'", choice[3]), []
+    else:
+        return said
+    hint = did_you_mean(value, words, otherwise="")
+    allowed = " or ".join([*kinds, ", ".join(words)])
+    return f"{option} is {value!r}; it must be {allowed}{f'; {hint}' if hint else ''}"
 
 
 if __name__ == "__main__":

@@ -10,11 +10,12 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from powerclip.config import EvaluateConfig
+from powerclip.config import EvaluateConfig, PoolingConfig
 from powerclip.errors import PowerclipError
 from powerclip.evaluate import Evaluation, evaluate_model
 from powerclip.files import atomic_write
 from powerclip.model import PowerCLIP, architecture, load, save
+from powerclip.progress import print_line
 from powerclip.report.tables import results_table, seeds_table
 from powerclip.runs import require_free
 
@@ -40,6 +41,13 @@ def interpolate(a: PowerCLIP, b: PowerCLIP, weight: float) -> PowerCLIP:
     return model
 
 
+def differing_settings(a: PowerCLIP, b: PowerCLIP) -> list[str]:
+    """In what the pooling and scoring of regions and phrases differ between two: "region_unit is region and patch"."""
+    names = [field.name for field in dataclasses.fields(PoolingConfig)]
+    before, after = ({**{name: getattr(m, name) for name in names}, **vars(m.scoring)} for m in (a, b))
+    return [f"{name} is {value} and {after[name]}" for name, value in before.items() if value != after[name]]
+
+
 def _between(a: Tensor, b: Tensor, weight: float) -> Tensor:
     return torch.lerp(a, b, weight) if a.is_floating_point() else b
 
@@ -62,7 +70,7 @@ def interpolate_runs(
             ``output/weight-SHARE``.
         output: the folder; of several weights it also gets ``interpolation.md`` and ``.csv`` if they are evaluated.
         evaluation: what to evaluate on; None evaluates nothing.
-        console: where the table is printed.
+        console: where the table is printed, and in which settings for regions and phrases the two differ.
 
     Returns:
         The model folders.
@@ -76,6 +84,8 @@ def interpolate_runs(
         raise PowerclipError(f"weights are {list(weights)}; name at least one, and each once")
     require_free(output)
     first, second = load(a)[0], load(b)[0]
+    if differing := differing_settings(first, second):
+        print_line(console, f"Of {a} and {b}, {', '.join(differing)}; what is made here has those of {b}")
     folders = [output if len(weights) == 1 else output / f"weight-{weight:g}" for weight in weights]
     results: dict[str, list[Evaluation]] = {}
     for weight, folder in zip(weights, folders, strict=True):

@@ -11,8 +11,8 @@ def scenes_tiny() -> TrainConfig:
     """Phrases aligned with patches on the generated scenes, minutes on two cores.
 
     Every patch is a region, only the best one counts for a phrase and the best phrase for a patch (``subsets`` single),
-    and a softmax over these scores has as much gradient as CLIP's loss. docs/evidence.md compares it with boxes, with
-    the powerset and with CLIP.
+    and a softmax over these scores has as much gradient as CLIP's loss, both at the pooled unit vectors.
+    docs/evidence.md compares it with boxes, with the powerset and with CLIP.
     ``powerclip prepare scenes:train data/scenes && powerclip train --recipe scenes_tiny --data data/scenes
     --output runs/scenes``
     """
@@ -44,7 +44,8 @@ def scenes_superpixels() -> TrainConfig:
 def scenes_sparc() -> TrainConfig:
     """The powerset loss beside SPARC's, which also contrasts the tokens of each caption: far better at names.
 
-    Most of the gain is SPARC's (docs/evidence-conv.md). Tower, regions and zero are those of ``emoji_scenes``.
+    Most of the gain is SPARC's (docs/evidence-conv.md), whose contrast of patches and tokens does not count for
+    ``gradient_ratio``. Tower, regions and zero are those of ``emoji_scenes``.
     ``powerclip train --recipe scenes_sparc --data data/scenes --output runs/sparc``
     """
     base = emoji_scenes()

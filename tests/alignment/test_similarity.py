@@ -201,6 +201,19 @@ def test_bad_input_is_named(change, message):
         similarity(**arguments)
 
 
+def test_an_unknown_setting_is_named():
+    with pytest.raises(TypeError, match="there is no argument 'subset'; did you mean subsets"):
+        similarity(*problem(2, 2, 3, 2), subset="single")
+
+
+def test_single_regions_draw_no_subsets():
+    generator = torch.Generator().manual_seed(0)
+    before = generator.get_state()
+    found = similarity(*problem(2, 2, 3, 2), subsets="single", method="sampled", generator=generator)
+    assert torch.equal(found.total, similarity(*problem(2, 2, 3, 2), subsets="single", zeta="calibrated").total)
+    assert torch.equal(generator.get_state(), before)
+
+
 def test_aggregate_takes_a_differentiable_zeta():
     s = torch.randn(3, 4, dtype=torch.float64)
     zeta = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)

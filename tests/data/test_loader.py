@@ -205,8 +205,14 @@ def test_too_many_bad_samples_stop_the_epoch(workers, tmp_path, tower):
 def test_shards_that_cannot_be_used_are_one_clear_line(tmp_path, tower):
     with pytest.raises(PowerclipError, match="no shards at .*nowhere: there is no such folder, file or pattern"):
         find_shards(tmp_path / "nowhere")
-    with pytest.raises(PowerclipError, match="the folder holds no .tar file"):
+    with pytest.raises(PowerclipError, match="no shards at .*: the folder holds no .tar file"):
         find_shards(tmp_path)
+    (tmp_path / "photos.csv").write_text("image,caption\na.jpg,a dog\n")
+    message = r"photos\.csv is not a tar file; if it is a table .*: powerclip prepare .*photos\.csv OUTPUT$"
+    with pytest.raises(PowerclipError, match=message):
+        open_data(tmp_path / "photos.csv")
+    with pytest.raises(PowerclipError, match=r"is a folder without \.tar files, .*: powerclip prepare .* OUTPUT$"):
+        open_data(tmp_path)
     write_tar(tmp_path / "a.tar", [("x.jpg", one_colour()), ("x.cls", b"3")])
     with pytest.raises(PowerclipError, match=r"no caption under txt in the first 1 samples .*keys seen: cls, jpg"):
         open_data(tmp_path)

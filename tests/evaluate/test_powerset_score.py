@@ -71,7 +71,8 @@ def score_alone(model, image, caption, boxes=None, **options):
             phrases = torch.cat([phrases, -model.scoring.zero * torch.ones_like(phrases[..., :1])], dim=-1)
         found = similarity(regions, phrases, **options)
     parts = {"both": found.total, "t2r": found.t2r, "r2t": found.r2t}
-    return parts[model.scoring.direction].item() / (len(boxes) if model.scoring.normalise_by_regions else 1)
+    divided = model.scoring.normalise_by_regions and model.scoring.subsets == "all"
+    return parts[model.scoring.direction].item() / (len(boxes) if divided else 1)
 
 
 def in_both_ways(model, suite):
@@ -176,6 +177,22 @@ def test_a_model_trained_on_patches_is_scored_by_patches(suite):
     )
     torch.testing.assert_close(scores, expected, rtol=0, atol=CLOSE)
     torch.testing.assert_close(pairs, expected.diagonal(), rtol=0, atol=CLOSE)
+
+
+@pytest.mark.parametrize("norm", ["unit", "image"])
+def test_patches_are_scored_without_masks_of_one_patch_each(norm, suite, monkeypatch):
+    torch.manual_seed(0)
+    model = create_model("tiny", region_unit="patch", region_norm=norm).eval()
+    given = []
+    encode = model.encode_image_and_regions
+    monkeypatch.setattr(model, "encode_image_and_regions", lambda x, masks: (given.append(masks), encode(x, masks))[1])
+    pictures = next(t for t in suite if isinstance(t, Retrieval)).images[:3]
+    patches = torch.eye(math.prod(model.grid_size), dtype=torch.bool)
+    with torch.inference_mode():
+        ways = [PowersetScorer(encoder(model, 2), boxes=boxes) for boxes in (None, patches)]
+        scores = [scorer.score(scorer.images(pictures), scorer.texts(["a red cat"])) for scorer in ways]
+    assert [masks is None for masks in given] == [True, True, False, False]
+    torch.testing.assert_close(*scores, rtol=0, atol=CLOSE)
 
 
 def test_a_class_has_the_mean_score_of_its_prompts(model, suite):

@@ -128,13 +128,27 @@ def test_a_form_is_its_loops_forward_and_gradient(config, tile_bytes):
     assert_close(mine, expected(inputs, IDS, config))
 
 
-@pytest.mark.parametrize("config", FORMS.values(), ids=FORMS)
-def test_without_gradient_a_form_has_the_same_value(config):
-    inputs, module = pairs(), make(config)
-    with torch.no_grad():
-        value = module(*inputs)
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("margin", [MARGIN, "adaptive"])
+@pytest.mark.parametrize("config", [*FORMS.values(), ContrastConfig()], ids=[*FORMS, "paper"])
+def test_without_gradient_a_form_has_the_same_value_and_measures(config, margin, mode):
+    inputs = pairs()
+    measures, others = {}, {}
+    with mode():
+        value = make(config, margin=margin)(*inputs, measures=measures)
     assert not value.requires_grad
-    torch.testing.assert_close(value, found(module, inputs)[0])
+    trained = make(config, margin=margin)
+    torch.testing.assert_close(value, trained(*inputs, measures=others).detach())
+    assert measures.keys() == others.keys() >= {"score_gap", "hub_share_i2t"}
+    for name, measure in measures.items():
+        torch.testing.assert_close(measure, others[name])
+
+
+@pytest.mark.parametrize("form", ["softmax", "sigmoid"])
+def test_a_scale_can_be_frozen(form):
+    module, free = make(FORMS[form]), make(FORMS[form])
+    module.objective.log_scale.requires_grad_(False)
+    assert_close(found(module, pairs())[:3], found(free, pairs())[:3])
 
 
 @pytest.mark.parametrize("config", FORMS.values(), ids=FORMS)

@@ -32,7 +32,7 @@ def batch(C=13, M=5, K=4, D=6, seed=0, dtype=torch.float64):
 def dense(regions, phrases, region_mask, phrase_mask, *, direction="both", normalise=False, ids=None, **options):
     found = similarity(regions, phrases, region_mask, phrase_mask, **options)
     scores = {"both": found.total, "t2r": found.t2r, "r2t": found.r2t}[direction]
-    if normalise:
+    if normalise and options.get("subsets") != "single":  # whose scores are means already
         scores = scores / region_mask.sum(dim=1).clamp(min=1)[:, None]
     valid = region_mask.any(dim=1) & phrase_mask.any(dim=1)
     if ids is not None:
@@ -201,6 +201,28 @@ def test_a_calibrated_zeta_is_smoothed_saved_and_kept_in_evaluation():
     torch.testing.assert_close(resumed(*inputs), fixed(*inputs), rtol=1e-12, atol=1e-12)
     assert torch.equal(resumed.zeta_estimate, before)
     assert all(torch.isfinite(loss) for loss in losses)
+
+
+@pytest.mark.parametrize("options", [{"subsets": "single"}, {"method": "exact"}], ids=str)
+def test_nothing_is_calibrated_where_no_zeta_is_used(options):
+    module = PowersetAlignmentLoss(margin=MARGIN, zeta="calibrated", **options)
+    fixed = PowersetAlignmentLoss(margin=MARGIN, **options)
+    assert_equal(value_and_gradients(module, *batch()), value_and_gradients(fixed, *batch()))
+    assert module.zeta_estimate.isnan()
+    assert module.fitted == {}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"form": "softmax"}, r"there is no argument 'form'; give contrast=ContrastConfig\(form=\.\.\.\)"),
+        ({"directon": "t2r"}, "there is no argument 'directon'; did you mean direction"),
+        ({"wobble": 1}, "there is no argument 'wobble'; settings: tau, zeta, method"),
+    ],
+)
+def test_an_unknown_argument_is_named_with_its_place(options, message):
+    with pytest.raises(TypeError, match=message):
+        PowersetAlignmentLoss(**options)
 
 
 def test_a_calibrated_zeta_follows_its_momentum():

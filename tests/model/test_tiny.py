@@ -19,6 +19,17 @@ def test_patches_are_convolutional_and_no_image_depends_on_its_batch(name, side)
     assert changed.view(model.grid_size).nonzero().tolist() == [[i, j] for i in range(side) for j in range(side)]
 
 
+@pytest.mark.parametrize("name", ["tiny", "tiny-conv", "tiny-local"])
+def test_of_a_size_that_patches_do_not_divide_the_rest_is_not_seen(name, tmp_path):
+    save(powerclip.create_model(name, image_size=48), tmp_path)
+    whole = powerclip.create_model(pretrained=str(tmp_path)).eval()
+    model = powerclip.create_model(pretrained=str(tmp_path), image_size=50).eval()
+    assert model.grid_size == whole.grid_size == (6, 6)
+    images = torch.randn(2, 3, 50, 50, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(model.encode_patches(images), whole.encode_patches(images[..., :48, :48]))
+    assert model.encode_regions(images, torch.ones(2, 1, 36, dtype=torch.bool))[1].all()
+
+
 @pytest.mark.parametrize("name", ["tiny-conv", "tiny-local"])
 def test_it_is_saved_and_resized_as_any_other(name, tmp_path):
     model = powerclip.create_model(name, image_size=64).eval()

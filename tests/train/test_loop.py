@@ -262,6 +262,46 @@ def test_every_ablation_is_a_setting_that_changes_the_run(ablation, config, few_
     assert found != plain_losses
 
 
+@pytest.mark.parametrize("name", ["powerclip", "clip"])
+def test_phrases_that_are_read_alone_are_trained_on(name, config, shards, tmp_path):
+    model = dataclasses.replace(config.model, phrase_context="alone")
+    out = io.StringIO()
+    alone = dataclasses.replace(config, model=model, steps=3).with_objective(name)
+    run = train(alone, data=shards, output=tmp_path / "run", console=Console(file=out, width=1000)).output
+    assert len(losses(run)) == 3
+    assert "GiB for weights, gradients and optimiser and more for pairs and activations, not" in out.getvalue()
+
+
+def test_too_many_regions_to_enumerate_are_refused_before_there_is_a_folder(config, shards, tmp_path):
+    def refused(message, **changes):
+        with pytest.raises(PowerclipError, match=message):
+            train(dataclasses.replace(config, **changes), data=shards, output=tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+
+    patch = dataclasses.replace(config.model, region_unit="patch", image_size=96)
+    exact = dataclasses.replace(config.objective, method="exact")
+    refused(
+        "^--model.region-unit patch and --objective.method exact: .* at most M = 16 regions, got 36; use",
+        model=patch,
+        objective=exact,
+    )
+    refused(
+        "^--objective.regions 17 and --objective.method exact: .* got 17; use",
+        objective=dataclasses.replace(exact, regions=17),
+    )
+    single = dataclasses.replace(exact, subsets="single")
+    assert train(dataclasses.replace(config, objective=single, model=patch), data=shards, output=tmp_path / "run").steps
+
+
+def test_settings_without_effect_are_named_before_the_first_step(config, shards, tmp_path):
+    out = io.StringIO()
+    objective = dataclasses.replace(config.objective, subsets="single", zero="learned", zeta="calibrated")
+    idle = dataclasses.replace(config, objective=objective, steps=1)
+    train(idle, data=shards, output=tmp_path / "run", console=Console(file=out, width=1000))
+    assert "objective.zeta is 'calibrated' and has no effect: subsets is 'single'\n" in out.getvalue()
+    assert "objective.zero is 'learned' and has no effect: subsets is 'single' and form 'triplet'" in out.getvalue()
+
+
 def test_a_loss_without_regions_makes_none_of_patches(config, shards, tmp_path):
     on_patches = dataclasses.replace(config.model, region_unit="patch")
     of_clip = dataclasses.replace(config, model=on_patches, objective=ObjectiveConfig(name="clip"))

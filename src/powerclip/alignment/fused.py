@@ -143,7 +143,7 @@ def constants(*, scoring: Scoring, regions: int, tile: Tile, store: bool) -> dic
         "HARD": scoring.tau == 0,
         "REGIONS_PER_LOGARITHM": tiled.REGIONS_PER_LOGARITHM if many else 0,
         "DIRECTION": scoring.direction,
-        "BY_REGIONS": scoring.normalise_by_regions,
+        "BY_REGIONS": scoring.divides_by_regions,
         "STORE": store,
         "PRECISION": "tf32x3" if exact else "tf32",
     }

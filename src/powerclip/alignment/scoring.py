@@ -25,7 +25,7 @@ class Scoring(ScoringConfig):
     """All that turns s into T2R and R2T: the settings, checked, and what is drawn or fitted for images and captions."""
 
     normalise_by_regions: bool = False
-    """Divide the score by each image's number of regions."""
+    """Divide the score by each image's number of regions, unless it is of single regions."""
     fitted_zeta: Tensor | None = None
     """() what replaces a calibrated zeta."""
     sample: Tensor | None = None
@@ -55,6 +55,16 @@ class Scoring(ScoringConfig):
         """Whether ``powerclip.alignment.tiled`` has a fused form of these aggregators."""
         names = (self.method, self.subsets, self.t1_activation, self.t2_activation)
         return names == ("nla", "all", "softplus", "tanh")
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether there is a zeta to fit."""
+        return self.zeta == "calibrated" and self.method == "nla" and self.subsets == "all"
+
+    @property
+    def samples_subsets(self) -> bool:
+        """Whether there are subsets to draw."""
+        return self.method == "sampled" and self.subsets == "all"
 
     def check_regions(self, regions: int) -> None:
         """Raise ValueError if M is over the limit of the method "exact", which enumerates the subsets."""
@@ -88,7 +98,7 @@ class Scoring(ScoringConfig):
     def total(self, t2r: Tensor, r2t: Tensor, region_mask: Tensor) -> Tensor:
         """The score that is compared, from T2R and R2T (I, ...) of images with region masks (I, M)."""
         total = {"both": t2r + r2t, "t2r": t2r, "r2t": r2t}[self.direction]
-        if not self.normalise_by_regions:
+        if not self.divides_by_regions:
             return total
         counts = region_mask.sum(dim=1, dtype=total.dtype).clamp(min=1)
         return total / counts.view(-1, *[1] * (total.ndim - 1))

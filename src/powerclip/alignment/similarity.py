@@ -16,6 +16,7 @@ from powerclip.alignment.subsets import draw_subsets, standard_error
 from powerclip.alignment.tiled import over_tiles
 from powerclip.alignment.vectors import MaskedVectors
 from powerclip.config import AggregationConfig
+from powerclip.config.checks import require_known
 from powerclip.config.values import Backend, Method, Zeta
 from powerclip.types import Similarity
 
@@ -64,19 +65,20 @@ def similarity(
         TypeError: there is no such setting.
     """
     r, p = validate(regions, phrases, region_mask, phrase_mask)
+    require_known(settings, AggregationConfig)
     given = AggregationConfig(method=method, tau=tau, zeta=zeta, **settings)
     scoring = Scoring(**vars(given), backend=backend, tile_bytes=tile_bytes)
     check_backend(backend)
     scoring.check_regions(regions.shape[1])
     with torch.autocast(regions.device.type, enabled=False):
-        if zeta == "calibrated":
+        if scoring.calibrates:
             scoring = replace(scoring, fitted_zeta=_calibrated_zeta(r, p, scoring=scoring))
-        if method == "sampled":
+        if scoring.samples_subsets:
             scoring = replace(scoring, sample=draw_subsets(scoring.samples, r.mask.shape[1], generator=generator))
         dtype = regions.dtype if regions.dtype == phrases.dtype else r.values.dtype
         t2r, r2t = _all_pairs(r, p, scoring=scoring, dtype=dtype)
         error = None
-        if method == "sampled" and scoring.subsets == "all":
+        if scoring.samples_subsets:
             error = _standard_errors(r, p, scoring=scoring)
         return Similarity(t2r=t2r, r2t=r2t, r2t_standard_error=error)
 

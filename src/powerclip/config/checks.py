@@ -3,10 +3,10 @@ each with a ValueError that names the setting; and parts of settings."""
 
 import dataclasses
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
-from powerclip.errors import one_of, shown
+from powerclip.errors import did_you_mean, one_of, shown
 
 T = TypeVar("T")
 
@@ -14,6 +14,22 @@ T = TypeVar("T")
 def part(config: Any, kind: type[T]) -> T:
     """The settings of a config that are also those of ``kind``, a dataclass."""
     return kind(**{field.name: getattr(config, field.name) for field in dataclasses.fields(kind)})  # type: ignore[arg-type]
+
+
+def require_known(given: Iterable[str], kind: type, **elsewhere: type) -> None:
+    """Check names of settings of ``kind``, a dataclass; TypeError names an unknown one, and where it belongs.
+
+    ``elsewhere`` are other arguments and the dataclass that each takes.
+    """
+    names = [field.name for field in dataclasses.fields(kind)]
+    for name in given:
+        if name in names:
+            continue
+        hint = did_you_mean(name, names, otherwise=f"settings: {', '.join(names)}")
+        for argument, other in elsewhere.items():
+            if name in {field.name for field in dataclasses.fields(other)}:
+                hint = f"give {argument}={other.__name__}({name}=...)"
+        raise TypeError(f"there is no argument {name!r}; {hint}")
 
 
 def require(config: object, valid: Callable[[Any], object], rule: str, *names: str) -> None:

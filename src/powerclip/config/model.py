@@ -117,7 +117,8 @@ class ScoringConfig(AggregationConfig):
     direction: Direction = "both"
     """Both similarities, or tree to regions or regions to tree alone (the paper's ablations)."""
     normalise_by_regions: bool = True
-    """Divide the similarity by the number of regions, so that the margin means the same at every M."""
+    """Divide the similarity by the number of regions, so that the margin means the same at every M; not that of single
+    regions (``subsets``), whose two scores are means already."""
     zero: Zero = "none"
     """Where the similarity s of a region and a phrase is zero, so that the best subset neither is empty nor holds all
     regions. A number, the mean of matched pairs, the midpoint between it and that of unmatched ones, or a learned
@@ -126,3 +127,8 @@ class ScoringConfig(AggregationConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_listed(self, "direction", "zero")
+
+    @property
+    def divides_by_regions(self) -> bool:
+        """Whether the score is a sum over regions that is divided by their number."""
+        return self.normalise_by_regions and self.subsets == "all"

@@ -1,7 +1,7 @@
 """Settings of the loss."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Annotated
 
 import tyro
@@ -59,7 +59,8 @@ class ObjectiveConfig(ScoringConfig, ContrastConfig):
     """Steps over which lambda then rises linearly from 0."""
     gradient_ratio: float | None = None
     """Sets lambda, in place of ``powerset_weight``, so that the gradient of the weighted powerset alignment loss has
-    this ratio to that of CLIP's loss, both at the vectors that the towers give."""
+    this ratio to that of CLIP's loss: both at the pooled unit vectors, images and captions for CLIP's, regions and
+    phrases for the other. SPARC's own contrast of patches and tokens does not pass through these and is not counted."""
     gradient_cap: float | None = None
     """Lowers lambda in steps in which that ratio would be higher than this; None leaves it."""
     margin: Margin = 0.2
@@ -100,6 +101,28 @@ class ObjectiveConfig(ScoringConfig, ContrastConfig):
     def uses_regions(self) -> bool:
         """Whether the loss looks at regions and phrases."""
         return self.name == "powerclip"
+
+    @property
+    def without_effect(self) -> list[str]:
+        """Lines on settings that differ from their defaults and, with the others as they are, change nothing."""
+        unused: dict[str, str] = {}  # why, by name
+        names: tuple[str, ...]
+        if self.subsets == "single":
+            names = ("tau", "zeta", "method", "samples", "t1_activation", "t2_activation")
+            unused |= dict.fromkeys(names, "subsets is 'single'")
+            if self.zero != "centred" and self.form != "sigmoid":
+                unused["zero"] = f"subsets is 'single' and form {self.form!r}, and it is the same for all scores"
+        elif self.method != "nla":
+            unused |= dict.fromkeys(("tau", "zeta", "t1_activation", "t2_activation"), f"method is {self.method!r}")
+        if self.form != "triplet":
+            names = ("margin", "negatives", "negatives_temperature", "max_margin")
+            unused |= dict.fromkeys(names, f"form is {self.form!r}")
+        defaults = {field.name: field.default for field in fields(self)}
+        return [
+            f"objective.{name} is {getattr(self, name)!r} and has no effect: {why}"
+            for name, why in unused.items()
+            if self.uses_regions and getattr(self, name) != defaults[name]
+        ]
 
     @property
     def scoring(self) -> ScoringConfig:

@@ -103,6 +103,11 @@ def find_shards(path: Path | str) -> list[Path]:
         return [path]
     if path.is_dir():
         shards, missing = tars_in(path), "the folder holds no .tar file"
+        if not shards and any(not entry.name.startswith(".") for entry in path.iterdir()):
+            raise PowerclipError(
+                f"{path} is a folder without .tar files, not shards; if images and captions are in it, make shards of "
+                f"them: powerclip prepare {path} OUTPUT"
+            )
     else:
         shards = sorted(shard for name in expand_urls(str(path)) for shard in _glob(Path(name)))
         missing = "there is no such folder, file or pattern"
@@ -155,6 +160,11 @@ def index_shard(shard: Path, ignored: Counter[str] | None = None) -> list[Sample
                 samples[sample.key] = sample
                 twice.remove(sample.key)
     except BrokenShardError as error:
+        if not samples and shard.suffix.lower() != ".tar":
+            raise PowerclipError(
+                f"{shard} is not a tar file; if it is a table of images and captions, make "
+                f"shards of it: powerclip prepare {shard} OUTPUT"
+            ) from error
         after = f" after {len(samples)} samples" if samples else ""
         raise PowerclipError(
             f"{shard} is truncated or not a tar file ({error}{after}); re-create it or remove it from the folder"

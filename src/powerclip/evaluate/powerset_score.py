@@ -62,17 +62,21 @@ class PowersetScorer:
         self.parser = parser or default_parser()
         self.transform = make_transforms(self.model)[1]
         self.scoring = scoring or self.model.scoring
+        self.each_patch = boxes is None and self.model.region_unit == "patch"  # the model has a shorter way for these
         self.boxes = grid_regions(self.model) if boxes is None else boxes
 
     def images(self, pictures: Sequence[Picture], masks: Sequence[Masks | None] | None = None) -> MaskedVectors:
         """The region vectors of images."""
         stored = masks if masks is not None and self.regions == "stored" else [None] * len(pictures)
+        each_patch = self.each_patch and not any(stored)
 
         def prepare(items: Sequence[tuple[Picture, Masks | None]]) -> Tensors:
+            if each_patch:
+                return self.encoder.open_images([picture for picture, _ in items])
             grids = pad_sequence([self.on_grid(open_masks) for _, open_masks in items], batch_first=True)
             return *self.encoder.open_images([picture for picture, _ in items]), grids
 
-        def embed(images: Tensor, grids: Tensor) -> Tensors:
+        def embed(images: Tensor, grids: Tensor | None = None) -> Tensors:
             *regions, embedded = self.model.encode_image_and_regions(images, grids)
             return *regions, unit(embedded)
 
@@ -124,7 +128,7 @@ class PowersetScorer:
         scoring = Scoring(**vars(self.scoring))
         if scoring.method == "exact" and M > MAX_REGIONS:
             scoring = replace(scoring, method="sampled")
-        if scoring.method == "sampled":
+        if scoring.samples_subsets:
             generator = torch.Generator().manual_seed(0)
             scoring = replace(scoring, sample=draw_subsets(scoring.samples, M, generator=generator))
         return scoring

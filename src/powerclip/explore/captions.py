@@ -153,7 +153,7 @@ def _by_phrases(
         single=found[0].single,
         regions=regions,
         formula=FORMULAS[model.scoring.direction],
-        normalised=model.scoring.normalise_by_regions,
+        normalised=model.scoring.divides_by_regions,
         tau=tau,
     )
 

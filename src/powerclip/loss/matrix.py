@@ -39,16 +39,17 @@ def matrix_loss(
         rows[images] = scoring.total(t2r, r2t, r.mask[images])
     scores = batch.all_rows(rows)  # (C, C n)
     pairs = Pairs(valid=batch.valid, negative=batch.all_candidates().negatives(slice(None)))
-    learned = list(objective.parameters())
-    with torch.enable_grad():
-        compared = objective.compared(scores.requires_grad_(), pairs)
-        value: Tensor = objective(compared, pairs)
+    trained = torch.is_grad_enabled()  # not under no_grad, nor in inference mode, in which nothing has a gradient
+    compared = objective.compared(scores.requires_grad_(trained), pairs)
+    value: Tensor = objective(compared, pairs)
+    learned = [parameter for parameter in objective.parameters() if parameter.requires_grad]
+    if trained:
         weights, *gradients = torch.autograd.grad(value, [scores, *learned])
     if measures is not None:
         measures |= measure_scores(compared.detach(), pairs, margin=objective.margin) | objective.measures()
     objective.adapt(scores.detach(), pairs)
-    if not torch.is_grad_enabled():
-        return value.detach()
+    if not trained:
+        return value
     weights = weights[batch.own]  # (B, C n)
     if objective.sparse:
         i, j = weights.nonzero(as_tuple=True)  # (P,) each

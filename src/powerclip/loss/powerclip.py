@@ -23,6 +23,7 @@ class PowerCLIPLoss(nn.Module):
 
     The gradients that ``gradient_ratio`` and ``gradient_cap`` compare are those of L_CLIP at ``Features.image`` and
     ``text``, and of L_powerset at ``regions`` and ``phrases``, each a Euclidean norm over the batch of all processes.
+    What reaches the towers by another way is not counted: SPARC's contrast between patches and tokens.
     They cost a second backward pass through the losses, not through the towers, and they are the same in one piece and
     in several.
     """
@@ -50,7 +51,9 @@ class PowerCLIPLoss(nn.Module):
             warmup_steps: steps over which lambda then rises linearly, as a factor on what the other settings give.
             gradient_ratio: sets lambda, in place of ``weight``, to this times |g_CLIP| / |g_powerset|. Both norms are
                 smoothed over steps (``MOMENTUM``) and saved with the module; a step that is not finite leaves them.
-                The present step counts 1 - ``MOMENTUM``, so that the weighted gradient is at most 10 times its target.
+                The present step counts 1 - ``MOMENTUM``, so that lambda |g_powerset| of this step is at most
+                1 / (1 - ``MOMENTUM``) = 10 times this ratio times the smoothed |g_CLIP|; this step's own |g_CLIP| may
+                be smaller.
             gradient_cap: lowers lambda to this times |g_CLIP| / |g_powerset| of the present step where it is higher.
             powerset: by default the alignment loss with its defaults.
             equal_captions: whether pairs with the same caption are negatives of each other in it.

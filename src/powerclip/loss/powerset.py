@@ -11,7 +11,8 @@ from powerclip.alignment.kernel import check_backend
 from powerclip.alignment.scoring import UNCALIBRATED_ZETA, Scoring
 from powerclip.alignment.similarity import validate
 from powerclip.alignment.subsets import draw_subsets
-from powerclip.config import ContrastConfig
+from powerclip.config import ContrastConfig, ScoringConfig
+from powerclip.config.checks import require_known
 from powerclip.config.values import Backend, Margin, Method, Zeta
 from powerclip.loss.batch import GlobalBatch
 from powerclip.loss.matrix import matrix_loss
@@ -81,6 +82,7 @@ class PowersetAlignmentLoss(nn.Module):
         if not 0 <= zeta_momentum < 1:
             raise ValueError(f"zeta_momentum is {zeta_momentum!r}; it must be at least 0 and below 1")
         check_backend(backend)
+        require_known(scoring, ScoringConfig, contrast=ContrastConfig)
         self.scoring = Scoring(method=method, tau=tau, zeta=zeta, backend=backend, tile_bytes=tile_bytes, **scoring)
         self.objective = Objective(contrast or ContrastConfig(), margin=margin)
         self.zero = PlacedZero(self.scoring.zero, dimension=dimension, momentum=zeta_momentum, distributed=distributed)
@@ -143,12 +145,12 @@ class PowersetAlignmentLoss(nn.Module):
     def _scoring(self, batch: GlobalBatch) -> Scoring:
         """The scoring of this step: subsets drawn, zeta calibrated."""
         scoring = self.scoring
-        if scoring.method == "sampled":
+        if scoring.samples_subsets:
             generator = torch.Generator().manual_seed(self._steps)  # so that all processes and a resumed run agree
             scoring = replace(
                 scoring, sample=draw_subsets(scoring.samples, batch.regions.mask.shape[1], generator=generator)
             )
-        elif scoring.zeta == "calibrated" and scoring.method == "nla":
+        elif scoring.calibrates:
             if self.training or self._steps == 0:
                 self._calibrate(batch, scoring)
             zeta = self.zeta_estimate.to(batch.device, batch.regions.values.dtype)

@@ -21,7 +21,16 @@ class ConvPatchEmbed(PatchEmbed):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """As timm's ``PatchEmbed``, whose one convolution is replaced."""
         super().__init__(*args, **kwargs)
-        self.proj = ConvStem(channels=(WIDTH // 4, WIDTH // 2, WIDTH), padding=1, norm_layer=LayerNorm2d)
+        self.proj: nn.Module = _WholePatches(
+            channels=(WIDTH // 4, WIDTH // 2, WIDTH), padding=1, norm_layer=LayerNorm2d
+        )
+
+
+class _WholePatches(ConvStem):  # type: ignore[misc]
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 3, H, W) to (B, WIDTH, H // 8, W // 8): what is left over at the right and below is not seen."""
+        rows, columns = (side // 8 * 8 for side in x.shape[-2:])
+        return super().forward(x[..., :rows, :columns])  # type: ignore[no-any-return]
 
 
 class WideConvPatchEmbed(ConvPatchEmbed):

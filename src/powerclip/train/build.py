@@ -1,5 +1,6 @@
 """What a config describes: model, loss, precision and loader."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from powerclip.data.dataset import TowerInputs
 from powerclip.data.loader import Loader, OpenedData
 from powerclip.data.remote import ShardCache
 from powerclip.distributed import rank, world_size
+from powerclip.errors import PowerclipError
 from powerclip.loss import (
     CLIPLoss,
     FILIPLoss,
@@ -56,8 +58,17 @@ def build_model(config: TrainConfig) -> PowerCLIP:
     return model
 
 
+def regions_of(config: TrainConfig, model: PowerCLIP) -> int:
+    """M: the regions of an image in a step, drawn or every patch; 0 where the loss uses none."""
+    patches = config.objective.uses_regions and model.region_unit == "patch"
+    return math.prod(model.grid_size) if patches else config.drawn_regions
+
+
 def build_loss(config: TrainConfig, model: PowerCLIP) -> nn.Module:
-    """The loss that a config describes for a model's ``Features``: to ``LossOutput``."""
+    """The loss that a config describes for a model's ``Features``: to ``LossOutput``.
+
+    PowerclipError if its method cannot take as many regions as an image has.
+    """
     o = config.objective
     base: nn.Module | None = None  # of powerclip with the global loss auto: the features tell
     match o.global_loss if o.name == "powerclip" else o.name:
@@ -76,6 +87,12 @@ def build_loss(config: TrainConfig, model: PowerCLIP) -> nn.Module:
     if not o.uses_regions:
         return PowerCLIPLoss(weight=0.0, base=base)
     powerset = PowersetAlignmentLoss(margin=o.margin, contrast=o.contrast, dimension=model.embed_dim, **vars(o.scoring))
+    try:
+        powerset.scoring.check_regions(regions_of(config, model))
+    except ValueError as error:
+        patches = model.region_unit == "patch"
+        option = "--model.region-unit patch" if patches else f"--objective.regions {o.regions}"
+        raise PowerclipError(f"{option} and --objective.method {o.method}: {error}") from error
     return PowerCLIPLoss(
         weight=o.powerset_weight,
         start_step=o.weight_start_step,

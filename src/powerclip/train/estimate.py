@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from powerclip.config import TrainConfig
 from powerclip.distributed import world_size
 from powerclip.model import PowerCLIP
-from powerclip.train.build import autocast
+from powerclip.train.build import autocast, regions_of
 from powerclip.types import Batch
 
 PROBED = 1024
@@ -65,19 +65,15 @@ def step_memory(config: TrainConfig, model: PowerCLIP, *, tokens: int | None = N
     """What a step of a config takes of a model that is not yet spread over processes, on the device that it is on.
 
     ``tokens`` is the length that captions are cut to, by default the context length. Allocated bytes are counted; what
-    an allocator keeps beyond them, and libraries' workspaces, are not.
+    an allocator keeps beyond them, and libraries' workspaces, are not. The model's ``phrase_context`` is "caption":
+    phrases that are read alone take as much as their own tokens, which only the data show.
     """
-    trained = [p for p in model.parameters() if p.requires_grad]
-    gradients = sum(p.nbytes for p in trained)
-    shards = world_size() if config.parallel.sharding == "fsdp" else 1
-    kept = sum(p.nbytes for p in model.parameters()) + (3 + (config.ema_decay is not None)) * gradients
     peak = _peak_bytes(config, model, PROBED, tokens or model.context_length)
     used = config.objective.uses_regions
-    regions = math.prod(model.grid_size) if used and model.region_unit == "patch" else config.drawn_regions
     captions = config.data.captions
-    vectors = 4 * model.embed_dim * (regions + PHRASES * captions) if used else 0
+    vectors = 4 * model.embed_dim * (regions_of(config, model) + PHRASES * captions) if used else 0
     return StepMemory(
-        state=kept // shards,
+        state=state_bytes(config, model),
         pair=peak // PROBED + 4 * 3 * math.prod(model.image_size),  # one of the two buffers is in the count
         features=2 * (vectors + 4 * model.embed_dim * (1 + captions)),
         vectors=VECTOR_COPIES * vectors,
@@ -85,25 +81,39 @@ def step_memory(config: TrainConfig, model: PowerCLIP, *, tokens: int | None = N
     )
 
 
+def state_bytes(config: TrainConfig, model: PowerCLIP) -> int:
+    """Bytes on one process of weights, gradients, optimiser and average."""
+    gradients = sum(p.nbytes for p in model.parameters() if p.requires_grad)
+    shards = world_size() if config.parallel.sharding == "fsdp" else 1
+    kept = sum(p.nbytes for p in model.parameters()) + (3 + (config.ema_decay is not None)) * gradients
+    return kept // shards
+
+
 def estimate(config: TrainConfig, model: PowerCLIP) -> str:
-    """One line: parameters, what they and the optimiser take, what pairs and their activations will, and what fits."""
+    """One line: parameters, what they and the optimiser take, what pairs and their activations will, and what fits.
+
+    Of a model that reads phrases alone, what pairs take is not said.
+    """
     parameters = sum(p.numel() for p in model.parameters())
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     pairs = config.batch_size // world_size()
     piece = -(-pairs // config.parallel.accumulate)
-    memory = step_memory(config, model)
     averaged = config.ema_decay is not None
+    state = (
+        f"{parameters / 1e6:.1f} M parameters, {trainable / 1e6:.4g} M of them trained; "
+        f"{piece} pairs at a time on each process; about {state_bytes(config, model) / 2**30:.2f} GiB for "
+        f"weights, gradients and optimiser{', average included,' * averaged} and"
+    )
+    if model.phrase_context == "alone":
+        return f"{state} more for pairs and activations, not estimated: phrases are read alone, each a text of its own"
+    memory = step_memory(config, model)
     device, fits = model.logit_scale.device, ""
     if device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
         most = memory.most(total) if piece == pairs else memory.most(total, piece=piece)
         fits = f"; up to about {most} pairs a process fit into the GPU's {total / 2**30:.0f} GiB"
-    return (
-        f"{parameters / 1e6:.1f} M parameters, {trainable / 1e6:.4g} M of them trained; "
-        f"{piece} pairs at a time on each process; about {memory.state / 2**30:.2f} GiB for "
-        f"weights, gradients and optimiser{', average included,' * averaged} and "
-        f"{(memory.step(pairs, piece=piece) - memory.state) / 2**30:.2f} GiB for pairs and activations{fits}"
-    )
+    step = memory.step(pairs, piece=piece) - memory.state
+    return f"{state} {step / 2**30:.2f} GiB for pairs and activations{fits}"
 
 
 class _Peak(TorchDispatchMode):

@@ -91,7 +91,7 @@ def train(
                     f"{output} has done {first} steps and this asks for {steps}; ask for more than {first} to "
                     "continue it, or name another folder"
                 )
-            for line in about:
+            for line in (*about, *config.objective.without_effect):
                 say(line)
             if start is not None:
                 _resume(engine, start, opened, changed, say)
