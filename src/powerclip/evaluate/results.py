@@ -98,7 +98,8 @@ class Evaluation:
 
     def only(self, names: Sequence[str]) -> Evaluation:
         """The results of some tasks, and their averages."""
-        tasks, origins = ({name: of[name] for name in names} for of in (self.tasks, self.measured_on))
+        tasks = {name: self.tasks[name] for name in names}
+        origins = {name: self.measured_on[name] for name in names}
         suite = " ".join(dict.fromkeys(origin.suite for origin in origins.values()))
         averages = _averages(suite, tasks, origins)
         return replace(self, suite=suite, tasks=tasks, measured_on=origins, averages=averages)

@@ -191,7 +191,8 @@ def light_suite(
     ``evaluate_tasks`` leaves the model's mode and the random generators as they are. On many processes all must call
     it, at the same step. ``suite`` is one, or several, of ``EvaluateConfig``'s, and ``data`` what it needs. Of each
     generated task there are ``size`` images with sides of ``image_size`` pixels; the scenes are not those that
-    ``evaluate_model`` shows. PowerclipError if there is no such suite or none of its data; ValueError if size is not positive.
+    ``evaluate_model`` shows. PowerclipError if there is no such suite, or none of its data; ValueError if size is not
+    positive.
     """
     names = _suites([suite] if isinstance(suite, str) else suite, data)
     if "pairs" in names and data is None:
