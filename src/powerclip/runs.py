@@ -178,6 +178,11 @@ class RunFolder:
             return None
         return from_dict(DataProvenance, read_json(self.data_file), where=str(self.data_file))
 
+    def holds_something(self) -> bool:
+        """Whether there is anything of a run in the folder, or a model."""
+        files = (self.config_file, self.metrics_file, self.evaluation_file, self.model)
+        return any(file.exists() for file in files) or any(self.path.glob("*config.json"))
+
     def is_finished(self) -> bool:
         """Whether the last step that its config asked for is done."""
         try:

@@ -208,5 +208,6 @@ def test_parts_that_do_not_fit_are_named(model):
 
 def test_a_model_trained_on_tokens_sees_the_mean_of_a_phrase_s_tokens(model):
     tokens = seeing_colours(model, elsewhere=-10.0)
-    tokens.phrase_unit = "token"
-    assert evaluate(tokens, TASK) == dict.fromkeys(METRICS, 1.0)
+    for unit in ("token", "both"):
+        tokens.phrase_unit = unit
+        assert evaluate(tokens, TASK) == dict.fromkeys(METRICS, 1.0)

@@ -63,6 +63,9 @@ def score_alone(model, image, caption, boxes=None, **options):
         else:
             leaves, leaf_mask = pool_leaves(dense, encoded.leaf_of_token[None], leaves=len(encoded.tokens))
             phrases, _ = pool_phrases(leaves, leaf_mask, encoded.phrase_spans[None], norm=model.phrase_norm)
+        if model.phrase_unit == "both":
+            tokens = normalize(dense[:, encoded.leaf_of_token >= 0], dim=-1)
+            phrases = torch.cat([phrases, tokens], dim=1)
         if model.scoring.zero == "centred":
             means = model.vector_means
             regions, phrases = normalize(regions - means[0], dim=-1), normalize(phrases - means[1], dim=-1)
@@ -158,9 +161,10 @@ def test_a_calibrated_zeta_without_an_estimate_is_the_usual_one(suite):
     assert torch.equal(in_both_ways(model, suite)[2], in_both_ways(plain.eval(), suite)[2])
 
 
-def test_a_model_trained_on_tokens_is_scored_by_tokens(suite):
+@pytest.mark.parametrize("unit", ["token", "both"])
+def test_a_model_trained_on_tokens_is_scored_by_tokens(unit, suite):
     torch.manual_seed(0)
-    model = create_model("tiny", phrase_unit="token").eval()
+    model = create_model("tiny", phrase_unit=unit).eval()
     pictures, texts, scores, pairs = in_both_ways(model, suite)
     expected = torch.tensor([[score_alone(model, image, text) for text in texts] for image in pictures])
     torch.testing.assert_close(scores, expected, rtol=0, atol=CLOSE)

@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import io
 import json
 import os
@@ -30,11 +31,13 @@ from powerclip.evaluate.datasets.clip_benchmark import read_webdataset
 from powerclip.evaluate.run import SCENES_SEED
 from powerclip.evaluate.suites import CLIP_METRICS
 from powerclip.model import save
+from powerclip.report.tables import results_table
 from powerclip.scenes import evaluation_tasks, generate
 from powerclip.tasks import Retrieval
 from tests.support.colours import ColourModel, preprocess, tokenizer
 from tests.support.images import encoded
 from tests.support.layouts import picture, webdataset, write_json
+from tests.support.runs import own_data
 from tests.support.tars import npy, write_tar
 
 NAMES = ["red", "green", "blue"]
@@ -109,6 +112,27 @@ def test_several_suites_in_one_call(model, tmp_path):
     assert found.averages["compositionality"].expected == 9
     assert found.tasks["winoground"] == {"text": 0, "image": 0, "group": 0}  # the same image twice: all ties
     assert (tmp_path / "out" / "evaluation" / "winoground.json").is_file()
+
+
+def test_one_missing_data_set_of_several_stops_nothing(model, tmp_path):
+    colours(tmp_path / "food101")
+    config = EvaluateConfig(suite=("sugarcrepe", "food101"), data=tmp_path, output=tmp_path / "out")
+    found = evaluate_model(str(model), config)
+    assert list(found.tasks) == ["food101"]
+    assert list(found.absent) == ["sugarcrepe"]
+    with pytest.raises(PowerclipError, match="no data set of the sugarcrepe or pets suite; .* sugarcrepe, pets"):
+        evaluate_model(str(model), dataclasses.replace(config, suite=("sugarcrepe", "pets")))
+    with pytest.raises(PowerclipError, match="no data set of the sugarcrepe suite"):  # else it would watch less
+        light_suite(["sugarcrepe", "food101"], tmp_path, image_size=64)
+
+
+def test_averages_are_of_the_tasks_of_this_evaluation(model, tmp_path):
+    for seed, name in enumerate(("first", "second")):
+        write_shards(generate("test", count=3, seed=seed), tmp_path / name)
+        found = evaluate(model, "pairs", tmp_path / name, tmp_path / "out")
+    assert {task for task, _ in found.averages["retrieval"].over} == set(found.tasks) == {"retrieval:second"}
+    assert results_table({"m": [found]}).rows[-1][2].standard_error is not None
+    assert read_evaluation(tmp_path / "out").averages["retrieval"].measured == 4
 
 
 def test_an_order_task_is_made_of_a_retrieval_set(model, tmp_path):
@@ -358,6 +382,21 @@ def test_the_powerset_score_of_stored_regions_is_another_measurement(model, tmp_
     assert own == ["retrieval:data-powerset", "retrieval:data-powerset-stored"]
     assert "scenes-retrieval-powerset-stored" not in found.tasks  # the scenes' tasks have no masks
     assert found.averages["retrieval, powerset score of stored regions"].measured == 2
+
+
+def test_regions_that_are_not_stored_are_not_scored_as_if_they_were(model, tmp_path):
+    own_data(tmp_path / "data", "a dog", "a cat")
+    config = EvaluateConfig(data=tmp_path / "data", scores=("powerset",), regions="stored", output=tmp_path / "out")
+    with pytest.raises(PowerclipError, match=f"no regions are stored in {tmp_path / 'data'}; make them with"):
+        evaluate_model(str(model), config)
+    with pytest.raises(PowerclipError, match="of your own shards; add the pairs suite"):
+        evaluate_model(str(model), dataclasses.replace(config, suite=("scenes",), size=2))
+    with pytest.raises(ValueError, match="regions is 'stored'; it must be 'grid' without the powerset score"):
+        dataclasses.replace(config, scores=("global", "late"))
+    task = Retrieval(name="r", images=[Image.new("RGB", (8, 8))], captions=[["a"]])
+    for score, message in (("powerset", "no task has masks"), ("late", "which looks at no regions")):
+        with pytest.raises(ValueError, match=message):
+            evaluate_tasks(ColourModel(), preprocess, tokenizer, [task], score=score, regions="stored")
 
 
 def test_the_light_suite_is_small_and_shows_no_image_of_the_real_one():

@@ -81,12 +81,31 @@ def test_parts_by_phrase_add_up_to_t2r(subject):
     assert sizes == sorted(sizes, reverse=True)
 
 
+def test_only_a_model_of_single_regions_has_no_temperature(subject):
+    single = powerclip.create_model("tiny", scoring=ScoringConfig(subsets="single"))
+    encoder = Encoder(single, make_transforms(single)[1], make_tokenizer(single), device="cpu", batch_size=8)
+    other = Subject(name="single", encoder=encoder, aligned=True, pairs=subject.pairs)
+    assert [Captions(subject=one, device="cpu").single for one in (subject, other)] == [False, True]
+
+
 def test_the_number_of_regions_is_at_most_what_was_asked(subject):
     for proposer, count in (("tiles", 5), ("boxes", 3), ("superpixels", 2)):
         document, _ = shown(subject, FIRST, proposer=proposer, count=count)
         masks = re.search(r'"masks": \[\[\[(.*?)\]\]\]', document)[1].split(", ")
         assert 1 <= len(masks) <= count
         assert f"M = {len(masks)} regions: {proposer}." in document.replace("\n", " ")
+
+
+def test_phrases_and_tokens_are_shown_of_a_model_trained_on_both_and_patches(subject):
+    model = powerclip.create_model("tiny", phrase_unit="both", region_unit="patch")
+    encoder = Encoder(model.eval(), make_transforms(model)[1], make_tokenizer(model), device="cpu", batch_size=8)
+    both = Subject(name="both", encoder=encoder, aligned=True, pairs=subject.pairs)
+    captions = Captions(subject=both, device="cpu")
+    assert captions.proposers[:2] == ["patches", "tiles"]
+    document, _ = shown(both, FIRST, SECOND, proposer="patches", count=5)
+    assert "M = 64 regions: patches." in document.replace("\n", " ")
+    assert re.search(r"<small>NP</small> a red cube\s*<", document)
+    assert re.search(r"<small>token</small> cube\s*<", document)
 
 
 def test_a_model_without_phrases_compares_by_cosine(subject):

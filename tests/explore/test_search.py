@@ -1,5 +1,6 @@
 import os
 import sqlite3
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -81,6 +82,14 @@ def test_what_was_done_before_a_stop_is_kept(index, subject, folder):
     assert subject.encoder.model.sizes[len(encoded) :] == [2]
 
 
+def test_every_step_may_be_taken_in_another_thread(index, subject):
+    steps, found = index.update(subject), []
+    for _ in range(3):
+        with ThreadPoolExecutor(1) as thread:
+            found.append(str(thread.submit(next, steps).result()))
+    assert found == [f"{n} of 4 images are indexed" for n in (0, 2, 4)]
+
+
 def test_images_that_cannot_be_used_are_counted_with_their_reason(index, subject, folder, monkeypatch):
     (folder / "broken.png").write_bytes(one_colour("red")[:40])
     (folder / "words.png").write_text("words")
@@ -122,6 +131,12 @@ def test_another_model_or_folder_has_another_index(index, subject, folder, tmp_p
 def test_a_damaged_index_is_named(index, subject):
     index.file.write_bytes(b"not a database" * 100)
     with pytest.raises(RunFailedError, match=r"the index .*\.sqlite cannot be used .*; remove it"):
+        states(index, subject)
+
+
+def test_nobody_is_told_to_remove_an_index_that_is_not_damaged(index, subject):
+    index.file.mkdir()  # cannot be opened
+    with pytest.raises(RunFailedError, match=r"cannot be used \(unable to open database file\)$"):
         states(index, subject)
 
 

@@ -11,6 +11,7 @@ from transformers import CLIPTokenizer, PreTrainedTokenizerFast
 import powerclip
 from powerclip.errors import PowerclipError
 from powerclip.export import export
+from powerclip.model import save
 from tests.support.exports import SIGLIP, assert_the_same_without_powerclip, model_to_export
 from tests.support.models import TINY
 
@@ -128,6 +129,17 @@ def test_what_it_cannot_express_is_refused_with_the_reason(change, options, reas
     ) as e:
         export(str(model), "transformers")
     assert "\n" not in str(e.value)
+    if "open_clip" in str(e.value):
+        export(str(model), "open_clip", output=tmp_path / "other")
+    else:
+        with pytest.raises(PowerclipError, match="use --to onnx or hub-folder"):
+            export(str(model), "open_clip", output=tmp_path / "other")
+
+
+def test_a_tower_that_only_powerclip_has_is_not_sent_to_open_clip(tmp_path):
+    model = save(powerclip.create_model("tiny-local"), tmp_path / "m")
+    with pytest.raises(PowerclipError, match=r"not a SigLIP model|averages; use --to onnx or hub-folder$"):
+        export(str(model), "transformers")
 
 
 def test_what_is_not_installed_is_named(tmp_path, monkeypatch):

@@ -98,6 +98,24 @@ def test_a_model_trained_on_tokens_or_single_regions_is_grounded_by_them():
         assert phrase.others == pytest.approx(others, abs=1e-5)
 
 
+def test_a_model_trained_on_phrases_and_tokens_is_grounded_by_both():
+    scene, image, masks = scene_and_masks()
+    alone, tokens, both = (
+        ground(model(phrase_unit=unit), image, scene.caption, scene.tree, masks=masks).phrases
+        for unit in ("phrase", "token", "both")
+    )
+    assert list(both) == [*alone, *tokens]
+    for place, phrase in {**alone, **tokens}.items():
+        assert (both[place].label, both[place].text) == (phrase.label, phrase.text)
+        assert both[place].shares == pytest.approx(phrase.shares, abs=1e-5)
+
+
+def test_a_model_trained_on_patches_is_drawn_on_every_patch():
+    scene, image, _ = scene_and_masks()
+    found = ground(model(region_unit="patch", image_size=96), image, scene.caption, scene.tree)
+    assert torch.equal(found.masks, torch.eye(144).bool())
+
+
 def test_the_share_of_one_region_is_its_similarity_and_an_unseen_phrase_has_none():
     image = Image.linear_gradient("L").convert("RGB")
     masks = torch.zeros(1, 64, dtype=torch.bool)

@@ -115,7 +115,7 @@ def test_the_page_is_complete_and_fetches_nothing(tmp_path):
         "mean of 2",
     ):
         assert part in page.text
-    assert "power is ahead in 1 of 2 headline metrics, in 0 of them beyond the sampling error." in page.text
+    assert "power is ahead in 1 of 1 headline results, in 0 of them beyond the sampling error." in page.text
     assert "Among 200 images with one caption each, generated scenes" in page.text
     assert [path.name for path in output.parent.iterdir()] == ["report.html"]
 
@@ -195,6 +195,10 @@ def test_nothing_that_a_run_holds_becomes_markup(tmp_path):
 def test_what_a_run_lacks_is_said(tmp_path):
     broken, empty = tmp_path / "broken", tmp_path / "empty"
     empty.mkdir()
+    with pytest.raises(PowerclipError, match=r"run e: .*empty is no run: it holds no config\.yaml"):
+        write_report({"e": empty}, tmp_path / "report.html")
+    assert not (tmp_path / "report.html").exists()
+    (empty / "config.yaml").write_text("[", encoding="utf-8")
     (broken / "model").mkdir(parents=True)
     (broken / "evaluation.json").write_text('{"tasks": ', encoding="utf-8")
     (broken / "config.yaml").write_text("a: [", encoding="utf-8")

@@ -68,9 +68,18 @@ def veil(card, run):
 
 
 def parts(phrase, run):
-    """The regions of a phrase in a run, with their similarities."""
-    found = phrase.locator(f"[data-run='{run}'] i").evaluate_all("all => all.map(i => [i.dataset.region, i.dataset.s])")
-    return {int(region): float(s) for region, s in found}
+    """The regions of a phrase's score in a run, with their similarities."""
+    texts = phrase.locator(f"[data-run='{run}'] i").evaluate_all("all => all.map(i => i.dataset.parts)")
+    return similarities(" ".join(texts))
+
+
+def others(phrase, run):
+    """The similarities of the regions that do not count."""
+    return similarities(phrase.locator(f"[data-run='{run}']").get_attribute("data-others"))
+
+
+def similarities(text):
+    return {int(region): float(s) for region, s in (pair.split(":") for pair in text.split())}
 
 
 def expected_veil(page, card, run):
@@ -155,9 +164,9 @@ def test_of_single_regions_a_phrase_lights_what_is_above_the_mean_and_bars_have_
     for phrase in card.locator(".phrase").all():
         if phrase.locator("button").get_attribute("aria-pressed") == "false":
             phrase.locator("button").click()
-        found = parts(phrase, 1)
-        best = phrase.locator("[data-run='1'] i:not(.other)")
-        score = float(best.get_attribute("data-s"))
+        best = phrase.locator("[data-run='1'] i")
+        ((region, score),) = parts(phrase, 1).items()
+        found = {region: score, **others(phrase, 1)}
         assert phrase.locator("[data-run='1'] b").inner_text() == f"{score:.2f}"
         widths.append(float(best.get_attribute("style").removeprefix("width:").removesuffix("%")))
         assert len(found) == len(masks)
@@ -166,12 +175,49 @@ def test_of_single_regions_a_phrase_lights_what_is_above_the_mean_and_bars_have_
         mean = sum(found.values()) / len(found)
         bright = {masks[m].index("1"): max(0.0, s - mean) / (score - mean) for m, s in found.items()}  # tiles
         assert veil(card, 1) == pytest.approx([0.8 * (1 - bright[n]) for n in range(len(masks))], abs=2e-2)
-        scores.append({m: s - mean for m, s in found.items()})
+        scores.append(region)
     assert max(widths) == 100
-    for region in (0, len(masks) - 1):
+    for region in (0, scores[0]):
         card.locator("figure").nth(1).locator("input").fill(str(region + 1))
         lit = card.locator(".phrase").evaluate_all("all => all.map(one => one.classList.contains('lit'))")
-        assert lit == [of_phrase[region] > 0 for of_phrase in scores]
+        assert lit == [best == region for best in scores]
+    context.close()
+
+
+def test_of_single_regions_that_overlap_the_best_is_brightest_and_every_patch_of_a_patch_model_is_one(
+    browser, tmp_path
+):
+    write_shards(generate("train", count=1, seed=0), tmp_path / "data")
+    runs = {}
+    for name, options in (
+        ("patches", {"region_unit": "patch", "phrase_unit": "both"}),
+        ("single", {"scoring": ScoringConfig(subsets="single")}),
+        ("tokens", {"phrase_unit": "token"}),
+    ):
+        run = runs[name] = tmp_path / name
+        torch.manual_seed(0)
+        save(create_model("tiny", **options), run / "model")
+        record_data(run, tmp_path / "data")
+        (run / "config.yaml").write_text("objective: {region_source: stored}\n")
+        (run / "metrics.jsonl").write_text('{"step": 5, "samples_seen": 5, "loss_clip": 1.0}\n')
+    context = browser.new_context()
+    page = context.new_page()
+    page.goto(write_report(runs, tmp_path / "report.html").as_uri())
+    for dot in page.locator(".curves path.line").all():  # of runs with one logged point
+        assert dot.evaluate("dot => parseFloat(getComputedStyle(dot).strokeWidth)") == 6
+    masks = page.evaluate("data.masks")[0]
+    assert len(masks[0]) == 64
+    card = page.locator("article.grounding").first
+    chosen = card.locator(".phrase:has(button[aria-pressed=true])")
+    scored = [phrase.locator(".score").count() for phrase in card.locator(".phrase").all()]
+    assert chosen.locator(".score").count() == max(scored) == 2
+    for phrase in card.locator(".phrase").all():
+        if phrase.locator("[data-run='1']").count():
+            phrase.locator("button").focus()
+            (best,) = parts(phrase, 1)
+            dark = veil(card, 1)
+            assert min(dark) == 0
+            assert {dark[n] for n, inside in enumerate(masks[1][best]) if inside == "1"} == {0}
     context.close()
 
 
@@ -180,7 +226,7 @@ def test_bars_have_one_scale_and_a_part_for_each_region(open_page):
     card = page.locator("article.grounding").first
     ratios = []
     for part in card.locator(".bar i").all()[::17]:
-        ratios.append(part.bounding_box()["width"] / float(part.get_attribute("data-s")))
+        ratios.append(part.bounding_box()["width"] / sum(similarities(part.get_attribute("data-parts")).values()))
     assert max(ratios) == pytest.approx(min(ratios), rel=0.05)  # widths are rounded
     lefts = {round(bar.bounding_box()["x"]) for bar in card.locator(".bar").all()}
     assert len(lefts) == 1
@@ -312,7 +358,7 @@ def test_on_paper_all_is_open_and_light(open_page):
 def test_without_scripts_the_tables_are_there_and_the_rest_is_explained(open_page):
     page = open_page(java_script_enabled=False)
     assert page.get_by_text("which did not run").is_visible()
-    assert page.get_by_text("second is ahead in 1 of 1 headline metrics").is_visible()
+    assert page.get_by_text("second is ahead in 1 of 1 headline results").is_visible()
 
 
 def test_a_watched_page_loads_itself_again_once_its_reader_is_idle(browser, report, tmp_path):

@@ -1,13 +1,20 @@
 import pytest
 
 from powerclip.evaluate import Evaluation
-from powerclip.report.plots import INSTRUMENTS, comparison_plot, png
+from powerclip.report.plots import comparison_plot, instruments, png
 from powerclip.report.tables import results_table
 
 
 def test_each_instrument_says_how_to_read_it():
-    for group in INSTRUMENTS.values():
+    for group in instruments({}, {}).values():
         assert all(panel.reading.endswith(".") and len(panel.names) <= 2 for panel in group)
+
+
+def test_sets_of_regions_are_read_where_they_are_scored():
+    metrics = {name: [{"step": 1, "matched_above_zero_share": 0.9}] for name in ("a", "b")} | {"clip": [{"step": 1}]}
+    for subsets, sets, single in (({"a": "single"}, True, True), ({"a": "single", "b": "single"}, False, True)):
+        reading = next(iter(instruments(metrics, subsets).values()))[0].reading
+        assert ("Sets of regions choose" in reading, "the best region alone counts" in reading) == (sets, single)
 
 
 def test_a_bar_stands_at_the_mean_of_the_seeds_and_none_for_what_is_missing():

@@ -1,9 +1,12 @@
 import pytest
 
+from powerclip.data.shards import write_shards
 from powerclip.evaluate import Evaluation, Origin
 from powerclip.phrases import whole_caption_tree
 from powerclip.report.samples import own_pairs, scene_pairs, task_to_show
+from powerclip.scenes import generate
 from powerclip.tasks import HardNegatives, Retrieval
+from tests.support.images import one_colour
 from tests.support.runs import own_data, record_data
 
 
@@ -24,13 +27,26 @@ def test_pairs_are_spread_over_the_start_of_the_data(run, tmp_path):
 
 
 def test_sources_and_runs_have_an_equal_share_and_a_shared_source_counts_once(run, tmp_path):
-    first, second, third = (own_data(tmp_path / name, *(f"{name} {i}" for i in range(5))) for name in "abc")
+    first, second, third = (
+        own_data(tmp_path / name, *(f"{name} {i}" for i in range(5)), image=one_colour(colour))
+        for name, colour in (("a", "red"), ("b", "green"), ("c", "blue"))
+    )
     other = tmp_path / "other"
     other.mkdir()
     record_data(run, first, second)
     record_data(other, second, third)
     pairs, _ = own_pairs({"run": run, "other": other}, count=6)
     assert [pair.caption[0] for pair in pairs] == ["a", "a", "b", "b", "c", "c"]
+
+
+def test_two_folders_of_the_same_images_show_different_ones(run, tmp_path):
+    sources = []
+    for name in ("a", "b"):
+        write_shards(generate("train", count=6, seed=0), tmp_path / name)
+        sources.append(tmp_path / name)
+    record_data(run, *sources)
+    pairs, _ = own_pairs({"run": run}, count=6)
+    assert len({pair.image.tobytes() for pair in pairs}) == len(pairs) == 6
 
 
 def test_broken_images_are_skipped(run, tmp_path):

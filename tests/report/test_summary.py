@@ -39,18 +39,24 @@ def test_who_is_ahead_and_whether_beyond_the_error():
         assert lead_of(row) is None
 
 
-def test_verdicts_count_the_headline_metrics_but_no_averages():
+def test_verdicts_count_the_rows_of_the_headlines():
     results = {"a": [evaluation(0.5, 0.6)], "b": [evaluation(0.6, 0.59)]}
-    assert any(row[1].startswith("mean of") for row in results_table(results).rows)
-    assert verdicts(results_table(results)) == [
-        "a is ahead in 1 of 2 headline metrics, in 0 of them beyond the sampling error.",
-        "b is ahead in 1 of 2 headline metrics, in 1 of them beyond the sampling error.",
+    assert verdicts(headlines(results)) == [
+        "b is ahead in 2 of 3 headline results, in 2 of them beyond the sampling error.",
+        "a is ahead in 1 of 3 headline results, in 0 of them beyond the sampling error.",
     ]
-    assert verdicts(results_table({"a": results["a"]})) == []
+    assert verdicts(headlines({"a": results["a"]})) == []
+
+
+def test_averages_over_other_tasks_are_not_beside_each_other():
+    more = evaluation(0.5, 0.6).with_result("pets", {"acc@1": 0.9, "mean_per_class": 0.9}, origin("classification"))
+    table = headlines({"a": [more], "b": [evaluation(0.6, 0.59)]})
+    assert [row[:2] for row in table.rows] == [("food101", "acc@1"), ("mine", "macro"), ("pets", "acc@1")]
+    assert verdicts(table)[0].startswith("a is ahead in 1 of 2 headline results")
 
 
 def test_headlines_are_the_averages_with_their_error_and_what_is_in_none():
-    table = headlines({"a": [evaluation(0.5, 0.6)], "b": [evaluation(0.6, 0.59)]})
+    table = with_leads(headlines({"a": [evaluation(0.5, 0.6)], "b": [evaluation(0.6, 0.59)]}))
     assert table.columns == ("task", "metric", "a", "b", "ahead")
     assert [row[:2] for row in table.rows] == [
         ("classification", "mean of 1 of 17"),

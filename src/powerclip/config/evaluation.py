@@ -36,7 +36,7 @@ class EvaluateConfig:
     Your own pairs always are as in training."""
     regions: ScoreRegions = "grid"
     """Regions of the powerset score: boxes on a fixed grid, or every patch for a model trained on patches; or the masks
-    stored in your own shards."""
+    stored in your own shards (suite pairs; other tasks stay on the grid)."""
     device: str = "auto"
     """auto, cpu, cuda, ..."""
     output: Path | None = None
@@ -46,3 +46,5 @@ class EvaluateConfig:
         require_at_least(self, 1, "size", "batch_size")
         require_at_least(self, 0, "workers")
         require(self, bool, "at least one of global, powerset and late", "scores")
+        rule = "'grid' without the powerset score, which alone looks at regions; add powerset to scores"
+        require(self, lambda regions: regions == "grid" or "powerset" in self.scores, rule, "regions")

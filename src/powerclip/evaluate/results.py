@@ -97,17 +97,12 @@ class Evaluation:
     weights: str = ""
 
     def only(self, names: Sequence[str]) -> Evaluation:
-        """The results of some tasks, and the averages that they are part of."""
-        return replace(
-            self,
-            tasks={name: self.tasks[name] for name in names},
-            measured_on={name: self.measured_on[name] for name in names},
-            averages={
-                label: average
-                for label, average in self.averages.items()
-                if any(task in names for task, _ in average.over)
-            },
-        )
+        """The results of some tasks, and their averages."""
+        tasks = {name: self.tasks[name] for name in names}
+        origins = {name: self.measured_on[name] for name in names}
+        suite = " ".join(dict.fromkeys(origin.suite for origin in origins.values()))
+        averages = _averages(suite, tasks, origins)
+        return replace(self, suite=suite, tasks=tasks, measured_on=origins, averages=averages)
 
     def label(self, name: str) -> str:
         """A task's name and, if its data are not the complete release, "(21 of 7511)"."""

@@ -28,7 +28,7 @@ from powerclip.evaluate.results import (
     origin_of,
     read_evaluation,
 )
-from powerclip.evaluate.score import jobs_of, run_jobs, skipped
+from powerclip.evaluate.score import has_masks, jobs_of, run_jobs, skipped
 from powerclip.evaluate.suites import SUITES, benchmarks_of
 from powerclip.files import write_json
 from powerclip.model import PowerCLIP, load_any
@@ -59,7 +59,7 @@ def evaluate_model(
     only what it lacks is measured, with a warning. What interrupts this one gets a note of what is kept.
 
     ``progress`` is called with the name of each task before it runs. PowerclipError if there is no such model,
-    suite or data, or none of a suite's data sets is there.
+    suite or data, none of the suites' data sets is there, or regions are asked for that the data do not hold.
     """
     config = config or EvaluateConfig()
     names = _suites(config.suite, config.data)
@@ -69,7 +69,11 @@ def evaluate_model(
         size = (loaded if isinstance(loaded, PowerCLIP) else loaded.visual).image_size  # open_clip's may be a number
         height = size if isinstance(size, int) else size[0]
         tasks, absent = _read(names, config.data, pairs, size=config.size, image_size=height)
+        if not tasks:
+            raise _none_of(names, config.data)
         tasks = _named(tasks, config)
+        if config.regions == "stored":
+            _check_regions(tasks)
         absent |= skipped(loaded, [task for task, _ in tasks])
         jobs = jobs_of([task for task, _ in tasks if task.name not in absent], config.scores, config.regions)
         origin_of_task = {id(task): origin for task, origin in tasks}
@@ -108,6 +112,27 @@ def evaluate_model(
                 )
             raise
         return replace(evaluation.only(list(asked)), absent=absent)
+
+
+def _check_regions(tasks: Sequence[tuple[Task, Origin]]) -> None:
+    """PowerclipError if regions that were asked for are not stored: of other data than shards there are none."""
+    own = [(task, origin.data) for task, origin in tasks if origin.suite == "pairs"]
+    if not own:
+        raise PowerclipError("regions 'stored' are those of your own shards; add the pairs suite, or leave them 'grid'")
+    if without := [data for task, data in own if not has_masks(task)]:
+        raise PowerclipError(
+            f"no regions are stored in {without[0]}; make them with powerclip prepare --regions superpixels or sam, or "
+            "evaluate with --regions grid"
+        )
+
+
+def _none_of(names: Sequence[str], data: Path | None) -> PowerclipError:
+    """There is no data set of some suites."""
+    asked = [benchmark for name in names for benchmark in benchmarks_of(name)]
+    return PowerclipError(
+        f"{data} holds no data set of the {' or '.join(names)} suite; expected folders named "
+        f"{', '.join(benchmark.name for benchmark in asked)} (for example from {asked[0].source})"
+    )
 
 
 def _named(tasks: Sequence[tuple[Task, Origin]], config: EvaluateConfig) -> list[tuple[Task, Origin]]:
@@ -166,12 +191,16 @@ def light_suite(
     ``evaluate_tasks`` leaves the model's mode and the random generators as they are. On many processes all must call
     it, at the same step. ``suite`` is one, or several, of ``EvaluateConfig``'s, and ``data`` what it needs. Of each
     generated task there are ``size`` images with sides of ``image_size`` pixels; the scenes are not those that
-    ``evaluate_model`` shows. PowerclipError if there is no such suite or data; ValueError if size is not positive.
+    ``evaluate_model`` shows. PowerclipError if there is no such suite, or none of its data; ValueError if size is not
+    positive.
     """
     names = _suites([suite] if isinstance(suite, str) else suite, data)
     if "pairs" in names and data is None:
         raise PowerclipError("the pairs suite needs data; name a folder of shards")
-    tasks, _ = _read(names, data, [str(data)], size=size, image_size=image_size, seed=LIGHT_SEED)
+    tasks, absent = _read(names, data, [str(data)], size=size, image_size=image_size, seed=LIGHT_SEED)
+    for name in names:
+        if (asked := benchmarks_of(name)) and all(benchmark.name in absent for benchmark in asked):
+            raise _none_of([name], data)
     return [task for task, _ in tasks]
 
 
@@ -230,11 +259,6 @@ def _read(
             asked = benchmarks_of(name)
             folders = {benchmark: benchmark.folder(data) for benchmark in asked}
             absent |= {benchmark.name: benchmark.source for benchmark, folder in folders.items() if folder is None}
-            if not any(folders.values()):
-                raise PowerclipError(
-                    f"{data} holds no data set of the {name} suite; expected folders named "
-                    f"{', '.join(benchmark.name for benchmark in asked)} (for example from {asked[0].source})"
-                )
             found += [
                 (str(folder.resolve()), benchmark.read(folder, benchmark.name), benchmark.complete)
                 for benchmark, folder in folders.items()

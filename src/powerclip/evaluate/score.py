@@ -87,8 +87,15 @@ def evaluate_tasks(
 
     Returns metrics by task name (followed by "-powerset" or "-late" for these scores, or "-powerset-stored" over the
     task's own masks), each between 0 and 1, most of them as an ``Estimate``, which knows its standard error. ValueError
-    if a task is empty or its parts do not fit together, or the model does not have the score.
+    if a task is empty or its parts do not fit together, the model does not have the score, or "stored" regions are
+    asked of another score or of tasks of which none has any.
     """
+    if regions == "stored" and not (score == "powerset" and any(map(has_masks, tasks))):
+        raise ValueError(
+            "regions is 'stored', but no task has masks; use regions='grid'"
+            if score == "powerset"
+            else f"regions is 'stored', but score is {score!r}, which looks at no regions; use score='powerset'"
+        )
     reasons = skipped(model, tasks)
     for name, reason in reasons.items():
         warnings.warn(f"{name} is skipped: {reason}", stacklevel=2)
@@ -110,12 +117,17 @@ def skipped(model: object, tasks: Sequence[Task]) -> dict[str, str]:
     }
 
 
+def has_masks(task: Task) -> bool:
+    """Whether any image of a task has regions of its own."""
+    return isinstance(task, Retrieval) and any(task.masks or ())
+
+
 def jobs_of(tasks: Sequence[Task], scores: Sequence[Score], regions: ScoreRegions = "grid") -> list[Job]:
     """Every task with every score that it has: grounding and segmentation are scores of their own."""
     jobs = []
     for task in tasks:
         shows_images = any(not isinstance(shown, Region) for shown in images_of(task))
-        stored = regions == "stored" and isinstance(task, Retrieval) and any(task.masks or ())
+        stored = regions == "stored" and has_masks(task)
         dense = isinstance(task, Grounding | Segmentation)
         for score in scores[:1] if dense else scores:
             if score == "global" or dense:

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from powerclip.errors import PowerclipError
-from powerclip.evaluate.powerset_score import PowersetScorer
+from powerclip.evaluate.powerset_score import PowersetScorer, grid_regions
 from powerclip.explore.frame import frame
 from powerclip.explore.subject import Subject
 from powerclip.model import PowerCLIP
@@ -47,8 +47,14 @@ class Captions:
 
     @property
     def proposers(self) -> list[str]:
-        """Names of what can propose regions."""
-        return ["tiles", "boxes", "superpixels", *([f"SAM ({self.sam})"] if self.sam else [])]
+        """Names of what can propose regions; of a model trained on patches, first these."""
+        own = ["patches"] if self.subject.dense and self.subject.dense.region_unit == "patch" else []
+        return [*own, "tiles", "boxes", "superpixels", *([f"SAM ({self.sam})"] if self.sam else [])]
+
+    @property
+    def single(self) -> bool:
+        """Whether the best region alone counts, so that S has no temperature."""
+        return self.subject.dense is not None and self.subject.dense.scoring.subsets == "single"
 
     @property
     def log_tau(self) -> float:
@@ -83,8 +89,10 @@ class Captions:
         )
 
     def _masks(self, model: PowerCLIP, image: Image.Image, proposer: str, count: int) -> Tensor:
-        """(M, N) bool, at most ``count``: tiles, boxes spread over those of two sizes,
+        """(M, N) bool: all patches, or at most ``count`` tiles, boxes spread over those of two sizes,
         or the best of the proposed masks."""
+        if proposer == "patches":
+            return grid_regions(model)
         if proposer == "tiles":
             return tiles(model.grid_size, at_most=count)
         if proposer == "boxes":

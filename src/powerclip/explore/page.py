@@ -143,10 +143,17 @@ def _captions_tab(
     second = _caption("Second caption", [["", ""], *examples], value="", info="which of the two fits better?")
     second.render()
     with gradio.Accordion("Regions and temperature", open=False, visible=actions.subject.aligned):
-        proposer = gradio.Radio(actions.captions.proposers, value="tiles", label="Regions are")
+        proposers, single = actions.captions.proposers, actions.captions.single
+        proposer = gradio.Radio(proposers, value=proposers[0], label="Regions are")
         count = gradio.Slider(1, MAX_REGIONS, value=MAX_REGIONS, step=1, label="At most this many regions")
         tau = gradio.Slider(
-            -4, 0, value=actions.captions.log_tau, step=0.25, label="log10 of tau, the temperature of S"
+            -4,
+            0,
+            value=actions.captions.log_tau,
+            step=0.25,
+            label="log10 of tau, the temperature of S",
+            info="This model grounds a phrase by its best region alone, which has no temperature." if single else None,
+            interactive=not single,
         )
     show = gradio.Button("Show", variant="primary")
     result = gradio.HTML()

@@ -86,6 +86,7 @@ class ImageIndex:
         """Bring the index up to date, with the state after every batch: new and changed images are read, others kept.
 
         What is done is on disk, so that a next call continues. RunFailedError if the folder or file cannot be read.
+        Each step may be taken in another thread: no connection is held from one to the next.
         """
         found = dict(_images(self.folder))
         with self._open() as database:
@@ -95,34 +96,37 @@ class ImageIndex:
             gone = [(path,) for path in known if path not in found]
             with database:
                 database.executemany("DELETE FROM images WHERE path = ?", gone)
-            missing = [path for path, stamp in found.items() if known.get(path) != stamp]
-            self.held = None
-            yield self._state(database, len(found))
-            size_of_batch = subject.encoder.batch_size
-            for start in range(0, len(missing), size_of_batch):
-                paths = missing[start : start + size_of_batch]
-                read = [(path, *found[path], *_read(self.folder / os.fsdecode(path))) for path in paths]
-                images = [image for *_, image, problem in read if image is not None]
-                with torch.inference_mode():
-                    vectors = iter(subject.afresh().images(images).numpy())
-                rows = [
-                    (
-                        path,
-                        size,
-                        time,
-                        *(
-                            (None, None)
-                            if image is None
-                            else (next(vectors).tobytes(), encoded(small_copy(image, THUMBNAIL), "JPEG", quality=85))
-                        ),
-                        problem,
-                    )
-                    for path, size, time, image, problem in read
-                ]
+            state = self._state(database, len(found))
+        missing = [path for path, stamp in found.items() if known.get(path) != stamp]
+        self.held = None
+        yield state
+        size_of_batch = subject.encoder.batch_size
+        for start in range(0, len(missing), size_of_batch):
+            paths = missing[start : start + size_of_batch]
+            read = [(path, *found[path], *_read(self.folder / os.fsdecode(path))) for path in paths]
+            images = [image for *_, image, problem in read if image is not None]
+            with torch.inference_mode():
+                vectors = iter(subject.afresh().images(images).numpy())
+            rows = [
+                (
+                    path,
+                    size,
+                    time,
+                    *(
+                        (None, None)
+                        if image is None
+                        else (next(vectors).tobytes(), encoded(small_copy(image, THUMBNAIL), "JPEG", quality=85))
+                    ),
+                    problem,
+                )
+                for path, size, time, image, problem in read
+            ]
+            with self._open() as database:
                 with database:
                     database.executemany("REPLACE INTO images VALUES (?, ?, ?, ?, ?, ?)", rows)
-                self.held = None
-                yield self._state(database, len(found))
+                state = self._state(database, len(found))
+            self.held = None
+            yield state
 
     def search(self, query: Tensor | bytes, *, count: int) -> list[Hit]:
         """The ``count`` images with the highest cosine to a unit vector (D,) or to an image by its path, best first."""
@@ -164,9 +168,9 @@ class ImageIndex:
                 database.execute(SCHEMA)
                 yield database
         except sqlite3.Error as error:
-            raise RunFailedError(
-                f"the index {self.file} cannot be used ({error}); remove it, and it is made again"
-            ) from error
+            damaged = type(error) is sqlite3.DatabaseError  # others: no space, no permission, locked for too long
+            advice = "; remove it, and it is made again" if damaged else ""
+            raise RunFailedError(f"the index {self.file} cannot be used ({error}){advice}") from error
 
 
 def _images(folder: Path) -> Iterator[tuple[bytes, tuple[int, int]]]:

@@ -29,25 +29,12 @@ def write(model: PowerCLIP, tokenizer: Tokenizer, folder: Path) -> None:
     Raises:
         PowerclipError: open_clip has no such tower, or no pooling that gives the same.
     """
+    if reason := refusal(model, tokenizer):
+        raise PowerclipError(f"{reason}; use --to onnx or hub-folder")
     config = copy.deepcopy(model.config["model"])
-    name = config["vision_cfg"].get("timm_model_name")
-    if name is not None and not model_entrypoint(name).__module__.startswith("timm."):
-        raise PowerclipError(
-            f"the image tower {name} is not one of timm's, as open_clip needs; use --to onnx or hub-folder"
-        )
     if model.image_pool == "avg":
-        if isinstance(model.backbone.visual, TimmModel):
-            raise PowerclipError(
-                "open_clip has no average of a timm tower's normalised patches (image_pool avg); "
-                "use --to onnx or hub-folder"
-            )
         config["vision_cfg"] |= {"pool_type": "avg", "final_ln_after_pool": False}
     if model.text_pool == "avg":
-        if not isinstance(tokenizer, open_clip.SimpleTokenizer):
-            raise PowerclipError(
-                "open_clip has no average of tokens, and the file that adds it knows CLIP's tokenizer only; "
-                "use --to onnx or hub-folder"
-            )
         config["text_cfg"]["pool_type"] = "none"
         shutil.copy(open_clip_average.__file__, folder)
     if hasattr(tokenizer, "save_pretrained"):
@@ -57,6 +44,18 @@ def write(model: PowerCLIP, tokenizer: Tokenizer, folder: Path) -> None:
     write_json(folder / OPEN_CLIP_CONFIG, {"model_cfg": config, "preprocess_cfg": preprocess, KEPT: kept})
     state = {name: value.contiguous() for name, value in model.backbone.state_dict().items()}
     save_file(state, folder / HF_SAFE_WEIGHTS_NAME)
+
+
+def refusal(model: PowerCLIP, tokenizer: Tokenizer) -> str:
+    """Why open_clip cannot express a model; empty if it can."""
+    name = model.config["model"]["vision_cfg"].get("timm_model_name")
+    if name is not None and not model_entrypoint(name).__module__.startswith("timm."):
+        return f"the image tower {name} is not one of timm's, as open_clip needs"
+    if model.image_pool == "avg" and isinstance(model.backbone.visual, TimmModel):
+        return "open_clip has no average of a timm tower's normalised patches (image_pool avg)"
+    if model.text_pool == "avg" and not isinstance(tokenizer, open_clip.SimpleTokenizer):
+        return "open_clip has no average of tokens, and the file that adds it knows CLIP's tokenizer only"
+    return ""
 
 
 def read(folder: Path) -> Exported:

@@ -14,6 +14,7 @@ from open_clip.timm_model import TimmModel
 from torch import Tensor, nn
 
 from powerclip.errors import PowerclipError, needs_extra
+from powerclip.export import open_clip_folder
 from powerclip.export.parity import Exported
 from powerclip.export.tokenizer_files import write_tokenizer
 from powerclip.files import read_json, write_json
@@ -55,6 +56,18 @@ def write(model: PowerCLIP, tokenizer: Tokenizer, folder: Path) -> None:
     Raises:
         PowerclipError: transformers is not installed, or has no class that computes the same.
     """
+    try:
+        _write(model, tokenizer, folder)
+    except _RefusedError as reason:
+        others = "onnx or hub-folder" if open_clip_folder.refusal(model, tokenizer) else "onnx, open_clip or hub-folder"
+        raise PowerclipError(f"transformers cannot express this model: {reason}; use --to {others}") from None
+
+
+class _RefusedError(Exception):
+    """What the library's models lack."""
+
+
+def _write(model: PowerCLIP, tokenizer: Tokenizer, folder: Path) -> None:
     transformers = _library()
     siglip = isinstance(model.backbone.visual, TimmModel)
     averages = [tower for tower, pool in (("image", model.image_pool), ("text", model.text_pool)) if pool == "avg"]
@@ -75,7 +88,7 @@ def write(model: PowerCLIP, tokenizer: Tokenizer, folder: Path) -> None:
     elif "logit_bias" not in state:
         state["logit_bias"] = torch.zeros(1)
     if different := sorted(state.keys() ^ expected.keys()):
-        raise _refused(f"its towers and {kind.__name__}'s differ in {', '.join(different[:3])}")
+        raise _RefusedError(f"its towers and {kind.__name__}'s differ in {', '.join(different[:3])}")
     theirs.load_state_dict({name: value.reshape(expected[name].shape) for name, value in state.items()})
     theirs.save_pretrained(folder)
     write_tokenizer(tokenizer, folder)
@@ -154,13 +167,13 @@ def _clip_config(model: PowerCLIP, tokenizer: Tokenizer, averages: Sequence[str]
     vision, text = CLIPVisionCfg(**config["vision_cfg"]), CLIPTextCfg(**config["text_cfg"])
     _check(model)
     if "image" not in averages and vision.pool_type != "tok":
-        raise _refused(f"its image tower pools by {vision.pool_type}")
+        raise _RefusedError(f"its image tower pools by {vision.pool_type}")
     if "text" not in averages and text.pool_type not in ("argmax", "eos"):
-        raise _refused(f"its text tower pools by {text.pool_type}")
+        raise _RefusedError(f"its text tower pools by {text.pool_type}")
     if text.no_causal_mask:
-        raise _refused("its text tower attends in both directions")
+        raise _RefusedError("its text tower attends in both directions")
     if not isinstance(tokenizer, open_clip.SimpleTokenizer):
-        raise _refused("its tokenizer is not CLIP's")
+        raise _RefusedError("its tokenizer is not CLIP's")
     quick, visual = config.get("quick_gelu", False), model.backbone.visual
     names = {"hidden_act": "quick_gelu", "projection_dim": config["embed_dim"]}
     text_tower = getattr(model.backbone, "text", model.backbone)
@@ -193,16 +206,16 @@ def _siglip_config(model: PowerCLIP, tokenizer: Tokenizer, averages: Sequence[st
     text = CLIPTextCfg(**model.config["model"]["text_cfg"])
     _check(model)
     if averages:
-        raise _refused(f"of a timm tower's model, its {' and '.join(averages)} embeddings are averages")
+        raise _RefusedError(f"of a timm tower's model, its {' and '.join(averages)} embeddings are averages")
     if (
         tower is None
         or getattr(trunk, "attn_pool", None) is None
         or text.pool_type != "last"
         or not text.no_causal_mask
     ):
-        raise _refused("its image tower is of timm, and it is not a SigLIP model")
+        raise _RefusedError("its image tower is of timm, and it is not a SigLIP model")
     if not hasattr(tokenizer, "tokenizer"):
-        raise _refused("it is a SigLIP model with CLIP's tokenizer")
+        raise _RefusedError("it is a SigLIP model with CLIP's tokenizer")
     block = trunk.blocks[0]
     return {
         "vision_config": {
@@ -243,9 +256,11 @@ def _gelu(options: Mapping[str, Any] | None) -> str:
 
 def _check(model: PowerCLIP) -> None:
     if model.image_size[0] != model.image_size[1]:
-        raise _refused(f"its images are {model.image_size[0]} x {model.image_size[1]} pixels, which are not square")
+        raise _RefusedError(
+            f"its images are {model.image_size[0]} x {model.image_size[1]} pixels, which are not square"
+        )
     if (mode := model.backbone.visual.preprocess_cfg["resize_mode"]) == "longest":
-        raise _refused(f"its images are resized by resize_mode {mode}")
+        raise _RefusedError(f"its images are resized by resize_mode {mode}")
 
 
 def _renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -272,7 +287,3 @@ def _library() -> Any:
         import transformers
     transformers.utils.logging.disable_progress_bar()
     return transformers
-
-
-def _refused(reason: str) -> PowerclipError:
-    return PowerclipError(f"transformers cannot express this model: {reason}; use --to onnx, open_clip or hub-folder")

@@ -13,6 +13,7 @@ from torchvision.transforms.functional import to_pil_image
 from torchvision.tv_tensors import Mask
 
 from powerclip.alignment import grounding
+from powerclip.evaluate.powerset_score import grid_regions
 from powerclip.model import PowerCLIP, make_tokenizer, make_transforms
 from powerclip.phrases import encode_caption
 from powerclip.phrases.tree import PhraseTree
@@ -93,11 +94,12 @@ def ground(
     """Ground the phrases of a caption in an image; the tokens, for a model that was trained on tokens.
 
     The model must be in evaluation mode; an image of any size goes through its own transform. ``masks`` are (M, N) bool
-    regions on the patch grid, ``tiles`` of it by default.
+    regions on the patch grid; by default ``tiles`` of it, or every patch for a model trained on patches.
     """
     tokenizer: Any = make_tokenizer(model)
     encoded = encode_caption(caption, tree, tokenizer, context_length=model.context_length)
-    masks = tiles(model.grid_size) if masks is None else masks
+    if masks is None:
+        masks = grid_regions(model) if model.region_unit == "patch" else tiles(model.grid_size)
     inputs = (encoded.tokens, encoded.leaf_of_token, encoded.phrase_spans)
     device = model.logit_scale.device
     with torch.inference_mode():

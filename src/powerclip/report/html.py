@@ -4,7 +4,7 @@ import base64
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,10 @@ from powerclip.files import atomic_write
 from powerclip.model import PowerCLIP, load, make_tokenizer, make_transforms
 from powerclip.report.examples import POOL, Images, hard_negatives, retrieval
 from powerclip.report.grounding import Grounding, ground, regions_of, rows
-from powerclip.report.plots import INSTRUMENTS, PANELS, evaluation_panels, series
+from powerclip.report.plots import PANELS, Panel, evaluation_panels, instruments, series
 from powerclip.report.samples import own_pairs, scene_pairs, task_to_show
-from powerclip.report.summary import facts, headlines, read_settings, suite_tables, verdicts
-from powerclip.report.tables import TEMPLATES, Table, read_evaluations, results_table
+from powerclip.report.summary import facts, headlines, read_settings, suite_tables, verdicts, with_leads
+from powerclip.report.tables import TEMPLATES, Table, read_evaluations
 from powerclip.runs import RunFolder, read_metrics
 from powerclip.tasks import HardNegatives, Retrieval
 
@@ -63,13 +63,19 @@ def write_report(
 
     The write is atomic and creates the file's folder. The models run on a GPU if there is one; ``progress`` is called
     with each thing that takes time. A browser loads the page again every ``reload_s`` seconds, if given, as long as
-    nobody uses it. PowerclipError if a run's folder does not exist.
+    nobody uses it. PowerclipError if a run's folder does not exist or holds nothing of a run.
     """
     for name, run in runs.items():
         if not run.is_dir():
             raise PowerclipError(f"run {name}: there is no folder {run}; train it first, or check the path")
+        if not RunFolder(run).holds_something():
+            raise PowerclipError(
+                f"run {name}: {run} is no run: it holds no config.yaml, metrics.jsonl, evaluation.json or model; "
+                "name the folder of a run"
+            )
     found = read_evaluations({name: [run] for name, run in runs.items()})
     evaluations = {name: seeds for name, seeds in found.items() if seeds}
+    headline = headlines(evaluations)
     metrics = {name: lines for name, run in runs.items() if (lines := read_metrics(RunFolder(run).metrics_file))}
     say, images = progress or (lambda text: None), Images()
     with process_group() as device:
@@ -80,15 +86,16 @@ def write_report(
         content: dict[str, Any] = {
             "runs": list(runs),
             "facts": facts(runs, metrics, models),
-            "verdicts": verdicts(results_table(evaluations)),
-            "headlines": headlines(evaluations),
+            "verdicts": verdicts(headline),
+            "headlines": with_leads(headline),
             "suites": suite_tables(evaluations),
             "evaluated": list(evaluations),
             "measured": list(metrics),
             "loaded": list(models),
             "settings": _settings(runs),
         }
-        curves = _curves(metrics)
+        subsets = {name: read_settings(RunFolder(run).config_file).get(SUBSETS, "all") for name, run in runs.items()}
+        curves = _curves(metrics, subsets)
         grounding, masks = _grounding(runs, models, images, say)
         content |= {"curves": curves, "grounding": grounding, **_examples(runs, models, evaluations, images, say)}
     drawn = [group["panels"] for group in curves]
@@ -116,9 +123,10 @@ def _part(name: str) -> str:
     return Path(__file__).with_name(name).read_text(encoding="utf-8")
 
 
-def _curves(metrics: Mapping[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+def _curves(metrics: Mapping[str, list[dict[str, Any]]], subsets: Mapping[str, str]) -> list[dict[str, Any]]:
     """The groups of panels that a run has numbers for: a question, its panels' data, and how to read them."""
-    groups = {"": list(PANELS), "How good is it while it trains?": evaluation_panels(metrics), **INSTRUMENTS}
+    groups: dict[str, Sequence[Panel]] = {"": PANELS, "How good is it while it trains?": evaluation_panels(metrics)}
+    groups |= instruments(metrics, subsets)
     shown = {question: [panel for panel in group if panel.in_any(metrics)] for question, group in groups.items()}
     return [
         {"question": question, "panels": series(metrics, group), "readings": [p for p in group if p.reading]}
@@ -135,7 +143,12 @@ def _grounding(
     are_own = bool(pairs)
     if models and not are_own:
         pairs = scene_pairs(count=EXAMPLES, image_size=next(iter(models.values())).image_size[0])
-    stored = {name for name in models if read_settings(RunFolder(runs[name]).config_file).get(SOURCE) == "stored"}
+    patches = sorted(name for name, model in models.items() if model.region_unit == "patch")
+    stored = {
+        name
+        for name in models.keys() - set(patches)
+        if read_settings(RunFolder(runs[name]).config_file).get(SOURCE) == "stored"
+    }
     shown, masks = [], []
     for number, pair in enumerate(pairs):
         say(f"grounding, image {number + 1} of {len(pairs)}")
@@ -159,6 +172,7 @@ def _grounding(
         "are_own": are_own,
         "notes": notes,
         "stored": sorted(stored),
+        "patches": patches,
         "single": single,
         "subsets": sorted({model.scoring.subsets for model in models.values()}),
     }, masks
@@ -169,6 +183,9 @@ def scales(found: Mapping[str, Grounding]) -> dict[str, float]:
     one number for the runs whose scores are sums, one for the others."""
     return {name: max(one.best for one in found.values() if one.single == own.single) for name, own in found.items()}
 
+
+SUBSETS = "objective.subsets"
+"""The setting of a run that says whether sets of regions are scored."""
 
 SOURCE = "objective.region_source"
 """The setting of a run that says which regions it was trained on."""

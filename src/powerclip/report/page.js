@@ -50,7 +50,7 @@ function draw(panel, steps) {
     const band = [...path(points, 2), ...path(points, 3).reverse()];
     chart.append(svg("path", {class: `band run${run % 8}`, d: `M${band.join("L")}Z`}));
     const line = points.length > 1 ? path(points, 1) : [...path(points, 1), ...path(points, 1)];
-    chart.append(svg("path", {class: `line run${run % 8}${dashed ? " dashed" : ""}`, "stroke-linecap": "round", d: `M${line.join("L")}`}));
+    chart.append(svg("path", {class: `line run${run % 8}${dashed ? " dashed" : ""}${points.length > 1 ? "" : " dot"}`, "stroke-linecap": "round", d: `M${line.join("L")}`}));
   }
   chart.cursor = svg("line", {class: "at", y1: TOP, y2: HEIGHT - BOTTOM});
   chart.move = (step) => { for (const end of ["x1", "x2"]) chart.cursor.setAttribute(end, x(step)); };
@@ -105,15 +105,21 @@ for (const card of all("article.grounding")) {
       area: masks.map((mask) => mask.reduce((a, b) => a + b, 0)),
       covering: cells.map((_, n) => masks.reduce((count, mask) => count + mask[n], 0))};
   });
-  // Parts of a phrase's score in a run: [region, similarity, element].
+  // Of a phrase in a run, the parts of its score, [region, similarity, element], and the similarities of other regions.
+  const pairs = (text) => (text || "").split(" ").filter(Boolean).map((pair) => pair.split(":").map(Number));
   const parts = phrases.map((phrase) => views.map((_, run) =>
-    all(`[data-run="${run}"] i`, phrase).map((part) => [Number(part.dataset.region), Number(part.dataset.s), part])));
-  // Where the best region alone counts, a region is bright by how far its s is above the mean over the regions.
-  const zeros = parts.map((of_run) => of_run.map((found, run) =>
-    views[run].single && found.length ? found.reduce((sum, [, s]) => sum + s, 0) / found.length : 0));
-  const heat = parts.map((of_run, k) => of_run.map((found, run) => views[run].cells.map((_, n) =>
-    found.reduce((sum, [region, s]) => sum + Math.max(0, s - zeros[k][run]) * views[run].masks[region][n], 0) / (views[run].covering[n] || 1))));
-  const most = heat.map((of_run) => of_run.map((cells) => Math.max(1e-9, ...cells)));  // the zeros of runs differ
+    all(`[data-run="${run}"] i`, phrase).flatMap((part) => pairs(part.dataset.parts).map((pair) => [...pair, part]))));
+  const others = phrases.map((phrase) => views.map((_, run) => pairs(phrase.querySelector(`[data-run="${run}"]`)?.dataset.others)));
+  // A patch is bright by the mean s of its regions; where the best region alone counts, by the highest one above the mean.
+  const heat = parts.map((of_run, k) => of_run.map((found, run) => {
+    const {single, masks, cells, covering} = views[run], regions = [...found, ...others[k][run]], lit = cells.map(() => 0);
+    const zero = single ? regions.reduce((sum, [, s]) => sum + s, 0) / regions.length : 0;
+    for (const [region, s] of regions.filter(([, s]) => s > zero)) {
+      masks[region].forEach((one, n) => { if (one) lit[n] = single ? Math.max(lit[n], s - zero) : lit[n] + s / covering[n]; });
+    }
+    return lit;
+  }));
+  const most = heat.map((of_run) => of_run.map((cells) => Math.max(1e-9, ...cells)));
   let pinned = -1;
 
   function clear() {
@@ -133,7 +139,7 @@ for (const card of all("article.grounding")) {
     const counts = views.map((view, run) => {
       if (!phrases[k].querySelector(`[data-run="${run}"]`)) return `${names[run]} does not score this`;
       view.cells.forEach((cell, n) => { cell.style.fillOpacity = 0.8 * (1 - heat[k][run][n] / most[k][run]); });
-      const found = parts[k][run].filter(([, , part]) => !part.classList.contains("other"));
+      const found = parts[k][run];
       const sum = found.reduce((total, [, s]) => total + s, 0);
       if (view.single) return `${names[run]}: ${sum.toFixed(2)}, its best region`;
       return `${names[run]}: ${sum.toFixed(2)}, the sum of ${found.length} region${found.length === 1 ? "" : "s"}`;
@@ -158,7 +164,7 @@ for (const card of all("article.grounding")) {
     const grounded = [];
     parts.forEach((of_run, k) => {
       for (const [m, s, part] of of_run[run]) {
-        if (m !== region || (views[run].single && s <= zeros[k][run])) continue;
+        if (m !== region) continue;
         phrases[k].classList.add("lit");
         part.classList.add("lit");
         grounded.push(`${phrases[k].querySelector("button").lastChild.textContent.trim()} ${s.toFixed(2)}`);
@@ -195,9 +201,10 @@ for (const card of all("article.grounding")) {
     picture.addEventListener("pointerleave", (event) => { if (event.pointerType === "mouse") showPhrase(pinned); });
     slider.addEventListener("input", () => (Number(slider.value) ? showRegion(run, slider.value - 1) : showPhrase(pinned)));
   });
-  // At first, and on paper, the first innermost phrase that is grounded is shown: it most often names a thing.
-  const grounded = phrases.map((_, k) => k).filter((k) => parts[k].some((found) => found.length));
-  const first = grounded.find((k) => !phrases[k].nextElementSibling) ?? grounded[0] ?? 0;
+  // At first, and on paper, the first innermost phrase of those that most runs ground: it most often names a thing.
+  const runs = parts.map((of_run) => of_run.filter((found) => found.length).length), wide = Math.max(...runs);
+  const first = runs.findIndex((count, k) => count === wide && !phrases.some((inner, j) =>
+    j !== k && runs[j] === wide && phrases[k].parentElement.contains(inner)));
   if (phrases.length) phrases[first].querySelector("button").click();
 }
 // A page that is kept fresh loads itself again, once its reader has been idle for that long.

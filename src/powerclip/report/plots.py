@@ -4,7 +4,7 @@ import io
 import statistics
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from matplotlib import rc_context
@@ -45,15 +45,19 @@ PANELS = (
 
 SHARE = (-0.03, 1.03)
 
+SETS = (
+    "Sets of regions choose where the solid curve is high and the dashed one low; if both are near 1, the best set is "
+    "all regions, and if both are near 0, it is empty."
+)
+SINGLE = "Where the best region alone counts, only the order of similarities matters: both may be near 1."
+
 INSTRUMENTS = {
-    "Do subsets choose?": (
+    "Are pairs told apart?": (
         Panel(
             title="similarities above zero",
             names=("matched_above_zero_share", "unmatched_above_zero_share"),
             limits=SHARE,
-            reading="Share of region-phrase similarities above zero, of matched (solid) and unmatched pairs (dashed). "
-            "Subsets choose where the solid curve is high and the dashed one low; if both are near 1, "
-            "the best subset is all regions, and if both are near 0, it is empty.",
+            reading="Share of region-phrase similarities above zero, of matched (solid) and unmatched pairs (dashed).",
         ),
         Panel(
             title="zero",
@@ -63,10 +67,11 @@ INSTRUMENTS = {
         Panel(
             title="score gap",
             names=("score_gap",),
-            reading="Mean score of matched less that of unmatched pairs: it should rise, towards the margin and above.",
+            reading="Mean score of matched less that of unmatched pairs: it should rise; of a triplet loss towards the "
+            "margin and above.",
         ),
     ),
-    "What do the hinges see?": (
+    "How hard are the negatives?": (
         Panel(
             title="active hinges",
             names=("active_share_i2t", "active_share_t2i"),
@@ -80,7 +85,7 @@ INSTRUMENTS = {
             limits=SHARE,
             reading="Share of images (solid) and captions (dashed) whose hardest negative is one of the five "
             "commonest. By chance it is about 0.25 in batches of 64 and 0.08 in batches of 256; far above, "
-            "the loss trains against a few hubs.",
+            "a few hubs are near to all.",
         ),
     ),
     "How strong is the powerset loss?": (
@@ -96,6 +101,17 @@ INSTRUMENTS = {
     ),
 }
 """Panels by the question that they answer, of runs with the powerset loss."""
+
+
+def instruments(
+    metrics: Mapping[str, Sequence[Mapping[str, Any]]], subsets: Mapping[str, str]
+) -> dict[str, tuple[Panel, ...]]:
+    """``INSTRUMENTS`` with how to read them for the subsets ("all", "single") that the runs which log them score."""
+    (question, (above, *others)), *rest = INSTRUMENTS.items()
+    scored = {subsets.get(name, "all") for name, lines in metrics.items() if above.in_any({name: lines})}
+    advice = [text for name, text in (("all", SETS), ("single", SINGLE)) if name in scored]
+    return {question: (replace(above, reading=" ".join([above.reading, *advice])), *others), **dict(rest)}
+
 
 BINS = 120
 """Points of a curve on a page at most."""

@@ -39,7 +39,10 @@ class Pair(NamedTuple):
 
 
 def own_pairs(runs: Mapping[str, Path], *, count: int) -> tuple[list[Pair], list[str]]:
-    """Up to ``count`` pairs of the runs' data, an equal share of each source, and why others could not be used."""
+    """Up to ``count`` pairs of the runs' data, an equal share of each source, and why others could not be used.
+
+    No image of a source is shown that an earlier one has shown: the same data may have been prepared twice.
+    """
     sources, notes = own_sources(runs)
     found: list[list[Pair]] = []
     for source in sources:
@@ -50,7 +53,11 @@ def own_pairs(runs: Mapping[str, Path], *, count: int) -> tuple[list[Pair], list
         else:
             found.append(_pairs(samples[:: max(1, len(samples) // count)]))
     share = -(-count // max(1, len(found)))
-    return [pair for pairs in found for pair in pairs[:share]][:count], notes
+    shown: list[Pair] = []
+    for pairs in found:
+        seen = {pair.image.tobytes() for pair in shown}
+        shown += [pair for pair in pairs if pair.image.tobytes() not in seen][:share]
+    return shown[:count], notes
 
 
 def scene_pairs(*, count: int, image_size: int) -> list[Pair]:

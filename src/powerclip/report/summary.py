@@ -67,17 +67,19 @@ def with_leads(table: Table) -> Table:
 
 
 def headlines(results: Mapping[str, Sequence[Evaluation]]) -> Table:
-    """The averages, then the headline metrics that are in none, each with who is ahead."""
+    """The averages that all runs have over the same results, then the headline metrics that are in none of them."""
+    table = results_table(results)
+    shared = [row for row in table.rows if _is_average(row) and None not in row]
     averaged = {
         (one.label(task), metric)
         for seeds in results.values()
         for one in seeds
-        for average in one.averages.values()
+        for label, average in one.averages.items()
+        if any(row[0] == label for row in shared)
         for task, metric in average.over
     }
-    table = results_table(results)
-    rows = [row for row in table.rows if row[:2] not in averaged]
-    return with_leads(replace(table, rows=tuple(sorted(rows, key=lambda row: not _is_average(row)))))
+    others = [row for row in table.rows if not _is_average(row) and row[:2] not in averaged]
+    return replace(table, rows=(*shared, *others))
 
 
 def _is_average(row: Sequence[Cell]) -> bool:
@@ -85,16 +87,16 @@ def _is_average(row: Sequence[Cell]) -> bool:
 
 
 def verdicts(table: Table) -> list[str]:
-    """For each run of a table of headline metrics, in how many it is ahead of all others,
+    """For each run of a table of headline results, in how many it is ahead of all others,
     and beyond the sampling error."""
     runs = table.columns[2:]
-    compared = [row for row in table.rows if not _is_average(row) and sum(c is not None for c in row[2:]) > 1]
+    compared = [row for row in table.rows if sum(c is not None for c in row[2:]) > 1]
     if not compared:
         return []
     leads = [lead_of(dict(zip(runs, row[2:], strict=True))) for row in compared]
     ahead = {run: [lead for lead in leads if lead and lead.run == run] for run in runs}
     return [
-        f"{run} is ahead in {len(own)} of {len(compared)} headline metrics, "
+        f"{run} is ahead in {len(own)} of {len(compared)} headline results, "
         f"in {sum(lead.is_beyond for lead in own)} of them beyond the sampling error."
         for run, own in sorted(ahead.items(), key=lambda item: -len(item[1]))
     ]
