@@ -30,7 +30,8 @@ def main() -> int:
     study, console = STUDIES[arguments.study], Console()
     assert study.validation is not None
     tasks = study.validation()
-    for name in study.configs:
+    steps = study.configs["clip"].steps
+    for name in (name for name, config in study.configs.items() if config.steps == steps):
         place, run = (
             RESULTS / arguments.study / f"{name}-seed-0.json",
             arguments.output / arguments.study / f"{name}-seed-0",
