@@ -180,7 +180,7 @@ def world(tmp_path_factory):
     local_dir(here / "clip", theirs_of(SMALL), SMALL)
     siglip_folder(here / "siglip")
     data = here / "data" / "photos"
-    prepare(here / "photos", data, PrepareConfig())
+    prepare(here / "photos", data, PrepareConfig(regions="superpixels"))
     for name in ("heldout", "held-out", "mine", "scenes", "cc3m", "emoji-scenes/train-20000-of-240-seed-0"):
         shutil.copytree(data, here / "data" / name)
     train(tiny_run(here, steps=2), data=(str(data),), output=here / "runs" / "NAME", look=False)
