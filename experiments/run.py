@@ -1,6 +1,6 @@
 """Run the experiments: train and evaluate every config of a study with every seed, and keep each run's result.
 
-    python experiments/run.py scenes               # everything on generated scenes: 30 runs, five minutes each
+    python experiments/run.py scenes               # everything on generated scenes, for days; five minutes a run
     python experiments/run.py scenes --only clip selective --seeds 0 1
 
 A second call continues where the first stopped. Each finished run leaves a small JSON in

@@ -1,26 +1,17 @@
 """The studies: which configs are compared, on which data, with which seeds."""
 
-import io
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
-from PIL import Image
-
-from powerclip.config import EvaluateConfig, ModelConfig, ObjectiveConfig, TrainConfig, load_config
+from powerclip.config import EvaluateConfig, ModelConfig, ObjectiveConfig, PrepareConfig, TrainConfig, load_config
 from powerclip.config.values import Score
-from powerclip.data.sample import Sample
-from powerclip.data.shards import write_shards
 from powerclip.demo import training_scenes
-from powerclip.evaluate.run import LIGHT_SEED, evaluate_model
-from powerclip.files import atomic_folder
+from powerclip.evaluate.run import evaluate_model, light_suite
+from powerclip.prepare import prepare
 from powerclip.recipes import emoji_scenes, scenes_tiny
-from powerclip.regions import RegionAnnotation
-from powerclip.regions.superpixels import Superpixels
-from powerclip.scenes import evaluation_tasks as scenes_tasks
-from powerclip.scenes import generate
 from powerclip.tasks import Task
 
 sys.path.append(str(Path(__file__).parents[1] / "examples" / "emoji"))
@@ -28,7 +19,7 @@ sys.path.append(str(Path(__file__).parents[1] / "examples" / "emoji"))
 from emoji_packages import obtain
 from emoji_scene_tasks import evaluation_tasks as emoji_tasks
 from emoji_tasks import evaluate
-from emoji_world import STYLES, Drawings, read_drawings, training_samples, training_shards
+from emoji_world import STYLES, Drawings, read_drawings, training_shards
 
 OWN_SCORES: Mapping[str, Score] = {"powerclip": "powerset", "filip": "late"}
 """The score that a loss ranks by, by objective; the others rank by products of global embeddings."""
@@ -77,32 +68,25 @@ def _scenes(output: Path) -> Path:
 
 
 def _scenes_of_superpixels(output: Path) -> Path:
-    """The same scenes with segments of the image in place of the objects' gold masks."""
-    return _with_superpixels(generate("train", count=16384, seed=0), output / "train-superpixels")
+    return _with_superpixels(_scenes(output))
 
 
-def _with_superpixels(samples: Iterable[Sample], folder: Path) -> Path:
-    """Shards of the samples with segments of the image as regions, made only once."""
-    if not folder.is_dir():
-        proposer = Superpixels()
-        with atomic_folder(folder) as temporary:
-            write_shards((replace(sample, regions=_proposed(sample, proposer)) for sample in samples), temporary)
+def _with_superpixels(shards: Path) -> Path:
+    """The same samples with segments of the image in place of their regions."""
+    folder = shards.with_name(f"{shards.name}-superpixels")
+    prepare(shards, folder, PrepareConfig(parser="none", regions="superpixels", replace_regions=True))
     return folder
 
 
-def _proposed(scene: Sample, proposer: Superpixels) -> RegionAnnotation:
-    return proposer.propose([Image.open(io.BytesIO(scene.image)).convert("RGB")])[0]
-
-
 def _evaluate_scenes(run: Path) -> object:
-    return evaluate_model(str(run), EvaluateConfig(suite=("scenes",), size=1000, scores=("global", *_own_score(run))))
+    return evaluate_model(str(run), EvaluateConfig(suite=("scenes",), size=1000, scores=("global", *own_scores(run))))
 
 
 def _validation_scenes() -> Sequence[Task]:
-    return list(scenes_tasks(seed=LIGHT_SEED, size=500, image_size=48))
+    return light_suite("scenes", image_size=48, size=500)
 
 
-def _own_score(run: Path) -> tuple[Score, ...]:
+def own_scores(run: Path) -> tuple[Score, ...]:
     """The score that a run's loss ranks by, where it is not the product of global embeddings alone."""
     own = OWN_SCORES.get(load_config(run / "config.yaml").objective.name)
     return (own,) if own else ()
@@ -113,13 +97,12 @@ def _emoji_scenes(output: Path) -> Path:
 
 
 def _emoji_of_superpixels(output: Path) -> Path:
-    samples = training_samples(drawings_in(output.parent), count=20_000, seed=0)
-    return _with_superpixels(samples, output / "train-superpixels")
+    return _with_superpixels(_emoji_scenes(output))
 
 
 def _evaluate_emoji(run: Path) -> None:
     tasks = emoji_tasks(drawings_in(run.parents[1]))
-    evaluate(run, tasks, suite="emoji-scenes", scores=("global", *_own_score(run)))
+    evaluate(run, tasks, suite="emoji-scenes", scores=("global", *own_scores(run)))
 
 
 @cache
@@ -166,6 +149,7 @@ def _scenes_configs() -> dict[str, TrainConfig]:
     boxes = replace(patches, model=ModelConfig(name="tiny-local"))
     powerset = _objective(boxes, subsets="all", normalise_by_regions=True)
     triplet = _objective(boxes, form="triplet", centre_scores="full")
+    stored = _objective(boxes, region_source="stored")
     selective = replace(
         patches,
         model=ModelConfig(name="tiny-local", region_norm="image"),
@@ -177,24 +161,24 @@ def _scenes_configs() -> dict[str, TrainConfig]:
         "clip-tower": _tower_pooling(clip),
         "patches": patches,
         "boxes": boxes,
-        "gold": _objective(boxes, region_source="stored"),
-        "superpixels": _objective(boxes, region_source="stored"),
+        "gold": stored,
+        "superpixels": stored,
         "selective": selective,
         "filip": clip.with_objective("filip"),
         "sparc": clip.with_objective("sparc"),
         "siglip": clip.with_objective("siglip"),
         "superclip": clip.with_objective("superclip"),
         "patches-sparc": _objective(patches, global_loss="sparc"),
-        **_longer({"clip": clip, "patches": patches, "superpixels": _objective(boxes, region_source="stored")}),
+        **_longer({"clip": clip, "patches": patches, "superpixels": stored}),
         # What does it in "patches" and "boxes": one change each.
         "patches-all": _objective(patches, subsets="all", normalise_by_regions=True),
         "patches-4": _objective(patches, gradient_ratio=4.0),
         "patches-both": _both(patches),
-        "superpixels-both": _both(_objective(boxes, region_source="stored")),
+        "superpixels-both": _both(stored),
         "patches-tokens": replace(patches, model=replace(patches.model, phrase_unit="token")),
         "boxes-5": _objective(boxes, regions=5),
         "boxes-20": _objective(boxes, regions=20),
-        "superpixels-32": _objective(boxes, region_source="stored", regions=32),
+        "superpixels-32": _objective(stored, regions=32),
         "boxes-05": _objective(boxes, gradient_ratio=0.5),
         "boxes-2": _objective(boxes, gradient_ratio=2.0),
         "boxes-t2r": _objective(boxes, direction="t2r"),
@@ -385,6 +369,12 @@ EMOJI_LONG = (
     *("mean", "softmax", "softmax-1", "alone-unit-1", "alone-centred-0", "alone-midpoint", "alone-softmax"),
     *("alone-softmax-1", "gold-alone-softmax", "superclip", "siglip", "filip", "sparc"),
 )
+LONGER = Part(
+    name="longer",
+    configs=("clip", "clip-longer", "patches", "patches-longer", "superpixels", "superpixels-longer"),
+    against=("clip-longer",),
+    drawn=(),
+)
 
 STUDIES: dict[str, Study] = {
     "scenes": Study(
@@ -402,12 +392,7 @@ STUDIES: dict[str, Study] = {
                 against=("clip", "clip-tower"),
                 drawn=("clip", "patches", "superpixels"),
             ),
-            Part(
-                name="longer",
-                configs=("clip", "clip-longer", "patches", "patches-longer", "superpixels", "superpixels-longer"),
-                against=("clip-longer",),
-                drawn=(),
-            ),
+            LONGER,
             Part(
                 name="baselines",
                 configs=("clip", "siglip", "superclip", "sparc", "filip", "patches", "superpixels", "patches-sparc"),
@@ -468,12 +453,7 @@ STUDIES: dict[str, Study] = {
                 against=("clip", "clip-tower"),
                 drawn=("clip", "patches", "superpixels"),
             ),
-            Part(
-                name="longer",
-                configs=("clip", "clip-longer", "patches", "patches-longer", "superpixels", "superpixels-longer"),
-                against=("clip-longer",),
-                drawn=(),
-            ),
+            LONGER,
         ),
     ),
     "scenes-conv": Study(

@@ -73,7 +73,7 @@ SUMMARY_ROWS = {
         ("best box is the emoji's (chance 7)", "emoji-grounding", "region"),
     ),
 }
-"""Of the recipe's config, what README and the page show of a study: a label, and a metric."""
+"""What README and the page show of a study: a label, and a metric."""
 CHOSEN_BY = {
     "name of one symbol": ("scenes-object", "acc@1"),
     "image to text R@1, own score": (f"scenes-retrieval{OWN_SCORE}", "i2t_R@1"),
@@ -194,8 +194,8 @@ def summary(results: Results, metrics: Sequence[tuple[str, str, str]]) -> Table:
     configs = [config for config in SHOWN if results.get(config)]
     pairs = [pair for pair in DIFFERENCES if set(pair) <= set(configs)]
     rows: list[tuple[Cell, ...]] = []
-    for label, *task_and_name in metrics:
-        metric = (task_and_name[0], task_and_name[1])
+    for label, task, name in metrics:
+        metric = (task, name)
         spreads = (spread(results[config], metric) for config in configs)
         rows.append((label, *spreads, *(differences(results[one], results[other], metric) for one, other in pairs)))
     less = [f"{SHOWN[one]} less {SHOWN[other]}" for one, other in pairs]
@@ -210,9 +210,9 @@ def validation(results: Results) -> Table:
     found: dict[str, list[float]] = {}
     for name, seeds in results.items():
         if "validation" in seeds.get(0, {}):
-            values = [value(seeds[0], metric, of="validation") for metric in CHOSEN_BY.values()]
-            known = [v for v in values if v is not None]
-            assert len(known) == len(values), f"{name} lacks a metric of the validation scenes"
+            chosen_by = [value(seeds[0], metric, of="validation") for metric in CHOSEN_BY.values()]
+            known = [v for v in chosen_by if v is not None]
+            assert len(known) == len(chosen_by), f"{name} lacks a metric of the validation scenes"
             found[name] = [statistics.fmean(known), *known]
     ranked = sorted(found, key=lambda name: found[name], reverse=True)
     rows = tuple((name, *(f"{100 * v:.1f}" for v in found[name])) for name in ranked)

@@ -7,15 +7,14 @@ The result of each run in ``experiments/results/STUDY`` gets a part "validation"
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
 from run import RESULTS
-from studies import OWN_SCORES, STUDIES
+from studies import STUDIES, Study, own_scores
 
 import powerclip
-from powerclip.config import load_config
 from powerclip.evaluate import evaluate_tasks
 from powerclip.files import read_json, write_json
 from powerclip.tasks import Task
@@ -27,31 +26,35 @@ def main() -> int:
     parser.add_argument("study", choices=[name for name, study in STUDIES.items() if study.validation])
     parser.add_argument("--output", type=Path, default=Path("runs/experiments"), help="as given to run.py")
     arguments = parser.parse_args()
-    study, console = STUDIES[arguments.study], Console()
+    study, results = STUDIES[arguments.study], RESULTS / arguments.study
+    for line in validate(study, output=arguments.output / arguments.study, results=results):
+        Console().print(line)
+    return 0
+
+
+def validate(study: Study, *, output: Path, results: Path) -> Iterator[str]:
+    """Add what is missing, of the configs with the study's usual number of steps; yields a line for each."""
     assert study.validation is not None
     tasks = study.validation()
     steps = study.configs["clip"].steps
     for name in (name for name, config in study.configs.items() if config.steps == steps):
-        place, run = (
-            RESULTS / arguments.study / f"{name}-seed-0.json",
-            arguments.output / arguments.study / f"{name}-seed-0",
-        )
+        place, run = results / f"{name}-seed-0.json", output / f"{name}-seed-0"
         if not place.exists() or "validation" in (result := read_json(place)):
             continue
-        if not (run / "model").is_dir():
-            console.print(f"{name}: no run in {run}, so it is not in the table")
-            continue
-        write_json(place, {**result, "validation": validated(run, tasks)})
-        console.print(f"{name}: done")
-    return 0
+        if (run / "model").is_dir():
+            write_json(place, {**result, "validation": validated(run, tasks)})
+            yield f"{name}: done"
+        else:
+            yield f"{name}: no run in {run}, so it is not in the table"
 
 
 def validated(run: Path, tasks: Sequence[Task]) -> dict[str, dict[str, float]]:
     """Results by global embeddings and, where the run's loss ranks by another score, by that."""
     model, preprocess, tokenizer = powerclip.load(run)
-    own = OWN_SCORES.get(load_config(run / "config.yaml").objective.name)
-    found = evaluate_tasks(model, preprocess, tokenizer, tasks)
-    return found if own is None else {**found, **evaluate_tasks(model, preprocess, tokenizer, tasks, score=own)}
+    found: dict[str, dict[str, float]] = {}
+    for score in ("global", *own_scores(run)):
+        found |= evaluate_tasks(model, preprocess, tokenizer, tasks, score=score)
+    return found
 
 
 if __name__ == "__main__":

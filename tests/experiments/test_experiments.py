@@ -11,7 +11,7 @@ from scipy.stats import ttest_1samp
 
 from powerclip.config import EvaluateConfig
 from powerclip.demo import training_scenes
-from powerclip.evaluate import evaluate_model
+from powerclip.evaluate import evaluate_model, light_suite
 from powerclip.files import read_json
 from powerclip.recipes import scenes_superpixels, scenes_tiny
 
@@ -21,6 +21,7 @@ sys.path.insert(0, str(ROOT / "experiments"))
 import run as driver  # noqa: E402 (found by the line above)
 import studies  # noqa: E402
 import tables  # noqa: E402
+import validate  # noqa: E402
 
 
 def tiny_study():
@@ -30,6 +31,7 @@ def tiny_study():
         seeds=(0, 1),
         make_data=lambda output: training_scenes(output / "train", count=12),
         evaluate=lambda run: evaluate_model(str(run), EvaluateConfig(suite=("scenes",), size=3)),
+        validation=lambda: light_suite("scenes", image_size=48, size=3),
         metrics=(("scenes-object", "acc@1"),),
         parts=(studies.Part(name="main", configs=("clip", "powerclip"), against=("clip",), drawn=("powerclip",)),),
     )
@@ -53,6 +55,23 @@ def test_a_run_leaves_its_result_once_and_refuses_another_setting(tmp_path, caps
     assert [len(of_name) for of_name in read.values()] == [1, 1]
     table = tables.means(read, study.metrics)
     assert table.rows[0][2].mean == read_json(results / "clip-seed-1.json")["tasks"]["scenes-object"]["acc@1"]
+
+
+def test_a_run_is_validated_once_by_its_own_score_on_other_scenes(tmp_path):
+    study, results, runs = tiny_study(), tmp_path / "results", tmp_path / "runs"
+    for name in study.configs:
+        assert driver.run(study, name, seed=0, output=runs, results=results)
+    shutil.rmtree(runs / "clip-seed-0")
+    said = list(validate.validate(study, output=runs, results=results))
+    assert [line.split(":")[0] for line in said] == ["clip", "powerclip"]
+    assert said[1] == "powerclip: done"
+    assert list(validate.validate(study, output=runs, results=results)) == said[:1]
+    kept = read_json(results / "powerclip-seed-0.json")
+    own = f"scenes-retrieval{studies.OWN_SCORE}", "i2t_R@1"
+    expected = kept["validation"]["scenes-retrieval-powerset"]["i2t_R@1"]
+    assert tables.value(kept, own, of="validation") == expected
+    ((name, _, _, found, *_),) = tables.validation(tables.read(study, results)).rows
+    assert (name, found) == ("powerclip", f"{100 * expected:.1f}")
 
 
 def test_a_setting_that_did_not_exist_is_no_difference():
@@ -106,6 +125,10 @@ def test_the_recipes_are_what_was_measured():
         measured = studies.STUDIES[study].configs
         assert measured["patches"] == scenes_tiny()
         assert replace(measured["superpixels"], recipe="scenes_superpixels") == scenes_superpixels()
+
+
+def test_the_rows_of_the_readme_are_rows_of_the_page():
+    assert {row[0] for rows in tables.SUMMARY_ROWS.values() for row in rows} >= tables.IN_README
 
 
 def test_the_pages_are_what_the_results_say(tmp_path):
