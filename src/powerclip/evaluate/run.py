@@ -68,12 +68,7 @@ def evaluate_model(
         loaded, preprocess, tokenizer = load_any(model, config.pretrained)
         size = (loaded if isinstance(loaded, PowerCLIP) else loaded.visual).image_size  # open_clip's may be a number
         height = size if isinstance(size, int) else size[0]
-        tasks, absent = _read(names, config.data, pairs, size=config.size, image_size=height)
-        if not tasks:
-            raise _none_of(names, config.data)
-        tasks = _named(tasks, config)
-        if config.regions == "stored":
-            _check_regions(tasks)
+        tasks, absent = _asked_for(names, config, pairs, image_size=height)
         absent |= skipped(loaded, [task for task, _ in tasks])
         jobs = jobs_of([task for task, _ in tasks if task.name not in absent], config.scores, config.regions)
         origin_of_task = {id(task): origin for task, origin in tasks}
@@ -112,6 +107,19 @@ def evaluate_model(
                 )
             raise
         return replace(evaluation.only(list(asked)), absent=absent)
+
+
+def _asked_for(
+    names: Sequence[str], config: EvaluateConfig, pairs: Sequence[str], *, image_size: int
+) -> tuple[list[tuple[Task, Origin]], dict[str, str]]:
+    """``_read``, with the names of the results; PowerclipError if there are no data, or no regions as asked for."""
+    tasks, absent = _read(names, config.data, pairs, size=config.size, image_size=image_size)
+    if not tasks:
+        raise _none_of(names, config.data)
+    tasks = _named(tasks, config)
+    if config.regions == "stored":
+        _check_regions(tasks)
+    return tasks, absent
 
 
 def _check_regions(tasks: Sequence[tuple[Task, Origin]]) -> None:
