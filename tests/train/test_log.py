@@ -1,5 +1,6 @@
 import dataclasses
 import sys
+import time
 from contextlib import closing
 
 import pytest
@@ -47,6 +48,7 @@ def test_tensorboard_has_every_step_of_a_resumed_run(tmp_path):
         for step in steps:
             log.write({"step": step, "loss": float(step)})
         log.close()
+        time.sleep(1.01)  # TensorBoard reads files by name, and a name holds whole seconds, then a count without zeros
     board = EventAccumulator(str(tmp_path / "tensorboard"))
     board.Reload()
     assert [event.step for event in board.Scalars("loss")] == [1, 2, 3, 4, 5]
