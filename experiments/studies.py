@@ -105,10 +105,24 @@ def _evaluate_emoji(run: Path) -> None:
     evaluate(run, tasks, suite="emoji-scenes", scores=("global", *own_scores(run)))
 
 
+def _coloured_emoji(output: Path) -> Path:
+    drawings = drawings_in(output.parent, coloured=True)
+    return training_shards(drawings, output / "train", count=20_000, coloured=True)
+
+
+def _coloured_emoji_of_superpixels(output: Path) -> Path:
+    return _with_superpixels(_coloured_emoji(output))
+
+
+def _evaluate_coloured_emoji(run: Path) -> None:
+    tasks = emoji_tasks(drawings_in(run.parents[1], coloured=True), coloured=True)
+    evaluate(run, tasks, suite="coloured-emoji-scenes", scores=("global", *own_scores(run)))
+
+
 @cache
-def drawings_in(output: Path) -> Drawings:
+def drawings_in(output: Path, *, coloured: bool = False) -> Drawings:
     """The drawings of ``examples/emoji``; their packages are kept below a folder."""
-    return read_drawings(obtain(output / "packages", given=None, styles=STYLES))
+    return read_drawings(obtain(output / "packages", given=None, styles=STYLES), coloured=coloured)
 
 
 EMOJI_CONV = (
@@ -352,6 +366,34 @@ EMOJI_OWN = tuple(
     for suffix in ("", "-new-style", "-unseen")
     if (task, suffix) != ("object", "-unseen")
 )
+COLOURED_METRICS = (
+    *((f"coloured-{task}", metric) for task, metric in EMOJI_METRICS),
+    *(
+        (f"coloured-emoji-{task}{suffix}", metric)
+        for task, metric in (
+            ("colour-object", "acc@1"),
+            ("hard-negatives", "swap_att"),
+            ("hard-negatives", "replace_rel"),
+        )
+        for suffix in ("", "-new-style", "-unseen")
+        if (task, suffix) != ("colour-object", "-unseen")
+    ),
+)
+COLOURED_OWN = tuple(
+    (f"coloured-emoji-{task}{suffix}{OWN_SCORE}", metric)
+    for task, metric in (
+        ("object", "acc@1"),
+        ("colour-object", "acc@1"),
+        ("retrieval", "i2t_R@1"),
+        ("retrieval", "t2i_R@1"),
+        ("hard-negatives", "macro"),
+        ("hard-negatives", "swap_att"),
+        ("hard-negatives", "replace_rel"),
+        ("hard-negatives", "swap_obj"),
+    )
+    for suffix in ("", "-new-style", "-unseen")
+    if (task.endswith("object"), suffix) != (True, "-unseen")
+)
 ABLATION = (
     *("midpoint", "midpoint-10", "midpoint-3-gold", "midpoint-3-superpixels", "midpoint-3-single"),
     *("midpoint-3-tokens", "midpoint-3-t2r", "midpoint-3-r2t", "midpoint-3-at-once", "midpoint-3-tower"),
@@ -454,6 +496,25 @@ STUDIES: dict[str, Study] = {
                 drawn=("clip", "patches", "superpixels"),
             ),
             LONGER,
+        ),
+    ),
+    "emoji-coloured": Study(
+        configs={
+            name: _scenes_configs()[name]
+            for name in ("clip", "clip-tower", "patches", "boxes", "superpixels", "filip", "sparc")
+        },
+        seeds=(0, 1, 2, 3, 4),
+        make_data=_coloured_emoji,
+        other_data=dict.fromkeys(SEGMENTS, _coloured_emoji_of_superpixels),
+        evaluate=_evaluate_coloured_emoji,
+        metrics=COLOURED_METRICS + COLOURED_OWN,
+        parts=(
+            Part(
+                name="main",
+                configs=("clip", "clip-tower", "patches", "boxes", "superpixels", "filip", "sparc"),
+                against=("clip", "clip-tower"),
+                drawn=("clip", "patches", "superpixels"),
+            ),
         ),
     ),
     "scenes-conv": Study(

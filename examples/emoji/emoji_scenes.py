@@ -36,6 +36,8 @@ class Options:
     """Size of the vocabulary."""
     seed: int = 0
     """Decides the training scenes."""
+    coloured: bool = False
+    """Print each drawing in one of eight colours; captions name it half the time."""
     packages: Path | None = None
     """Folder with the npm packages, as tarballs or unpacked; by default npm downloads them."""
     evaluate: tuple[Path, ...] = ()
@@ -46,15 +48,16 @@ def main(options: Options) -> int:
     """Make the shards that are not there yet, then evaluate."""
     console = Console()
     packages = obtain(options.output / "packages", given=options.packages, styles=STYLES)
-    drawings = read_drawings(packages, names=options.names)
-    folder = options.output / f"train-{options.count}-of-{options.names}-seed-{options.seed}"
-    training_shards(drawings, folder, count=options.count, seed=options.seed)
+    drawings = read_drawings(packages, names=options.names, coloured=options.coloured)
+    kind = "coloured-" if options.coloured else ""
+    folder = options.output / f"train-{options.count}-{kind}of-{options.names}-seed-{options.seed}"
+    training_shards(drawings, folder, count=options.count, seed=options.seed, coloured=options.coloured)
     console.print(f"{options.count} training scenes of {options.names} names: {folder}", soft_wrap=True)
     if options.evaluate:
-        tasks = evaluation_tasks(drawings)
+        tasks = evaluation_tasks(drawings, coloured=options.coloured)
         results = {run.name: options.output / "evaluation" / run.name for run in options.evaluate}
         for run, output in zip(options.evaluate, results.values(), strict=True):
-            evaluate(run, tasks, suite="emoji-scenes", output=output)
+            evaluate(run, tasks, suite=f"{kind}emoji-scenes", output=output)
         console.print(results_table(read_evaluations({name: [path] for name, path in results.items()})).rich())
     return 0
 

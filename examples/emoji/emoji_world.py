@@ -2,6 +2,8 @@
 
 Two drawing styles are for training; the third is seen in evaluation only. Training shows every name with a tenth of the
 other names, always the same ones; all other pairs are combinations that only the evaluation shows.
+
+In the coloured scenes each drawing is printed in one of eight colours, and captions name the colour half the time.
 """
 
 from __future__ import annotations
@@ -18,15 +20,16 @@ import numpy as np
 from emoji_names import LINKS
 from emoji_packages import Emoji, image_path, read_emoji
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from powerclip.data.sample import Sample
 from powerclip.data.shards import tars_in, write_shards
 from powerclip.errors import PowerclipError
 from powerclip.files import read_json, write_json
 from powerclip.regions import RegionAnnotation
-from powerclip.scenes.captions import FORMS, clause, write
-from powerclip.scenes.world import Mention, Statement, pick, relation_of
+from powerclip.scenes.captions import FORMS, NAMED, clause, write
+from powerclip.scenes.render import RGB
+from powerclip.scenes.world import COLOURS, Mention, Statement, pick, relation_of
 
 TRAIN_STYLES = ("google", "emojione")
 NEW_STYLE = "twitter"
@@ -38,6 +41,9 @@ CATEGORIES = ("Animals & Nature", "Food & Drink", "Activities", "Travel & Places
 
 NAMES = 240
 """Size of the vocabulary, unless another is asked for."""
+
+COLOUR_WORDS = frozenset((*COLOURS, "white", "brown"))
+"""Names with one of these words are left out of the coloured scenes."""
 
 REACH = 0.05
 """Names are put on a circle; training shows a name with those not further away than this share of the circle."""
@@ -66,6 +72,8 @@ class Thing:
     """Pixels from the image's corner."""
     drawing: Image.Image
     """RGBA, in its final size."""
+    colour: str | None = None
+    """What it is printed in; None for the colours it was drawn with."""
 
     @property
     def x(self) -> float:
@@ -83,15 +91,19 @@ class Thing:
         return self.left, self.top, self.left + self.drawing.width, self.top + self.drawing.height
 
 
-def read_drawings(packages: Mapping[str, Path], *, names: int = NAMES) -> dict[str, dict[str, Image.Image]]:
+def read_drawings(
+    packages: Mapping[str, Path], *, names: int = NAMES, coloured: bool = False
+) -> dict[str, dict[str, Image.Image]]:
     """The drawings of ``names`` emoji by style and name, the same names in the same order for every style.
 
-    A name is an article and one or two words ("a red apple") in one of ``CATEGORIES``. The order is arbitrary but
-    fixed, and so is which names are left out. PowerclipError if the packages have fewer.
+    A name is an article and one or two words ("a red apple") in one of ``CATEGORIES``, for ``coloured`` scenes without
+    ``COLOUR_WORDS``. The order is arbitrary but fixed, and so is which names are left out. PowerclipError if the
+    packages have fewer.
     """
     found: dict[str, Emoji] = {}
+    unwanted = COLOUR_WORDS if coloured else frozenset[str]()
     for emoji in read_emoji(dict(packages)):
-        if emoji.category in CATEGORIES and not emoji.tones and _is_plain(emoji.base):
+        if emoji.category in CATEGORIES and not emoji.tones and _is_plain(emoji.base, without=unwanted):
             found.setdefault(emoji.base, emoji)
     if len(found) < names:
         raise PowerclipError(f"the packages have {len(found)} emoji with plain names, fewer than {names}")
@@ -102,12 +114,12 @@ def read_drawings(packages: Mapping[str, Path], *, names: int = NAMES) -> dict[s
     }
 
 
-def _is_plain(name: str) -> bool:
+def _is_plain(name: str, *, without: frozenset[str]) -> bool:
     article, *words = name.split()
     return (
         len(words) in (1, 2)
         and article == ("an" if words[0][0] in "aeiou" else "a")  # as the captions' grammar writes it
-        and not LINKS & set(words)
+        and not (LINKS | without) & set(words)
         and all(word.isalpha() and word.islower() for word in words)
     )
 
@@ -133,27 +145,52 @@ def generator(seed: int, stream: int, index: int = 0) -> np.random.Generator:
     return np.random.default_rng((seed, stream, index))
 
 
+def two_colours(random: np.random.Generator) -> tuple[str, str]:
+    """Two different colours."""
+    first, second = random.permutation(len(COLOURS))[:2]
+    return COLOURS[first], COLOURS[second]
+
+
+def printed(drawing: Image.Image, colour: str) -> Image.Image:
+    """An RGBA drawing in shades of one colour; which pixels it covers stays as it is."""
+    alpha = drawing.getchannel("A")
+    grey = ImageOps.autocontrast(drawing.convert("L"), mask=alpha.point(lambda value: 255 * (value > 127)))
+    middle = RGB[colour]
+    dark, light = ([round(value + 0.35 * (end - value)) for value in middle] for end in (0, 255))
+    shades = ImageOps.colorize(grey, black=tuple(dark), mid=middle, white=tuple(light))
+    shades.putalpha(alpha)
+    return shades
+
+
 def place(
-    drawings: Drawings, names: Sequence[str], styles: Sequence[str], random: np.random.Generator, *, image_size: int
+    drawings: Drawings,
+    names: Sequence[str],
+    styles: Sequence[str],
+    random: np.random.Generator,
+    *,
+    image_size: int,
+    colours: Sequence[str | None] = (None, None),
 ) -> tuple[Thing, ...]:
     """Drawings of the names, each in one of the styles, that do not overlap; two are in a clear relation."""
     chosen = []
-    for name in names:
+    for name, colour in zip(names, colours, strict=False):
         style, side = pick(random, tuple(styles)), random.uniform(*SIDES) * image_size
         drawing = drawings[style][name]
         scale = side / max(drawing.size)
         size = tuple(max(4, round(scale * length)) for length in drawing.size)
-        chosen.append((name, style, drawing.resize(size, Image.Resampling.LANCZOS)))
+        drawing = drawing.resize(size, Image.Resampling.LANCZOS)
+        chosen.append((name, style, printed(drawing, colour) if colour else drawing, colour))
     while True:
         things = tuple(
             Thing(
                 name=name,
                 style=style,
                 drawing=drawing,
+                colour=colour,
                 left=int(random.integers(image_size - drawing.width + 1)),
                 top=int(random.integers(image_size - drawing.height + 1)),
             )
-            for name, style, drawing in chosen
+            for name, style, drawing, colour in chosen
         )
         if len(things) == 1 or (_apart(*things) and relation_of(*things)):
             return things
@@ -187,28 +224,41 @@ def masks(things: Sequence[Thing], *, image_size: int) -> NDArray[np.bool_]:
     return full
 
 
-def statement_of(things: tuple[Thing, ...]) -> Statement:
-    """What is true of two things, said of the first."""
-    first, second = (mention(thing.name) for thing in things)
+def statement_of(things: tuple[Thing, ...], *, colours: Sequence[bool] = (False, False)) -> Statement:
+    """What is true of two things, said of the first; ``colours`` says whose colour is named."""
+    first, second = (
+        mention(thing.name, thing.colour if named else None) for thing, named in zip(things, colours, strict=True)
+    )
     return Statement(subject=first, relation=relation_of(*things), object=second)
 
 
-def mention(name: str) -> Mention:
-    """A name, in the captions' grammar, which writes the article itself."""
-    return Mention(shape=name.partition(" ")[2])
+def colours_named(random: np.random.Generator) -> tuple[bool, ...]:
+    """Whose colour a caption of two things names: each half the time, as in the generated scenes."""
+    return tuple((random.random(2) < NAMED[0]).tolist())
 
 
-def sample(drawings: Drawings, pair: Pair, index: int, *, seed: int, image_size: int = 64) -> Sample:
+def mention(name: str, colour: str | None = None) -> Mention:
+    """A name and colour, in the captions' grammar, which writes the article itself."""
+    return Mention(shape=name.partition(" ")[2], colour=colour)
+
+
+def sample(
+    drawings: Drawings, pair: Pair, index: int, *, seed: int, image_size: int = 64, coloured: bool = False
+) -> Sample:
     """One training sample: image, caption, gold phrases and masks and, as metadata, names, styles, boxes, statement."""
     random = generator(seed, 0, index)
     names = pair if random.random() < 0.5 else pair[::-1]
-    things = place(drawings, names, TRAIN_STYLES, random, image_size=image_size)
+    colours = two_colours(random) if coloured else (None, None)
+    things = place(drawings, names, TRAIN_STYLES, random, image_size=image_size, colours=colours)
     image = io.BytesIO()
     render(things, random, image_size=image_size).save(image, "PNG", compress_level=1)
-    said = statement_of(things)
+    said = statement_of(things, colours=colours_named(random) if coloured else (False, False))
     tree = clause(said, random, pick(random, FORMS))
     caption, phrases = write(tree, sentence=tree.label == "S" and random.random() < 0.5)
-    objects = [{"name": thing.name, "style": thing.style, "box": thing.box} for thing in things]
+    objects = [
+        {"name": thing.name, "style": thing.style, "box": thing.box} | ({"colour": thing.colour} if coloured else {})
+        for thing in things
+    ]
     statement = {"subject": things[0].name, "relation": said.relation, "object": things[1].name}
     gold = masks(things, image_size=image_size)
     return Sample(
@@ -223,17 +273,20 @@ def sample(drawings: Drawings, pair: Pair, index: int, *, seed: int, image_size:
 
 
 def training_samples(
-    drawings: Drawings, *, count: int, seed: int, image_size: int = 64, start: int = 0
+    drawings: Drawings, *, count: int, seed: int, image_size: int = 64, start: int = 0, coloured: bool = False
 ) -> Iterator[Sample]:
     """Training samples ``start`` to ``count`` of a seed; the seen pairs take turns, in a new order each time."""
     shown = pairs(list(drawings[TRAIN_STYLES[0]]), seen=True)
     for turn in range(start // len(shown), -(-count // len(shown))):
         order = np.random.default_rng((seed, turn)).permutation(len(shown))
         for index in range(max(start, turn * len(shown)), min(count, (turn + 1) * len(shown))):
-            yield sample(drawings, shown[order[index % len(shown)]], index, seed=seed, image_size=image_size)
+            pair = shown[order[index % len(shown)]]
+            yield sample(drawings, pair, index, seed=seed, image_size=image_size, coloured=coloured)
 
 
-def training_shards(drawings: Drawings, folder: Path, *, count: int, seed: int = 0, image_size: int = 64) -> Path:
+def training_shards(
+    drawings: Drawings, folder: Path, *, count: int, seed: int = 0, image_size: int = 64, coloured: bool = False
+) -> Path:
     """Shards of training samples in ``folder``, made only once; it exists when it is complete.
 
     What an interrupted call has written is next to it, and the next call continues there. PowerclipError if the folder
@@ -241,6 +294,7 @@ def training_shards(drawings: Drawings, folder: Path, *, count: int, seed: int =
     """
     names = list(drawings[TRAIN_STYLES[0]])
     made = {"count": count, "seed": seed, "image_size": image_size, "styles": list(TRAIN_STYLES), "names": names}
+    made |= {"colours": list(COLOURS)} if coloured else {}
     if not folder.is_dir():
         partial = folder.with_name(f".{folder.name}.partial")
         if not _holds(partial, made):
@@ -248,8 +302,9 @@ def training_shards(drawings: Drawings, folder: Path, *, count: int, seed: int =
             partial.mkdir(parents=True)
             write_json(partial / RECORD, made)
         done = len(tars_in(partial))
+        start = done * SAMPLES_PER_SHARD
         samples = training_samples(
-            drawings, count=count, seed=seed, image_size=image_size, start=done * SAMPLES_PER_SHARD
+            drawings, count=count, seed=seed, image_size=image_size, start=start, coloured=coloured
         )
         write_shards(samples, partial, samples_per_shard=SAMPLES_PER_SHARD, first=done)
         partial.rename(folder)
