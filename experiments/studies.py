@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 from powerclip.config import EvaluateConfig, ModelConfig, ObjectiveConfig, PrepareConfig, TrainConfig, load_config
@@ -19,7 +19,7 @@ sys.path.append(str(Path(__file__).parents[1] / "examples" / "emoji"))
 from emoji_packages import obtain
 from emoji_scene_tasks import evaluation_tasks as emoji_tasks
 from emoji_tasks import evaluate
-from emoji_world import STYLES, Drawings, read_drawings, training_shards
+from emoji_world import COLOURED_NAMES, NAMES, STYLES, Drawings, read_drawings, training_shards
 
 OWN_SCORES: Mapping[str, Score] = {"powerclip": "powerset", "filip": "late"}
 """The score that a loss ranks by, by objective; the others rank by products of global embeddings."""
@@ -105,24 +105,24 @@ def _evaluate_emoji(run: Path) -> None:
     evaluate(run, tasks, suite="emoji-scenes", scores=("global", *own_scores(run)))
 
 
-def _coloured_emoji(output: Path) -> Path:
-    drawings = drawings_in(output.parent, coloured=True)
+def _coloured_emoji(output: Path, *, names: int = COLOURED_NAMES) -> Path:
+    drawings = drawings_in(output.parent, names=names, coloured=True)
     return training_shards(drawings, output / "train", count=20_000, coloured=True)
 
 
-def _coloured_emoji_of_superpixels(output: Path) -> Path:
-    return _with_superpixels(_coloured_emoji(output))
+def _coloured_emoji_of_superpixels(output: Path, *, names: int = COLOURED_NAMES) -> Path:
+    return _with_superpixels(_coloured_emoji(output, names=names))
 
 
-def _evaluate_coloured_emoji(run: Path) -> None:
-    tasks = emoji_tasks(drawings_in(run.parents[1], coloured=True), coloured=True)
+def _evaluate_coloured_emoji(run: Path, *, names: int = COLOURED_NAMES) -> None:
+    tasks = emoji_tasks(drawings_in(run.parents[1], names=names, coloured=True), coloured=True)
     evaluate(run, tasks, suite="coloured-emoji-scenes", scores=("global", *own_scores(run)))
 
 
 @cache
-def drawings_in(output: Path, *, coloured: bool = False) -> Drawings:
+def drawings_in(output: Path, *, names: int = NAMES, coloured: bool = False) -> Drawings:
     """The drawings of ``examples/emoji``; their packages are kept below a folder."""
-    return read_drawings(obtain(output / "packages", given=None, styles=STYLES), coloured=coloured)
+    return read_drawings(obtain(output / "packages", given=None, styles=STYLES), names=names, coloured=coloured)
 
 
 EMOJI_CONV = (
@@ -418,6 +418,12 @@ LONGER = Part(
     drawn=(),
 )
 
+COLOURED = {
+    name: config
+    for name, config in _scenes_configs().items()
+    if name in ("clip", "clip-tower", "patches", "boxes", "superpixels", "filip", "sparc")
+}
+
 STUDIES: dict[str, Study] = {
     "scenes": Study(
         configs=_scenes_configs(),
@@ -499,10 +505,7 @@ STUDIES: dict[str, Study] = {
         ),
     ),
     "emoji-coloured": Study(
-        configs={
-            name: _scenes_configs()[name]
-            for name in ("clip", "clip-tower", "patches", "boxes", "superpixels", "filip", "sparc")
-        },
+        configs=COLOURED,
         seeds=(0, 1, 2, 3, 4),
         make_data=_coloured_emoji,
         other_data=dict.fromkeys(SEGMENTS, _coloured_emoji_of_superpixels),
@@ -511,11 +514,20 @@ STUDIES: dict[str, Study] = {
         parts=(
             Part(
                 name="main",
-                configs=("clip", "clip-tower", "patches", "boxes", "superpixels", "filip", "sparc"),
+                configs=tuple(COLOURED),
                 against=("clip", "clip-tower"),
                 drawn=("clip", "patches", "superpixels"),
             ),
         ),
+    ),
+    "emoji-coloured-240": Study(
+        configs=COLOURED,
+        seeds=(0, 1, 2, 3, 4),
+        make_data=partial(_coloured_emoji, names=NAMES),
+        other_data=dict.fromkeys(SEGMENTS, partial(_coloured_emoji_of_superpixels, names=NAMES)),
+        evaluate=partial(_evaluate_coloured_emoji, names=NAMES),
+        metrics=COLOURED_METRICS + COLOURED_OWN,
+        parts=(Part(name="main", configs=tuple(COLOURED), against=("clip",), drawn=()),),
     ),
     "scenes-conv": Study(
         configs=_conv_configs(),

@@ -14,7 +14,7 @@ import tyro
 from emoji_packages import obtain
 from emoji_scene_tasks import evaluation_tasks
 from emoji_tasks import evaluate
-from emoji_world import NAMES, STYLES, read_drawings, training_shards
+from emoji_world import STYLES, TRAIN_STYLES, read_drawings, training_shards
 from rich.console import Console
 
 from powerclip.errors import PowerclipError
@@ -32,8 +32,8 @@ class Options:
     """Folder for packages, shards and results."""
     count: int = 20_000
     """Training scenes."""
-    names: int = NAMES
-    """Size of the vocabulary."""
+    names: int | None = None
+    """Size of the vocabulary; 240 by default, 64 for coloured scenes."""
     seed: int = 0
     """Decides the training scenes."""
     coloured: bool = False
@@ -49,10 +49,10 @@ def main(options: Options) -> int:
     console = Console()
     packages = obtain(options.output / "packages", given=options.packages, styles=STYLES)
     drawings = read_drawings(packages, names=options.names, coloured=options.coloured)
-    kind = "coloured-" if options.coloured else ""
-    folder = options.output / f"train-{options.count}-{kind}of-{options.names}-seed-{options.seed}"
+    kind, names = "coloured-" if options.coloured else "", len(drawings[TRAIN_STYLES[0]])
+    folder = options.output / f"train-{options.count}-{kind}of-{names}-seed-{options.seed}"
     training_shards(drawings, folder, count=options.count, seed=options.seed, coloured=options.coloured)
-    console.print(f"{options.count} training scenes of {options.names} names: {folder}", soft_wrap=True)
+    console.print(f"{options.count} training scenes of {names} names: {folder}", soft_wrap=True)
     if options.evaluate:
         tasks = evaluation_tasks(drawings, coloured=options.coloured)
         results = {run.name: options.output / "evaluation" / run.name for run in options.evaluate}

@@ -1,6 +1,6 @@
 """Scenes of two emoji in a spatial relation, with gold phrases and masks: the vocabulary, the scenes, training shards.
 
-Two drawing styles are for training; the third is seen in evaluation only. Training shows every name with a tenth of the
+Two drawing styles are for training; the third is seen in evaluation only. Training shows every name with 24 of the
 other names, always the same ones; all other pairs are combinations that only the evaluation shows.
 
 In the coloured scenes each drawing is printed in one of eight colours, and captions name the colour half the time.
@@ -40,13 +40,14 @@ STYLES = (*TRAIN_STYLES, NEW_STYLE)
 CATEGORIES = ("Animals & Nature", "Food & Drink", "Activities", "Travel & Places", "Objects")
 
 NAMES = 240
-"""Size of the vocabulary, unless another is asked for."""
+COLOURED_NAMES = 64
+"""Size of the vocabulary, unless another is asked for; where colours tell captions apart, 240 names are learnt late."""
 
 COLOUR_WORDS = frozenset((*COLOURS, "white", "brown"))
 """Names with one of these words are left out of the coloured scenes."""
 
-REACH = 0.05
-"""Names are put on a circle; training shows a name with those not further away than this share of the circle."""
+REACH = 12
+"""Names are put on a circle; training shows a name with this many on each side, and with at most a quarter of them."""
 
 SIDES = (0.34, 0.47)
 """Smallest and largest longer side of a drawing, as shares of the image's."""
@@ -92,14 +93,15 @@ class Thing:
 
 
 def read_drawings(
-    packages: Mapping[str, Path], *, names: int = NAMES, coloured: bool = False
+    packages: Mapping[str, Path], *, names: int | None = None, coloured: bool = False
 ) -> dict[str, dict[str, Image.Image]]:
-    """The drawings of ``names`` emoji by style and name, the same names in the same order for every style.
+    """The drawings of emoji by style and name, the same names in the same order for every style.
 
-    A name is an article and one or two words ("a red apple") in one of ``CATEGORIES``, for ``coloured`` scenes without
-    ``COLOUR_WORDS``. The order is arbitrary but fixed, and so is which names are left out. PowerclipError if the
-    packages have fewer.
+    There are ``names`` of them, by default ``NAMES``, for ``coloured`` scenes ``COLOURED_NAMES``. A name is an article
+    and one or two words ("a red apple") in one of ``CATEGORIES``, for ``coloured`` scenes without ``COLOUR_WORDS``. The
+    order is arbitrary but fixed, and so is which names are left out. PowerclipError if the packages have fewer.
     """
+    names = names or (COLOURED_NAMES if coloured else NAMES)
     found: dict[str, Emoji] = {}
     unwanted = COLOUR_WORDS if coloured else frozenset[str]()
     for emoji in read_emoji(dict(packages)):
@@ -132,7 +134,7 @@ def _cropped(path: Path) -> Image.Image:
 def pairs(names: Sequence[str], *, seen: bool) -> list[Pair]:
     """All pairs of names that training shows, or all that it never shows, in any style or order."""
     count = len(names)
-    reach = max(1, round(REACH * count))
+    reach = max(1, min(REACH, count // 4))
     return [
         (names[i], names[j])
         for i, j in itertools.combinations(range(count), 2)
