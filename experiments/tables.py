@@ -72,6 +72,27 @@ SUMMARY_ROWS = {
         ("best patch lies in the emoji (chance 10)", "emoji-grounding", "patch"),
         ("best box is the emoji's (chance 7)", "emoji-grounding", "region"),
     ),
+    "emoji-coloured": (
+        ("name of one emoji", "coloured-emoji-object", "acc@1"),
+        ("colour and name", "coloured-emoji-colour-object", "acc@1"),
+        ("colour and name, by S", f"coloured-emoji-colour-object{OWN_SCORE}", "acc@1"),
+        ("name of one emoji, drawn in another style", "coloured-emoji-object-new-style", "acc@1"),
+        ("image to text R@1", "coloured-emoji-retrieval", "i2t_R@1"),
+        ("text to image R@1", "coloured-emoji-retrieval", "t2i_R@1"),
+        ("image to text R@1, by S", f"coloured-emoji-retrieval{OWN_SCORE}", "i2t_R@1"),
+        ("text to image R@1, by S", f"coloured-emoji-retrieval{OWN_SCORE}", "t2i_R@1"),
+        ("hard negatives (chance 50)", "coloured-emoji-hard-negatives", "macro"),
+        ("hard negatives, by S", f"coloured-emoji-hard-negatives{OWN_SCORE}", "macro"),
+        ("of these, exchanged colours, by S", f"coloured-emoji-hard-negatives{OWN_SCORE}", "swap_att"),
+        (
+            "exchanged colours, another style, by S",
+            f"coloured-emoji-hard-negatives-new-style{OWN_SCORE}",
+            "swap_att",
+        ),
+        ("of these, another relation, by S", f"coloured-emoji-hard-negatives{OWN_SCORE}", "replace_rel"),
+        ("most is added by a patch of the emoji (chance 10)", "coloured-emoji-grounding", "contribution"),
+        ("best patch lies in the emoji (chance 10)", "coloured-emoji-grounding", "patch"),
+    ),
 }
 """What README and the page show of a study: a label, and a metric."""
 CHOSEN_BY = {
@@ -84,7 +105,7 @@ CHOSEN_BY = {
 IN_README = {
     *("name of one symbol", "image to text R@1", "image to text R@1, by S", "hard negatives, by S"),
     *("of these, exchanged attributes, by S", "most is added by a patch of the object (chance 8)"),
-    *("name of one emoji", "most is added by a patch of the emoji (chance 10)"),
+    *("name of one emoji", "most is added by a patch of the emoji (chance 10)", "of these, exchanged colours, by S"),
 }
 """The rows of these that README has."""
 SHOWN = {"clip": "CLIP", "clip-tower": "CLIP's own pooling", "patches": "patches", "superpixels": "segments"}

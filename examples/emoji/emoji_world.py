@@ -105,7 +105,7 @@ def read_drawings(
     found: dict[str, Emoji] = {}
     unwanted = COLOUR_WORDS if coloured else frozenset[str]()
     for emoji in read_emoji(dict(packages)):
-        if emoji.category in CATEGORIES and not emoji.tones and _is_plain(emoji.base, without=unwanted):
+        if emoji.category in CATEGORIES and not emoji.tones and is_plain(emoji.base, without=unwanted):
             found.setdefault(emoji.base, emoji)
     if len(found) < names:
         raise PowerclipError(f"the packages have {len(found)} emoji with plain names, fewer than {names}")
@@ -116,7 +116,8 @@ def read_drawings(
     }
 
 
-def _is_plain(name: str, *, without: frozenset[str]) -> bool:
+def is_plain(name: str, *, without: frozenset[str]) -> bool:
+    """Whether a name is an article and one or two words that captions can be made of, none of them unwanted."""
     article, *words = name.split()
     return (
         len(words) in (1, 2)

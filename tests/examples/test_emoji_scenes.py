@@ -11,7 +11,8 @@ from PIL import Image
 from powerclip.data.images import decode_image
 from powerclip.data.shards import read_shards, tars_in
 from powerclip.errors import PowerclipError
-from powerclip.scenes.world import INVERSE
+from powerclip.scenes.render import RGB
+from powerclip.scenes.world import COLOURS, INVERSE
 from powerclip.tasks import Classification, HardNegatives, Retrieval
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "emoji"
@@ -216,3 +217,84 @@ def test_tasks_are_determined_by_the_seed(drawings, tasks):
     assert other[1].captions != first.captions
     with pytest.raises(ValueError, match="scenes is 0; it must be at least 1"):
         emoji_scene_tasks.evaluation_tasks(drawings, scenes=0)
+
+
+CUP = "a round cup"
+WITHOUT_COLOUR = [CUP, *(name for name in NAMES if " red " not in name)]
+
+
+@pytest.fixture(scope="module")
+def plain_drawings():
+    """Half of each drawing is dark and half light, with a transparent corner."""
+    image = Image.new("RGBA", (30, 20), (40, 60, 200, 255))
+    image.paste((240, 240, 230, 255), (15, 0, 30, 20))
+    image.paste((0, 0, 0, 0), (0, 0, 5, 5))
+    return {style: dict.fromkeys(WITHOUT_COLOUR, image) for style in emoji_world.STYLES}
+
+
+@pytest.mark.parametrize("colour", COLOURS)
+def test_a_printed_drawing_has_shades_of_its_colour_and_the_same_outline(plain_drawings, colour):
+    drawing = plain_drawings["google"][CUP]
+    printed = emoji_world.printed(drawing, colour)
+    assert printed.getchannel("A").tobytes() == drawing.getchannel("A").tobytes()
+    dark, light = (np.array(printed.getpixel(at)[:3], dtype=float) for at in ((10, 10), (20, 10)))
+    np.testing.assert_allclose(dark, 0.65 * np.array(RGB[colour]), atol=2)  # a third of the way to black
+    np.testing.assert_allclose(light, 0.65 * np.array(RGB[colour]) + 0.35 * 255, atol=2)  # and to white
+
+
+def test_coloured_captions_name_what_is_shown_half_the_time(plain_drawings):
+    samples = list(emoji_world.training_samples(plain_drawings, count=80, seed=3, coloured=True))
+    named_colours = 0
+    for sample in samples:
+        things = sample.metadata["objects"]
+        assert things[0]["colour"] != things[1]["colour"]
+        words = sample.caption.lower().rstrip(".").split()
+        said = [word for word in words if word in COLOURS]
+        assert sorted(said) == sorted(set(said) & {thing["colour"] for thing in things})
+        named_colours += len(said)
+        for thing in things:  # its own colour stands with its name
+            name, colour = thing["name"].split(" ", 1)[1], thing["colour"]
+            if colour in said:
+                text = sample.caption.lower().rstrip(".")
+                assert f"{colour} {name}" in text or f"{name} that is {colour}" in text
+        pixels = np.asarray(decode_image(sample.image)).astype(int)
+        for mask, thing in zip(sample.regions.masks(), things, strict=True):
+            shown = pixels[mask].mean(axis=0)
+            assert min(RGB, key=lambda name: np.abs(shown - RGB[name]).sum()) == thing["colour"]
+    assert 60 < named_colours < 100
+
+
+def test_coloured_tasks_ask_for_colours(plain_drawings):
+    made = emoji_scene_tasks.evaluation_tasks(plain_drawings, scenes=10, per_name=2, coloured=True)
+    tasks = {task.name: task for task in made}
+    assert all(name.startswith("coloured-emoji-") for name in tasks)
+    by_name, by_both = tasks["coloured-emoji-object"], tasks["coloured-emoji-colour-object"]
+    assert by_both.images is by_name.images
+    assert len(set(by_both.class_names)) == len(WITHOUT_COLOUR) * len(COLOURS)
+    for image, label, both in zip(by_both.images, by_name.labels, by_both.labels, strict=True):
+        article, colour, name = by_both.class_names[both].split(" ", 2)
+        assert name == by_name.class_names[label].split(" ", 1)[1]
+        assert (article == "an") == (colour == "orange")
+        assert any(np.abs(np.array(shade) - RGB[colour]).max() < 90 for shade in colours_in(image))
+    negatives = tasks["coloured-emoji-hard-negatives-unseen"]
+    items = {item.kind: item for item in negatives.items[:5]}
+    assert set(items) == {"replace_rel", "swap_obj", "replace_obj", "replace_att", "swap_att"}
+    words = {kind: (item.positive.split(), item.negatives[0].split()) for kind, item in items.items()}
+    right, wrong = words["swap_att"]
+    assert sorted(right) == sorted(wrong) or {"a", "an"} & set(right) ^ {"a", "an"} & set(wrong)
+    both = [word for word in right if word in COLOURS]
+    assert [word for word in wrong if word in COLOURS] == both[::-1]
+    assert named(items["swap_att"].positive) == named(items["swap_att"].negatives[0])
+    right, wrong = words["replace_att"]
+    (new,) = {word for word in wrong if word in COLOURS} - set(both)
+    assert [word for word in right if word in COLOURS] == both
+    assert new not in both
+    assert not set(COLOURS) & {word for side in words["swap_obj"] for word in side}
+
+
+def test_coloured_scenes_have_no_names_with_colours(tmp_path, plain_drawings):
+    assert emoji_world.is_plain("a red cup", without=frozenset())
+    assert not emoji_world.is_plain("a red cup", without=emoji_world.COLOUR_WORDS)
+    folder = emoji_world.training_shards(plain_drawings, tmp_path / "train", count=3, coloured=True)
+    with pytest.raises(PowerclipError, match="does not hold 3 scenes of seed 0"):
+        emoji_world.training_shards(plain_drawings, folder, count=3)
