@@ -92,31 +92,19 @@ def own_scores(run: Path) -> tuple[Score, ...]:
     return (own,) if own else ()
 
 
-def _emoji_scenes(output: Path) -> Path:
-    return training_shards(drawings_in(output.parent), output / "train", count=20_000)
+def _emoji_scenes(output: Path, *, names: int = NAMES, coloured: bool = False) -> Path:
+    drawings = drawings_in(output.parent, names=names, coloured=coloured)
+    return training_shards(drawings, output / "train", count=20_000, coloured=coloured)
 
 
-def _emoji_of_superpixels(output: Path) -> Path:
-    return _with_superpixels(_emoji_scenes(output))
+def _emoji_of_superpixels(output: Path, *, names: int = NAMES, coloured: bool = False) -> Path:
+    return _with_superpixels(_emoji_scenes(output, names=names, coloured=coloured))
 
 
-def _evaluate_emoji(run: Path) -> None:
-    tasks = emoji_tasks(drawings_in(run.parents[1]))
-    evaluate(run, tasks, suite="emoji-scenes", scores=("global", *own_scores(run)))
-
-
-def _coloured_emoji(output: Path, *, names: int = COLOURED_NAMES) -> Path:
-    drawings = drawings_in(output.parent, names=names, coloured=True)
-    return training_shards(drawings, output / "train", count=20_000, coloured=True)
-
-
-def _coloured_emoji_of_superpixels(output: Path, *, names: int = COLOURED_NAMES) -> Path:
-    return _with_superpixels(_coloured_emoji(output, names=names))
-
-
-def _evaluate_coloured_emoji(run: Path, *, names: int = COLOURED_NAMES) -> None:
-    tasks = emoji_tasks(drawings_in(run.parents[1], names=names, coloured=True), coloured=True)
-    evaluate(run, tasks, suite="coloured-emoji-scenes", scores=("global", *own_scores(run)))
+def _evaluate_emoji(run: Path, *, names: int = NAMES, coloured: bool = False) -> None:
+    tasks = emoji_tasks(drawings_in(run.parents[1], names=names, coloured=coloured), coloured=coloured)
+    suite = "coloured-emoji-scenes" if coloured else "emoji-scenes"
+    evaluate(run, tasks, suite=suite, scores=("global", *own_scores(run)))
 
 
 @cache
@@ -507,9 +495,9 @@ STUDIES: dict[str, Study] = {
     "emoji-coloured": Study(
         configs=COLOURED,
         seeds=(0, 1, 2, 3, 4),
-        make_data=_coloured_emoji,
-        other_data=dict.fromkeys(SEGMENTS, _coloured_emoji_of_superpixels),
-        evaluate=_evaluate_coloured_emoji,
+        make_data=partial(_emoji_scenes, names=COLOURED_NAMES, coloured=True),
+        other_data=dict.fromkeys(SEGMENTS, partial(_emoji_of_superpixels, names=COLOURED_NAMES, coloured=True)),
+        evaluate=partial(_evaluate_emoji, names=COLOURED_NAMES, coloured=True),
         metrics=COLOURED_METRICS + COLOURED_OWN,
         parts=(
             Part(
@@ -523,9 +511,9 @@ STUDIES: dict[str, Study] = {
     "emoji-coloured-240": Study(
         configs=COLOURED,
         seeds=(0, 1, 2, 3, 4),
-        make_data=partial(_coloured_emoji, names=NAMES),
-        other_data=dict.fromkeys(SEGMENTS, partial(_coloured_emoji_of_superpixels, names=NAMES)),
-        evaluate=partial(_evaluate_coloured_emoji, names=NAMES),
+        make_data=partial(_emoji_scenes, coloured=True),
+        other_data=dict.fromkeys(SEGMENTS, partial(_emoji_of_superpixels, coloured=True)),
+        evaluate=partial(_evaluate_emoji, coloured=True),
         metrics=COLOURED_METRICS + COLOURED_OWN,
         parts=(Part(name="main", configs=tuple(COLOURED), against=("clip",), drawn=()),),
     ),
