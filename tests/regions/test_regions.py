@@ -85,7 +85,7 @@ def test_tiles_cover_the_grid_once_with_as_many_as_are_allowed(grid, shape):
 
 
 def decoded(text, height, width):
-    return rle.decode(rle.read_runs(text, height, width), height, width)
+    return rle.read_runs([text], height, width).decode(height, width)[0]
 
 
 @settings(max_examples=50, deadline=None)
@@ -110,7 +110,7 @@ def test_rle_refuses_or_decodes_any_text(text):
 def test_rle_of_another_size_says_so():
     text = rle.encode(np.eye(6, dtype=bool))
     with pytest.raises(ValueError, match="not a valid run-length mask of 7 x 6 pixels: its runs cover 36"):
-        rle.read_runs(text, 7, 6)
+        rle.read_runs([text], 7, 6)
 
 
 def coverage_oracle(mask, grid):
@@ -216,9 +216,9 @@ def test_a_string_that_is_not_a_mask_is_refused_when_it_is_decoded_or_checked():
 
 def test_a_run_length_without_end_is_refused_as_it_is_read():
     with pytest.raises(ValueError, match="a run longer than any mask"):
-        rle.read_runs("o" * 2_000_000 + "0", 4, 5)
+        rle.read_runs(["o" * 2_000_000 + "0"], 4, 5)
     with pytest.raises(ValueError, match="it ends within a number"):
-        rle.read_runs("o" * 2_000_000, 4, 5)
+        rle.read_runs(["o" * 2_000_000], 4, 5)
 
 
 @given(st.lists(st.integers(1, 2**24 - 1), min_size=1, max_size=40), st.booleans())
@@ -227,7 +227,26 @@ def test_runs_are_read_as_pycocotools_writes_them(runs, starts_on):
     three at most, take six bytes each: pycocotools writes the end of several beyond its memory."""
     runs = [0, *runs] if starts_on else runs
     text = coco.frPyObjects({"counts": runs, "size": [1, sum(runs)]}, 1, sum(runs))["counts"].decode()
-    assert rle.read_runs(text, 1, sum(runs)).tolist() == runs
+    assert rle.read_runs([text], 1, sum(runs)).lengths.tolist() == runs
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(0, 4), max_size=6), st.integers(0, 2**32 - 1))
+def test_masks_read_together_are_those_read_one_by_one(kinds, seed):
+    random = np.random.default_rng(seed)
+    shares = (0.0, 1.0, 0.5, 0.9, 0.05)
+    masks = np.array([random.random((9, 13)) < shares[kind] for kind in kinds], dtype=bool).reshape(-1, 9, 13)
+    runs = rle.read_runs([rle.encode(mask) for mask in masks], 9, 13)
+    assert np.array_equal(runs.decode(9, 13), masks)
+    places = np.sort(random.integers(0, 9 * 13, size=random.integers(0, 40)))
+    assert np.array_equal(runs.at(places), masks.transpose(0, 2, 1).reshape(len(masks), 9 * 13)[:, places])
+
+
+@pytest.mark.parametrize("wrong", ["", "!", "4o", "5", "04o"])
+def test_of_masks_read_together_the_one_that_is_wrong_is_named(wrong):
+    right = rle.encode(np.eye(4, dtype=bool))
+    with pytest.raises(ValueError, match=re.escape(f"{wrong!r} is not a valid run-length mask of 4 x 4 pixels")):
+        rle.read_runs([right, wrong, right], 4, 4)
 
 
 SIZES = [(rows, columns) for rows in (7, 13, 47, 50, 101) for columns in (1, 22, 61, 69)]

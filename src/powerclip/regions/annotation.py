@@ -52,7 +52,7 @@ class RegionAnnotation:
         """
         indices = range(len(self.rles)) if indices is None else indices
         for m in indices:
-            self._runs(m)
+            self._runs([m])
         masks = np.zeros((len(indices), self.height, self.width), dtype=np.bool_)
         for mask, decoded in zip(masks, self.each(indices), strict=True):
             mask[:] = decoded
@@ -75,7 +75,7 @@ class RegionAnnotation:
     def each(self, indices: Sequence[int] | None = None) -> Iterator[NDArray[np.bool_]]:
         """The same masks one after the other, (H, W) each: all of a large image take gigabytes."""
         for m in range(len(self.rles)) if indices is None else indices:
-            yield rle.decode(self._runs(m), self.height, self.width)
+            yield self._runs([m]).decode(self.height, self.width)[0]
 
     def at(self, indices: Sequence[int], rows: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.bool_]:
         """What the masks at some indices have at some pixels only, in memory for these alone.
@@ -84,19 +84,18 @@ class RegionAnnotation:
         a string is not a mask of this size.
         """
         places = np.where((rows > 0) & (columns > 0), (columns - 1) * self.height + rows - 1, -1).T.ravel()
-        order = np.argsort(places, kind="stable")  # which they have unless the image was flipped
-        masks = np.empty((len(indices), *rows.T.shape), dtype=np.bool_)
-        for mask, m in zip(masks.reshape(len(indices), places.size), indices, strict=True):
-            mask[order] = rle.decode_at(self._runs(m), places[order])
-        return masks.transpose(0, 2, 1)
+        inside = np.argsort(places, kind="stable")[np.count_nonzero(places < 0) :]
+        masks = np.zeros((len(indices), places.size), dtype=np.bool_)
+        masks[:, inside] = self._runs(indices).at(places[inside])
+        return masks.reshape(len(indices), *rows.T.shape).transpose(0, 2, 1)
 
     def validate(self) -> None:
         """Check every mask without decoding it; ValueError if a string is not a mask of this size."""
         for m in range(len(self.rles)):
-            self._runs(m)
+            self._runs([m])
 
-    def _runs(self, index: int) -> NDArray[np.int64]:
-        return rle.read_runs(self.rles[index], self.height, self.width)
+    def _runs(self, indices: Sequence[int]) -> rle.Runs:
+        return rle.read_runs([self.rles[m] for m in indices], self.height, self.width)
 
     def to_json(self) -> dict[str, Any]:
         """The content of a ``KEY.regions.json`` file."""

@@ -1,5 +1,8 @@
 """Masks on disk: COCO's compressed run-length encoding."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco
@@ -27,52 +30,79 @@ def bounding_box(rle: str, height: int, width: int) -> tuple[int, int, int, int]
     return left, top, left + across, top + down
 
 
-def read_runs(rle: str, height: int, width: int) -> NDArray[np.int64]:
-    """Lengths of a COCO string's runs, off and on in turn, column by column; ValueError if they do not fit the size."""
+@dataclass(frozen=True, kw_only=True)
+class Runs:
+    """The runs of masks of one size, one mask after the other, column by column."""
+
+    lengths: NDArray[np.int64]
+    """(R,) of all masks; those of each begin with one that is off, which may be empty, and add up to its pixels."""
+    numbers: NDArray[np.int64]
+    """(M,) how many of them each mask has."""
+    pixels: int
+    """Of a mask."""
+
+    @property
+    def on(self) -> NDArray[np.bool_]:
+        """(R,) which are on: every second one of a mask."""
+        return (_places_within(self.numbers) % 2).astype(np.bool_)
+
+    def decode(self, height: int, width: int) -> NDArray[np.bool_]:
+        """The (M, H, W) masks."""
+        return np.repeat(self.on, self.lengths).reshape(len(self.numbers), width, height).transpose(0, 2, 1)
+
+    def at(self, places: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """(M, P) what the masks have at P pixels, counted column by column and in ascending order."""
+        mask = np.repeat(np.arange(len(self.numbers)), self.numbers)
+        passed = np.searchsorted(places, np.cumsum(self.lengths) - mask * self.pixels) + mask * len(places)
+        return np.repeat(self.on, np.diff(passed, prepend=0)).reshape(len(self.numbers), len(places))
+
+
+def read_runs(rles: Sequence[str], height: int, width: int) -> Runs:
+    """The runs of the COCO strings of masks of one size; ValueError if a string does not fit it."""
+    if not rles:
+        return Runs(lengths=np.zeros(0, np.int64), numbers=np.zeros(0, np.int64), pixels=height * width)
     try:
-        runs = _runs(rle.encode("ascii"), height * width)
-        if runs.sum() != height * width:
-            raise ValueError(f"its runs cover {runs.sum()} pixels")
+        return _runs([text.encode("ascii") for text in rles], height * width)
     except ValueError as error:
+        for text in rles if len(rles) > 1 else ():
+            read_runs([text], height, width)  # the first that is wrong is named
         raise ValueError(
-            f"{rle[:40]!r} is not a valid run-length mask of {height} x {width} pixels: {error}"
+            f"{rles[0][:40]!r} is not a valid run-length mask of {height} x {width} pixels: {error}"
         ) from error
-    return runs
 
 
-def decode(runs: NDArray[np.int64], height: int, width: int) -> NDArray[np.bool_]:
-    """The (H, W) bool mask of runs that ``read_runs`` returned for that size."""
-    return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height).T
+def _places_within(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """0, 1, ... of each of some groups, of their sizes."""
+    return np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
 
 
-def decode_at(runs: NDArray[np.int64], places: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """What the mask of those runs has at some places, in ascending order:
-    pixels counted column by column, -1 is off."""
-    return np.repeat(np.arange(len(runs)) % 2 == 1, np.diff(np.searchsorted(places, np.cumsum(runs)), prepend=0))
-
-
-def _runs(text: bytes, pixels: int) -> NDArray[np.int64]:
-    """Lengths of the runs: COCO writes 5 bits a byte, sign-extended, from the fourth on as differences.
+def _runs(texts: list[bytes], pixels: int) -> Runs:
+    """COCO writes 5 bits of a length a byte, sign-extended, from a mask's fourth on as difference to the last but one.
 
     Decoded here because pycocotools reads out of bounds if the lengths do not fit the size.
     """
-    codes = np.frombuffer(text, np.uint8) - np.uint8(48)  # characters below wrap around
+    codes = np.frombuffer(b"".join(texts), np.uint8) - np.uint8(48)  # characters below wrap around
     if not (codes < 64).all():
         raise ValueError("it holds a character that the encoding does not use")
     ends = np.flatnonzero(codes < 32)  # of each number; its other bytes have a bit more
-    if not len(ends) or ends[-1] != len(codes) - 1:
+    text_ends = np.cumsum([len(text) for text in texts])
+    if not all(texts) or (codes[text_ends - 1] >= 32).any():
         raise ValueError("it ends within a number")
     sizes = np.diff(ends, prepend=-1)
     if sizes.max() > MAX_BITS // 5:
         raise ValueError("it holds a run longer than any mask")
-    starts = ends + 1 - sizes
-    places = np.arange(len(codes)) - np.repeat(starts, sizes)
-    counts = np.add.reduceat((codes & 31).astype(np.int64) << 5 * places, starts)
-    counts -= (codes[ends] >> 4).astype(np.int64) << 5 * sizes  # the highest bit is the sign
-    if (np.abs(counts) > pixels).any():
+    lengths = np.add.reduceat((codes & 31).astype(np.int64) << 5 * _places_within(sizes), ends + 1 - sizes)
+    lengths -= (codes[ends] >> 4).astype(np.int64) << 5 * sizes  # the highest bit is the sign
+    if (np.abs(lengths) > pixels).any():
         raise ValueError("it holds a run longer than the mask")
-    for first in (1, 2):
-        counts[first::2] = np.cumsum(counts[first::2])
-    if (counts < 0).any():
+    numbers = np.diff(np.searchsorted(ends, text_ends), prepend=0)  # of each mask
+    first, place = np.cumsum(numbers) - numbers, _places_within(numbers)
+    for chosen in (place % 2 == 1, (place % 2 == 0) & (place > 0)):
+        sums = np.cumsum(np.where(chosen, lengths, 0))
+        lengths = np.where(chosen, sums - np.repeat(sums[first], numbers), lengths)
+    if (lengths < 0).any():
         raise ValueError("it holds a negative run")
-    return counts
+    covered = np.add.reduceat(lengths, first)
+    if (covered != pixels).any():
+        raise ValueError(f"its runs cover {covered[0]} pixels")
+    return Runs(lengths=lengths, numbers=numbers, pixels=pixels)
