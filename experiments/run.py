@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from rich.console import Console
 from studies import STUDIES, Study
 
@@ -66,7 +67,9 @@ def run(study: Study, name: str, *, seed: int, output: Path, results: Path) -> b
     console.rule(f"{name}, seed {seed}")
     assert study.make_data is not None
     assert study.evaluate is not None
-    data = study.other_data.get(name, study.make_data)(output)
+    output.mkdir(parents=True, exist_ok=True)
+    with FileLock(output / ".data.lock"):  # another process may be making the same
+        data = study.other_data.get(name, study.make_data)(output)
     if not finish_runs({folder: config}, data=data, evaluate=study.evaluate, console=console):
         return False
     results.mkdir(parents=True, exist_ok=True)

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 from emoji_names import LINKS
 from emoji_packages import Emoji, image_path, read_emoji
+from filelock import FileLock
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
@@ -298,7 +299,12 @@ def training_shards(
     names = list(drawings[TRAIN_STYLES[0]])
     made = {"count": count, "seed": seed, "image_size": image_size, "styles": list(TRAIN_STYLES), "names": names}
     made |= {"colours": list(COLOURS)} if coloured else {}
-    if not folder.is_dir():
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(f".{folder.name}.lock")):  # another process may be making them
+        if folder.is_dir():
+            if not _holds(folder, made):
+                raise PowerclipError(f"{folder} does not hold {count} scenes of seed {seed}; name another folder")
+            return folder
         partial = folder.with_name(f".{folder.name}.partial")
         if not _holds(partial, made):
             shutil.rmtree(partial, ignore_errors=True)
@@ -311,8 +317,6 @@ def training_shards(
         )
         write_shards(samples, partial, samples_per_shard=SAMPLES_PER_SHARD, first=done)
         partial.rename(folder)
-    elif not _holds(folder, made):
-        raise PowerclipError(f"{folder} does not hold {count} scenes of seed {seed}; name another folder")
     return folder
 
 

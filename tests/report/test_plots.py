@@ -29,3 +29,15 @@ def test_a_bar_stands_at_the_mean_of_the_seeds_and_none_for_what_is_missing():
     assert [list(seeds) for seeds in dots] == [pytest.approx([10, 30]), pytest.approx([50])]
     assert [text.get_text() for text in axes.get_legend().get_texts()] == list(models)
     assert png(figure).startswith(b"\x89PNG")  # dollars are not formulas
+
+
+@pytest.mark.parametrize(("metrics", "lines"), [(16, [16]), (17, [9, 8]), (40, [14, 14, 12])])
+def test_more_bars_than_a_line_has_room_for_go_on_in_the_next(metrics, lines):
+    tasks = {f"task-{number:02}": {"acc@1": 0.5} for number in range(metrics)}
+    evaluation = Evaluation(suite="", tasks=tasks)
+    figure = comparison_plot(results_table({name: [evaluation] for name in ("clip", "filip", "powerclip")}))
+    assert [len(axes.patches) for axes in figure.axes] == [3 * count for count in lines]
+    shown = [label.get_text().split("\n")[0] for axes in figure.axes for label in axes.get_xticklabels()]
+    assert shown == list(tasks)
+    assert len({axes.get_xlim() for axes in figure.axes}) == 1  # bars of one width
+    assert sum(axes.get_legend() is not None for axes in figure.axes) == 1

@@ -1,6 +1,7 @@
 """Training curves as a page's script draws them, and figures of comparisons."""
 
 import io
+import math
 import statistics
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,7 +15,12 @@ from matplotlib.lines import Line2D
 
 from powerclip.errors import printable
 from powerclip.evaluate.averages import HEADLINES
-from powerclip.report.tables import Spread, Table
+from powerclip.report.tables import Cell, Spread, Table
+
+BARS_IN_LINE = 48
+"""Bars of a comparison that stand side by side: more would be too thin on a screen."""
+
+LEGEND_COLUMNS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,23 +176,35 @@ def points_of(lines: Sequence[Mapping[str, Any]], name: str, *, positive: bool) 
 
 @rc_context(STYLE)
 def comparison_plot(table: Table) -> Figure:
-    """The rows of a table of results side by side: a bar at the mean, a whisker of one deviation, a dot per seed."""
+    """The rows of a table of results side by side: a bar at the mean, a whisker of one deviation, a dot per seed.
+
+    They are spread over as many lines as have ``BARS_IN_LINE`` bars each, or fewer.
+    """
     names = table.columns[2:]
-    figure = Figure(figsize=(max(6.0, 0.9 * len(table.rows) + 2), 4.2), layout="constrained")
-    axes = figure.subplots()
-    width = 0.8 / len(names)
-    for position, row in enumerate(table.rows):
+    count = max(1, math.ceil(len(table.rows) * len(names) / BARS_IN_LINE))
+    longest = math.ceil(len(table.rows) / count)
+    figure = Figure(figsize=(max(7.0, 0.9 * longest + 2), 4.2 * count), layout="constrained")
+    for line, axes in enumerate(figure.subplots(count, squeeze=False, sharey=True).flat):
+        _bars(axes, table.rows[line * longest : (line + 1) * longest], across=longest)
+        axes.set_ylabel("%")
+    columns = min(len(names), LEGEND_COLUMNS)
+    legend(figure.axes[0], names, linewidth=5, alpha=0.75, ncols=columns, loc="lower center", bbox_to_anchor=(0.5, 1))
+    return figure
+
+
+def _bars(axes: Axes, rows: Sequence[Sequence[Cell]], *, across: int) -> None:
+    """Rows of a table as groups of bars, in the width of ``across`` groups."""
+    for position, row in enumerate(rows):
+        width = 0.8 / (len(row) - 2)
         for number, spread in enumerate(row[2:]):
             if isinstance(spread, Spread):
-                x = position + (number - (len(names) - 1) / 2) * width
+                x = position - 0.4 + (number + 0.5) * width
                 whisker = None if spread.deviation is None else 100 * spread.deviation
                 axes.bar(x, 100 * spread.mean, 0.92 * width, yerr=whisker, capsize=2, color=f"C{number}", alpha=0.75)
                 axes.plot([x] * len(spread.values), [100 * value for value in spread.values], "k.", markersize=3)
-    labels = ["\n".join(printable(str(cell)) for cell in row[:2]) for row in table.rows]
+    labels = ["\n".join(printable(str(cell)) for cell in row[:2]) for row in rows]
     axes.set_xticks(range(len(labels)), labels, rotation=40, ha="right")
-    axes.set_ylabel("%")
-    legend(axes, names, linewidth=5, alpha=0.75, ncols=len(names), loc="lower center", bbox_to_anchor=(0.5, 1))
-    return figure
+    axes.set_xlim(-0.6, across - 0.4)
 
 
 def legend(axes: Axes, names: Iterable[str], *, linewidth: float, alpha: float = 1.0, **options: Any) -> None:
