@@ -2,6 +2,7 @@
 
     python experiments/run.py scenes               # everything on generated scenes, for days; five minutes a run
     python experiments/run.py scenes --only clip selective --seeds 0 1
+    python experiments/run.py scenes --jobs 12     # so many runs at a time, on one GPU or many cores
 
 A second call continues where the first stopped. Each finished run leaves a small JSON in
 ``experiments/results/STUDY``, from which ``experiments/tables.py`` makes the tables and plots without training. A
@@ -12,8 +13,11 @@ import argparse
 import json
 import platform
 import re
+import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -41,18 +45,39 @@ def main() -> int:
     parser.add_argument("study", choices=[name for name, study in STUDIES.items() if study.evaluate])
     parser.add_argument("--only", nargs="+", help="names of configs; all by default")
     parser.add_argument("--seeds", type=int, nargs="+", help="the study's own by default")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each in a process of its own")
     parser.add_argument("--output", type=Path, default=Path("runs/experiments"), help="data and runs (large)")
     arguments = parser.parse_args()
     study = STUDIES[arguments.study]
     names = arguments.only or list(study.configs)
     if unknown := sorted(set(names) - set(study.configs)):
         parser.error(f"{arguments.study} has no {', '.join(unknown)}; it has {', '.join(study.configs)}")
-    output = arguments.output / arguments.study
-    for seed in arguments.seeds or study.seeds:  # seed by seed, so that an unfinished study is a balanced one
-        for name in names:
-            if not run(study, name, seed=seed, output=output, results=RESULTS / arguments.study):
-                return 130
+    # Seed by seed, so that an unfinished study is a balanced one.
+    runs = [(name, seed) for seed in arguments.seeds or study.seeds for name in names]
+    if arguments.jobs > 1:
+        return at_a_time(arguments.jobs, runs, study=arguments.study, output=arguments.output)
+    for name, seed in runs:
+        output, results = arguments.output / arguments.study, RESULTS / arguments.study
+        if not run(study, name, seed=seed, output=output, results=results):
+            return 130
     return 0
+
+
+def at_a_time(jobs: int, runs: Sequence[tuple[str, int]], *, study: str, output: Path) -> int:
+    """Each run by a call of this program, whose lines go to a file beside its folder;
+    the exit status that comes first of those that are not 0."""
+    (output / study).mkdir(parents=True, exist_ok=True)
+
+    def call(name: str, seed: int) -> int:
+        log = output / study / f"{name}-seed-{seed}.log"
+        command = [sys.executable, __file__, study, "--only", name, "--seeds", str(seed), "--output", str(output)]
+        with log.open("w") as lines:
+            status = subprocess.run(command, stdout=lines, stderr=subprocess.STDOUT, check=False).returncode
+        print(f"{name}, seed {seed}: {f'failed, see {log}' if status else 'done'}", flush=True)
+        return status
+
+    with ThreadPoolExecutor(jobs) as pool:
+        return next(filter(None, list(pool.map(call, *zip(*runs, strict=True)))), 0)
 
 
 def run(study: Study, name: str, *, seed: int, output: Path, results: Path) -> bool:

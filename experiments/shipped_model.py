@@ -2,7 +2,7 @@
 
     python experiments/shipped_model.py --output runs/shipped      # or: make explorer-model
 
-Trains the demo's recipe on generated scenes from data in memory, sets the embeddings of tokens that no training caption
+Trains the demo's recipe on generated scenes, sets the embeddings of tokens that no training caption
 has to 0, and writes the rest in half precision into the package. Prints how well phrases are found before and after
 that, on scenes of another seed.
 """
@@ -10,19 +10,19 @@ that, on scenes of another seed.
 import argparse
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from in_memory import Samples, train
 
+from powerclip.demo import training_scenes
 from powerclip.evaluate import evaluate_tasks
 from powerclip.explore.subject import SHIPPED
 from powerclip.model import PowerCLIP, load, pack, save
 from powerclip.recipes import scenes_tiny
 from powerclip.scenes import evaluation_tasks, generate
 from powerclip.tasks import Grounding, Retrieval
+from powerclip.train import train
 
 EVALUATION_SEED = 20261126
 
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Train, evaluate, pack, and evaluate again."""
     parser = argparse.ArgumentParser()
     parser.add_argument(
-        "--output", type=Path, default=Path("runs/shipped"), help="run folder; a finished training is kept"
+        "--output", type=Path, default=Path("runs/shipped"), help="for data and the run; a finished training is kept"
     )
     parser.add_argument("--steps", type=int, default=scenes_tiny().steps)
     parser.add_argument("--seed", type=int, default=0)
@@ -40,18 +40,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--package", type=Path, default=SHIPPED, help="where the model goes")
     options = parser.parse_args(arguments)
     config = replace(scenes_tiny(), steps=options.steps, seed=options.seed)
-    samples = Samples.of(islice(generate("train", count=options.scenes, seed=0), options.scenes), config)
-    train(config, samples, options.output, device=torch.device("cpu"))
-    model, preprocess, tokenizer = load(options.output)
+    scenes = training_scenes(options.output / "scenes", count=options.scenes)
+    train(config, data=scenes, output=options.output / "run", resume=True)
+    model, preprocess, tokenizer = load(options.output / "run")
     tasks = [
         task
         for task in evaluation_tasks(seed=EVALUATION_SEED, size=options.images, image_size=model.image_size[0])
         if isinstance(task, Grounding | Retrieval)
     ]
     before = evaluate(model, preprocess, tokenizer, tasks)
+    captions = {sample.caption for sample in generate("train", count=options.scenes, seed=0)}
+    tokens = tokenizer(sorted(captions)).unique()
     embeddings = next(value for name, value in model.named_parameters() if name.endswith("token_embedding.weight"))
     with torch.no_grad():
-        embeddings[~torch.isin(torch.arange(len(embeddings)), samples.tokens.unique())] = 0
+        embeddings[~torch.isin(torch.arange(len(embeddings)), tokens)] = 0
     save(model, options.package, state=pack(model.state_dict()))
     after = evaluate(*load(options.package), tasks)
     for task, metrics in after.items():

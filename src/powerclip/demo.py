@@ -54,11 +54,11 @@ def run_demo(
     return report
 
 
-def training_scenes(folder: Path, *, count: int, seed: int = 0) -> Path:
+def training_scenes(folder: Path, *, count: int, seed: int = 0, image_size: int = 64) -> Path:
     """A folder of shards of generated training scenes, made only once; it exists when it is complete."""
     if not folder.is_dir():
         console = Console(stderr=True)
-        samples = generate("train", count=count, seed=seed)
+        samples = generate("train", count=count, seed=seed, image_size=image_size)
         with atomic_folder(folder) as temporary:
             shown = track(samples, total=count, description="scenes", console=console, disable=not console.is_terminal)
             write_shards(shown, temporary)

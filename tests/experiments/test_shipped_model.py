@@ -33,7 +33,7 @@ def test_its_command_makes_one(tmp_path, capsys):
     shipped_model.main(options)
     said = capsys.readouterr().out
     assert "scenes-grounding patch: " in said
-    trained, packed = (powerclip.load(folder)[0].state_dict() for folder in (run, made))
+    trained, packed = (powerclip.load(folder)[0].state_dict() for folder in (run / "run", made))
     for name, value in trained.items():
         expected = value.half().to(value.dtype)
         if name.endswith("token_embedding.weight"):
