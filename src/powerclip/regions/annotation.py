@@ -75,7 +75,7 @@ class RegionAnnotation:
     def each(self, indices: Sequence[int] | None = None) -> Iterator[NDArray[np.bool_]]:
         """The same masks one after the other, (H, W) each: all of a large image take gigabytes."""
         for m in range(len(self.rles)) if indices is None else indices:
-            yield self._runs([m]).decode(self.height, self.width)[0]
+            yield rle.decode(self.rles[m], self.height, self.width)
 
     def at(self, indices: Sequence[int], rows: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.bool_]:
         """What the masks at some indices have at some pixels only, in memory for these alone.

@@ -16,6 +16,11 @@ def encode(mask: NDArray[np.bool_]) -> str:
     return coco.encode(np.asfortranarray(mask, dtype=np.uint8))["counts"].decode("ascii")  # type: ignore[no-any-return]
 
 
+def decode(rle: str, height: int, width: int) -> NDArray[np.bool_]:
+    """The (height, width) bool mask of a COCO run-length string; ValueError if that does not fit the size."""
+    return read_runs([rle], height, width).decode(height, width)[0]
+
+
 def encode_box(box: tuple[int, int, int, int], height: int, width: int) -> str:
     """The string of a mask that is a box: left, top, right and bottom, the latter two exclusive."""
     left, top, right, bottom = box
