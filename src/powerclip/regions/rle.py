@@ -18,7 +18,8 @@ def encode(mask: NDArray[np.bool_]) -> str:
 
 def decode(rle: str, height: int, width: int) -> NDArray[np.bool_]:
     """The (height, width) bool mask of a COCO run-length string; ValueError if that does not fit the size."""
-    return read_runs([rle], height, width).decode(height, width)[0]
+    mask: NDArray[np.bool_] = read_runs([rle], height, width).decode(height, width)[0]
+    return mask
 
 
 def encode_box(box: tuple[int, int, int, int], height: int, width: int) -> str:
