@@ -401,7 +401,7 @@ LONGER = Part(
 COLOURED = {
     name: config
     for name, config in _scenes_configs().items()
-    if name in ("clip", "clip-tower", "patches", "boxes", "superpixels", "filip", "sparc")
+    if name in ("clip", "clip-tower", "patches", "boxes", "superpixels", "superpixels-32", "filip", "sparc")
 }
 
 STUDIES: dict[str, Study] = {
@@ -416,7 +416,7 @@ STUDIES: dict[str, Study] = {
         parts=(
             Part(
                 name="main",
-                configs=("clip", "clip-tower", "patches", "boxes", "superpixels", "gold"),
+                configs=("clip", "clip-tower", "patches", "boxes", "superpixels", "superpixels-32", "gold"),
                 against=("clip", "clip-tower"),
                 drawn=("clip", "patches", "superpixels"),
             ),
@@ -465,8 +465,9 @@ STUDIES: dict[str, Study] = {
         configs={
             name: _scenes_configs()[name]
             for name in (
-                *("clip", "clip-tower", "patches", "boxes", "superpixels", "filip", "patches-sparc", "selective"),
-                *("clip-longer", "patches-longer", "superpixels-longer", "patches-both", "superpixels-both"),
+                *("clip", "clip-tower", "patches", "boxes", "superpixels", "superpixels-32", "filip"),
+                *("patches-sparc", "selective", "patches-both", "superpixels-both"),
+                *("clip-longer", "patches-longer", "superpixels-longer"),
             )
         },
         seeds=(0, 1, 2, 3, 4),
@@ -477,7 +478,10 @@ STUDIES: dict[str, Study] = {
         parts=(
             Part(
                 name="main",
-                configs=("clip", "clip-tower", "patches", "boxes", "superpixels", "filip", "patches-sparc"),
+                configs=(
+                    *("clip", "clip-tower", "patches", "boxes", "superpixels", "superpixels-32", "filip"),
+                    "patches-sparc",
+                ),
                 against=("clip", "clip-tower"),
                 drawn=("clip", "patches", "superpixels"),
             ),
