@@ -183,6 +183,10 @@ def _scenes_configs() -> dict[str, TrainConfig]:
         "superclip": clip.with_objective("superclip"),
         "patches-sparc": _objective(patches, global_loss="sparc"),
         **_longer({"clip": clip, "patches": patches, "superpixels": stored}),
+        # As many steps as segments take in CLIP's time, and other learning rates.
+        "clip-2200": replace(clip, steps=2200),
+        "clip-tower-2200": replace(_tower_pooling(clip), steps=2200),
+        **_rates({"clip": clip, "clip-tower": _tower_pooling(clip), "superpixels": stored}),
         # What does it in "patches" and "boxes": one change each.
         "patches-all": _objective(patches, subsets="all", normalise_by_regions=True),
         "patches-4": _objective(patches, gradient_ratio=4.0),
@@ -214,6 +218,18 @@ def _scenes_configs() -> dict[str, TrainConfig]:
 def _both(base: TrainConfig) -> TrainConfig:
     """Words beside phrases."""
     return replace(base, model=replace(base.model, phrase_unit="both"))
+
+
+RATES = {"1e-3": 1e-3, "4e-3": 4e-3}
+"""Learning rates beside the 2e-3 of all others."""
+
+
+def _rates(configs: Mapping[str, TrainConfig]) -> dict[str, TrainConfig]:
+    return {
+        f"{name}-{shown}": replace(config, optim=replace(config.optim, learning_rate=rate))
+        for name, config in configs.items()
+        for shown, rate in RATES.items()
+    }
 
 
 def _gpu_configs() -> dict[str, TrainConfig]:
@@ -293,7 +309,10 @@ def _conv_configs() -> dict[str, TrainConfig]:
     }
 
 
-SEGMENTS = ("superpixels", "superpixels-both", "superpixels-longer", "superpixels-32", "superpixels-all")
+SEGMENTS = (
+    *("superpixels", "superpixels-both", "superpixels-longer", "superpixels-32", "superpixels-all"),
+    *(f"superpixels-{rate}" for rate in RATES),
+)
 """The configs that train on segments of the image."""
 SCENES_METRICS = (
     ("scenes-object", "acc@1"),
@@ -401,7 +420,11 @@ LONGER = Part(
 COLOURED = {
     name: config
     for name, config in _scenes_configs().items()
-    if name in ("clip", "clip-tower", "patches", "boxes", "superpixels", "superpixels-32", "filip", "sparc")
+    if name
+    in (
+        *("clip", "clip-tower", "clip-2200", "clip-tower-2200"),
+        *("patches", "boxes", "superpixels", "superpixels-32", "filip", "sparc"),
+    )
 }
 
 STUDIES: dict[str, Study] = {
@@ -421,6 +444,16 @@ STUDIES: dict[str, Study] = {
                 drawn=("clip", "patches", "superpixels"),
             ),
             LONGER,
+            Part(
+                name="fairness",
+                configs=(
+                    *("clip", "clip-2200", "clip-1e-3", "clip-4e-3"),
+                    *("clip-tower", "clip-tower-2200", "clip-tower-1e-3", "clip-tower-4e-3"),
+                    *("superpixels", "superpixels-1e-3", "superpixels-4e-3"),
+                ),
+                against=(),
+                drawn=(),
+            ),
             Part(
                 name="baselines",
                 configs=("clip", "siglip", "superclip", "sparc", "filip", "patches", "superpixels", "patches-sparc"),
