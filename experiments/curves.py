@@ -15,7 +15,8 @@ from powerclip.report.plots import PANELS, STYLE, Panel, legend, points_of
 
 @rc_context(STYLE)
 def curves(metrics: Mapping[str, Sequence[Mapping[str, Any]]], panels: Sequence[Panel] = PANELS) -> Figure:
-    """The panels side by side: each run's values, faint, under a smoothed line; what is not a number is left out."""
+    """The panels side by side, those that have a number: each run's values, faint, under a smoothed line."""
+    panels = [panel for panel in panels if panel.in_any(metrics)]
     figure = Figure(figsize=(11 / 4 * len(panels), 2.9), layout="constrained")
     row = figure.subplots(1, len(panels), squeeze=False)[0]
     for axes, panel in zip(row, panels, strict=True):
@@ -28,6 +29,23 @@ def curves(metrics: Mapping[str, Sequence[Mapping[str, Any]]], panels: Sequence[
             axes.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False))
         axes.set(title=panel.title, xlabel="step", ylim=panel.limits)
     legend(row[0], metrics, linewidth=1.6)
+    return figure
+
+
+@rc_context(STYLE)
+def intervals_plot(differences: Mapping[str, Mapping[str, tuple[float, float]]]) -> Figure:
+    """Mean differences and the half-widths of their intervals, by row and comparison, one below the other."""
+    figure = Figure(figsize=(9, 0.34 * len(differences) + 1.2), layout="constrained")
+    axes = figure.subplots()
+    names = list(next(iter(differences.values())))
+    for row, of_row in enumerate(differences.values()):
+        for number, (mean, half) in enumerate(of_row.values()):
+            place = row + 0.3 * (number - (len(names) - 1) / 2)
+            axes.errorbar(mean, place, xerr=half, fmt="o", color=f"C{number}", markersize=4, capsize=2)
+    axes.axvline(0, color="0.4", linewidth=0.8)
+    axes.set_yticks(range(len(differences)), list(differences))
+    axes.set(ylim=(len(differences) - 0.5, -0.5), xlabel="points, 95 % interval over seeds")
+    legend(axes, names, linewidth=4, ncols=len(names), loc="lower center", bbox_to_anchor=(0.5, 1))
     return figure
 
 

@@ -55,7 +55,7 @@ class Study:
     """Tasks and metrics that the tables show, all those of ``evaluation.json`` being kept."""
     parts: tuple[Part, ...]
     """The tables."""
-    page: str = "evidence.md"
+    page: str = "evidence-details.md"
     """Where they stand, in docs."""
     validation: Callable[[], Sequence[Task]] | None = None
     """Makes the tasks that a setting is chosen by (``validate.py``)."""

@@ -14,12 +14,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from curves import curves
+from curves import curves, intervals_plot
 from scipy.stats import t as student
 from studies import OWN_SCORE, OWN_SCORES, STUDIES, Study
 
 from powerclip.files import atomic_write, read_json
-from powerclip.report.plots import PANELS, Panel, comparison_plot, png
+from powerclip.report.plots import PANELS, Panel, png
 from powerclip.report.tables import Cell, Spread, Table
 
 HERE = Path(__file__).parent
@@ -102,31 +102,37 @@ CHOSEN_BY = {
     "patch that adds most": ("scenes-grounding", "contribution"),
 }
 """What a setting is chosen by, on the validation scenes of seed 0: the mean of these."""
-IN_README = {
+IN_ANSWER = {
     *("name of one symbol", "image to text R@1", "image to text R@1, by S", "hard negatives, by S"),
     *("of these, exchanged attributes, by S", "most is added by a patch of the object (chance 8)"),
     *("name of one emoji", "most is added by a patch of the emoji (chance 10)", "of these, exchanged colours, by S"),
     "most is added by a patch of the emoji (chance 9)",
 }
-"""The rows of these that README has."""
+"""The rows of these that the answer has, in README and on the first page of the evidence."""
+WORLDS = {"scenes": "symbols", "emoji": "emoji", "emoji-coloured": "emoji in colours"}
+"""What the studies' data show."""
 SHOWN = {"clip": "CLIP", "clip-tower": "CLIP's own pooling", "patches": "patches", "superpixels": "segments"}
-"""The configs of these summaries: CLIP's, and two of PowerCLIP's, which differ in what the regions are."""
-DIFFERENCES = (("patches", "clip"), ("superpixels", "clip"), ("superpixels", "clip-tower"))
+"""The configs of the summaries: CLIP's, and two of PowerCLIP's, which differ in what the regions are."""
+NEAREST = {"filip": "FILIP"}
+"""And the nearest relative, in the answer."""
+DIFFERENCES = (("patches", "clip"), ("patches", "clip-tower"), ("superpixels", "clip"), ("superpixels", "clip-tower"))
 """Of these configs, paired by seed."""
 
 
 def main(docs: Path = DOCS, readme: Path = HERE.parent / "README.md") -> int:
     """Rewrite the pages, and their pictures beside them."""
+    found = {name: read(study, HERE / "results" / name) for name, study in STUDIES.items()}
+    for path in (readme, docs / "evidence.md"):
+        atomic_write(path, replaced(path.read_text(encoding="utf-8"), "answer", answer(found).markdown()))
+    atomic_write(docs / "evidence-answer.png", png(intervals_plot(answer_differences(found))))
     for name, rows in SUMMARY_ROWS.items():
-        results = read(STUDIES[name], HERE / "results" / name)
-        short = [row for row in rows if row[0] in IN_README]
-        for path, wanted in ((readme, short), (docs / STUDIES[name].page, rows)):
-            body = summary(results, wanted).markdown()
-            atomic_write(path, replaced(path.read_text(encoding="utf-8"), f"{name}-summary", body))
+        path = docs / STUDIES[name].page
+        body = summary(found[name], rows).markdown()
+        atomic_write(path, replaced(path.read_text(encoding="utf-8"), f"{name}-summary", body))
     for name, study in STUDIES.items():
         path = docs / study.page
         page = path.read_text(encoding="utf-8")
-        results = read(study, HERE / "results" / name)
+        results = found[name]
         if study.validation:
             page = replaced(page, f"{name}-validation", validation(results).markdown())
         for part in study.parts:
@@ -135,13 +141,11 @@ def main(docs: Path = DOCS, readme: Path = HERE.parent / "README.md") -> int:
             if set(shown) <= set(part.against):  # nothing to compare
                 page = replaced(page, f"{name}-{part.name}", f"Not run yet: {', '.join(missing)}.\n")
                 continue
-            table = means(shown, study.metrics)
-            body = [table.markdown(), f"Seeds: {counts(shown)}.\n"]
+            body = [means(shown, study.metrics).markdown(), f"Seeds: {counts(shown)}.\n"]
             body += [f"Not run yet: {', '.join(missing)}.\n"] if missing else []
             body += [paired(shown, study.metrics, against=base).markdown() for base in part.against if base in shown]
             body.append(costs(shown).markdown())
             page = replaced(page, f"{name}-{part.name}", "\n".join(body))
-            atomic_write(docs / f"evidence-{name}-{part.name}.png", png(comparison_plot(table)))
             drawn = {config: lines(shown[config]) for config in part.drawn if config in shown}
             if drawn:
                 atomic_write(docs / f"evidence-{name}-{part.name}-curves.png", png(curves(drawn, INSTRUMENTS)))
@@ -181,10 +185,12 @@ def spread(seeds: Mapping[int, dict[str, Any]], metric: tuple[str, str]) -> Spre
     return Spread(values=tuple(found.values())) if found and len(found) == len(seeds) else None
 
 
-def differences(one: Mapping[int, dict[str, Any]], other: Mapping[int, dict[str, Any]], metric: tuple[str, str]) -> str:
-    """The paired difference, in points, over the seeds that both have."""
+def differences(
+    one: Mapping[int, dict[str, Any]], other: Mapping[int, dict[str, Any]], metric: tuple[str, str]
+) -> list[float]:
+    """The paired differences, in points, of the seeds that both have."""
     a, b = values(one, metric), values(other, metric)
-    return interval([100 * (a[seed] - b[seed]) for seed in a.keys() & b.keys()])
+    return [100 * (a[seed] - b[seed]) for seed in sorted(a.keys() & b.keys())]
 
 
 def means(results: Results, metrics: Sequence[tuple[str, str]]) -> Table:
@@ -203,7 +209,7 @@ def paired(results: Results, metrics: Sequence[tuple[str, str]], *, against: str
         (
             metric[0].removeprefix("scenes-"),
             metric[1],
-            *(differences(results[name], results[against], metric) for name in others),
+            *(interval(differences(results[name], results[against], metric)) for name in others),
         )
         for metric in metrics
     )
@@ -219,12 +225,51 @@ def summary(results: Results, metrics: Sequence[tuple[str, str, str]]) -> Table:
     for label, task, name in metrics:
         metric = (task, name)
         spreads = (spread(results[config], metric) for config in configs)
-        rows.append((label, *spreads, *(differences(results[one], results[other], metric) for one, other in pairs)))
+        compared = (interval(differences(results[one], results[other], metric)) for one, other in pairs)
+        rows.append((label, *spreads, *compared))
     less = [f"{SHOWN[one]} less {SHOWN[other]}" for one, other in pairs]
     seeds = counts({SHOWN[config]: results[config] for config in configs})
     return Table(
         columns=("", *(SHOWN[config] for config in configs), *less), rows=tuple(rows), title=f"%; seeds: {seeds}"
     )
+
+
+ANSWER_DIFFERENCES = (("superpixels", "clip"), ("superpixels", "clip-tower"))
+
+
+def answer(found: Mapping[str, Results]) -> Table:
+    """The summaries' main rows, of all worlds."""
+    configs = SHOWN | NEAREST
+    rows: list[tuple[Cell, ...]] = []
+    for study, world in WORLDS.items():
+        results = found[study]
+        for label, *metric in SUMMARY_ROWS[study]:
+            if label in IN_ANSWER:
+                spreads = (spread(results[name], tuple(metric)) if results[name] else None for name in configs)
+                pairs = (
+                    interval(differences(results[one], results[other], tuple(metric)))
+                    for one, other in ANSWER_DIFFERENCES
+                )
+                rows.append((world, label, *spreads, *pairs))
+    less = [f"{SHOWN[one]} less {SHOWN[other]}" for one, other in ANSWER_DIFFERENCES]
+    shown = {world: {configs[name]: found[study][name] for name in configs} for study, world in WORLDS.items()}
+    seeds = "; ".join(f"{world}: {counts(of_world)}" for world, of_world in shown.items())
+    return Table(columns=("world", "task", *configs.values(), *less), rows=tuple(rows), title=f"%; seeds: {seeds}")
+
+
+def answer_differences(found: Mapping[str, Results]) -> dict[str, dict[str, tuple[float, float]]]:
+    """Of its rows the mean differences and the half-widths of their intervals, by row and comparison."""
+    return {
+        f"{world}: {label}": {
+            f"{SHOWN[one]} less {SHOWN[other]}": mean_and_half(
+                differences(found[study][one], found[study][other], (task, name))
+            )
+            for one, other in ANSWER_DIFFERENCES
+        }
+        for study, world in WORLDS.items()
+        for label, task, name in SUMMARY_ROWS[study]
+        if label in IN_ANSWER
+    }
 
 
 def validation(results: Results) -> Table:
@@ -242,14 +287,21 @@ def validation(results: Results) -> Table:
 
 
 def interval(differences: Sequence[float]) -> str:
-    """Mean and half-width of the 95 % interval of a mean."""
+    """Mean and 95 % interval of a mean; "*" if that excludes zero."""
     if not differences:
         return "-"
+    mean, half = mean_and_half(differences)
+    if len(differences) < 3:  # an interval of two seeds says nothing, and one in twenty excludes zero by chance
+        return f"{mean:+.1f} ({('one seed', 'two seeds')[len(differences) - 1]})"
+    return f"{mean:+.1f} [{mean - half:+.1f}, {mean + half:+.1f}]{'*' if abs(mean) > half else ''}"
+
+
+def mean_and_half(differences: Sequence[float]) -> tuple[float, float]:
+    """Mean, and the half-width of its 95 % interval (Student's t); infinite below three."""
     mean, n = statistics.fmean(differences), len(differences)
-    if n < 3:  # an interval of two seeds says nothing, and one in twenty excludes zero by chance
-        return f"{mean:+.1f} ({('one seed', 'two seeds')[n - 1]})"
-    half = float(student.ppf(0.975, n - 1)) * statistics.stdev(differences) / math.sqrt(n)
-    return f"{mean:+.1f} ± {half:.1f}{'*' if abs(mean) > half else ''}"
+    if n < 3:
+        return mean, math.inf
+    return mean, float(student.ppf(0.975, n - 1)) * statistics.stdev(differences) / math.sqrt(n)
 
 
 def costs(results: Results) -> Table:

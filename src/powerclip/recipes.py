@@ -29,7 +29,7 @@ def scenes_tiny() -> TrainConfig:
 
 
 def scenes_superpixels() -> TrainConfig:
-    """The same with segments of the image as regions, which need no labels: the best setting of docs/evidence.md.
+    """The same with segments of the image as regions, which need no labels: among the best of docs/evidence.md.
 
     Each step draws at most ten of an image's segments at three scales.
     ``powerclip prepare scenes:train data/segments --regions superpixels --replace-regions && powerclip train

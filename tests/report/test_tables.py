@@ -70,6 +70,12 @@ def test_only_a_difference_is_marked(numbers, best):
     assert [i for i, cell in enumerate(row.strip("| ").split(" | ")) if cell.startswith("**")] == best
 
 
+@pytest.mark.parametrize(("higher", "bold"), [((0.2, 0.3), False), ((0.3, 0.4), True)])
+def test_what_is_within_the_error_is_not_marked(higher, bold):
+    spreads = (Spread(values=(0.1, 0.2)), Spread(values=higher))  # deviations of 0.071, so 0.1 of the difference
+    assert ("**" in Table(columns=("a", "b"), rows=(spreads,)).markdown()) == bold
+
+
 def test_mean_and_sample_standard_deviation():
     spread = Spread(values=(0.1, 0.3))
     assert spread.mean == pytest.approx(0.2)

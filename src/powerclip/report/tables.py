@@ -87,7 +87,7 @@ Cell = str | float | Spread | None
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Rows of text and numbers. Where the numbers of a row differ, the highest is bold.
+    """Rows of text and numbers. The highest of a row is bold if it is above all others by more than the error.
 
     No text can change the form of the output: it is escaped, and control characters are replaced.
     """
@@ -274,10 +274,22 @@ def _with_error(evaluation: Evaluation, average: Average) -> float:
 
 
 def _shown(row: Sequence[Cell]) -> list[tuple[str, bool]]:
-    """Each cell of a row as text, and whether it is the highest of numbers that differ."""
-    values = [cell.mean if isinstance(cell, Spread) else cell for cell in row]
-    numbers = {value for value in values if isinstance(value, int | float)}
-    return [(_text(cell), len(numbers) > 1 and value == max(numbers)) for cell, value in zip(row, values, strict=True)]
+    """Each cell of a row as text, and whether it is above all other numbers by more than the error of the difference.
+
+    Errors are deviations over seeds or, of one seed, sampling errors.
+    """
+    known = [_value_and_error(cell) for cell in row if isinstance(cell, int | float | Spread)]
+    best, error = max(known, default=(math.nan, 0.0))
+    others = [(value, its_error) for value, its_error in known if value < best]
+    stands_out = bool(others) and all(best - value > math.hypot(error, its_error) for value, its_error in others)
+    return [(_text(cell), stands_out and _value_and_error(cell)[0] == best) for cell in row]
+
+
+def _value_and_error(cell: Cell) -> tuple[float, float]:
+    """A number and its error, 0 if that is not known; NaN for what is no number."""
+    if isinstance(cell, Spread):
+        return cell.mean, cell.deviation or cell.standard_error or 0.0
+    return (float(cell), 0.0) if isinstance(cell, int | float) else (math.nan, 0.0)
 
 
 def _text(cell: Cell) -> str:
