@@ -7,7 +7,20 @@ from typing import Literal
 import pytest
 
 import powerclip.config
-from powerclip.config import MAX_YAML_BYTES, ObjectiveConfig, TrainConfig, from_dict, load_config, to_yaml
+from powerclip.config import (
+    MAX_YAML_BYTES,
+    DataConfig,
+    EvaluateConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    OptimConfig,
+    ParallelConfig,
+    PrepareConfig,
+    TrainConfig,
+    from_dict,
+    load_config,
+    to_yaml,
+)
 from powerclip.errors import PowerclipError
 from powerclip.recipes import RECIPES, recipe
 from tests.support.memory import more_bytes
@@ -132,6 +145,30 @@ def test_leftover_keys_are_refused():
 def test_wrong_values_are_named(values, message):
     with pytest.raises(ValueError, match=message):
         from_dict(TrainConfig, values)
+
+
+CONFIGS = (
+    *(ModelConfig, ObjectiveConfig, DataConfig, OptimConfig, ParallelConfig),
+    *(TrainConfig, PrepareConfig, EvaluateConfig),
+)
+LISTED = [
+    (kind, name) for kind in CONFIGS for name, hint in typing.get_type_hints(kind).items() if "Literal" in str(hint)
+]
+
+
+@pytest.mark.parametrize(("kind", "name"), LISTED, ids=lambda x: x if isinstance(x, str) else x.__name__)
+def test_a_misspelt_value_is_refused_wherever_the_setting_comes_from(kind, name):
+    several = "tuple" in str(typing.get_type_hints(kind)[name])
+    given = {"steps": 1} if kind is TrainConfig else {}
+    with pytest.raises(ValueError, match=f"{name} is 'nonesuch'; it must be "):
+        kind(**given | {name: ("nonesuch",) if several else "nonesuch"})
+
+
+def test_all_listed_settings_are_tried():
+    assert len(LISTED) > 25
+    assert {("PrepareConfig", "join"), ("EvaluateConfig", "scores"), ("TrainConfig", "precision")} <= {
+        (kind.__name__, name) for kind, name in LISTED
+    }
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,8 @@ each with a ValueError that names the setting; and parts of settings."""
 import dataclasses
 import typing
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from functools import cache
+from typing import Any, Literal, TypeVar
 
 from powerclip.errors import did_you_mean, one_of, shown
 
@@ -45,14 +46,24 @@ def require_at_least(config: object, low: int, *names: str) -> None:
     require(config, lambda value: value >= low, f"at least {low}" if low else "0 or more", *names)
 
 
-def require_listed(config: object, *names: str) -> None:
-    """Check settings that have a list of values (Literal), or are a number or one of some words."""
-    hints = typing.get_type_hints(type(config))
-    for name in names:
-        options = typing.get_args(hints[name])
-        if float not in options:
-            one_of(name, getattr(config, name), options)
-            continue
-        words = [word for option in options for word in typing.get_args(option)]
-        if isinstance(value := getattr(config, name), str) and value not in words:
+def require_listed(config: Any) -> None:
+    """Check all settings that have a list of values (Literal), hold several of them, or are a number or one of them."""
+    for name, (words, or_number) in _listed(type(config)).items():
+        value = getattr(config, name)
+        if not or_number:
+            for one in value if isinstance(value, tuple | list) else (value,):
+                one_of(name, one, words)
+        elif isinstance(value, str) and value not in words:
             raise ValueError(f"{name} is {shown(value)}; it must be a number or {', '.join(map(repr, words))}")
+
+
+@cache
+def _listed(kind: type) -> dict[str, tuple[tuple[object, ...], bool]]:
+    """The words that settings of a dataclass may have, by name, and whether they may be a number instead."""
+    hints = typing.get_type_hints(kind)
+    return {name: (words, float in typing.get_args(hint)) for name, hint in hints.items() if (words := _words(hint))}
+
+
+def _words(hint: Any) -> tuple[object, ...]:
+    options = typing.get_args(hint)
+    return options if typing.get_origin(hint) is Literal else tuple(word for one in options for word in _words(one))

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from powerclip.config.checks import require, require_at_least
+from powerclip.config.checks import require, require_at_least, require_listed
 from powerclip.config.values import Pixels, Score, ScoreRegions
 
 
@@ -43,6 +43,7 @@ class EvaluateConfig:
     """Folder for the results; default: the run folder."""
 
     def __post_init__(self) -> None:
+        require_listed(self)
         require_at_least(self, 1, "size", "batch_size")
         require_at_least(self, 0, "workers")
         require(self, bool, "at least one of global, powerset and late", "scores")

@@ -42,8 +42,7 @@ class PoolingConfig:
     """What the text tower reads a phrase in: its caption (the paper), or alone, as a text of its own."""
 
     def __post_init__(self) -> None:
-        require_listed(self, "image_pool", "text_pool", "region_norm", "region_unit")
-        require_listed(self, "phrase_norm", "phrase_unit", "phrase_context")
+        require_listed(self)
         if self.text_pool == "argmax":
             object.__setattr__(self, "text_pool", "tower")
 
@@ -105,7 +104,7 @@ class AggregationConfig:
     """Derivative of the even part of the regions-to-tree aggregator (tanh: log cosh)."""
 
     def __post_init__(self) -> None:
-        require_listed(self, "method", "subsets", "t1_activation", "t2_activation", "zeta")
+        require_listed(self)
         require_at_least(self, 0, "tau")
         require_at_least(self, 4, "samples")
 
@@ -123,10 +122,6 @@ class ScoringConfig(AggregationConfig):
     """Where the similarity s of a region and a phrase is zero, so that the best subset neither is empty nor holds all
     regions. A number, the mean of matched pairs, the midpoint between it and that of unmatched ones, or a learned
     number is taken off s; centred takes the batch's means off regions and phrases and makes them unit vectors again."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_listed(self, "direction", "zero")
 
     @property
     def divides_by_regions(self) -> bool:

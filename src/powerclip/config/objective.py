@@ -38,7 +38,7 @@ class ContrastConfig:
     """Limit of an adaptive margin, in units of S."""
 
     def __post_init__(self) -> None:
-        require_listed(self, "form", "negatives", "centre_scores")
+        require_listed(self)
         require(self, lambda value: value > 0, "positive", "negatives_temperature", "max_margin")
 
 

@@ -84,7 +84,7 @@ class PrepareConfig(SourceConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_listed(self, "join")
+        require_listed(self)
         require_at_least(self, 1, "samples_per_shard", "workers")
         require(self, lambda share: 0 <= share <= 1, "between 0 and 1", "max_bad_share")
         if self.regions_as == "boxes" and self.regions == "boxes":

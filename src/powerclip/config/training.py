@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from powerclip.config.checks import require, require_at_least
+from powerclip.config.checks import require, require_at_least, require_listed
 from powerclip.config.model import ModelConfig
 from powerclip.config.objective import ObjectiveConfig
 from powerclip.config.values import Crop, Objective, Sharding, Tower
@@ -44,6 +44,7 @@ class DataConfig:
     """Stop when more than this share of the samples cannot be read."""
 
     def __post_init__(self) -> None:
+        require_listed(self)
         require_at_least(self, 0, "workers")
         require_at_least(self, 1, "captions")
         require(self, lambda size: size > 0, "positive", "cache_gib")
@@ -78,6 +79,7 @@ class OptimConfig:
     """A tower whose weights are not trained; "image" is locked-image tuning."""
 
     def __post_init__(self) -> None:
+        require_listed(self)
         require(self, lambda decay: 0 < decay <= 1, "above 0 and at most 1", "layer_decay")
         require(self, lambda beta: 0 <= beta < 1, "0 or more and less than 1", "beta1", "beta2")
         require(self, lambda value: value > 0, "positive", "learning_rate", "eps")
@@ -99,6 +101,7 @@ class ParallelConfig:
     """Compile the towers' blocks with torch.compile."""
 
     def __post_init__(self) -> None:
+        require_listed(self)
         require_at_least(self, 1, "accumulate")
 
 
@@ -163,6 +166,7 @@ class TrainConfig:
     """Log to Weights & Biases as well (needs the extra powerclip[wandb])."""
 
     def __post_init__(self) -> None:
+        require_listed(self)
         require(self, lambda size: size >= 2, "at least 2 (a pair needs a negative)", "batch_size")
         if (self.steps is None) == (self.epochs is None):
             raise ValueError(f"give either steps or epochs; got steps={self.steps}, epochs={self.epochs}")
