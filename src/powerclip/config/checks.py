@@ -48,7 +48,8 @@ def require_at_least(config: object, low: int, *names: str) -> None:
 
 def require_listed(config: Any) -> None:
     """Check all settings that have a list of values (Literal), hold several of them, or are a number or one of them."""
-    for name, (words, or_number) in _listed(type(config)).items():
+    kind: Any = type(config)
+    for name, (words, or_number) in _listed(kind).items():
         value = getattr(config, name)
         if not or_number:
             for one in value if isinstance(value, tuple | list) else (value,):
