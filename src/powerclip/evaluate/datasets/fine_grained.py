@@ -45,6 +45,9 @@ NEGBENCH = {
 }
 """NegBench's files of images."""
 
+CREPE = ("productivity", "systematicity-cc12m", "systematicity-yfcc", "systematicity-laion")
+"""CREPE's tasks."""
+
 CREPE_NEGATIVES = ("atom", "comp", "combined")
 """What the wrong captions of CREPE's systematicity differ in."""
 
@@ -324,83 +327,38 @@ def read_negbench(folder: Path, name: str) -> list[Task]:
     return tasks
 
 
-FINE_GRAINED = (
-    Benchmark(
-        "sugarcrepe++",
-        read_sugarcrepe_pp,
-        "https://github.com/Sri-Harsha/scpp (data/*.json) with COCO's val2017 images",
-        also_known_as=("SugarCrepe_pp", "scpp"),
-        tasks=("sugarcrepe++", "sugarcrepe++-text"),
-        items=(4757, 4757),
-    ),
-    Benchmark(
-        "whatsup",
-        read_whatsup,
-        "https://github.com/amitakamath/whatsup_vlms (its six JSON files and images)",
-        also_known_as=("whatsup_vlms",),
-        tasks=("whatsup", "whatsup-pairs", "whatsup-sets"),
-        items=(4958, 410, 205),
-    ),
-    Benchmark(
-        "colorswap",
-        read_colorswap,
-        f"{HUB}/stanfordnlp/colorswap (its Parquet files, or test.json and images)",
-        items=(300,),
-    ),
-    Benchmark(
-        "cola",
-        read_cola,
-        "https://github.com/arijitray1993/COLA (data/COLA_multiobjects_matching_benchmark.json) with Visual Genome",
-        also_known_as=("COLA",),
-        items=(210,),
-    ),
-    Benchmark(
-        "bivlc", read_bivlc, f"{HUB}/imirandam/BiVLC (its Parquet files)", also_known_as=("BiVLC",), items=(2933,)
-    ),
-    Benchmark(
-        "eqben", read_eqben, "https://github.com/Wangt-CN/EqBen (the 10 % subset, or all)", also_known_as=("EqBen",)
-    ),
-    Benchmark(
-        "mmvp-vlm",
-        read_mmvp,
-        f"{HUB}/MMVP/MMVP_VLM (Questions.csv, images)",
-        also_known_as=("MMVP_VLM", "MMVP-VLM"),
-        items=(135,),
-    ),
-    Benchmark(
-        "crepe",
-        read_crepe,
-        "https://github.com/RAIVNLab/CREPE (data/*.zip, unpacked) with Visual Genome",
-        also_known_as=("CREPE",),
-        tasks=("crepe-productivity", *(f"crepe-systematicity-{corpus}" for corpus in ("cc12m", "yfcc", "laion"))),
-    ),
-    Benchmark(
-        "spec",
-        read_spec,
-        f"{HUB}/wjpoom/SPEC (data.zip, unpacked)",
-        also_known_as=("SPEC",),
-        tasks=("spec-i2t", "spec-t2i"),
-    ),
-    Benchmark(
-        "vl-checklist",
-        read_vl_checklist,
-        "https://github.com/om-ai-lab/VL-CheckList (data) with the images of Visual Genome, HAKE and SWiG",
-        also_known_as=("VL-CheckList",),
-        tasks=("vl-checklist-attribute", "vl-checklist-object", "vl-checklist-relation"),
-    ),
-    Benchmark(
-        "svo-probes",
-        read_svo_probes,
-        "https://github.com/google-deepmind/svo_probes (svo_probes.csv) with the images of its URLs",
-        also_known_as=("svo_probes",),
-    ),
-    Benchmark(
-        "negbench",
-        read_negbench,
-        "https://github.com/m1k2zoo/negbench (its CSV files of images) "
-        "with COCO's val2017, VOC2007 and the synthetic images",
-        also_known_as=("NegBench",),
-        tasks=tuple(f"negbench-{part}" for part in NEGBENCH),
-    ),
+SOURCES = {
+    "sugarcrepe++": "https://github.com/Sri-Harsha/scpp (data/*.json) with COCO's val2017 images",
+    "whatsup": "https://github.com/amitakamath/whatsup_vlms (its six JSON files and images)",
+    "colorswap": f"{HUB}/stanfordnlp/colorswap (its Parquet files, or test.json and images)",
+    "cola": "https://github.com/arijitray1993/COLA (data/COLA_multiobjects_matching_benchmark.json) with Visual Genome",
+    "bivlc": f"{HUB}/imirandam/BiVLC (its Parquet files)",
+    "eqben": "https://github.com/Wangt-CN/EqBen (the 10 % subset, or all)",
+    "mmvp-vlm": f"{HUB}/MMVP/MMVP_VLM (Questions.csv, images)",
+    "crepe": "https://github.com/RAIVNLab/CREPE (data/*.zip, unpacked) with Visual Genome",
+    "spec": f"{HUB}/wjpoom/SPEC (data.zip, unpacked)",
+    "vl-checklist": "https://github.com/om-ai-lab/VL-CheckList (data) with the images of Visual Genome, HAKE and SWiG",
+    "svo-probes": "https://github.com/google-deepmind/svo_probes (svo_probes.csv) with the images of its URLs",
+    "negbench": "https://github.com/m1k2zoo/negbench (its CSV files of images) "
+    "with COCO's val2017, VOC2007 and the synthetic images",
+}
+"""Where to get each."""
+
+FINE_GRAINED = tuple(
+    Benchmark(name, read, SOURCES[name], also_known_as=names, tasks=tuple(name + end for end in ends), items=items)
+    for name, read, names, ends, items in (
+        ("sugarcrepe++", read_sugarcrepe_pp, ("SugarCrepe_pp", "scpp"), ("", "-text"), (4757, 4757)),
+        ("whatsup", read_whatsup, ("whatsup_vlms",), ("", "-pairs", "-sets"), (4958, 410, 205)),
+        ("colorswap", read_colorswap, (), (), (300,)),
+        ("cola", read_cola, ("COLA",), (), (210,)),
+        ("bivlc", read_bivlc, ("BiVLC",), (), (2933,)),
+        ("eqben", read_eqben, ("EqBen",), (), ()),
+        ("mmvp-vlm", read_mmvp, ("MMVP_VLM", "MMVP-VLM"), (), (135,)),
+        ("crepe", read_crepe, ("CREPE",), tuple(f"-{part}" for part in CREPE), ()),
+        ("spec", read_spec, ("SPEC",), ("-i2t", "-t2i"), ()),
+        ("vl-checklist", read_vl_checklist, ("VL-CheckList",), tuple(f"-{part.lower()}" for part in VL_CHECKLIST), ()),
+        ("svo-probes", read_svo_probes, ("svo_probes",), (), ()),
+        ("negbench", read_negbench, ("NegBench",), tuple(f"-{part}" for part in NEGBENCH), ()),
+    )
 )
 """Compositionality sets beyond the paper's; their metrics are of several kinds, and there is no average."""
