@@ -2,7 +2,7 @@
 
 import ast
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePath
 from typing import Any, TypeVar
 
@@ -12,7 +12,6 @@ from powerclip.evaluate.datasets.clip_benchmark import retrieval_tasks
 from powerclip.evaluate.datasets.release import NUMBER, TEXT, Release, in_format, quadruples, release_json
 from powerclip.tasks import HardNegative, HardNegatives, Quadruple, Quadruples, Task
 
-Pair = tuple[str, str]
 Item = TypeVar("Item")
 
 SUGARCREPE_PP = ("replace_att", "replace_obj", "replace_rel", "swap_att", "swap_obj")
@@ -109,22 +108,20 @@ def read_whatsup(folder: Path, name: str) -> list[Task]:
 
 def read_colorswap(folder: Path, name: str) -> list[Task]:
     """ColorSwap (Burapacheep et al., 2024): ``test.json`` and images, or the hub's Parquet files of that split."""
-    release = Release(folder)
-    if not release.files("test.json"):
-        columns = (("image_1", "image_2"), ("caption_1", "caption_2"))
-        return [Quadruples(name=name, items=_in_cells(release, *columns, split="test"))]
-    rows = release.rows("test.json", ("image_1", "image_2", "caption_1", "caption_2"))
-    images = [(row["image_1"], row["image_2"]) for row in rows]
-    return [quadruples(name, release, images, [(row["caption_1"], row["caption_2"]) for row in rows])]
+    release, columns = Release(folder), ("image_1", "image_2", "caption_1", "caption_2")
+    if release.files("test.json"):
+        items = quadruples(release, release.rows("test.json", columns), columns)
+    else:
+        items = _in_cells(release, columns, split="test")
+    return [Quadruples(name=name, items=items)]
 
 
 def read_cola(folder: Path, name: str) -> list[Task]:
     """COLA's multi-object set (Ray et al., 2023), over Visual Genome; its accuracy is the image score."""
     release = Release(folder)
     with release_json(release.file("COLA_multiobjects_matching_benchmark.json"), list) as rows:
-        images = [(PurePath(row[0]).name, PurePath(row[2]).name) for row in rows]  # of their URLs
-        captions = [(row[1], row[3]) for row in rows]
-    return [quadruples(name, release, images, captions)]
+        named = [(PurePath(row[0]).name, PurePath(row[2]).name, row[1], row[3]) for row in rows]  # of the images' URLs
+    return [Quadruples(name=name, items=quadruples(release, named, range(4)))]
 
 
 def read_bivlc(folder: Path, name: str) -> list[Task]:
@@ -132,14 +129,14 @@ def read_bivlc(folder: Path, name: str) -> list[Task]:
 
     Its I2T, T2I and group scores are the text, image and group score.
     """
-    columns = (("image", "negative_image"), ("caption", "negative_caption"))
-    return [Quadruples(name=name, items=_in_cells(Release(folder), *columns, kind="type"))]
+    columns = ("image", "negative_image", "caption", "negative_caption")
+    return [Quadruples(name=name, items=_in_cells(Release(folder), columns, kind="type"))]
 
 
-def _in_cells(release: Release, images: Pair, captions: Pair, *, kind: str = "", split: str = "") -> list[Quadruple]:
-    """The items in Parquet files, by the names of their columns."""
-    rows = release.parquet([*captions, *([kind] if kind else [])], images, split=split)
-    (a, b), (c, d) = images, captions
+def _in_cells(release: Release, columns: Iterable[str], *, kind: str = "", split: str = "") -> list[Quadruple]:
+    """The items in Parquet files, by the names of their columns: two images, their captions, and the kind."""
+    a, b, c, d = columns
+    rows = release.parquet([c, d, *([kind] if kind else [])], (a, b), split=split)
     return [
         Quadruple(images=(row[a], row[b]), captions=(row[c], row[d]), kind=row[kind] if kind else "") for row in rows
     ]
@@ -156,19 +153,17 @@ def read_eqben(folder: Path, name: str) -> list[Task]:
     columns = ("image0", "image1", "caption0", "caption1")
     rows = release.rows(found[0].name, columns)
     kinds = [PurePath(row["image0"]).parts[0] for row in rows]
-    captions = [(row["caption0"], row["caption1"]) for row in rows]
-    return [quadruples(name, release, [(row["image0"], row["image1"]) for row in rows], captions, kinds, exact=True)]
+    return [Quadruples(name=name, items=quadruples(release, rows, columns, kinds, exact=True))]
 
 
 def read_mmvp(folder: Path, name: str) -> list[Task]:
     """MMVP-VLM (Tong et al., 2024): ``Questions.csv``, two rows a pair; its accuracy is the image score."""
     release = Release(folder)
     with release_json(release.file("Questions.csv")) as rows:
-        lines = [tuple(row.values())[:3] for row in rows]  # number, kind, statement
-        pairs = list(zip(lines[::2], lines[1::2], strict=True))
-        images = [[f"{kind}/{number}.jpg" for number, kind, _ in pair] for pair in pairs]
-        captions = [(f"a photo of {first[2]}", f"a photo of {second[2]}") for first, second in pairs]
-    return [quadruples(name, release, images, captions, [pair[0][1] for pair in pairs])]
+        lines = [(f"{kind}/{n}.jpg", f"a photo of {text}", kind) for n, kind, text, *_ in map(dict.values, rows)]
+        pairs = [(*first, *second) for first, second in zip(lines[::2], lines[1::2], strict=True)]
+    items = quadruples(release, pairs, (0, 3, 1, 4), [pair[2] for pair in pairs])
+    return [Quadruples(name=name, items=items)]
 
 
 def read_crepe(folder: Path, name: str) -> list[Task]:
