@@ -3,7 +3,6 @@
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterator
 from contextlib import closing
 from functools import lru_cache
 from itertools import islice
@@ -17,14 +16,15 @@ from rich.console import Console
 from powerclip.config import EmbedConfig, PrepareConfig, SourceConfig
 from powerclip.config.checks import part
 from powerclip.devices import find_device
-from powerclip.errors import BadSampleError, PowerclipError, counted, needs_extra
+from powerclip.errors import PowerclipError, counted, needs_extra
 from powerclip.evaluate.encode import unit
 from powerclip.evaluate.run import digest_of
 from powerclip.files import atomic_file
 from powerclip.model import load_any
 from powerclip.pixels import encoded, small_copy
+from powerclip.prepare.annotate import Counts, usable
 from powerclip.prepare.output import reserved
-from powerclip.prepare.pairs import Chunk, Pair, UnusedFileError
+from powerclip.prepare.pairs import Chunk
 from powerclip.prepare.source import open_source
 from powerclip.prepare.workers import run_local
 from powerclip.progress import print_line, progress_bar
@@ -105,22 +105,23 @@ def embed_part(part: Part) -> int:
     import pyarrow
     import pyarrow.parquet as parquet
 
-    config, skipped = part.config, Counter[str]()
+    config, counts = part.config, Counts()
     model, preprocess, tokenizer = _loaded(part.model, config.pretrained, config.device)
     device = next(model.parameters()).device
     columns: dict[str, list[Any]] = {name: [] for name in ("key", "source", "caption", "image", "text", "thumbnail")}
-    usable = _usable(part.chunk, skipped)
-    while some := list(islice(usable, config.batch_size)):
+    pairs = usable(part.chunk(), counts)
+    while some := list(islice(pairs, config.batch_size)):
         samples = [sample for _, (sample, _) in some]
+        pictures = [image for _, (_, image) in some if image is not None]  # all have one: it is a source of pairs
         with torch.inference_mode():
-            images = torch.stack([preprocess(image) for _, (_, image) in some])
+            images = torch.stack([preprocess(picture) for picture in pictures])
             columns["image"] += list(unit(model.encode_image(images.to(device))).cpu().numpy())
             tokens = tokenizer([sample.caption for sample in samples])
             columns["text"] += list(unit(model.encode_text(tokens.to(device))).cpu().numpy())
         columns["key"] += [sample.key for sample in samples]
         columns["source"] += [place for place, _ in some]
         columns["caption"] += [sample.caption for sample in samples]
-        columns["thumbnail"] += [_thumbnail(image, config.thumbnail_pixels) for _, (_, image) in some]
+        columns["thumbnail"] += [_thumbnail(picture, config.thumbnail_pixels) for picture in pictures]
     vector = pyarrow.list_(pyarrow.float32())
     types = {
         "image": vector,
@@ -129,24 +130,11 @@ def embed_part(part: Part) -> int:
     }
     schema = pyarrow.schema(
         [(name, types.get(name, pyarrow.string())) for name in columns],
-        metadata={SKIPPED: json.dumps(skipped).encode()},
+        metadata={SKIPPED: json.dumps(counts.skipped).encode()},
     )
     with atomic_file(part.path) as file:
         parquet.write_table(pyarrow.table(columns, schema=schema), file)
     return len(columns["key"])
-
-
-def _usable(chunk: Chunk, skipped: Counter[str]) -> Iterator[tuple[str, Pair]]:
-    """The pairs that can be used, with where they are; others are counted, but for files that belong to no pair."""
-    for item in chunk():
-        try:
-            sample, image = item.load()
-            assert image is not None  # of a source of pairs
-            yield item.name, (sample, image)
-        except UnusedFileError:
-            continue
-        except BadSampleError as error:
-            skipped[str(error)] += 1
 
 
 def _thumbnail(image: Image.Image, pixels: int) -> dict[str, Any] | None:

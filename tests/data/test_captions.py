@@ -8,7 +8,8 @@ import open_clip
 import pytest
 import torch
 
-from powerclip.data.captions import CaptionDraw
+from powerclip.config import DataConfig
+from powerclip.data.captions import draw_captions
 from powerclip.data.limits import MAX_CAPTIONS
 from powerclip.data.sample import Caption, Sample
 from powerclip.data.shards import read_shards, write_shards
@@ -83,48 +84,50 @@ def list_of_one_epoch(loader):
     return [piece for _ in range(loader.batches_per_epoch) for piece in next(steps)]
 
 
-def shares(draw, captions, number=6000):
-    found = Counter(caption.text for i in range(number) for caption in draw(captions, (7, i)))
+def shares(captions, number=6000, **settings):
+    config = DataConfig(**settings)
+    found = Counter(caption.text for i in range(number) for caption in draw_captions(captions, config, (7, i)))
     return {text: count / found.total() for text, count in found.items()}
 
 
 def test_sources_are_drawn_by_their_weights_and_shared_by_their_captions():
     # A share p of 6000 draws has a standard deviation of at most 0.0065; four of them are 0.026.
-    assert shares(CaptionDraw(), [ALT, LONG, SHORT]) == pytest.approx(
+    assert shares([ALT, LONG, SHORT]) == pytest.approx(
         dict.fromkeys([ALT.text, LONG.text, SHORT.text], 1 / 3), abs=0.026
     )
-    weighted = shares(CaptionDraw(weights={"alt": 1, "synthetic": 3}), [ALT, LONG, SHORT])
+    weighted = shares([ALT, LONG, SHORT], caption_weights={"alt": 1, "synthetic": 3})
     assert weighted == pytest.approx({ALT.text: 0.25, LONG.text: 0.375, SHORT.text: 0.375}, abs=0.026)
-    assert shares(CaptionDraw(weights={"synthetic": 1, "other": 9}), [ALT, SHORT]) == {SHORT.text: 1.0}
+    assert shares([ALT, SHORT], caption_weights={"synthetic": 1, "other": 9}) == {SHORT.text: 1.0}
     with pytest.raises(BadSampleError, match=r"no caption of a source in data.caption-weights"):
-        CaptionDraw(weights={"other": 1.0})([ALT, SHORT], (0,))
+        draw_captions([ALT, SHORT], DataConfig(caption_weights={"other": 1.0}), (0,))
 
 
 def test_a_draw_is_a_function_of_its_seed():
-    draw = CaptionDraw(count=2, sentences=0.5)
-    drawn = [draw([ALT, LONG, SHORT], (3, i)) for i in range(50)]
-    assert drawn == [draw([ALT, LONG, SHORT], (3, i)) for i in range(50)]
+    two = DataConfig(captions=2, sentences=0.5)
+    drawn = [draw_captions([ALT, LONG, SHORT], two, (3, i)) for i in range(50)]
+    assert drawn == [draw_captions([ALT, LONG, SHORT], two, (3, i)) for i in range(50)]
     assert len({tuple(c.text for c in captions) for captions in drawn}) > 5
 
 
 @pytest.mark.parametrize("count", [2, 3, 7])
 def test_no_caption_comes_twice_before_all_have_come(count):
+    config = DataConfig(captions=count)
     for seed in range(30):
-        found = Counter(caption.text for caption in CaptionDraw(count=count)([ALT, LONG, SHORT], (seed,)))
+        found = Counter(caption.text for caption in draw_captions([ALT, LONG, SHORT], config, (seed,)))
         assert found.total() == count
         assert max(found.values()) - min([*found.values(), *[0] * (len(found) < 3)]) <= 1
 
 
 def test_sentences_are_drawn_as_captions_with_their_phrases():
     long = replace(LONG, tree=PhraseTree.from_spans([(2, 5), (6, 9), (14, 18)], [("NP", 0, 1)], parser="p"))
-    drawn = CaptionDraw(count=4, sentences=1.0)([long], (0,))
+    drawn = draw_captions([long], DataConfig(captions=4, sentences=1.0), (0,))
     assert sorted(c.text for c in drawn[:3]) == ["A wet dog.", "It runs.", "Trees behind it."]  # each before one again
     wet = next(c for c in drawn if c.text == "A wet dog.")
     assert wet.tree == PhraseTree.from_spans([(2, 5), (6, 9)], [("NP", 0, 1)], parser="p")
     assert wet.source == "synthetic"
-    some = shares(CaptionDraw(sentences=0.25), [LONG])
+    some = shares([LONG], sentences=0.25)
     assert some[LONG.text] == pytest.approx(0.75, abs=0.026)
-    assert CaptionDraw(sentences=1.0)([Caption(text="!!!")], (0,))[0].text == "!!!"
+    assert draw_captions([Caption(text="!!!")], DataConfig(sentences=1.0), (0,))[0].text == "!!!"
 
 
 def words(batch):

@@ -13,8 +13,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from powerclip.config import DataConfig
 from powerclip.config.values import RegionSource
-from powerclip.data.captions import ONE_CAPTION, CaptionDraw
+from powerclip.data.captions import draw_captions
 from powerclip.data.collate import EncodedSample, collate
 from powerclip.data.images import decode_image
 from powerclip.data.index import open_index
@@ -77,14 +78,13 @@ class ShardDataset(Dataset[LoadedBatch]):
         shards: Sequence[Shard],
         counts: Sequence[int],
         towers: TowerInputs,
+        settings: DataConfig,
         *,
         seed: int,
-        captions: CaptionDraw = ONE_CAPTION,
         regions: int = 0,
         region_source: RegionSource = "boxes",
     ) -> None:
-        self.captions = captions
-        self.shards, self.towers, self.seed = shards, towers, seed
+        self.shards, self.towers, self.settings, self.seed = shards, towers, settings, seed
         self.regions, self.stored = regions, bool(regions) and region_source == "stored"
         self.starts = np.cumsum([0, *counts])
         size = len(self)
@@ -135,7 +135,7 @@ class ShardDataset(Dataset[LoadedBatch]):
     def _encode(self, position: int, seed: tuple[int, ...]) -> EncodedSample:
         sample, towers = self._read(position), self.towers
         check_phrases(sample)
-        captions = self.captions(sample.captions, seed)
+        captions = draw_captions(sample.captions, self.settings, seed)
         try:
             encoded = [
                 encode_caption(

@@ -16,7 +16,6 @@ from torch.utils.data import DataLoader
 
 from powerclip.config import DataConfig
 from powerclip.config.values import RegionSource
-from powerclip.data.captions import CaptionDraw
 from powerclip.data.collate import equally_wide
 from powerclip.data.dataset import MIN_SEEN, LoadedBatch, Request, ShardDataset, TowerInputs
 from powerclip.data.index import ShardSummary, open_index, summarize
@@ -219,17 +218,10 @@ class Loader:
             data.check_regions(grid=towers.grid, whole_images=settings.crop == "none" and settings.flip == 0)
         if settings.caption_weights is not None:
             data.check_caption_sources(settings.caption_weights.keys())
-        draw = CaptionDraw(count=settings.captions, weights=settings.caption_weights, sentences=settings.sentences)
         self.dataset = ShardDataset(
-            data.shards, data.counts, towers, seed=seed, captions=draw, regions=regions, region_source=region_source
+            data.shards, data.counts, towers, settings, seed=seed, regions=regions, region_source=region_source
         )
-        self.order = Order(
-            sources=[source.counts for source in data.sources],
-            weights=settings.weights,
-            shuffle=settings.shuffle,
-            resample=settings.resample,
-            seed=seed,
-        )
+        self.order = Order(sources=[source.counts for source in data.sources], settings=settings, seed=seed)
         self.settings, self.batch_size = settings, batch_size
         self.batches_per_epoch = data.samples // batch_size
         self.bad: Counter[str] = Counter()
@@ -297,7 +289,7 @@ class Loader:
         first, size = number * self.batch_size // parts, self.batch_size // parts
         bounds = [first + round(piece * size / pieces) for piece in range(pieces + 1)]
         # If a sample may come several times in an epoch, its place distinguishes them.
-        repeats = self.order.resample or self.order.weights is not None
+        repeats = self.settings.resample or self.settings.weights is not None
         first_epoch, batch = divmod(step, self.batches_per_epoch)
         for epoch in count(first_epoch):
             order = self.order.epoch(epoch)

@@ -59,6 +59,11 @@ def sample_places(shards: Sequence[S], index: Callable[[S], Any]) -> Iterator[Sa
             yield from (places[i * len(places) // number] for i in range(number))
 
 
+def from_all_over(places: Sequence[S], count: int) -> Iterator[S]:
+    """The places in another order: first ``count`` of them from all over, then the others."""
+    return (places[i] for i in sorted(range(len(places)), key=lambda i: (i * count % len(places) >= count, i)))
+
+
 def read_texts(places: Iterable[SamplePlace]) -> Iterator[Sample]:
     """Samples without their images, regions and most metadata; bad ones, and those with large texts, are left out."""
     left = TEXT_BYTES
@@ -76,9 +81,9 @@ def read_texts(places: Iterable[SamplePlace]) -> Iterator[Sample]:
 def read_some(places: Sequence[SamplePlace], *, without: Collection[str] = ()) -> Iterator[tuple[Sample, Image.Image]]:
     """``SHOWN`` samples of those places, with their images, but without some of their files; bad ones are left out."""
     found = 0
-    for i in sorted(range(len(places)), key=lambda i: (i * SHOWN % len(places) >= SHOWN, i)):  # from all over first
+    for place in from_all_over(places, SHOWN):
         with suppress(BadSampleError):
-            sample = places[i].read(without=without)
+            sample = place.read(without=without)
             check_phrases(sample)
             yield sample, decode_image(sample.image)
             found += 1

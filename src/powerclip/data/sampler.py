@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.random import Generator
 
+from powerclip.config import DataConfig
 from powerclip.errors import PowerclipError
 
 SHUFFLE_SHARDS = 16
@@ -22,18 +23,16 @@ class Order:
 
     sources: Sequence[Sequence[int]]
     """Sample counts of the shards of each source."""
-    weights: Sequence[float] | None = None
-    """Share of each source in an epoch; None treats all sources as one."""
-    shuffle: bool = True
-    """False keeps the shards' order."""
-    resample: bool = False
-    """Draw with replacement: shards by their size, then samples among ``SHUFFLE_SHARDS`` of them."""
+    settings: DataConfig
+    """Read are ``weights`` (None treats all sources as one), ``shuffle`` (False keeps the shards' order) and
+    ``resample``, which draws shards by their size, then samples among ``SHUFFLE_SHARDS`` of them."""
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.weights is not None and len(self.weights) != len(self.sources):
+        weights = self.settings.weights
+        if weights is not None and len(weights) != len(self.sources):
             raise PowerclipError(
-                f"{len(self.weights)} weights for {len(self.sources)} sources; give one weight per source, in order"
+                f"{len(weights)} weights for {len(self.sources)} sources; give one weight per source, in order"
             )
 
     def epoch(self, epoch: int) -> Positions:
@@ -42,11 +41,11 @@ class Order:
         Without weights and replacement every sample occurs once. With weights each source has its share of the places
         and goes through its own samples pass after pass, across epochs, each once per pass.
         """
-        if self.weights is None:
+        if self.settings.weights is None:
             shards = [count for source in self.sources for count in source]
             return self._stream(shards, 0, (), epoch * sum(shards), sum(shards))
         sizes = [sum(source) for source in self.sources]
-        quotas = _quotas(self.weights, sum(sizes))
+        quotas = _quotas(self.settings.weights, sum(sizes))
         streams = [
             self._stream(source, start, (number,), epoch * quota, quota)
             for number, (source, start, quota) in enumerate(
@@ -54,7 +53,7 @@ class Order:
             )
         ]
         spread = np.concatenate([(np.arange(quota) + 0.5) / max(quota, 1) for quota in quotas])
-        if self.shuffle:
+        if self.settings.shuffle:
             spread = np.random.default_rng((self.seed, epoch, len(sizes))).random(len(spread))
         # Which source each place goes to; a source's samples keep their own order.
         places = np.repeat(np.arange(len(quotas)), quotas)[np.argsort(spread, kind="stable")]
@@ -75,10 +74,10 @@ class Order:
 
     def _pass(self, shards: Sequence[int], seed: tuple[int, ...]) -> Positions:
         starts = np.cumsum([0, *shards])
-        if not self.shuffle and not self.resample:
+        if not self.settings.shuffle and not self.settings.resample:
             return np.arange(starts[-1])
         random = np.random.default_rng(seed)
-        return _resampled(starts, random) if self.resample else _shuffled(starts, random)
+        return _resampled(starts, random) if self.settings.resample else _shuffled(starts, random)
 
 
 def _shuffled(starts: Positions, random: Generator) -> Positions:

@@ -18,6 +18,7 @@ from powerclip.evaluate.datasets.images import key_of, open_picture
 from powerclip.evaluate.encode import Encoder, Tensors, powerclip_model, unit
 from powerclip.evaluate.metrics import class_embeddings
 from powerclip.model import PowerCLIP
+from powerclip.regions.boxes import window_starts
 from powerclip.tasks import IGNORED, PLACE, Picture, Segmentation, Truth
 
 IMAGES_AT_ONCE = 4
@@ -105,7 +106,9 @@ def classes_of(scores: Tensor, of_class: Tensor, task: Segmentation) -> Tensor:
 
 def _scores(model: PowerCLIP, image: Tensor, queries: Tensor) -> Tensor:
     """(Q, h, w) cosines of the pixels of a (3, h, w) image with all names, averaged over the windows that show them."""
-    rows, columns = (_starts(size, window) for size, window in zip(image.shape[1:], model.image_size, strict=True))
+    rows, columns = (
+        window_starts(size, window) for size, window in zip(image.shape[1:], model.image_size, strict=True)
+    )
     (height, width), (R, C) = model.image_size, model.grid_size
     places = [(y, x) for y in rows for x in columns]
     windows = torch.stack([image[:, y : y + height, x : x + width] for y, x in places])
@@ -117,12 +120,6 @@ def _scores(model: PowerCLIP, image: Tensor, queries: Tensor) -> Tensor:
         total[:, y : y + height, x : x + width] += F.interpolate(grid, (height, width), mode="bilinear")[0]
         shown[y : y + height, x : x + width] += 1
     return total / shown
-
-
-def _starts(size: int, window: int) -> list[int]:
-    """Where windows begin that cover a side, by steps of half a window; the last one ends with the side."""
-    stride = max(window // 2, 1)
-    return sorted({min(start, size - window) for start in range(0, size - window + stride, stride)})
 
 
 def _counts(classes: Tensor, truth: Tensor, C: int) -> Tensor:

@@ -144,56 +144,26 @@ RETRIEVAL = tuple(
 )
 """Both directions of each: the paper's six settings, on all captions of Karpathy's test splits."""
 
-GENERATED = "as for the retrieval suite: the wrong orders are generated"
+SOURCES = {
+    "winoground": f"{HUB}/facebook/winoground (examples.jsonl, images)",
+    "sugarcrepe": "https://github.com/RAIVNLab/sugar-crepe (data/*.json) with COCO's val2017 images",
+    "aro": "https://github.com/mertyg/vision-language-models-are-bows (visual_genome_*.json, images)",
+    "aro-coco-order": "COCO as for the retrieval suite: the wrong orders are generated",
+    "aro-flickr30k-order": "Flickr30k as for the retrieval suite: the wrong orders are generated",
+    "valse": "https://github.com/Heidelberg-NLP/VALSE (data/*.json) with the images its README names",
+}
+"""Where to get the sets of the compositionality suite."""
 
-COMPOSITIONALITY = (
-    Benchmark(
-        "winoground",
-        read_winoground,
-        f"{HUB}/facebook/winoground (examples.jsonl, images)",
-        averaged=("text", "image", "group"),
-        items=(400,),
-    ),
-    Benchmark(
-        "sugarcrepe",
-        read_sugarcrepe,
-        "https://github.com/RAIVNLab/sugar-crepe (data/*.json) with COCO's val2017 images",
-        averaged=("macro",),
-        also_known_as=("sugar_crepe", "sugar-crepe"),
-        items=(7511,),
-    ),
-    Benchmark(
-        "aro",
-        read_aro,
-        "https://github.com/mertyg/vision-language-models-are-bows (visual_genome_*.json, images)",
-        averaged=("macro",),
-        tasks=("aro-relation", "aro-attribution"),
-        items=(23937, 28748),
-    ),
-    Benchmark(
-        "aro-coco-order",
-        _order,
-        f"COCO {GENERATED}",
-        averaged=("micro",),
-        also_known_as=("mscoco_captions", "coco", "mscoco"),
-        items=(25010,),
-    ),
-    Benchmark(
-        "aro-flickr30k-order",
-        _order,
-        f"Flickr30k {GENERATED}",
-        averaged=("micro",),
-        also_known_as=("flickr30k",),
-        items=(5000,),
-    ),
-    Benchmark(
-        "valse",
-        read_valse,
-        "https://github.com/Heidelberg-NLP/VALSE (data/*.json) with the images its README names",
-        averaged=("macro",),
-        also_known_as=("VALSE",),
-        items=(7702,),
-    ),
+COMPOSITIONALITY = tuple(
+    Benchmark(name, read, SOURCES[name], metrics, names, tuple(f"{name}-{part}" for part in parts), items)
+    for name, read, metrics, names, parts, items in (
+        ("winoground", read_winoground, ("text", "image", "group"), (), (), (400,)),
+        ("sugarcrepe", read_sugarcrepe, ("macro",), ("sugar_crepe", "sugar-crepe"), (), (7511,)),
+        ("aro", read_aro, ("macro",), (), ("relation", "attribution"), (23937, 28748)),
+        ("aro-coco-order", _order, ("micro",), ("mscoco_captions", "coco", "mscoco"), (), (25010,)),
+        ("aro-flickr30k-order", _order, ("micro",), ("flickr30k",), (), (5000,)),
+        ("valse", read_valse, ("macro",), ("VALSE",), (), (7702,)),
+    )
 )
 """Correct captions among minimally wrong ones."""
 

@@ -2,21 +2,21 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from powerclip.errors import PowerclipError
-from powerclip.evaluate.powerset_score import PowersetScorer, grid_regions
+from powerclip.evaluate.powerset_score import PowersetScorer, default_parser, grid_regions
 from powerclip.explore.frame import frame
 from powerclip.explore.subject import Subject
 from powerclip.model import PowerCLIP
-from powerclip.phrases import Parser, load_parser, tree_or_whole
+from powerclip.phrases import tree_or_whole
 from powerclip.phrases.clean import clean_caption
-from powerclip.regions import Proposer, fixed_boxes, load_proposer, tiles
+from powerclip.regions import fixed_boxes, load_proposer, tiles
 from powerclip.regions.sam import SAM_MODELS
 from powerclip.report.examples import Images
 from powerclip.report.grounding import Grounding, ground, regions_of, rows
@@ -29,6 +29,7 @@ MAX_REGIONS = 64
 PARTS = 12
 """Phrases that are listed, those with the largest difference."""
 
+proposer_of = cache(load_proposer)  # with its weights, for all visitors
 
 FORMULAS = {"both": "T2R + R2T", "t2r": "T2R", "r2t": "R2T"}
 """S by the direction that a model was trained with."""
@@ -42,8 +43,6 @@ class Captions:
     device: str = "auto"
     sam: str | None = None
     """SAM's weights, as in ``ExploreConfig``."""
-    loaded: dict[str, Any] = field(default_factory=dict)
-    """The parser and the proposers, once they were asked for."""
 
     @property
     def proposers(self) -> list[str]:
@@ -74,7 +73,7 @@ class Captions:
             if not self.subject.aligned or model is None:
                 return _by_cosine(captions, cosines, scale=float(encoder.model.logit_scale.exp()))  # type: ignore[attr-defined]
             masks = self._masks(model, image, proposer, count)
-            parser: Parser = self._once("parser", load_parser)
+            parser = default_parser()
             trees = list(map(tree_or_whole, captions, parser.parse(captions)))
             scores: list[Tensor] = []
             for direction in (model.scoring.direction, "t2r", "r2t"):
@@ -101,17 +100,12 @@ class Captions:
         name = proposer
         if proposer.startswith("SAM"):
             name = self.sam if self.sam in SAM_MODELS else f"sam:{self.sam}"
-        found: Proposer | None = self._once(name, lambda: load_proposer(name, device=self.device))
+        found = proposer_of(name, device=self.device)
         assert found is not None
         masks = regions_of(model, found.propose([image])[0], count=count)
         if masks is None:
             raise PowerclipError(f"{proposer} finds no region in this image; choose tiles")
         return masks
-
-    def _once(self, name: str, make: Any) -> Any:
-        if name not in self.loaded:
-            self.loaded[name] = make()
-        return self.loaded[name]
 
 
 def _by_cosine(captions: Sequence[str], cosines: Tensor, *, scale: float) -> str:

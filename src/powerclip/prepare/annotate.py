@@ -87,7 +87,7 @@ def annotated(
     """
     batch: list[Sample] = []
     size = 0
-    for sample in _with_regions(_loaded(items, counts), proposer, counts):
+    for sample in _with_regions(usable(items, counts), proposer, counts):
         batch.append(sample)
         others = sum(map(len, sample.members().values())) - len(sample.image)
         size += len(sample.image) + PARSED_TIMES * others
@@ -97,7 +97,7 @@ def annotated(
     yield from _parsed(batch, parser, counts)
 
 
-def _loaded(items: Iterable[Item], counts: Counts) -> Iterator[tuple[str, Loaded]]:
+def usable(items: Iterable[Item], counts: Counts) -> Iterator[tuple[str, Loaded]]:
     """The names and pairs of the items that can be used; the others are counted."""
     for place, item in enumerate(items):
         try:

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Column, Table
 
-from powerclip.data.look import look_at_sample, look_at_texts, read_some, read_texts, sample_places
+from powerclip.data.look import from_all_over, look_at_sample, look_at_texts, read_some, read_texts, sample_places
 from powerclip.data.published import CONTEXT, patch_masks
 from powerclip.data.published import GRID as PUBLISHED_GRID
 from powerclip.data.sample import Sample
@@ -68,11 +68,12 @@ def check(path: Path, *, workers: int = 1, console: Console | None = None, look:
     result = _summary([results[shard] for shard in shards])
     result["missing"] = max(0, _reported(path) - result["samples"] - sum(result["bad"].values()))
     _print(result, console, title=str(path))
-    for line in _look(shards) if look else ():
+    places = list(sample_places(shards, index_shard))
+    for line in _look(places) if look else ():
         print_line(console, line)
     try:
         write_json(folder / RESULT, result)
-        examples = list(_spread_samples(shards))
+        examples = [pair for _, pair in islice(_valid(from_all_over(places, SHOWN), Counts()), SHOWN)]
         if examples:
             contact_sheet(examples).savefig(folder / SHEET, dpi=110)
             print_line(console, f"Drew {len(examples)} samples: {folder / SHEET}")
@@ -82,9 +83,8 @@ def check(path: Path, *, workers: int = 1, console: Console | None = None, look:
     return result
 
 
-def _look(shards: Sequence[Path]) -> Iterator[str]:
+def _look(places: Sequence[SamplePlace]) -> Iterator[str]:
     """Some samples and the texts of many, as CLIP's tokenizer reads them."""
-    places = list(sample_places(shards, index_shard))
     text = {"tokenizer": clip_tokenizer(), "context_length": CONTEXT}
     yield from look_at_texts(list(read_texts(places)), **text)
     for sample, image in read_some(places):
@@ -192,15 +192,6 @@ def _print(result: dict[str, Any], console: Console, *, title: str) -> None:
         lines.insert(0, f"phrases: {counted(result['phrases'])}")
     for line in (*lines, *(f"broken: {message}" for message in result["broken"])):
         print_line(console, line)
-
-
-def _spread_samples(shards: Sequence[Path]) -> Iterator[Pair]:
-    """Valid samples spread over the shards, at most ``SHOWN``."""
-    for shard, number in Counter(shards[i * len(shards) // SHOWN] for i in range(SHOWN)).items():
-        with suppress(PowerclipError):
-            places = index_shard(shard)
-            spread = sorted(range(len(places)), key=lambda i: (i * number % len(places) >= number, i))
-            yield from (pair for _, pair in islice(_valid((places[i] for i in spread), Counts()), number))
 
 
 def contact_sheet(pairs: Sequence[Pair]) -> Figure:

@@ -31,8 +31,8 @@ def fixed_boxes(grid: tuple[int, int], *, sizes: tuple[float, ...] = (0.5, 0.25)
     boxes = []
     for share in sizes:
         height, width = (max(1, round(share * size)) for size in grid)
-        for top in _starts(grid[0], height):
-            for left in _starts(grid[1], width):
+        for top in window_starts(grid[0], height):
+            for left in window_starts(grid[1], width):
                 box = torch.zeros(grid, dtype=torch.bool)
                 box[top : top + height, left : left + width] = True
                 boxes.append(box.flatten())
@@ -51,5 +51,6 @@ def tiles(grid: tuple[int, int], *, at_most: int = 64) -> Tensor:
     return tile == torch.arange(int(tile[-1]) + 1)[:, None]
 
 
-def _starts(size: int, length: int) -> list[int]:
+def window_starts(size: int, length: int) -> list[int]:
+    """Where windows begin that cover a side, by steps of half a window; the last one ends with the side."""
     return sorted({*range(0, size - length + 1, max(1, length // 2)), size - length})

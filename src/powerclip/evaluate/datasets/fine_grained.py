@@ -2,7 +2,7 @@
 
 import ast
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePath
 from typing import Any, TypeVar
 
@@ -12,7 +12,6 @@ from powerclip.evaluate.datasets.clip_benchmark import retrieval_tasks
 from powerclip.evaluate.datasets.release import NUMBER, TEXT, Release, in_format, quadruples, release_json
 from powerclip.tasks import HardNegative, HardNegatives, Quadruple, Quadruples, Task
 
-Pair = tuple[str, str]
 Item = TypeVar("Item")
 
 SUGARCREPE_PP = ("replace_att", "replace_obj", "replace_rel", "swap_att", "swap_obj")
@@ -44,6 +43,9 @@ NEGBENCH = {
     "synthetic-negated-retrieval": "synthetic_retrieval_v2.csv",
 }
 """NegBench's files of images."""
+
+CREPE = ("productivity", "systematicity-cc12m", "systematicity-yfcc", "systematicity-laion")
+"""CREPE's tasks."""
 
 CREPE_NEGATIVES = ("atom", "comp", "combined")
 """What the wrong captions of CREPE's systematicity differ in."""
@@ -106,22 +108,20 @@ def read_whatsup(folder: Path, name: str) -> list[Task]:
 
 def read_colorswap(folder: Path, name: str) -> list[Task]:
     """ColorSwap (Burapacheep et al., 2024): ``test.json`` and images, or the hub's Parquet files of that split."""
-    release = Release(folder)
-    if not release.files("test.json"):
-        columns = (("image_1", "image_2"), ("caption_1", "caption_2"))
-        return [Quadruples(name=name, items=_in_cells(release, *columns, split="test"))]
-    rows = release.rows("test.json", ("image_1", "image_2", "caption_1", "caption_2"))
-    images = [(row["image_1"], row["image_2"]) for row in rows]
-    return [quadruples(name, release, images, [(row["caption_1"], row["caption_2"]) for row in rows])]
+    release, columns = Release(folder), ("image_1", "image_2", "caption_1", "caption_2")
+    if release.files("test.json"):
+        items = quadruples(release, release.rows("test.json", columns), columns)
+    else:
+        items = _in_cells(release, columns, split="test")
+    return [Quadruples(name=name, items=items)]
 
 
 def read_cola(folder: Path, name: str) -> list[Task]:
     """COLA's multi-object set (Ray et al., 2023), over Visual Genome; its accuracy is the image score."""
     release = Release(folder)
     with release_json(release.file("COLA_multiobjects_matching_benchmark.json"), list) as rows:
-        images = [(PurePath(row[0]).name, PurePath(row[2]).name) for row in rows]  # of their URLs
-        captions = [(row[1], row[3]) for row in rows]
-    return [quadruples(name, release, images, captions)]
+        named = [(PurePath(row[0]).name, PurePath(row[2]).name, row[1], row[3]) for row in rows]  # of the images' URLs
+    return [Quadruples(name=name, items=quadruples(release, named, range(4)))]
 
 
 def read_bivlc(folder: Path, name: str) -> list[Task]:
@@ -129,14 +129,14 @@ def read_bivlc(folder: Path, name: str) -> list[Task]:
 
     Its I2T, T2I and group scores are the text, image and group score.
     """
-    columns = (("image", "negative_image"), ("caption", "negative_caption"))
-    return [Quadruples(name=name, items=_in_cells(Release(folder), *columns, kind="type"))]
+    columns = ("image", "negative_image", "caption", "negative_caption")
+    return [Quadruples(name=name, items=_in_cells(Release(folder), columns, kind="type"))]
 
 
-def _in_cells(release: Release, images: Pair, captions: Pair, *, kind: str = "", split: str = "") -> list[Quadruple]:
-    """The items in Parquet files, by the names of their columns."""
-    rows = release.parquet([*captions, *([kind] if kind else [])], images, split=split)
-    (a, b), (c, d) = images, captions
+def _in_cells(release: Release, columns: Iterable[str], *, kind: str = "", split: str = "") -> list[Quadruple]:
+    """The items in Parquet files, by the names of their columns: two images, their captions, and the kind."""
+    a, b, c, d = columns
+    rows = release.parquet([c, d, *([kind] if kind else [])], (a, b), split=split)
     return [
         Quadruple(images=(row[a], row[b]), captions=(row[c], row[d]), kind=row[kind] if kind else "") for row in rows
     ]
@@ -153,19 +153,17 @@ def read_eqben(folder: Path, name: str) -> list[Task]:
     columns = ("image0", "image1", "caption0", "caption1")
     rows = release.rows(found[0].name, columns)
     kinds = [PurePath(row["image0"]).parts[0] for row in rows]
-    captions = [(row["caption0"], row["caption1"]) for row in rows]
-    return [quadruples(name, release, [(row["image0"], row["image1"]) for row in rows], captions, kinds, exact=True)]
+    return [Quadruples(name=name, items=quadruples(release, rows, columns, kinds, exact=True))]
 
 
 def read_mmvp(folder: Path, name: str) -> list[Task]:
     """MMVP-VLM (Tong et al., 2024): ``Questions.csv``, two rows a pair; its accuracy is the image score."""
     release = Release(folder)
     with release_json(release.file("Questions.csv")) as rows:
-        lines = [tuple(row.values())[:3] for row in rows]  # number, kind, statement
-        pairs = list(zip(lines[::2], lines[1::2], strict=True))
-        images = [[f"{kind}/{number}.jpg" for number, kind, _ in pair] for pair in pairs]
-        captions = [(f"a photo of {first[2]}", f"a photo of {second[2]}") for first, second in pairs]
-    return [quadruples(name, release, images, captions, [pair[0][1] for pair in pairs])]
+        lines = [(f"{kind}/{n}.jpg", f"a photo of {text}", kind) for n, kind, text, *_ in map(dict.values, rows)]
+        pairs = [(*first, *second) for first, second in zip(lines[::2], lines[1::2], strict=True)]
+    items = quadruples(release, pairs, (0, 3, 1, 4), [pair[2] for pair in pairs])
+    return [Quadruples(name=name, items=items)]
 
 
 def read_crepe(folder: Path, name: str) -> list[Task]:
@@ -324,83 +322,38 @@ def read_negbench(folder: Path, name: str) -> list[Task]:
     return tasks
 
 
-FINE_GRAINED = (
-    Benchmark(
-        "sugarcrepe++",
-        read_sugarcrepe_pp,
-        "https://github.com/Sri-Harsha/scpp (data/*.json) with COCO's val2017 images",
-        also_known_as=("SugarCrepe_pp", "scpp"),
-        tasks=("sugarcrepe++", "sugarcrepe++-text"),
-        items=(4757, 4757),
-    ),
-    Benchmark(
-        "whatsup",
-        read_whatsup,
-        "https://github.com/amitakamath/whatsup_vlms (its six JSON files and images)",
-        also_known_as=("whatsup_vlms",),
-        tasks=("whatsup", "whatsup-pairs", "whatsup-sets"),
-        items=(4958, 410, 205),
-    ),
-    Benchmark(
-        "colorswap",
-        read_colorswap,
-        f"{HUB}/stanfordnlp/colorswap (its Parquet files, or test.json and images)",
-        items=(300,),
-    ),
-    Benchmark(
-        "cola",
-        read_cola,
-        "https://github.com/arijitray1993/COLA (data/COLA_multiobjects_matching_benchmark.json) with Visual Genome",
-        also_known_as=("COLA",),
-        items=(210,),
-    ),
-    Benchmark(
-        "bivlc", read_bivlc, f"{HUB}/imirandam/BiVLC (its Parquet files)", also_known_as=("BiVLC",), items=(2933,)
-    ),
-    Benchmark(
-        "eqben", read_eqben, "https://github.com/Wangt-CN/EqBen (the 10 % subset, or all)", also_known_as=("EqBen",)
-    ),
-    Benchmark(
-        "mmvp-vlm",
-        read_mmvp,
-        f"{HUB}/MMVP/MMVP_VLM (Questions.csv, images)",
-        also_known_as=("MMVP_VLM", "MMVP-VLM"),
-        items=(135,),
-    ),
-    Benchmark(
-        "crepe",
-        read_crepe,
-        "https://github.com/RAIVNLab/CREPE (data/*.zip, unpacked) with Visual Genome",
-        also_known_as=("CREPE",),
-        tasks=("crepe-productivity", *(f"crepe-systematicity-{corpus}" for corpus in ("cc12m", "yfcc", "laion"))),
-    ),
-    Benchmark(
-        "spec",
-        read_spec,
-        f"{HUB}/wjpoom/SPEC (data.zip, unpacked)",
-        also_known_as=("SPEC",),
-        tasks=("spec-i2t", "spec-t2i"),
-    ),
-    Benchmark(
-        "vl-checklist",
-        read_vl_checklist,
-        "https://github.com/om-ai-lab/VL-CheckList (data) with the images of Visual Genome, HAKE and SWiG",
-        also_known_as=("VL-CheckList",),
-        tasks=("vl-checklist-attribute", "vl-checklist-object", "vl-checklist-relation"),
-    ),
-    Benchmark(
-        "svo-probes",
-        read_svo_probes,
-        "https://github.com/google-deepmind/svo_probes (svo_probes.csv) with the images of its URLs",
-        also_known_as=("svo_probes",),
-    ),
-    Benchmark(
-        "negbench",
-        read_negbench,
-        "https://github.com/m1k2zoo/negbench (its CSV files of images) "
-        "with COCO's val2017, VOC2007 and the synthetic images",
-        also_known_as=("NegBench",),
-        tasks=tuple(f"negbench-{part}" for part in NEGBENCH),
-    ),
+SOURCES = {
+    "sugarcrepe++": "https://github.com/Sri-Harsha/scpp (data/*.json) with COCO's val2017 images",
+    "whatsup": "https://github.com/amitakamath/whatsup_vlms (its six JSON files and images)",
+    "colorswap": f"{HUB}/stanfordnlp/colorswap (its Parquet files, or test.json and images)",
+    "cola": "https://github.com/arijitray1993/COLA (data/COLA_multiobjects_matching_benchmark.json) with Visual Genome",
+    "bivlc": f"{HUB}/imirandam/BiVLC (its Parquet files)",
+    "eqben": "https://github.com/Wangt-CN/EqBen (the 10 % subset, or all)",
+    "mmvp-vlm": f"{HUB}/MMVP/MMVP_VLM (Questions.csv, images)",
+    "crepe": "https://github.com/RAIVNLab/CREPE (data/*.zip, unpacked) with Visual Genome",
+    "spec": f"{HUB}/wjpoom/SPEC (data.zip, unpacked)",
+    "vl-checklist": "https://github.com/om-ai-lab/VL-CheckList (data) with the images of Visual Genome, HAKE and SWiG",
+    "svo-probes": "https://github.com/google-deepmind/svo_probes (svo_probes.csv) with the images of its URLs",
+    "negbench": "https://github.com/m1k2zoo/negbench (its CSV files of images) "
+    "with COCO's val2017, VOC2007 and the synthetic images",
+}
+"""Where to get each."""
+
+FINE_GRAINED = tuple(
+    Benchmark(name, read, SOURCES[name], also_known_as=names, tasks=tuple(name + end for end in ends), items=items)
+    for name, read, names, ends, items in (
+        ("sugarcrepe++", read_sugarcrepe_pp, ("SugarCrepe_pp", "scpp"), ("", "-text"), (4757, 4757)),
+        ("whatsup", read_whatsup, ("whatsup_vlms",), ("", "-pairs", "-sets"), (4958, 410, 205)),
+        ("colorswap", read_colorswap, (), (), (300,)),
+        ("cola", read_cola, ("COLA",), (), (210,)),
+        ("bivlc", read_bivlc, ("BiVLC",), (), (2933,)),
+        ("eqben", read_eqben, ("EqBen",), (), ()),
+        ("mmvp-vlm", read_mmvp, ("MMVP_VLM", "MMVP-VLM"), (), (135,)),
+        ("crepe", read_crepe, ("CREPE",), tuple(f"-{part}" for part in CREPE), ()),
+        ("spec", read_spec, ("SPEC",), ("-i2t", "-t2i"), ()),
+        ("vl-checklist", read_vl_checklist, ("VL-CheckList",), tuple(f"-{part.lower()}" for part in VL_CHECKLIST), ()),
+        ("svo-probes", read_svo_probes, ("svo_probes",), (), ()),
+        ("negbench", read_negbench, ("NegBench",), tuple(f"-{part}" for part in NEGBENCH), ()),
+    )
 )
 """Compositionality sets beyond the paper's; their metrics are of several kinds, and there is no average."""

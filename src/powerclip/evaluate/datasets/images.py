@@ -42,11 +42,6 @@ class FileImage:
         image = _decoded(self._bytes, str(self.path), pixels)
         return image if self.crop is None else image.crop(self.crop)
 
-    @property
-    def identity(self) -> str:
-        """What tells it, wherever it is stored."""
-        return f"{self.path.name} {self.crop}"
-
     def _bytes(self) -> bytes:
         if self.path.suffix != ".npy":
             return self.path.read_bytes()
@@ -87,11 +82,6 @@ class ShardImage:
         what = f"the image of sample {self.key} in {self.shard}"
         return _decoded(lambda: entry.files(only={self.extension})[self.extension], what, self.pixels or pixels)
 
-    @property
-    def identity(self) -> str:
-        """What tells it, wherever it is stored."""
-        return self.content or f"{self.shard.name} {self.key} {self.place}"
-
 
 @dataclass(frozen=True)
 class TableImage:
@@ -107,11 +97,6 @@ class TableImage:
         """Open it; raises PowerclipError if it cannot be read."""
         what = f"column {self.column} of row {self.row} in row group {self.group} of {self.path}"
         return _decoded(self._bytes, what, pixels)
-
-    @property
-    def identity(self) -> str:
-        """What tells it, wherever it is stored."""
-        return f"{self.path.name} {self.group} {self.row} {self.column}"
 
     def _bytes(self) -> bytes:
         from pyarrow import ArrowException
@@ -159,8 +144,15 @@ def whole(shown: Shown) -> Picture:
 
 def identity(picture: Shown) -> str:
     """What tells an image wherever its data set is stored: its content if that is at hand, else name and size."""
-    if isinstance(picture, Region):
-        return f"{identity(picture.image)} {picture.box}"
-    if isinstance(picture, Image.Image):
-        return hashlib.sha256(picture.tobytes()).hexdigest()
-    return picture.identity if isinstance(picture, FileImage | ShardImage | TableImage) else ""
+    match picture:
+        case Region():
+            return f"{identity(picture.image)} {picture.box}"
+        case FileImage():
+            return f"{picture.path.name} {picture.crop}"
+        case ShardImage():
+            return picture.content or f"{picture.shard.name} {picture.key} {picture.place}"
+        case TableImage():
+            return f"{picture.path.name} {picture.group} {picture.row} {picture.column}"
+        case Image.Image():
+            return hashlib.sha256(picture.tobytes()).hexdigest()
+    return ""

@@ -15,7 +15,7 @@ from typing import Any
 from powerclip.data.parquet import open_parquet, read_group
 from powerclip.errors import PowerclipError, needs_extra
 from powerclip.evaluate.datasets.images import Box, FileImage, TableImage
-from powerclip.tasks import HardNegative, Quadruple, Quadruples
+from powerclip.tasks import HardNegative, Quadruple
 
 Row = Mapping[str, Any]
 
@@ -161,20 +161,20 @@ def hard_negatives(
 
 
 def quadruples(
-    name: str,
     release: Release,
-    images: Sequence[Sequence[str]],
-    captions: Sequence[tuple[str, str]],
+    rows: Sequence[Any],
+    columns: Iterable[Any],
     kinds: Sequence[str] | None = None,
     *,
     exact: bool = False,
-) -> Quadruples:
-    """A task of two named images and two captions an item."""
-    pictures = release.images([image for pair in images for image in pair], exact=exact)
-    pairs = zip(pictures[::2], pictures[1::2], captions, kinds or [""] * len(captions), strict=True)
-    return Quadruples(
-        name=name, items=[Quadruple(images=(a, b), captions=texts, kind=kind) for a, b, texts, kind in pairs]
-    )
+) -> list[Quadruple]:
+    """An item of each row; the columns, keys or indices, are those of two images and of their two captions."""
+    a, b, first, second = columns
+    pictures = release.images([row[image] for row in rows for image in (a, b)], exact=exact)
+    return [
+        Quadruple(images=(left, right), captions=(row[first], row[second]), kind=kind)
+        for row, left, right, kind in zip(rows, pictures[::2], pictures[1::2], kinds or [""] * len(rows), strict=True)
+    ]
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from powerclip.evaluate.datasets.release import (
     quadruples,
     release_json,
 )
-from powerclip.tasks import HardNegatives, Task
+from powerclip.tasks import HardNegatives, Quadruples, Task
 
 SUGARCREPE = ("add_att", "add_obj", "replace_att", "replace_obj", "replace_rel", "swap_att", "swap_obj")
 """SugarCrepe's seven subsets."""
@@ -84,13 +84,10 @@ def read_sugarcrepe(folder: Path, name: str) -> list[Task]:
 
 def read_winoground(folder: Path, name: str) -> list[Task]:
     """Winoground (Thrush et al., 2022): ``examples.jsonl`` and 800 images."""
-    release = Release(folder)
-    rows = release.rows("examples.jsonl", ("image_0", "image_1", "caption_0", "caption_1"))
-    named = [
-        [name if Path(name).suffix else f"{name}.png" for name in (row["image_0"], row["image_1"])] for row in rows
-    ]
-    captions = [(row["caption_0"], row["caption_1"]) for row in rows]
-    return [quadruples(name, release, named, captions)]
+    release, columns = Release(folder), ("image_0", "image_1", "caption_0", "caption_1")
+    rows = [[row[column] for column in columns] for row in release.rows("examples.jsonl", columns)]
+    named = [[*(image if Path(image).suffix else f"{image}.png" for image in row[:2]), *row[2:]] for row in rows]
+    return [Quadruples(name=name, items=quadruples(release, named, range(4)))]
 
 
 def read_aro(folder: Path, name: str) -> list[Task]:
