@@ -220,7 +220,7 @@ def _both(base: TrainConfig) -> TrainConfig:
     return replace(base, model=replace(base.model, phrase_unit="both"))
 
 
-RATES = {"1e-3": 1e-3, "4e-3": 4e-3}
+RATES = {"5e-4": 5e-4, "1e-3": 1e-3, "4e-3": 4e-3}
 """Learning rates beside the 2e-3 of all others."""
 
 
@@ -424,6 +424,7 @@ COLOURED = {
     in (
         *("clip", "clip-tower", "clip-2200", "clip-tower-2200"),
         *("patches", "boxes", "superpixels", "superpixels-32", "filip", "sparc"),
+        *("clip-1e-3", "clip-tower-1e-3", "superpixels-1e-3"),
     )
 }
 
@@ -447,9 +448,9 @@ STUDIES: dict[str, Study] = {
             Part(
                 name="fairness",
                 configs=(
-                    *("clip", "clip-2200", "clip-1e-3", "clip-4e-3"),
-                    *("clip-tower", "clip-tower-2200", "clip-tower-1e-3", "clip-tower-4e-3"),
-                    *("superpixels", "superpixels-1e-3", "superpixels-4e-3"),
+                    *("clip", "clip-2200", *(f"clip-{rate}" for rate in RATES)),
+                    *("clip-tower", "clip-tower-2200", *(f"clip-tower-{rate}" for rate in RATES)),
+                    *("superpixels", *(f"superpixels-{rate}" for rate in RATES)),
                 ),
                 against=(),
                 drawn=(),
