@@ -63,6 +63,30 @@ def test_wrong_usage_is_one_line_and_status_2(argv, message, capsys, tmp_path, m
 
 
 @pytest.mark.parametrize(
+    ("variables", "start"),
+    [
+        ({"WORLD_SIZE": "2", "RANK": "1"}, "powerclip [process 1]: unknown command"),
+        ({"WORLD_SIZE": "1", "RANK": "0"}, "powerclip: unknown command"),
+        ({"WORLD_SIZE": "2"}, "powerclip: unknown command"),
+        ({"WORLD_SIZE": "two", "RANK": ""}, "powerclip: unknown command"),
+    ],
+)
+def test_an_error_names_the_process_that_a_launcher_has_numbered(variables, start, capsys, monkeypatch):
+    for name in ("WORLD_SIZE", "RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert cli.main(["frobnicate"]) == 2
+    assert capsys.readouterr().err.startswith(start)
+
+
+def test_a_launcher_s_number_that_is_none_is_named(capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "first")
+    assert cli.main(["report", "no-such-run"]) == 2
+    assert "the environment variable RANK is 'first'; it must be a number" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("name", "options", "steps", "epochs"),
     [
         ("cc12m_vit_b16", (), None, 32),

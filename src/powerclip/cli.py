@@ -66,8 +66,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _fail(error: BaseException, status: int, message: str = "") -> int:
     """Print an error and its notes in one line."""
     said = ". ".join((message or str(error), *getattr(error, "__notes__", ())))
-    process = f" [process {os.environ['RANK']}]" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
-    print(f"powerclip{process}: " + printable(" ".join(said.split())), file=sys.stderr)
+    rank = os.environ.get("RANK", "") if os.environ.get("WORLD_SIZE", "1") != "1" else ""  # whatever they hold
+    process = f" [process {rank}]" if rank else ""
+    print(printable(f"powerclip{process}: {' '.join(said.split())}"), file=sys.stderr)
     return status
 
 
