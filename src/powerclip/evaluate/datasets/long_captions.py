@@ -8,7 +8,7 @@ from typing import Any
 from powerclip.errors import PowerclipError
 from powerclip.evaluate.datasets.benchmark import HUB, Benchmark
 from powerclip.evaluate.datasets.clip_benchmark import retrieval_tasks
-from powerclip.evaluate.datasets.release import Release, release_json
+from powerclip.evaluate.datasets.release import Release, release_json, release_text
 from powerclip.tasks import Task
 
 FORMS = {
@@ -33,7 +33,7 @@ def read_long_captions(folder: Path, name: str, *, first: int | None = None) -> 
     captions: dict[str, list[str]] = {}
     for path in release.files(pattern):
         if path.suffix == ".txt":
-            captions[_image_of(release, path)] = [path.read_text(encoding="utf-8").strip()]
+            captions[_image_of(release, path)] = [release_text(path).strip()]
             continue
         with release_json(path) as content:
             for image, caption in _pairs(pattern, content):
