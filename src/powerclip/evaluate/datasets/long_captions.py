@@ -1,6 +1,7 @@
 """Retrieval with long captions: Urban-1k, DOCCI, IIW, ShareGPT4V and DCI,
 in the forms that they are passed around in."""
 
+import glob
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,8 @@ def _pairs(pattern: str, content: Any) -> list[tuple[str, str]]:
 
 
 def _image_of(release: Release, path: Path) -> str:
-    images = [image for image in release.files(f"{path.stem}.*") if image.suffix != ".txt"]
+    named = [file for file in release.files(f"{glob.escape(path.stem)}.*") if file.stem == path.stem]
+    images = [image for image in named if image.suffix != ".txt"]
     if len(images) != 1:
         raise PowerclipError(f"{path} is the caption of {len(images)} images {path.stem}.*; expected one")
     return str(images[0].relative_to(release.folder))
