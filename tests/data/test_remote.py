@@ -282,12 +282,45 @@ def test_a_url_must_name_tars(store, cache):
         open_data(store.url, cache=cache)
 
 
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("http://127.0.0.1/a b.tar", "it holds ' '; write %20"),
+        ("http://127.0.0.1/caf\u00e9.tar", "it holds '\u00e9'; write %C3%A9"),
+        ("http://127.0.0.1/a\n.tar", r"it holds '\\n'; write %0A"),
+        ("http://ho st/a.tar", "its host holds a space"),
+        ("http:///a.tar", "it names no host; write http://HOST/PATH"),
+        ("https://:80/a.tar", "it names no host; write https://HOST/PATH"),
+        ("http://host:port/a.tar", "[Pp]ort .*'port'"),
+        ("http://127.0.0.1:99999/a.tar", "[Pp]ort out of range"),
+        ("http://[::1/a.tar", "Invalid IPv6 URL"),
+        ("http://a..b/a.tar", "label empty"),
+        ("http://user:word@host/a.tar", "it holds a user name, which is not supported; leave it out"),
+    ],
+)
+def test_a_malformed_url_fails_at_once(url, reason, tmp_path, caplog):
+    cache = ShardCache(folder=tmp_path / "copies", retry=QUICK)
+    for read in (
+        lambda: open_data(url, cache=cache),
+        lambda: cache.path(url),
+        lambda: fetch(url, tmp_path / "copy", retry=cache.retry, max_bytes=2**30),
+    ):
+        with pytest.raises(PowerclipError, match=f"is not a valid URL: .*{reason}") as caught:
+            read()
+        assert not isinstance(caught.value, RunFailedError)
+    assert not caplog.records
+    assert not cache.folder.exists()
+
+
 def test_other_stores_are_read_through_fsspec(cache):
     import fsspec
 
     with fsspec.open("memory://store/a.tar", "wb") as file:
         file.write(b"content")
     assert cache.path("memory://store/a.tar").read_bytes() == b"content"
+    with fsspec.open("memory://store/a b.tar", "wb") as file:
+        file.write(b"spaced")
+    assert cache.path("memory://store/a b.tar").read_bytes() == b"spaced"
     with pytest.raises(PowerclipError, match="is not there"):
         cache.path("memory://store/b.tar")
     with pytest.raises(PowerclipError, match="cannot read nosuch:// URLs"):
