@@ -8,11 +8,15 @@ import logging
 import socket
 import struct
 import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 import pytest
 
+from powerclip.data import remote
 from powerclip.data.index import open_index
 from powerclip.data.loader import open_data
 from powerclip.data.remote import RetryPolicy, ShardCache, fetch
@@ -263,6 +267,32 @@ def test_counts_are_noted_and_copies_bounded(store, tmp_path):
     assert sorted(key for batch in epoch_of(loader) for key in batch.keys) == sorted(
         key for batch in epoch_of(loader_of(store.folder)) for key in batch.keys
     )
+
+
+def test_files_of_locks_do_not_grow_in_number_with_the_shards(tmp_path, monkeypatch):
+    """A digit of their names has 16 values. No copy is fetched by two at once."""
+    monkeypatch.setattr(remote, "LOCK_DIGITS", 1, raising=False)
+    busy: Counter[str] = Counter()
+
+    def slow_fetch(url, path, **_):
+        busy[url] += 1
+        assert busy[url] == 1
+        path.write_bytes(b"")
+        time.sleep(0.01)
+        path.write_text(url)
+        busy[url] -= 1
+
+    monkeypatch.setattr(remote, "fetch", slow_fetch)
+    cache, urls = ShardCache(folder=tmp_path, max_bytes=500), [f"http://store/{i}.tar" for i in range(60)]
+
+    def read(url):
+        with contextlib.suppress(FileNotFoundError):  # another thread makes room
+            assert cache.path(url).read_text() == url
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(read, urls * 2))
+    assert len(list(tmp_path.glob("*.tar"))) < 30
+    assert len(list(tmp_path.glob("*.lock"))) <= 16
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -27,6 +27,9 @@ from powerclip.files import MAX_JSON_BYTES, USER_CACHE, read_json
 INDEX_FOLDER = ".index"
 """In each folder of shards: what ``powerclip.data.index`` keeps, a file per shard."""
 
+LOCK_DIGITS = 3
+"""Hexadecimal digits of a copy's name that choose its lock: at most 4096 files, and few copies that share one."""
+
 CHUNK_BYTES = 2**20
 GONE = {400, 401, 403, 404, 405, 410}
 """HTTP status codes that another attempt will not change."""
@@ -72,7 +75,7 @@ class ShardCache:
             return path
         except FileNotFoundError:
             self.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{path}.lock"):
+        with self._lock(path):
             if not path.exists():
                 temporary = path.with_name(f".{path.name}.part")
                 try:
@@ -85,9 +88,14 @@ class ShardCache:
 
     def drop(self, path: Path, modified_ns: int) -> None:
         """Remove a bad copy, so that it is fetched again, unless that has been done since it was ``modified_ns``."""
-        with FileLock(f"{path}.lock"), suppress(FileNotFoundError):
+        with self._lock(path), suppress(FileNotFoundError):
             if path.stat().st_mtime_ns == modified_ns:
                 path.unlink()
+
+    def _lock(self, path: Path) -> FileLock:
+        """The lock of a copy and of all whose hashes start alike: a file per copy could never be removed safely, since
+        another process may wait for it."""
+        return FileLock(path.with_name(f".{path.name[:LOCK_DIGITS]}.lock"))
 
     def read_json(self, url: str) -> Any:
         """A store's JSON file, not kept; None if missing, too large or malformed; RunFailedError without an answer."""
