@@ -1,6 +1,8 @@
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -60,6 +62,30 @@ def test_wrong_usage_is_one_line_and_status_2(argv, message, capsys, tmp_path, m
     assert not any("\u2500" <= sign <= "\u257f" for sign in captured.err), "tyro draws a box around its errors"
     assert message in captured.err
     assert not (tmp_path / "y").exists()
+
+
+@pytest.mark.parametrize(
+    ("variables", "start"),
+    [
+        ({"WORLD_SIZE": "2", "RANK": "1"}, "powerclip [process 1]: unknown command"),
+        ({"WORLD_SIZE": "1", "RANK": "0"}, "powerclip: unknown command"),
+        ({"WORLD_SIZE": "2"}, "powerclip: unknown command"),
+        ({"WORLD_SIZE": "two", "RANK": ""}, "powerclip: unknown command"),
+    ],
+)
+def test_an_error_names_the_process_that_a_launcher_has_numbered(variables, start, capsys, monkeypatch):
+    for name in ("WORLD_SIZE", "RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert cli.main(["frobnicate"]) == 2
+    assert capsys.readouterr().err.startswith(start)
+
+
+def test_a_launcher_s_number_that_is_none_is_named(capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "first")
+    assert cli.main(["report", "no-such-run"]) == 2
+    assert "the environment variable RANK is 'first'; it must be a number" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -136,6 +162,59 @@ def test_overview_and_version(capsys):
     capsys.readouterr()
     assert cli.main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("powerclip 0.")
+
+
+COMMAND = "import sys; from powerclip import cli; {}; sys.exit(cli.main(sys.argv[1:]))"
+
+
+def run_into(output, *argv, first="pass", unbuffered=False):
+    """A command whose standard output is a file descriptor: its exit status, and what it says on standard error."""
+    variables = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    if unbuffered:
+        variables["PYTHONUNBUFFERED"] = "1"
+    command = [sys.executable, "-W", "ignore", "-c", COMMAND.format(first), *argv]
+    done = subprocess.run(command, stdout=output, stderr=subprocess.PIPE, text=True, env=variables)
+    return done.returncode, done.stderr
+
+
+@pytest.fixture
+def cut():
+    """A pipe that nobody reads."""
+    read, write = os.pipe()
+    os.close(read)
+    yield write
+    os.close(write)
+
+
+@pytest.mark.parametrize("unbuffered", [False, True])
+@pytest.mark.parametrize("argv", [["--help"], [], ["--version"], ["report", "--help"], ["prepare", "--check", "."]])
+def test_output_that_nobody_reads_ends_the_command_quietly(argv, unbuffered, cut, tmp_path):
+    write_tar(tmp_path / "0.tar", [("a.jpg", one_colour()), ("a.txt", b"a dog")])
+    argv = [str(tmp_path) if word == "." else word for word in argv]
+    assert run_into(cut, *argv, unbuffered=unbuffered) == (cli.CUT, "")
+
+
+def test_other_errors_are_reported_even_if_nobody_reads_the_output(cut):
+    status, said = run_into(cut, "frobnicate", first="print('some output')")
+    assert (status, len(said.splitlines())) == (2, 1)
+    assert said.startswith("powerclip: unknown command 'frobnicate'")
+
+
+def test_a_broken_pipe_elsewhere_is_an_error(capsys, monkeypatch):
+    def write(*_):
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr(cli, "parse", write)
+    assert cli.main(["report"]) == 1
+    assert capsys.readouterr().err == "powerclip: [Errno 32] Broken pipe\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("unbuffered", [False, True])
+def test_output_to_a_full_disk_is_an_error_in_one_line(unbuffered):
+    with Path("/dev/full").open("w") as full:
+        said = run_into(full.fileno(), "--help", unbuffered=unbuffered)
+    assert said == (1, "powerclip: [Errno 28] No space left on device\n")
 
 
 def test_importing_the_core_needs_no_extra_and_no_torch():

@@ -64,6 +64,21 @@ def test_a_single_weight_makes_a_model_folder(ends, tmp_path, capsys):
     assert not (tmp_path / "m" / "evaluation.json").exists()
 
 
+def test_weights_that_are_nearly_equal_have_folders_and_columns_of_their_own(ends, tmp_path, capsys):
+    _, _, *folders = ends
+    weights = ["0.12345678", "0.12345679", "1.0", "0.9"]
+    argv = ["interpolate", *map(str, folders), "--weights", *weights, "--output", str(tmp_path / "m")]
+    assert cli.main([*argv, "--suite", "scenes", "--size", "8"]) == 0
+    names = ["0.12345678", "0.12345679", "1", "0.9"]
+    assert {path.name for path in (tmp_path / "m").iterdir() if path.is_dir()} == {f"weight-{name}" for name in names}
+    assert f"| task | metric | {' | '.join(names)} |" in (tmp_path / "m" / "interpolation.md").read_text()
+    starts = [powerclip.load(tmp_path / "m" / f"weight-{name}")[0].config["start"].split()[0] for name in names]
+    assert starts == ["0.87654322", "0.87654321", "0", "0.1"]
+    again = ["interpolate", *map(str, folders), "--weights", "0.5", "0.50", "--output", str(tmp_path / "twice")]
+    assert cli.main(again) == 2
+    assert "weights are [0.5, 0.5]; name at least one, and each once" in capsys.readouterr().err
+
+
 def test_settings_for_regions_and_phrases_are_named_where_they_differ(ends, tmp_path, capsys):
     _, b, folder, _ = ends
     settings = {"region_unit": "patch", "phrase_norm": "sum", "scoring": ScoringConfig(subsets="single")}

@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "config": {"errors"},
     "pixels": {"errors"},
     "devices": {"errors"},
-    "launcher": set(),
+    "launcher": {"errors"},
     "recipes": {"config", "errors"},
     "distributed": {"config", "devices", "errors", "files", "launcher"},
     "runs": {*LEAVES, "distributed"},

@@ -6,6 +6,7 @@ import dataclasses
 import io
 import os
 import re
+import select
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -33,11 +34,34 @@ COMMANDS: dict[str, type[Any]] = {
     "explore": commands.Explore,
 }
 
+STDOUT = 1
+"""The process's standard output, whatever ``sys.stdout`` is."""
+
+CUT = 141
+"""The exit status where nobody reads the output any more, as after ``| head``: what a shell reports for SIGPIPE."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a subcommand; return the exit status: 0 success, 2 wrong usage, 1 failure."""
+    """Run a subcommand; return the exit status: 0 success, 2 wrong usage, 1 failure, ``CUT``."""
     end_with_launcher()
-    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        status = _run(list(sys.argv[1:] if argv is None else argv))
+        print(end="", flush=True)  # what fails here would otherwise be reported as Python ends
+    except KeyboardInterrupt as error:
+        return _fail(error, 130, "interrupted")
+    except (RunFailedError, OSError) as error:
+        return _fail(error, 1)
+    except (PowerclipError, ValueError) as error:
+        return _fail(error, 2)
+    except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):  # rich's, of a console that nobody reads
+            return CUT
+        raise
+    return status
+
+
+def _run(argv: Sequence[str]) -> int:
+    """Run a subcommand; return 0, or 2 if none is given."""
     if argv[:1] in ([], ["-h"], ["--help"]):
         lines = (f"  {name:12}{(command.__doc__ or '').splitlines()[0]}" for name, command in COMMANDS.items())
         print("usage: powerclip COMMAND [options]\n", *lines, "\npowerclip COMMAND --help shows its options.", sep="\n")
@@ -45,30 +69,41 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv[0] == "--version":
         print(f"powerclip {powerclip.__version__}")
         return 0
-    try:
-        if argv[0] not in COMMANDS:
-            known = f"commands: {', '.join(COMMANDS)}"
-            raise PowerclipError(f"unknown command {argv[0]!r}; {did_you_mean(argv[0], COMMANDS, otherwise=known)}")
-        command = parse(argv[0], argv[1:])
-        with broken_silence(f"powerclip {argv[0]}"):
-            command.run()
-    except KeyboardInterrupt as error:
-        return _fail(error, 130, "interrupted")
-    except BrokenPipeError:
-        return 0
-    except (RunFailedError, OSError) as error:
-        return _fail(error, 1)
-    except (PowerclipError, ValueError) as error:
-        return _fail(error, 2)
+    if argv[0] not in COMMANDS:
+        known = f"commands: {', '.join(COMMANDS)}"
+        raise PowerclipError(f"unknown command {argv[0]!r}; {did_you_mean(argv[0], COMMANDS, otherwise=known)}")
+    command = parse(argv[0], argv[1:])
+    with broken_silence(f"powerclip {argv[0]}"):
+        command.run()
     return 0
 
 
 def _fail(error: BaseException, status: int, message: str = "") -> int:
-    """Print an error and its notes in one line."""
+    """Print an error and its notes in one line, unless it is that nobody reads the output; return the exit status."""
+    cut = _is_cut()
+    _drop_unwritten()
+    if cut and isinstance(error, BrokenPipeError):
+        return CUT
     said = ". ".join((message or str(error), *getattr(error, "__notes__", ())))
-    process = f" [process {os.environ['RANK']}]" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
-    print(f"powerclip{process}: " + printable(" ".join(said.split())), file=sys.stderr)
+    rank = os.environ.get("RANK", "") if os.environ.get("WORLD_SIZE", "1") != "1" else ""  # whatever they hold
+    process = f" [process {rank}]" if rank else ""
+    print(printable(f"powerclip{process}: {' '.join(said.split())}"), file=sys.stderr)
     return status
+
+
+def _is_cut() -> bool:
+    """Whether standard output is a pipe whose reader has ended."""
+    output = select.poll()
+    output.register(STDOUT, 0)  # errors are reported without being asked for
+    return bool(output.poll(0))
+
+
+def _drop_unwritten() -> None:
+    """Drop what standard output cannot take, which Python would try to write, and report, as it ends."""
+    try:
+        print(end="", flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)
 
 
 def _recipe_of(argv: Sequence[str]) -> TrainConfig:
@@ -100,6 +135,7 @@ def parse(name: str, argv: Sequence[str]) -> Any:
             return tyro.cli(COMMANDS[name], prog=f"powerclip {name}", args=list(argv), **given)
     except SystemExit as exit_:
         if not exit_.code:
+            print(end="", flush=True)  # an error of the output comes here, not as Python ends
             raise
         # tyro frames its messages: the title goes, and what it separates by lines become sentences.
         parts = re.split("\u256d[^\n]*|\u2502 \u2500+ \u2502", errors.getvalue())

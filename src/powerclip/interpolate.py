@@ -52,6 +52,11 @@ def _between(a: Tensor, b: Tensor, weight: float) -> Tensor:
     return torch.lerp(a, b, weight) if a.is_floating_point() else b
 
 
+def _named(weight: float) -> str:
+    """A weight in the fewest digits that no other has: "0.5", "1"."""
+    return repr(float(weight)).removesuffix(".0")
+
+
 def interpolate_runs(
     a: str,
     b: str,
@@ -86,15 +91,15 @@ def interpolate_runs(
     first, second = load(a)[0], load(b)[0]
     if differing := differing_settings(first, second):
         print_line(console, f"Of {a} and {b}, {', '.join(differing)}; what is made here has those of {b}")
-    folders = [output if len(weights) == 1 else output / f"weight-{weight:g}" for weight in weights]
+    folders = [output if len(weights) == 1 else output / f"weight-{_named(weight)}" for weight in weights]
     results: dict[str, list[Evaluation]] = {}
     for weight, folder in zip(weights, folders, strict=True):
         model = interpolate(first, second, weight)
-        model.config = {**model.config, "start": f"{1 - weight:g} of {a} and {weight:g} of {b}"}
+        model.config = {**model.config, "start": f"{1 - weight:.15g} of {a} and {_named(weight)} of {b}"}
         save(model, folder)
         if evaluation is not None:
             config = dataclasses.replace(evaluation, output=folder)
-            results[f"{weight:g}"] = [evaluate_model(str(folder), config)]
+            results[_named(weight)] = [evaluate_model(str(folder), config)]
     if evaluation is not None:
         table = results_table(results)
         console.print(table.rich())

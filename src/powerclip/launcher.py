@@ -7,6 +7,8 @@ import threading
 import time
 from contextlib import suppress
 
+from powerclip.errors import PowerclipError, shown
+
 LOOK_EVERY_S = 2.0
 """Time between looks at the launcher."""
 
@@ -25,7 +27,18 @@ def end_with_launcher() -> None:
 
 def is_first_process() -> bool:
     """Whether this is the process that speaks, of those that a launcher has started: its first, or the only one."""
-    return int(os.environ.get("RANK", 0)) == 0
+    return launcher_number("RANK", 0) == 0
+
+
+def launcher_number(variable: str, otherwise: int) -> int:
+    """A number that launchers set in the environment, ``otherwise`` where it is not set or empty; PowerclipError if it
+    is not a number."""
+    text = os.environ.get(variable, "").strip()
+    if text and not text.isdecimal():
+        raise PowerclipError(
+            f"the environment variable {variable} is {shown(text)}; it must be a number, as torchrun sets it: unset it"
+        )
+    return int(text) if text else otherwise
 
 
 def _watch(launcher: int) -> None:

@@ -8,11 +8,15 @@ import logging
 import socket
 import struct
 import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 import pytest
 
+from powerclip.data import remote
 from powerclip.data.index import open_index
 from powerclip.data.loader import open_data
 from powerclip.data.remote import RetryPolicy, ShardCache, fetch
@@ -265,6 +269,32 @@ def test_counts_are_noted_and_copies_bounded(store, tmp_path):
     )
 
 
+def test_files_of_locks_do_not_grow_in_number_with_the_shards(tmp_path, monkeypatch):
+    """A digit of their names has 16 values. No copy is fetched by two at once."""
+    monkeypatch.setattr(remote, "LOCK_DIGITS", 1, raising=False)
+    busy: Counter[str] = Counter()
+
+    def slow_fetch(url, path, **_):
+        busy[url] += 1
+        assert busy[url] == 1
+        path.write_bytes(b"")
+        time.sleep(0.01)
+        path.write_text(url)
+        busy[url] -= 1
+
+    monkeypatch.setattr(remote, "fetch", slow_fetch)
+    cache, urls = ShardCache(folder=tmp_path, max_bytes=500), [f"http://store/{i}.tar" for i in range(60)]
+
+    def read(url):
+        with contextlib.suppress(FileNotFoundError):  # another thread makes room
+            assert cache.path(url).read_text() == url
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(read, urls * 2))
+    assert len(list(tmp_path.glob("*.tar"))) < 30
+    assert len(list(tmp_path.glob("*.lock"))) <= 16
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_store_that_vanishes_in_the_middle_ends_the_epoch_with_a_message(store, cache, workers):
     open_data(store.folder)
@@ -282,12 +312,45 @@ def test_a_url_must_name_tars(store, cache):
         open_data(store.url, cache=cache)
 
 
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("http://127.0.0.1/a b.tar", "it holds ' '; write %20"),
+        ("http://127.0.0.1/caf\u00e9.tar", "it holds '\u00e9'; write %C3%A9"),
+        ("http://127.0.0.1/a\n.tar", r"it holds '\\n'; write %0A"),
+        ("http://ho st/a.tar", "its host holds a space"),
+        ("http:///a.tar", "it names no host; write http://HOST/PATH"),
+        ("https://:80/a.tar", "it names no host; write https://HOST/PATH"),
+        ("http://host:port/a.tar", "[Pp]ort .*'port'"),
+        ("http://127.0.0.1:99999/a.tar", "[Pp]ort out of range"),
+        ("http://[::1/a.tar", "Invalid IPv6 URL"),
+        ("http://a..b/a.tar", "label empty"),
+        ("http://user:word@host/a.tar", "it holds a user name, which is not supported; leave it out"),
+    ],
+)
+def test_a_malformed_url_fails_at_once(url, reason, tmp_path, caplog):
+    cache = ShardCache(folder=tmp_path / "copies", retry=QUICK)
+    for read in (
+        lambda: open_data(url, cache=cache),
+        lambda: cache.path(url),
+        lambda: fetch(url, tmp_path / "copy", retry=cache.retry, max_bytes=2**30),
+    ):
+        with pytest.raises(PowerclipError, match=f"is not a valid URL: .*{reason}") as caught:
+            read()
+        assert not isinstance(caught.value, RunFailedError)
+    assert not caplog.records
+    assert not cache.folder.exists()
+
+
 def test_other_stores_are_read_through_fsspec(cache):
     import fsspec
 
     with fsspec.open("memory://store/a.tar", "wb") as file:
         file.write(b"content")
     assert cache.path("memory://store/a.tar").read_bytes() == b"content"
+    with fsspec.open("memory://store/a b.tar", "wb") as file:
+        file.write(b"spaced")
+    assert cache.path("memory://store/a b.tar").read_bytes() == b"spaced"
     with pytest.raises(PowerclipError, match="is not there"):
         cache.path("memory://store/b.tar")
     with pytest.raises(PowerclipError, match="cannot read nosuch:// URLs"):

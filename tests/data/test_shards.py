@@ -71,6 +71,15 @@ def test_patterns_find_shards(tmp_path):
     assert len(find_shards(tmp_path / "shard-00001?.tar")) == 2
 
 
+def test_the_name_of_a_file_is_not_a_pattern(tmp_path):
+    for first, name in enumerate(("part[1]-0.tar", "part[1]-1.tar", "part1-0.tar")):
+        write_shards([sample()], tmp_path, first=first)
+        (tmp_path / f"shard-00000{first}.tar").rename(tmp_path / name)
+    assert [path.name for path in find_shards(tmp_path / "part[1]-0.tar")] == ["part[1]-0.tar"]
+    assert [path.name for path in find_shards(f"{tmp_path}/part[1]-{{0..1}}.tar")] == ["part[1]-0.tar", "part[1]-1.tar"]
+    assert [path.name for path in find_shards(tmp_path / "part[0-9]-0.tar")] == ["part1-0.tar"]
+
+
 @pytest.mark.parametrize("caption", ["  a dog ", "\ta dog\n"])
 def test_offsets_hold_whatever_surrounds_the_caption(caption, tmp_path):
     write_shards([sample(caption=caption, tree=whole_caption_tree(caption))], tmp_path)

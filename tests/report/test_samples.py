@@ -1,8 +1,13 @@
+from dataclasses import replace
+
+import numpy as np
 import pytest
 
+from powerclip.data.sample import Sample
 from powerclip.data.shards import write_shards
 from powerclip.evaluate import Evaluation, Origin
 from powerclip.phrases import whole_caption_tree
+from powerclip.regions import RegionAnnotation
 from powerclip.report.samples import own_pairs, scene_pairs, task_to_show
 from powerclip.scenes import generate
 from powerclip.tasks import HardNegatives, Retrieval
@@ -52,6 +57,18 @@ def test_two_folders_of_the_same_images_show_different_ones(run, tmp_path):
 def test_broken_images_are_skipped(run, tmp_path):
     record_data(run, own_data(tmp_path / "bad", "x", image=b"no image"), own_data(tmp_path / "good", "y"))
     assert [pair.caption for pair in own_pairs({"run": run}, count=2)[0]] == ["y"]
+
+
+def test_pairs_whose_regions_are_not_of_their_image_are_skipped(run, tmp_path):
+    fits = RegionAnnotation.from_masks(np.ones((1, 8, 8), dtype=bool), scores=[1.0], proposer="test")
+    regions = {"fits": fits, "larger": replace(fits, height=16), "malformed": replace(fits, rles=("0",))}
+    samples = [
+        Sample(key=key, image=one_colour(), image_extension="png", caption=key, regions=of_image)
+        for key, of_image in regions.items()
+    ]
+    write_shards(samples, tmp_path / "data")
+    record_data(run, tmp_path / "data")
+    assert [pair.caption for pair in own_pairs({"run": run}, count=3)[0]] == ["fits"]
 
 
 @pytest.mark.parametrize("text", [None, "{", '["x"]', "{}", '{"sources": 3}'])

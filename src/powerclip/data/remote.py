@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, quote, urlsplit
 
 import fsspec
 from filelock import FileLock
@@ -26,6 +26,9 @@ from powerclip.files import MAX_JSON_BYTES, USER_CACHE, read_json
 
 INDEX_FOLDER = ".index"
 """In each folder of shards: what ``powerclip.data.index`` keeps, a file per shard."""
+
+LOCK_DIGITS = 3
+"""Hexadecimal digits of a copy's name that choose its lock: at most 4096 files, and few copies that share one."""
 
 CHUNK_BYTES = 2**20
 GONE = {400, 401, 403, 404, 405, 410}
@@ -72,7 +75,7 @@ class ShardCache:
             return path
         except FileNotFoundError:
             self.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{path}.lock"):
+        with self._lock(path):
             if not path.exists():
                 temporary = path.with_name(f".{path.name}.part")
                 try:
@@ -85,9 +88,14 @@ class ShardCache:
 
     def drop(self, path: Path, modified_ns: int) -> None:
         """Remove a bad copy, so that it is fetched again, unless that has been done since it was ``modified_ns``."""
-        with FileLock(f"{path}.lock"), suppress(FileNotFoundError):
+        with self._lock(path), suppress(FileNotFoundError):
             if path.stat().st_mtime_ns == modified_ns:
                 path.unlink()
+
+    def _lock(self, path: Path) -> FileLock:
+        """The lock of a copy and of all whose hashes start alike: a file per copy could never be removed safely, since
+        another process may wait for it."""
+        return FileLock(path.with_name(f".{path.name[:LOCK_DIGITS]}.lock"))
 
     def read_json(self, url: str) -> Any:
         """A store's JSON file, not kept; None if missing, too large or malformed; RunFailedError without an answer."""
@@ -149,7 +157,7 @@ def find_remote(url: str, cache: ShardCache) -> list[Shard]:
     PowerclipError if it does not name a tar.
     """
     urls = sorted(expand_urls(url))
-    if not all(urlsplit(name).path.endswith(".tar") for name in urls):
+    if not all(_parts(name).path.endswith(".tar") for name in urls):
         raise PowerclipError(
             f"{url} does not name a .tar file; a store cannot be listed, so name the shards with braces: "
             f"{url.rstrip('/')}/shard-{{000000..000099}}.tar"
@@ -161,7 +169,8 @@ def fetch(url: str, path: Path, *, retry: RetryPolicy, max_bytes: int) -> None:
     """Copy a remote file; if the connection breaks, the next attempt continues after what has arrived.
 
     It starts over if the store does not say which version of the file it has, or has another by then. PowerclipError if
-    the store says that there is no such file, it has more than ``max_bytes``, or the kind of URL is not supported;
+    the store says that there is no such file, it has more than ``max_bytes``, or the URL is malformed or of a kind that
+    is not supported;
     RunFailedError if it failed ``retry.attempts`` times in a row.
     """
     copy, failures, started = _Copy(url, path, retry, max_bytes), 0, time.monotonic()
@@ -234,7 +243,7 @@ class _Copy:
     @contextmanager
     def _open(self) -> Iterator[tuple[BinaryIO, int, int | None]]:
         """A stream of the remote file, the byte it starts at, and the complete size if the store gives it."""
-        scheme = urlsplit(self.url).scheme
+        scheme = _parts(self.url).scheme
         if scheme in ("http", "https"):
             have = self.size if self.version else 0
             headers = {"Range": f"bytes={have}-", "If-Range": self.version} if have else {}
@@ -273,4 +282,24 @@ class _Copy:
 
 
 def _name(url: str) -> str:
-    return PurePosixPath(urlsplit(url).path).name
+    return PurePosixPath(_parts(url).path).name
+
+
+def _parts(url: str) -> SplitResult:
+    """The parts of a URL; PowerclipError if it is malformed, which another attempt would not change."""
+    try:
+        parts = urlsplit(url)
+        if parts.scheme in ("http", "https"):
+            if not parts.hostname:
+                raise ValueError(f"it names no host; write {parts.scheme}://HOST/PATH")
+            if "@" in parts.netloc:
+                raise ValueError("it holds a user name, which is not supported; leave it out")
+            if re.search(r"\s", parts.netloc):
+                raise ValueError("its host holds a space; correct it")
+            if odd := re.search(r"[^!-~]", url.replace(parts.netloc, "", 1)):
+                raise ValueError(f"it holds {odd[0]!r}; write {quote(odd[0])}")
+            parts.hostname.encode("idna")
+            _ = parts.port  # which checks it
+    except ValueError as error:
+        raise PowerclipError(f"{url} is not a valid URL: {error}") from error
+    return parts

@@ -122,9 +122,9 @@ def tars_in(folder: Path) -> list[Path]:
 
 
 def _glob(path: Path) -> list[Path]:
-    if any(c in path.name for c in "*?["):
-        return _visible_files(path.parent.glob(path.name))
-    return [path] if path.is_file() else []
+    if path.is_file():  # whatever is in its name
+        return [path]
+    return _visible_files(path.parent.glob(path.name)) if any(c in path.name for c in "*?[") else []
 
 
 def _visible_files(paths: Iterable[Path]) -> list[Path]:

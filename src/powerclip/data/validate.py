@@ -14,11 +14,19 @@ def check_annotations(sample: Sample, size: tuple[int, int]) -> None:
     """Check phrases and masks against the caption and ``size`` (H, W); BadSampleError if they do not fit."""
     check_phrases(sample)
     if sample.regions is not None:
-        check_size(sample.regions, size)
-        try:
-            sample.regions.validate()
-        except ValueError as error:
-            raise BadSampleError("malformed regions.json") from error
+        check_regions(sample.regions, size)
+
+
+def check_regions(regions: RegionAnnotation, size: tuple[int, int], indices: Sequence[int] | None = None) -> None:
+    """Check the masks, or those at some indices, against ``size``, the image's (H, W), without decoding them.
+
+    BadSampleError if they do not fit.
+    """
+    check_size(regions, size)
+    try:
+        regions.validate(indices)
+    except ValueError as error:
+        raise BadSampleError("malformed regions.json") from error
 
 
 def check_phrases(sample: Sample) -> None:

@@ -1,7 +1,6 @@
 """Joining the processes that torchrun, or any launcher that sets its variables,
 has started, and agreeing among them."""
 
-import os
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ import torch.distributed as dist
 from powerclip.devices import find_device
 from powerclip.distributed.gather import rank, world_size
 from powerclip.errors import PowerclipError
-from powerclip.launcher import end_with_launcher
+from powerclip.launcher import end_with_launcher, launcher_number
 
 TIMEOUT = timedelta(minutes=30)
 """A collective that takes longer ends the job."""
@@ -35,7 +34,7 @@ def process_group(device: str = "auto") -> Iterator[torch.device]:
     """
     end_with_launcher()
     place = find_device(device)
-    own = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized()
+    own = launcher_number("WORLD_SIZE", 1) > 1 and not dist.is_initialized()
     if place.type == "cuda":
         torch.cuda.set_device(place)
     if own and place.type == "cuda":

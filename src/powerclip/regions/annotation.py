@@ -51,8 +51,7 @@ class RegionAnnotation:
         ValueError, before memory is allocated, if a string is not a mask of this size.
         """
         indices = range(len(self.rles)) if indices is None else indices
-        for m in indices:
-            self._runs([m])
+        self.validate(indices)
         masks = np.zeros((len(indices), self.height, self.width), dtype=np.bool_)
         for mask, decoded in zip(masks, self.each(indices), strict=True):
             mask[:] = decoded
@@ -89,9 +88,9 @@ class RegionAnnotation:
         masks[:, inside] = self._runs(indices).at(places[inside])
         return masks.reshape(len(indices), *rows.T.shape).transpose(0, 2, 1)
 
-    def validate(self) -> None:
-        """Check every mask without decoding it; ValueError if a string is not a mask of this size."""
-        for m in range(len(self.rles)):
+    def validate(self, indices: Sequence[int] | None = None) -> None:
+        """Check the masks, or those at some indices, without decoding them; ValueError if one is not of this size."""
+        for m in range(len(self.rles)) if indices is None else indices:
             self._runs([m])
 
     def _runs(self, indices: Sequence[int]) -> rle.Runs:

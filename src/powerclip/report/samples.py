@@ -11,6 +11,7 @@ from PIL import Image
 from powerclip.data.images import decode_image
 from powerclip.data.sample import Sample
 from powerclip.data.shards import read_shards
+from powerclip.data.validate import check_regions
 from powerclip.errors import PowerclipError
 from powerclip.evaluate import Evaluation, retrieval_from_shards, task_again
 from powerclip.phrases import tree_or_whole
@@ -112,10 +113,13 @@ def own_sources(runs: Mapping[str, Path]) -> tuple[list[str], list[str]]:
 
 
 def _pairs(samples: Iterable[Sample]) -> list[Pair]:
-    """Those of the samples whose images can be decoded."""
+    """Those of the samples whose images can be decoded and whose regions fit them."""
     pairs = []
     for sample in samples:
         with suppress(ValueError):  # which BadSampleError is
             tree = tree_or_whole(sample.caption, sample.tree)
-            pairs.append(Pair(decode_image(sample.image), sample.caption, tree, sample.regions))
+            image = decode_image(sample.image)
+            if sample.regions is not None:
+                check_regions(sample.regions, (image.height, image.width))
+            pairs.append(Pair(image, sample.caption, tree, sample.regions))
     return pairs

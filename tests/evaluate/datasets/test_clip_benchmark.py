@@ -39,6 +39,16 @@ def test_labels_that_are_not_class_numbers_are_named(label, tmp_path):
         read_webdataset(folder, "colours")
 
 
+def test_texts_that_are_not_utf_8_are_named(tmp_path):
+    folder = webdataset(tmp_path / "a", [("red", b"red"), ("green", b"caf\xe9")], "txt", kind="retrieval")
+    with pytest.raises(PowerclipError, match=r"KEY\.txt of sample s01 in .*0\.tar is not UTF-8 .*; save it as UTF-8"):
+        read_webdataset(folder, "colours")
+    folder = webdataset(tmp_path / "b", [("red", b"0")], "cls")
+    (folder / "classnames.txt").write_bytes(b"red\ncaf\xe9\n")
+    with pytest.raises(PowerclipError, match=r"classnames\.txt is not UTF-8 .*; save it as UTF-8"):
+        read_webdataset(folder, "colours")
+
+
 def test_prompts_in_the_notation_of_clip_and_with_other_braces(tmp_path):
     folder = webdataset(tmp_path, [("red", b"0"), ("green", b"1")], "cls", templates=("a {}.", "{ {c} } {x}"))
     (task,) = read_webdataset(folder, "colours")

@@ -363,6 +363,9 @@ def test_vl_checklist_leaves_out_what_has_no_image(tmp_path):
     shutil.rmtree(tmp_path / "vg")
     with pytest.raises(PowerclipError, match="holds no item of vl with its images; add them"):
         fg.read_vl_checklist(tmp_path, "vl")
+    (tmp_path / "data" / "Object" / "Size" / "swig_place.json").write_bytes(b'["caf\xe9"]')
+    with pytest.raises(PowerclipError, match=r"swig_place\.json is not UTF-8 .*; save it as UTF-8"):
+        fg.read_vl_checklist(tmp_path, "vl")
 
 
 def write_csv(path, rows):

@@ -81,6 +81,26 @@ def test_captions_of_no_image_and_folders_of_another_form_are_named(tmp_path):
         read_long_captions(tmp_path, "urban1k")
 
 
+@pytest.mark.parametrize(("make", "file"), [(urban, "caption/red.txt"), (flair, "annotations/annotations.json")])
+def test_captions_that_are_not_utf_8_are_named(make, file, tmp_path):
+    make(tmp_path)
+    (tmp_path / file).write_bytes(b"caf\xe9")
+    with pytest.raises(PowerclipError, match=rf"{file} is not UTF-8 \(.* byte 0xe9 .*\); save it as UTF-8"):
+        read_long_captions(tmp_path, "long")
+
+
+@pytest.mark.parametrize("stem", ["p[1]", "p*", "p?", "[!p]", "p1.b"])
+def test_names_are_not_patterns(stem, tmp_path):
+    for name in (stem, "p1"):
+        picture(tmp_path / "image" / f"{name}.jpg", "red")
+        (tmp_path / "image" / f"{name}.txt").write_text(name)
+    (task,) = read_long_captions(tmp_path, "urban1k")
+    assert {image.path.stem: list(of_image) for image, of_image in zip(task.images, task.captions, strict=True)} == {
+        stem: [stem],
+        "p1": ["p1"],
+    }
+
+
 def test_captions_that_are_cut_are_counted_and_said():
     model = create_model("tiny", context_length=8)
     fits, longer = "a b c d e f", "a b c d e f g"  # six words with the tokens of start and end

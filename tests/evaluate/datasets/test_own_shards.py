@@ -1,4 +1,5 @@
 import weakref
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -52,7 +53,7 @@ def test_all_captions_of_an_image_are_its_own(tmp_path):
 
 def test_no_usable_pair_is_an_error(tmp_path):
     write_shards([sample("b", b"not an image")], tmp_path)
-    with pytest.raises(PowerclipError, match="no usable image-caption pair"):
+    with pytest.raises(PowerclipError, match=r"no usable image-caption pair in .* \(1 corrupt image\); see"):
         retrieval_from_shards(tmp_path)
 
 
@@ -79,11 +80,34 @@ def test_masks_are_read_when_they_are_needed_and_the_best_are_kept(tmp_path):
     masks[:, 0] = np.arange(MAX_MASKS + 3)[:, None] % 8 == np.arange(8)
     scores = tuple(float(i) for i in range(MAX_MASKS + 3))
     regions = RegionAnnotation.from_masks(masks, scores=scores, proposer="test")
-    write_shards([sample("a", png("red"), regions=regions), sample("b", png("blue"))], tmp_path)
+    write_shards([sample("a", one_colour("red"), regions=regions), sample("b", png("blue"))], tmp_path)
     task = retrieval_from_shards(tmp_path)
     first, second = task.masks
     assert second is None
     assert np.array_equal(list(first()), masks[:2:-1])
     (tmp_path / "shard-000000.tar").unlink()
-    with pytest.raises(ValueError, match="shard cannot be read"):
+    with pytest.raises(
+        PowerclipError, match=r"masks of sample a in .*shard-000000\.tar cannot be read \(shard cannot be read\)"
+    ):
         first()
+
+
+def test_samples_whose_regions_are_not_of_their_image_are_skipped_as_in_training(tmp_path):
+    mask = np.ones((1, 8, 8), dtype=bool)
+    fits = RegionAnnotation.from_masks(mask, scores=[1.0], proposer="test")
+    samples = {
+        "fits": fits,
+        "larger": RegionAnnotation.from_masks(np.ones((1, 16, 16), dtype=bool), scores=[1.0], proposer="test"),
+        "turned": RegionAnnotation.from_masks(np.ones((1, 4, 16), dtype=bool), scores=[1.0], proposer="test"),
+        "malformed": replace(fits, rles=("0",)),
+    }
+    write_shards([sample(key, one_colour(), regions=regions) for key, regions in samples.items()], tmp_path / "all")
+    task = retrieval_from_shards(tmp_path / "all")
+    assert task.captions == [("the fits",)]
+    assert np.array_equal(list(task.masks[0]()), mask)
+    bad = [sample(key, one_colour(), regions=regions) for key, regions in samples.items() if key != "fits"]
+    write_shards(bad, tmp_path / "bad")
+    with pytest.raises(
+        PowerclipError, match=r"\(2 regions and image differ in size, 1 malformed regions\.json\); see powerclip"
+    ):
+        retrieval_from_shards(tmp_path / "bad")

@@ -164,6 +164,9 @@ def test_clip_benchmark_s_lines_of_flickr(tmp_path):
     (tmp_path / "flickr8k_test_karpathy.txt").write_text("image,caption\nno image\n")
     with pytest.raises(PowerclipError, match=r"line 2 of .*karpathy\.txt is 'no image'; expected IMAGE\.jpg,CAPTION"):
         releases.read_karpathy(tmp_path, "flickr8k")
+    (tmp_path / "flickr8k_test_karpathy.txt").write_bytes(b"image,caption\na.jpg,caf\xe9\n")
+    with pytest.raises(PowerclipError, match=r"karpathy\.txt is not UTF-8 .*; save it as UTF-8"):
+        releases.read_karpathy(tmp_path, "flickr8k")
     (tmp_path / "flickr8k_test_karpathy.txt").unlink()
     with pytest.raises(PowerclipError, match=r"must hold one of dataset_\*\.json, .*; found: none"):
         releases.read_karpathy(tmp_path, "flickr8k")

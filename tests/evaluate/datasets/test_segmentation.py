@@ -62,6 +62,22 @@ def test_the_settings_are_those_of_the_release():
     assert sides == {"coco_stuff": 448, "city_scapes": 560}
 
 
+@pytest.mark.parametrize("file", ["cls_voc20.txt", "ImageSets/Segmentation/val.txt"])
+def test_lists_that_are_not_utf_8_are_named(file, tmp_path):
+    write(tmp_path, "voc20")
+    (tmp_path / file).write_bytes("caf\xe9\n".encode("latin-1"))
+    with pytest.raises(PowerclipError, match=rf"{file} is not UTF-8 \(.* byte 0xe9 .*\); save it as UTF-8"):
+        read_segmentation(tmp_path, "voc20")
+
+
+def test_a_byte_order_mark_is_not_part_of_the_first_class(tmp_path):
+    write(tmp_path, "voc20")
+    names = tmp_path / "cls_voc20.txt"
+    names.write_text(names.read_text(), encoding="utf-8-sig")
+    (task,) = read_segmentation(tmp_path, "voc20")
+    assert task.class_names[0] == ["class 0"]
+
+
 def test_other_forms_are_named(tmp_path):
     write(tmp_path, "voc20", values=(0, 21))
     (task,) = read_segmentation(tmp_path, "voc20")

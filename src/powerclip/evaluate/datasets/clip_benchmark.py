@@ -16,6 +16,7 @@ from powerclip.data.shards import SamplePlace, index_shard
 from powerclip.errors import BadSampleError, PowerclipError
 from powerclip.evaluate.datasets.images import ShardImage, identity
 from powerclip.evaluate.datasets.prompts import benchmark_prompts
+from powerclip.evaluate.datasets.release import as_text, release_text
 from powerclip.tasks import PLACE, Classification, MultiLabel, Picture, Retrieval, Task
 
 FIVE_CAPTIONS = "-five-captions"
@@ -39,7 +40,7 @@ def read_webdataset(folder: Path, name: str, split: str = "test") -> list[Task]:
     entries = _entries(folder / split)
     pictures: list[Picture] = [ShardImage.of(entry) for entry in entries]
     if kind == "retrieval":
-        texts = [_member(entry, "txt").decode("utf-8").splitlines() for entry in entries]
+        texts = [_text(entry).splitlines() for entry in entries]
         return retrieval_tasks(name, pictures, [[text for text in of_image if text.strip()] for of_image in texts])
     classes, templates = _prompts(folder, name)
     if kind == "multilabel":
@@ -93,6 +94,10 @@ def _member(entry: SamplePlace, extension: str) -> bytes:
         raise PowerclipError(
             f"KEY.{extension} of sample {entry.key} in {entry.shard} cannot be read ({error}); download the shard again"
         ) from error
+
+
+def _text(entry: SamplePlace) -> str:
+    return as_text(_member(entry, "txt"), f"KEY.txt of sample {entry.key} in {entry.shard}")
 
 
 def _label(entry: SamplePlace, *, classes: int) -> int:
@@ -153,10 +158,7 @@ def _lines(path: Path, default: list[str] | None = None) -> list[str]:
     """Stripped lines, without empty ones at the end."""
     if default is not None and not path.is_file():
         return default
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").rstrip().splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise PowerclipError(f"{path} cannot be read: {error}") from error
+    lines = [line.strip() for line in release_text(path).rstrip().splitlines()]
     if not lines:
         raise PowerclipError(f"{path} is empty")
     return lines

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from powerclip.errors import PowerclipError
 from powerclip.evaluate.datasets.benchmark import HUB, Benchmark
 from powerclip.evaluate.datasets.clip_benchmark import retrieval_tasks
-from powerclip.evaluate.datasets.release import NUMBER, TEXT, Release, in_format, quadruples, release_json
+from powerclip.evaluate.datasets.release import NUMBER, TEXT, Release, in_format, quadruples, release_json, release_text
 from powerclip.tasks import HardNegative, HardNegatives, Quadruple, Quadruples, Task
 
 Item = TypeVar("Item")
@@ -238,7 +238,7 @@ def read_vl_checklist(folder: Path, name: str) -> list[Task]:
     rows: list[tuple[str, str, str, str, str]] = []  # part, kind, image, right and wrong phrase
     for path in release.files("*.json"):
         part = next((part for part in VL_CHECKLIST if part in path.relative_to(folder).parts), None)
-        if part is None or path.read_text(encoding="utf-8").strip() == "[]":  # three files of the release
+        if part is None or release_text(path).strip() == "[]":  # three files of the release
             continue
         kind = f"{path.parent.name}-{path.stem}"
         with release_json(path, list) as content:

@@ -1,6 +1,7 @@
 """Retrieval with long captions: Urban-1k, DOCCI, IIW, ShareGPT4V and DCI,
 in the forms that they are passed around in."""
 
+import glob
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 from powerclip.errors import PowerclipError
 from powerclip.evaluate.datasets.benchmark import HUB, Benchmark
 from powerclip.evaluate.datasets.clip_benchmark import retrieval_tasks
-from powerclip.evaluate.datasets.release import Release, release_json
+from powerclip.evaluate.datasets.release import Release, release_json, release_text
 from powerclip.tasks import Task
 
 FORMS = {
@@ -33,7 +34,7 @@ def read_long_captions(folder: Path, name: str, *, first: int | None = None) -> 
     captions: dict[str, list[str]] = {}
     for path in release.files(pattern):
         if path.suffix == ".txt":
-            captions[_image_of(release, path)] = [path.read_text(encoding="utf-8").strip()]
+            captions[_image_of(release, path)] = [release_text(path).strip()]
             continue
         with release_json(path) as content:
             for image, caption in _pairs(pattern, content):
@@ -54,7 +55,8 @@ def _pairs(pattern: str, content: Any) -> list[tuple[str, str]]:
 
 
 def _image_of(release: Release, path: Path) -> str:
-    images = [image for image in release.files(f"{path.stem}.*") if image.suffix != ".txt"]
+    named = [file for file in release.files(f"{glob.escape(path.stem)}.*") if file.stem == path.stem]
+    images = [image for image in named if image.suffix != ".txt"]
     if len(images) != 1:
         raise PowerclipError(f"{path} is the caption of {len(images)} images {path.stem}.*; expected one")
     return str(images[0].relative_to(release.folder))

@@ -1,6 +1,7 @@
 """Evaluation on your own shards."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,8 @@ from powerclip.data.images import decode_image
 from powerclip.data.index import open_index
 from powerclip.data.loader import open_data
 from powerclip.data.shards import SamplePlace
-from powerclip.errors import BadSampleError, PowerclipError
+from powerclip.data.validate import check_regions
+from powerclip.errors import BadSampleError, PowerclipError, counted
 from powerclip.evaluate.datasets.images import ShardImage
 from powerclip.tasks import Masks, Retrieval
 
@@ -27,8 +29,17 @@ class ShardMasks:
     entry: SamplePlace
 
     def __call__(self) -> Iterator[NDArray[np.bool_]]:
-        """(H, W) bool each: the masks with the highest scores, at most ``MAX_MASKS``."""
-        regions = self.entry.read().regions
+        """(H, W) bool each: the masks with the highest scores, at most ``MAX_MASKS``.
+
+        PowerclipError if the shard cannot be read any more.
+        """
+        try:
+            regions = self.entry.read().regions
+        except BadSampleError as error:
+            raise PowerclipError(
+                f"the masks of sample {self.entry.key} in {self.entry.shard} cannot be read ({error}); "
+                "do not change shards while they are evaluated"
+            ) from error
         assert regions is not None
         return regions.each(regions.best(MAX_MASKS))
 
@@ -36,18 +47,22 @@ class ShardMasks:
 def retrieval_from_shards(path: Path | str, *, limit: int | None = None) -> Retrieval:
     """Image-text retrieval among the usable samples at a path, or the first ``limit``, with all captions of each.
 
-    Others are skipped. The path is a folder of shards, one tar, or a pattern. Every image is opened once, alone, to
-    see that it is usable; the task holds where the images are, not the images. PowerclipError if there are no
-    shards, or no usable pair.
+    Others are skipped, and so are those whose stored regions are malformed or not of the image's size. The path is a
+    folder of shards, one tar, or a pattern. Every image is opened once, alone, to see that it is usable; the task holds
+    where the images are, not the images. PowerclipError if there are no shards, or no usable pair.
     """
     images: list[ShardImage] = []
     captions: list[tuple[str, ...]] = []
     masks: list[Masks | None] = []
+    bad: Counter[str] = Counter()
     for entry in (place for shard in open_data(path).shards for place in open_index(shard)):
         try:
             sample = entry.read()
-            decode_image(sample.image)
-        except BadSampleError:
+            image = decode_image(sample.image)
+            if sample.regions is not None:
+                check_regions(sample.regions, (image.height, image.width), sample.regions.best(MAX_MASKS))
+        except BadSampleError as error:
+            bad[str(error)] += 1
             continue
         images.append(ShardImage.of(entry, content=hashlib.sha256(sample.image).hexdigest(), pixels="training"))
         captions.append(tuple(caption.text for caption in sample.captions))
@@ -55,5 +70,6 @@ def retrieval_from_shards(path: Path | str, *, limit: int | None = None) -> Retr
         if len(images) == limit:
             break
     if not images:
-        raise PowerclipError(f"no usable image-caption pair in {path}; see powerclip prepare")
+        reasons = f" ({counted(bad)})" if bad else ""
+        raise PowerclipError(f"no usable image-caption pair in {path}{reasons}; see powerclip prepare")
     return Retrieval(name="retrieval", images=images, captions=captions, masks=masks)

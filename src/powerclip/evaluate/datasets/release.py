@@ -177,6 +177,23 @@ def quadruples(
     ]
 
 
+def release_text(path: Path) -> str:
+    """The text of a file of a release, without a byte order mark; PowerclipError if it is unreadable or not UTF-8."""
+    try:
+        return as_text(path.read_bytes(), str(path))
+    except OSError as error:
+        raise PowerclipError(f"{path} cannot be read: {error}") from error
+
+
+def as_text(data: bytes, what: str) -> str:
+    """Bytes as the text that they are in UTF-8, with line ends as Python has them; PowerclipError if they are not."""
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise PowerclipError(f"{what} is not UTF-8 ({error}); save it as UTF-8, or download it again") from error
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
 @contextmanager
 def release_json(path: Path, form: type = object) -> Iterator[Any]:
     """What is in a JSON file of a release, or the list of the rows of a ``.jsonl`` or ``.csv``.
@@ -184,15 +201,15 @@ def release_json(path: Path, form: type = object) -> Iterator[Any]:
     PowerclipError if the file cannot be read, holds nothing of the given form, or the block looks for content that it
     does not have.
     """
+    text = release_text(path)
     try:
-        text = path.read_text(encoding="utf-8-sig")
         if path.suffix == ".csv":
             value: Any = list(csv.DictReader(io.StringIO(text, newline="")))
         elif path.suffix.startswith(".jsonl"):
             value = [json.loads(line) for line in text.split("\n") if line.strip()]
         else:
             value = json.loads(text)
-    except (OSError, ValueError, csv.Error) as error:
+    except (ValueError, csv.Error) as error:
         raise PowerclipError(f"{path} cannot be read: {error}") from error
     with in_format(path):
         if not isinstance(value, form) or not value:

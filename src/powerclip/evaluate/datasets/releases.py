@@ -17,6 +17,7 @@ from powerclip.evaluate.datasets.release import (
     hard_negatives,
     quadruples,
     release_json,
+    release_text,
 )
 from powerclip.tasks import HardNegatives, Quadruples, Task
 
@@ -141,7 +142,7 @@ def read_karpathy(folder: Path, name: str) -> list[Task]:
     path = own[0] if len(own) == 1 else found[0]
     captions: dict[str, list[str]] = {}
     if path.suffix == ".txt":
-        lines = path.read_text(encoding="utf-8").splitlines()[1:]  # the first names the columns
+        lines = release_text(path).splitlines()[1:]  # the first names the columns
         for number, line in enumerate(lines, start=2):
             image, comma, caption = line.strip().partition(".jpg,")
             if line.strip() and not comma:

@@ -11,7 +11,7 @@ from PIL import Image
 from powerclip.errors import PowerclipError
 from powerclip.evaluate.datasets.benchmark import Benchmark
 from powerclip.evaluate.datasets.prompts import imagenet_templates
-from powerclip.evaluate.datasets.release import Release
+from powerclip.evaluate.datasets.release import Release, release_text
 from powerclip.tasks import IGNORED, Segmentation, Task
 
 
@@ -99,14 +99,14 @@ def read_segmentation(folder: Path, name: str) -> list[Task]:
     """One of the eight sets, with the class names of ``cls_NAME.txt``: a class a line, synonyms separated by commas."""
     release, form = Release(folder), SETS[name]
     file = release.file(f"cls_{name}.txt")
-    lines = file.read_text(encoding="utf-8").strip().splitlines()
+    lines = release_text(file).strip().splitlines()
     classes = [[word.strip() for word in line.split(",")] for line in lines]
     if len(classes) != form.classes or not all(all(words) for words in classes):
         raise PowerclipError(
             f"{file} has {len(classes)} lines; expected the names of {form.classes} classes, one a line"
         )
     if form.listed:
-        names = release.file(form.listed).read_text(encoding="utf-8").split()
+        names = release_text(release.file(form.listed)).split()
         labels = [release.file(form.labels.format(name)) for name in names]
     else:
         labels = [path for path in release.files(form.labels.format("*")) if form.within in path.parts]
