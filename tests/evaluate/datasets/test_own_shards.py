@@ -30,7 +30,8 @@ def test_samples_that_cannot_be_used_are_skipped(tmp_path):
     whole = photo(0)
     images = {"a": png("red"), "b": b"not an image", "cut": whole[: len(whole) // 2], "d": png("red")}
     write_shards([sample(key, image) for key, image in images.items()], tmp_path)
-    task = retrieval_from_shards(tmp_path)
+    with pytest.warns(UserWarning, match="not evaluated of .*: 2 corrupt image; evaluated: 2"):
+        task = retrieval_from_shards(tmp_path)
     assert task.captions == [("the a",), ("the d",)]
     assert [image().getpixel((0, 0)) for image in task.images] == [(255, 0, 0)] * 2
     assert len(retrieval_from_shards(tmp_path, limit=1).images) == 1
@@ -102,7 +103,8 @@ def test_samples_whose_regions_are_not_of_their_image_are_skipped_as_in_training
         "malformed": replace(fits, rles=("0",)),
     }
     write_shards([sample(key, one_colour(), regions=regions) for key, regions in samples.items()], tmp_path / "all")
-    task = retrieval_from_shards(tmp_path / "all")
+    with pytest.warns(UserWarning, match="2 regions and image differ in size, 1 malformed regions.json; evaluated: 1"):
+        task = retrieval_from_shards(tmp_path / "all")
     assert task.captions == [("the fits",)]
     assert np.array_equal(list(task.masks[0]()), mask)
     bad = [sample(key, one_colour(), regions=regions) for key, regions in samples.items() if key != "fits"]

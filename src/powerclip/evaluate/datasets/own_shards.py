@@ -1,6 +1,7 @@
 """Evaluation on your own shards."""
 
 import hashlib
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -47,7 +48,7 @@ class ShardMasks:
 def retrieval_from_shards(path: Path | str, *, limit: int | None = None) -> Retrieval:
     """Image-text retrieval among the usable samples at a path, or the first ``limit``, with all captions of each.
 
-    Others are skipped, and so are those whose stored regions are malformed or not of the image's size. The path is a
+    Others, and those whose stored regions are malformed or not of the image's size, are skipped with a warning. It is a
     folder of shards, one tar, or a pattern. Every image is opened once, alone, to see that it is usable; the task holds
     where the images are, not the images. PowerclipError if there are no shards, or no usable pair.
     """
@@ -72,4 +73,6 @@ def retrieval_from_shards(path: Path | str, *, limit: int | None = None) -> Retr
     if not images:
         reasons = f" ({counted(bad)})" if bad else ""
         raise PowerclipError(f"no usable image-caption pair in {path}{reasons}; see powerclip prepare")
+    if bad:
+        warnings.warn(f"not evaluated of {path}: {counted(bad)}; evaluated: {len(images)}", stacklevel=2)
     return Retrieval(name="retrieval", images=images, captions=captions, masks=masks)
