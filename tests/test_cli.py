@@ -229,6 +229,7 @@ def test_importing_the_core_needs_no_extra_and_no_torch():
 
 
 @pytest.mark.slow  # six commands
+@pytest.mark.filterwarnings("default:not evaluated of")
 def test_nothing_that_is_read_acts_on_the_terminal(tmp_path, capsys):
     """Control characters and rich's markup in keys, sources of captions, and the names of files and folders."""
     odd = "\x1b[2J[red][/b]"

@@ -217,6 +217,7 @@ def test_nothing_is_calibrated_where_no_zeta_is_used(options):
     [
         ({"form": "softmax"}, r"there is no argument 'form'; give contrast=ContrastConfig\(form=\.\.\.\)"),
         ({"directon": "t2r"}, "there is no argument 'directon'; did you mean direction"),
+        ({"margn": 0.1}, "there is no argument 'margn'; did you mean margin"),
         ({"wobble": 1}, "there is no argument 'wobble'; settings: tau, zeta, method"),
     ],
 )

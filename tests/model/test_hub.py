@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 import powerclip
 from powerclip.errors import PowerclipError
 from powerclip.files import SUMS
-from powerclip.model import save
+from powerclip.model import create_model, save
 from tests.support.models import TINY
 
 
@@ -98,6 +98,13 @@ def test_a_list_of_checksums_leads_nowhere_else(listed, tmp_path):
     folder = save(powerclip.create_model("tiny"), tmp_path / "tiny")
     (folder / SUMS).write_text(f"{'0' * 64}  {listed}\n", encoding="latin-1")
     powerclip.load(folder)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_device_that_is_not_here_is_not_the_models_fault(tmp_path):
+    save(create_model("tiny"), tmp_path)
+    with pytest.raises(PowerclipError, match="device 'cuda' cannot be used here; use auto, cpu or a GPU that exists"):
+        powerclip.load(tmp_path, device="cuda")
 
 
 def test_a_model_is_loaded_without_checksums_and_with_other_files_beside_it(tmp_path):

@@ -8,7 +8,8 @@ from PIL import Image
 from rich.console import Console
 
 from powerclip.config import PrepareConfig
-from powerclip.data.shards import read_shards
+from powerclip.data.loader import open_data
+from powerclip.data.shards import is_unfinished, read_shards
 from powerclip.errors import RunFailedError
 from powerclip.prepare import prepare
 from powerclip.prepare.check import check
@@ -39,6 +40,19 @@ def test_a_finished_shard_that_is_gone_is_a_failure(out):
         printed(out)
     assert json.loads((out / "check.json").read_text())["missing"] == 4
     assert printed(out / "shard-000000.tar")[0]["samples"] == 4  # one shard alone is compared with nothing
+
+
+@pytest.mark.parametrize("report", [None, '{"samples": 8, "unfinished_shards": 1}'])
+def test_what_a_job_left_half_made_is_not_taken_for_all(report, out):
+    assert not is_unfinished(out)
+    (out / "shard-000002.tar").unlink()
+    (out / "report.json").unlink() if report is None else (out / "report.json").write_text(report)
+    with pytest.raises(RunFailedError, match=r"the prepare that makes .*out has not come to its end, .* run the same"):
+        printed(out)
+    with pytest.warns(UserWarning, match=r"the prepare that makes .*out has not come to its end; this takes what"):
+        assert sum(open_data(out).counts) == 8
+    shards = sorted(out.glob("*.tar"))
+    assert not any(map(is_unfinished, shards))  # one shard is what it is
 
 
 @pytest.mark.parametrize("report", ["", "[]", "{}", '{"samples": "many"}'])
@@ -113,6 +127,7 @@ def test_check_finds_what_is_not_valid(tmp_path):
     with pytest.raises(RunFailedError, match="1 of 2 shards are broken: .*shard-000001.tar is truncated or not a tar"):
         printed(tmp_path / "out")
     second.unlink()
-    (tmp_path / "out" / "report.json").unlink()
+    for name in ("report.json", ".source.json"):  # as a folder of other shards
+        (tmp_path / "out" / name).unlink()
     with pytest.raises(RunFailedError, match="1 of 10 samples cannot be used; most often: malformed phrases.json"):
         printed(tmp_path / "out")

@@ -17,12 +17,13 @@ def part(config: Any, kind: type[T]) -> T:
     return kind(**{field.name: getattr(config, field.name) for field in dataclasses.fields(kind)})  # type: ignore[arg-type]
 
 
-def require_known(given: Iterable[str], kind: type, **elsewhere: type) -> None:
+def require_known(given: Iterable[str], kind: type, *, named: Iterable[str] = (), **elsewhere: type) -> None:
     """Check names of settings of ``kind``, a dataclass; TypeError names an unknown one, and where it belongs.
 
-    ``elsewhere`` are other arguments and the dataclass that each takes.
+    ``named`` are the arguments that are not settings, ``elsewhere`` other arguments and the dataclass that each takes.
     """
     names = [field.name for field in dataclasses.fields(kind)]
+    names += [name for name in named if name not in names]
     for name in given:
         if name in names:
             continue

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence, Set
 from contextlib import suppress
@@ -24,9 +25,9 @@ from powerclip.data.published import GRID as PUBLISHED_GRID
 from powerclip.data.remote import Shard, ShardCache, find_remote, is_remote
 from powerclip.data.sample import CAPTION_EXTENSION, CAPTIONS_EXTENSION, IMAGE_EXTENSIONS, REGION_FILES
 from powerclip.data.sampler import Order
-from powerclip.data.shards import find_shards
+from powerclip.data.shards import find_shards, is_unfinished
 from powerclip.data.worker import outlast_first_signal, worker_death_as_error
-from powerclip.errors import BadSampleError, PowerclipError, RunFailedError, counted
+from powerclip.errors import BadSampleError, PowerclipError, RunFailedError, counted, printable
 from powerclip.types import Batch, DataProvenance
 
 Data = Path | str | Sequence[Path | str]
@@ -153,6 +154,13 @@ def open_data(data: Data, *, cache: ShardCache = DEFAULT_CACHE) -> OpenedData:
         for s in given
     ]
     summaries = iter(summarize([shard for shards in found for shard in shards]))
+    for one in given:
+        if not is_remote(str(one)) and is_unfinished(Path(one)):
+            warnings.warn(
+                f"the prepare that makes {printable(str(one))} has not come to its end; this takes what it has made so "
+                "far: run the same prepare again for all",
+                stacklevel=2,
+            )
     sources = [_probe(s, shards, list(islice(summaries, len(shards)))) for s, shards in zip(given, found, strict=True)]
     return OpenedData(sources=tuple(sources))
 

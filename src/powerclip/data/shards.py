@@ -25,7 +25,10 @@ from powerclip.data.limits import (
 )
 from powerclip.data.sample import Sample
 from powerclip.errors import BadSampleError, PowerclipError, UnreadSampleError
-from powerclip.files import atomic_file, make_folder
+from powerclip.files import atomic_file, make_folder, read_json
+
+PLAN, REPORT = ".source.json", "report.json"
+"""What ``powerclip prepare`` leaves beside its shards: first what they are made of, at its end what became of them."""
 
 MANY_DIGITS = re.compile(rb"\d{%d}" % (MAX_HEADER_DIGITS + 1))
 
@@ -119,6 +122,16 @@ def find_shards(path: Path | str) -> list[Path]:
 def tars_in(folder: Path) -> list[Path]:
     """The tar files of a folder, by name, without hidden ones: macOS leaves "._NAME.tar" behind."""
     return sorted(path for path in _visible_files(folder.iterdir()) if path.suffix.lower() == ".tar")
+
+
+def is_unfinished(path: Path) -> bool:
+    """Whether a path is a folder whose ``powerclip prepare`` has not made all its shards."""
+    try:
+        return bool(read_json(path / REPORT)["unfinished_shards"])
+    except FileNotFoundError:
+        return (path / PLAN).is_file()
+    except (OSError, ValueError, LookupError, TypeError):  # a file of the same name, or part of a path
+        return False
 
 
 def _glob(path: Path) -> list[Path]:

@@ -1,5 +1,6 @@
 """The powerset alignment loss as a module, for any trainer."""
 
+import inspect
 from dataclasses import replace
 from typing import Any
 
@@ -82,7 +83,8 @@ class PowersetAlignmentLoss(nn.Module):
         if not 0 <= zeta_momentum < 1:
             raise ValueError(f"zeta_momentum is {zeta_momentum!r}; it must be at least 0 and below 1")
         check_backend(backend)
-        require_known(scoring, ScoringConfig, contrast=ContrastConfig)
+        named = (name for name in inspect.signature(PowersetAlignmentLoss).parameters if name != "scoring")
+        require_known(scoring, ScoringConfig, named=named, contrast=ContrastConfig)
         self.scoring = Scoring(method=method, tau=tau, zeta=zeta, backend=backend, tile_bytes=tile_bytes, **scoring)
         self.objective = Objective(contrast or ContrastConfig(), margin=margin)
         self.zero = PlacedZero(self.scoring.zero, dimension=dimension, momentum=zeta_momentum, distributed=distributed)

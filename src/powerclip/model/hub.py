@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from powerclip.devices import find_device
 from powerclip.errors import PowerclipError
 from powerclip.files import SUMS, atomic_folder, checksums, read_json
 from powerclip.model.create import build, create_model, make_tokenizer
@@ -67,12 +68,13 @@ def load(path_or_hub_id: str | Path, *, device: str | torch.device = "cpu") -> t
         The model in evaluation mode, the transform of a PIL image to (3, H, W), and the tokenizer.
 
     Raises:
-        PowerclipError: there is no model there, or it is damaged.
+        PowerclipError: there is no model there, it is damaged, or the device is not here.
     """
+    place = find_device(str(device))
     folder, name = _find(str(path_or_hub_id).removeprefix("local-dir:").removeprefix("hf-hub:"))
     try:
         model = _read_open_clip(folder, name) if (folder / OPEN_CLIP_CONFIG).is_file() else _read_own(folder)
-        return model.to(device).eval(), make_transforms(model)[1], make_tokenizer(model)
+        return model.to(place).eval(), make_transforms(model)[1], make_tokenizer(model)
     except PowerclipError as error:
         if str(folder) in str(error):
             raise
@@ -89,9 +91,10 @@ def load_open_clip(name: str, pretrained: str, *, device: str | torch.device = "
     Raises:
         PowerclipError: there is no such model or tag, or the weights cannot be read.
     """
+    place = find_device(str(device))
     try:
         model = create_model(name, pretrained=pretrained, image_pool="tower", text_pool="tower")
-        return model.to(device).eval(), make_transforms(model)[1], make_tokenizer(model)
+        return model.to(place).eval(), make_transforms(model)[1], make_tokenizer(model)
     except PowerclipError as error:
         if name not in open_clip.list_models():  # a folder's config could let open_clip run code
             raise

@@ -22,12 +22,11 @@ from powerclip.data.look import from_all_over, look_at_sample, look_at_texts, re
 from powerclip.data.published import CONTEXT, patch_masks
 from powerclip.data.published import GRID as PUBLISHED_GRID
 from powerclip.data.sample import Sample
-from powerclip.data.shards import SamplePlace, find_shards, index_shard
+from powerclip.data.shards import REPORT, SamplePlace, find_shards, index_shard, is_unfinished
 from powerclip.errors import BadSampleError, PowerclipError, RunFailedError, counted, printable
 from powerclip.files import read_json, write_json
 from powerclip.phrases.tokens import clip_tokenizer
 from powerclip.prepare.annotate import Counts
-from powerclip.prepare.output import REPORT
 from powerclip.prepare.pairs import Pair, decoded
 from powerclip.prepare.workers import run_local
 from powerclip.progress import print_line
@@ -109,6 +108,10 @@ def _raise_if_wrong(result: dict[str, Any], path: Path) -> None:
         raise RunFailedError(
             f"{result['missing']} of the {result['missing'] + total} samples that {path / REPORT} counts are missing; "
             "the command that made them re-creates their shards"
+        )
+    if is_unfinished(path):
+        raise RunFailedError(
+            f"the prepare that makes {path} has not come to its end, and shards are missing; run the same command again"
         )
     if result["bad"]:
         reason, number = next(iter(result["bad"].items()))  # the most frequent

@@ -11,11 +11,12 @@ from typing import Any
 from rich.console import Console
 
 from powerclip.config import PrepareConfig
+from powerclip.data.shards import REPORT
 from powerclip.errors import PowerclipError, RunFailedError, counted
 from powerclip.files import write_json
 from powerclip.prepare.annotate import Counts, ShardTask, can_be_read_now, make_shard, parser_of, proposer_of
 from powerclip.prepare.join import JOINED, open_join
-from powerclip.prepare.output import REPORT, counts_of, read_finished, reserved
+from powerclip.prepare.output import counts_of, read_finished, reserved
 from powerclip.prepare.pairs import Source
 from powerclip.prepare.source import open_source
 from powerclip.prepare.workers import run_local, run_ray

@@ -7,11 +7,10 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from powerclip.data.shards import PLAN, REPORT
 from powerclip.errors import PowerclipError
 from powerclip.files import make_folder, read_json, write_json
 
-REPORT = "report.json"
-PLAN = ".source.json"
 LOCK = ".lock"
 TEMPORARY = (".shard-*.tmp", ".captions.db.tmp*", f"{PLAN}.*.tmp", f".{REPORT}.*.tmp")
 """Files of a job while they are being written."""

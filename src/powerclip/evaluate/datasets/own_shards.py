@@ -15,7 +15,7 @@ from powerclip.data.index import open_index
 from powerclip.data.loader import open_data
 from powerclip.data.shards import SamplePlace
 from powerclip.data.validate import check_regions
-from powerclip.errors import BadSampleError, PowerclipError, counted
+from powerclip.errors import BadSampleError, PowerclipError, counted, printable
 from powerclip.evaluate.datasets.images import ShardImage
 from powerclip.tasks import Masks, Retrieval
 
@@ -74,5 +74,7 @@ def retrieval_from_shards(path: Path | str, *, limit: int | None = None) -> Retr
         reasons = f" ({counted(bad)})" if bad else ""
         raise PowerclipError(f"no usable image-caption pair in {path}{reasons}; see powerclip prepare")
     if bad:
-        warnings.warn(f"not evaluated of {path}: {counted(bad)}; evaluated: {len(images)}", stacklevel=2)
+        warnings.warn(
+            f"not evaluated of {printable(str(path))}: {counted(bad)}; evaluated: {len(images)}", stacklevel=2
+        )
     return Retrieval(name="retrieval", images=images, captions=captions, masks=masks)
