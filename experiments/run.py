@@ -64,8 +64,10 @@ def main() -> int:
 
 
 def at_a_time(jobs: int, runs: Sequence[tuple[str, int]], *, study: str, output: Path) -> int:
-    """Each run by a call of this program, whose lines go to a file beside its folder;
-    the exit status that comes first of those that are not 0."""
+    """Each run by a call of this program, whose lines go to a file beside its folder.
+
+    Returns the exit status that comes first of those that are not 0; 130 when interrupted, after which no run begins.
+    """
     (output / study).mkdir(parents=True, exist_ok=True)
 
     def call(name: str, seed: int) -> int:
@@ -77,7 +79,10 @@ def at_a_time(jobs: int, runs: Sequence[tuple[str, int]], *, study: str, output:
         return status
 
     with ThreadPoolExecutor(jobs) as pool:
-        return next(filter(None, list(pool.map(call, *zip(*runs, strict=True)))), 0)
+        try:
+            return next(filter(None, list(pool.map(call, *zip(*runs, strict=True)))), 0)
+        except KeyboardInterrupt:  # which the runs have had too; those that have not begun are cancelled
+            return 130
 
 
 def run(study: Study, name: str, *, seed: int, output: Path, results: Path) -> bool:

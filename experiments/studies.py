@@ -233,7 +233,7 @@ def _rates(configs: Mapping[str, TrainConfig]) -> dict[str, TrainConfig]:
 
 
 def _gpu_configs() -> dict[str, TrainConfig]:
-    """Eight times the samples in larger images and batches, with a ViT-S: three models in about 20 minutes on a GPU."""
+    """Eight times the samples in larger images and batches, with a ViT-S; sized for a GPU, not run on one yet."""
     scenes = _scenes_configs()
     return {
         name: replace(

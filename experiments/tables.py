@@ -10,11 +10,12 @@ import math
 import re
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from curves import curves, intervals_plot
+from matplotlib.figure import Figure
 from scipy.stats import t as student
 from studies import OWN_SCORE, OWN_SCORES, STUDIES, Study
 
@@ -124,7 +125,7 @@ def main(docs: Path = DOCS, readme: Path = HERE.parent / "README.md") -> int:
     found = {name: read(study, HERE / "results" / name) for name, study in STUDIES.items()}
     for path in (readme, docs / "evidence.md"):
         atomic_write(path, replaced(path.read_text(encoding="utf-8"), "answer", answer(found).markdown()))
-    atomic_write(docs / "evidence-answer.png", png(intervals_plot(answer_differences(found))))
+    atomic_write(docs / "evidence-answer.png", png(answer_plot(found)))
     for name, rows in SUMMARY_ROWS.items():
         path = docs / STUDIES[name].page
         body = summary(found[name], rows).markdown()
@@ -234,42 +235,51 @@ def summary(results: Results, metrics: Sequence[tuple[str, str, str]]) -> Table:
     )
 
 
-ANSWER_DIFFERENCES = (("superpixels", "clip"), ("superpixels", "clip-tower"))
+ANSWER_DIFFERENCES = {
+    "segments less CLIP": ("superpixels", "clip"),
+    "segments less CLIP's own pooling": ("superpixels", "clip-tower"),
+}
 
 
 def answer(found: Mapping[str, Results]) -> Table:
     """The summaries' main rows, of all worlds."""
     configs = SHOWN | NEAREST
     rows: list[tuple[Cell, ...]] = []
-    for study, world in WORLDS.items():
-        results = found[study]
-        for label, *metric in SUMMARY_ROWS[study]:
-            if label in IN_ANSWER:
-                spreads = (spread(results[name], tuple(metric)) if results[name] else None for name in configs)
-                pairs = (
-                    interval(differences(results[one], results[other], tuple(metric)))
-                    for one, other in ANSWER_DIFFERENCES
-                )
-                rows.append((world, label, *spreads, *pairs))
-    less = [f"{SHOWN[one]} less {SHOWN[other]}" for one, other in ANSWER_DIFFERENCES]
+    for world, label, results, metric in answer_rows(found):
+        spreads = (spread(results[name], metric) for name in configs)
+        compared = (interval(values) for values in answer_differences(results, metric).values())
+        rows.append((world, label, *spreads, *compared))
     shown = {world: {configs[name]: found[study][name] for name in configs} for study, world in WORLDS.items()}
     seeds = "; ".join(f"{world}: {counts(of_world)}" for world, of_world in shown.items())
-    return Table(columns=("world", "task", *configs.values(), *less), rows=tuple(rows), title=f"%; seeds: {seeds}")
+    columns = ("world", "task", *configs.values(), *ANSWER_DIFFERENCES)
+    return Table(columns=columns, rows=tuple(rows), title=f"%; seeds: {seeds}")
 
 
-def answer_differences(found: Mapping[str, Results]) -> dict[str, dict[str, tuple[float, float]]]:
-    """Of its rows the mean differences and the half-widths of their intervals, by row and comparison."""
+def answer_rows(found: Mapping[str, Results]) -> Iterator[tuple[str, str, Results, tuple[str, str]]]:
+    """World, label, the world's results, and the metric."""
+    for study, world in WORLDS.items():
+        for label, task, name in SUMMARY_ROWS[study]:
+            if label in IN_ANSWER:
+                yield world, label, found[study], (task, name)
+
+
+def answer_differences(results: Results, metric: tuple[str, str]) -> dict[str, list[float]]:
+    """The paired differences that the answer shows, by what is compared."""
     return {
-        f"{world}: {label}": {
-            f"{SHOWN[one]} less {SHOWN[other]}": mean_and_half(
-                differences(found[study][one], found[study][other], (task, name))
-            )
-            for one, other in ANSWER_DIFFERENCES
-        }
-        for study, world in WORLDS.items()
-        for label, task, name in SUMMARY_ROWS[study]
-        if label in IN_ANSWER
+        name: differences(results[one], results[other], metric) for name, (one, other) in ANSWER_DIFFERENCES.items()
     }
+
+
+def answer_plot(found: Mapping[str, Results]) -> Figure:
+    """The answer's differences with their intervals."""
+    return intervals_plot(
+        {
+            f"{world}: {label}": {
+                name: mean_and_half(values) for name, values in answer_differences(results, metric).items()
+            }
+            for world, label, results, metric in answer_rows(found)
+        }
+    )
 
 
 def validation(results: Results) -> Table:

@@ -271,7 +271,7 @@ def test_counts_are_noted_and_copies_bounded(store, tmp_path):
 
 def test_files_of_locks_do_not_grow_in_number_with_the_shards(tmp_path, monkeypatch):
     """A digit of their names has 16 values. No copy is fetched by two at once."""
-    monkeypatch.setattr(remote, "LOCK_DIGITS", 1, raising=False)
+    monkeypatch.setattr(remote, "LOCK_DIGITS", 1)
     busy: Counter[str] = Counter()
 
     def slow_fetch(url, path, **_):
