@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 import powerclip
 from powerclip.config import ModelConfig, ObjectiveConfig, TrainConfig
 from powerclip.errors import PowerclipError
+from powerclip.export import export
 from powerclip.files import SUMS
 from powerclip.model import describe, save, start
 from powerclip.model.create import build
@@ -204,12 +205,14 @@ def test_an_own_model_is_a_start_at_any_size(family, tmp_path):
         assert torch.equal(model.encode_text(tokens), own.encode_text(tokens))
         assert model.backbone.visual.preprocess_cfg["mean"] == [0.5] * 3
     size = 2 * images.shape[-1]
-    model = powerclip.create_model(pretrained=str(weights.parent), image_size=size, context_length=20)
+    model = powerclip.create_model(
+        pretrained=str(weights.parent), image_pool="tower", image_size=size, context_length=20
+    )
     assert model.grid_size == tuple(2 * n for n in own.grid_size)
     assert model.context_length == 20
     assert model.encode_patches(torch.randn(1, 3, size, size)).shape[1] == 4 * own.grid_size[0] * own.grid_size[1]
     save(model, tmp_path / "larger")
-    again = powerclip.create_model(pretrained=str(tmp_path / "larger"))
+    again = powerclip.create_model(pretrained=str(tmp_path / "larger"), image_pool="tower")
     assert again.image_size == (size, size)
     for (name, a), (_, b) in zip(model.state_dict().items(), again.state_dict().items(), strict=True):
         assert torch.equal(a, b), name
@@ -380,3 +383,18 @@ def test_argmax_is_an_older_name():
     assert powerclip.create_model("tiny", text_pool="argmax").text_pool == "tower"
     with pytest.raises(ValueError, match="image_pool is 'max'; it must be one of avg, tower"):
         powerclip.create_model("tiny", image_pool="max")
+
+
+@pytest.mark.parametrize("exported", [False, True])
+def test_a_start_that_pooled_otherwise_is_said(exported, tmp_path):
+    model = powerclip.create_model(config_file(tmp_path, SMALL), text_pool="tower")
+    save(model, tmp_path / "model")
+    given = {"name": "ViT-B-16", "pretrained": str(tmp_path / "model")}
+    if exported:
+        export(str(tmp_path / "model"), "open_clip", output=tmp_path / "theirs")
+        given = {"name": f"local-dir:{tmp_path / 'theirs'}"}
+    with pytest.warns(
+        UserWarning, match="was trained with image_pool avg and starts here with tower, .* set image_pool"
+    ):
+        powerclip.create_model(**given, image_pool="tower", text_pool="tower")
+    powerclip.create_model(**given, text_pool="tower")  # as it was

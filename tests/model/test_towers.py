@@ -63,6 +63,29 @@ def test_global_embeddings_are_means_of_dense_ones(model):
         torch.testing.assert_close(found, row[:valid].mean(dim=0))
 
 
+@pytest.mark.parametrize("of", ["numbers", "shape", "kind"])
+def test_what_is_no_image_and_no_caption_is_said_in_one_line(of, model):
+    height, width = model.image_size
+    wrong = {
+        "numbers": torch.zeros(2, 3, height, width, dtype=torch.uint8),
+        "shape": torch.randn(3, height, width),
+        "kind": Image.new("RGB", (height, width)),
+    }[of]
+    shape = rf"\(B, 3, {height}, {width}\) float tensor"
+    got = {"numbers": "of torch.uint8", "shape": rf"got \(3, {height}, {width}\)", "kind": "got a Image"}[of]
+    for encode in (model.encode_image, model.encode_patches):
+        with pytest.raises(ValueError, match=f"{shape}.*preprocess.*{got}"):
+            encode(wrong)
+    tokens = make_tokenizer(model)(CAPTIONS)
+    wrong = {"numbers": tokens.float(), "shape": tokens[0], "kind": "a cat"}[of]
+    got = {"numbers": "of torch.float32", "shape": r"got \(16,\) of", "kind": "got a str"}[of]
+    for encode in (model.encode_text, model.encode_tokens):
+        with pytest.raises(ValueError, match=rf"\(B, T\) token ids.*tokenizer.*{got}"):
+            encode(wrong)
+    with pytest.raises(ValueError, match="at most 16 tokens a caption; got 32"):
+        model.encode_text(tokens.repeat(1, 2))
+
+
 def test_padding_does_not_matter(model):
     tokens = make_tokenizer(model)(CAPTIONS)
     assert (tokens[:, 12:] == 0).all()

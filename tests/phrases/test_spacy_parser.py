@@ -77,6 +77,11 @@ def texts(caption, tree):
     return {caption[tree.leaves[p.first][0] : tree.leaves[p.last][1]] for p in tree.phrases}
 
 
+def test_one_string_is_not_taken_for_captions_of_one_letter(parser):
+    with pytest.raises(TypeError, match=r"a list of captions, not one; put it in brackets: parse\(\[caption\]\)"):
+        list(parser.parse("a cat"))
+
+
 def test_canonical_sentences(parser):
     for (caption, expected), tree in zip(EXACT.items(), parser.parse(EXACT), strict=True):
         assert texts(caption, tree) == expected, caption

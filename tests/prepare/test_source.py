@@ -124,6 +124,14 @@ def test_files_next_to_tars_are_counted(tmp_path):
     assert report["ignored"] == {".json": 1, ".parquet": 1, "folder": 1}
 
 
+@pytest.mark.parametrize("place", ["photos", "photos/of/dogs"])
+def test_a_table_among_pairs_does_not_hide_them(place, tmp_path):
+    put(tmp_path / place, "a")
+    (tmp_path / "photos" / "stats.parquet").write_text("")
+    report = prepared(tmp_path / "photos", tmp_path / "out")
+    assert (report["samples"], report["ignored"]) == (1, {".parquet": 1})
+
+
 def test_a_folder_without_captions_says_what_to_do(tmp_path):
     put(tmp_path / "photos", "a")
     (tmp_path / "photos" / "a.txt").unlink()

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -74,6 +75,13 @@ def create_model(
     aligned = {key: overrides.pop(key) for key in ALIGNED & overrides.keys()}
     kept = _kept(scoring, image_pool=image_pool, text_pool=text_pool, **aligned)
     start = find_start(name, pretrained)
+    for key, trained in start.pooling.items():
+        if kept[key] != trained:
+            warnings.warn(
+                f"{start.source} was trained with {key} {trained} and starts here with {kept[key]}, so that its "
+                f"embeddings mean nothing at first; to keep them, set {key} to {trained}",
+                stacklevel=2,
+            )
     model_config = copy.deepcopy(start.model)
     groups = {"image_size": "vision_cfg", "context_length": "text_cfg"}
     for key, value in overrides.items():

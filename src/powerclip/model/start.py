@@ -35,6 +35,8 @@ class Start:
     """A checkpoint: one that powerclip saved, or in one of the formats that open_clip reads."""
     state: dict[str, Tensor] | None = None
     """Weights that have been read, by open_clip's names, instead of a checkpoint."""
+    pooling: dict[str, str] = field(default_factory=dict)
+    """How global embeddings were pooled, by the name of the setting, where the source says so."""
     image_size: Any = None
     """The image size of the weights, where that of a timm tower may be another than its default."""
 
@@ -133,7 +135,20 @@ def _read_own(folder: Path, weights: Path) -> Start:
         image_size = model["vision_cfg"]["image_size"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise PowerclipError(f"{folder} is not a valid powerclip model: {in_one_line(error)}") from error
-    return Start(model=model, preprocess=preprocess, source=str(weights), weights=weights, image_size=image_size)
+    return Start(
+        model=model,
+        preprocess=preprocess,
+        source=str(weights),
+        weights=weights,
+        pooling=_pooling(config),
+        image_size=image_size,
+    )
+
+
+def _pooling(config: dict[str, Any]) -> dict[str, str]:
+    """``image_pool`` and ``text_pool`` of a model that powerclip saved or exported."""
+    pools = {key: str(config[key]) for key in ("image_pool", "text_pool") if key in config}
+    return {key: "tower" if pool == "argmax" else pool for key, pool in pools.items()}  # its older name
 
 
 def _read_open_clip_folder(name: str) -> Start:
@@ -143,13 +158,15 @@ def _read_open_clip_folder(name: str) -> Start:
         require_undamaged(Path(parse_model_name(name)[1]))
     try:
         theirs = open_clip.create_model(name, require_pretrained=True)
-        model = open_clip.get_model_config(name)
+        kept = {}
         if parse_model_name(name)[0] == "local-dir":  # what powerclip exported pools in a way that open_clip cannot say
-            model = read_json(Path(parse_model_name(name)[1]) / OPEN_CLIP_CONFIG).get(KEPT, {}).get("model", model)
+            kept = read_json(Path(parse_model_name(name)[1]) / OPEN_CLIP_CONFIG).get(KEPT, {})
+        model = kept.get("model") or open_clip.get_model_config(name)
     except Exception as error:  # missing, damaged, no network, ...
         hint = "; without a network, name a folder: local-dir:FOLDER" if name.startswith("hf-hub:") else ""
         raise PowerclipError(f"cannot read the model {name}: {in_one_line(error)}{hint}") from error
     folder = Path(parse_model_name(name)[1])
     if "hf_tokenizer_name" in model["text_cfg"] and (folder / "tokenizer_config.json").is_file():
         model["text_cfg"]["hf_tokenizer_name"] = str(folder.resolve())
-    return Start(model=model, preprocess=theirs.visual.preprocess_cfg, source=name, state=theirs.state_dict())
+    preprocess, state = theirs.visual.preprocess_cfg, theirs.state_dict()
+    return Start(model=model, preprocess=preprocess, source=name, state=state, pooling=_pooling(kept))

@@ -109,6 +109,12 @@ class PowerCLIP(nn.Module):
 
     def _encode_patches(self, images: Tensor, *, pool: bool = True) -> tuple[Tensor, Tensor]:
         """(B, N, D) patch embeddings and, unless ``pool`` is False, the (B, D) global ones, from one pass."""
+        height, width = self.image_size
+        if not isinstance(images, Tensor) or images.shape[1:] != (3, height, width) or not images.is_floating_point():
+            raise ValueError(
+                f"expected images as a (B, 3, {height}, {width}) float tensor, as the model's preprocess makes them; "
+                f"got {_shown(images)}"
+            )
         visual: Any = self.backbone.visual
         tower = pool and self.image_pool == "tower"
         found = visual.forward_intermediates(
@@ -129,8 +135,13 @@ class PowerCLIP(nn.Module):
 
     def _encode_tokens(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """(B, T, D) token embeddings and the (B, D) global ones, not normalised."""
+        if not isinstance(tokens, Tensor) or tokens.ndim != 2 or tokens.dtype not in (torch.int64, torch.int32):
+            raise ValueError(
+                f"expected captions as (B, T) token ids, as the model's tokenizer makes them; got {_shown(tokens)}"
+            )
         text: Any = _text_tower(self.backbone)
-        T = tokens.shape[1]
+        if (T := tokens.shape[1]) > self.context_length:
+            raise ValueError(f"expected at most {self.context_length} tokens a caption; got {T}")
         pool, eos = _pool_type(text)
         if pool == "last" or text.attn_mask is None or getattr(text, "use_pad_mask", False):
             # What follows a token matters to it, or the last of the context is pooled: pad as the tokenizer does.
@@ -303,6 +314,11 @@ class PowerCLIP(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Trade compute for memory in both towers."""
         self.backbone.set_grad_checkpointing(enable)
+
+
+def _shown(given: object) -> str:
+    """What came in place of a tensor of another kind."""
+    return f"{tuple(given.shape)} of {given.dtype}" if isinstance(given, Tensor) else f"a {type(given).__name__}"
 
 
 def _embedding(x: Tensor, normalize: bool, dtype: torch.dtype) -> Tensor:

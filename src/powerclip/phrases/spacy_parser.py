@@ -69,6 +69,8 @@ class SpacyParser:
 
     def parse(self, captions: Iterable[str]) -> Iterator[PhraseTree]:
         """One tree for each caption, in order; captions go through spaCy in batches."""
+        if isinstance(captions, str):
+            raise TypeError("parse takes a list of captions, not one; put it in brackets: parse([caption])")
         kept, given = tee(captions)
         documents = self.nlp.pipe(map(parser_text, given), batch_size=self.batch_size)
         for document, caption in zip(documents, kept, strict=True):

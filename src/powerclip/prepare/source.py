@@ -37,7 +37,7 @@ def open_source(source: str, config: PrepareConfig) -> Source:
             return open_tars(path, config)
         tables = sorted(table for table in path.glob("*.parquet") if not table.name.startswith("."))
         # img2dataset's "files" are images in folders, each with a table next to it that says what became of the URLs.
-        if tables and not any(table.with_suffix("").is_dir() for table in tables):
+        if tables and not any(table.with_suffix("").is_dir() for table in tables) and not _has_pairs(path):
             return open_arrow(tables, config, ignored=count_kinds(set(path.iterdir()) - set(tables)))
         return _folder(path, config)
     if suffix == ".tar" and path.is_file():
@@ -71,6 +71,13 @@ def _folder(folder: Path, config: PrepareConfig) -> Source:
         fingerprint=digest(names, stamps),
         ignored={**passed, **count_kinds(set(files) - {*images, *captions})},
     )
+
+
+def _has_pairs(folder: Path) -> bool:
+    """Whether a caption lies next to an image anywhere in a folder."""
+    files = _walk(folder)[0]
+    images = {path.with_suffix("") for path in files if path.suffix.lower() in IMAGE_SUFFIXES}
+    return any(path.suffix.lower() == ".txt" and path.with_suffix("") in images for path in files)
 
 
 def _images(pairs: Sequence[tuple[Path, Path | None]], first: int, *, folder: Path, lines: bool) -> Iterator[Item]:
