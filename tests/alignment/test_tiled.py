@@ -5,7 +5,7 @@ import torch
 
 from powerclip.alignment import similarity
 from powerclip.alignment.scoring import Scoring
-from powerclip.alignment.tiled import score_rows
+from powerclip.alignment.tiled import score_rows, weighted_gradient
 from tests.support.problems import masked, problem
 
 TILE_SIZES = [1024, 2**14, 2**22]
@@ -107,3 +107,32 @@ def test_nothing_to_score_is_an_empty_matrix_or_one_of_zeros(I, J, M, K, method,
     if method == "sampled" and subsets == "all":
         assert found.r2t_standard_error.shape == (I, J)
         assert not found.r2t_standard_error.any()
+
+
+WEIGHTED = {
+    **{
+        f"single regions, {direction}": Scoring(subsets="single", direction=direction)
+        for direction in ("both", "t2r", "r2t")
+    },
+    "nla": Scoring(tau=0.1, normalise_by_regions=True),
+}
+
+
+@pytest.mark.parametrize("tile_bytes", TILE_SIZES)
+@pytest.mark.parametrize("name", WEIGHTED)
+def test_the_gradient_of_weighted_scores_is_that_of_autograd(name, tile_bytes):
+    scoring = WEIGHTED[name]
+    inputs = problem(9, 7, 5, 6)
+    inputs[0][1, 2] = inputs[0][1, 4]  # equal regions and equal phrases, as boxes on a small grid often are
+    inputs[1][2, :3] = inputs[1][2, 0]
+    inputs[2][1], inputs[3][2] = True, True
+    inputs[2][3], inputs[3][4] = False, False  # an image without regions, a caption without phrases
+    weights = torch.randn(9, 7, dtype=torch.float64)
+    r, p = (x.clone().requires_grad_() for x in inputs[:2])
+    total = scoring.total(*plain((r, p, *inputs[2:]), scoring), inputs[2])
+    expected = torch.autograd.grad((weights * total).sum(), (r, p))
+    found = weighted_gradient(weights, *masked(inputs), scoring=replace(scoring, tile_bytes=tile_bytes))
+    for mine, whole, present in zip(found, expected, inputs[2:], strict=True):
+        torch.testing.assert_close(mine[present], whole[present], rtol=1e-10, atol=1e-12)
+        assert not whole[~present].any()
+        assert not mine[~present].any()

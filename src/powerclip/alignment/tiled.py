@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from powerclip.alignment.aggregators import ABSENT, NEGLIGIBLE
 from powerclip.alignment.scoring import Scoring
+from powerclip.alignment.single import SingleRegions
 from powerclip.alignment.vectors import MaskedVectors
 
 IMAGES_PER_TILE = 128
@@ -54,11 +55,10 @@ def score_rows(
     for i in range(0, I, step):
         images = slice(i, min(i + step, I))
         rows = regions[images]
-        block = _FusedBlock(rows, scoring=scoring) if scoring.fused else None
+        score = _scorer(rows, scoring=scoring)
         t2r, r2t = (rows.values.new_empty(len(rows), J) for _ in range(2))
         for tile in tiles:
-            scores = block(tile) if block else _plain(rows, tile, scoring=scoring)
-            t2r[:, tile.captions], r2t[:, tile.captions] = scores
+            t2r[:, tile.captions], r2t[:, tile.captions] = score(tile)
         yield images, t2r, r2t
 
 
@@ -75,12 +75,14 @@ def weighted_gradient(
     tiles = list(_caption_tiles(phrases, columns=columns))
     for i in range(0, len(regions), step):
         images = slice(i, i + step)
+        rows = regions[images]
+        single = SingleRegions(rows) if scoring.subsets == "single" else None
         for tile in tiles:
-            vectors = [regions.values[images].detach().requires_grad_(), tile.phrases.detach().requires_grad_()]
-            rows, part = replace(regions[images], values=vectors[0]), replace(tile, phrases=vectors[1])
-            with torch.enable_grad():
-                scores = scoring.total(*_plain(rows, part, scoring=scoring), rows.mask)
-            found = torch.autograd.grad(scores, vectors, weights[images, tile.captions])
+            of_tile = weights[images, tile.captions]
+            if single:
+                found = single.gradient(of_tile, tile.phrases, tile.mask, direction=scoring.direction)
+            else:
+                found = _plain_gradient(of_tile, rows, tile, scoring=scoring)
             of_regions[images] += found[0]
             of_phrases.flatten(0, 1).index_add_(0, tile.slots, found[1])
     return of_regions, of_phrases
@@ -164,6 +166,28 @@ def _plain(regions: MaskedVectors, tile: _CaptionTile, *, scoring: Scoring) -> t
     s = regions.values.reshape(i * M, D) @ tile.phrases.T  # (i M, j k)
     s = s.view(i, M, j, k).transpose(1, 2)  # (i, j, M, k)
     return scoring.score(s, regions.mask[:, None], tile.mask[None])
+
+
+def _plain_gradient(
+    weights: Tensor, regions: MaskedVectors, tile: _CaptionTile, *, scoring: Scoring
+) -> tuple[Tensor, Tensor]:
+    """(i, M, D) and (j k, D), the gradient of the sum of the weighted scores (i, j), by autograd."""
+    vectors = [regions.values.detach().requires_grad_(), tile.phrases.detach().requires_grad_()]
+    rows, part = replace(regions, values=vectors[0]), replace(tile, phrases=vectors[1])
+    with torch.enable_grad():
+        scores = scoring.total(*_plain(rows, part, scoring=scoring), rows.mask)
+    of_regions, of_phrases = torch.autograd.grad(scores, vectors, weights)
+    return of_regions, of_phrases
+
+
+def _scorer(regions: MaskedVectors, *, scoring: Scoring) -> Callable[[_CaptionTile], tuple[Tensor, Tensor]]:
+    """The function of a tile that gives its T2R and R2T to these images, (i, j) each."""
+    if scoring.fused:
+        return _FusedBlock(regions, scoring=scoring)
+    if scoring.subsets == "single":
+        single = SingleRegions(regions)
+        return lambda tile: single.scores(tile.phrases, tile.mask)
+    return lambda tile: _plain(regions, tile, scoring=scoring)
 
 
 class _FusedBlock:
