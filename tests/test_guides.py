@@ -168,6 +168,7 @@ def world(tmp_path_factory):
     write_json(here / "captions_train2017.json", {"images": images, "annotations": texts})
     for i, name in enumerate(NAMES):
         picture(here / "train2017" / f"{i}.png", name)
+        picture(here / "flowers" / name / "a.png", name)
     tar = []
     for (key, url, short, _), caption in zip(rows, captions, strict=True):
         about = json.dumps({"url": url, "alt_text": caption})

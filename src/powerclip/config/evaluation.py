@@ -13,7 +13,8 @@ class EvaluateConfig:
 
     suite: tuple[str, ...] = ()
     """One or more of: scenes and scenes-segmentation (generated tasks); pairs (retrieval among the pairs in the shards
-    --data, or without --data in the run's training data); and, with their data sets in folders under --data:
+    --data, or without --data in the run's training data); classes (zero-shot classification of the images in --data, a
+    folder for each class); and, with their data sets in folders under --data:
     classification, multilabel, robustness, imagenet, linear-probe, retrieval, compositionality, fine-grained,
     long-captions, regions, segmentation; or data sets by name (sugarcrepe whatsup). Default: pairs with --data,
     otherwise scenes."""

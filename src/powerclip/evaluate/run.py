@@ -16,6 +16,7 @@ from powerclip.data.remote import is_remote
 from powerclip.distributed import process_group, rank, rank0_first
 from powerclip.errors import PowerclipError
 from powerclip.evaluate.averages import without_score
+from powerclip.evaluate.datasets.own_classes import classes_from_folder
 from powerclip.evaluate.datasets.own_shards import retrieval_from_shards
 from powerclip.evaluate.encode import Encoder
 from powerclip.evaluate.results import (
@@ -42,8 +43,10 @@ SCENES_SEED = 30_000
 LIGHT_SEED = 10_000
 """Seed of the scenes to watch a training by; those of the final evaluation must not influence when a training ends."""
 
-OWN_SUITES = ("scenes", "pairs", "scenes-segmentation")
-"""Suites that need no public data: generated tasks, and retrieval among the pairs of your own shards."""
+OWN_DATA = ("pairs", "classes")
+"""Suites of your own data: retrieval among the pairs of shards, and classification of images in folders."""
+OWN_SUITES = ("scenes", *OWN_DATA, "scenes-segmentation")
+"""Suites that need no public data: these, and generated tasks."""
 
 
 def evaluate_model(
@@ -145,10 +148,10 @@ def _none_of(names: Sequence[str], data: Path | None) -> PowerclipError:
 
 def _named(tasks: Sequence[tuple[Task, Origin]], config: EvaluateConfig) -> list[tuple[Task, Origin]]:
     """The tasks with the names of their results, and their data with the way in which images are read."""
-    folders = Counter(Path(origin.data).name for _, origin in tasks if origin.suite == "pairs")
+    folders = Counter(Path(origin.data).name for _, origin in tasks if origin.suite in OWN_DATA)
     named = []
     for task, origin in tasks:
-        if origin.suite == "pairs":  # other data get another row in tables
+        if origin.suite in OWN_DATA:  # other data get another row in tables
             folder = Path(origin.data).name
             task = replace(task, name=f"{task.name}:{folder if folders[folder] == 1 else origin.data}")
         elif config.pixels != "pil" and origin.suite not in OWN_SUITES:
@@ -170,6 +173,8 @@ def task_again(name: str, origin: Origin, *, size: int) -> Task | None:
         return None
     elif origin.suite == "pairs":
         return retrieval_from_shards(place, limit=size)
+    elif origin.suite == "classes":
+        return classes_from_folder(Path(place))
     else:
         readers = [b for b in benchmarks_of(origin.suite) if name in (b.name, *b.tasks)]
         found = [task for benchmark in readers for task in benchmark.read(Path(place), benchmark.name)]
@@ -222,10 +227,10 @@ def _suites(suite: Sequence[str], data: Path | None) -> list[str]:
     for name in names:
         if name not in OWN_SUITES and not benchmarks_of(name):
             raise PowerclipError(
-                f"unknown suite {name!r}; suites: {', '.join((*OWN_SUITES[:2], *SUITES, *OWN_SUITES[2:]))}, "
+                f"unknown suite {name!r}; suites: {', '.join((*OWN_SUITES[:3], *SUITES, *OWN_SUITES[3:]))}, "
                 "or the name of a data set"
             )
-        if name not in OWN_SUITES and data is None:
+        if name not in {*OWN_SUITES} - {"classes"} and data is None:
             raise PowerclipError(f"the {name} suite needs data; add --data DIR")
     return names
 
@@ -262,8 +267,11 @@ def _read(
             found.append((f"generated: seed {seed}, {image_size} pixels", list(scenes), {}))
         elif name == "pairs":
             found += [(str(Path(source).resolve()), [retrieval_from_shards(source)], {}) for source in pairs]
-        else:
+        elif name == "classes":
             assert data is not None  # _suites has checked it
+            found.append((str(data.resolve()), [classes_from_folder(data)], {}))
+        else:
+            assert data is not None
             asked = benchmarks_of(name)
             folders = {benchmark: benchmark.folder(data) for benchmark in asked}
             absent |= {benchmark.name: benchmark.source for benchmark, folder in folders.items() if folder is None}

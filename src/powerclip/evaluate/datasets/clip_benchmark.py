@@ -125,8 +125,7 @@ def _targets(entry: SamplePlace, *, classes: int) -> list[int]:
 
 def _prompts(folder: Path, name: str) -> tuple[list[str], list[str]]:
     """The folder's own class names and templates; what it lacks comes from clip_benchmark."""
-    classes = _lines(folder / "classnames.txt", default=[])
-    templates = _lines(folder / "zeroshot_classification_templates.txt", default=[])
+    classes, templates = own_prompts(folder)
     if not classes and name == "caltech101":
         raise PowerclipError(
             f"{folder} lacks classnames.txt, and there are two orders of Caltech-101's classes "
@@ -141,7 +140,14 @@ def _prompts(folder: Path, name: str) -> tuple[list[str], list[str]]:
                 f"{folder} lacks {what}, and clip_benchmark does not know {name}; "
                 "add the file, or pip install clip-benchmark"
             )
-    return classes, [_template(folder / "zeroshot_classification_templates.txt", template) for template in templates]
+    return classes, templates
+
+
+def own_prompts(folder: Path) -> tuple[list[str], list[str]]:
+    """The class names and templates in a folder's files; empty where there is no file. PowerclipError if one is bad."""
+    path = folder / "zeroshot_classification_templates.txt"
+    templates = [_template(path, text) for text in _lines(path, default=[])]
+    return _lines(folder / "classnames.txt", default=[]), templates
 
 
 def _template(path: Path, text: str) -> str:

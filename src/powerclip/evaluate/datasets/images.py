@@ -36,10 +36,12 @@ class FileImage:
 
     path: Path
     crop: Box | None = None
+    pixels: Pixels | None = None
+    """How its pixels are read, whatever is asked for."""
 
     def __call__(self, pixels: Pixels = "pil") -> Image.Image:
         """Open it; raises PowerclipError if it cannot be read."""
-        image = _decoded(self._bytes, str(self.path), pixels)
+        image = _decoded(self._bytes, str(self.path), self.pixels or pixels)
         return image if self.crop is None else image.crop(self.crop)
 
     def _bytes(self) -> bytes:

@@ -1,0 +1,115 @@
+import io
+
+import pytest
+import torch
+from PIL import Image
+
+from powerclip import create_model
+from powerclip.config import EvaluateConfig
+from powerclip.errors import PowerclipError
+from powerclip.evaluate import evaluate_model, evaluate_tasks, task_again
+from powerclip.evaluate.datasets.images import open_picture
+from powerclip.evaluate.datasets.own_classes import classes_from_folder
+from powerclip.model import save
+from powerclip.tasks import MultiLabel
+from tests.support.colours import NAMES, ColourModel, preprocess, tokenizer
+from tests.support.layouts import picture, webdataset
+from tests.support.tars import npy
+
+
+def put(folder):
+    for name in NAMES:
+        picture(folder / f"bright_{name}" / "deep" / "a.png", name)
+        picture(folder / f"bright_{name}" / "b.PNG", name)
+    picture(folder / "bright_red" / "c.png", "blue")
+    picture(folder / "bright_red" / ".hidden" / "d.png", "blue")
+    (folder / "README.md").write_text("notes")
+    (folder / "bright_red" / "notes.txt").write_text("notes")
+    return folder
+
+
+def test_a_class_is_a_folder_of_images_called_as_the_folder(tmp_path):
+    task = classes_from_folder(put(tmp_path))
+    assert task.class_names == ["bright blue", "bright green", "bright red"]
+    assert list(task.templates) == ["a photo of a {c}."]
+    assert task.labels == [0, 0, 1, 1, 2, 2, 2]
+    found = evaluate_tasks(ColourModel(), preprocess, tokenizer, [task])["classes"]
+    assert found["acc@1"] == pytest.approx(6 / 7)  # the blue image among the red ones
+    assert found["mean_per_class"] == pytest.approx((1 + 1 + 2 / 3) / 3)
+
+
+def test_names_and_prompts_are_those_of_the_files(tmp_path):
+    put(tmp_path)
+    (tmp_path / "classnames.txt").write_text("red\ngreen\nblue\n")  # wrong on purpose: blue comes first
+    (tmp_path / "zeroshot_classification_templates.txt").write_text("all {}\nso {c}\n")
+    task = classes_from_folder(tmp_path)
+    assert (task.class_names, task.templates) == (["red", "green", "blue"], ["all {c}", "so {c}"])
+    assert evaluate_tasks(ColourModel(), preprocess, tokenizer, [task])["classes"]["acc@1"] == pytest.approx(3 / 7)
+
+
+def test_word_net_ids_are_called_as_in_imagenet(tmp_path):
+    for synset in ("n01440764", "n02102040"):
+        picture(tmp_path / synset / "a.png", "red")
+    assert classes_from_folder(tmp_path).class_names == ["tench", "English Springer Spaniel"]
+    picture(tmp_path / "dog" / "a.png", "red")
+    assert classes_from_folder(tmp_path).class_names == ["dog", "n01440764", "n02102040"]
+
+
+def test_images_are_seen_as_in_training(tmp_path):
+    put(tmp_path)
+    turned = Image.new("RGB", (8, 4), "red")
+    exif = turned.getexif()
+    exif[0x0112] = 6  # a quarter turn
+    buffer = io.BytesIO()
+    turned.save(buffer, "JPEG", exif=exif)
+    (tmp_path / "bright_red" / "e.jpg").write_bytes(buffer.getvalue())
+    assert open_picture(classes_from_folder(tmp_path).images[-1], "pil").size == (4, 8)
+
+
+def test_clip_benchmark_s_layout_is_read_under_any_name(tmp_path):
+    webdataset(tmp_path / "a", [(name, str(i).encode()) for i, name in enumerate(NAMES)], "cls")
+    task = classes_from_folder(tmp_path / "a")
+    assert (task.name, task.class_names) == ("classes", list(NAMES))
+    webdataset(tmp_path / "b", [("red", npy([1, 0, 1]))], "npy", kind="multilabel")
+    assert isinstance(classes_from_folder(tmp_path / "b"), MultiLabel)
+    webdataset(tmp_path / "c", [("red", b"a cat")], "txt", kind="retrieval")
+    with pytest.raises(PowerclipError, match="c holds captions, not classes; prepare it and evaluate its pairs"):
+        classes_from_folder(tmp_path / "c")
+
+
+def test_a_class_without_images_is_said(tmp_path):
+    put(tmp_path)
+    (tmp_path / "bright_yellow").mkdir()
+    with pytest.warns(UserWarning, match="no image in bright_yellow of .*: classes to choose from alone"):
+        task = classes_from_folder(tmp_path)
+    assert (len(task.class_names), max(task.labels)) == (4, 2)
+
+
+def test_what_holds_no_classes_says_what_is_expected(tmp_path):
+    for folder in (tmp_path / "nowhere", tmp_path):
+        with pytest.raises(
+            PowerclipError, match="0 folders, with 0 images; expected a folder of images for each class"
+        ):
+            classes_from_folder(folder)
+    put(tmp_path / "train")
+    with pytest.raises(PowerclipError, match=r"holds the parts train; name one: --data .*train$"):
+        classes_from_folder(tmp_path)
+    (tmp_path / "train" / "classnames.txt").write_text("red\ngreen\n")
+    with pytest.raises(PowerclipError, match=r"classnames\.txt has 2 lines for 3 folders; write one for each"):
+        classes_from_folder(tmp_path / "train")
+    (tmp_path / "train" / "classnames.txt").write_text("red\nred\nblue\n")
+    with pytest.raises(PowerclipError, match=r"several classes in .*train are called 'red'; name them in classnames"):
+        classes_from_folder(tmp_path / "train")
+
+
+def test_the_suite_is_named_after_the_folder(tmp_path):
+    torch.manual_seed(0)
+    model = save(create_model("tiny"), tmp_path / "model")
+    put(tmp_path / "flowers")
+    found = evaluate_model(str(model), EvaluateConfig(suite=("classes",), data=tmp_path / "flowers"))
+    assert list(found.tasks) == ["classes:flowers"]
+    origin = found.measured_on["classes:flowers"]
+    assert (origin.suite, origin.n) == ("classes", 7)
+    assert len(task_again("classes:flowers", origin, size=3).images) == 7
+    with pytest.raises(PowerclipError, match="the classes suite needs data; add --data DIR"):
+        evaluate_model(str(model), EvaluateConfig(suite=("classes",)))
