@@ -50,6 +50,8 @@ def test_help_shows_an_example(command, capsys):
         (["evaluate"], "model"),
         (["evaluate", "no/such/run"], "no/such/run"),
         (["prepare", "no-such-source", "out"], "no-such-source"),
+        (["prepare", "photos", "out", "--no-look"], "--no-look is for --check FOLDER; leave it out"),
+        (["prepare", "--check", "out", "--count", "3"], "leave out SOURCE, OUTPUT and all options but --workers"),
         (["report"], "no run folder given"),
     ],
 )

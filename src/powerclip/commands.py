@@ -10,6 +10,7 @@ import tyro
 from rich.console import Console
 
 from powerclip.config import EmbedConfig, EvaluateConfig, ExploreConfig, PrepareConfig, TrainConfig
+from powerclip.config.checks import changed
 from powerclip.config.values import ExportTarget, Objective
 from powerclip.errors import PowerclipError, printable
 from powerclip.launcher import is_first_process
@@ -64,14 +65,19 @@ class Prepare:
 
     def run(self) -> None:
         if self.check is not None:
-            if self.source is not None:
-                raise PowerclipError("--check FOLDER checks existing shards; leave out SOURCE and OUTPUT")
+            if self.source is not None or changed(self.config).keys() - {"workers"}:
+                raise PowerclipError(
+                    "--check FOLDER checks existing shards; leave out SOURCE, OUTPUT and all options but --workers and "
+                    "--no-look"
+                )
             from powerclip.prepare.check import check
 
             check(self.check, workers=self.config.workers, console=Console(), look=self.look)
             return
         if self.source is None or self.output is None:
             raise PowerclipError("no source and output given: powerclip prepare SOURCE OUTPUT, or --check FOLDER")
+        if not self.look:
+            raise PowerclipError("--no-look is for --check FOLDER; leave it out")
         from powerclip.prepare import prepare
 
         prepare(self.source, self.output, self.config)

@@ -2,9 +2,12 @@
 
 import io
 import os
+import re
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from powerclip.data.images import IMAGE_SUFFIXES
 from powerclip.data.shards import read_shards
@@ -56,6 +59,43 @@ def test_folders_that_cannot_be_read_are_counted(tmp_path, monkeypatch):
         os.chdir("x" * 250)
     report = prepared(tmp_path / "photos", tmp_path / "out")
     assert (report["samples"], report["ignored"]) == (1, {"folder that cannot be read": 1})
+
+
+READ = {
+    "photos": {"caption_lines": True},
+    "t.csv": {"image_column": "path", "caption_column": "caption", "header": False, "caption_lines": True},
+    "t.jsonl": {"image_column": "path", "caption_column": "caption", "caption_lines": True},
+    "t.parquet": {"image_column": "path", "caption_column": "caption", "caption_lines": True},
+    "t.tar": {"caption_key": "txt", "caption_lines": True, "replace_annotations": True, "replace_regions": True},
+    "scenes:train": {"count": 5, "seed": 1, "replace_annotations": True, "replace_regions": True},
+}
+UNUSED = {name: value for options in READ.values() for name, value in options.items()} | {"join": "url"}
+
+
+@pytest.mark.parametrize("source", READ)
+@pytest.mark.parametrize("name", UNUSED)
+def test_an_option_that_a_source_does_not_read_is_refused(source, name, tmp_path):
+    put(tmp_path / "photos", "a")
+    (tmp_path / "t.csv").write_text("path,caption\nphotos/a.jpg,a dog\n")
+    (tmp_path / "t.jsonl").write_text('{"path": "photos/a.jpg", "caption": "a dog"}\n')
+    parquet.write_table(pa.table({"path": ["photos/a.jpg"], "caption": ["a dog"]}), tmp_path / "t.parquet")
+    write_tar(tmp_path / "t.tar", [("a.jpg", picture()), ("a.txt", b"a dog")])
+    option, said = {"header": "--no-header"}.get(name, f"--{name.replace('_', '-')}"), ""
+    try:
+        prepared(source if ":" in source else tmp_path / source, tmp_path / "out", **{name: UNUSED[name]})
+    except PowerclipError as error:  # without a header, the columns have to be named
+        said = str(error)
+    refused = re.fullmatch(f"{option} has no effect on .*{source}: it is for [^:]*; leave it out", said)
+    assert bool(refused) == (name not in READ[source])
+    assert refused or not said or name == "header"
+
+
+def test_an_option_that_a_join_does_not_read_is_refused(tmp_path):
+    write_tar(tmp_path / "in" / "t.tar", [("a.jpg", picture()), ("a.txt", b"a dog")])
+    (tmp_path / "t.jsonl").write_text('{"key": "a", "caption": "a cat"}\n')
+    for name in sorted(UNUSED.keys() - {"join", "caption_column", "caption_lines"}):
+        with pytest.raises(PowerclipError, match="has no effect on .*/in with --captions .*jsonl: it is for "):
+            prepared(tmp_path / "in", tmp_path / "out", captions=str(tmp_path / "t.jsonl"), **{name: UNUSED[name]})
 
 
 @pytest.mark.parametrize("suffix", [".TXT", ".Txt"])

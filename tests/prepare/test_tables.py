@@ -187,12 +187,6 @@ def test_a_table_without_a_header_has_numbered_columns(suffix, separator, step, 
         prepared(source, tmp_path / "other")
 
 
-@pytest.mark.parametrize("name", ["t.jsonl", "t.parquet", "photos"])
-def test_only_text_tables_have_a_header(name, photos, tmp_path):
-    with pytest.raises(PowerclipError, match="--no-header is for CSV and TSV files"):
-        prepared(photos if name == "photos" else tmp_path / name, tmp_path / "out", header=False)
-
-
 def test_two_columns_of_one_name_in_a_parquet_file_are_refused_even_by_number(tmp_path):
     columns = [pa.array([picture()]), pa.array(["a dog"]), pa.array(["a cat"])]
     parquet.write_table(pa.Table.from_arrays(columns, ["image", "caption", "caption"]), tmp_path / "t.parquet")

@@ -17,6 +17,11 @@ def part(config: Any, kind: type[T]) -> T:
     return kind(**{field.name: getattr(config, field.name) for field in dataclasses.fields(kind)})  # type: ignore[arg-type]
 
 
+def changed(config: Any) -> dict[str, Any]:
+    """The settings of a config that differ from their defaults."""
+    return {f.name: value for f in dataclasses.fields(config) if (value := getattr(config, f.name)) != f.default}
+
+
 def require_known(given: Iterable[str], kind: type, *, named: Iterable[str] = (), **elsewhere: type) -> None:
     """Check names of settings of ``kind``, a dataclass; TypeError names an unknown one, and where it belongs.
 

@@ -18,8 +18,8 @@ from powerclip.config.values import Join
 from powerclip.data.sample import CAPTION_EXTENSION, CAPTIONS_EXTENSION, Caption, Sample
 from powerclip.data.shards import BrokenShardError, SamplePlace, find_shards, stream_shard
 from powerclip.errors import BadSampleError, PowerclipError
-from powerclip.prepare.pairs import Item, Loaded, Source, digest, read_captions, stamp
-from powerclip.prepare.tables import Row, find_columns, read_table, table_files
+from powerclip.prepare.pairs import Item, Loaded, Source, digest, read_captions, require_read, stamp
+from powerclip.prepare.tables import Row, find_columns, read_table, table_files, table_options
 from powerclip.prepare.tars import sample_items
 
 JOINED = MATCHED, MISSING, AMBIGUOUS = "matched", "missing in the table", "ambiguous in the table"
@@ -60,7 +60,7 @@ def open_join(path: Path, config: PrepareConfig, output: Path) -> Source:
     if config.regions != "boxes":
         raise PowerclipError(f"--captions keeps the regions of {path}; leave out --regions {config.regions}")
     shards, table, join = find_shards(path), Path(config.captions).absolute(), config.join
-
+    require_read(config, f"{path} with --captions {table}", "join", "join_column", *table_options(table))
     files = table_files(table)
     tables = [_table(file, config) for file in files]
     ignored = Counter[str]()

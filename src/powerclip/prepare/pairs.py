@@ -12,11 +12,13 @@ from typing import Any, NamedTuple, TypeVar
 
 from PIL import Image
 
+from powerclip.config import PrepareConfig
+from powerclip.config.checks import changed
 from powerclip.data.images import decode_image
 from powerclip.data.limits import MAX_CAPTION_BYTES, MAX_CAPTIONS, MAX_MEMBER_BYTES
 from powerclip.data.sample import CAPTION_EXTENSION, Caption, Sample, read_caption
 from powerclip.data.validate import check_annotations
-from powerclip.errors import BadSampleError, UnreadSampleError
+from powerclip.errors import BadSampleError, PowerclipError, UnreadSampleError
 from powerclip.pixels import encoded
 
 T = TypeVar("T")
@@ -64,6 +66,30 @@ class Source:
     """Changes when the source does."""
     ignored: Mapping[str, int] = field(default_factory=dict)
     """Number of files in the source that are not pairs, by kind: an extension, "hidden", ...; others are items."""
+
+
+READ_FROM = {
+    "count": "generated scenes",
+    "seed": "generated scenes",
+    "image_column": "tables",
+    "caption_column": "tables",
+    "header": "CSV and TSV files",
+    "caption_key": "tars",
+    "caption_lines": "captions in files",
+    "replace_annotations": "tars and generated scenes",
+    "replace_regions": "tars and generated scenes",
+    "join": "tables of --captions",
+    "join_column": "tables of --captions",
+}
+"""Options that are read from some sources only."""
+
+
+def require_read(config: PrepareConfig, source: str | Path, *names: str) -> None:
+    """Check that no option is given in vain; ``names`` are those that this source reads of ``READ_FROM``."""
+    for name, value in changed(config).items():
+        if name in READ_FROM and name not in names:
+            option = f"--{'no-' * (value is False)}{name.replace('_', '-')}"
+            raise PowerclipError(f"{option} has no effect on {source}: it is for {READ_FROM[name]}; leave it out")
 
 
 def in_chunks(read: Callable[[Sequence[T], int], Iterator[Item]], rows: Iterable[T], size: int) -> Iterator[Chunk]:

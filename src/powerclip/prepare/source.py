@@ -12,8 +12,19 @@ from powerclip.data.images import IMAGE_SUFFIXES
 from powerclip.data.sample import Sample
 from powerclip.data.shards import tars_in
 from powerclip.errors import PowerclipError
-from powerclip.prepare.pairs import Item, Source, count_kinds, decoded, digest, in_chunks, load_files, make_key, stamp
-from powerclip.prepare.tables import SEPARATORS, TABLES, is_dataset, open_arrow, open_dataset, open_text
+from powerclip.prepare.pairs import (
+    Item,
+    Source,
+    count_kinds,
+    decoded,
+    digest,
+    in_chunks,
+    load_files,
+    make_key,
+    require_read,
+    stamp,
+)
+from powerclip.prepare.tables import TABLES, is_dataset, open_arrow, open_dataset, open_text
 from powerclip.prepare.tars import open_tars
 from powerclip.scenes import generate
 
@@ -28,8 +39,6 @@ def open_source(source: str, config: PrepareConfig) -> Source:
         return _scenes(source.removeprefix("scenes:"), config)
     path = Path(source).absolute()  # a worker may run in another folder
     suffix = path.suffix.lower()
-    if not config.header and suffix not in SEPARATORS:
-        raise PowerclipError(f"--no-header is for CSV and TSV files, and {source} is neither; leave it out")
     if path.is_dir():
         if is_dataset(path):
             return open_dataset(path, config)
@@ -51,6 +60,7 @@ def open_source(source: str, config: PrepareConfig) -> Source:
 
 def _folder(folder: Path, config: PrepareConfig) -> Source:
     """Images with a .txt file next to each, in sub-folders too; other files are counted."""
+    require_read(config, folder, "caption_lines")
     files, passed = _walk(folder)
     images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")]
     if not images:
@@ -113,6 +123,7 @@ def _walk(folder: Path) -> tuple[list[Path], Counter[str]]:
 
 
 def _scenes(split: str, config: PrepareConfig) -> Source:
+    require_read(config, f"scenes:{split}", "count", "seed", "replace_annotations", "replace_regions")
     try:
         samples = generate(split, count=config.count, seed=config.seed)  # type: ignore[arg-type]
     except ValueError as error:

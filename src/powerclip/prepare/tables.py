@@ -30,6 +30,7 @@ from powerclip.prepare.pairs import (
     pair_of,
     read_captions,
     read_file,
+    require_read,
     stamp,
 )
 
@@ -154,6 +155,7 @@ def open_text(path: Path, config: PrepareConfig) -> Source:
     The file is read twice, once here to count its rows and once for the chunks, which carry the rows that they need.
     PowerclipError if it cannot be read, has no row, or its columns cannot be determined.
     """
+    require_read(config, path, "image_column", *table_options(path))
     columns, read = read_table(path, config)
     try:
         count = sum(1 for _ in read(()))
@@ -171,6 +173,11 @@ def open_text(path: Path, config: PrepareConfig) -> Source:
         count=-(-count // config.samples_per_shard),
         fingerprint=digest([content, f"{config.header}", *(f"{i} {columns[i]}" for i in places)]),
     )
+
+
+def table_options(path: Path) -> tuple[str, ...]:
+    """The options of ``READ_FROM`` that are read with a table's captions."""
+    return ("caption_column", "caption_lines", *["header"] * (path.suffix.lower() in SEPARATORS))
 
 
 def table_files(path: Path) -> list[Path]:
@@ -331,6 +338,7 @@ def open_arrow(paths: Sequence[Path], config: PrepareConfig, *, ignored: Mapping
 
     PowerclipError if pyarrow is missing, a file cannot be read, there is no row, or the columns cannot be determined.
     """
+    require_read(config, paths[0], "image_column", *table_options(paths[0]))
     chunks, first = [], 0
     names: tuple[str, ...] = ()
     for path in paths:

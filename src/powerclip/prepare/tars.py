@@ -41,6 +41,7 @@ from powerclip.prepare.pairs import (
     digest,
     make_key,
     read_captions,
+    require_read,
     stamp,
     unused,
 )
@@ -70,6 +71,7 @@ def open_tars(path: Path, config: PrepareConfig) -> Source:
 
     PowerclipError if the first samples have no images, or no captions where they are expected.
     """
+    require_read(config, path, "caption_key", "caption_lines", "replace_annotations", "replace_regions")
     shards = find_shards(path)
     keys = _find_captions(shards, config.caption_key)
     phrase_files = PHRASE_FILES if config.keeps_phrases else ()
