@@ -1,5 +1,6 @@
 """Every kind of source gives the same samples; tars and tables that are damaged or hostile cost what is bad in them."""
 
+import io
 import json
 import tarfile
 
@@ -16,7 +17,7 @@ from powerclip.errors import BadSampleError, PowerclipError
 from powerclip.prepare import prepare
 from powerclip.prepare.source import open_source
 from tests.support.images import one_colour
-from tests.support.sources import picture
+from tests.support.sources import picture, prepared
 from tests.support.tars import write_tar
 
 CAPTIONS = [f"a dog number {i} on a red chair" for i in range(7)]
@@ -155,8 +156,9 @@ def test_a_tar_cut_short_gives_what_is_whole(tmp_path):
     source = img2dataset(tmp_path / "in")
     first = source / "00001.tar"
     first.write_bytes(first.read_bytes()[:5000])
-    report = prepare(source, tmp_path / "out", PrepareConfig(parser="none", max_bad_share=0.5))
-    assert report["skipped"]["tar damaged or truncated"] == 1
+    text = io.StringIO()
+    report = prepared(source, tmp_path / "out", text=text)
+    assert "1 tar damaged or truncated (its rest is lost)); damaged or truncated: 00001.tar; " in text.getvalue()
     assert report["samples"] >= 5
 
 

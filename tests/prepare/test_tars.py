@@ -33,7 +33,7 @@ from tests.support.sources import FULL, WHOLE, captions, pairs, picture, prepare
 from tests.support.tars import header, npy, padded, pax, signed, write_tar
 
 LARGE = 2**60
-CUT = "tar damaged or truncated"
+CUT = "tar damaged or truncated (its rest is lost)"
 BLOCKS = {
     "pax records of 2^60 bytes": (header(kind=tarfile.XHDTYPE, size=LARGE), CUT),
     "a long name of 2^60 bytes": (header(kind=tarfile.GNUTYPE_LONGNAME, size=LARGE), CUT),

@@ -37,6 +37,10 @@ Cell = tuple[str, Any]
 """Captions as a source holds them: the name of where they are from, and a text, a list of texts, or None."""
 
 
+CUT = "tar damaged or truncated (its rest is lost)"
+"""Why an item that stands for the rest of a tar cannot be used."""
+
+
 class UnusedFileError(BadSampleError):
     """A file of the source that is no part of a pair; its message is the kind, as in ``Source.ignored``."""
 

@@ -31,6 +31,7 @@ from powerclip.data.shards import BrokenShardError, SamplePlace, find_shards, st
 from powerclip.errors import BadSampleError, PowerclipError, UnreadSampleError
 from powerclip.phrases import PhraseTree
 from powerclip.prepare.pairs import (
+    CUT,
     Item,
     Loaded,
     Pair,
@@ -129,7 +130,7 @@ def sample_items(
                 read = used(entry)
                 yield from (unused(name, f".{extension[:19]}") for extension in entry.members if extension not in read)
     except BrokenShardError:
-        yield bad(shard.name, "tar damaged or truncated", UnreadSampleError)
+        yield bad(shard.name, CUT, UnreadSampleError)
     for kind, number in ignored.items():
         yield from repeat(unused(shard.name, kind), number)
 
