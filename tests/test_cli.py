@@ -8,6 +8,7 @@ import pytest
 
 from powerclip import cli
 from powerclip.errors import PowerclipError
+from powerclip.recipes import RECIPES
 from tests.support.images import one_colour
 from tests.support.tars import write_tar
 
@@ -18,6 +19,15 @@ def test_help_shows_an_example(command, capsys):
         cli.main([command, "--help"])
     assert exit_.value.code == 0
     assert f"Example: powerclip {command}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("options", "recipe"), [((), "scenes_tiny"), (("--recipe", "cc3m_vit_s16"), "cc3m_vit_s16")])
+def test_help_names_the_recipes_and_whose_defaults_it_shows(options, recipe, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--help", *options])
+    shown = capsys.readouterr().out
+    assert f"Recipes: {', '.join(RECIPES)}. The defaults below are those of {recipe};" in shown
+    assert "Named settings that this starts from. (required)" in shown
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import dataclasses
+import inspect
 import io
 import os
 import re
@@ -128,7 +129,12 @@ def parse(name: str, argv: Sequence[str]) -> Any:
     """A command, ready to run; PowerclipError with tyro's message in one line; SystemExit once help is printed."""
     given: dict[str, Any] = {}
     if required := {"train": ("data", "output"), "compare": ("data", "output", "objectives")}.get(name):
-        given["default"] = COMMANDS[name](**dict.fromkeys(required, tyro.MISSING), config=_recipe_of(argv))
+        config = _recipe_of(argv)
+        unnamed = dataclasses.replace(config, recipe=tyro.MISSING)
+        given["default"] = COMMANDS[name](**dict.fromkeys(required, tyro.MISSING), config=unnamed)
+        shown = f"The defaults below are those of {config.recipe}; --help --recipe NAME shows another's."
+        about = inspect.cleandoc(COMMANDS[name].__doc__ or "")
+        given["description"] = f"{about}\n\nRecipes: {', '.join(RECIPES)}. {shown}"
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):

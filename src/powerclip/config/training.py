@@ -127,7 +127,7 @@ class TrainConfig:
     """Everything that decides a training run, apart from its data and its folder."""
 
     recipe: str = "custom"
-    """Named settings that this starts from; see powerclip/recipes.py."""
+    """Named settings that this starts from."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """Which towers, and how their dense outputs become vectors."""
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
