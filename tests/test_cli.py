@@ -176,6 +176,11 @@ def test_overview_and_version(capsys):
     assert capsys.readouterr().out.startswith("powerclip 0.")
 
 
+def test_python_runs_the_package_as_the_command():
+    done = subprocess.run([sys.executable, "-m", "powerclip", "trian"], stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (2, "powerclip: unknown command 'trian'; did you mean train?\n")
+
+
 COMMAND = "import sys; from powerclip import cli; {}; sys.exit(cli.main(sys.argv[1:]))"
 
 

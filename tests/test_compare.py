@@ -90,6 +90,8 @@ def test_nothing_to_compare_is_refused_and_leaves_no_folder(case):
     for number, seeds in ((0, 1), (2, 0)):
         with pytest.raises(PowerclipError, match=f"got {number} configs with {seeds} seeds to compare"):
             compare(dict(list(configs.items())[:number]), seeds=seeds, **arguments)
+    with pytest.raises(PowerclipError, match=r"unknown suite 'scens'; did you mean scenes"):
+        compare(configs, seeds=1, **{**arguments, "evaluation": EvaluateConfig(suite=("scens",))})
     assert not arguments["output"].exists()
 
 

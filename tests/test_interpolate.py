@@ -50,6 +50,8 @@ def test_one_command_evaluates_a_few_weights(ends, tmp_path, capsys):
     assert written["tasks"] == alone.tasks
     half = powerclip.load(output / "weight-0.5")[0]
     assert half.config["start"] == f"0.5 of {a} and 0.5 of {b}"
+    assert cli.main([*argv[:-1], str(tmp_path / "other"), "--suite", "scens"]) == 2
+    assert not (tmp_path / "other").exists()
     assert cli.main([*argv]) == 2
     assert f"output {output} exists; remove it" in capsys.readouterr().err
 

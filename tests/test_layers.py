@@ -48,7 +48,7 @@ MAY_IMPORT = {
     },
     "explore": {*LEAVES, "model", "data", "regions", "phrases", "evaluate", "report"},
 }
-TOP = {"cli", "commands", "compare", "demo", "embed", "interpolate", "silence", "__init__"}
+TOP = {"cli", "commands", "compare", "demo", "embed", "interpolate", "silence", "__init__", "__main__"}
 
 
 def modules_of(folder: Path, package: str) -> dict[str, ast.Module]:

@@ -10,6 +10,7 @@ from rich.console import Console
 from powerclip.config import EvaluateConfig, TrainConfig
 from powerclip.errors import PowerclipError
 from powerclip.evaluate import evaluate_model, read_evaluation
+from powerclip.evaluate.run import suites_asked_for
 from powerclip.files import atomic_write, read_json, write_json
 from powerclip.progress import print_line
 from powerclip.report.plots import comparison_plot, png
@@ -37,6 +38,7 @@ def compare(
     settings, data or evaluation, or there is nothing to compare.
     """
     evaluation = evaluation or EvaluateConfig(suite=("scenes",))
+    suites_asked_for(evaluation.suite, evaluation.data)
     if not configs or seeds < 1:
         raise PowerclipError(f"got {len(configs)} configs with {seeds} seeds to compare; name at least one of each")
     runs = {

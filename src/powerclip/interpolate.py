@@ -13,6 +13,7 @@ from torch import Tensor
 from powerclip.config import EvaluateConfig, PoolingConfig
 from powerclip.errors import PowerclipError
 from powerclip.evaluate import Evaluation, evaluate_model
+from powerclip.evaluate.run import suites_asked_for
 from powerclip.files import atomic_write
 from powerclip.model import PowerCLIP, architecture, load, save
 from powerclip.progress import print_line
@@ -88,6 +89,8 @@ def interpolate_runs(
     if not weights or len(set(weights)) < len(weights):
         raise PowerclipError(f"weights are {list(weights)}; name at least one, and each once")
     require_free(output)
+    if evaluation is not None:
+        suites_asked_for(evaluation.suite, evaluation.data)
     first, second = load(a)[0], load(b)[0]
     if differing := differing_settings(first, second):
         print_line(console, f"Of {a} and {b}, {', '.join(differing)}; what is made here has those of {b}")

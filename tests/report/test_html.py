@@ -199,6 +199,8 @@ def test_what_a_run_lacks_is_said(tmp_path):
         write_report({"e": empty}, tmp_path / "report.html")
     assert not (tmp_path / "report.html").exists()
     (empty / "config.yaml").write_text("[", encoding="utf-8")
+    with pytest.raises(PowerclipError, match=r"no run: .* or model; name those in it: .*/empty$"):
+        write_report({"all": tmp_path}, tmp_path / "report.html")
     (broken / "model").mkdir(parents=True)
     (broken / "evaluation.json").write_text('{"tasks": ', encoding="utf-8")
     (broken / "config.yaml").write_text("a: [", encoding="utf-8")

@@ -442,12 +442,15 @@ def test_a_run_whose_first_steps_were_bad_can_be_resumed(config, shards, tmp_pat
 
 def test_another_number_of_cpu_threads_is_said_at_the_resume(config, shards, tmp_path, monkeypatch, capsys):
     stopped(config, shards, tmp_path / "run", at=4)
+    assert " from scratch (" in capsys.readouterr().err
     monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
     said = (
         "It ran on 1 CPU threads and continues on 7, which round sums in another order: for the same bits, set OMP_NUM"
     )
     assert train(config, data=shards, output=tmp_path / "run", resume=True).steps == 8
-    assert said in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert said in shown
+    assert " from scratch" not in shown
 
 
 def test_after_a_power_cut_at_any_moment_the_run_goes_on(config, shards, tmp_path, monkeypatch, capsys):

@@ -14,7 +14,7 @@ from torch import nn
 from powerclip.config import EvaluateConfig
 from powerclip.data.remote import is_remote
 from powerclip.distributed import process_group, rank, rank0_first
-from powerclip.errors import PowerclipError
+from powerclip.errors import PowerclipError, did_you_mean
 from powerclip.evaluate.averages import without_score
 from powerclip.evaluate.datasets.own_classes import classes_from_folder
 from powerclip.evaluate.datasets.own_shards import retrieval_from_shards
@@ -30,7 +30,7 @@ from powerclip.evaluate.results import (
     read_evaluation,
 )
 from powerclip.evaluate.score import has_masks, jobs_of, run_jobs, skipped
-from powerclip.evaluate.suites import SUITES, benchmarks_of
+from powerclip.evaluate.suites import BENCHMARKS, SUITES, benchmarks_of
 from powerclip.files import write_json
 from powerclip.model import PowerCLIP, load_any
 from powerclip.runs import RunFolder
@@ -65,7 +65,7 @@ def evaluate_model(
     suite or data, none of the suites' data sets is there, or regions are asked for that the data do not hold.
     """
     config = config or EvaluateConfig()
-    names = _suites(config.suite, config.data)
+    names = suites_asked_for(config.suite, config.data)
     pairs = [str(config.data)] if config.data else _training_data(model) if "pairs" in names else []
     with process_group(config.device) as place:
         loaded, preprocess, tokenizer = load_any(model, config.pretrained)
@@ -207,7 +207,7 @@ def light_suite(
     ``evaluate_model`` shows. PowerclipError if there is no such suite, or none of its data; ValueError if size is not
     positive.
     """
-    names = _suites([suite] if isinstance(suite, str) else suite, data)
+    names = suites_asked_for([suite] if isinstance(suite, str) else suite, data)
     if "pairs" in names and data is None:
         raise PowerclipError("the pairs suite needs data; name a folder of shards")
     tasks, absent = _read(names, data, [str(data)], size=size, image_size=image_size, seed=LIGHT_SEED)
@@ -222,14 +222,14 @@ def as_metrics(results: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     return {f"eval/{task}/{name}": value for task, metrics in results.items() for name, value in metrics.items()}
 
 
-def _suites(suite: Sequence[str], data: Path | None) -> list[str]:
+def suites_asked_for(suite: Sequence[str], data: Path | None) -> list[str]:
+    """The names of the suites, once each; PowerclipError if there is no such suite, or it needs data."""
     names = list(dict.fromkeys(suite)) or ["pairs" if data is not None else "scenes"]
     for name in names:
         if name not in OWN_SUITES and not benchmarks_of(name):
-            raise PowerclipError(
-                f"unknown suite {name!r}; suites: {', '.join((*OWN_SUITES[:3], *SUITES, *OWN_SUITES[3:]))}, "
-                "or the name of a data set"
-            )
+            known = f"suites: {', '.join((*OWN_SUITES[:3], *SUITES, *OWN_SUITES[3:]))}, or the name of a data set"
+            near = did_you_mean(name, (*OWN_SUITES, *SUITES, *BENCHMARKS), otherwise=known)
+            raise PowerclipError(f"unknown suite {name!r}; {near}")
         if name not in {*OWN_SUITES} - {"classes"} and data is None:
             raise PowerclipError(f"the {name} suite needs data; add --data DIR")
     return names
@@ -268,7 +268,7 @@ def _read(
         elif name == "pairs":
             found += [(str(Path(source).resolve()), [retrieval_from_shards(source)], {}) for source in pairs]
         elif name == "classes":
-            assert data is not None  # _suites has checked it
+            assert data is not None  # suites_asked_for has checked it
             found.append((str(data.resolve()), [classes_from_folder(data)], {}))
         else:
             assert data is not None

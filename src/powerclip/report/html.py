@@ -69,9 +69,10 @@ def write_report(
         if not run.is_dir():
             raise PowerclipError(f"run {name}: there is no folder {run}; train it first, or check the path")
         if not RunFolder(run).holds_something():
+            inside = ", ".join(sorted(str(file.parent) for file in run.glob("*/config.yaml")))
             raise PowerclipError(
                 f"run {name}: {run} is no run: it holds no config.yaml, metrics.jsonl, evaluation.json or model; "
-                "name the folder of a run"
+                f"name {f'those in it: {inside}' if inside else 'the folder of a run'}"
             )
     found = read_evaluations({name: [run] for name, run in runs.items()})
     evaluations = {name: seeds for name, seeds in found.items() if seeds}

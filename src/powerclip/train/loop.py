@@ -91,6 +91,8 @@ def train(
                     f"{output} has done {first} steps and this asks for {steps}; ask for more than {first} to "
                     "continue it, or name another folder"
                 )
+            if start is not None:
+                about = (about[0].replace(" from scratch", ""), about[1])
             for line in (*about, *config.objective.without_effect):
                 say(line)
             if start is not None:
