@@ -112,7 +112,7 @@ def test_the_status_tells_a_finished_run_from_others(run):
         run.write_status(step=step, steps=8)
         assert json.loads(run.status_file.read_text()) == {"step": step, "steps": 8, "finished": finished}
         assert run.is_finished() == finished
-    for damaged in ("", "[]", "{}"):
+    for damaged in ("", "[]", "{}", '"x"'):
         run.status_file.write_text(damaged)
         assert not run.is_finished()
 

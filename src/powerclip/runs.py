@@ -185,10 +185,15 @@ class RunFolder:
 
     def is_finished(self) -> bool:
         """Whether the last step that its config asked for is done."""
+        return bool(self.status().get("finished"))
+
+    def status(self) -> dict[str, Any]:
+        """What ``status.json`` holds; empty if it is missing or damaged."""
         try:
-            return bool(read_json(self.status_file)["finished"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return False
+            found = read_json(self.status_file)
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
 
     def latest_checkpoint(self) -> Path | None:
         """The newest checkpoint, None if there is none."""

@@ -1,3 +1,4 @@
+import json
 import math
 
 import pytest
@@ -5,6 +6,7 @@ import pytest
 from powerclip.evaluate import Estimate, Evaluation, Origin
 from powerclip.report.summary import facts, headlines, lead_of, suite_tables, verdicts, with_leads
 from powerclip.report.tables import Spread, results_table
+from powerclip.runs import RunFolder
 from tests.support.runs import record_data
 
 
@@ -103,5 +105,11 @@ def test_facts_say_what_was_trained_on_what_and_how_long(tmp_path):
     assert found["samples seen"] == ("600, 600 times the data", "-")
     assert found["time in training steps"] == ("1.5 min", "-")  # 30 s and 60 s
     assert found["last loss"] == ("1.500", "-")
+    (run / "bad_batches.jsonl").write_text('{"step": 3, "process": 0}\n{"step": 3, "process": 1}\n{"step": 4}\n')
+    for finished, steps in ((False, "20 of 3,000: not finished"), (True, "20")):
+        RunFolder(run).status_file.write_text(json.dumps({"step": 20, "steps": 3000, "finished": finished}))
+        found = {row[0]: row[1:] for row in facts({"r": run, "none": tmp_path}, {"r": lines}, {}).rows}
+        assert found["steps"] == (steps, "-")
+        assert found["steps skipped, not finite"] == ("2", "-")
     hostile = [{"step": 1, "samples_seen": 1e299, "samples_per_s": 1e-299, "loss": "<b>"}, {"step": 2, "loss": 1.0}]
     assert "steps" in {row[0] for row in facts({"r": run}, {"r": hostile}, {}).rows}

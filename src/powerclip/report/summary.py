@@ -14,7 +14,7 @@ from powerclip.evaluate import Evaluation
 from powerclip.model import PowerCLIP
 from powerclip.report.plots import is_number
 from powerclip.report.tables import Cell, Spread, Table, results_table
-from powerclip.runs import RunFolder
+from powerclip.runs import RunFolder, read_metrics
 
 BEYOND = 2.0
 """Standard errors of a difference from which a run counts as ahead beyond the sampling error."""
@@ -147,8 +147,12 @@ def _facts_of(run: RunFolder, lines: Sequence[Mapping[str, Any]], model: PowerCL
     if data is not None:
         found["data"] = f"{data.samples:,} pairs: {', '.join(data.sources)}"
     numbers = [line for line in lines if is_number(line.get("samples_seen")) and is_number(line.get("loss"))]
-    if lines:
-        found["steps"] = f"{lines[-1]['step']:,}"
+    wanted = None if run.is_finished() else run.status().get("steps")
+    if lines or wanted:
+        of = f" of {wanted:,}: not finished" if is_number(wanted) else ""
+        found["steps"] = f"{lines[-1]['step'] if lines else 0:,}{of}"
+    if bad := {line["step"] for line in read_metrics(run.bad_batches_file)}:
+        found["steps skipped, not finite"] = f"{len(bad):,}"
     if numbers:
         seen = numbers[-1]["samples_seen"]
         passes = f", {seen / data.samples:.3g} times the data" if data is not None and data.samples else ""
