@@ -62,6 +62,11 @@ def test_help_names_the_recipes_and_whose_defaults_it_shows(options, recipe, cap
         (["prepare", "no-such-source", "out"], "no-such-source"),
         (["prepare", "photos", "out", "--no-look"], "--no-look is for --check FOLDER; leave it out"),
         (["prepare", "--check", "out", "--count", "3"], "leave out SOURCE, OUTPUT and all options but --workers"),
+        (["prepare", "scenes:train", "/proc/x"], "output /proc/x cannot be written (/proc: "),
+        (["evaluate", "no/such/run", "--output", "/proc/x"], "output /proc/x cannot be written (/proc: "),
+        (["demo", "--output", "/proc/x"], "output /proc/x cannot be written (/proc: "),
+        (["embed", "run", "scenes:train", "--output", "e.csv"], "output e.csv is no name of a Parquet file"),
+        (["embed", "run", "scenes:train", "--output", "/proc/e.parquet"], "e.parquet cannot be written (/proc: "),
         (["report"], "no run folder given"),
     ],
 )

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from powerclip.errors import PowerclipError
 from powerclip.files import (
     MAX_JSON_BYTES,
     atomic_file,
@@ -12,6 +13,7 @@ from powerclip.files import (
     atomic_write,
     make_folder,
     read_json,
+    require_writable,
     write_json,
 )
 from tests.support.power import Disk
@@ -27,6 +29,21 @@ def test_a_file_is_replaced_and_nothing_else_is_left(data, stored, tmp_path):
     path.write_text("old")
     atomic_write(path, data)
     assert path.read_bytes() == stored
+    assert names(tmp_path) == ["file"]
+
+
+def test_what_cannot_be_written_is_said_and_nothing_is_left(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for folder in (True, False):
+        require_writable(tmp_path / "new" / "deep" / "x", folder=folder)
+        with pytest.raises(PowerclipError, match=r"output .*file/x cannot be written \(.*file: Not a directory\);"):
+            require_writable(tmp_path / "file" / "x", folder=folder)
+        with pytest.raises(PowerclipError, match=r"output /proc/x cannot be written \(/proc: .*\); name another f"):
+            require_writable(Path("/proc/x"), folder=folder)
+    require_writable(tmp_path / "file", folder=False)
+    require_writable(tmp_path)
+    with pytest.raises(PowerclipError, match="output .* is a folder; name a file"):
+        require_writable(tmp_path, folder=False)
     assert names(tmp_path) == ["file"]
 
 

@@ -12,7 +12,7 @@ TESTS = Path(__file__).parent
 LEAVES = {"errors", "config", "types", "tasks", "files", "pixels", "progress", "devices"}
 MAY_IMPORT = {
     "errors": set(),
-    "files": set(),
+    "files": {"errors"},
     "types": set(),
     "progress": {"errors"},
     "tasks": set(),

@@ -49,6 +49,8 @@ def test_a_used_folder_is_refused(run, tmp_path):
     with pytest.raises(PowerclipError, match="run is not empty; add --resume auto to continue its run"):
         run.check(CONFIG, resume=False)
     (tmp_path / "file").write_text("")
+    with pytest.raises(PowerclipError, match=r"file/run cannot be written \(.*/file: Not a directory\)"):
+        RunFolder(tmp_path / "file" / "run").check(CONFIG, resume=False)
     with pytest.raises(PowerclipError, match="file is a file; name a folder"):
         RunFolder(tmp_path / "file").check(CONFIG, resume=True)
     with pytest.raises(PowerclipError, match=r"holds no run \(no config.yaml\)"):

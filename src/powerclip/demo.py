@@ -12,7 +12,7 @@ from powerclip.config import EvaluateConfig, TrainConfig
 from powerclip.config.values import Score
 from powerclip.data.shards import write_shards
 from powerclip.evaluate.run import evaluate_model
-from powerclip.files import atomic_folder
+from powerclip.files import atomic_folder, require_writable
 from powerclip.recipes import scenes_tiny
 from powerclip.report import read_evaluations, results_table, write_report
 from powerclip.scenes import generate
@@ -34,6 +34,7 @@ def run_demo(
     its name; an evaluation task has ``images`` images. Returns the report, or None when interrupted. PowerclipError if
     ``output`` holds runs with other settings.
     """
+    require_writable(output)
     seed = next(iter(configs.values())).seed
     data = training_scenes(output / "scenes" / f"train-{scenes}-seed-{seed}", count=scenes, seed=seed)
     runs = {name: output / name for name in configs}

@@ -54,7 +54,9 @@ def embed(model: str, source: str, output: Path, config: EmbedConfig | None = No
     with needs_extra("powerclip embed", "parquet"):
         import pyarrow.parquet as parquet
     config = config or EmbedConfig()
-    require_free(output)
+    if output.suffix.lower() not in ("", ".parquet"):
+        raise PowerclipError(f"output {output} is no name of a Parquet file, which is written; name NAME.parquet")
+    require_free(output, folder=False)
     how = vars(part(config, SourceConfig))
     pairs = open_source(source, PrepareConfig(**how, parser="none", samples_per_shard=config.rows_per_part))
     folder = output.with_name(f"{output.name}.parts").absolute()

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from powerclip.errors import PowerclipError
+
 SUMS = "SHA256SUMS"
 """In checkpoints and model folders: a hash of each file, as ``sha256sum --check`` reads them."""
 
@@ -162,6 +164,20 @@ def make_folder(path: Path) -> None:
     path.mkdir(parents=True, exist_ok=True)
     for folder in missing:
         sync_folder(folder.parent)
+
+
+def require_writable(output: Path, *, folder: bool = True) -> None:
+    """Check before the work that a folder, or a file, can be written; PowerclipError says why not."""
+    kind, place = "folder" if folder else "file", output
+    try:
+        if output.is_dir() and not folder:
+            raise PowerclipError(f"output {output} is a folder; name a file")
+        place = next(path for path in (output, *output.parents) if path.exists() and (folder or path != output))
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        why = f"{place}: {error.strerror}"
+        raise PowerclipError(f"output {output} cannot be written ({why}); name another {kind}") from error
 
 
 def sync_folder(folder: Path) -> None:

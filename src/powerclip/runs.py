@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from powerclip.config import TrainConfig, from_dict, load_config, to_yaml
 from powerclip.distributed import broadcast, is_shared, rank, rank0_first, wait_for_all
 from powerclip.errors import PowerclipError
-from powerclip.files import atomic_write, make_folder, read_json, write_json
+from powerclip.files import atomic_write, make_folder, read_json, require_writable, write_json
 from powerclip.types import DataProvenance
 
 MAY_CHANGE_ON_RESUME = frozenset(
@@ -82,6 +82,7 @@ class RunFolder:
         output = self.path
         if output.exists() and not output.is_dir():
             raise PowerclipError(f"output {output} is a file; name a folder for the run")
+        require_writable(output)
         if not output.is_dir() or not set(output.iterdir()) - {self.lock_file}:
             return ""
         if not resume:
@@ -206,10 +207,11 @@ def by_name(folders: Sequence[Path]) -> dict[str, Path]:
     return runs if len(runs) == len(folders) else {str(folder): folder for folder in folders}
 
 
-def require_free(output: Path) -> None:
-    """Check that a folder can be made; PowerclipError if it is a file or holds something."""
+def require_free(output: Path, *, folder: bool = True) -> None:
+    """Check that a folder, or a file, can be made; PowerclipError if it is a file or holds something."""
     if output.is_file() or (output.is_dir() and any(output.iterdir())):
-        raise PowerclipError(f"output {output} exists; remove it, or name another folder")
+        raise PowerclipError(f"output {output} exists; remove it, or name another {'folder' if folder else 'file'}")
+    require_writable(output, folder=folder)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -33,8 +33,8 @@ def test_shards_of_another_source_or_of_other_settings_are_not_touched(photos, t
         PowerclipError, match=r"shards made with other settings \(samples_per_shard was 2, now 3\); name an empty"
     ):
         prepared(photos, tmp_path / "out", samples_per_shard=3)
-    with pytest.raises(PowerclipError, match=r"\(replace_annotations was False, now True\)"):
-        prepared(photos, tmp_path / "out", samples_per_shard=2, replace_annotations=True)
+    with pytest.raises(PowerclipError, match=r"\(caption_lines was None, now True\)"):
+        prepared(photos, tmp_path / "out", samples_per_shard=2, caption_lines=True)
     (photos / "0.txt").write_text("changed")
     with pytest.raises(PowerclipError, match="holds shards of another source, or the source has changed"):
         prepared(photos, tmp_path / "out", samples_per_shard=2)

@@ -205,6 +205,8 @@ def test_what_a_run_lacks_is_said(tmp_path):
     (broken / "evaluation.json").write_text('{"tasks": ', encoding="utf-8")
     (broken / "config.yaml").write_text("a: [", encoding="utf-8")
     (broken / "metrics.jsonl").write_text("", encoding="utf-8")
+    with pytest.raises(PowerclipError, match="output .* is a folder; name a file"):
+        write_report({"e": empty}, tmp_path)
     page = report({"b": broken, "e": empty}, tmp_path)
     for said in ("Not evaluated", "No metrics yet", "No complete model yet", "No readable config.yaml"):
         assert f"{said}: b, e" in page.text

@@ -31,7 +31,7 @@ from powerclip.evaluate.results import (
 )
 from powerclip.evaluate.score import has_masks, jobs_of, run_jobs, skipped
 from powerclip.evaluate.suites import BENCHMARKS, SUITES, benchmarks_of
-from powerclip.files import write_json
+from powerclip.files import require_writable, write_json
 from powerclip.model import PowerCLIP, load_any
 from powerclip.runs import RunFolder
 from powerclip.scenes import evaluation_tasks, segmentation_task
@@ -65,7 +65,8 @@ def evaluate_model(
     suite or data, none of the suites' data sets is there, or regions are asked for that the data do not hold.
     """
     config = config or EvaluateConfig()
-    names = suites_asked_for(config.suite, config.data)
+    names, folder = suites_asked_for(config.suite, config.data), results_folder(model, config)
+    require_writable(folder)
     pairs = [str(config.data)] if config.data else _training_data(model) if "pairs" in names else []
     with process_group(config.device) as place:
         loaded, preprocess, tokenizer = load_any(model, config.pretrained)
@@ -76,7 +77,6 @@ def evaluate_model(
         jobs = jobs_of([task for task, _ in tasks if task.name not in absent], config.scores, config.regions)
         origin_of_task = {id(task): origin for task, origin in tasks}
         asked = {job.name: origin_of_task[id(job.task)] for job in jobs}
-        folder = results_folder(model, config)
         label = model if config.pretrained is None else f"{model}:{config.pretrained}"
         digest = digest_of(loaded)
         evaluation = rank0_first(lambda: _earlier_results(folder, label, digest))

@@ -9,7 +9,7 @@ from filelock import FileLock, Timeout
 
 from powerclip.data.shards import PLAN, REPORT
 from powerclip.errors import PowerclipError
-from powerclip.files import make_folder, read_json, write_json
+from powerclip.files import make_folder, read_json, require_writable, write_json
 
 LOCK = ".lock"
 TEMPORARY = (".shard-*.tmp", ".captions.db.tmp*", f"{PLAN}.*.tmp", f".{REPORT}.*.tmp")
@@ -25,6 +25,7 @@ def reserved(output: Path, plan: Mapping[str, Any]) -> Iterator[None]:
     """
     if output.exists() and not output.is_dir():
         raise PowerclipError(f"output {output} is a file; name a folder")
+    require_writable(output)
     known = {*_unfinished(output), output / LOCK}
     if output.is_dir() and not (output / PLAN).exists() and set(output.iterdir()) - known:
         raise PowerclipError(f"output {output} is not empty and was not made by this command; name an empty folder")

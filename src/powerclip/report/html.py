@@ -15,7 +15,7 @@ from markupsafe import Markup
 from powerclip.distributed import process_group
 from powerclip.errors import PowerclipError
 from powerclip.evaluate.encode import Encoder
-from powerclip.files import atomic_write
+from powerclip.files import atomic_write, require_writable
 from powerclip.model import PowerCLIP, load, make_tokenizer, make_transforms
 from powerclip.report.examples import POOL, Images, hard_negatives, retrieval
 from powerclip.report.grounding import Grounding, ground, regions_of, rows
@@ -74,6 +74,7 @@ def write_report(
                 f"run {name}: {run} is no run: it holds no config.yaml, metrics.jsonl, evaluation.json or model; "
                 f"name {f'those in it: {inside}' if inside else 'the folder of a run'}"
             )
+    require_writable(output, folder=False)
     found = read_evaluations({name: [run] for name, run in runs.items()})
     evaluations = {name: seeds for name, seeds in found.items() if seeds}
     headline = headlines(evaluations)
