@@ -172,8 +172,19 @@ def test_a_table_among_pairs_does_not_hide_them(place, tmp_path):
     assert (report["samples"], report["ignored"]) == (1, {".parquet": 1})
 
 
+@pytest.mark.parametrize(
+    ("name", "hint"), [("captions.json", r"docs/faq\.md\)$"), ("captions.xml", "or scenes:train$")]
+)
+def test_a_file_that_is_no_source_says_what_is(name, hint, tmp_path):
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(PowerclipError, match=rf"{name} cannot be read as a source; give a folder of images .*{hint}"):
+        prepared(tmp_path / name, tmp_path / "out")
+
+
 def test_a_folder_without_captions_says_what_to_do(tmp_path):
     put(tmp_path / "photos", "a")
     (tmp_path / "photos" / "a.txt").unlink()
-    with pytest.raises(PowerclipError, match="none of the 1 images in .* has a caption; put NAME.txt next to NAME.jpg"):
+    with pytest.raises(
+        PowerclipError, match="none of the 1 images in .* has a caption; put NAME.txt next to NAME.jpg, or"
+    ):
         prepared(tmp_path / "photos", tmp_path / "out")

@@ -54,7 +54,9 @@ def open_source(source: str, config: PrepareConfig) -> Source:
     if not path.exists():
         raise PowerclipError(f"no source at {source}; give {KINDS}")
     if suffix not in TABLES:
-        raise PowerclipError(f"{source} cannot be read as a source; give {KINDS}")
+        lines = '; make a .jsonl of it, {"path": ..., "caption": ...} a line (for COCO\'s captions: docs/faq.md)'
+        hint = lines if suffix == ".json" else ""
+        raise PowerclipError(f"{source} cannot be read as a source; give {KINDS}{hint}")
     return open_arrow([path], config) if suffix == ".parquet" else open_text(path, config)
 
 
@@ -71,7 +73,7 @@ def _folder(folder: Path, config: PrepareConfig) -> Source:
     captions = [texts.get(path.with_suffix("")) for path in images]
     if not any(captions):
         none = f"none of the {len(images)} images in {folder} has a caption"
-        raise PowerclipError(f"{none}; put NAME.txt next to NAME.jpg")
+        raise PowerclipError(f"{none}; put NAME.txt next to NAME.jpg, or give a table of paths and captions")
     pairs = list(zip(images, captions, strict=True))
     names = (str(path.relative_to(folder)) for path in images)
     stamps = (stamp(image) + (stamp(caption) if caption else "-") for image, caption in pairs)
