@@ -85,6 +85,14 @@ def test_samples_without_phrases_are_counted_and_warned_of_once(workers, plain, 
     assert all(torch.equal(b.phrase_spans, torch.tensor([[[0, 1]]]).expand(4, 1, 2)) for b in batches)
 
 
+def test_more_workers_than_cores_are_said_in_one_line(plain, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0})  # which torch asks, too
+    write_pairs(tmp_path / "a.tar", 8)
+    assert len(list(epoch_of(loader_of(tmp_path, plain, batch_size=4, workers=2)))) == 2
+    said = "data.workers is 2 and there are 1 CPU cores; more than these hardly help"
+    assert [record.message for record in caplog.records] == [said]
+
+
 def test_a_tree_without_a_phrase_counts_as_the_whole_caption(plain, tmp_path):
     write_pairs(tmp_path / "a.tar", 2, tree=PhraseTree(leaves=TREE.leaves, phrases=(), parser="test"))
     (batch,) = epoch_of(loader_of(tmp_path, plain, batch_size=2))

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import os
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence, Set
@@ -246,16 +247,21 @@ class Loader:
         and continue over the ends of epochs. RunFailedError if more than the allowed share of the samples is bad, a
         remote store is gone, or a decoding process died.
         """
-        loader = DataLoader(
-            self.dataset,
-            sampler=self._requests(step, pieces),
-            batch_size=None,
-            num_workers=self.settings.workers,
-            generator=torch.Generator(),  # the main process's own random numbers stay untouched
-            pin_memory=torch.cuda.is_available(),
-            worker_init_fn=outlast_first_signal,
-        )
-        with worker_death_as_error():
+        workers = self.settings.workers
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # not on macOS
+        if workers > (cores or workers):
+            log.warning("data.workers is %d and there are %d CPU cores; more than these hardly help", workers, cores)
+        with warnings.catch_warnings(), worker_death_as_error():
+            warnings.filterwarnings("ignore", message="This DataLoader will create")  # torch's, twice
+            loader = DataLoader(
+                self.dataset,
+                sampler=self._requests(step, pieces),
+                batch_size=None,
+                num_workers=workers,
+                generator=torch.Generator(),  # the main process's own random numbers stay untouched
+                pin_memory=torch.cuda.is_available(),
+                worker_init_fn=outlast_first_signal,
+            )
             batches: Any = iter(loader)
         try:
             while True:
