@@ -19,7 +19,7 @@ import powerclip
 from powerclip.evaluate.run import SCENES_SEED
 from powerclip.files import atomic_write
 from powerclip.phrases import encode_captions, whole_caption_tree
-from powerclip.report.plots import png
+from powerclip.pixels import png
 from powerclip.scenes import evaluation_tasks
 from powerclip.tasks import Grounding
 

@@ -20,7 +20,8 @@ from scipy.stats import t as student
 from studies import OWN_SCORE, OWN_SCORES, STUDIES, Study
 
 from powerclip.files import atomic_write, read_json
-from powerclip.report.plots import PANELS, Panel, png
+from powerclip.pixels import png
+from powerclip.report.plots import PANELS, Panel
 from powerclip.report.tables import Cell, Spread, Table
 
 HERE = Path(__file__).parent

@@ -12,8 +12,9 @@ from powerclip.errors import PowerclipError
 from powerclip.evaluate import evaluate_model, read_evaluation
 from powerclip.evaluate.run import suites_asked_for
 from powerclip.files import atomic_write, read_json, write_json
+from powerclip.pixels import png
 from powerclip.progress import print_line
-from powerclip.report.plots import comparison_plot, png
+from powerclip.report.plots import comparison_plot
 from powerclip.report.tables import read_evaluations, results_table, seeds_table
 from powerclip.runs import RunFolder
 from powerclip.train import train

@@ -1,14 +1,18 @@
 """Pixels as every part of powerclip sees them: training, evaluation, and the transform that comes with a model."""
 
 import io
+import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, ImageOps
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION
 
 from powerclip.errors import BadSampleError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure  # takes long to import, and most of powerclip draws nothing
 
 
 def to_rgb(opened: Image.Image) -> Image.Image:
@@ -46,6 +50,15 @@ def encoded(image: Image.Image, form: str, **options: Any) -> bytes:
     """An image as a file of a form that Pillow knows, with its options."""
     buffer = io.BytesIO()
     image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def png(figure: "Figure", *, dpi: int = 130) -> bytes:
+    """A figure as PNG bytes; characters that its font lacks become boxes, silently."""
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"(?s)Glyph \d+ .* missing from")
+        figure.savefig(buffer, format="png", dpi=dpi)
     return buffer.getvalue()
 
 

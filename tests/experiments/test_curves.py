@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from powerclip.report.plots import INSTRUMENTS, png
+from powerclip.pixels import png
+from powerclip.report.plots import INSTRUMENTS
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
 

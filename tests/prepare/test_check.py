@@ -9,10 +9,12 @@ from rich.console import Console
 
 from powerclip.config import PrepareConfig
 from powerclip.data.loader import open_data
-from powerclip.data.shards import is_unfinished, read_shards
+from powerclip.data.sample import Sample
+from powerclip.data.shards import is_unfinished, read_shards, write_shards
 from powerclip.errors import RunFailedError
 from powerclip.prepare import prepare
 from powerclip.prepare.check import check
+from tests.support.images import one_colour
 from tests.support.sources import FULL, WHOLE, pairs, picture
 from tests.support.tars import npy, write_tar
 
@@ -53,6 +55,13 @@ def test_what_a_job_left_half_made_is_not_taken_for_all(report, out):
         assert sum(open_data(out).counts) == 8
     shards = sorted(out.glob("*.tar"))
     assert not any(map(is_unfinished, shards))  # one shard is what it is
+
+
+def test_characters_that_the_font_lacks_are_drawn_without_a_warning(tmp_path):
+    sample = Sample(key="a", image=one_colour("red"), image_extension="png", caption="\u732b \U0001f408 a cat")
+    write_shards([sample], tmp_path)
+    assert printed(tmp_path)[0]["samples"] == 1  # a warning is an error here
+    assert (tmp_path / "contact_sheet.png").stat().st_size > 1000
 
 
 @pytest.mark.parametrize("report", ["", "[]", "{}", '{"samples": "many"}'])

@@ -1,7 +1,8 @@
 import pytest
 
 from powerclip.evaluate import Evaluation
-from powerclip.report.plots import comparison_plot, instruments, png
+from powerclip.pixels import png
+from powerclip.report.plots import comparison_plot, instruments
 from powerclip.report.tables import results_table
 
 

@@ -1,6 +1,5 @@
 """``powerclip prepare --check``: are these shards valid, and what do they hold? With a contact sheet of samples."""
 
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, suppress
@@ -24,8 +23,9 @@ from powerclip.data.published import GRID as PUBLISHED_GRID
 from powerclip.data.sample import Sample
 from powerclip.data.shards import REPORT, SamplePlace, find_shards, index_shard, is_unfinished
 from powerclip.errors import BadSampleError, PowerclipError, RunFailedError, counted, printable
-from powerclip.files import read_json, write_json
+from powerclip.files import atomic_write, read_json, write_json
 from powerclip.phrases.tokens import clip_tokenizer
+from powerclip.pixels import png
 from powerclip.prepare.annotate import Counts
 from powerclip.prepare.pairs import Pair, decoded
 from powerclip.prepare.workers import run_local
@@ -74,7 +74,7 @@ def check(path: Path, *, workers: int = 1, console: Console | None = None, look:
         write_json(folder / RESULT, result)
         examples = [pair for _, pair in islice(_valid(from_all_over(places, SHOWN), Counts()), SHOWN)]
         if examples:
-            contact_sheet(examples).savefig(folder / SHEET, dpi=110)
+            atomic_write(folder / SHEET, png(contact_sheet(examples), dpi=110))
             print_line(console, f"Drew {len(examples)} samples: {folder / SHEET}")
     except OSError as error:
         print_line(console, f"Nothing written to {folder}: {error}")
@@ -201,22 +201,19 @@ def contact_sheet(pairs: Sequence[Pair]) -> Figure:
     """Images of some samples: masks in colours, the largest first, and the caption with its phrases in brackets."""
     rows = -(-len(pairs) // COLUMNS)
     figure = Figure(figsize=(3.2 * COLUMNS, 3.9 * rows), layout="constrained")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # scripts that the font lacks
-        panels = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
-        for axes in panels:
-            axes.set_axis_off()
-        for axes, (sample, image) in zip(panels, pairs, strict=False):
-            small = shrink_to(image, LONGEST_SIDE)
-            masks = [masks_at_size(mask[None], small)[0] for mask in _masks(sample)]
-            axes.imshow(_painted(small, masks))
-            text = sample.tree.to_brackets(sample.caption) if sample.tree else sample.caption
-            shown = "\n".join(wrap(printable(text), CHARACTERS, max_lines=LINES, placeholder=" …"))
-            axes.set_title(f"{printable(sample.key[:40])}, {len(masks)} regions", fontsize=7, parse_math=False)
-            axes.text(
-                0, -0.02, shown, transform=axes.transAxes, fontsize=6.5, va="top", parse_math=False, family="monospace"
-            )
-        figure.canvas.draw_idle()
+    panels = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
+    for axes in panels:
+        axes.set_axis_off()
+    for axes, (sample, image) in zip(panels, pairs, strict=False):
+        small = shrink_to(image, LONGEST_SIDE)
+        masks = [masks_at_size(mask[None], small)[0] for mask in _masks(sample)]
+        axes.imshow(_painted(small, masks))
+        text = sample.tree.to_brackets(sample.caption) if sample.tree else sample.caption
+        shown = "\n".join(wrap(printable(text), CHARACTERS, max_lines=LINES, placeholder=" …"))
+        axes.set_title(f"{printable(sample.key[:40])}, {len(masks)} regions", fontsize=7, parse_math=False)
+        axes.text(
+            0, -0.02, shown, transform=axes.transAxes, fontsize=6.5, va="top", parse_math=False, family="monospace"
+        )
     return figure
 
 

@@ -1,9 +1,7 @@
 """Training curves as a page's script draws them, and figures of comparisons."""
 
-import io
 import math
 import statistics
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -217,12 +215,3 @@ def legend(axes: Axes, names: Iterable[str], *, linewidth: float, alpha: float =
 def is_number(value: object) -> bool:
     """Whether a value from a JSON file is a number that can be drawn."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
-
-
-def png(figure: Figure) -> bytes:
-    """A figure as PNG bytes; characters that its font lacks become boxes, silently."""
-    buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=r"(?s)Glyph \d+ .* missing from")
-        figure.savefig(buffer, format="png", dpi=130)
-    return buffer.getvalue()
