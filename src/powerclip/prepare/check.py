@@ -7,6 +7,7 @@ from itertools import islice
 from pathlib import Path
 from textwrap import wrap
 from typing import Any
+from unicodedata import east_asian_width
 
 import matplotlib
 import numpy as np
@@ -209,7 +210,9 @@ def contact_sheet(pairs: Sequence[Pair]) -> Figure:
         masks = [masks_at_size(mask[None], small)[0] for mask in _masks(sample)]
         axes.imshow(_painted(small, masks))
         text = sample.tree.to_brackets(sample.caption) if sample.tree else sample.caption
-        shown = "\n".join(wrap(printable(text), CHARACTERS, max_lines=LINES, placeholder=" …"))
+        is_wide = any(east_asian_width(character) in "WF" for character in text)
+        width = CHARACTERS // 2 if is_wide else CHARACTERS
+        shown = "\n".join(wrap(printable(text), width, max_lines=LINES, placeholder=" …"))
         axes.set_title(f"{printable(sample.key[:40])}, {len(masks)} regions", fontsize=7, parse_math=False)
         axes.text(
             0, -0.02, shown, transform=axes.transAxes, fontsize=6.5, va="top", parse_math=False, family="monospace"
