@@ -26,7 +26,7 @@ def photo(seed):
     return encoded(Image.fromarray(pixels), compress_level=0)
 
 
-def test_samples_that_cannot_be_used_are_skipped(tmp_path):
+def test_samples_that_cannot_be_used_are_skipped(tmp_path, monkeypatch):
     whole = photo(0)
     images = {"a": png("red"), "b": b"not an image", "cut": whole[: len(whole) // 2], "d": png("red")}
     write_shards([sample(key, image) for key, image in images.items()], tmp_path)
@@ -35,6 +35,8 @@ def test_samples_that_cannot_be_used_are_skipped(tmp_path):
     assert task.captions == [("the a",), ("the d",)]
     assert [image().getpixel((0, 0)) for image in task.images] == [(255, 0, 0)] * 2
     assert len(retrieval_from_shards(tmp_path, limit=1).images) == 1
+    monkeypatch.setattr("powerclip.evaluate.datasets.own_shards.rank", lambda: 1)
+    assert len(retrieval_from_shards(tmp_path).images) == 2  # the first process has warned
 
 
 def test_all_captions_of_an_image_are_its_own(tmp_path):

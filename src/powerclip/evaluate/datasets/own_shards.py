@@ -15,6 +15,7 @@ from powerclip.data.index import open_index
 from powerclip.data.loader import open_data
 from powerclip.data.shards import SamplePlace
 from powerclip.data.validate import check_regions
+from powerclip.distributed import rank
 from powerclip.errors import BadSampleError, PowerclipError, counted, printable
 from powerclip.evaluate.datasets.images import ShardImage
 from powerclip.tasks import Masks, Retrieval
@@ -73,7 +74,7 @@ def retrieval_from_shards(path: Path | str, *, limit: int | None = None) -> Retr
     if not images:
         reasons = f" ({counted(bad)})" if bad else ""
         raise PowerclipError(f"no usable image-caption pair in {path}{reasons}; see powerclip prepare")
-    if bad:
+    if bad and rank() == 0:  # all processes read all
         warnings.warn(
             f"not evaluated of {printable(str(path))}: {counted(bad)}; evaluated: {len(images)}", stacklevel=2
         )
