@@ -147,7 +147,7 @@ def test_an_order_task_is_made_of_a_retrieval_set(model, tmp_path):
 @pytest.mark.parametrize(
     ("suite", "with_data", "message"),
     [
-        ("zoo", True, "unknown suite 'zoo'; suites: scenes, pairs, classification"),
+        ("zoo", True, "unknown suite 'zoo'; suites: scenes, pairs, classes, classification"),
         ("clasification", True, "unknown suite 'clasification'; did you mean classification"),
         ("retrieval", False, "the retrieval suite needs data; add --data DIR"),
         ("robustness", True, "holds no data set of the robustness suite; expected folders named imagenetv2"),
