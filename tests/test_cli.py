@@ -280,3 +280,11 @@ def test_nothing_that_is_read_acts_on_the_terminal(tmp_path, capsys):
     said = "".join(capsys.readouterr())
     assert "\x1b" not in said
     assert said.count("[red]") > 10
+
+
+def test_own_warnings_are_one_line_and_others_keep_their_place():
+    def shown(text, file):
+        return cli.warning_line(UserWarning(text), UserWarning, file, 7)
+
+    assert shown("two\nlines", cli.__file__) == "powerclip: two lines\n"
+    assert shown("other", __file__).startswith(f"{__file__}:7: UserWarning: other\n")

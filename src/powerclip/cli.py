@@ -9,7 +9,9 @@ import os
 import re
 import select
 import sys
+import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import tyro
@@ -45,6 +47,7 @@ CUT = 141
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand; return the exit status: 0 success, 2 wrong usage, 1 failure, ``CUT``."""
     end_with_launcher()
+    warnings.formatwarning = warning_line
     try:
         status = _run(list(sys.argv[1:] if argv is None else argv))
         print(end="", flush=True)  # what fails here would otherwise be reported as Python ends
@@ -59,6 +62,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             return CUT
         raise
     return status
+
+
+def warning_line(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """A warning as the command shows it: one of ours in one line, others as Python does, with their place."""
+    if Path(filename).is_relative_to(Path(__file__).parent):
+        return printable(f"powerclip: {' '.join(str(message).split())}") + "\n"
+    return _PYTHONS_FORM(message, category, filename, lineno, line)
+
+
+_PYTHONS_FORM = warnings.formatwarning
 
 
 def _run(argv: Sequence[str]) -> int:
