@@ -79,7 +79,8 @@ def create_model(
         if kept[key] != trained:
             warnings.warn(
                 f"{start.source} was trained with {key} {trained} and starts here with {kept[key]}, so that its "
-                f"embeddings mean nothing at first; to keep them, set {key} to {trained}",
+                f"embeddings mean nothing at first; to keep them, set {key} to {trained} "
+                f"(in a command: --model.{key.replace('_', '-')} {trained})",
                 stacklevel=2,
             )
     model_config = copy.deepcopy(start.model)
