@@ -156,8 +156,29 @@ def _paper(base: TrainConfig) -> TrainConfig:
     return replace(config, objective=ObjectiveConfig(name="powerclip", powerset_weight=0.2, normalise_by_regions=False))
 
 
+FORMER = "-2e-3"
+"""Ends the names of the same configs with the learning rate that all had at first, twice the recipes' of now."""
+RATES = {"-5e-4": 5e-4, FORMER: 2e-3, "-4e-3": 4e-3}
+"""Learning rates beside the recipes'."""
+
+
 def _scenes_configs() -> dict[str, TrainConfig]:
-    """What the demo's recipe does, the baselines, and one change each."""
+    """What the demo's recipe does, the baselines, and one change each, with each learning rate."""
+    configs = _recipe_and_changes()
+    return configs | {
+        name + suffix: _at_rate(config, rate) for name, config in configs.items() for suffix, rate in RATES.items()
+    }
+
+
+def _at_rate(base: TrainConfig, rate: float) -> TrainConfig:
+    return replace(base, optim=replace(base.optim, learning_rate=rate))
+
+
+def _former(*names: str) -> tuple[str, ...]:
+    return tuple(name + FORMER for name in names)
+
+
+def _recipe_and_changes() -> dict[str, TrainConfig]:
     patches = scenes_tiny()
     boxes = replace(patches, model=ModelConfig(name="tiny-local"))
     powerset = _objective(boxes, subsets="all", normalise_by_regions=True)
@@ -183,10 +204,9 @@ def _scenes_configs() -> dict[str, TrainConfig]:
         "superclip": clip.with_objective("superclip"),
         "patches-sparc": _objective(patches, global_loss="sparc"),
         **_longer({"clip": clip, "patches": patches, "superpixels": stored}),
-        # As many steps as segments take in CLIP's time, and other learning rates.
+        # As many steps as segments take in CLIP's time.
         "clip-2200": replace(clip, steps=2200),
         "clip-tower-2200": replace(_tower_pooling(clip), steps=2200),
-        **_rates({"clip": clip, "clip-tower": _tower_pooling(clip), "superpixels": stored}),
         # What does it in "patches" and "boxes": one change each.
         "patches-all": _objective(patches, subsets="all", normalise_by_regions=True),
         "patches-4": _objective(patches, gradient_ratio=4.0),
@@ -220,18 +240,6 @@ def _both(base: TrainConfig) -> TrainConfig:
     return replace(base, model=replace(base.model, phrase_unit="both"))
 
 
-RATES = {"5e-4": 5e-4, "1e-3": 1e-3, "4e-3": 4e-3}
-"""Learning rates beside the 2e-3 of all others."""
-
-
-def _rates(configs: Mapping[str, TrainConfig]) -> dict[str, TrainConfig]:
-    return {
-        f"{name}-{shown}": replace(config, optim=replace(config.optim, learning_rate=rate))
-        for name, config in configs.items()
-        for shown, rate in RATES.items()
-    }
-
-
 def _gpu_configs() -> dict[str, TrainConfig]:
     """Eight times the samples in larger images and batches, with a ViT-S; sized for a GPU, not run on one yet."""
     scenes = _scenes_configs()
@@ -239,7 +247,7 @@ def _gpu_configs() -> dict[str, TrainConfig]:
         name: replace(
             scenes[name],
             model=replace(scenes[name].model, name="ViT-S-16", image_size=GPU_IMAGE_SIZE),
-            optim=replace(scenes[name].optim, learning_rate=1e-3, warmup_steps=100),
+            optim=replace(scenes[name].optim, warmup_steps=100),
             data=replace(scenes[name].data, workers=12),
             batch_size=1024,
             steps=768,
@@ -255,7 +263,8 @@ def _longer(configs: Mapping[str, TrainConfig]) -> dict[str, TrainConfig]:
 
 def _conv_configs() -> dict[str, TrainConfig]:
     """What was tried with the tower tiny-conv and regions of unit length."""
-    unit = replace(scenes_tiny(), model=ModelConfig(name="tiny-conv"), objective=ObjectiveConfig(name="powerclip"))
+    recipe = _at_rate(scenes_tiny(), RATES[FORMER])
+    unit = replace(recipe, model=ModelConfig(name="tiny-conv"), objective=ObjectiveConfig(name="powerclip"))
     centred = _objective(
         unit, powerset_weight=1.0, centre_scores="full", weight_start_step=200, weight_warmup_steps=300
     )
@@ -280,8 +289,8 @@ def _conv_configs() -> dict[str, TrainConfig]:
             centred, zero="midpoint", gradient_ratio=0.5, global_loss="sparc", sparc_local_weight=2.0
         ),
         "zero-04": _objective(centred, zero=0.4, gradient_ratio=0.5),
-        # The recipe scenes_tiny but for its tower.
-        "patches": replace(scenes_tiny(), model=ModelConfig(name="tiny-conv", region_unit="patch")),
+        # The recipe scenes_tiny but for its tower and learning rate.
+        "patches": replace(recipe, model=ModelConfig(name="tiny-conv", region_unit="patch")),
         # Phrases as texts of their own.
         "alone-grounded": _alone(_objective(centred, zero="midpoint", gradient_ratio=0.5)),
         "alone-softmax": _alone(_objective(unit, powerset_weight=0.5, form="softmax")),
@@ -309,10 +318,7 @@ def _conv_configs() -> dict[str, TrainConfig]:
     }
 
 
-SEGMENTS = (
-    *("superpixels", "superpixels-both", "superpixels-longer", "superpixels-32", "superpixels-all"),
-    *(f"superpixels-{rate}" for rate in RATES),
-)
+SEGMENTS = tuple(name for name in _scenes_configs() if name.startswith("superpixels"))
 """The configs that train on segments of the image."""
 SCENES_METRICS = (
     ("scenes-object", "acc@1"),
@@ -410,23 +416,26 @@ ABLATION = (
     *("no-zero-3", "no-triplet-3"),
 )
 """Each with one change of "midpoint-3"."""
-LONGER = Part(
+MAIN = ("clip", "clip-tower", "patches", "boxes", "superpixels", "superpixels-32", "filip")
+"""What is compared in all worlds: CLIP, PowerCLIP's loss on regions of four kinds, and its nearest relative."""
+FORMER_LONGER = Part(
     name="longer",
-    configs=("clip", "clip-longer", "patches", "patches-longer", "superpixels", "superpixels-longer"),
-    against=("clip-longer",),
+    configs=_former("clip", "clip-longer", "patches", "patches-longer", "superpixels", "superpixels-longer"),
+    against=_former("clip-longer"),
     drawn=(),
 )
 
-COLOURED = {
-    name: config
-    for name, config in _scenes_configs().items()
-    if name
-    in (
-        *("clip", "clip-tower", "clip-2200", "clip-tower-2200"),
-        *("patches", "boxes", "superpixels", "superpixels-32", "filip", "sparc"),
-        *("clip-1e-3", "clip-tower-1e-3", "superpixels-1e-3"),
-    )
-}
+
+def _main(*more: str) -> Part:
+    drawn = ("clip", "patches", "superpixels")
+    return Part(name="main", configs=(*MAIN, *more), against=("clip", "clip-tower"), drawn=drawn)
+
+
+def _former_main(*more: str) -> Part:
+    """The same with the former learning rate."""
+    configs = _former(*MAIN, *more)
+    return Part(name="former", configs=configs, against=_former("clip", "clip-tower"), drawn=())
+
 
 STUDIES: dict[str, Study] = {
     "scenes": Study(
@@ -438,114 +447,79 @@ STUDIES: dict[str, Study] = {
         validation=_validation_scenes,
         metrics=SCENES_METRICS + SCENES_OWN,
         parts=(
-            Part(
-                name="main",
-                configs=("clip", "clip-tower", "patches", "boxes", "superpixels", "superpixels-32", "gold"),
-                against=("clip", "clip-tower"),
-                drawn=("clip", "patches", "superpixels"),
-            ),
-            LONGER,
+            _main("gold"),
             Part(
                 name="fairness",
                 configs=(
-                    *("clip", "clip-2200", *(f"clip-{rate}" for rate in RATES)),
-                    *("clip-tower", "clip-tower-2200", *(f"clip-tower-{rate}" for rate in RATES)),
-                    *("superpixels", *(f"superpixels-{rate}" for rate in RATES)),
+                    *(name + rate for name in ("clip", "clip-tower", "superpixels") for rate in ("", *RATES)),
+                    *("clip-2200", "clip-tower-2200"),
                 ),
                 against=(),
                 drawn=(),
             ),
+            _former_main("gold"),
+            FORMER_LONGER,
             Part(
                 name="baselines",
-                configs=("clip", "siglip", "superclip", "sparc", "filip", "patches", "superpixels", "patches-sparc"),
-                against=("patches",),
+                configs=_former(
+                    "clip", "siglip", "superclip", "sparc", "filip", "patches", "superpixels", "patches-sparc"
+                ),
+                against=_former("patches"),
                 drawn=(),
             ),
             Part(
                 name="ablation",
-                configs=(
+                configs=_former(
                     *("boxes", "boxes-5", "boxes-20", "boxes-05", "boxes-2", "boxes-t2r", "boxes-r2t"),
-                    *(
-                        "boxes-triplet",
-                        "boxes-margin-1",
-                        "superpixels",
-                        "superpixels-32",
-                        "patches",
-                        "patches-4",
-                        "patches-tokens",
-                    ),
+                    *("boxes-triplet", "boxes-margin-1", "superpixels", "superpixels-32"),
+                    *("patches", "patches-4", "patches-tokens"),
                 ),
-                against=("boxes",),
-                drawn=("boxes", "boxes-t2r", "boxes-r2t"),
+                against=_former("boxes"),
+                drawn=_former("boxes", "boxes-t2r", "boxes-r2t"),
             ),
             Part(
                 name="powerset",
-                configs=(
+                configs=_former(
                     *("boxes", "boxes-all", "boxes-all-tau", "boxes-all-zeta", "boxes-all-calibrated"),
                     *("boxes-all-activations", "patches-all", "superpixels-all"),
                 ),
-                against=("boxes",),
+                against=_former("boxes"),
                 drawn=(),
             ),
             Part(
                 name="selective",
-                configs=("clip", "selective", "selective-midpoint", "selective-unit"),
-                against=("clip",),
-                drawn=("clip", "selective", "selective-midpoint", "selective-unit"),
+                configs=_former("clip", "selective", "selective-midpoint", "selective-unit"),
+                against=_former("clip"),
+                drawn=_former("clip", "selective", "selective-midpoint", "selective-unit"),
             ),
         ),
     ),
     "emoji": Study(
-        configs={
-            name: _scenes_configs()[name]
-            for name in (
-                *("clip", "clip-tower", "patches", "boxes", "superpixels", "superpixels-32", "filip"),
-                *("patches-sparc", "selective", "patches-both", "superpixels-both"),
-                *("clip-longer", "patches-longer", "superpixels-longer"),
-            )
-        },
+        configs=_scenes_configs(),
         seeds=(0, 1, 2, 3, 4),
         make_data=_emoji_scenes,
         other_data=dict.fromkeys(SEGMENTS, _emoji_of_superpixels),
         evaluate=_evaluate_emoji,
         metrics=EMOJI_METRICS + EMOJI_OWN,
-        parts=(
-            Part(
-                name="main",
-                configs=(
-                    *("clip", "clip-tower", "patches", "boxes", "superpixels", "superpixels-32", "filip"),
-                    "patches-sparc",
-                ),
-                against=("clip", "clip-tower"),
-                drawn=("clip", "patches", "superpixels"),
-            ),
-            LONGER,
-        ),
+        parts=(_main(), _former_main("patches-sparc"), FORMER_LONGER),
     ),
     "emoji-coloured": Study(
-        configs=COLOURED,
+        configs=_scenes_configs(),
         seeds=(0, 1, 2, 3, 4),
         make_data=partial(_emoji_scenes, names=COLOURED_NAMES, coloured=True),
         other_data=dict.fromkeys(SEGMENTS, partial(_emoji_of_superpixels, names=COLOURED_NAMES, coloured=True)),
         evaluate=partial(_evaluate_emoji, names=COLOURED_NAMES, coloured=True),
         metrics=COLOURED_METRICS + COLOURED_OWN,
-        parts=(
-            Part(
-                name="main",
-                configs=tuple(COLOURED),
-                against=("clip", "clip-tower"),
-                drawn=("clip", "patches", "superpixels"),
-            ),
-        ),
+        parts=(_main("clip-2200", "clip-tower-2200"), _former_main("clip-2200")),
     ),
     "emoji-coloured-240": Study(
-        configs=COLOURED,
+        configs=_scenes_configs(),
         seeds=(0, 1, 2, 3, 4),
         make_data=partial(_emoji_scenes, coloured=True),
         other_data=dict.fromkeys(SEGMENTS, partial(_emoji_of_superpixels, coloured=True)),
         evaluate=partial(_evaluate_emoji, coloured=True),
         metrics=COLOURED_METRICS + COLOURED_OWN,
-        parts=(Part(name="main", configs=tuple(COLOURED), against=("clip",), drawn=()),),
+        parts=(_former_main(),),
     ),
     "scenes-conv": Study(
         configs=_conv_configs(),
@@ -640,14 +614,7 @@ STUDIES: dict[str, Study] = {
         other_data=dict.fromkeys(SEGMENTS, _larger_scenes_of_superpixels),
         evaluate=_evaluate_scenes,
         metrics=SCENES_METRICS + SCENES_OWN,
-        parts=(
-            Part(
-                name="main",
-                configs=tuple(_gpu_configs()),
-                against=("clip", "clip-tower"),
-                drawn=("clip", "patches", "superpixels"),
-            ),
-        ),
+        parts=(replace(_main(), configs=tuple(_gpu_configs())),),
     ),
 }
 """By name."""

@@ -276,7 +276,7 @@ def answer_plot(found: Mapping[str, Results]) -> Figure:
     return intervals_plot(
         {
             f"{world}: {label}": {
-                name: mean_and_half(values) for name, values in answer_differences(results, metric).items()
+                name: mean_and_half(values) for name, values in answer_differences(results, metric).items() if values
             }
             for world, label, results, metric in answer_rows(found)
         }

@@ -26,6 +26,7 @@ from rich.console import Console
 import powerclip
 from powerclip.compare import finish_runs
 from powerclip.config import TrainConfig
+from powerclip.config.values import Score
 from powerclip.data.images import decode_image
 from powerclip.errors import PowerclipError
 from powerclip.files import write_json
@@ -71,12 +72,13 @@ def main(options: Options) -> int:
         for style, package in packages.items()
     }
     runs = {options.output / name: config for name, config in configs(options).items()}
-    done = finish_runs(
-        runs,
-        data=shards[TRAIN_STYLE]["train"],
-        evaluate=lambda run: evaluate(run, evaluation_tasks(emoji, images)),
-        console=console,
-    )
+
+    def evaluate_run(run: Path) -> None:
+        """By global embeddings, and a model that learnt from regions and phrases by their score, too."""
+        scores: tuple[Score, ...] = ("global", "powerset") if runs[run].objective.uses_regions else ("global",)
+        evaluate(run, evaluation_tasks(emoji, images), scores=scores)
+
+    done = finish_runs(runs, data=shards[TRAIN_STYLE]["train"], evaluate=evaluate_run, console=console)
     if not done:
         return 130
     found = read_evaluations({run.name: [run] for run in runs})

@@ -22,7 +22,7 @@ def scenes_tiny() -> TrainConfig:
         objective=ObjectiveConfig(
             powerset_weight=1.0, form="softmax", subsets="single", normalise_by_regions=False, gradient_ratio=1.0
         ),
-        optim=OptimConfig(learning_rate=2e-3, warmup_steps=50, weight_decay=0.1),
+        optim=OptimConfig(learning_rate=1e-3, warmup_steps=50, weight_decay=0.1),
         batch_size=64,
         steps=1500,
     )
@@ -54,11 +54,11 @@ def scenes_sparc() -> TrainConfig:
 
 
 def emoji_tiny() -> TrainConfig:
-    """PowerCLIP-R on images of emoji and their names; see ``examples/emoji``.
+    """``scenes_tiny`` for 700 steps, on single emoji and their names; see ``examples/emoji``.
 
     ``powerclip train --recipe emoji_tiny --data SHARDS --output runs/emoji``
     """
-    return dataclasses.replace(emoji_scenes(), recipe="emoji_tiny", objective=ObjectiveConfig(), steps=700)
+    return dataclasses.replace(scenes_tiny(), recipe="emoji_tiny", steps=700)
 
 
 def emoji_scenes() -> TrainConfig:
@@ -79,8 +79,10 @@ def emoji_scenes() -> TrainConfig:
         weight_start_step=200,
         weight_warmup_steps=300,
     )
+    base = scenes_tiny()
+    optim = dataclasses.replace(base.optim, learning_rate=2e-3)
     return dataclasses.replace(
-        scenes_tiny(), recipe="emoji_scenes", model=ModelConfig(name="tiny-conv"), objective=objective
+        base, recipe="emoji_scenes", model=ModelConfig(name="tiny-conv"), objective=objective, optim=optim
     )
 
 
