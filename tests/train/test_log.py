@@ -83,7 +83,7 @@ def test_weights_and_biases_gets_the_same_lines_and_one_run_when_resumed(tmp_pat
     assert first == second
     assert first["project"] == "mine"
     assert first["resume"] == "allow"
-    assert first["config"]["optim"]["learning_rate"] == 2e-3
+    assert first["config"]["optim"]["learning_rate"] == 1e-3
     assert wandb.finished == 2
 
 

@@ -482,7 +482,7 @@ def test_a_run_can_be_fixed_and_made_longer_and_says_so(config, shards, tmp_path
     stopped(config, shards, tmp_path / "run", at=4)
     other = changed(config, steps=12, optim__learning_rate=1e-4)
     assert train(other, data=shards, output=tmp_path / "run", resume=True).steps == 12
-    said = "Changed since the run started: optim.learning_rate: was 0.002, now 0.0001, steps: was 8, now 12"
+    said = "Changed since the run started: optim.learning_rate: was 0.001, now 0.0001, steps: was 8, now 12"
     assert said in capsys.readouterr().err
     lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert [line["step"] for line in lines] == list(range(1, 13))
