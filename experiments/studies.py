@@ -6,11 +6,10 @@ from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 
-from powerclip.config import EvaluateConfig, ModelConfig, ObjectiveConfig, PrepareConfig, TrainConfig, load_config
+from powerclip.config import EvaluateConfig, ModelConfig, ObjectiveConfig, TrainConfig, load_config
 from powerclip.config.values import Score
-from powerclip.demo import training_scenes
+from powerclip.demo import training_scenes, with_segments
 from powerclip.evaluate.run import evaluate_model, light_suite
-from powerclip.prepare import prepare
 from powerclip.recipes import emoji_scenes, scenes_tiny
 from powerclip.tasks import Task
 
@@ -68,7 +67,7 @@ def _scenes(output: Path) -> Path:
 
 
 def _scenes_of_superpixels(output: Path) -> Path:
-    return _with_superpixels(_scenes(output))
+    return with_segments(_scenes(output))
 
 
 GPU_IMAGE_SIZE = 112
@@ -79,14 +78,7 @@ def _larger_scenes(output: Path) -> Path:
 
 
 def _larger_scenes_of_superpixels(output: Path) -> Path:
-    return _with_superpixels(_larger_scenes(output))
-
-
-def _with_superpixels(shards: Path) -> Path:
-    """The same samples with segments of the image in place of their regions."""
-    folder = shards.with_name(f"{shards.name}-superpixels")
-    prepare(shards, folder, PrepareConfig(parser="none", regions="superpixels", replace_regions=True))
-    return folder
+    return with_segments(_larger_scenes(output))
 
 
 def _evaluate_scenes(run: Path) -> object:
@@ -109,7 +101,7 @@ def _emoji_scenes(output: Path, *, names: int = NAMES, coloured: bool = False) -
 
 
 def _emoji_of_superpixels(output: Path, *, names: int = NAMES, coloured: bool = False) -> Path:
-    return _with_superpixels(_emoji_scenes(output, names=names, coloured=coloured))
+    return with_segments(_emoji_scenes(output, names=names, coloured=coloured))
 
 
 def _evaluate_emoji(run: Path, *, names: int = NAMES, coloured: bool = False) -> None:

@@ -9,7 +9,7 @@ import powerclip
 SOURCE = Path(powerclip.__file__).parent
 TESTS = Path(__file__).parent
 
-LEAVES = {"errors", "config", "types", "tasks", "files", "pixels", "progress", "devices"}
+LEAVES = {"errors", "cores", "config", "types", "tasks", "files", "pixels", "progress", "devices"}
 MAY_IMPORT = {
     "errors": set(),
     "files": {"errors"},
@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "config": {"errors"},
     "pixels": {"errors"},
     "devices": {"errors"},
+    "cores": set(),
     "launcher": {"errors"},
     "recipes": {"config", "errors"},
     "distributed": {"config", "devices", "errors", "files", "launcher"},

@@ -1,4 +1,4 @@
-"""The demo: CLIP and PowerCLIP on generated scenes, with the same seed, data and number of steps."""
+"""The demo: CLIP and PowerCLIP on segments of generated scenes, with the same seed, data and number of steps."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -8,20 +8,24 @@ from rich.console import Console
 from rich.progress import track
 
 from powerclip.compare import finish_runs
-from powerclip.config import EvaluateConfig, TrainConfig
+from powerclip.config import DataConfig, EvaluateConfig, PrepareConfig, TrainConfig
 from powerclip.config.values import Score
+from powerclip.cores import available_cores
 from powerclip.data.shards import write_shards
 from powerclip.evaluate.run import evaluate_model
 from powerclip.files import atomic_folder, require_writable
-from powerclip.recipes import scenes_tiny
+from powerclip.prepare import prepare
+from powerclip.recipes import scenes_superpixels
+from powerclip.regions import load_proposer
 from powerclip.report import read_evaluations, results_table, write_report
 from powerclip.scenes import generate
 
 
 def demo_configs(*, steps: int | None = None, seed: int = 0) -> dict[str, TrainConfig]:
     """The two runs of the demo, which differ only in the objective; None trains for the recipe's own steps."""
-    base = scenes_tiny()
-    base = dataclasses.replace(base, seed=seed, steps=base.steps if steps is None else steps)
+    base = scenes_superpixels()
+    beside = DataConfig(workers=min(1, available_cores() - 1))
+    base = dataclasses.replace(base, seed=seed, steps=base.steps if steps is None else steps, data=beside)
     return {"clip": base.with_objective("clip"), "powerclip": base}
 
 
@@ -35,8 +39,12 @@ def run_demo(
     ``output`` holds runs with other settings.
     """
     require_writable(output)
+    load_proposer("superpixels")  # what is missing for it is said before the work
     seed = next(iter(configs.values())).seed
-    data = training_scenes(output / "scenes" / f"train-{scenes}-seed-{seed}", count=scenes, seed=seed)
+    data = with_segments(
+        training_scenes(output / "scenes" / f"train-{scenes}-seed-{seed}", count=scenes, seed=seed),
+        workers=available_cores(),
+    )
     runs = {name: output / name for name in configs}
     run_configs = {runs[name]: config for name, config in configs.items()}
     suite = ("scenes", "scenes-segmentation")
@@ -63,4 +71,11 @@ def training_scenes(folder: Path, *, count: int, seed: int = 0, image_size: int 
         with atomic_folder(folder) as temporary:
             shown = track(samples, total=count, description="scenes", console=console, disable=not console.is_terminal)
             write_shards(shown, temporary)
+    return folder
+
+
+def with_segments(shards: Path, *, workers: int = 1) -> Path:
+    """The same samples, with segments of the image in place of their regions, made only once."""
+    folder = shards.with_name(f"{shards.name}-superpixels")
+    prepare(shards, folder, PrepareConfig(parser="none", regions="superpixels", replace_regions=True, workers=workers))
     return folder

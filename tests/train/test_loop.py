@@ -453,6 +453,18 @@ def test_another_number_of_cpu_threads_is_said_at_the_resume(config, shards, tmp
     assert " from scratch" not in shown
 
 
+def test_time_that_goes_to_reading_is_said_once_with_the_option_that_saves_it(
+    config, shards, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(loop, "LONG_WAIT", 0.0)
+    for cores, times in ((2, 1), (1, 0)):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda process, cores=cores: set(range(cores)), raising=False)
+        train(changed(config, log_every_steps=1), data=shards, output=tmp_path / f"on-{cores}")
+        assert capsys.readouterr().err.count("goes to reading samples: --data.workers 1") == times
+    train(changed(config, data__workers=1), data=shards, output=tmp_path / "beside")
+    assert "goes to reading" not in capsys.readouterr().err
+
+
 def test_after_a_power_cut_at_any_moment_the_run_goes_on(config, shards, tmp_path, monkeypatch, capsys):
     """Each checkpoint that is left can be read, and what the run says of its steps is left too."""
     (tmp_path / "disk").mkdir()

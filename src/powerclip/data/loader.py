@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import os
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence, Set
@@ -18,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from powerclip.config import DataConfig
 from powerclip.config.values import RegionSource
+from powerclip.cores import available_cores
 from powerclip.data.collate import equally_wide
 from powerclip.data.dataset import MIN_SEEN, LoadedBatch, Request, ShardDataset, TowerInputs
 from powerclip.data.index import ShardSummary, open_index, summarize
@@ -247,9 +247,8 @@ class Loader:
         and continue over the ends of epochs. RunFailedError if more than the allowed share of the samples is bad, a
         remote store is gone, or a decoding process died.
         """
-        workers = self.settings.workers
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # not on macOS
-        if workers > (cores or workers):
+        workers, cores = self.settings.workers, available_cores()
+        if workers > cores:
             log.warning("data.workers is %d and there are %d CPU cores; more than these hardly help", workers, cores)
         with warnings.catch_warnings(), worker_death_as_error():
             warnings.filterwarnings("ignore", message="This DataLoader will create")  # torch's, twice

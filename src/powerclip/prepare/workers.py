@@ -71,9 +71,11 @@ def _begin(started: Any, workers: int) -> None:
     """Set up a worker: its share of the cores, a GPU of its own if there are several, and its end."""
     import torch
 
+    from powerclip.cores import available_cores
+
     with started.get_lock():
         slot, started.value = started.value, started.value + 1
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
+    torch.set_num_threads(max(1, available_cores() // workers))
     if torch.cuda.is_available():
         torch.cuda.set_device(slot % torch.cuda.device_count())
     threading.Thread(target=_end_with_parent, daemon=True).start()

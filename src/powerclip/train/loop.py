@@ -16,6 +16,7 @@ from rich.console import Console
 from torch import Tensor
 
 from powerclip.config import TrainConfig
+from powerclip.cores import available_cores, cores_left_to
 from powerclip.data.loader import Data, Loader, OpenedData, open_data
 from powerclip.distributed import any_rank, process_group, rank, rank0_first, world_size
 from powerclip.errors import PowerclipError, counted
@@ -30,6 +31,9 @@ from powerclip.train.log import MetricsLog, find_tracker
 from powerclip.train.signals import Stop, stop_on_signal
 from powerclip.train.step import Engine
 from powerclip.types import Batch, LossOutput
+
+LONG_WAIT = 0.2
+"""Share of the time for which reading without workers is worth a line."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +72,11 @@ def train(
     folder cannot be used; the message says why and what to do. RunFailedError if training started and could not be
     finished.
     """
-    with process_group(config.device) as device, stop_on_signal() as stop:
+    with (
+        process_group(config.device) as device,
+        stop_on_signal() as stop,
+        cores_left_to(config.data.workers if device.type == "cpu" else 0),
+    ):
         console = (console or Console(stderr=True)) if rank() == 0 else Console(quiet=True)
         say = partial(print_line, console)
         run = RunFolder(output)
@@ -106,7 +114,13 @@ def train(
                 logs = closing(MetricsLog(output, config=config, first_step=first, tracker=tracker))
             with logs as metrics, progress_bar(output.name, steps=steps, done=first, console=console) as report:
                 loop = _Loop(
-                    engine=engine, data=opened, loader=loader, evaluator=evaluator, metrics=metrics, report=report
+                    engine=engine,
+                    data=opened,
+                    loader=loader,
+                    evaluator=evaluator,
+                    metrics=metrics,
+                    report=report,
+                    say=say,
                 )
                 step = loop.steps(first, stop)
             _finish(engine, step, loader.bad, say)
@@ -124,6 +138,9 @@ class _Loop:
     metrics: MetricsLog | None
     """None on all processes but the first."""
     report: Report
+    say: Callable[[str], None]
+    logged: int = 0
+    """Lines of metrics so far."""
     evaluated: str = ""
     """The last evaluation, for the terminal."""
 
@@ -197,6 +214,10 @@ class _Loop:
         self.metrics.write(line)
         speed, waited = line["samples_per_s"], line["data_wait_share"]
         self.report(step, f"loss {line['loss']:.3f}, {speed:.0f} samples/s, data {waited:.0%}{self.evaluated}")
+        self.logged += 1
+        # Once, and of a window in which nothing had to be started.
+        if self.logged == 2 and waited > LONG_WAIT and not engine.config.data.workers and available_cores() > 1:
+            self.say(f"{waited:.0%} of the time goes to reading samples: --data.workers 1, or more, reads them beside")
 
     def _save(self, step: int) -> None:
         engine, run = self.engine, self.engine.run
