@@ -410,6 +410,8 @@ ABLATION = (
 """Each with one change of "midpoint-3"."""
 MAIN = ("clip", "clip-tower", "patches", "boxes", "superpixels", "superpixels-32", "filip")
 """What is compared in all worlds: CLIP, PowerCLIP's loss on regions of four kinds, and its nearest relative."""
+BASELINES = ("clip", "siglip", "superclip", "sparc", "filip")
+"""Other losses on the same tower, which pools by averages."""
 FORMER_LONGER = Part(
     name="longer",
     configs=_former("clip", "clip-longer", "patches", "patches-longer", "superpixels", "superpixels-longer"),
@@ -440,6 +442,7 @@ STUDIES: dict[str, Study] = {
         metrics=SCENES_METRICS + SCENES_OWN,
         parts=(
             _main("gold"),
+            Part(name="baselines", configs=(*BASELINES, "patches", "superpixels"), against=("superpixels",), drawn=()),
             Part(
                 name="fairness",
                 configs=(
@@ -452,10 +455,8 @@ STUDIES: dict[str, Study] = {
             _former_main("gold"),
             FORMER_LONGER,
             Part(
-                name="baselines",
-                configs=_former(
-                    "clip", "siglip", "superclip", "sparc", "filip", "patches", "superpixels", "patches-sparc"
-                ),
+                name="former-baselines",
+                configs=_former(*BASELINES, "patches", "superpixels", "patches-sparc"),
                 against=_former("patches"),
                 drawn=(),
             ),
