@@ -253,6 +253,10 @@ def _longer(configs: Mapping[str, TrainConfig]) -> dict[str, TrainConfig]:
     return {f"{name}-longer": replace(config, steps=6000) for name, config in configs.items()}
 
 
+START = Path("runs", "experiments", "scenes", "clip-tower-seed-0", "model")
+"""What the study ``finetune`` starts from: made by ``run.py scenes --only clip-tower --seeds 0``."""
+
+
 def _conv_configs() -> dict[str, TrainConfig]:
     """What was tried with the tower tiny-conv and regions of unit length."""
     recipe = _at_rate(scenes_tiny(), RATES[FORMER])
@@ -307,6 +311,20 @@ def _conv_configs() -> dict[str, TrainConfig]:
         "midpoint-3-tower": _tower_pooling(midpoint),
         "no-zero-3": _objective(midpoint, zero="none"),
         "no-triplet-3": _objective(midpoint, form="softmax"),
+    }
+
+
+def _finetune_configs() -> dict[str, TrainConfig]:
+    """A CLIP with its own pooling, trained on symbols, goes on with coloured emoji: with its loss alone, and beside it."""
+    recipe = scenes_tiny()
+    start = ModelConfig(name="tiny-local", pretrained=str(START), image_pool="tower", text_pool="tower")
+    optim = replace(recipe.optim, learning_rate=3e-4)
+    boxes = replace(recipe, model=start, optim=optim, steps=750)
+    return {
+        "clip": boxes.with_objective("clip"),
+        "paper": replace(boxes, objective=ObjectiveConfig()),
+        "boxes": boxes,
+        "superpixels": _objective(boxes, region_source="stored"),
     }
 
 
@@ -504,6 +522,15 @@ STUDIES: dict[str, Study] = {
         evaluate=partial(_evaluate_emoji, names=COLOURED_NAMES, coloured=True),
         metrics=COLOURED_METRICS + COLOURED_OWN,
         parts=(_main("clip-2200", "clip-tower-2200"), _former_main("clip-2200")),
+    ),
+    "finetune": Study(
+        configs=_finetune_configs(),
+        seeds=(0, 1, 2),
+        make_data=partial(_emoji_scenes, names=COLOURED_NAMES, coloured=True),
+        other_data={"superpixels": partial(_emoji_of_superpixels, names=COLOURED_NAMES, coloured=True)},
+        evaluate=partial(_evaluate_emoji, names=COLOURED_NAMES, coloured=True),
+        metrics=COLOURED_METRICS + COLOURED_OWN,
+        parts=(Part(name="main", configs=tuple(_finetune_configs()), against=("clip",), drawn=()),),
     ),
     "emoji-coloured-240": Study(
         configs=_scenes_configs(),
