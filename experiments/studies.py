@@ -315,7 +315,7 @@ def _conv_configs() -> dict[str, TrainConfig]:
 
 
 def _finetune_configs() -> dict[str, TrainConfig]:
-    """A CLIP with its own pooling, trained on symbols, goes on with coloured emoji: its loss alone, and others beside."""
+    """A CLIP with its own pooling, trained on symbols, goes on with coloured emoji: CLIP's loss, and others."""
     recipe = scenes_tiny()
     start = ModelConfig(name="tiny-local", pretrained=str(START), image_pool="tower", text_pool="tower")
     optim = replace(recipe.optim, learning_rate=3e-4)
