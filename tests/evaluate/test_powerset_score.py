@@ -12,7 +12,7 @@ from powerclip import create_model, load
 from powerclip.alignment import similarity
 from powerclip.config import ScoringConfig
 from powerclip.data.shards import write_shards
-from powerclip.evaluate import evaluate_tasks, retrieval_from_shards
+from powerclip.evaluate import evaluate_tasks, pairwise_scores, retrieval_from_shards
 from powerclip.evaluate.encode import Encoder
 from powerclip.evaluate.powerset_score import PowersetScorer
 from powerclip.model import make_tokenizer, make_transforms, save
@@ -99,6 +99,23 @@ def test_scores_of_a_batch_are_those_of_each_pair_alone(model, suite, batch_size
     alone = torch.tensor([[score_alone(model, image, text) for text in texts] for image in task.images])
     torch.testing.assert_close(scores, alone, rtol=0, atol=CLOSE)
     torch.testing.assert_close(pairs, alone.diagonal(), rtol=0, atol=CLOSE)
+
+
+def test_any_images_and_captions_can_be_scored(model, suite):
+    task = next(t for t in suite if isinstance(t, Retrieval))
+    images, captions = task.images[:2], [captions[0] for captions in task.captions[:3]]
+    transform, tokens = make_transforms(model)[1], make_tokenizer(model)
+    model.train()
+    found = pairwise_scores(model, transform, tokens, images, captions)
+    assert model.training
+    model.eval()
+    alone = torch.tensor([[score_alone(model, image, caption) for caption in captions] for image in images])
+    torch.testing.assert_close(found, alone, rtol=0, atol=CLOSE)
+    with torch.inference_mode():
+        i = model.encode_image(torch.stack([transform(image) for image in images]), normalize=True)
+        t = model.encode_text(tokens(captions), normalize=True)
+    found = pairwise_scores(model, transform, tokens, images, captions, score="global")
+    torch.testing.assert_close(found, i @ t.T, rtol=0, atol=CLOSE)
 
 
 SCORINGS = {

@@ -4,7 +4,7 @@ from powerclip.evaluate.datasets.own_shards import retrieval_from_shards
 from powerclip.evaluate.metrics import Estimate
 from powerclip.evaluate.results import Evaluation, Origin, read_evaluation
 from powerclip.evaluate.run import as_metrics, evaluate_model, light_suite, task_again, write_evaluation
-from powerclip.evaluate.score import evaluate_tasks
+from powerclip.evaluate.score import evaluate_tasks, pairwise_scores
 from powerclip.evaluate.suites import CLASSIFICATION, SUITES
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "evaluate_model",
     "evaluate_tasks",
     "light_suite",
+    "pairwise_scores",
     "read_evaluation",
     "retrieval_from_shards",
     "task_again",

@@ -1,7 +1,7 @@
 """Score tasks: embed a task's images and texts, each once, and hand the embeddings to its metrics."""
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -34,6 +34,7 @@ from powerclip.tasks import (
     HardNegatives,
     LinearProbe,
     MultiLabel,
+    Picture,
     Quadruples,
     Region,
     Retrieval,
@@ -105,6 +106,30 @@ def evaluate_tasks(
     return {job.name: metrics for job, metrics in run_jobs(encoder, jobs, regions=regions)}
 
 
+def pairwise_scores(
+    model: Model,
+    preprocess: Preprocess,
+    tokenizer: Tokenize,
+    images: Sequence[Picture],
+    captions: Sequence[str],
+    *,
+    score: Score = "powerset",
+    device: torch.device | str = "cpu",
+    batch_size: int = 256,
+) -> Tensor:
+    """(I, J) scores of every image and caption, on the CPU: what retrieval ranks by.
+
+    For a search by regions and phrases: global embeddings find some hundreds of images, and these scores order them.
+    Arguments as for ``evaluate_tasks``; "late" is the score by which captions are ranked for an image. ValueError if
+    the model does not have the score.
+    """
+    encoder = Encoder(model, preprocess, tokenizer, device=device, batch_size=batch_size)
+    scorer = _scorers(encoder, {score})[score]
+    with evaluating(model), torch.inference_mode():
+        scores: Tensor = scorer.score(scorer.images(images), scorer.texts(captions))
+    return scores
+
+
 def skipped(model: object, tasks: Sequence[Task]) -> dict[str, str]:
     """The tasks that a model cannot be asked, and why."""
     if isinstance(model, PowerCLIP):
@@ -150,12 +175,7 @@ def run_jobs(
     Embeddings are dropped after the last job that needs them. ``progress`` is called with the name of each job before
     it runs. ValueError as ``evaluate_tasks``.
     """
-    scorers: dict[Score, Any] = {"global": encoder}
-    asked = {job.score for job in jobs}
-    if "powerset" in asked:
-        scorers["powerset"] = PowersetScorer(encoder, regions=regions)
-    if "late" in asked:
-        scorers["late"] = LateScorer(encoder)
+    scorers = _scorers(encoder, {job.score for job in jobs}, regions)
     last = {
         key: i
         for i, job in enumerate(jobs)
@@ -173,6 +193,15 @@ def run_jobs(
                 metrics = _evaluate(scorers[job.score], job.task, encoder)
             encoder.known = {key: known for key, known in encoder.known.items() if last[key[0]] > number}
             yield job, metrics
+
+
+def _scorers(encoder: Encoder, asked: Set[Score], regions: ScoreRegions = "grid") -> dict[Score, Any]:
+    scorers: dict[Score, Any] = {"global": encoder}
+    if "powerset" in asked:
+        scorers["powerset"] = PowersetScorer(encoder, regions=regions)
+    if "late" in asked:
+        scorers["late"] = LateScorer(encoder)
+    return scorers
 
 
 def _texts(task: Task) -> list[str]:
