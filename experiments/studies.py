@@ -248,9 +248,9 @@ def _gpu_configs() -> dict[str, TrainConfig]:
     }
 
 
-def _longer(configs: Mapping[str, TrainConfig]) -> dict[str, TrainConfig]:
-    """The same with four times the samples."""
-    return {f"{name}-longer": replace(config, steps=6000) for name, config in configs.items()}
+def _longer(configs: Mapping[str, TrainConfig], *, steps: int = 6000) -> dict[str, TrainConfig]:
+    """The same with more steps: four times as many, for those of 1500."""
+    return {f"{name}-longer": replace(config, steps=steps) for name, config in configs.items()}
 
 
 START = Path("runs", "experiments", "scenes", "clip-tower-seed-0", "model")
@@ -320,11 +320,13 @@ def _finetune_configs() -> dict[str, TrainConfig]:
     start = ModelConfig(name="tiny-local", pretrained=str(START), image_pool="tower", text_pool="tower")
     optim = replace(recipe.optim, learning_rate=3e-4)
     boxes = replace(recipe, model=start, optim=optim, steps=750)
+    clip, segments = boxes.with_objective("clip"), _objective(boxes, region_source="stored")
     return {
-        "clip": boxes.with_objective("clip"),
+        "clip": clip,
         "paper": replace(boxes, objective=ObjectiveConfig()),
         "boxes": boxes,
-        "superpixels": _objective(boxes, region_source="stored"),
+        "superpixels": segments,
+        **_longer({"clip": clip, "superpixels": segments}, steps=2250),
     }
 
 
@@ -527,7 +529,7 @@ STUDIES: dict[str, Study] = {
         configs=_finetune_configs(),
         seeds=(0, 1, 2),
         make_data=partial(_emoji_scenes, names=COLOURED_NAMES, coloured=True),
-        other_data={"superpixels": partial(_emoji_of_superpixels, names=COLOURED_NAMES, coloured=True)},
+        other_data=dict.fromkeys(SEGMENTS, partial(_emoji_of_superpixels, names=COLOURED_NAMES, coloured=True)),
         evaluate=partial(_evaluate_emoji, names=COLOURED_NAMES, coloured=True),
         metrics=COLOURED_METRICS + COLOURED_OWN,
         parts=(Part(name="main", configs=tuple(_finetune_configs()), against=("clip",), drawn=()),),
