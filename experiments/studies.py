@@ -532,7 +532,10 @@ STUDIES: dict[str, Study] = {
         other_data=dict.fromkeys(SEGMENTS, partial(_emoji_of_superpixels, names=COLOURED_NAMES, coloured=True)),
         evaluate=partial(_evaluate_emoji, names=COLOURED_NAMES, coloured=True),
         metrics=COLOURED_METRICS + COLOURED_OWN,
-        parts=(Part(name="main", configs=tuple(_finetune_configs()), against=("clip",), drawn=()),),
+        parts=(
+            Part(name="main", configs=("clip", "paper", "boxes", "superpixels"), against=("clip",), drawn=()),
+            Part(name="longer", configs=("clip-longer", "superpixels-longer"), against=("clip-longer",), drawn=()),
+        ),
     ),
     "emoji-coloured-240": Study(
         configs=_scenes_configs(),
