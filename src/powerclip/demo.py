@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import track
 
 from powerclip.compare import finish_runs
-from powerclip.config import DataConfig, EvaluateConfig, PrepareConfig, TrainConfig
+from powerclip.config import EvaluateConfig, PrepareConfig, TrainConfig
 from powerclip.config.values import Score
 from powerclip.cores import available_cores
 from powerclip.data.shards import write_shards
@@ -24,8 +24,8 @@ from powerclip.scenes import generate
 def demo_configs(*, steps: int | None = None, seed: int = 0) -> dict[str, TrainConfig]:
     """The two runs of the demo, which differ only in the objective; None trains for the recipe's own steps."""
     base = scenes_superpixels()
-    beside = DataConfig(workers=min(1, available_cores() - 1))
-    base = dataclasses.replace(base, seed=seed, steps=base.steps if steps is None else steps, data=beside)
+    data = dataclasses.replace(base.data, workers=min(1, available_cores() - 1))
+    base = dataclasses.replace(base, seed=seed, steps=base.steps if steps is None else steps, data=data)
     return {"clip": base.with_objective("clip"), "powerclip": base}
 
 

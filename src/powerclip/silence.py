@@ -22,8 +22,8 @@ AGAIN_S = 600.0
 def broken_silence(command: str) -> Iterator[None]:
     """Say on standard error what this thread is doing whenever nothing was printed for ``AFTER_S`` seconds.
 
-    What it does is the module of powerclip and the library it is in, or what is being imported. Of several processes of
-    one job, only the first one speaks.
+    The line names the import, or the module of powerclip that is running and the library that it has called. Of several
+    processes of one job, only the first one speaks.
     """
     if not is_first_process():
         yield
@@ -45,10 +45,10 @@ def broken_silence(command: str) -> Iterator[None]:
             frame = sys._current_frames().get(watched)
             if now - heard[0] < AFTER_S or frame is None:
                 continue
-            work = what_is_done(frame)
-            if now - said.get(work, -AGAIN_S) >= AGAIN_S:
-                said[work] = now
-                print(f"{command}: still at work ({work})", file=sys.stderr, flush=True)
+            place, library = what_is_done(frame)
+            if now - said.get(place, -AGAIN_S) >= AGAIN_S:
+                said[place] = now
+                print(f"{command}: still at work ({place}{library and f', {library}'})", file=sys.stderr, flush=True)
 
     for stream, write in streams:
         stream.write = listening(write)  # type: ignore[method-assign]
@@ -63,8 +63,8 @@ def broken_silence(command: str) -> Iterator[None]:
             stream.write = write  # type: ignore[method-assign]
 
 
-def what_is_done(frame: FrameType) -> str:
-    """What a stack is doing: the import, or the module of powerclip, and the library in which it is just now."""
+def what_is_done(frame: FrameType) -> tuple[str, str]:
+    """What a stack is doing: the import, or the module of powerclip; and the library in which that is just now."""
     library, imported = _module_of(frame).split(".")[0], ""
     inner: FrameType | None = frame
     while inner is not None:
@@ -75,9 +75,9 @@ def what_is_done(frame: FrameType) -> str:
             break
         inner = inner.f_back
     if imported:
-        return f"importing {imported}"
+        return f"importing {imported}", ""
     at = "powerclip" if inner is None else _module_of(inner)
-    return f"in {at}" if library in ("powerclip", "time", "threading") else f"in {at}, {library}"
+    return f"in {at}", "" if library in ("powerclip", "time", "threading") else library
 
 
 def _module_of(frame: FrameType) -> str:

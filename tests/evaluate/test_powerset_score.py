@@ -14,6 +14,7 @@ from powerclip.config import ScoringConfig
 from powerclip.data.shards import write_shards
 from powerclip.evaluate import evaluate_tasks, pairwise_scores, retrieval_from_shards
 from powerclip.evaluate.encode import Encoder
+from powerclip.evaluate.late_score import LateScorer
 from powerclip.evaluate.powerset_score import PowersetScorer
 from powerclip.model import make_tokenizer, make_transforms, save
 from powerclip.model.pooling import pool_leaves, pool_phrases, pool_regions
@@ -116,6 +117,21 @@ def test_any_images_and_captions_can_be_scored(model, suite):
         t = model.encode_text(tokens(captions), normalize=True)
     found = pairwise_scores(model, transform, tokens, images, captions, score="global")
     torch.testing.assert_close(found, i @ t.T, rtol=0, atol=CLOSE)
+    found += 1  # it is no tensor of inference mode
+    with pytest.raises(ValueError, match="score is 'best'"):
+        pairwise_scores(model, transform, tokens, images, captions, score="best")
+
+
+def test_late_scores_are_those_that_rank_images(model, suite):
+    task = next(t for t in suite if isinstance(t, Retrieval))
+    images, captions = task.images[:2], [captions[0] for captions in task.captions[:3]]
+    transform, tokens = make_transforms(model)[1], make_tokenizer(model)
+    found = pairwise_scores(model, transform, tokens, images, captions, score="late")
+    scorer = LateScorer(encoder(model, 2))
+    with torch.inference_mode():
+        i, t = scorer.images(images), scorer.texts(captions)
+        torch.testing.assert_close(found, scorer.score_images(i, t), rtol=0, atol=CLOSE)
+        assert not torch.allclose(found, scorer.score(i, t), rtol=0, atol=CLOSE)
 
 
 SCORINGS = {

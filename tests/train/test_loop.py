@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import io
 import itertools
@@ -451,6 +452,14 @@ def test_another_number_of_cpu_threads_is_said_at_the_resume(config, shards, tmp
     shown = capsys.readouterr().err
     assert said in shown
     assert " from scratch" not in shown
+
+
+def test_torch_leaves_cores_to_the_readers_of_a_training(config, shards, tmp_path, monkeypatch):
+    left = []
+    monkeypatch.setattr(loop, "cores_left_to", lambda workers: left.append(workers) or contextlib.nullcontext())
+    for workers in (0, 1):
+        train(changed(config, data__workers=workers), data=shards, output=tmp_path / str(workers))
+    assert left == [0, 1]
 
 
 def test_time_that_goes_to_reading_is_said_once_with_the_option_that_saves_it(

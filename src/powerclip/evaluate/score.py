@@ -3,12 +3,13 @@
 import warnings
 from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from powerclip.config.values import Score, ScoreRegions
+from powerclip.errors import one_of
 from powerclip.evaluate.datasets.images import key_of, whole
 from powerclip.evaluate.encode import Encoder, Model, Preprocess, Tokenize
 from powerclip.evaluate.grounding import grounding_metrics
@@ -117,17 +118,17 @@ def pairwise_scores(
     device: torch.device | str = "cpu",
     batch_size: int = 256,
 ) -> Tensor:
-    """(I, J) scores of every image and caption, on the CPU: what retrieval ranks by.
+    """(I, J) scores of every image and caption, on the CPU: what images are ranked by for a caption.
 
     For a search by regions and phrases: global embeddings find some hundreds of images, and these scores order them.
-    Arguments as for ``evaluate_tasks``; "late" is the score by which captions are ranked for an image. ValueError if
-    the model does not have the score.
+    Arguments as for ``evaluate_tasks``. ValueError if there is no such score, or the model does not have it.
     """
+    one_of("score", score, get_args(Score))
     encoder = Encoder(model, preprocess, tokenizer, device=device, batch_size=batch_size)
     scorer = _scorers(encoder, {score})[score]
     with evaluating(model), torch.inference_mode():
-        scores: Tensor = scorer.score(scorer.images(images), scorer.texts(captions))
-    return scores
+        scores: Tensor = scorer.score_images(scorer.images(images), scorer.texts(captions))
+    return scores.clone()  # outside inference mode, so that it can be changed in place
 
 
 def skipped(model: object, tasks: Sequence[Task]) -> dict[str, str]:

@@ -217,7 +217,8 @@ class _Loop:
         self.logged += 1
         # Once, and of a window in which nothing had to be started.
         if self.logged == 2 and waited > LONG_WAIT and not engine.config.data.workers and available_cores() > 1:
-            self.say(f"{waited:.0%} of the time goes to reading samples: --data.workers 1, or more, reads them beside")
+            share = f"{waited:.0%} of the time goes to reading samples"
+            self.say(f"{share}: --data.workers 1, or more, reads them while the model trains")
 
     def _save(self, step: int) -> None:
         engine, run = self.engine, self.engine.run
