@@ -2,6 +2,7 @@ import hashlib
 import importlib
 import sys
 import time
+import types
 
 import pytest
 
@@ -35,6 +36,18 @@ def test_a_slow_import_is_named(tmp_path, monkeypatch, capsys):
     with broken_silence("powerclip test"):
         importlib.import_module("slow_thing")
     assert said(capsys) == ["powerclip test: still at work (importing slow_thing)"]
+
+
+def test_a_long_training_is_one_thing(tmp_path, capsys):
+    """Whichever of its modules, and of the libraries, it is in when somebody looks."""
+    loop = types.ModuleType("powerclip.train.loop")
+    loop.run = types.FunctionType((lambda calls: [call() for call in calls]).__code__, loop.__dict__)
+    inner = types.ModuleType("powerclip.model.towers")
+    inner.time = time
+    inner.run = types.FunctionType((lambda: time.sleep(0.5)).__code__, inner.__dict__)
+    with broken_silence("powerclip test"):
+        loop.run([inner.run, lambda: time.sleep(0.5), inner.run])
+    assert said(capsys) == ["powerclip test: still at work (in powerclip.train.loop)"]
 
 
 def test_nothing_is_said_while_something_else_is(capsys):

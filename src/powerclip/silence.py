@@ -64,20 +64,25 @@ def broken_silence(command: str) -> Iterator[None]:
 
 
 def what_is_done(frame: FrameType) -> tuple[str, str]:
-    """What a stack is doing: the import, or the module of powerclip; and the library in which that is just now."""
+    """What a stack is doing, and the library in which that is just now.
+
+    It is the import, or else the outermost module in a package of powerclip, which stays the same while that works.
+    """
     library, imported = _module_of(frame).split(".")[0], ""
+    modules: list[str] = []
     inner: FrameType | None = frame
     while inner is not None:
         name, function = _module_of(inner), inner.f_code
-        if function.co_name == "_find_and_load" and "importlib" in function.co_filename:
+        if not modules and function.co_name == "_find_and_load" and "importlib" in function.co_filename:
             imported = str(inner.f_locals.get("name", ""))
-        elif name.startswith("powerclip"):
-            break
+        if name.startswith("powerclip"):
+            modules.append(name)
         inner = inner.f_back
     if imported:
         return f"importing {imported}", ""
-    at = "powerclip" if inner is None else _module_of(inner)
-    return f"in {at}", "" if library in ("powerclip", "time", "threading") else library
+    packaged = [name for name in modules if name.count(".") > 1]
+    place = (packaged or modules or ["powerclip"])[-1]
+    return f"in {place}", "" if library in ("powerclip", "time", "threading") else library
 
 
 def _module_of(frame: FrameType) -> str:
