@@ -1,6 +1,6 @@
 """The first scenes of the grounding task, and where trained models see each object; none is chosen by its look.
 
-    python experiments/pictures.py runs/experiments/scenes/clip-seed-0 runs/experiments/scenes/patches-seed-0
+    python experiments/pictures.py runs/experiments/scenes/clip-seed-0 runs/experiments/scenes/superpixels-seed-0
 
 Writes docs/evidence-grounding.png: a patch is the brighter, the more it adds to the similarity of image and phrase (the
 dot product of patch and phrase, whose mean over patches is that of the image before it is normalised). The phrase above
