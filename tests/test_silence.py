@@ -38,7 +38,7 @@ def test_a_slow_import_is_named(tmp_path, monkeypatch, capsys):
     assert said(capsys) == ["powerclip test: still at work (importing slow_thing)"]
 
 
-def test_a_long_training_is_one_thing(tmp_path, capsys):
+def test_a_long_training_is_one_thing(capsys):
     """Whichever of its modules, and of the libraries, it is in when somebody looks."""
     loop = types.ModuleType("powerclip.train.loop")
     loop.run = types.FunctionType((lambda calls: [call() for call in calls]).__code__, loop.__dict__)

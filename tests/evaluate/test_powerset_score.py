@@ -118,6 +118,7 @@ def test_any_images_and_captions_can_be_scored(model, suite):
     found = pairwise_scores(model, transform, tokens, images, captions, score="global")
     torch.testing.assert_close(found, i @ t.T, rtol=0, atol=CLOSE)
     found += 1  # it is no tensor of inference mode
+    assert pairwise_scores(model, transform, tokens, [], captions).shape == (0, 3)
     with pytest.raises(ValueError, match="score is 'best'"):
         pairwise_scores(model, transform, tokens, images, captions, score="best")
 

@@ -124,6 +124,8 @@ def pairwise_scores(
     Arguments as for ``evaluate_tasks``. ValueError if there is no such score, or the model does not have it.
     """
     one_of("score", score, get_args(Score))
+    if not images or not captions:
+        return torch.zeros(len(images), len(captions))
     encoder = Encoder(model, preprocess, tokenizer, device=device, batch_size=batch_size)
     scorer = _scorers(encoder, {score})[score]
     with evaluating(model), torch.inference_mode():
