@@ -23,6 +23,13 @@ hypothesis.settings.register_profile("fuzz", deadline=None, max_examples=int(os.
 hypothesis.settings.load_profile("powerclip")
 
 
+@pytest.fixture(autouse=True)
+def threads_are_put_back():
+    """A test that leaves another number of threads changes the last digits of all that follow it in its process."""
+    yield
+    assert torch.get_num_threads() == 1
+
+
 @pytest.fixture(scope="session")
 def tower():
     """What a loader needs of the tiny model."""

@@ -186,7 +186,9 @@ def test_python_runs_the_package_as_the_command():
     assert (done.returncode, done.stderr) == (2, "powerclip: unknown command 'trian'; did you mean train?\n")
 
 
-COMMAND = "import sys; from powerclip import cli; {}; sys.exit(cli.main(sys.argv[1:]))"
+COMMAND = (
+    "import sys; from powerclip import cli, silence; silence.AFTER_S = 1e9; {}; sys.exit(cli.main(sys.argv[1:]))"
+)
 
 
 def run_into(output, *argv, first="pass", unbuffered=False):
@@ -237,6 +239,13 @@ def test_output_to_a_full_disk_is_an_error_in_one_line(unbuffered):
     with Path("/dev/full").open("w") as full:
         said = run_into(full.fileno(), "--help", unbuffered=unbuffered)
     assert said == (1, "powerclip: [Errno 28] No space left on device\n")
+
+
+@pytest.mark.parametrize("argv", [["train", "--help"], ["--version"], ["evaluate", "nowhere"]])
+def test_streams_that_are_closed_change_no_exit_status(argv):
+    code = "import os, sys; os.close(1); os.close(2); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    done = subprocess.run([sys.executable, "-c", code, "-m", "powerclip", *argv])
+    assert done.returncode == (2 if argv[0] == "evaluate" else 0)
 
 
 def test_importing_the_core_needs_no_extra_and_no_torch():

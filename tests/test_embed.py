@@ -18,6 +18,7 @@ from powerclip.errors import PowerclipError
 from powerclip.model import save
 from powerclip.scenes import generate, sample
 from tests.support.images import one_colour
+from tests.support.tars import write_tar
 
 GUIDE = Path(__file__).parents[1] / "docs" / "embeddings.md"
 
@@ -116,6 +117,17 @@ def test_a_folder_of_images_is_read_and_what_cannot_be_used_is_counted(model, tm
     assert table["source"].to_pylist() == ["a.png", "c.png"]
     assert table["thumbnail"].to_pylist() == [None, None]
     assert re.search(r"2 pairs in .*e.parquet; skipped: 1 [^,]+, 1 no caption", said.file.getvalue())
+
+
+def test_a_truncated_tar_is_named(model, tmp_path):
+    (tmp_path / "in").mkdir()
+    for name in ("0.tar", "1.tar"):
+        write_tar(tmp_path / "in" / name, [("a.png", one_colour()), ("a.txt", b"a dog"), ("b.txt", b"x" * 1024)])
+    with (tmp_path / "in" / "1.tar").open("r+b") as file:
+        file.truncate(3 * 1024 + 200)
+    said = Console(file=io.StringIO(), width=300)
+    assert run(model, tmp_path / "in", tmp_path / "e.parquet", said) == 2
+    assert "damaged or truncated: 1.tar" in said.file.getvalue()
 
 
 def test_nothing_usable_is_an_error_and_no_file_is_left(model, tmp_path):

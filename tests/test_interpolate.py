@@ -79,6 +79,9 @@ def test_weights_that_are_nearly_equal_have_folders_and_columns_of_their_own(end
     again = ["interpolate", *map(str, folders), "--weights", "0.5", "0.50", "--output", str(tmp_path / "twice")]
     assert cli.main(again) == 2
     assert "weights are [0.5, 0.5]; name at least one, and each once" in capsys.readouterr().err
+    assert cli.main([*again[:4], "0.5", "1.5", "--output", str(tmp_path / "beyond")]) == 2
+    assert "weight is 1.5; it must be between 0" in capsys.readouterr().err
+    assert not (tmp_path / "beyond").exists()
 
 
 def test_settings_for_regions_and_phrases_are_named_where_they_differ(ends, tmp_path, capsys):

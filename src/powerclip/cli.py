@@ -37,8 +37,8 @@ COMMANDS: dict[str, type[Any]] = {
     "explore": commands.Explore,
 }
 
-STDOUT = 1
-"""The process's standard output, whatever ``sys.stdout`` is."""
+STDOUT, STDERR = 1, 2
+"""The process's standard output and error, whatever ``sys.stdout`` and ``sys.stderr`` are."""
 
 CUT = 141
 """The exit status where nobody reads the output any more, as after ``| head``: what a shell reports for SIGPIPE."""
@@ -47,6 +47,7 @@ CUT = 141
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand; return the exit status: 0 success, 2 wrong usage, 1 failure, ``CUT``."""
     end_with_launcher()
+    _open_closed_streams()
     warnings.formatwarning = warning_line
     try:
         status = _run(list(sys.argv[1:] if argv is None else argv))
@@ -62,6 +63,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             return CUT
         raise
     return status
+
+
+def _open_closed_streams() -> None:
+    """What is printed to a stream that the caller has closed (``>&-``) is dropped."""
+    for name, number in (("stdout", STDOUT), ("stderr", STDERR)):
+        if getattr(sys, name) is None:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+            setattr(sys, name, os.fdopen(number, "w", closefd=False))
 
 
 def warning_line(

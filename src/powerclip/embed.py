@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections import Counter
 from contextlib import closing
 from functools import lru_cache
 from itertools import islice
@@ -64,6 +63,7 @@ def embed(model: str, source: str, output: Path, config: EmbedConfig | None = No
     plan = {
         "source": pairs.fingerprint,
         "weights": digest_of(_loaded(model, config.pretrained, config.device)[0]),
+        "counts": True,  # earlier versions kept no names of damaged tars in the parts
         **same,
     }
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -80,26 +80,26 @@ def embed(model: str, source: str, output: Path, config: EmbedConfig | None = No
             for number, (_, rows) in enumerate(results, start=made + 1):
                 new += rows
                 show(number, f"{new} pairs")
-        rows, skipped = sum(parquet.read_metadata(path).num_rows for path in paths), Counter[str]()
+        rows, total = sum(parquet.read_metadata(path).num_rows for path in paths), Counts()
         for path in paths:
-            skipped.update(json.loads(parquet.read_schema(path).metadata[SKIPPED]))
+            total.merge(json.loads(parquet.read_schema(path).metadata[COUNTS]))
+        skipped, damaged = total.skipped, total.damaged()
         if not rows:
-            raise PowerclipError(
-                f"no pair of {source} can be used: {counted(skipped) or 'it holds none'}; see powerclip prepare"
-            )
+            why = "; ".join(filter(None, (counted(skipped) or "it holds none", damaged)))
+            raise PowerclipError(f"no pair of {source} can be used: {why}; see powerclip prepare")
         about = {b"powerclip": json.dumps({"model": model, **plan}).encode()}
         schema = parquet.read_schema(paths[0]).with_metadata(about)
         with atomic_file(output) as file, parquet.ParquetWriter(file, schema) as writer:
             for path in paths:
                 writer.write_table(parquet.read_table(path).replace_schema_metadata(about))
     shutil.rmtree(folder)
-    reasons = f"; skipped: {counted(skipped)}" if skipped else ""
-    print_line(console, f"{rows} pairs in {output}{reasons}")
+    reasons = f"skipped: {counted(skipped)}" if skipped else ""
+    print_line(console, "; ".join(filter(None, (f"{rows} pairs in {output}", reasons, damaged))))
     return rows
 
 
-SKIPPED = b"skipped"
-"""The metadata of a part that counts what could not be used, by reason."""
+COUNTS = b"counts"
+"""The metadata of a part that says what became of its pairs."""
 
 
 def embed_part(part: Part) -> int:
@@ -132,7 +132,7 @@ def embed_part(part: Part) -> int:
     }
     schema = pyarrow.schema(
         [(name, types.get(name, pyarrow.string())) for name in columns],
-        metadata={SKIPPED: json.dumps(counts.skipped).encode()},
+        metadata={COUNTS: json.dumps(vars(counts)).encode()},
     )
     with atomic_file(part.path) as file:
         parquet.write_table(pyarrow.table(columns, schema=schema), file)

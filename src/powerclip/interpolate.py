@@ -28,8 +28,7 @@ def interpolate(a: PowerCLIP, b: PowerCLIP, weight: float) -> PowerCLIP:
         PowerclipError: the two are not of one architecture, or see or pool images or texts in different ways.
         ValueError: the weight is not between 0 and 1.
     """
-    if not 0 <= weight <= 1:
-        raise ValueError(f"weight is {weight}; it must be between 0 (the first model) and 1 (the second)")
+    _check(weight)
     before, after = architecture(a), architecture(b)
     if differing := [name for name in before | after if before.get(name) != after.get(name)]:
         values = f"{differing[0]} is {before.get(differing[0])} and {after.get(differing[0])}"
@@ -47,6 +46,11 @@ def differing_settings(a: PowerCLIP, b: PowerCLIP) -> list[str]:
     names = [field.name for field in dataclasses.fields(PoolingConfig)]
     before, after = ({**{name: getattr(m, name) for name in names}, **vars(m.scoring)} for m in (a, b))
     return [f"{name} is {value} and {after[name]}" for name, value in before.items() if value != after[name]]
+
+
+def _check(weight: float) -> None:
+    if not 0 <= weight <= 1:
+        raise ValueError(f"weight is {weight}; it must be between 0 (the first model) and 1 (the second)")
 
 
 def _between(a: Tensor, b: Tensor, weight: float) -> Tensor:
@@ -88,6 +92,8 @@ def interpolate_runs(
     """
     if not weights or len(set(weights)) < len(weights):
         raise PowerclipError(f"weights are {list(weights)}; name at least one, and each once")
+    for weight in weights:
+        _check(weight)
     require_free(output)
     if evaluation is not None:
         suites_asked_for(evaluation.suite, evaluation.data)

@@ -18,7 +18,7 @@ from powerclip.data.sample import CAPTIONS_EXTENSION, Sample
 from powerclip.data.shards import write_shard
 from powerclip.errors import BadSampleError, UnreadSampleError
 from powerclip.phrases import Parser, load_parser
-from powerclip.prepare.pairs import Chunk, Item, Loaded, UnusedFileError
+from powerclip.prepare.pairs import CUT, Chunk, Item, Loaded, UnusedFileError
 from powerclip.regions import RegionAnnotation, load_proposer
 from powerclip.regions.annotation import MAX_PIXELS
 from powerclip.regions.masks import Proposer
@@ -230,6 +230,12 @@ class Counts:
             getattr(self, name).update(other.get(name, {}))
         for reason, names in other["examples"].items():
             self._keep_names(reason, names)
+
+    def damaged(self) -> str:
+        """Which tars are damaged or truncated, in words; empty if none is."""
+        if CUT not in self.skipped:
+            return ""
+        return f"damaged or truncated: {', '.join(self.examples[CUT])}{', ...' * (self.skipped[CUT] > EXAMPLES)}"
 
     def _keep_names(self, reason: str, names: list[str]) -> None:
         known = self.examples.setdefault(reason, [])

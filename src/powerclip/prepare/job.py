@@ -14,10 +14,10 @@ from powerclip.config import PrepareConfig
 from powerclip.data.shards import REPORT
 from powerclip.errors import PowerclipError, RunFailedError, counted
 from powerclip.files import write_json
-from powerclip.prepare.annotate import EXAMPLES, Counts, ShardTask, can_be_read_now, make_shard, parser_of, proposer_of
+from powerclip.prepare.annotate import Counts, ShardTask, can_be_read_now, make_shard, parser_of, proposer_of
 from powerclip.prepare.join import JOINED, open_join
 from powerclip.prepare.output import counts_of, read_finished, reserved
-from powerclip.prepare.pairs import CUT, Source
+from powerclip.prepare.pairs import Source
 from powerclip.prepare.source import open_source
 from powerclip.prepare.workers import run_local, run_ray
 from powerclip.progress import print_line, progress_bar
@@ -89,8 +89,8 @@ def _outcome(total: Counts, report: Mapping[str, Any], output: Path, usual: Coll
     """What became of the source; annotations that it came with are named unless they are the ``usual`` ones."""
     reasons = f" ({counted(total.skipped)})" if total.skipped else ""
     yield f"{total.samples} samples in {output}, {total.skipped.total()} skipped{reasons}"
-    if CUT in total.skipped:
-        yield f"damaged or truncated: {', '.join(total.examples[CUT])}{', ...' * (total.skipped[CUT] > EXAMPLES)}"
+    if damaged := total.damaged():
+        yield damaged
     yield (
         f"{report['phrases_per_caption']:.1f} phrases per caption, "
         f"{report['regions_per_image']:.1f} stored regions per image"
