@@ -186,9 +186,7 @@ def test_python_runs_the_package_as_the_command():
     assert (done.returncode, done.stderr) == (2, "powerclip: unknown command 'trian'; did you mean train?\n")
 
 
-COMMAND = (
-    "import sys; from powerclip import cli, silence; silence.AFTER_S = 1e9; {}; sys.exit(cli.main(sys.argv[1:]))"
-)
+COMMAND = "import sys; from powerclip import cli, silence; silence.AFTER_S = 1e9; {}; sys.exit(cli.main(sys.argv[1:]))"
 
 
 def run_into(output, *argv, first="pass", unbuffered=False):
