@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 
-from powerclip.demo import training_scenes
+from powerclip.demo import training_scenes, with_segments
 from powerclip.evaluate import evaluate_tasks
 from powerclip.explore.subject import SHIPPED
 from powerclip.model import PowerCLIP, load, pack, save
-from powerclip.recipes import scenes_tiny
+from powerclip.recipes import scenes_superpixels
 from powerclip.scenes import evaluation_tasks, generate
 from powerclip.tasks import Grounding, Retrieval
 from powerclip.train import train
@@ -33,14 +33,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--output", type=Path, default=Path("runs/shipped"), help="for data and the run; a finished training is kept"
     )
-    parser.add_argument("--steps", type=int, default=scenes_tiny().steps)
+    parser.add_argument("--steps", type=int, default=scenes_superpixels().steps)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scenes", type=int, default=16384, help="to train on")
     parser.add_argument("--images", type=int, default=500, help="to evaluate on")
     parser.add_argument("--package", type=Path, default=SHIPPED, help="where the model goes")
     options = parser.parse_args(arguments)
-    config = replace(scenes_tiny(), steps=options.steps, seed=options.seed)
-    scenes = training_scenes(options.output / "scenes", count=options.scenes)
+    config = replace(scenes_superpixels(), steps=options.steps, seed=options.seed)
+    scenes = with_segments(training_scenes(options.output / "scenes", count=options.scenes))
     train(config, data=scenes, output=options.output / "run", resume=True)
     model, preprocess, tokenizer = load(options.output / "run")
     tasks = [

@@ -430,6 +430,22 @@ ABLATION = (
 """Each with one change of "midpoint-3"."""
 MAIN = ("clip", "clip-tower", "patches", "boxes", "superpixels", "superpixels-32", "filip")
 """What is compared in all worlds: CLIP, PowerCLIP's loss on regions of four kinds, and its nearest relative."""
+SCENES_ABLATION = (
+    *("boxes", "boxes-5", "boxes-20", "boxes-05", "boxes-2", "boxes-t2r", "boxes-r2t"),
+    *("boxes-triplet", "boxes-margin-1", "superpixels", "superpixels-both", "superpixels-32"),
+    *("patches", "patches-4", "patches-tokens", "patches-both"),
+)
+"""One change each, of "boxes", "superpixels" or "patches"."""
+POWERSET = (
+    *("boxes", "boxes-all", "boxes-all-tau", "boxes-all-zeta", "boxes-all-calibrated", "boxes-all-activations"),
+    *("patches-all", "superpixels-all"),
+)
+FORMER_ABLATION = (
+    *("boxes", "boxes-5", "boxes-t2r", "boxes-r2t", "boxes-triplet", "superpixels", "superpixels-both"),
+    *("superpixels-32", "patches", "patches-4", "patches-both"),
+)
+FORMER_POWERSET = ("boxes", "boxes-all", "patches-all", "superpixels-all")
+"""What of them was run with the former learning rate."""
 BASELINES = ("clip", "siglip", "superclip", "sparc", "filip")
 """Other losses on the same tower, which pools by averages."""
 FORMER_LONGER = Part(
@@ -472,6 +488,13 @@ STUDIES: dict[str, Study] = {
                 against=(),
                 drawn=(),
             ),
+            Part(
+                name="ablation",
+                configs=SCENES_ABLATION,
+                against=("boxes",),
+                drawn=("boxes", "boxes-t2r", "boxes-r2t"),
+            ),
+            Part(name="powerset", configs=POWERSET, against=("boxes",), drawn=("boxes", "boxes-all")),
             _former_main("gold"),
             FORMER_LONGER,
             Part(
@@ -480,25 +503,8 @@ STUDIES: dict[str, Study] = {
                 against=_former("patches"),
                 drawn=(),
             ),
-            Part(
-                name="ablation",
-                configs=_former(
-                    *("boxes", "boxes-5", "boxes-20", "boxes-05", "boxes-2", "boxes-t2r", "boxes-r2t"),
-                    *("boxes-triplet", "boxes-margin-1", "superpixels", "superpixels-32"),
-                    *("patches", "patches-4", "patches-tokens"),
-                ),
-                against=_former("boxes"),
-                drawn=_former("boxes", "boxes-t2r", "boxes-r2t"),
-            ),
-            Part(
-                name="powerset",
-                configs=_former(
-                    *("boxes", "boxes-all", "boxes-all-tau", "boxes-all-zeta", "boxes-all-calibrated"),
-                    *("boxes-all-activations", "patches-all", "superpixels-all"),
-                ),
-                against=_former("boxes"),
-                drawn=(),
-            ),
+            Part(name="former-ablation", configs=_former(*FORMER_ABLATION), against=_former("boxes"), drawn=()),
+            Part(name="former-powerset", configs=_former(*FORMER_POWERSET), against=_former("boxes"), drawn=()),
             Part(
                 name="selective",
                 configs=_former("clip", "selective", "selective-midpoint", "selective-unit"),

@@ -8,7 +8,7 @@ import torch
 
 import powerclip
 from powerclip.explore.subject import SHIPPED
-from powerclip.recipes import scenes_tiny
+from powerclip.recipes import scenes_superpixels
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
 
@@ -18,7 +18,7 @@ import shipped_model
 def test_the_shipped_model_is_small_and_loads():
     assert sum(path.stat().st_size for path in SHIPPED.iterdir()) < 8e6
     model, preprocess, tokenizer = powerclip.load(SHIPPED)
-    recipe = scenes_tiny()
+    recipe = scenes_superpixels()
     assert (model.scoring, model.region_unit) == (recipe.objective.scoring, recipe.model.region_unit)
     embeddings = model.state_dict()["backbone.text.token_embedding.weight"]
     known = embeddings.any(dim=1)
