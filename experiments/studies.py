@@ -212,6 +212,7 @@ def _recipe_and_changes() -> dict[str, TrainConfig]:
         "boxes-2": _objective(boxes, gradient_ratio=2.0),
         "boxes-t2r": _objective(boxes, direction="t2r"),
         "boxes-r2t": _objective(boxes, direction="r2t"),
+        "superpixels-t2r": _objective(stored, direction="t2r"),
         "boxes-triplet": triplet,
         "boxes-margin-1": _objective(triplet, margin=1.0),
         # The powerset, on other regions too, and what only its aggregators have.
@@ -432,7 +433,8 @@ MAIN = ("clip", "clip-tower", "patches", "boxes", "superpixels", "superpixels-32
 """What is compared in all worlds: CLIP, PowerCLIP's loss on regions of four kinds, and its nearest relative."""
 SCENES_ABLATION = (
     *("boxes", "boxes-5", "boxes-20", "boxes-05", "boxes-2", "boxes-t2r", "boxes-r2t"),
-    *("boxes-triplet", "boxes-margin-1", "superpixels", "superpixels-both", "superpixels-32"),
+    *("boxes-triplet", "boxes-margin-1", "superpixels", "superpixels-t2r", "superpixels-both"),
+    *("superpixels-32",),
     *("patches", "patches-4", "patches-tokens", "patches-both"),
 )
 """One change each, of "boxes", "superpixels" or "patches"."""
