@@ -434,8 +434,7 @@ MAIN = ("clip", "clip-tower", "patches", "boxes", "superpixels", "superpixels-32
 SCENES_ABLATION = (
     *("boxes", "boxes-5", "boxes-20", "boxes-05", "boxes-2", "boxes-t2r", "boxes-r2t"),
     *("boxes-triplet", "boxes-margin-1", "superpixels", "superpixels-t2r", "superpixels-both"),
-    *("superpixels-32",),
-    *("patches", "patches-4", "patches-tokens", "patches-both"),
+    *("superpixels-32", "patches", "patches-4", "patches-tokens", "patches-both"),
 )
 """One change each, of "boxes", "superpixels" or "patches"."""
 POWERSET = (
