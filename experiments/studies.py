@@ -9,8 +9,9 @@ from pathlib import Path
 from powerclip.config import EvaluateConfig, ModelConfig, ObjectiveConfig, TrainConfig, load_config
 from powerclip.config.values import Score
 from powerclip.demo import training_scenes, with_segments
-from powerclip.evaluate.run import evaluate_model, light_suite
+from powerclip.evaluate.run import SCENES_SEED, evaluate_model, light_suite
 from powerclip.recipes import emoji_scenes, scenes_tiny
+from powerclip.scenes import evaluation_tasks as scenes_tasks
 from powerclip.tasks import Task
 
 sys.path.append(str(Path(__file__).parents[1] / "examples" / "emoji"))
@@ -56,6 +57,8 @@ class Study:
     """The tables."""
     page: str = "evidence-details.md"
     """Where they stand, in docs."""
+    tasks: Callable[[Path], Sequence[Task]] | None = None
+    """The tasks of ``evaluate``, for the runs below a folder (``remeasure.py``)."""
     validation: Callable[[], Sequence[Task]] | None = None
     """Makes the tasks that a setting is chosen by (``validate.py``)."""
     other_data: Mapping[str, Callable[[Path], Path]] = field(default_factory=dict)
@@ -81,8 +84,18 @@ def _larger_scenes_of_superpixels(output: Path) -> Path:
     return with_segments(_larger_scenes(output))
 
 
+SCENES_SIZE = 1000
+"""Images of each task."""
+
+
 def _evaluate_scenes(run: Path) -> object:
-    return evaluate_model(str(run), EvaluateConfig(suite=("scenes",), size=1000, scores=("global", *own_scores(run))))
+    return evaluate_model(
+        str(run), EvaluateConfig(suite=("scenes",), size=SCENES_SIZE, scores=("global", *own_scores(run)))
+    )
+
+
+def _scenes_tasks(_: Path) -> Sequence[Task]:
+    return scenes_tasks(seed=SCENES_SEED, size=SCENES_SIZE, image_size=48)
 
 
 def _validation_scenes() -> Sequence[Task]:
@@ -105,9 +118,13 @@ def _emoji_of_superpixels(output: Path, *, names: int = NAMES, coloured: bool = 
 
 
 def _evaluate_emoji(run: Path, *, names: int = NAMES, coloured: bool = False) -> None:
-    tasks = emoji_tasks(drawings_in(run.parents[1], names=names, coloured=coloured), coloured=coloured)
+    tasks = _emoji_tasks(run.parent, names=names, coloured=coloured)
     suite = "coloured-emoji-scenes" if coloured else "emoji-scenes"
     evaluate(run, tasks, suite=suite, scores=("global", *own_scores(run)))
+
+
+def _emoji_tasks(output: Path, *, names: int = NAMES, coloured: bool = False) -> Sequence[Task]:
+    return emoji_tasks(drawings_in(output.parent, names=names, coloured=coloured), coloured=coloured)
 
 
 @cache
@@ -351,6 +368,8 @@ SCENES_METRICS = (
     ("scenes-quadruples", "group"),
     ("scenes-grounding", "patch"),
     ("scenes-grounding", "contribution"),
+    ("scenes-grounding", "patch_last"),
+    ("scenes-grounding", "contribution_last"),
     ("scenes-grounding", "region"),
     ("scenes-grounding", "precision"),
     ("scenes-grounding", "recall"),
@@ -380,6 +399,8 @@ EMOJI_METRICS = tuple(
         ("hard-negatives", "macro", ("", "-new-style", "-unseen")),
         ("grounding", "patch", ("", "-new-style", "-unseen")),
         ("grounding", "contribution", ("", "-new-style", "-unseen")),
+        ("grounding", "patch_last", ("", "-new-style", "-unseen")),
+        ("grounding", "contribution_last", ("", "-new-style", "-unseen")),
         ("grounding", "region", ("", "-new-style", "-unseen")),
     )
     for suffix in suffixes
@@ -475,6 +496,7 @@ STUDIES: dict[str, Study] = {
         make_data=_scenes,
         other_data=dict.fromkeys(SEGMENTS, _scenes_of_superpixels),
         evaluate=_evaluate_scenes,
+        tasks=_scenes_tasks,
         validation=_validation_scenes,
         metrics=SCENES_METRICS + SCENES_OWN,
         parts=(
@@ -520,6 +542,7 @@ STUDIES: dict[str, Study] = {
         make_data=_emoji_scenes,
         other_data=dict.fromkeys(SEGMENTS, _emoji_of_superpixels),
         evaluate=_evaluate_emoji,
+        tasks=_emoji_tasks,
         metrics=EMOJI_METRICS + EMOJI_OWN,
         parts=(_main(), _former_main("patches-sparc"), FORMER_LONGER),
     ),
@@ -529,6 +552,7 @@ STUDIES: dict[str, Study] = {
         make_data=partial(_emoji_scenes, names=COLOURED_NAMES, coloured=True),
         other_data=dict.fromkeys(SEGMENTS, partial(_emoji_of_superpixels, names=COLOURED_NAMES, coloured=True)),
         evaluate=partial(_evaluate_emoji, names=COLOURED_NAMES, coloured=True),
+        tasks=partial(_emoji_tasks, names=COLOURED_NAMES, coloured=True),
         metrics=COLOURED_METRICS + COLOURED_OWN,
         parts=(_main("clip-2200", "clip-tower-2200"), _former_main("clip-2200")),
     ),
@@ -538,6 +562,7 @@ STUDIES: dict[str, Study] = {
         make_data=partial(_emoji_scenes, names=COLOURED_NAMES, coloured=True),
         other_data=dict.fromkeys(SEGMENTS, partial(_emoji_of_superpixels, names=COLOURED_NAMES, coloured=True)),
         evaluate=partial(_evaluate_emoji, names=COLOURED_NAMES, coloured=True),
+        tasks=partial(_emoji_tasks, names=COLOURED_NAMES, coloured=True),
         metrics=COLOURED_METRICS + COLOURED_OWN,
         parts=(
             Part(name="main", configs=("clip", "paper", "boxes", "superpixels"), against=("clip",), drawn=()),

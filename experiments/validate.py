@@ -10,7 +10,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from rich.console import Console
 from run import RESULTS
 from studies import STUDIES, Study, own_scores
 
@@ -28,7 +27,7 @@ def main() -> int:
     arguments = parser.parse_args()
     study, results = STUDIES[arguments.study], RESULTS / arguments.study
     for line in validate(study, output=arguments.output / arguments.study, results=results):
-        Console().print(line)
+        print(line, flush=True)
     return 0
 
 

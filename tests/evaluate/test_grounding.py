@@ -10,7 +10,7 @@ from PIL import Image
 
 from powerclip import create_model
 from powerclip.evaluate import evaluate_tasks
-from powerclip.evaluate.grounding import METRICS, boxes_of, measure
+from powerclip.evaluate.grounding import METRICS, POINTING, boxes_of, measure
 from powerclip.evaluate.metrics import Estimate
 from powerclip.model import make_tokenizer, make_transforms
 from powerclip.scenes import evaluation_tasks
@@ -44,7 +44,7 @@ def colour_task(*boxes_of_images):
             mask[top:bottom, left:right] = True
             pixels[mask] = COLOURS[name]
         images.append(Image.fromarray(pixels))
-        phrases.append([f"a {name} thing" for name in NAMES[: len(boxes)]])
+        phrases.append([f"a thing in {name}" for name in NAMES[: len(boxes)]])
         masks.append(lambda own=own: own)
     return Grounding(name="g", images=images, phrases=phrases, masks=masks)
 
@@ -113,7 +113,7 @@ def test_a_constant_model_has_exactly_the_chance(model):
     same = {"patches": lambda images: torch.ones(len(images), 16, 3), "tokens": lambda ids: torch.ones(*ids.shape, 3)}
     found = evaluate(with_dense(model, **same), TASK)
     assert found["recall"] == 1.0
-    for name in METRICS[:2]:
+    for name in POINTING:
         assert found[name] == pytest.approx(found[name].chance, abs=ROUNDING)
 
 
@@ -139,8 +139,7 @@ def test_the_measures_of_an_image_equal_loops(seed):
     generator = torch.Generator().manual_seed(seed)
     Q, M, rows, columns = 4, 6, 3, 4
     N = rows * columns
-    patches = torch.randint(-2, 3, (Q, N), generator=generator).float()
-    dots = torch.randint(-2, 3, (Q, N), generator=generator).float()
+    pointed = torch.randint(-2, 3, (len(POINTING), Q, N), generator=generator).float()
     regions = torch.randint(-2, 3, (Q, M), generator=generator).float()
     chosen = torch.rand(Q, M, generator=generator) < 0.3
     chosen[0] = False
@@ -149,7 +148,7 @@ def test_the_measures_of_an_image_equal_loops(seed):
     candidates = torch.rand(M, N, generator=generator) < 0.5
     boxes = boxes_of(objects, (rows, columns))
     candidates = torch.cat([candidates[: M - Q], boxes])
-    found = measure(torch.stack([patches, dots]), regions, chosen, objects, candidates, boxes)
+    found = measure(pointed, regions, chosen, objects, candidates, boxes)
     for q in range(Q):
         inside = {n for n in range(N) if objects[q, n]}
         cells = [(n // columns, n % columns) for n in inside]
@@ -157,17 +156,15 @@ def test_the_measures_of_an_image_equal_loops(seed):
         box = {r * columns + c for r in range(top, bottom + 1) for c in range(left, right + 1)}
         sets = [{n for n in range(N) if candidates[m, n]} for m in range(M)]
         good = [len(box & s) / len(box | s) >= 0.5 for s in sets]
-        best_patches, longest = ([n for n in range(N) if x[q, n] == max(x[q].tolist())] for x in (patches, dots))
+        best_patches = [[n for n in range(N) if x[q, n] == max(x[q].tolist())] for x in pointed]
         best_regions = [m for m in range(M) if regions[q, m] == max(regions[q].tolist())]
         area = set().union(*(sets[m] for m in range(M) if chosen[q, m]))
         expected = [
-            sum(n in inside for n in best_patches) / len(best_patches),
-            sum(n in inside for n in longest) / len(longest),
+            *(sum(n in inside for n in best) / len(best) for best in best_patches),
             sum(good[m] for m in best_regions) / len(best_regions),
             len(area & inside) / len(area) if area else 0,
             len(area & inside) / len(inside),
-            len(inside) / N,
-            len(inside) / N,
+            *(len(inside) / N for _ in POINTING),
             sum(good) / M,
             len(inside) / N,
             len(area) / N,
@@ -211,3 +208,19 @@ def test_a_model_trained_on_tokens_sees_the_mean_of_a_phrase_s_tokens(model):
     for unit in ("token", "both"):
         tokens.phrase_unit = unit
         assert evaluate(tokens, TASK) == dict.fromkeys(METRICS, 1.0)
+
+
+@pytest.mark.parametrize("unit", ["phrase", "token", "both"])
+def test_a_model_whose_last_token_alone_knows_is_asked_by_it_too(model, unit):
+    """The last token of "a thing in red" knows; the words before it point away from it."""
+    knowing = seeing_colours(model, elsewhere=-10.0)
+
+    def tokens(ids):
+        named = knowing.encode_tokens(ids)  # (B, T, D): a colour's axis at its word
+        return torch.where(named.any(dim=2, keepdim=True), named, -named.sum(dim=1, keepdim=True))
+
+    last = with_dense(model, patches=knowing.encode_patches, tokens=tokens)
+    last.phrase_unit = unit
+    found = evaluate(last, TASK)
+    assert (found["patch_last"], found["contribution_last"]) == (1.0, 1.0)
+    assert (found["patch"], found["contribution"]) == (0.0, 0.0)

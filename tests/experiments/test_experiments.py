@@ -12,13 +12,16 @@ from scipy.stats import ttest_1samp
 from powerclip.config import EvaluateConfig
 from powerclip.demo import training_scenes
 from powerclip.evaluate import evaluate_model, light_suite
-from powerclip.files import read_json
+from powerclip.evaluate.run import SCENES_SEED
+from powerclip.files import read_json, write_json
 from powerclip.recipes import scenes_superpixels, scenes_tiny
+from powerclip.scenes import evaluation_tasks as scenes_tasks
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "experiments"))
 
-import run as driver  # noqa: E402 (found by the line above)
+import remeasure  # noqa: E402 (found by the line above)
+import run as driver  # noqa: E402
 import studies  # noqa: E402
 import tables  # noqa: E402
 import validate  # noqa: E402
@@ -31,6 +34,7 @@ def tiny_study():
         seeds=(0, 1),
         make_data=lambda output: training_scenes(output / "train", count=12),
         evaluate=lambda run: evaluate_model(str(run), EvaluateConfig(suite=("scenes",), size=3)),
+        tasks=lambda _: scenes_tasks(seed=SCENES_SEED, size=3, image_size=48),
         validation=lambda: light_suite("scenes", image_size=48, size=3),
         metrics=(("scenes-object", "acc@1"),),
         parts=(studies.Part(name="main", configs=("clip", "powerclip"), against=("clip",), drawn=("powerclip",)),),
@@ -81,6 +85,24 @@ def test_a_run_is_validated_once_by_its_own_score_on_other_scenes(tmp_path):
     assert tables.value(kept, own, of="validation") == expected
     ((name, _, _, found, *_),) = tables.validation(tables.read(study, results)).rows
     assert (name, found) == ("powerclip", f"{100 * expected:.1f}")
+
+
+def test_a_metric_that_did_not_exist_is_added_and_the_others_must_come_out_the_same(tmp_path):
+    study, results, runs = tiny_study(), tmp_path / "results", tmp_path / "runs"
+    assert driver.run(study, "clip", seed=0, output=runs, results=results)
+    complete = read_json(place := results / "clip-seed-0.json")
+    assert list(remeasure.remeasure(study, output=runs, results=results)) == []
+    former = read_json(place)
+    del former["tasks"]["scenes-grounding"]["patch_last"]
+    write_json(place, former)
+    (said,) = remeasure.remeasure(study, output=tmp_path, results=results)
+    assert said == f"clip-seed-0: no run in {tmp_path / 'clip-seed-0'}, so it stays as it is"
+    assert list(remeasure.remeasure(study, output=runs, results=results)) == ["clip-seed-0: done"]
+    assert read_json(place) == complete
+    former["tasks"]["scenes-grounding"]["patch"] += 0.1
+    write_json(place, former)
+    with pytest.raises(SystemExit, match=r"measures another scenes-grounding \(patch\)"):
+        list(remeasure.remeasure(study, output=runs, results=results))
 
 
 def test_a_setting_that_did_not_exist_is_no_difference():

@@ -18,7 +18,7 @@ PUBLIC = {task for benchmark in BENCHMARKS.values() for task in benchmark.tasks 
 
 HEADLINES = (
     *("acc@1", "mAP", "mIoU", "i2t_R@1", "t2i_R@1", "macro", "group", "text", "image"),
-    *("patch", "contribution", "region", "precision", "recall"),
+    *("patch", "contribution", "patch_last", "contribution_last", "region", "precision", "recall"),
 )
 """Metrics that stand for a task in short tables. A task is judged by the first of these that it has, retrieval by the
 R@1 of both directions."""
