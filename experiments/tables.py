@@ -56,6 +56,7 @@ SUMMARY_ROWS = {
         ("of these, exchanged attributes, by S", f"scenes-hard-negatives{OWN_SCORE}", "swap_att"),
         ("two images, two captions, by S (chance 17)", f"scenes-quadruples{OWN_SCORE}", "group"),
         ("most is added by a patch of the object (chance 8)", "scenes-grounding", "contribution"),
+        ("the same, asked by the last word", "scenes-grounding", "contribution_last"),
         ("best patch lies in the object (chance 8)", "scenes-grounding", "patch"),
         ("best box is the object's (chance 6)", "scenes-grounding", "region"),
     ),
@@ -71,6 +72,7 @@ SUMMARY_ROWS = {
         ("hard negatives (chance 50)", "emoji-hard-negatives", "macro"),
         ("hard negatives, by S", f"emoji-hard-negatives{OWN_SCORE}", "macro"),
         ("most is added by a patch of the emoji (chance 10)", "emoji-grounding", "contribution"),
+        ("the same, asked by the last word", "emoji-grounding", "contribution_last"),
         ("best patch lies in the emoji (chance 10)", "emoji-grounding", "patch"),
         ("best box is the emoji's (chance 7)", "emoji-grounding", "region"),
     ),
@@ -93,6 +95,7 @@ SUMMARY_ROWS = {
         ),
         ("of these, another relation, by S", f"coloured-emoji-hard-negatives{OWN_SCORE}", "replace_rel"),
         ("most is added by a patch of the emoji (chance 9)", "coloured-emoji-grounding", "contribution"),
+        ("the same, asked by the last word", "coloured-emoji-grounding", "contribution_last"),
         ("best patch lies in the emoji (chance 9)", "coloured-emoji-grounding", "patch"),
     ),
 }
@@ -108,16 +111,23 @@ IN_ANSWER = {
     *("name of one symbol", "image to text R@1", "image to text R@1, by S", "hard negatives, by S"),
     *("of these, exchanged attributes, by S", "most is added by a patch of the object (chance 8)"),
     *("name of one emoji", "most is added by a patch of the emoji (chance 10)", "of these, exchanged colours, by S"),
-    "most is added by a patch of the emoji (chance 9)",
+    *("most is added by a patch of the emoji (chance 9)", "the same, asked by the last word"),
 }
 """The rows of these that the answer has, in README and on the first page of the evidence."""
 WORLDS = {"scenes": "symbols", "emoji": "emoji", "emoji-coloured": "emoji in colours"}
 """What the studies' data show."""
-SHOWN = {"clip": "CLIP", "clip-tower": "CLIP's own pooling", "patches": "patches", "superpixels": "segments"}
-"""The configs of the summaries: CLIP's, and two of PowerCLIP's, which differ in what the regions are."""
+SHOWN = {
+    **{"clip": "CLIP", "clip-tower": "CLIP's own pooling", "patches": "patches", "superpixels": "segments"},
+    "superpixels-both": "segments, words too",
+}
+"""The configs of the summaries: CLIP's, and three of PowerCLIP's, which differ in what the regions are and whether words
+stand beside the phrases."""
 NEAREST = {"filip": "FILIP"}
-"""And the nearest relative, in the answer."""
-DIFFERENCES = (("patches", "clip"), ("patches", "clip-tower"), ("superpixels", "clip"), ("superpixels", "clip-tower"))
+"""And the nearest relative, in the answer, which leaves out the patches."""
+DIFFERENCES = (
+    *(("patches", "clip"), ("patches", "clip-tower"), ("superpixels", "clip"), ("superpixels", "clip-tower")),
+    ("superpixels-both", "superpixels"),
+)
 """Of these configs, paired by seed."""
 
 
@@ -244,7 +254,7 @@ ANSWER_DIFFERENCES = {
 
 def answer(found: Mapping[str, Results]) -> Table:
     """The summaries' main rows, of all worlds."""
-    configs = SHOWN | NEAREST
+    configs = {name: label for name, label in (SHOWN | NEAREST).items() if name != "patches"}
     rows: list[tuple[Cell, ...]] = []
     for world, label, results, metric in answer_rows(found):
         spreads = (spread(results[name], metric) for name in configs)

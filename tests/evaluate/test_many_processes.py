@@ -26,10 +26,13 @@ def tiny():
     return create_model("tiny")
 
 
+ONE_OF_EACH_KIND = {f"scenes-{kind}" for kind in ("object", "retrieval", "hard-negatives", "quadruples", "grounding")}
+
+
 def evaluate(process, size, batch_size):
     model = tiny()
     arguments = (model, make_transforms(model)[1], make_tokenizer(model))
-    tasks = evaluation_tasks(seed=3, size=7)
+    tasks = [task for task in evaluation_tasks(seed=3, size=7) if task.name in ONE_OF_EACH_KIND]
     found = evaluate_tasks(*arguments, tasks, batch_size=batch_size)
     for score in ("powerset", "late"):
         found |= evaluate_tasks(*arguments, tasks, batch_size=batch_size, score=score)
@@ -71,7 +74,7 @@ def test_every_process_gets_the_results_of_one(size, batch_size, tmp_path):
 @pytest.mark.slow
 def test_the_command_under_torchrun_writes_what_one_process_writes(tmp_path, capsys):
     save(tiny(), tmp_path / "model")
-    command = ["evaluate", str(tmp_path / "model"), "--size", "6", "--batch-size", "4", "--output"]
+    command = ["evaluate", str(tmp_path / "model"), "--size", "40", "--batch-size", "32", "--output"]
     environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
     assert main([*command, str(tmp_path / "one")]) == 0
     two = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]

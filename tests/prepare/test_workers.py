@@ -87,7 +87,7 @@ def test_a_job_that_is_killed_goes_on_and_loses_nothing(sign, photos, tmp_path):
     if sign == signal.SIGINT:
         assert job.returncode == 130
         assert "shards are complete; the same command continues" in errors
-    assert prepare(photos, out, PrepareConfig(samples_per_shard=2, workers=2)) == report
+    assert prepare(photos, out, PrepareConfig(samples_per_shard=2)) == report
     assert shards(out) == shards(complete)
     assert not list(out.glob(".*.tmp"))
 

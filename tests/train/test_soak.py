@@ -4,8 +4,6 @@
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -16,6 +14,7 @@ from powerclip.data.shards import write_shards
 from powerclip.runs import RunFolder, all_checkpoints, read_metrics
 from powerclip.scenes import generate
 from tests.support.models import write_tiny
+from tests.support.processes import Command
 from tests.support.runs import losses, weights
 
 MINUTES = float(os.environ.get("SOAK_MINUTES", "0"))
@@ -79,13 +78,10 @@ def test_faults_at_random_change_nothing(tmp_path):
 
 
 def _train_through_faults(arguments, run, shards, draw):
-    command = [sys.executable, "-m", "powerclip.cli", "train", *arguments]
     at = 0
     while not run.is_finished():
         at += draw.randrange(4, 10)
-        process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-        )
+        process = Command(["train", *arguments], run.path.with_suffix(".log"))
         while process.poll() is None and (at < STEPS) and len(read_metrics(run.metrics_file)) < at:
             time.sleep(0.01)
         how = draw.choice([signal.SIGKILL, signal.SIGTERM])
