@@ -120,8 +120,8 @@ SHOWN = {
     **{"clip": "CLIP", "clip-tower": "CLIP's own pooling", "patches": "patches", "superpixels": "segments"},
     "superpixels-both": "segments, words too",
 }
-"""The configs of the summaries: CLIP's, and three of PowerCLIP's, which differ in what the regions are and whether words
-stand beside the phrases."""
+"""The configs of the summaries: CLIP's, and three of PowerCLIP's, which differ in what the regions are and in whether
+words stand beside the phrases."""
 NEAREST = {"filip": "FILIP"}
 """And the nearest relative, in the answer, which leaves out the patches."""
 DIFFERENCES = (
