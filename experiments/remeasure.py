@@ -5,13 +5,12 @@
 Nothing is trained. A metric that a result has is measured again too, and must come out as it was.
 """
 
-import argparse
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from run import RESULTS
 from studies import STUDIES, Study
+from validate import on_kept_runs
 
 import powerclip
 from powerclip.evaluate import evaluate_tasks
@@ -25,14 +24,7 @@ TOLERANCE = 0.003
 
 def main() -> int:
     """Measure what is missing and can be had."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", choices=[name for name, study in STUDIES.items() if study.tasks])
-    parser.add_argument("--output", type=Path, default=Path("runs/experiments"), help="as given to run.py")
-    arguments = parser.parse_args()
-    study, results = STUDIES[arguments.study], RESULTS / arguments.study
-    for line in remeasure(study, output=arguments.output / arguments.study, results=results):
-        print(line, flush=True)
-    return 0
+    return on_kept_runs(remeasure, [name for name, study in STUDIES.items() if study.tasks], about=__doc__)
 
 
 def remeasure(study: Study, *, output: Path, results: Path) -> Iterator[str]:

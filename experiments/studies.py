@@ -268,7 +268,7 @@ def _gpu_configs() -> dict[str, TrainConfig]:
             batch_size=1024,
             steps=768,
         )
-        for name in ("clip", "clip-tower", "patches", "superpixels")
+        for name in ("clip", "clip-tower", "patches", "superpixels", "superpixels-both")
     }
 
 

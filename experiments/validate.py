@@ -7,7 +7,7 @@ The result of each run in ``experiments/results/STUDY`` gets a part "validation"
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from run import RESULTS
@@ -21,12 +21,17 @@ from powerclip.tasks import Task
 
 def main() -> int:
     """Evaluate the runs that are there and have no such result yet."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", choices=[name for name, study in STUDIES.items() if study.validation])
+    return on_kept_runs(validate, [name for name, study in STUDIES.items() if study.validation], about=__doc__)
+
+
+def on_kept_runs(work: Callable[..., Iterator[str]], studies: Sequence[str], *, about: str | None) -> int:
+    """The program that does some work on the runs of a study, and prints its lines; ``about`` is its help."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", choices=studies)
     parser.add_argument("--output", type=Path, default=Path("runs/experiments"), help="as given to run.py")
     arguments = parser.parse_args()
     study, results = STUDIES[arguments.study], RESULTS / arguments.study
-    for line in validate(study, output=arguments.output / arguments.study, results=results):
+    for line in work(study, output=arguments.output / arguments.study, results=results):
         print(line, flush=True)
     return 0
 
