@@ -6,6 +6,7 @@ import contextlib
 import multiprocessing
 import os
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -65,6 +66,9 @@ class Command:
         self._process = multiprocessing.get_context("forkserver").Process(target=_command, args=(arguments, str(log)))
         self._process.start()
         self.pid = self._process.pid
+        with contextlib.suppress(ProcessLookupError):  # it has ended already
+            while os.getpgid(self.pid) != self.pid:  # else a signal to its group might find none
+                time.sleep(0.001)
 
     @property
     def returncode(self):
@@ -83,6 +87,7 @@ class Command:
 
 def _command(arguments, log):
     os.setsid()
+    Path(log).unlink(missing_ok=True)
     _say_to(Path(log))
     torch.set_num_threads(1)
     sys.exit(main(arguments))

@@ -219,19 +219,23 @@ def command(process, size, arguments):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("processes", "workers"), [(1, 2), (2, 1)])
-def test_a_run_killed_at_any_moment_and_resumed_is_the_uninterrupted_one(processes, workers, shards, tmp_path, capsys):
+def test_a_run_killed_at_any_moment_and_resumed_is_the_uninterrupted_one(processes, workers, shards, tmp_path):
     more = ("--data.workers", str(workers))
     run_on_processes(processes, command, tmp_path, arguments_of(tmp_path, shards, tmp_path / "whole", *more))
     cut = arguments_of(tmp_path, shards, tmp_path / "cut", "--resume", "auto", *more)
     at = random.Random().randrange(3, 21)
     print(f"killed after step {at}, wherever it is by then")
-    process = torchrun(2, cut) if processes > 1 else Command(["train", *cut], tmp_path / "log")
+
+    def begin():
+        return torchrun(processes, cut) if processes > 1 else Command(["train", *cut], tmp_path / "log")
+
+    process = begin()
     wait_for_steps(process, tmp_path / "cut", at)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
-    capsys.readouterr()
-    run_on_processes(processes, command, tmp_path, cut)
-    output = capsys.readouterr().err
+    again = begin()
+    output = again.communicate(timeout=300)[0]
+    assert again.returncode == 0, output
     assert "Resuming" in output
     assert output.count("Trained 24 steps") == 1
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
@@ -262,9 +266,7 @@ def test_a_signal_to_the_whole_group_ends_the_run_like_one_to_its_process(number
 
 @pytest.mark.slow
 def test_a_decoding_process_that_dies_is_named(shards, tmp_path):
-    arguments = arguments_of(tmp_path, shards, tmp_path / "run", "--steps", "100000", "--data.workers", "2")
-    process = Command(["train", *arguments], tmp_path / "log")
-    wait_for_steps(process, tmp_path / "run", 3)
+    process = started(tmp_path, shards, "--data.workers", "2")
     while process.poll() is None:  # one that dies at the end of its epoch is not missed
         for worker in children_of(process.pid)[:1]:
             with contextlib.suppress(ProcessLookupError):
