@@ -63,6 +63,7 @@ class Command:
 
     def __init__(self, arguments, log):
         self._log = Path(log)
+        self._log.write_text("")
         self._process = multiprocessing.get_context("forkserver").Process(target=_command, args=(arguments, str(log)))
         self._process.start()
         self.pid = self._process.pid
@@ -87,7 +88,6 @@ class Command:
 
 def _command(arguments, log):
     os.setsid()
-    Path(log).unlink(missing_ok=True)
     _say_to(Path(log))
     torch.set_num_threads(1)
     sys.exit(main(arguments))
