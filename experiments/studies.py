@@ -219,9 +219,9 @@ def _recipe_and_changes() -> dict[str, TrainConfig]:
         # What does it in "patches" and "boxes": one change each.
         "patches-all": _objective(patches, subsets="all", normalise_by_regions=True),
         "patches-4": _objective(patches, gradient_ratio=4.0),
-        "patches-both": _both(patches),
-        "superpixels-both": _both(stored),
-        "superpixels-32-both": _both(_objective(stored, regions=32)),
+        "patches-both": _phrase_unit(patches, "both"),
+        "superpixels-both": _phrase_unit(stored, "both"),
+        "superpixels-32-both": _phrase_unit(_objective(stored, regions=32), "both"),
         "patches-tokens": _phrase_unit(patches, "token"),
         "superpixels-tokens": _phrase_unit(stored, "token"),
         "boxes-5": _objective(boxes, regions=5),
@@ -245,11 +245,6 @@ def _recipe_and_changes() -> dict[str, TrainConfig]:
         "selective-midpoint": _objective(selective, zero="midpoint"),
         "selective-unit": replace(selective, model=replace(selective.model, region_norm="unit")),
     }
-
-
-def _both(base: TrainConfig) -> TrainConfig:
-    """Words beside phrases."""
-    return _phrase_unit(base, "both")
 
 
 def _phrase_unit(base: TrainConfig, unit: PhraseUnit) -> TrainConfig:
