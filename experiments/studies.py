@@ -17,6 +17,7 @@ from powerclip.tasks import Task
 sys.path.append(str(Path(__file__).parents[1] / "examples" / "emoji"))
 
 from emoji_packages import obtain
+from emoji_scene_tasks import VALIDATION_SEED
 from emoji_scene_tasks import evaluation_tasks as emoji_tasks
 from emoji_tasks import evaluate
 from emoji_world import COLOURED_NAMES, NAMES, STYLES, Drawings, read_drawings, training_shards
@@ -26,6 +27,16 @@ OWN_SCORES: Mapping[str, Score] = {"powerclip": "powerset", "filip": "late"}
 
 OWN_SCORE = ", own score"
 """Ends the name of a task that is scored so."""
+
+
+def chosen_by(world: str) -> dict[str, tuple[str, str]]:
+    """What a setting is chosen by, on the validation scenes of a world: the mean of these, one of each kind of task."""
+    return {
+        "name of one": (f"{world}-object", "acc@1"),
+        "image to text R@1, own score": (f"{world}-retrieval{OWN_SCORE}", "i2t_R@1"),
+        "hard negatives, own score": (f"{world}-hard-negatives{OWN_SCORE}", "macro"),
+        "patch that adds most": (f"{world}-grounding", "contribution"),
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +70,10 @@ class Study:
     """Where they stand, in docs."""
     tasks: Callable[[Path], Sequence[Task]] | None = None
     """The tasks of ``evaluate``, for the runs below a folder (``remeasure.py``)."""
-    validation: Callable[[], Sequence[Task]] | None = None
-    """Makes the tasks that a setting is chosen by (``validate.py``)."""
+    validation: Callable[[Path], Sequence[Task]] | None = None
+    """As ``tasks``, those that a setting is chosen by (``validate.py``)."""
+    chosen_by: Mapping[str, tuple[str, str]] = field(default_factory=lambda: chosen_by("scenes"))
+    """And the metrics of them whose mean it is chosen by."""
     other_data: Mapping[str, Callable[[Path], Path]] = field(default_factory=dict)
     """As ``make_data``, for the configs that train on the same samples with other annotations."""
 
@@ -98,8 +111,12 @@ def _scenes_tasks(_: Path) -> Sequence[Task]:
     return scenes_tasks(seed=SCENES_SEED, size=SCENES_SIZE, image_size=48)
 
 
-def _validation_scenes() -> Sequence[Task]:
-    return light_suite("scenes", image_size=48, size=500)
+VALIDATION_SIZE = 500
+"""Images of each task that a setting is chosen by; fewer where there are not enough pairs of names."""
+
+
+def _validation_scenes(_: Path) -> Sequence[Task]:
+    return light_suite("scenes", image_size=48, size=VALIDATION_SIZE)
 
 
 def own_scores(run: Path) -> tuple[Score, ...]:
@@ -125,6 +142,12 @@ def _evaluate_emoji(run: Path, *, names: int = NAMES, coloured: bool = False) ->
 
 def _emoji_tasks(output: Path, *, names: int = NAMES, coloured: bool = False) -> Sequence[Task]:
     return emoji_tasks(drawings_in(output.parent, names=names, coloured=coloured), coloured=coloured)
+
+
+def _validation_emoji(output: Path, *, names: int = NAMES, coloured: bool = False) -> Sequence[Task]:
+    drawings = drawings_in(output.parent, names=names, coloured=coloured)
+    per_name = round(VALIDATION_SIZE / names)
+    return emoji_tasks(drawings, seed=VALIDATION_SEED, scenes=VALIDATION_SIZE, per_name=per_name, coloured=coloured)
 
 
 @cache
@@ -451,9 +474,12 @@ ABLATION = (
     *("no-zero-3", "no-triplet-3"),
 )
 """Each with one change of "midpoint-3"."""
-MAIN = ("clip", "clip-tower", "patches", "boxes", "superpixels", "superpixels-both", "superpixels-32", "filip")
+MAIN = (
+    *("clip", "clip-tower", "patches", "boxes", "superpixels", "superpixels-both", "superpixels-32"),
+    *("superpixels-32-both", "filip"),
+)
 """What is compared in all worlds: CLIP, PowerCLIP's loss on regions of four kinds, the best of them with words beside
-phrases too, and its nearest relative."""
+phrases and with more segments too, and its nearest relative."""
 SCENES_ABLATION = (
     *("boxes", "boxes-5", "boxes-20", "boxes-05", "boxes-2", "boxes-t2r", "boxes-r2t"),
     *("boxes-triplet", "boxes-margin-1", "superpixels", "superpixels-t2r", "superpixels-both", "superpixels-tokens"),
@@ -487,7 +513,7 @@ def _main(*more: str) -> Part:
 
 def _former_main(*more: str) -> Part:
     """The same with the former learning rate."""
-    configs = _former(*(name for name in MAIN if name != "superpixels-both"), *more)
+    configs = _former(*(name for name in MAIN if not name.endswith("-both")), *more)
     return Part(name="former", configs=configs, against=_former("clip", "clip-tower"), drawn=())
 
 
@@ -545,6 +571,8 @@ STUDIES: dict[str, Study] = {
         other_data=dict.fromkeys(SEGMENTS, _emoji_of_superpixels),
         evaluate=_evaluate_emoji,
         tasks=_emoji_tasks,
+        validation=_validation_emoji,
+        chosen_by=chosen_by("emoji"),
         metrics=EMOJI_METRICS + EMOJI_OWN,
         parts=(_main(), _former_main("patches-sparc"), FORMER_LONGER),
     ),
@@ -555,6 +583,8 @@ STUDIES: dict[str, Study] = {
         other_data=dict.fromkeys(SEGMENTS, partial(_emoji_of_superpixels, names=COLOURED_NAMES, coloured=True)),
         evaluate=partial(_evaluate_emoji, names=COLOURED_NAMES, coloured=True),
         tasks=partial(_emoji_tasks, names=COLOURED_NAMES, coloured=True),
+        validation=partial(_validation_emoji, names=COLOURED_NAMES, coloured=True),
+        chosen_by=chosen_by("coloured-emoji"),
         metrics=COLOURED_METRICS + COLOURED_OWN,
         parts=(_main("clip-2200", "clip-tower-2200"), _former_main("clip-2200")),
     ),

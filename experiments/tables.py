@@ -100,13 +100,6 @@ SUMMARY_ROWS = {
     ),
 }
 """What README and the page show of a study: a label, and a metric."""
-CHOSEN_BY = {
-    "name of one symbol": ("scenes-object", "acc@1"),
-    "image to text R@1, own score": (f"scenes-retrieval{OWN_SCORE}", "i2t_R@1"),
-    "hard negatives, own score": (f"scenes-hard-negatives{OWN_SCORE}", "macro"),
-    "patch that adds most": ("scenes-grounding", "contribution"),
-}
-"""What a setting is chosen by, on the validation scenes of seed 0: the mean of these."""
 IN_ANSWER = {
     *("name of one symbol", "image to text R@1", "image to text R@1, by S", "hard negatives, by S"),
     *("of these, exchanged attributes, by S", "most is added by a patch of the object (chance 8)"),
@@ -145,8 +138,9 @@ def main(docs: Path = DOCS, readme: Path = HERE.parent / "README.md") -> int:
         path = docs / study.page
         page = path.read_text(encoding="utf-8")
         results = found[name]
-        if study.validation:
-            page = replaced(page, f"{name}-validation", validation(results).markdown())
+        if name == "scenes":
+            page = replaced(page, f"{name}-validation", validation(study, results).markdown())
+            page = replaced(page, "choice", choice(found).markdown())
         for part in study.parts:
             shown = {config: results[config] for config in part.configs if results[config]}
             missing = [config for config in part.configs if config not in shown]
@@ -293,18 +287,39 @@ def answer_plot(found: Mapping[str, Results]) -> Figure:
     )
 
 
-def validation(results: Results) -> Table:
-    """What settings are chosen by, the best first."""
-    found: dict[str, list[float]] = {}
-    for name, seeds in results.items():
-        if "validation" in seeds.get(0, {}):
-            chosen_by = [value(seeds[0], metric, of="validation") for metric in CHOSEN_BY.values()]
-            known = [v for v in chosen_by if v is not None]
-            assert len(known) == len(chosen_by), f"{name} lacks a metric of the validation scenes"
-            found[name] = [statistics.fmean(known), *known]
-    ranked = sorted(found, key=lambda name: found[name], reverse=True)
-    rows = tuple((name, *(f"{100 * v:.1f}" for v in found[name])) for name in ranked)
-    return Table(columns=("config", "mean", *CHOSEN_BY), rows=rows, title="Validation scenes, seed 0, %")
+def validation(study: Study, results: Results) -> Table:
+    """What settings are ranked by with seed 0, the best first."""
+    found = {name: chosen_by for name, seeds in results.items() if (chosen_by := validated(study, seeds.get(0)))}
+    ranked = sorted(found, key=lambda name: statistics.fmean(found[name]), reverse=True)
+    rows = tuple((name, *(f"{100 * v:.1f}" for v in (statistics.fmean(found[name]), *found[name]))) for name in ranked)
+    return Table(columns=("config", "mean", *study.chosen_by), rows=rows, title="Validation scenes, seed 0, %")
+
+
+def validated(study: Study, run: Mapping[str, Any] | None) -> list[float]:
+    """The metrics that a setting is chosen by, of one run; none if it has not been validated."""
+    if not run or "validation" not in run:
+        return []
+    values = [value(run, metric, of="validation") for metric in study.chosen_by.values()]
+    known = [v for v in values if v is not None]
+    assert len(known) == len(values), f"{run['config']['recipe']} lacks a metric of the validation scenes"
+    return known
+
+
+def choice(found: Mapping[str, Results]) -> Table:
+    """The mean of what settings are chosen by, over seeds, for those that were validated in all worlds."""
+    rows: list[tuple[float, tuple[str, ...]]] = []
+    for name in found["scenes"]:
+        worlds = [
+            [statistics.fmean(v) for run in found[world][name].values() if (v := validated(STUDIES[world], run))]
+            for world in WORLDS
+        ]
+        if all(worlds):
+            mean = statistics.fmean(statistics.fmean(seeds) for seeds in worlds)
+            cells = (f"{100 * statistics.fmean(seeds):.1f} ({len(seeds)})" for seeds in worlds)
+            rows.append((mean, (name, f"{100 * mean:.1f}", *cells)))
+    columns = ("config", "mean", *WORLDS.values())
+    ranked = tuple(cells for _, cells in sorted(rows, reverse=True))
+    return Table(columns=columns, rows=ranked, title="Validation scenes, means of the same four metrics, % (seeds)")
 
 
 def interval(differences: Sequence[float]) -> str:

@@ -1,22 +1,25 @@
-"""How the runs of seed 0 do on scenes that no other table shows: what a setting is chosen by.
+"""How the runs of a study do on scenes that no other table shows: what a setting is chosen by.
 
-    python experiments/validate.py scenes            # half a minute a run, of those whose folders are there
+    python experiments/validate.py scenes            # or emoji, emoji-coloured: half a minute a run that is there
 
 The result of each run in ``experiments/results/STUDY`` gets a part "validation"; one that has it is left as it is.
 """
 
 import argparse
+import itertools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from run import RESULTS
-from studies import STUDIES, Study, own_scores
+from studies import OWN_SCORE, STUDIES, Study, own_scores
 
 import powerclip
 from powerclip.evaluate import evaluate_tasks
 from powerclip.files import read_json, write_json
 from powerclip.tasks import Task
+
+SEEDS = (0, 1, 2)
 
 
 def main() -> int:
@@ -37,19 +40,26 @@ def on_kept_runs(work: Callable[..., Iterator[str]], studies: Sequence[str], *, 
 
 
 def validate(study: Study, *, output: Path, results: Path) -> Iterator[str]:
-    """Add what is missing, of the configs with the study's usual number of steps; yields a line for each."""
+    """Add what is missing, of the configs with the study's usual number of steps; yields a line for each.
+
+    All of them are validated with the first seed, those of the study's first table with the others of ``SEEDS`` too.
+    """
     assert study.validation is not None
-    tasks = study.validation()
+    asked = {task.removesuffix(OWN_SCORE) for task, _ in study.chosen_by.values()}
+    tasks = [task for task in study.validation(output) if task.name in asked]
     steps = study.configs["clip"].steps
-    for name in (name for name, config in study.configs.items() if config.steps == steps):
-        place, run = results / f"{name}-seed-0.json", output / f"{name}-seed-0"
+    configs = [name for name, config in study.configs.items() if config.steps == steps]
+    for seed, name in itertools.product(SEEDS, configs):
+        if seed != SEEDS[0] and name not in study.parts[0].configs:
+            continue
+        place, run = results / f"{name}-seed-{seed}.json", output / f"{name}-seed-{seed}"
         if not place.exists() or "validation" in (result := read_json(place)):
             continue
         if (run / "model").is_dir():
             write_json(place, {**result, "validation": validated(run, tasks)})
-            yield f"{name}: done"
+            yield f"{run.name}: done"
         else:
-            yield f"{name}: no run in {run}, so it is not in the table"
+            yield f"{run.name}: no run in {run}, so it is not in the table"
 
 
 def validated(run: Path, tasks: Sequence[Task]) -> dict[str, dict[str, float]]:

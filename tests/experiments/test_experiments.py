@@ -35,7 +35,7 @@ def tiny_study():
         make_data=lambda output: training_scenes(output / "train", count=12),
         evaluate=lambda run: evaluate_model(str(run), EvaluateConfig(suite=("scenes",), size=3)),
         tasks=lambda _: scenes_tasks(seed=SCENES_SEED, size=3, image_size=48),
-        validation=lambda: light_suite("scenes", image_size=48, size=3),
+        validation=lambda _: light_suite("scenes", image_size=48, size=3),
         metrics=(("scenes-object", "acc@1"),),
         parts=(studies.Part(name="main", configs=("clip", "powerclip"), against=("clip",), drawn=("powerclip",)),),
     )
@@ -76,14 +76,14 @@ def test_a_run_is_validated_once_by_its_own_score_on_other_scenes(tmp_path):
         assert driver.run(study, name, seed=0, output=runs, results=results)
     shutil.rmtree(runs / "clip-seed-0")
     said = list(validate.validate(study, output=runs, results=results))
-    assert [line.split(":")[0] for line in said] == ["clip", "powerclip"]
-    assert said[1] == "powerclip: done"
+    assert [line.split(":")[0] for line in said] == ["clip-seed-0", "powerclip-seed-0"]
+    assert said[1] == "powerclip-seed-0: done"
     assert list(validate.validate(study, output=runs, results=results)) == said[:1]
     kept = read_json(results / "powerclip-seed-0.json")
     own = f"scenes-retrieval{studies.OWN_SCORE}", "i2t_R@1"
     expected = kept["validation"]["scenes-retrieval-powerset"]["i2t_R@1"]
     assert tables.value(kept, own, of="validation") == expected
-    ((name, _, _, found, *_),) = tables.validation(tables.read(study, results)).rows
+    ((name, _, _, found, *_),) = tables.validation(study, tables.read(study, results)).rows
     assert (name, found) == ("powerclip", f"{100 * expected:.1f}")
 
 
