@@ -1,6 +1,6 @@
 """The first scenes of the grounding task, and where trained models see each object; none is chosen by its look.
 
-    python experiments/pictures.py runs/experiments/scenes/clip-seed-0 runs/experiments/scenes/superpixels-seed-0
+    python experiments/pictures.py runs/experiments/scenes/clip-seed-0 runs/experiments/scenes/superpixels-32-seed-0
 
 Writes docs/evidence-grounding.png: a patch is the brighter, the more it adds to the similarity of image and phrase (the
 dot product of patch and phrase, whose mean over patches is that of the image before it is normalised). The phrase above
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from tables import SHOWN
 
 import powerclip
 from powerclip.evaluate.run import SCENES_SEED
@@ -42,7 +43,8 @@ def main(runs: list[str]) -> int:
         axes.set(xticks=[], yticks=[])
     for row, run in zip(panels[1:], runs, strict=True):
         model, preprocess, tokenizer = powerclip.load(run)
-        row[0].set_ylabel(Path(run).name.rsplit("-seed-", 1)[0], fontsize=10)
+        config = Path(run).name.rsplit("-seed-", 1)[0]
+        row[0].set_ylabel(SHOWN.get(config, config), fontsize=10)
         for axes, (image, phrase, mask) in zip(row, shown, strict=True):
             with torch.inference_mode():
                 patches = model.encode_patches(preprocess(image)[None])  # (1, N, D)

@@ -110,16 +110,17 @@ IN_ANSWER = {
 WORLDS = {"scenes": "symbols", "emoji": "emoji", "emoji-coloured": "emoji in colours"}
 """What the studies' data show."""
 SHOWN = {
-    **{"clip": "CLIP", "clip-tower": "CLIP's own pooling", "patches": "patches", "superpixels": "segments"},
-    "superpixels-both": "segments, words too",
+    **{"clip": "CLIP", "clip-tower": "CLIP's own pooling", "superpixels-32": "PowerCLIP"},
+    **{"superpixels-32-both": "words too", "superpixels": "10 segments", "patches": "patches"},
 }
-"""The configs of the summaries: CLIP's, and three of PowerCLIP's, which differ in what the regions are and in whether
-words stand beside the phrases."""
+"""The configs of the summaries: CLIP's, the demo's recipe, and what differs from it in one thing."""
 NEAREST = {"filip": "FILIP"}
-"""And the nearest relative, in the answer, which leaves out the patches."""
+"""And the nearest relative, in the answer."""
+IN_DETAILS_ALONE = {"superpixels", "patches"}
+"""What the answer leaves out."""
 DIFFERENCES = (
-    *(("patches", "clip"), ("patches", "clip-tower"), ("superpixels", "clip"), ("superpixels", "clip-tower")),
-    ("superpixels-both", "superpixels"),
+    *(("superpixels-32", "clip"), ("superpixels-32", "clip-tower"), ("superpixels-32", "superpixels")),
+    ("superpixels-32-both", "superpixels-32"),
 )
 """Of these configs, paired by seed."""
 
@@ -241,14 +242,14 @@ def summary(results: Results, metrics: Sequence[tuple[str, str, str]]) -> Table:
 
 
 ANSWER_DIFFERENCES = {
-    "segments less CLIP": ("superpixels", "clip"),
-    "segments less CLIP's own pooling": ("superpixels", "clip-tower"),
+    "PowerCLIP less CLIP": ("superpixels-32", "clip"),
+    "PowerCLIP less CLIP's own pooling": ("superpixels-32", "clip-tower"),
 }
 
 
 def answer(found: Mapping[str, Results]) -> Table:
     """The summaries' main rows, of all worlds."""
-    configs = {name: label for name, label in (SHOWN | NEAREST).items() if name != "patches"}
+    configs = {name: label for name, label in (SHOWN | NEAREST).items() if name not in IN_DETAILS_ALONE}
     rows: list[tuple[Cell, ...]] = []
     for world, label, results, metric in answer_rows(found):
         spreads = (spread(results[name], metric) for name in configs)

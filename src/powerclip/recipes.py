@@ -29,14 +29,14 @@ def scenes_tiny() -> TrainConfig:
 
 
 def scenes_superpixels() -> TrainConfig:
-    """The same with segments of the image as regions, which need no labels: among the best of docs/evidence.md.
+    """The same with segments of the image as regions, which need no labels: the best of docs/evidence.md.
 
-    Each step draws at most ten of an image's segments at three scales.
+    Each step draws at most 32 of an image's segments at three scales.
     ``powerclip prepare scenes:train data/segments --regions superpixels --replace-regions && powerclip train
     --recipe scenes_superpixels --data data/segments --output runs/segments``
     """
     base = scenes_tiny()
-    objective = dataclasses.replace(base.objective, region_source="stored")
+    objective = dataclasses.replace(base.objective, region_source="stored", regions=32)
     model = dataclasses.replace(base.model, region_unit="region")
     return dataclasses.replace(base, recipe="scenes_superpixels", model=model, objective=objective)
 

@@ -155,7 +155,7 @@ def test_the_recipes_are_what_was_measured():
     for study in ("scenes", "emoji"):
         measured = studies.STUDIES[study].configs
         assert measured["patches"] == scenes_tiny()
-        assert replace(measured["superpixels"], recipe="scenes_superpixels") == scenes_superpixels()
+        assert replace(measured["superpixels-32"], recipe="scenes_superpixels") == scenes_superpixels()
 
 
 def test_the_rows_of_the_readme_are_rows_of_the_page():
