@@ -1,5 +1,6 @@
 import io
 import json
+import os
 import re
 from pathlib import Path
 
@@ -117,6 +118,18 @@ def test_a_folder_of_images_is_read_and_what_cannot_be_used_is_counted(model, tm
     assert table["source"].to_pylist() == ["a.png", "c.png"]
     assert table["thumbnail"].to_pylist() == [None, None]
     assert re.search(r"2 pairs in .*e.parquet; skipped: 1 [^,]+, 1 no caption", said.file.getvalue())
+
+
+def test_names_that_are_not_utf_8_are_written_with_a_replacement(model, tmp_path):
+    name = os.fsdecode(b"caf\xe9")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / f"{name}.png").write_bytes(one_colour())
+    (tmp_path / "in" / f"{name}.txt").write_text("a dog")
+    write_tar(tmp_path / "in.tar", [(f"{name}.png", one_colour()), (f"{name}.txt", b"a dog")])
+    for source in ("in", "in.tar"):
+        output = tmp_path / f"{source}.parquet"
+        assert run(model, tmp_path / source, output) == 1
+        assert "caf?" in parquet.read_table(output)["source"][0].as_py()
 
 
 def test_a_truncated_tar_is_named(model, tmp_path):

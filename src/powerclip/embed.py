@@ -120,8 +120,8 @@ def embed_part(part: Part) -> int:
             columns["image"] += list(unit(model.encode_image(images.to(device))).cpu().numpy())
             tokens = tokenizer([sample.caption for sample in samples])
             columns["text"] += list(unit(model.encode_text(tokens.to(device))).cpu().numpy())
-        columns["key"] += [sample.key for sample in samples]
-        columns["source"] += [place for place, _ in some]
+        columns["key"] += [_utf8(sample.key) for sample in samples]
+        columns["source"] += [_utf8(place) for place, _ in some]
         columns["caption"] += [sample.caption for sample in samples]
         columns["thumbnail"] += [_thumbnail(picture, config.thumbnail_pixels) for picture in pictures]
     vector = pyarrow.list_(pyarrow.float32())
@@ -137,6 +137,11 @@ def embed_part(part: Part) -> int:
     with atomic_file(part.path) as file:
         parquet.write_table(pyarrow.table(columns, schema=schema), file)
     return len(columns["key"])
+
+
+def _utf8(name: str) -> str:
+    """A name as Parquet can hold it: "?" for bytes that are not UTF-8."""
+    return name.encode("utf-8", errors="replace").decode()
 
 
 def _thumbnail(image: Image.Image, pixels: int) -> dict[str, Any] | None:
