@@ -64,6 +64,37 @@ def test_the_evaluation_transform_is_open_clip_s_and_moves_masks(model, config, 
     assert abs(edge - middle).item() < 2 / masks.shape[2] + 1 / size[0]
 
 
+@pytest.mark.parametrize("config", [RESIZING[name] for name in ("shortest", "squash", "oblong, shortest")])
+@pytest.mark.parametrize("size", [(1, 250), (251, 1), (2, 250), (501, 2)])
+def test_an_extreme_image_looks_as_open_clip_s_and_its_masks_move_along(model, config, size):
+    theirs = image_transform_v2(PreprocessCfg(**config), is_train=False)
+    model.backbone.visual.preprocess_cfg = dataclasses.asdict(PreprocessCfg(**config))
+    train, evaluate = make_transforms(model, crop="none")
+    image = Image.effect_noise(size, 90).convert("RGB")
+    masks = Mask(torch.ones(2, size[1], size[0], dtype=torch.uint8))
+    seen, moved = evaluate(image, masks)
+    torch.testing.assert_close(seen, theirs(image), rtol=1e-6, atol=1e-6)
+    assert torch.equal(moved, torch.ones(2, *config["size"]))
+    assert train(image).shape == (3, *config["size"])
+
+
+@pytest.mark.parametrize("config", RESIZING.values(), ids=RESIZING.keys())
+@pytest.mark.parametrize("size", [(60_000, 1), (1, 60_000)])
+def test_an_extreme_image_takes_little_memory(model, config, size, monkeypatch):
+    largest, resize = [0], Image.Image.resize
+
+    def measured(image, size, *arguments, **options):
+        between = size[0] * image.height  # Pillow makes an image wide first, then high
+        largest[0] = max(largest[0], size[0] * size[1], between)
+        return resize(image, size, *arguments, **options)
+
+    monkeypatch.setattr(Image.Image, "resize", measured)
+    model.backbone.visual.preprocess_cfg = dataclasses.asdict(PreprocessCfg(**config))
+    for transform in make_transforms(model, crop="none"):
+        assert transform(Image.new("RGB", size)).shape == (3, *config["size"])
+    assert 0 < largest[0] < 200_000
+
+
 def encoded(image, kind, **options):
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)

@@ -16,6 +16,10 @@ from powerclip.pixels import to_rgb
 CROP_SCALE = (0.9, 1.0)
 """Share of the area that a random crop keeps, as in open_clip."""
 
+EXTREME = 100
+"""An image is extreme if its longer side is more than this many times the shorter one: scaled as others are, a file of
+a few kB would take gigabytes."""
+
 
 def make_transforms(model: PowerCLIP, *, crop: Crop = "random", flip: float = 0.0) -> tuple[Transform, Transform]:
     """Transforms for training and for evaluation.
@@ -41,9 +45,9 @@ def make_transforms(model: PowerCLIP, *, crop: Crop = "random", flip: float = 0.
         v2.Normalize(mean=config.mean, std=config.std),
         v2.ToPureTensor(),
     ]
-    squeezed = v2.Resize(size, interpolation=mode)
-    view = v2.RandomResizedCrop(size, scale=CROP_SCALE, interpolation=mode) if crop == "random" else squeezed
-    augmentation = [view, *([v2.RandomHorizontalFlip(flip)] if flip else [])]
+    random = v2.RandomResizedCrop(size, scale=CROP_SCALE, interpolation=mode)
+    view = [random] if crop == "random" else _squeezing(size, mode)
+    augmentation = [*view, *([v2.RandomHorizontalFlip(flip)] if flip else [])]
     rgb = v2.Lambda(to_rgb, Image.Image)
     return v2.Compose([*augmentation, *pixels]), v2.Compose([rgb, *_resizing(config, size, mode), *pixels])
 
@@ -51,18 +55,40 @@ def make_transforms(model: PowerCLIP, *, crop: Crop = "random", flip: float = 0.
 def _resizing(config: PreprocessCfg, size: tuple[int, int], mode: InterpolationMode) -> list[Any]:
     """open_clip's ways to bring an image to the tower's size: squeezed, cropped at the longer side, or padded."""
     if config.resize_mode == "squash":
-        return [v2.Resize(size, interpolation=mode)]
+        return _squeezing(size, mode)
+    centre = v2.Lambda(_centre, Image.Image, Mask)
     if config.resize_mode == "shortest" and size[0] == size[1]:
-        return [v2.Resize(size[0], interpolation=mode), v2.CenterCrop(size)]
+        return [centre, v2.Resize(size[0], interpolation=mode), v2.CenterCrop(size)]
     fit = partial(_fit, size=size, longest=config.resize_mode == "longest", mode=mode, fill=config.fill_color)
-    return [v2.Lambda(fit, Image.Image, Mask)]
+    return [*([centre] if config.resize_mode == "shortest" else []), v2.Lambda(fit, Image.Image, Mask)]
+
+
+def _squeezing(size: tuple[int, int], mode: InterpolationMode) -> list[Any]:
+    """Steps that bring the complete image to a size."""
+    return [v2.Lambda(partial(_lower, height=size[0], mode=mode), Image.Image, Mask), v2.Resize(size, mode)]
+
+
+def _lower(x: Any, *, height: int, mode: InterpolationMode) -> Any:
+    """An image or masks; if they are extremely high, scaled to ``height``, as Pillow would make them wide first."""
+    rows, columns = v2.functional.get_size(x)
+    return x if rows <= EXTREME * columns else v2.functional.resize(x, [height, columns], interpolation=mode)
+
+
+def _centre(x: Any) -> Any:
+    """An image or masks; if they are extreme, the part around the middle that a crop after scaling can see."""
+    rows, columns = v2.functional.get_size(x)
+    length, seen = max(rows, columns), EXTREME * min(rows, columns)
+    if length <= seen:
+        return x
+    seen += (length - seen) % 2  # so that the middle stays where it is
+    return v2.functional.center_crop(x, [min(rows, seen), min(columns, seen)])
 
 
 def _fit(x: Any, *, size: tuple[int, int], longest: bool, mode: InterpolationMode, fill: int) -> Any:
     """Scale an image or masks until the longer or the shorter side fits ``size``, then pad and crop the other."""
     height, width = v2.functional.get_size(x)
     ratio = (max if longest else min)(height / size[0], width / size[1])
-    height, width = round(height / ratio), round(width / ratio)
+    height, width = (max(round(side / ratio), 1) for side in (height, width))  # extreme images have a thin side
     x = v2.functional.resize(x, [height, width], interpolation=mode)
     rows, columns = max(size[0] - height, 0), max(size[1] - width, 0)
     padding = [columns // 2, rows // 2, columns - columns // 2, rows - rows // 2]
