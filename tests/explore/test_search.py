@@ -56,6 +56,15 @@ def test_images_are_found_by_text_and_by_an_image(index, subject):
         index.search(b"gone.png", count=1)
 
 
+def test_links_are_followed_without_loops(index, subject, folder, tmp_path):
+    (tmp_path / "album").mkdir()
+    (tmp_path / "album" / "more.png").write_bytes(one_colour("green"))
+    for name, target in (("linked", tmp_path / "album"), ("up", folder), ("also", folder / "deep")):
+        (folder / name).symlink_to(target)
+    assert states(index, subject)[-1] == "5 of 5 images are indexed"
+    assert index.search(b"linked/more.png", count=1)[0].score == pytest.approx(1.0)
+
+
 def test_only_what_is_new_or_changed_is_read(index, subject, folder, monkeypatch):
     states(index, subject)
     read = []

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from powerclip.data.images import IMAGE_SUFFIXES
 from powerclip.errors import PowerclipError, RunFailedError, counted
+from powerclip.evaluate.datasets.release import walk
 from powerclip.evaluate.run import digest_of
 from powerclip.explore.subject import Subject, open_image
 from powerclip.files import USER_CACHE
@@ -175,14 +176,11 @@ class ImageIndex:
 
 def _images(folder: Path) -> Iterator[tuple[bytes, tuple[int, int]]]:
     """Relative path, size and modification time of the images in and below a folder, in order, but for hidden ones."""
-    for root, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            path = Path(root, name)
-            if path.suffix.lower() in IMAGE_SUFFIXES and not name.startswith("."):
-                with suppress(OSError):  # gone since, or a link to nowhere
-                    stat = path.stat()
-                    yield os.fsencode(path.relative_to(folder)), (stat.st_size, stat.st_mtime_ns)
+    for path in walk(folder):
+        if path.suffix.lower() in IMAGE_SUFFIXES:
+            with suppress(OSError):  # gone since, or a link to nowhere
+                stat = path.stat()
+                yield os.fsencode(path.relative_to(folder)), (stat.st_size, stat.st_mtime_ns)
 
 
 def _read(path: Path) -> tuple[Image.Image | None, str | None]:

@@ -38,6 +38,19 @@ def test_a_class_is_a_folder_of_images_called_as_the_folder(tmp_path):
     assert found["mean_per_class"] == pytest.approx((1 + 1 + 2 / 3) / 3)
 
 
+def test_links_are_followed_without_loops_and_a_folder_may_be_called_like_an_image(tmp_path):
+    data = put(tmp_path / "data")
+    picture(tmp_path / "more" / "c.png", "green")
+    (tmp_path / "more" / "back").symlink_to(tmp_path / "more")
+    picture(data / "bright_green" / "album.jpg" / "d.png", "green")
+    for name, target in (("linked", tmp_path / "more"), ("up", data), ("twice", data / "bright_green" / "deep")):
+        (data / "bright_green" / name).symlink_to(target)
+    task = classes_from_folder(data)
+    assert task.labels == [0, 0, 1, 1, 1, 1, 2, 2, 2]
+    found = [str(picture.path.relative_to(data / "bright_green")) for picture in task.images[2:6]]
+    assert found == ["album.jpg/d.png", "b.PNG", "deep/a.png", "linked/c.png"]
+
+
 def test_names_and_prompts_are_those_of_the_files(tmp_path):
     put(tmp_path)
     (tmp_path / "classnames.txt").write_text("red\ngreen\nblue\n")  # wrong on purpose: blue comes first

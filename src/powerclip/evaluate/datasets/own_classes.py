@@ -9,7 +9,7 @@ from powerclip.errors import PowerclipError
 from powerclip.evaluate.datasets.clip_benchmark import is_webdataset, own_prompts, read_webdataset
 from powerclip.evaluate.datasets.images import FileImage
 from powerclip.evaluate.datasets.prompts import imagenet_classes, imagenet_label_of_synset
-from powerclip.evaluate.datasets.release import children, is_hidden
+from powerclip.evaluate.datasets.release import children, walk
 from powerclip.tasks import PLACE, Classification, MultiLabel
 
 TEMPLATES = (f"a photo of a {PLACE}.",)
@@ -54,8 +54,7 @@ def classes_from_folder(folder: Path) -> Classification | MultiLabel:
 
 def _images_in(folder: Path) -> list[Path]:
     """Its images, in sub-folders too, without hidden ones."""
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-    return [path for path in found if not any(map(is_hidden, path.relative_to(folder).parts))]
+    return sorted(path for path in walk(folder) if path.suffix.lower() in IMAGE_SUFFIXES)
 
 
 def _class_names(folder: Path, places: Sequence[str], *, given: Sequence[str]) -> list[str]:

@@ -228,6 +228,23 @@ def in_format(path: Path) -> Iterator[None]:
         ) from error
 
 
+def walk(folder: Path) -> Iterator[Path]:
+    """The files in and below a folder, by name, without hidden ones and macOS's.
+
+    Links are followed, but for those to what is in the folder anyway or holds it.
+    """
+    top, seen = folder.resolve(), set[Path]()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        real = Path(place).resolve()
+        linked = seen and Path(place).is_symlink()
+        if real in seen or (linked and (real.is_relative_to(top) or top.is_relative_to(real))):
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
+        yield from (Path(place, name) for name in sorted(names) if not is_hidden(name))
+
+
 def children(folder: Path) -> list[Path]:
     """The files and folders in a folder, by name, without hidden ones and macOS's."""
     return sorted(path for path in folder.iterdir() if not is_hidden(path.name))
