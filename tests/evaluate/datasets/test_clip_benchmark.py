@@ -20,7 +20,7 @@ def run(tasks):
 
 
 def test_classification_is_read_from_all_shards_in_order(tmp_path):
-    samples = [("red", b"0"), ("green", b"1"), ("blue", b"1\n")]
+    samples = [("red", b"0"), ("green", b"\xef\xbb\xbf1"), ("blue", b"1\n")]
     folder = webdataset(tmp_path, samples, "cls", templates=("a {c}", "some {c} thing"))
     assert is_webdataset(folder)
     (task,) = read_webdataset(folder, "colours")
@@ -118,6 +118,10 @@ def test_an_image_without_a_caption_is_named(tmp_path):
         (lambda f: (f / "test" / "nshards.txt").write_text(""), "is empty"),
         (lambda f: (f / "dataset_type.txt").write_text("video"), "says 'video'; expected classification"),
         (lambda f: (f / "dataset_type.txt").write_text("retrieval"), "has cls, png; expected KEY.txt"),
+        (
+            lambda f: (f / "classnames.txt").write_text("red\n \ngreen\nblue\n"),
+            "line 2 of .*classnames.txt is empty; write a class name in each line",
+        ),
         (lambda f: templates_of(f).write_text("a photo."), "has the prompt 'a photo.' without a place for the class"),
         (
             lambda f: (f / "classnames.txt").write_text("red\ngreen"),

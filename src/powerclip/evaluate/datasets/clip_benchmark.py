@@ -101,7 +101,7 @@ def _text(entry: SamplePlace) -> str:
 
 
 def _label(entry: SamplePlace, *, classes: int) -> int:
-    text = _member(entry, "cls").decode("utf-8", "replace").strip()
+    text = _member(entry, "cls").decode("utf-8-sig", "replace").strip()
     if not text.isdecimal() or int(text) >= classes:
         raise PowerclipError(
             f"KEY.cls of sample {entry.key} in {entry.shard} is {text!r}; "
@@ -147,7 +147,11 @@ def own_prompts(folder: Path) -> tuple[list[str], list[str]]:
     """The class names and templates in a folder's files; empty where there is no file. PowerclipError if one is bad."""
     path = folder / "zeroshot_classification_templates.txt"
     templates = [_template(path, text) for text in _lines(path, default=[])]
-    return _lines(folder / "classnames.txt", default=[]), templates
+    path = folder / "classnames.txt"
+    names = _lines(path, default=[])
+    if "" in names:
+        raise PowerclipError(f"line {names.index('') + 1} of {path} is empty; write a class name in each line")
+    return names, templates
 
 
 def _template(path: Path, text: str) -> str:
