@@ -173,6 +173,40 @@ def test_preprocessing_goes_from_the_weights_into_training_and_the_saved_model(t
         assert tokenizer(["a"]).shape == (1, 16)
 
 
+def test_a_weights_file_in_a_folder_of_open_clip_brings_its_config(tmp_path):
+    local_dir(tmp_path / "m", theirs_of(SMALL), {**SMALL, "quick_gelu": True}, mean=[0.5] * 3, interpolation="bilinear")
+    torch.save(theirs_of(SMALL).state_dict(), tmp_path / "m" / "epoch_3.pt")
+    folder = powerclip.load(tmp_path / "m")[0]
+    images, tokens = inputs(32)
+    for file in ("open_clip_model.safetensors", "epoch_3.pt"):
+        model = powerclip.create_model(pretrained=str(tmp_path / "m" / file), image_pool="tower", text_pool="tower")
+        assert model.backbone.visual.preprocess_cfg == folder.backbone.visual.preprocess_cfg
+        with torch.no_grad():
+            assert torch.equal(model.eval().encode_image(images), folder.encode_image(images))
+            assert torch.equal(model.encode_text(tokens), folder.encode_text(tokens))
+    (tmp_path / "m" / "open_clip_config.json").write_text("{")
+    with pytest.raises(PowerclipError, match=r"cannot read the model .*epoch_3\.pt: ") as caught:
+        powerclip.create_model(pretrained=str(tmp_path / "m" / "epoch_3.pt"))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_weights_file_that_powerclip_exported_brings_how_it_pooled(tmp_path):
+    own = powerclip.create_model(config_file(tmp_path, SMALL))
+    export(str(save(own, tmp_path / "own")), "open_clip", output=tmp_path / "theirs")
+    with pytest.warns(UserWarning, match="was trained with image_pool avg and starts here with tower"):
+        powerclip.create_model(pretrained=str(tmp_path / "theirs" / "open_clip_model.safetensors"), image_pool="tower")
+
+
+def test_a_tokenizer_in_a_relative_folder_is_found_from_anywhere(tmp_path, monkeypatch):
+    siglip_folder(tmp_path / "toks")
+    config = json.loads((tmp_path / "toks" / "open_clip_config.json").read_text())["model_cfg"]
+    config["text_cfg"]["hf_tokenizer_name"] = "toks"
+    monkeypatch.chdir(tmp_path)
+    model = powerclip.create_model(config_file(tmp_path, config))
+    monkeypatch.chdir("/")
+    assert powerclip.load(save(model, tmp_path / "saved"))[2](["red"]).shape == (1, 64)
+
+
 def test_a_folder_of_open_clip_is_read_or_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     (tmp_path / "empty").mkdir()
@@ -262,6 +296,64 @@ def test_a_damaged_or_foreign_weights_file_is_one_line(tmp_path):
     save_file({**transformers, "logit_scale": torch.zeros(())}, tmp_path / "hf.safetensors")
     with pytest.raises(PowerclipError, match="format of Hugging Face's transformers"):
         powerclip.create_model("tiny", pretrained=str(tmp_path / "hf.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("prefix", "key"),
+    [
+        ("module.", "state_dict"),
+        ("_orig_mod.", None),
+        ("module._orig_mod.", "model"),
+        ("_orig_mod.module.", "model_state_dict"),
+        ("model.", "state_dict"),
+        ("", "module"),
+    ],
+)
+def test_what_trainers_put_around_weights_is_taken_off(prefix, key, tmp_path):
+    state = theirs_of(SMALL).state_dict()
+    wrapped = {prefix + name: value for name, value in state.items()}
+    torch.save({"epoch": 3, key: wrapped} if key else wrapped, tmp_path / "wrapped.pt")
+    model = powerclip.create_model(config_file(tmp_path, SMALL), pretrained=str(tmp_path / "wrapped.pt"))
+    assert all(torch.equal(value, state[name]) for name, value in model.backbone.state_dict().items())
+
+
+def test_weights_with_a_bias_bring_it_and_keep_it(tmp_path):
+    torch.save({**theirs_of(SMALL).state_dict(), "logit_bias": torch.tensor([-5.0])}, tmp_path / "biased.pt")
+    model = powerclip.create_model(config_file(tmp_path, SMALL), pretrained=str(tmp_path / "biased.pt"))
+    assert powerclip.load(save(model, tmp_path / "saved"))[0].logit_bias == model.logit_bias == -5
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({}, "the file holds no weights"),
+        ({"clip.visual.proj": torch.zeros(1)}, "they have names such as clip.visual.proj; expected positional_embed"),
+    ],
+)
+def test_a_file_without_the_model_s_weights_says_so(content, message, tmp_path):
+    torch.save(content, tmp_path / "x.pt")
+    for bias in (None, -3.0):
+        with pytest.raises(PowerclipError, match=message):
+            powerclip.create_model("tiny", pretrained=str(tmp_path / "x.pt"), init_logit_bias=bias)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_weights_that_are_not_finite_are_named_wherever_they_are_loaded(value, tmp_path, monkeypatch):
+    model = powerclip.create_model("tiny")
+    with torch.no_grad():
+        model.backbone.visual.proj[3, 2] = value
+    folder = save(model, tmp_path / "model")
+    torch.save(model.backbone.state_dict(), tmp_path / "theirs.pt")
+    monkeypatch.setattr(open_clip, "list_models", lambda: ["tiny"])  # as if open_clip had it, too
+    monkeypatch.setattr(open_clip, "create_model_and_transforms", lambda *a, **k: (model.backbone, None, None))
+    monkeypatch.setattr(open_clip, "get_tokenizer", lambda name: None)
+    for load in (
+        lambda: powerclip.load(folder),
+        lambda: powerclip.create_model(pretrained=str(folder)),
+        lambda: load_open_clip("tiny", str(tmp_path / "theirs.pt")),
+    ):
+        with pytest.raises(PowerclipError, match=r"are not finite: (backbone\.)?visual\.proj holds NaN or infinity"):
+            load()
 
 
 def test_a_folder_of_transformers_and_a_hub_without_a_network_are_one_line(tmp_path, monkeypatch):

@@ -4,20 +4,24 @@ import copy
 import dataclasses
 import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import open_clip
+import torch
+from open_clip.convert import convert_state_dict
 from open_clip.factory import load_checkpoint
 from open_clip.model import (
     CLIPTextCfg,
     CLIPVisionCfg,
+    convert_to_custom_text_state_dict,
     resize_pos_embed,
     resize_text_pos_embed,
     set_model_preprocess_cfg,
 )
 from open_clip.timm_model import TimmModel
 from open_clip.transform import PreprocessCfg
-from torch import nn
+from torch import Tensor, nn
 
 import powerclip.model.tiny  # noqa: F401  (registers a tower with timm)
 from powerclip.config import PoolingConfig, ScoringConfig
@@ -35,6 +39,12 @@ TOKENIZER_SETTINGS = ("clean", "context_length", "language", "strip_sep_token", 
 
 ALIGNED = {"region_norm", "region_unit", "phrase_norm", "phrase_unit", "phrase_context"}
 """Settings of a ``PoolingConfig`` that are about regions and phrases."""
+
+WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
+"""Keys under which trainers keep weights in a checkpoint."""
+
+WRAPPING_PREFIXES = ("module.", "_orig_mod.", "model.")
+"""What DistributedDataParallel, torch.compile and Lightning put before the name of every weight."""
 
 OWN_PREFIX = "backbone."
 """What the names of a saved model's weights start with: where ``PowerCLIP`` keeps open_clip's model."""
@@ -59,7 +69,8 @@ def create_model(
             open_clip's form, without weights; or ``local-dir:FOLDER`` or ``hf-hub:ORGANISATION/NAME``, a model in
             open_clip's form with its weights.
         pretrained: an open_clip tag of the named model, or a checkpoint file for it; or a run folder, model folder or
-            ``model.safetensors`` of powerclip, whose architecture is used instead of the named one.
+            ``model.safetensors`` of powerclip, or a folder in open_clip's form or a checkpoint in it, whose
+            architecture is used instead of the named one.
         image_pool: the global image embedding: "avg" over the patches (the paper), or "tower", the pooling that the
             tower was trained with (class token, attention pooling, ...).
         text_pool: the same of texts: "avg" over valid tokens (the paper), or "tower" ("argmax" is an older name of it).
@@ -136,7 +147,7 @@ def build(config: dict[str, Any], *, start: Start | None = None) -> PowerCLIP:
         visual = backbone.visual
         size = visual.image_size
         if start is not None:
-            _load_weights(backbone, start)
+            _load_weights(backbone, start, config)
         if isinstance(visual, TimmModel):  # its trunk has a size of its own, that of its weights
             visual.set_input_size(size)
         preprocess = PreprocessCfg(**{**config.get("preprocess", {}), "size": size})
@@ -146,37 +157,73 @@ def build(config: dict[str, Any], *, start: Start | None = None) -> PowerCLIP:
     return PowerCLIP(backbone, config=config)
 
 
-def _load_weights(backbone: Any, start: Start) -> None:
+def _load_weights(backbone: Any, start: Start, config: dict[str, Any]) -> None:
     """Load a start's weights into open_clip's model, with position embeddings resized to the model's grid and context.
 
-    No pickled code is run.
+    No pickled code is run. A bias that the weights have and the model lacks is added to it and to the config.
 
     Raises:
-        PowerclipError: the weights are damaged or do not fit.
+        PowerclipError: the weights are damaged, do not fit or are not finite.
     """
     try:
         if start.image_size is not None and isinstance(backbone.visual, TimmModel):
             backbone.visual.set_input_size(start.image_size)  # a timm tower resizes what it has loaded
-        state = start.state
-        if start.weights is not None and start.weights.suffix == ".safetensors":
-            own = {name: value for name, value in read_weights(start.weights).items() if name.startswith(OWN_PREFIX)}
-            state = {name.removeprefix(OWN_PREFIX): value for name, value in own.items()} or None
-        if state is not None:
-            if backbone.logit_bias is not None:  # SigLIP's loss may start from a model without one
-                state = {"logit_bias": backbone.logit_bias.data, **state}
-            resize_pos_embed(state, backbone)
-            resize_text_pos_embed(state, backbone)
-            backbone.load_state_dict(state)
-        elif start.weights is not None:
-            bias = None if backbone.logit_bias is None else backbone.logit_bias.detach().clone()
+        if start.state is not None:
+            _load_state(backbone, start.state, config)
+        elif start.weights is not None and start.weights.suffix in (".npz", ".npy"):  # of big_vision
             load_checkpoint(backbone, str(start.weights), weights_only=True)
-            if bias is not None and not backbone.logit_bias:  # open_clip's value for weights without one
-                backbone.logit_bias.data = bias
+        elif start.weights is not None:
+            _load_state(backbone, _read_state(start.weights), config)
     except Exception as error:  # readers raise many kinds on damaged files
         reason = in_one_line(error)
         if "text_model." in str(error) and "vision_model." in str(error):
             reason = f"they are {TRANSFORMERS}"
         raise PowerclipError(f"the weights of {start.source} are damaged or do not fit the model: {reason}") from error
+    require_finite(backbone, start.source)
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
+    """The weights in a checkpoint, by open_clip's names, without what trainers wrap around them and their names."""
+    pickled = path.suffix != ".safetensors"
+    found: Any = torch.load(path, map_location="cpu", weights_only=True) if pickled else read_weights(path)
+    while isinstance(found, Mapping) and (key := next((k for k in WRAPPERS if isinstance(found.get(k), Mapping)), "")):
+        found = found[key]
+    if not isinstance(found, Mapping) or not found:
+        raise ValueError("the file holds no weights")
+    state = dict(found)
+    while prefix := next((p for p in WRAPPING_PREFIXES if all(str(name).startswith(p) for name in state)), ""):
+        state = {name.removeprefix(prefix): value for name, value in state.items()}
+    own = {name.removeprefix(OWN_PREFIX): value for name, value in state.items() if name.startswith(OWN_PREFIX)}
+    return own or state
+
+
+def _load_state(backbone: Any, state: dict[str, Tensor], config: dict[str, Any]) -> None:
+    """Load weights in one of the forms that open_clip reads, as its ``load_checkpoint`` does."""
+    state = convert_state_dict(backbone, dict(state))  # MobileCLIP's
+    if "positional_embedding" in state and not hasattr(backbone, "positional_embedding"):  # an older form
+        state = convert_to_custom_text_state_dict(state)
+    if "logit_bias" in state and backbone.logit_bias is None:  # SigLIP's, which the config does not mention
+        backbone.logit_bias = nn.Parameter(torch.zeros(()))
+        config["model"]["init_logit_bias"] = 0.0
+    if backbone.logit_bias is not None:  # SigLIP's loss may start from a model without one
+        state = {"logit_bias": backbone.logit_bias.data, **state}
+    expected = backbone.state_dict()
+    if not state.keys() & (expected.keys() - {"logit_bias"}):
+        raise ValueError(f"they have names such as {list(state)[-1]}; expected {next(iter(expected))}")
+    for name in {"logit_scale", "logit_bias"} & state.keys():
+        state[name] = state[name].reshape(expected[name].shape)
+    resize_pos_embed(state, backbone)
+    resize_text_pos_embed(state, backbone)
+    backbone.load_state_dict(state)
+
+
+def require_finite(model: nn.Module, source: str) -> None:
+    """Check weights that were loaded; PowerclipError names the first tensor that holds NaN or infinity."""
+    for name, value in model.state_dict().items():
+        if not value.isfinite().all():
+            raise PowerclipError(
+                f"the weights of {source} are not finite: {name} holds NaN or infinity; take an earlier checkpoint"
+            )
 
 
 def describe(model: PowerCLIP) -> str:

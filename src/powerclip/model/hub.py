@@ -18,7 +18,7 @@ from torch import Tensor
 from powerclip.devices import find_device
 from powerclip.errors import PowerclipError
 from powerclip.files import SUMS, atomic_folder, checksums, read_json
-from powerclip.model.create import build, create_model, make_tokenizer
+from powerclip.model.create import build, create_model, make_tokenizer, require_finite
 from powerclip.model.lora import merge_lora
 from powerclip.model.packed import read_weights
 from powerclip.model.start import (
@@ -100,6 +100,7 @@ def load_open_clip(name: str, pretrained: str, *, device: str | torch.device = "
             raise
         try:
             theirs, _, transform = open_clip.create_model_and_transforms(name, pretrained, device=str(device))
+            require_finite(theirs, pretrained)
             return theirs.eval(), transform, open_clip.get_tokenizer(name)
         except Exception:  # theirs says less than ours
             raise error from None
@@ -132,6 +133,7 @@ def _read_own(folder: Path) -> PowerCLIP:
         config["model"]["text_cfg"]["hf_tokenizer_name"] = str(folder.resolve())
     model = build(config)
     model.load_state_dict(read_weights(folder / WEIGHTS))
+    require_finite(model, str(folder / WEIGHTS))
     return model
 
 

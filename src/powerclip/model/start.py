@@ -75,6 +75,8 @@ def find_start(name: str, pretrained: str | None) -> Start:
         neighbour = path.parent / CONFIG
         if neighbour.is_file() and '"powerclip"' in neighbour.read_text(encoding="utf-8", errors="replace"):
             return _read_own(path.parent, path)
+        if (path.parent / OPEN_CLIP_CONFIG).is_file():
+            return _read_open_clip_file(path)
         return Start(model=read_config(name), source=f"{name} with the weights in {path}", weights=path)
     if (path / OPEN_CLIP_CONFIG).is_file():
         return _read_open_clip_folder(f"local-dir:{path}")
@@ -121,6 +123,10 @@ def read_config(name: str) -> dict[str, Any]:
     missing = {"embed_dim", "vision_cfg", "text_cfg"} - set(config if isinstance(config, dict) else ())
     if missing:
         raise PowerclipError(f"{name} is not a model config in open_clip's form: it lacks {', '.join(sorted(missing))}")
+    text = config["text_cfg"]
+    tokenizer = text.get("hf_tokenizer_name") if isinstance(text, dict) else None
+    if tokenizer and Path(str(tokenizer)).is_dir():
+        text["hf_tokenizer_name"] = str(Path(str(tokenizer)).resolve())  # the model may be loaded from another folder
     return dict(config)
 
 
@@ -165,8 +171,26 @@ def _read_open_clip_folder(name: str) -> Start:
     except Exception as error:  # missing, damaged, no network, ...
         hint = "; without a network, name a folder: local-dir:FOLDER" if name.startswith("hf-hub:") else ""
         raise PowerclipError(f"cannot read the model {name}: {in_one_line(error)}{hint}") from error
-    folder = Path(parse_model_name(name)[1])
-    if "hf_tokenizer_name" in model["text_cfg"] and (folder / "tokenizer_config.json").is_file():
-        model["text_cfg"]["hf_tokenizer_name"] = str(folder.resolve())
+    _name_tokenizer(model, Path(parse_model_name(name)[1]))
     preprocess, state = theirs.visual.preprocess_cfg, theirs.state_dict()
     return Start(model=model, preprocess=preprocess, source=name, state=state, pooling=_pooling(kept))
+
+
+def _read_open_clip_file(weights: Path) -> Start:
+    """A checkpoint next to the config of its model in open_clip's form."""
+    try:
+        theirs = read_json(weights.parent / OPEN_CLIP_CONFIG)
+        kept = theirs.get(KEPT, {})
+        model = kept.get("model") or theirs["model_cfg"]
+        _name_tokenizer(model, weights.parent)
+        preprocess = merge_preprocess_dict({}, theirs.get("preprocess_cfg", {}))
+        pooling = _pooling(kept)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise PowerclipError(f"cannot read the model {weights}: {in_one_line(error)}") from error
+    return Start(model=model, preprocess=preprocess, source=str(weights), weights=weights, pooling=pooling)
+
+
+def _name_tokenizer(model: dict[str, Any], folder: Path) -> None:
+    """Let a model's config name the folder as its tokenizer if that is in it."""
+    if "hf_tokenizer_name" in model["text_cfg"] and (folder / "tokenizer_config.json").is_file():
+        model["text_cfg"]["hf_tokenizer_name"] = str(folder.resolve())
