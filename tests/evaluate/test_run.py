@@ -28,9 +28,9 @@ from powerclip.evaluate import (
 )
 from powerclip.evaluate.averages import averages
 from powerclip.evaluate.datasets.clip_benchmark import read_webdataset
-from powerclip.evaluate.run import SCENES_SEED
+from powerclip.evaluate.run import SCENES_SEED, digest_of_weights
 from powerclip.evaluate.suites import CLIP_METRICS
-from powerclip.model import save
+from powerclip.model import load, save
 from powerclip.report.tables import results_table
 from powerclip.scenes import evaluation_tasks, generate
 from powerclip.tasks import Retrieval
@@ -259,6 +259,43 @@ def test_results_of_other_weights_are_set_aside(model, tmp_path):
     evaluate_model(str(model), EvaluateConfig(size=2, output=tmp_path / "out"))  # the first weights again
     assert {name.split("-")[0] for name in read_evaluation(tmp_path / "out").tasks} == {"retrieval:data", "scenes"}
     assert len(list((tmp_path / "out").glob("evaluation-*.json"))) == 1
+
+
+def test_results_of_the_same_weights_used_in_another_way_are_set_aside(model, tmp_path):
+    out = tmp_path / "out"
+    evaluate_model(str(model), EvaluateConfig(size=2, output=out))
+    first = read_evaluation(out)
+    for name, change in {
+        "quick": lambda config: config["model"].update(quick_gelu=True),
+        "pool": lambda config: config.update(image_pool="tower"),
+        "scoring": lambda config: config["scoring"].update(tau=0.5),
+    }.items():
+        shutil.copytree(model, tmp_path / name, ignore=shutil.ignore_patterns("SHA256SUMS", "evaluation*"))
+        config = json.loads((tmp_path / name / "config.json").read_text())
+        change(config)
+        write_json(tmp_path / name / "config.json", config)
+        evaluate_model(str(tmp_path / name), EvaluateConfig(size=2, output=out))
+        assert read_evaluation(out).weights != first.weights
+    assert len(list(out.glob("evaluation-*.json"))) == 3
+    moved = shutil.copytree(model, tmp_path / "moved")  # another place is not another model
+    evaluate_model(str(moved), EvaluateConfig(size=2, output=out))
+    assert read_evaluation(out).weights == first.weights
+
+
+def test_results_under_the_hash_of_earlier_versions_are_the_model_s(model, tmp_path):
+    write_shards(generate("test", count=2, seed=0), tmp_path / "data")
+    out = tmp_path / "out"
+    evaluate(model, "pairs", tmp_path / "data", out)
+    former = dataclasses.replace(read_evaluation(out), weights=digest_of_weights(load(model)[0]))
+    former.write(out)
+    evaluate_model(str(model), EvaluateConfig(size=2, output=out))
+    assert {name.split("-")[0] for name in read_evaluation(out).tasks} == {"retrieval:data", "scenes"}
+    assert read_evaluation(out).weights not in ("", former.weights)
+    former.write(out)
+    (out / "evaluation.json").rename(out / f"evaluation-{former.weights[:8]}.json")
+    write_json(out / "evaluation.json", {"weights": "another", "tasks": {"other": {"acc@1": 0.5}}})
+    evaluate_model(str(model), EvaluateConfig(size=2, output=out))
+    assert {name.split("-")[0] for name in read_evaluation(out).tasks} == {"retrieval:data", "scenes"}
 
 
 @pytest.mark.parametrize("trained_since", [False, True])

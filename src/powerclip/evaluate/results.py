@@ -78,7 +78,7 @@ class Origin:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """The results of one ``model``, an absolute path or a hub id, and a hash of its ``weights``."""
+    """The results of one ``model``, an absolute path or a hub id, and a hash of its ``weights`` and config."""
 
     suite: str = ""
     """Names of the suites, separated by spaces."""

@@ -1,6 +1,7 @@
 """Evaluate a saved model on suites: load it, read the data sets, run their tasks, write the results."""
 
 import hashlib
+import json
 import re
 import warnings
 from collections import Counter
@@ -78,8 +79,8 @@ def evaluate_model(
         origin_of_task = {id(task): origin for task, origin in tasks}
         asked = {job.name: origin_of_task[id(job.task)] for job in jobs}
         label = model if config.pretrained is None else f"{model}:{config.pretrained}"
-        digest = digest_of(loaded)
-        evaluation = rank0_first(lambda: _earlier_results(folder, label, digest))
+        digest, former = digest_of(loaded), digest_of_weights(loaded)
+        evaluation = rank0_first(lambda: _earlier_results(folder, label, digest, former=former))
         of_suites = {benchmark.name for name in names for benchmark in benchmarks_of(name)}
         before = {name: source for name, source in evaluation.absent.items() if name not in of_suites}
         if kept := evaluation.kept(asked):
@@ -287,7 +288,17 @@ def _read(
 
 
 def digest_of(model: nn.Module) -> str:
-    """A hash of a model's weights."""
+    """A hash of what decides a model's numbers: its weights, and its config without the places in it."""
+    config = {name: value for name, value in getattr(model, "config", {}).items() if name != "start"}
+    if "text_cfg" in config.get("model", {}):
+        text = {name: value for name, value in config["model"]["text_cfg"].items() if name != "hf_tokenizer_name"}
+        config["model"] = {**config["model"], "text_cfg": text}
+    content = f"{digest_of_weights(model)} {json.dumps(config, sort_keys=True)}"
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def digest_of_weights(model: nn.Module) -> str:
+    """A hash of a model's weights alone, by which earlier versions knew a model."""
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         digest.update(name.encode())
@@ -295,10 +306,11 @@ def digest_of(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def _earlier_results(folder: Path, model: str, weights: str) -> Evaluation:
-    """The results of these weights in a folder; those of other weights are moved to ``evaluation-WEIGHTS.json``.
+def _earlier_results(folder: Path, model: str, weights: str, *, former: str) -> Evaluation:
+    """The results of a model in a folder; those of another are moved to ``evaluation-WEIGHTS.json``.
 
-    Files of earlier versions do not name the weights: those that are older than the model are of other weights.
+    Files of earlier versions may have its former hash. Still earlier ones have none: those that are older than the
+    model are of another.
     """
     place = str(Path(model).resolve()) if Path(model).exists() else model
     found = read_evaluation(folder)
@@ -306,10 +318,12 @@ def _earlier_results(folder: Path, model: str, weights: str) -> Evaluation:
         raise PowerclipError(
             f"{folder / FILE} holds no results that can be read; move it away, or name another --output"
         )
-    if found is not None and found.weights != weights and (found.weights or _is_older(folder / FILE, model)):
+    own = (weights, former)
+    if found is not None and found.weights not in own and (found.weights or _is_older(folder / FILE, model)):
         (folder / FILE).rename(folder / f"evaluation-{found.weights[:8] or 'earlier'}.json")
-        if (own := folder / f"evaluation-{weights[:8]}.json").exists():  # these were evaluated here before
-            own.rename(folder / FILE)
+        asides = (folder / f"evaluation-{digest[:8]}.json" for digest in own)
+        if aside := next((path for path in asides if path.exists()), None):  # it was evaluated here before
+            aside.rename(folder / FILE)
         found = read_evaluation(folder)
     return replace(found or Evaluation(tasks={}), model=place, weights=weights)
 
