@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from powerclip import runs
-from powerclip.config import DataConfig, OptimConfig, TrainConfig
+from powerclip.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
 from powerclip.errors import PowerclipError
 from powerclip.runs import RunFolder, all_checkpoints, by_name, checkpoint_path, read_metrics, step_of
 from powerclip.types import DataProvenance
@@ -55,6 +55,21 @@ def test_a_used_folder_is_refused(run, tmp_path):
         RunFolder(tmp_path / "file").check(CONFIG, resume=True)
     with pytest.raises(PowerclipError, match=r"holds no run \(no config.yaml\)"):
         RunFolder(tmp_path).check(CONFIG, resume=True)
+
+
+def test_the_same_file_may_be_named_by_another_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("start.pt", "other.pt"):
+        (tmp_path / name).write_text("")
+    config = dataclasses.replace(CONFIG, model=ModelConfig(pretrained="start.pt"))
+    run = RunFolder(tmp_path / "run")
+    run.open(config, DATA, resume=False)
+    checkpoint_path(run.checkpoints, 4).mkdir(parents=True)
+    same = dataclasses.replace(config, model=ModelConfig(pretrained=str(tmp_path / "start.pt")))
+    assert run.check(same, resume=True) == ""
+    other = dataclasses.replace(config, model=ModelConfig(pretrained="other.pt"))
+    with pytest.raises(PowerclipError, match=r"model\.pretrained: was 'start\.pt', now 'other\.pt'"):
+        run.check(other, resume=True)
 
 
 def test_settings_that_decide_nothing_may_change_unreported(run):

@@ -250,5 +250,11 @@ def _changes(old: Any, new: Any, prefix: str = "") -> Iterator[tuple[str, Any, A
         before, after = getattr(old, field.name), getattr(new, field.name)
         if dataclasses.is_dataclass(after):
             yield from _changes(before, after, f"{prefix}{field.name}.")
-        elif before != after:
+        elif before != after and not _same_file(before, after):
             yield f"{prefix}{field.name}", before, after
+
+
+def _same_file(a: Any, b: Any) -> bool:
+    """Whether two values are paths of one file or folder, one of them relative, say."""
+    paths = isinstance(a, str) and isinstance(b, str) and Path(a).exists()
+    return paths and Path(a).resolve() == Path(b).resolve()
