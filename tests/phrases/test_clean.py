@@ -30,6 +30,9 @@ MARKS = [
         ("\ufeffa red dog", "a red dog"),
         ("R&D, &unknown;", "R&D, &unknown;"),
         ("&#1;\ufeff&nbsp;", ""),
+        ("a cat &#" + 4301 * "1" + ";", "a cat \ufffd"),
+        ("a cat &#&#49;" + 4301 * "1", "a cat \ufffd"),  # a reference that unescaping makes
+        ("&" + 100_000 * "amp;" + "lt; &#038;#x26;amp;gt;", "< >"),
     ],
 )
 def test_what_cleaning_makes_of_a_caption(caption, text):

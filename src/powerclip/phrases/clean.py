@@ -12,6 +12,10 @@ MAX_SIGNS = 40
 MAX_PASSES = 4
 """Times a caption is cleaned at most; each pass removes two levels of HTML escaping, or three."""
 
+ESCAPED_AGAIN = re.compile(r"&(?:(?:amp|AMP|#0*38|#[xX]0*26);)+")
+"""An ampersand that was escaped again and again: ftfy takes off one level at a time."""
+NO_CHARACTER = re.compile(r"&#[0-9]{1000,};?")
+"""A number that no character has; Python refuses to read some of them."""
 SIGNS = re.compile(rf"(?:[^\w\s]|_){{{MAX_SIGNS}}}")
 EMOJI = "\u2600-\u27bf\u2b00-\u2bff\U0001f000-\U0001fbff"
 """Unicode's blocks of pictographs, as a range in a regular expression; units, operators and currencies come before."""
@@ -32,11 +36,16 @@ def clean_caption(text: str) -> str:
     for _ in range(MAX_PASSES):
         if text.isascii() and text.isprintable() and "&" not in text:
             return " ".join(text.split())
-        cleaned = " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split())
+        plain = ftfy.fix_text(ESCAPED_AGAIN.sub("&", text))
+        cleaned = " ".join(_unescaped(_unescaped(plain)).split())
         if cleaned == text:
             break
         text = cleaned
     return text
+
+
+def _unescaped(text: str) -> str:
+    return html.unescape(NO_CHARACTER.sub("\ufffd", text))
 
 
 def parser_text(caption: str) -> str:
