@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from PIL import Image
 from pyarrow import parquet
 
 from powerclip.data.images import IMAGE_SUFFIXES
@@ -49,6 +50,34 @@ def test_folders_within_linked_ones_are_read_once(tmp_path):
     report = prepared(tmp_path / "photos", tmp_path / "out")
     assert sorted(captions(tmp_path / "out")) == ["a dog of deep", "a dog of deeper", "a dog of photos"]
     assert report["ignored"] == {"link to a folder that is read anyway": 2}
+
+
+def test_a_link_into_a_hidden_folder_is_read(tmp_path):
+    put(tmp_path / "photos", "a")
+    put(tmp_path / "photos" / ".store" / "part", "b")
+    (tmp_path / "photos" / "part").symlink_to(Path(".store", "part"))
+    (tmp_path / "photos" / "part again").symlink_to(Path(".store", "part"))
+    report = prepared(tmp_path / "photos", tmp_path / "out")
+    assert captions(tmp_path / "out") == ["a dog of photos", "a dog of part"]
+    assert report["ignored"] == {"link to a folder that is read anyway": 1, "hidden": 1}
+
+
+def test_other_files_do_not_decide_what_a_folder_of_pairs_is(tmp_path):
+    put(tmp_path, "a")
+    (tmp_path / "state.json").write_text('{"step": 3}')
+    assert prepared(tmp_path, tmp_path.with_name("out"))["ignored"] == {".json": 1}
+    write_tar(tmp_path / "backup.tar", [("x.txt", b"old")])
+    with pytest.raises(PowerclipError, match="holds tars .backup.tar, .* and images with captions; put one of the two"):
+        prepared(tmp_path, tmp_path.with_name("out"))
+
+
+def test_an_image_too_large_as_png_is_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr("powerclip.prepare.pairs.MAX_MEMBER_BYTES", 5000)
+    put(tmp_path / "photos", "a", "b")
+    noise = Image.effect_noise((64, 64), 90).convert("RGB")
+    noise.save(tmp_path / "photos" / "b.jpg", "TIFF", compression="jpeg", quality=20)
+    report = prepared(tmp_path / "photos", tmp_path / "out", max_bad_share=1.0)
+    assert report["skipped"] == {"file too large as PNG": 1}
 
 
 def test_folders_that_cannot_be_read_are_counted(tmp_path, monkeypatch):
@@ -161,8 +190,9 @@ def test_files_next_to_tars_are_counted(tmp_path):
     (tmp_path / "in" / "0_stats.json").write_text("{}")
     (tmp_path / "in" / "0.parquet").write_text("")
     put(tmp_path / "in" / "more", "b")
+    put(tmp_path / "in", "._a")
     report = prepared(tmp_path / "in", tmp_path / "out")
-    assert report["ignored"] == {".json": 1, ".parquet": 1, "folder": 1}
+    assert report["ignored"] == {".json": 1, ".parquet": 1, "folder": 1, "hidden": 2}
 
 
 @pytest.mark.parametrize("place", ["photos", "photos/of/dogs"])

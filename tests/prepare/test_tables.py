@@ -88,6 +88,19 @@ def test_quotes_that_happen_to_match_do_not_join_rows_of_a_tsv(step, photos, tmp
     assert captions(tmp_path / "out") == ["a dog runs", '"a cat', 'a 5" bird"']
 
 
+def test_quotes_that_happen_to_match_do_not_join_rows_of_a_csv(photos, tmp_path):
+    rows = ['"big, red\nand round"', '"big red', "a dog", 'a cow"', '"a 5""\nnail, new"', "a hen"]
+    report = prepared(table(photos, "csv", rows), tmp_path / "out")
+    assert report["skipped"] == {"quotes do not match": 1}
+    assert captions(tmp_path / "out") == ["big, red and round", "a dog", 'a cow"', 'a 5" nail, new', "a hen"]
+
+
+def test_spaces_after_the_commas_of_a_csv_do_not_count(photos, tmp_path):
+    (photos / "t.csv").write_text('caption, path, alt\na dog, 0.jpg, x\n"a cat, wet", "1.jpg", "x, y"\n')
+    assert prepared(photos / "t.csv", tmp_path / "out", image_column="path")["skipped"] == {}
+    assert captions(tmp_path / "out") == ["a dog", "a cat, wet"]
+
+
 CELL = st.text(st.sampled_from('ab" \u00e9'), max_size=6)
 
 

@@ -114,7 +114,9 @@ def decoded(sample: Sample) -> Pair:
     check_annotations(sample, (image.height, image.width))
     if image.format in KEPT:  # by content: a file's own extension may be wrong
         return replace(sample, image_extension=KEPT[image.format]), image
-    return replace(sample, image=encoded(image, "PNG"), image_extension="png"), image
+    if len(data := encoded(image, "PNG")) > MAX_MEMBER_BYTES:
+        raise BadSampleError("file too large as PNG")
+    return replace(sample, image=data, image_extension="png"), image
 
 
 def make_pair(key: str, image: bytes, *cells: Cell | str | bytes, lines: bool = False) -> Pair:
@@ -161,7 +163,7 @@ def _texts(cells: Iterable[Cell | str | bytes], *, lines: bool) -> Iterator[tupl
         for text in (value or [None]) if isinstance(value, list | tuple) else [value]:
             name = source
             if isinstance(text, Mapping):
-                name, text = str(text.get("source", source)), text.get("text")
+                name, text = str(text.get("source") or source), text.get("text")
             if lines and isinstance(text, str | bytes) and len(text) <= MAX_CAPTION_BYTES:
                 yield from ((name, line) for line in text.splitlines() if line.strip())
             else:

@@ -1,10 +1,12 @@
 """Opening a source of any kind; folders of images and generated scenes are read here."""
 
 import os
+import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 from powerclip.config import PrepareConfig
@@ -31,6 +33,8 @@ from powerclip.scenes import generate
 KINDS = (
     f"a folder of images or of .tar shards, a {', '.join(TABLES)} file, a Hugging Face datasets folder, or scenes:train"
 )
+SPLIT = re.compile(r"(train|training|val|valid|validation|dev|test|testing|eval)(?![A-Za-z])", re.IGNORECASE)
+"""How the names of a split's Parquet files begin."""
 
 
 def open_source(source: str, config: PrepareConfig) -> Source:
@@ -42,11 +46,20 @@ def open_source(source: str, config: PrepareConfig) -> Source:
     if path.is_dir():
         if is_dataset(path):
             return open_dataset(path, config)
-        if tars_in(path):
+        if tars := tars_in(path):
+            if _has_pairs(path.iterdir()):
+                raise PowerclipError(
+                    f"{path} holds tars ({tars[0].name}, ...) and images with captions; put one of the two elsewhere"
+                )
             return open_tars(path, config)
         tables = sorted(table for table in path.glob("*.parquet") if not table.name.startswith("."))
         # img2dataset's "files" are images in folders, each with a table next to it that says what became of the URLs.
-        if tables and not any(table.with_suffix("").is_dir() for table in tables) and not _has_pairs(path):
+        if tables and not any(table.with_suffix("").is_dir() for table in tables) and not _has_pairs(_walk(path)[0]):
+            splits = sorted({match[1] for table in tables if (match := SPLIT.match(table.stem))})
+            if len(splits) > 1:
+                raise PowerclipError(
+                    f"{path} holds the splits {', '.join(splits)}; put the files of one into a folder of their own"
+                )
             return open_arrow(tables, config, ignored=count_kinds(set(path.iterdir()) - set(tables)))
         return _folder(path, config)
     if suffix == ".tar" and path.is_file():
@@ -66,8 +79,8 @@ def _folder(folder: Path, config: PrepareConfig) -> Source:
     files, passed = _walk(folder)
     images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")]
     if not images:
-        tar = next(folder.rglob("*.tar"), None)
-        hint = f"; {tar.parent} holds tars: name that folder" if tar else ""
+        other = next(chain(folder.rglob("*.tar"), folder.rglob("*.parquet")), None)
+        hint = f"; {other.parent} holds {other.suffix} files: name that folder" if other else ""
         raise PowerclipError(f"no image in {folder} or its sub-folders; looked for {', '.join(IMAGE_SUFFIXES)}{hint}")
     texts = {path.with_suffix(""): path for path in files if path.suffix.lower() == ".txt"}  # .txt comes after .TXT
     captions = [texts.get(path.with_suffix("")) for path in images]
@@ -85,9 +98,9 @@ def _folder(folder: Path, config: PrepareConfig) -> Source:
     )
 
 
-def _has_pairs(folder: Path) -> bool:
-    """Whether a caption lies next to an image anywhere in a folder."""
-    files = _walk(folder)[0]
+def _has_pairs(found: Iterable[Path]) -> bool:
+    """Whether one of some files is a caption next to an image."""
+    files = [path for path in found if not path.name.startswith(".")]
     images = {path.with_suffix("") for path in files if path.suffix.lower() in IMAGE_SUFFIXES}
     return any(path.suffix.lower() == ".txt" and path.with_suffix("") in images for path in files)
 
@@ -112,7 +125,8 @@ def _walk(folder: Path) -> tuple[list[Path], Counter[str]]:
                 names.append(name)
                 folders.remove(name)
             # A link within the folder, or a second way to the same place, would give the same pairs twice, or for ever.
-            elif real in seen or (real != here / name and (real.is_relative_to(top) or top.is_relative_to(real))):
+            # Hidden folders are not entered, but by such a link (git-annex and DVC keep their files there).
+            elif real in seen or (real != here / name and (_is_read(real, top=top) or top.is_relative_to(real))):
                 passed["link to a folder that is read anyway"] += 1
                 folders.remove(name)
             else:
@@ -122,6 +136,11 @@ def _walk(folder: Path) -> tuple[list[Path], Counter[str]]:
     if unread:
         passed["folder that cannot be read"] = len(unread)
     return sorted(found), passed
+
+
+def _is_read(folder: Path, *, top: Path) -> bool:
+    """Whether a folder is in another, and not below a hidden one of it."""
+    return folder.is_relative_to(top) and not any(part.startswith(".") for part in folder.relative_to(top).parts)
 
 
 def _scenes(split: str, config: PrepareConfig) -> Source:

@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from powerclip.config import PrepareConfig
+from powerclip.data.images import IMAGE_SUFFIXES
 from powerclip.data.limits import MAX_ANNOTATION_BYTES, MAX_CAPTIONS, MAX_MEMBER_BYTES
 from powerclip.data.sample import CAPTION_EXTENSION
 from powerclip.errors import BadSampleError, PowerclipError, UnreadSampleError, did_you_mean
@@ -53,6 +54,9 @@ MAX_VALUES = 16 * MAX_CAPTIONS
 
 MAX_DEPTH = 8
 """How deep these are nested."""
+
+NAME_CELL = re.compile(rf"(?:^|,)[^,\"\n]*(?:{'|'.join(map(re.escape, IMAGE_SUFFIXES))})\s*(?:,|$)", re.IGNORECASE)
+"""An image's name as a cell of its own."""
 
 PROBED = 100
 """The columns of a JSONL file are the keys of its first lines, this many."""
@@ -246,7 +250,8 @@ def separated_rows(lines: Iterable[str], separator: str) -> Iterator[list[str] |
     """The cells of each row of a CSV or TSV file; for a row that cannot be read, the reason.
 
     If the quotes of a row do not match, its first line alone is affected: in a CSV it is skipped, and in a TSV, where
-    captions often hold bare quotes, it is split at its tabs. Reading continues at the next line.
+    captions often hold bare quotes, it is split at its tabs. Reading continues at the next line. Spaces before a cell
+    of a CSV do not count.
     """
     csv.field_size_limit(MAX_CELL)
     unread = iter(lines)
@@ -258,14 +263,19 @@ def separated_rows(lines: Iterable[str], separator: str) -> Iterator[list[str] |
             used.append(line)
             yield line
 
-    reader = csv.reader(take(), delimiter=separator, strict=True)
+    form: dict[str, Any] = {"delimiter": separator, "strict": True, "skipinitialspace": separator == ","}
+    reader = csv.reader(take(), **form)
     width = 0
     while True:
         used.clear()
         try:
             cells = next(reader, None)
-            # In a TSV, a quote that spans several complete rows is not a quoted cell.
-            matched = separator == "," or len(used) < 2 or "".join(used).count(separator) < width
+            # A quote that spans several complete rows is not that of a cell. Captions hold commas, too, so that in a
+            # CSV a line is a row only if an image's name is one of its cells.
+            if separator == ",":
+                matched = not any(line.count(",") >= width - 1 > 0 and NAME_CELL.search(line) for line in used[1:])
+            else:
+                matched = len(used) < 2 or "".join(used).count(separator) < width
         except csv.Error:
             cells, matched = [], False
         if cells is None:
@@ -273,7 +283,7 @@ def separated_rows(lines: Iterable[str], separator: str) -> Iterator[list[str] |
         row: list[str] | str = cells
         if not matched:
             again += reversed(used[1:])
-            reader = csv.reader(take(), delimiter=separator, strict=True)  # the other may have come to the end
+            reader = csv.reader(take(), **form)  # the other may have come to the end
             if len(used[0]) > MAX_CELL:
                 row = "line too long"
             else:
@@ -319,7 +329,8 @@ DATASET_FILES = ("state.json", "dataset_info.json")
 
 def is_dataset(folder: Path) -> bool:
     """Whether a folder was written by Hugging Face's ``save_to_disk``."""
-    return (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file()
+    state = (folder / "state.json").is_file() and any(folder.glob("*.arrow"))  # others have files of that name, too
+    return state or (folder / "dataset_dict.json").is_file()
 
 
 def open_dataset(folder: Path, config: PrepareConfig) -> Source:
