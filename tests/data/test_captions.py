@@ -64,11 +64,23 @@ def test_what_others_write_is_read_too():
 
 
 @pytest.mark.parametrize(
-    "value", [{}, [3], [{"source": "alt"}], [{"text": " "}], ["a"] * (MAX_CAPTIONS + 1), [{"text": "a", "phrases": {}}]]
+    "value", [{}, ["a"] * (MAX_CAPTIONS + 1), [{"text": "a", "phrases": {}}], [{"text": "a", "original": 3}]]
 )
 def test_malformed_captions_make_a_bad_sample(value):
     with pytest.raises(BadSampleError, match="malformed captions.json"):
         read(txt=b"a dog", captions_json=json.dumps(value).encode())
+
+
+def test_a_caption_that_cannot_be_used_costs_no_other_one():
+    texts = json.dumps(["a cat", " ", 3, None, {"source": "alt"}]).encode()
+    reasons = ("empty caption", "caption is not text", "no caption", "no caption")
+    for sample in (read(captions_json=texts), read(txt=b"a cat", captions_json=texts)):
+        assert [caption.text for caption in sample.captions] == ["a cat"]
+        assert sample.remarks == reasons
+    sample = read(txt="\ufeff\u200b\u2060".encode(), captions_json=texts)  # nothing that can be seen
+    assert (sample.caption, sample.remarks) == ("a cat", ("empty caption", *reasons))
+    with pytest.raises(BadSampleError, match="empty caption"):
+        read(txt=b" ", captions_json=b"[null]")
 
 
 def test_phrases_beyond_a_further_caption_make_a_bad_sample(tmp_path):

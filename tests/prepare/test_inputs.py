@@ -109,6 +109,15 @@ def test_several_splits_are_named(tmp_path):
     datasets.DatasetDict({"train": part, "val": part}).save_to_disk(str(tmp_path / "in"))
     with pytest.raises(PowerclipError, match="holds the splits train, val; name one: .*train"):
         prepare(tmp_path / "in", tmp_path / "out")
+    (hub := tmp_path / "hub").mkdir()
+    for split in ("train", "val"):
+        part.to_parquet(hub / f"{split}-00000-of-00001.parquet")
+    with pytest.raises(PowerclipError, match="holds the splits train, val; put the files of one into a folder"):
+        prepare(hub, tmp_path / "out")
+    (above := tmp_path / "above").mkdir()
+    hub.rename(above / "hub")
+    with pytest.raises(PowerclipError, match="no image in .*hub holds .parquet files: name that folder"):
+        prepare(above, tmp_path / "out")
 
 
 def special(name, kind, target=""):
@@ -142,11 +151,11 @@ def test_a_hostile_tar_costs_its_bad_members_only(tmp_path):
     report = prepare(tmp_path / "in.tar", tmp_path / "out", PrepareConfig(max_bad_share=0.9))
     assert report["skipped"] == {
         "path leads outside the tar": 2, "no image": 3, "image too large": 1, "caption contains NUL": 1,
-        "caption not UTF-8": 1, "malformed json": 1, "malformed phrases.json": 1, "key occurs twice in its tar": 1,
+        "caption not UTF-8": 1, "malformed phrases.json": 1, "key occurs twice in its tar": 1,
     }  # fmt: skip
-    assert report["samples"] == 22
+    assert (report["samples"], report["remarks"]) == (23, {"malformed json left out": 1})
     samples = {sample.key: sample for sample in read_shards(tmp_path / "out")}
-    assert len(samples) == 22
+    assert len(samples) == 23
     assert samples["ok1"].caption == "a dog"
     assert len(samples["long"].caption) == 124_999
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in.tar", "out"]

@@ -142,7 +142,8 @@ def test_damage_to_shards_and_samples_is_counted(shards, tmp_path):
     write_tar(shards / "2.tar", [("9.jpg", picture()), ("9.txt", b"a"), ("9.json", b"["), ("._9.txt", b"")])
     table = table_of(tmp_path / "t.csv", "0,a dog", "9,a cat")
     report = prepared(shards, tmp_path / "out", captions=str(table))
-    assert report["skipped"]["tar damaged or truncated (its rest is lost)"] == report["skipped"]["malformed json"] == 1
+    assert report["skipped"]["tar damaged or truncated (its rest is lost)"] == 1
+    assert report["remarks"]["malformed json left out"] == 1
     assert report["ignored"] == {"hidden": 1}
     assert found(tmp_path / "out")[0] == [("txt", "caption 0"), ("caption", "a dog")]
 

@@ -129,6 +129,17 @@ def test_a_shard_is_prepared_again_with_all_its_captions(tmp_path):
     assert check(tmp_path / "kept")["measures"]["captions"]["mean"] == 2
 
 
+def test_the_lines_of_a_tar_come_with_its_other_captions(tmp_path):
+    listed = [{"source": "alt", "text": "a dog", "phrases": TREE}, {"source": "syn", "text": "A & B"}, None]
+    source = tar_of(tmp_path / "in.tar", txt=b"a dog\na cat", captions_json=json.dumps(listed).encode())
+    report = prepared(source, tmp_path / "out", caption_lines=True)
+    assert found(tmp_path / "out") == [[("alt", "a dog"), ("txt", "a cat"), ("syn", "A & B")]]
+    assert (report["remarks"], report["ignored"]) == ({"no caption": 1}, {})
+    assert next(iter(read_shards(tmp_path / "out"))).tree is not None
+    prepared(tar_of(tmp_path / "2.tar", captions_json=b'["a\\nb"]'), tmp_path / "two", caption_lines=True)
+    assert found(tmp_path / "two") == [[("txt", "a"), ("txt", "b")]]
+
+
 def test_captions_that_could_not_be_read_again_are_not_written(photos, tmp_path):
     table = write_jsonl(
         photos / "t.jsonl", {"path": "0.jpg", "caption": ["a" * 16_370] * 256}, {"path": "1.jpg", "caption": TEXTS}

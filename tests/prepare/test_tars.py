@@ -18,7 +18,7 @@ from torchvision.transforms import v2
 from powerclip.data.dataset import transform_with_regions
 from powerclip.data.images import decode_image
 from powerclip.data.loader import open_data
-from powerclip.data.sample import Sample
+from powerclip.data.sample import FORM, Sample
 from powerclip.data.shards import BrokenShardError, index_shard, read_shards, stream_shard
 from powerclip.errors import BadSampleError, PowerclipError
 from powerclip.phrases import load_parser
@@ -132,7 +132,10 @@ ANNOTATIONS = {
         ("phrases.json", b"[1]"), ("phrases.json", b'{"leaves":[[0,Infinity]],"phrases":[]}'),
         ("phrases.json", b'{"leaves":' + b"[" * 500 + b"]" * 500 + b"}"),
     ],
-    "malformed json": [("json", b'{"a":' * 300 + b"0" + b"}" * 300), ("json", b'{"a":' + b"1" * 5000 + b"}")],
+    f"malformed regions.json{FORM}": [
+        ("regions.json", json.dumps({**WHOLE, "masks": [{"rle": {"size": [9, 12], "counts": "\\3"}}]}).encode()),
+        ("regions.json", b'[{"segmentation": [[0, 0, 0, 9, 12, 9]]}]'),
+    ],
     "file too large": [("json", b" " * (2**24 + 1))],
     "caption too large": [("txt", b"a " * 2**19 + b"b")],
 }  # fmt: skip
@@ -147,6 +150,17 @@ def test_annotations_that_are_not_valid_are_counted(reason, tmp_path):
         assert report["skipped"] == {reason: 1}, data[:100]
         assert report["examples"][reason] == [f"{i}.tar/k"]
         assert len(list(read_shards(tmp_path / f"{i}"))) == report["samples"] == 20
+
+
+METADATA = [b'{"a":' * 300 + b"0" + b"}" * 300, b'{"a":' + b"1" * 5000 + b"}", b"[1]", b"null", b"", b'{"a": "\xe9"}']
+
+
+def test_metadata_that_are_not_valid_cost_no_pair(tmp_path):
+    files = [(f"bad{i}.{e}", x) for i, data in enumerate(METADATA) for e, x in (*pairs(1), ("json", data))]
+    write_tar(tmp_path / "in.tar", [(name.replace(".ok00", ""), data) for name, data in files])
+    report = prepared(tmp_path / "in.tar", tmp_path / "out")
+    assert (report["skipped"], report["remarks"]) == ({}, {"malformed json left out": len(METADATA)})
+    assert [sample.metadata for sample in read_shards(tmp_path / "out")] == [{}] * len(METADATA)
 
 
 LARGE_JSON = b'{"a":[' + b"[]," * (5 * 2**20) + b"0]}"
@@ -344,6 +358,20 @@ def test_the_caption_inside_the_json_is_found(tmp_path):
     write_tar(tmp_path / "in.tar", members)
     assert prepared(tmp_path / "in.tar", tmp_path / "out")["samples"] == 5
     assert [sample.caption for sample in read_shards(tmp_path / "out")] == [f"dog {i}" for i in range(5)]
+
+
+def test_each_sample_s_caption_is_looked_for(tmp_path):
+    inside = [("b.jpg", picture()), ("b.json", meta(1, title="x", text="b"))]
+    for name, members in (
+        ("text first", [*pairs(1), *inside]),
+        ("json first", [*inside, ("c.jpg", picture()), *pairs(1)]),
+    ):
+        write_tar(tmp_path / f"{name}.tar", members)
+        report = prepared(tmp_path / f"{name}.tar", tmp_path / name)
+        assert sorted(captions(tmp_path / name)) == ["a dog", "b"]
+        assert report["skipped"] == ({"no caption": 1} if name == "json first" else {})
+    report = prepared(tmp_path / "text first.tar", tmp_path / "out", caption_key="txt")
+    assert (captions(tmp_path / "out"), report["skipped"]) == (["a dog"], {"no caption": 1})
 
 
 @pytest.mark.parametrize("key", ["alt", ".ALT"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
@@ -20,8 +21,13 @@ T = TypeVar("T")
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 CAPTION_EXTENSION = "txt"
 CAPTIONS_EXTENSION = "captions.json"
+INVISIBLE = {"Cf", "Me", "Mn"}
+"""Categories of characters that show nothing on their own: joiners, byte-order marks, combining marks, ..."""
 REGION_FILES = ("regions.json", "samlens.npy", "samcat.npy")
 """Files that hold regions, in this project's form and in that of the shards published with the paper."""
+COCO = (b'"counts"', b'"segmentation"')
+"""What masks in the forms of COCO and SAM hold, of which this project's takes the compressed counts only."""
+FORM = ' (give {"height", "width", "masks": [{"rle": compressed counts}]}, not COCO\'s form)'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,13 +52,16 @@ class Caption:
 
     @classmethod
     def from_json(cls, entry: Any) -> Caption:
-        """Read an entry, or a bare text; ValueError if it is neither, BadSampleError if its text cannot be used."""
-        entry = {"text": entry} if isinstance(entry, str) else entry
-        if not isinstance(entry, dict) or not isinstance(entry.get("text"), str):
-            raise ValueError("an entry of captions.json must be a text or an object with a text")
+        """Read an entry or a bare text; BadSampleError without a usable text, ValueError if a part has another form."""
+        entry = entry if isinstance(entry, dict) else {"text": entry}
+        if not isinstance(entry.get("text"), str):
+            raise BadSampleError("no caption" if entry.get("text") is None else "caption is not text")
+        original = entry.get("original")
+        if not isinstance(original, str | None):
+            raise ValueError("original, the caption before it was cleaned, must be a text")
         tree = None if entry.get("phrases") is None else PhraseTree.from_json(entry["phrases"])
-        caption = read_caption(entry["text"], source=str(entry.get("source", CAPTIONS_EXTENSION)), clean=tree is None)
-        return replace(caption, tree=tree, original=entry.get("original", caption.original))
+        caption = read_caption(entry["text"], source=str(entry.get("source") or CAPTIONS_EXTENSION), clean=tree is None)
+        return replace(caption, tree=tree, original=caption.original if original is None else original)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,32 +136,43 @@ class Sample:
         """Read a sample's files; a caption without phrases is cleaned.
 
         The first caption is ``KEY.txt``, which ``KEY.captions.json`` may list again, or else the first that it lists.
-        BadSampleError if there is no image or no caption, or an annotation does not have its form.
+        One of several that cannot be used, and malformed metadata, are left out, with a remark. BadSampleError if there
+        is no image or no usable caption, or an annotation does not have its form.
         """
         extension = next((e for e in IMAGE_EXTENSIONS if e in files), None)
         if extension is None:
             raise BadSampleError("no image")
-        captions: list[Caption] = _read(files, CAPTIONS_EXTENSION, _captions, kind=list) or []
+        captions, remarks = _read(files, CAPTIONS_EXTENSION, _captions, kind=list) or ([], [])
         if CAPTION_EXTENSION in files:
             tree = _read(files, "phrases.json", PhraseTree.from_json)
-            first = read_caption(files[CAPTION_EXTENSION], clean=tree is None)
-            if tree is None and "njson" in files:
-                tree = read_phrases(files["njson"], first.text)
-            listed = next((caption for caption in captions if caption.text == first.text), None)
-            if listed is not None:
-                captions.remove(listed)
-                first, tree = replace(first, source=listed.source), tree or listed.tree
-            captions.insert(0, replace(first, tree=tree))
+            try:
+                first = read_caption(files[CAPTION_EXTENSION], clean=tree is None)
+            except BadSampleError as error:
+                remarks.insert(0, str(error))
+            else:
+                if tree is None and "njson" in files:
+                    tree = read_phrases(files["njson"], first.text)
+                listed = next((caption for caption in captions if caption.text == first.text), None)
+                if listed is not None:
+                    captions.remove(listed)
+                    first, tree = replace(first, source=listed.source), tree or listed.tree
+                captions.insert(0, replace(first, tree=tree))
         if not captions:
-            raise BadSampleError("no caption")
+            raise BadSampleError(remarks[0] if remarks else "no caption")
+        try:
+            metadata = _read(files, "json", dict[str, Any]) or {}
+        except BadSampleError as error:  # the pair can be used without it
+            metadata = {}
+            remarks.append(f"{error} left out")
         return cls(
             key=key,
             image=files[extension],
             image_extension=extension,
             caption="",
-            metadata=_read(files, "json", dict[str, Any]) or {},
+            metadata=metadata,
             regions=_read(files, "regions.json", RegionAnnotation.from_json),
             patch_regions=read_patch_regions(files),
+            remarks=tuple(remarks),
         ).with_captions(captions)
 
 
@@ -172,16 +192,24 @@ def read_caption(text: bytes | str, *, source: str = CAPTION_EXTENSION, clean: b
     if "\0" in original:
         raise BadSampleError("caption contains NUL")
     caption = clean_caption(original) if clean else original
-    if not caption.strip():
+    if all(c.isspace() or unicodedata.category(c) in INVISIBLE for c in caption):
         raise BadSampleError("empty caption")
     unchanged = caption in (original, original.strip())
     return Caption(text=caption, source=source, original=None if unchanged else original)
 
 
-def _captions(entries: list[Any]) -> list[Caption]:
+def _captions(entries: list[Any]) -> tuple[list[Caption], list[str]]:
+    """The usable captions, and why others cannot be used."""
     if len(entries) > MAX_CAPTIONS:
         raise ValueError(f"it lists more than {MAX_CAPTIONS} captions")
-    return [Caption.from_json(entry) for entry in entries]
+    captions: list[Caption] = []
+    reasons: list[str] = []
+    for entry in entries:
+        try:
+            captions.append(Caption.from_json(entry))
+        except BadSampleError as error:
+            reasons.append(str(error))
+    return captions, reasons
 
 
 def _json(value: Mapping[str, Any] | list[Any]) -> bytes:
@@ -201,7 +229,8 @@ def _read(files: Mapping[str, bytes], extension: str, make: Callable[[Any], T], 
             raise ValueError(f"it is not a {kind.__name__}, or too deep")
         return make(value)
     except (ValueError, OverflowError, RecursionError) as error:
-        raise BadSampleError(f"malformed {extension}") from error
+        others = extension == "regions.json" and any(name in data for name in COCO)
+        raise BadSampleError(f"malformed {extension}{FORM if others else ''}") from error
 
 
 def _finite(text: str) -> float:

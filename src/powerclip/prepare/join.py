@@ -197,7 +197,7 @@ def _load(_key: str, entry: SamplePlace, *, rows: sqlite3.Connection, join: Join
     name = _name(entry.key, sample.metadata, join)
     shared = rows.execute("SELECT 1 FROM shared WHERE name = ?", [name]).fetchone() is not None
     found = [] if shared or not name else _cells(rows, name)
-    remarks: list[str] = [SHARED if shared else (MISSING, MATCHED, AMBIGUOUS)[len(found)]]
+    remarks = [*sample.remarks, SHARED if shared else (MISSING, MATCHED, AMBIGUOUS)[len(found)]]
     captions: list[Caption] = []
     if len(found) == 1:
         try:

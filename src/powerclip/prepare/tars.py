@@ -65,6 +65,8 @@ ANNOTATIONS = frozenset((*PHRASE_FILES, *REGION_FILES))
 
 AS_IN_SHARDS = (CAPTION_EXTENSION,)
 """Keys of captions that are where shards have them: in ``KEY.txt`` and ``KEY.captions.json``."""
+INSIDE = tuple(f"json:{name}" for name in CAPTION_COLUMNS)
+"""Well-known keys of captions in ``KEY.json``."""
 
 
 def open_tars(path: Path, config: PrepareConfig) -> Source:
@@ -87,14 +89,15 @@ def open_tars(path: Path, config: PrepareConfig) -> Source:
 
 
 def tar_items(
-    shard: Path, *, keys: tuple[str, ...] = AS_IN_SHARDS, lines: bool = False, keep: Set[str] = ANNOTATIONS
+    shard: Path, *, keys: tuple[str, ...] = (), lines: bool = False, keep: Set[str] = ANNOTATIONS
 ) -> Iterator[Item]:
     """The samples of a tar in order, as ``sample_items`` gives them.
 
-    The captions are under extensions, or in "json:KEY" ("json:a.b" for b in a). Of the extensions of annotations,
-    those in ``keep`` are read.
+    The captions are under extensions, or in "json:KEY" ("json:a.b" for b in a); without ``keys`` each sample's are
+    where shards have them, or else under the first of ``INSIDE``. Of the extensions of annotations, those in ``keep``
+    are read.
     """
-    captions = (CAPTION_EXTENSION, CAPTIONS_EXTENSION) if keys == AS_IN_SHARDS else keys
+    captions = keys if keys and keys != AS_IN_SHARDS else (CAPTION_EXTENSION, CAPTIONS_EXTENSION)
 
     def used(entry: SamplePlace) -> Collection[str]:
         return {*captions, "json", _image(entry), *keep}
@@ -142,20 +145,28 @@ def _load(key: str, entry: SamplePlace, *, keys: tuple[str, ...], lines: bool, k
     files = entry.files(only=wanted)  # others may be of any size
     if image and image not in IMAGE_EXTENSIONS:
         files[IMAGE_EXTENSIONS[0]] = files.pop(image)  # ``decoded`` converts it
+    present = tuple(name for name in (CAPTION_EXTENSION, CAPTIONS_EXTENSION) if name in files)
+    if not keys:
+        inside = () if present else tuple(key for key in INSIDE if _caption(files, key) is not None)
+        keys = inside[:1] or AS_IN_SHARDS
     if keys == AS_IN_SHARDS and not lines:
         sample = Sample.from_members(key, files)
         if not keeps_phrases:
             sample = sample.with_captions([_bare(caption) for caption in sample.captions])
         return _converted(*decoded(sample))
+    if keys == AS_IN_SHARDS:
+        keys = present or keys
     cells = [(source, _caption(files, name)) for source, name in zip(sources_of(keys), keys, strict=True)]
     captions, remarks = read_captions(cells, lines=lines)
+    if CAPTIONS_EXTENSION in keys:  # which lists the first one again
+        captions = list({caption.text: caption for caption in captions}.values())
     trees: dict[str, PhraseTree | None] = {}
     with suppress(BadSampleError):  # phrases of the same texts
         trees = {caption.text: caption.tree for caption in Sample.from_members(key, files).captions}
     own = {name: data for name, data in files.items() if name not in (*PHRASE_FILES, CAPTIONS_EXTENSION)}
     sample = Sample.from_members(key, {**own, CAPTION_EXTENSION: captions[0].text.encode()})
     captions = [replace(caption, tree=trees.get(caption.text) if keeps_phrases else None) for caption in captions]
-    return _converted(*decoded(replace(sample, remarks=remarks).with_captions(captions)))
+    return _converted(*decoded(replace(sample, remarks=(*remarks, *sample.remarks)).with_captions(captions)))
 
 
 def _bare(caption: Caption) -> Caption:
@@ -183,20 +194,24 @@ def _image(entry: SamplePlace) -> str:
 
 
 def _caption(files: Mapping[str, bytes], key: str) -> Any:
-    """What a sample holds under an extension, or under a key inside its json; None if there is nothing."""
-    if not key.startswith("json:"):
+    """What a sample holds under an extension, or under a key inside its json; None if there is nothing.
+
+    BadSampleError if that json cannot be read.
+    """
+    if not key.startswith("json:") and key != CAPTIONS_EXTENSION:
         return files.get(key)
+    extension, _, inside = key.partition(":")
     try:
-        value: Any = json.loads(files.get("json", b"{}"))
+        value: Any = json.loads(files.get(extension, b"null"))
     except (ValueError, RecursionError) as error:
-        raise BadSampleError("malformed json") from error
-    for part in key.removeprefix("json:").split("."):
+        raise BadSampleError(f"malformed {extension}") from error
+    for part in inside.split(".") if inside else ():
         value = value.get(part) if isinstance(value, dict) else None
     return value
 
 
 def _find_captions(shards: Sequence[Path], given: tuple[str, ...]) -> tuple[str, ...]:
-    """The keys of the captions: those given, or the one found in the first samples."""
+    """The keys of the captions: those given, or none for well-known ones; the first samples must have some."""
     shard, entries = _first_samples(shards)
     with_image = [entry for entry in entries if _image(entry)]
     present = {extension for entry in with_image for extension in entry.members}
@@ -206,12 +221,12 @@ def _find_captions(shards: Sequence[Path], given: tuple[str, ...]) -> tuple[str,
     if not with_image:
         raise PowerclipError(f"no image under {', '.join(READ)}; {seen}")
     if not given and present & {CAPTION_EXTENSION, CAPTIONS_EXTENSION}:
-        return AS_IN_SHARDS
+        return ()
     keys = _json_keys(with_image)
     found: list[str] = []
     for key in given or (None,):
         extension = "" if key is None else key.removeprefix(".").lower()
-        wanted = [f"json:{column}" for column in CAPTION_COLUMNS] if key is None else [key]
+        wanted = INSIDE if key is None else (key,)
         inside = [
             name for name in wanted if name.startswith("json:") and name.removeprefix("json:").split(".")[0] in keys
         ]
@@ -221,7 +236,7 @@ def _find_captions(shards: Sequence[Path], given: tuple[str, ...]) -> tuple[str,
             choose = "choose with --caption-key EXTENSION or --caption-key json:KEY"
             raise PowerclipError(f"no caption {where}; {seen}; {choose}")
         found.append(extension if extension in present else inside[0])
-    return tuple(found)
+    return tuple(found) if given else ()
 
 
 def _first_samples(shards: Sequence[Path]) -> tuple[Path, list[SamplePlace]]:
