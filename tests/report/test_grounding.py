@@ -98,12 +98,17 @@ def test_a_model_trained_on_tokens_or_single_regions_is_grounded_by_them():
         assert phrase.others == pytest.approx(others, abs=1e-5)
 
 
-def test_a_model_trained_on_phrases_and_tokens_is_grounded_by_both():
+@pytest.mark.parametrize("context", ["caption", "alone"])
+def test_a_model_trained_on_phrases_and_tokens_is_grounded_by_both(context):
     scene, image, masks = scene_and_masks()
     alone, tokens, both = (
-        ground(model(phrase_unit=unit), image, scene.caption, scene.tree, masks=masks).phrases
-        for unit in ("phrase", "token", "both")
+        ground(model(phrase_unit=u, phrase_context=context), image, scene.caption, scene.tree, masks=masks).phrases
+        for u in ("phrase", "token", "both")
     )
+    words = [scene.caption[start:end].lower() for start, end in scene.tree.leaves]  # each is one token
+    assert all(phrase.text == words[leaf] for (leaf, _, _), phrase in tokens.items())
+    within = [leaf for p in scene.tree.phrases for leaf in range(p.first, p.last + 1)]
+    assert [leaf for leaf, _, _ in tokens] == (within if context == "alone" else list(range(len(words))))
     assert list(both) == [*alone, *tokens]
     for place, phrase in {**alone, **tokens}.items():
         assert (both[place].label, both[place].text) == (phrase.label, phrase.text)

@@ -36,13 +36,14 @@ class Towers(nn.Module):
     def forward(self, batch):
         patches = self.dropout(self.image(batch.images.flatten(1))).view(-1, N, D)
         tokens = self.dropout(self.text(batch.tokens.double())).view(-1, T, D)
+        wide = K - len(batch) % 2  # as of phrases read alone, whose tokens are as many as a piece needs
         return Features(
             image=nn.functional.normalize(patches.mean(1), dim=-1),
             text=nn.functional.normalize(tokens.mean(1), dim=-1),
             regions=nn.functional.normalize(patches[:, :M], dim=-1),
             region_mask=batch.region_masks.any(-1),
-            phrases=nn.functional.normalize(tokens[:, :K], dim=-1),
-            phrase_mask=batch.phrase_spans[..., 0] >= 0,
+            phrases=nn.functional.normalize(tokens[:, :wide], dim=-1),
+            phrase_mask=batch.phrase_spans[:, :wide, 0] >= 0,
             logit_scale=self.logit_scale.exp(),
             logit_bias=self.logit_bias,
             patches=patches,
@@ -113,7 +114,9 @@ def test_pieces_give_the_gradient_of_the_whole_with_dropout_replayed(name, piece
             output = loss(join(features))
             output.total.backward()
         else:
-            output = backward(model, loss, parts, forward=lambda m, b: m(b), seed=torch.manual_seed)
+            options = {"measure": True} if isinstance(loss, PowerCLIPLoss) else {}  # as in a logged step
+            output = backward(model, loss, parts, forward=lambda m, b: m(b), seed=torch.manual_seed, **options)
+            assert bool(output.measures) == bool(options)
         results.append((output.total.detach(), *(p.grad for p in model.parameters())))
     for whole, mine in zip(*results, strict=True):
         if whole is None:

@@ -15,6 +15,7 @@ from torchvision.tv_tensors import Mask
 from powerclip.alignment import grounding
 from powerclip.evaluate.powerset_score import grid_regions
 from powerclip.model import PowerCLIP, make_tokenizer, make_transforms
+from powerclip.model.alone import pack_phrases
 from powerclip.phrases import encode_caption
 from powerclip.phrases.tree import PhraseTree
 from powerclip.regions import RegionAnnotation, masks_to_grid, tiles
@@ -123,8 +124,13 @@ def ground(
             named.append(((first, last, 0), labels.get((first, last), "cut"), text))
     if model.phrase_unit != "phrase":
         decode = getattr(tokenizer, "tokenizer", tokenizer).decode  # open_clip wraps Hugging Face's
-        leaves = encoded.leaf_of_token.tolist()
-        for i, (leaf, token) in enumerate(zip(leaves, encoded.tokens.tolist(), strict=True), 1):
+        tokens, leaves = encoded.tokens, encoded.leaf_of_token
+        if model.phrase_context == "alone":  # a token comes once for each phrase that it is in
+            tokens, after = (
+                pack_phrases(x[None], leaves[None], encoded.phrase_spans[None]).tokens[0] for x in (tokens, leaves + 1)
+            )
+            leaves = after - 1
+        for i, (leaf, token) in enumerate(zip(leaves.tolist(), tokens.tolist(), strict=True), 1):
             named.append(((leaf, leaf, i), TOKEN, decode([token]).strip()))
     parts = zip(named, found.subsets.tolist(), found.similarities.tolist(), phrase_mask[0].tolist(), strict=True)
     single = model.scoring.subsets == "single"

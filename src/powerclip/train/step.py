@@ -103,8 +103,8 @@ class Engine:
         self.model.train()
         seed = partial(self._seed, step)
         measured = self.is_logged(step + 1) and isinstance(self.loss, PowerCLIPLoss)
-        loss = partial(self.loss, measure=True) if measured else self.loss
-        output = backward(self.parallel, loss, pieces, forward=self.forward, seed=seed)
+        options = {"measure": True} if measured else {}
+        output = backward(self.parallel, self.loss, pieces, forward=self.forward, seed=seed, **options)
         average_ignored_gradients(self.model)
         average_gradients(self.loss.parameters())
         norm = gradient_norm((self.model, self.loss)).detach()
