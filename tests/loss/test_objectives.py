@@ -128,6 +128,24 @@ def test_a_form_is_its_loops_forward_and_gradient(config, tile_bytes):
     assert_close(mine, expected(inputs, IDS, config))
 
 
+@pytest.mark.parametrize("config", [*FORMS.values(), ContrastConfig()], ids=[*FORMS, "paper"])
+def test_a_second_derivative_is_right_or_refused(config):
+    regions, phrases, *masks = pairs(C=5)
+    module = make(config)
+
+    def gradients(r, p):
+        return torch.autograd.grad(module(r, p, *masks), (r, p), create_graph=True)
+
+    inputs = regions.requires_grad_(), phrases.requires_grad_()
+    if module.objective.sparse:
+        assert torch.autograd.gradcheck(gradients, inputs)
+        return
+    for gradient in gradients(*inputs):
+        for x in inputs:
+            with pytest.raises(NotImplementedError, match="no second derivative in this form; form triplet"):
+                torch.autograd.grad(gradient.square().sum(), x, retain_graph=True)
+
+
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize("margin", [MARGIN, "adaptive"])
 @pytest.mark.parametrize("config", [*FORMS.values(), ContrastConfig()], ids=[*FORMS, "paper"])

@@ -203,6 +203,17 @@ def test_a_calibrated_zeta_is_smoothed_saved_and_kept_in_evaluation():
     assert all(torch.isfinite(loss) for loss in losses)
 
 
+def test_steps_of_a_compiled_trainer_do_not_compile_the_loss_again():
+    module, compiled = PowersetAlignmentLoss(margin=MARGIN), []
+    trained = torch.compile(lambda r, p: module(r, p) * 2, backend=lambda graph, _: compiled.append(graph) or graph)
+    regions, phrases, *_ = batch()
+    first = trained(regions, phrases)
+    count = len(compiled)
+    assert trained(regions, phrases) == trained(regions, phrases) == first
+    assert len(compiled) == count <= 1
+    assert module.step == 3
+
+
 @pytest.mark.parametrize("options", [{"subsets": "single"}, {"method": "exact"}], ids=str)
 def test_nothing_is_calibrated_where_no_zeta_is_used(options):
     module = PowersetAlignmentLoss(margin=MARGIN, zeta="calibrated", **options)

@@ -94,6 +94,19 @@ def test_a_threshold_between_matched_and_unmatched_is_found_smoothed_and_kept(ze
     assert float(module.zero.threshold) == threshold
 
 
+@pytest.mark.parametrize("options", [{"zero": "midpoint"}, {"zero": "centred"}, {"zero": 0.1, "zeta": "calibrated"}])
+def test_evaluation_before_the_first_step_fits_to_its_batch_and_keeps_nothing(options):
+    module, trained = make(**options), make(**options)
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    inputs = pairs()
+    expected = trained(*inputs)
+    module.eval()
+    for seed in (1, 0):
+        value = module(*pairs(seed=seed))
+    assert value == expected
+    torch.testing.assert_close(module.state_dict(), before, rtol=0, atol=0, equal_nan=True)
+
+
 def test_a_learned_threshold_has_the_loss_s_gradient():
     regions, phrases, *masks = pairs()
     module = make("learned")

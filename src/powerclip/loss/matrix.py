@@ -5,8 +5,10 @@ them, of 4 C^2 bytes each (64 MiB at C = 4096, 1 GiB at 16384). The objective is
 and the pairs whose score has a gradient are scored again, with gradient to their vectors. The objective's ``sparse``
 forms (the hardest negatives, of scores that are not centred or less means without gradient) leave at most 3 C such
 pairs. All others leave C^2: a second pass over all pairs, a tile at a time, after which the loss takes 4 to 8 times as
-long (docs/training.md).
+long (docs/training.md), and their gradient has no gradient of its own.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,11 +57,39 @@ def matrix_loss(
         i, j = weights.nonzero(as_tuple=True)  # (P,) each
         picked = r[i]
         again = scoring.total(*score_pairs(picked, p[j], scoring=scoring), picked.mask)
-        share = (weights[i, j] * again).sum()
-    else:
-        of_r, of_p = weighted_gradient(weights, r, p, scoring=scoring)
-        share = (r.values * of_r).sum() + (p.values * of_p).sum()
+        return with_value((weights[i, j] * again).sum(), value.detach())
+    of_vectors = weighted_gradient(weights, r, p, scoring=scoring)
     processes = world_size() if batch.distributed else 1  # each has the complete gradient of these
-    for parameter, gradient in zip(learned, gradients, strict=True):
-        share = share + parameter * gradient / processes
-    return with_value(share, value.detach())
+    shares = (gradient / processes for gradient in gradients)
+    found: Tensor = _WithGradients.apply(value.detach(), *of_vectors, *shares, r.values, p.values, *learned)
+    return found
+
+
+class _WithGradients(torch.autograd.Function):
+    """A value, with known gradients, of as many inputs that come after them."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, *gradients_and_inputs: Tensor) -> Tensor:
+        ctx.save_for_backward(*gradients_and_inputs)
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        known = len(ctx.saved_tensors) // 2
+        found = [grads[0] * gradient for gradient in ctx.saved_tensors[:known]]
+        return None, *[None] * known, *_Final.apply(*found, *ctx.saved_tensors[known:])
+
+
+class _Final(torch.autograd.Function):
+    """Gradients, which depend on as many inputs that come after them in a way that is not known."""
+
+    @staticmethod
+    def forward(ctx: Any, *gradients_and_inputs: Tensor) -> tuple[Tensor, ...]:
+        return tuple(x.view_as(x) for x in gradients_and_inputs[: len(gradients_and_inputs) // 2])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
+        raise NotImplementedError(
+            "the powerset loss has no second derivative in this form; form triplet with negatives hardest, and "
+            "centre_scores none or detached, has"
+        )

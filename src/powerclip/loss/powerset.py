@@ -21,7 +21,7 @@ from powerclip.loss.measures import measure_similarities
 from powerclip.loss.objectives import Objective
 from powerclip.loss.positives import fit
 from powerclip.loss.search import search_loss
-from powerclip.loss.zero import PlacedZero, smooth
+from powerclip.loss.zero import PlacedZero, smoothed
 
 
 class PowersetAlignmentLoss(nn.Module):
@@ -33,7 +33,12 @@ class PowersetAlignmentLoss(nn.Module):
 
     In this form only the C pairs and the hardest negative of each row and column receive a gradient, and no matrix of
     scores is made: O(C) memory and backward cost (``powerclip.loss.search``). The other forms, which ``contrast`` and
-    an adaptive margin choose, need all scores at once (``powerclip.loss.matrix`` says at what cost).
+    an adaptive margin choose, need all scores at once (``powerclip.loss.matrix`` says at what cost). Those that give
+    all pairs a gradient have no second derivative: differentiating their gradient is a NotImplementedError.
+
+    What is fitted is kept in training only; before the first step, evaluation fits it to each batch. A call in training
+    counts as a step, so do not put the loss into ``torch.utils.checkpoint``, which would call it twice; checkpoint the
+    towers. ``torch.compile`` leaves it as it is.
 
     Under an initialised process group every process passes its own pairs; the loss is that of the global batch, with
     its gradient on the process's own rows. DistributedDataParallel averages
@@ -98,6 +103,13 @@ class PowersetAlignmentLoss(nn.Module):
         """The number of training steps so far."""
         return self._steps
 
+    @property
+    def _fits(self) -> bool:
+        """Whether this batch is fitted to: in training, and where nothing has been fitted yet."""
+        return self.training or self._steps == 0
+
+    # Not compiled: the count of steps is a Python number, so it would be compiled again at every step.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(
         self,
         regions: Tensor,
@@ -133,7 +145,7 @@ class PowersetAlignmentLoss(nn.Module):
             )
         self.scoring.check_regions(regions.shape[1])
         with torch.autocast(regions.device.type, enabled=False):
-            r, p = self.zero(r, p, fit=self.training or self._steps == 0)
+            r, p = self.zero(r, p, fit=self._fits)
             batch = GlobalBatch.gather(r, p, caption_ids, distributed=self.distributed)
             scoring = self._scoring(batch)
             if self.training:
@@ -153,17 +165,18 @@ class PowersetAlignmentLoss(nn.Module):
                 scoring, sample=draw_subsets(scoring.samples, batch.regions.mask.shape[1], generator=generator)
             )
         elif scoring.calibrates:
-            if self.training or self._steps == 0:
-                self._calibrate(batch, scoring)
-            zeta = self.zeta_estimate.to(batch.device, batch.regions.values.dtype)
+            estimate = self._calibrated(batch, scoring) if self._fits else self.zeta_estimate
+            if self.training:
+                self.zeta_estimate.copy_(estimate)
+            zeta = estimate.to(batch.device, batch.regions.values.dtype)
             scoring = replace(scoring, fitted_zeta=zeta.nan_to_num(UNCALIBRATED_ZETA))
         return scoring
 
     @torch.no_grad()
-    def _calibrate(self, batch: GlobalBatch, scoring: Scoring) -> None:
-        """Fit zeta to some pairs of the global batch and update the estimate."""
+    def _calibrated(self, batch: GlobalBatch, scoring: Scoring) -> Tensor:
+        """() the estimate of zeta after a fit to some pairs of the global batch."""
         if not len(batch):
-            return
+            return self.zeta_estimate
         image, caption = choose_pairs(len(batch), len(batch) * batch.n, shift=self._steps)
         here = (image >= batch.own.start) & (image < batch.own.stop)
         i, j = (
@@ -172,7 +185,7 @@ class PowersetAlignmentLoss(nn.Module):
         phrases = batch.fetch_phrases(batch.request_captions(j))
         pairs = measure_pairs(batch.regions[i], phrases, scoring=scoring)
         pairs = CalibrationPairs(**{name: batch.all_rows(value) for name, value in vars(pairs).items()})
-        smooth(self.zeta_estimate, fit_zeta(pairs, tau=scoring.tau), momentum=self.zeta_momentum)
+        return smoothed(self.zeta_estimate, fit_zeta(pairs, tau=scoring.tau), momentum=self.zeta_momentum)
 
     @property
     def fitted(self) -> dict[str, float]:

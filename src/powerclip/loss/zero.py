@@ -13,12 +13,12 @@ BETWEEN: dict[Zero, float] = {"midpoint": 0.5, "matched": 1.0}
 
 
 @torch.no_grad()
-def smooth(estimate: Tensor, value: Tensor, *, momentum: float) -> None:
-    """Move a running estimate, NaN before its first value, in place; a value that is not finite leaves it as it is."""
+def smoothed(estimate: Tensor, value: Tensor, *, momentum: float) -> Tensor:
+    """A running estimate, NaN before its first value, moved; a value that is not finite leaves it as it is."""
     value = value.to(estimate)
     old = torch.where(estimate.isnan(), value, estimate)
     moved = momentum * old + (1 - momentum) * value
-    estimate.copy_(torch.where(value.isfinite().all(), moved, estimate))
+    return torch.where(value.isfinite().all(), moved, estimate)
 
 
 class PlacedZero(nn.Module):
@@ -59,7 +59,8 @@ class PlacedZero(nn.Module):
     ) -> tuple[MaskedVectors, MaskedVectors]:
         """The vectors to score, of this process's regions (B, M, D) and phrases (B, K, D); with ``fit``, of this batch.
 
-        Without ``fit`` the estimates of earlier batches are used. ValueError if the vectors have another dimension.
+        Without ``fit`` the estimates of earlier batches are used; they are changed in training only. ValueError if the
+        vectors have another dimension.
         """
         if self.zero == "centred":
             if self.means.shape[1] != regions.values.shape[2]:
@@ -68,13 +69,16 @@ class PlacedZero(nn.Module):
                     f"the vectors have D = {D} and the loss was set up with dimension={len(self.means[0])}"
                 )
             means = self._batch_means(regions, phrases) if fit else self.means
-            if fit:
-                smooth(self.means, means.detach(), momentum=self.momentum)
+            if fit and self.training:
+                self.means.copy_(smoothed(self.means, means.detach(), momentum=self.momentum))
             return centre(regions, means[0]), centre(phrases, means[1])
         if self.zero in BETWEEN:
+            threshold = self.threshold
             if fit:
-                smooth(self.threshold, self._threshold(regions, phrases), momentum=self.momentum)
-            return shift(regions, phrases, self.threshold.nan_to_num(0.0))
+                threshold = smoothed(threshold, self._threshold(regions, phrases), momentum=self.momentum)
+            if self.training:
+                self.threshold.copy_(threshold)
+            return shift(regions, phrases, threshold.nan_to_num(0.0))
         if self.zero == "learned":
             return shift(regions, phrases, self.threshold)
         return place_zero(regions, phrases, zero=self.zero)
