@@ -381,6 +381,38 @@ def test_a_tokenizer_that_is_not_there_is_one_line(tmp_path, monkeypatch):
         powerclip.model.make_tokenizer(model)
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"pool_type": "argmax"},
+            "pool_type argmax does not find where texts end .*toks, .* to last, or to eos with eos_id 1$",
+        ),
+        ({"pool_type": "eos", "eos_id": 7}, "pool_type eos does not find where texts end .*or to eos with eos_id 1$"),
+        (
+            {"vocab_size": 20, "pool_type": "last"},
+            r"toks has ids up to \d+ and the model knows 20 of them; .* set vocab_size to \d+ or more",
+        ),
+        (
+            {"vocab_size": 20, "hf_tokenizer_name": None},
+            "the tokenizer of CLIP has ids up to 49407 and the model knows 20",
+        ),
+        ({"pool_type": "eos", "eos_id": 1}, None),
+    ],
+)
+def test_a_tokenizer_that_does_not_fit_the_model_is_refused(settings, message, tmp_path, monkeypatch):
+    siglip_folder(tmp_path / "toks")
+    monkeypatch.chdir(tmp_path)
+    text = {**SMALL["text_cfg"], "hf_tokenizer_name": "toks", **settings}
+    model = powerclip.create_model(config_file(tmp_path, {**SMALL, "text_cfg": text}))
+    if message is None:
+        tokens = powerclip.model.make_tokenizer(model)(["a ring on the cube", "red"])
+        assert model.valid_tokens(tokens).sum(dim=1).tolist() == [6, 2]
+        return
+    with pytest.raises(PowerclipError, match=message):
+        powerclip.model.make_tokenizer(model)
+
+
 CODE = """import pathlib
 pathlib.Path(__file__).with_name("ran").touch()
 from transformers import PreTrainedTokenizerFast as Own

@@ -269,8 +269,9 @@ def make_tokenizer(model: PowerCLIP) -> Tokenizer:
     Code that comes with a tokenizer of Hugging Face's is never run.
 
     Raises:
-        PowerclipError: it is one of Hugging Face's, and transformers is not installed or it cannot be read; or the
-            config has settings for it that are not among ``TOKENIZER_SETTINGS``.
+        PowerclipError: it is one of Hugging Face's, and transformers is not installed or it cannot be read; the
+            config has settings for it that are not among ``TOKENIZER_SETTINGS``; it has ids that the model does not
+            know; or the model's ``pool_type`` does not find where its texts end.
     """
     text = model.config["model"]["text_cfg"]
     given = text.get("tokenizer_kwargs") or {}
@@ -281,7 +282,11 @@ def make_tokenizer(model: PowerCLIP) -> Tokenizer:
     options = {"context_length": model.context_length, **given}
     if name := text.get("hf_tokenizer_name"):
         try:
-            return open_clip.tokenizer.HFTokenizer(name, trust_remote_code=False, **options)  # type: ignore[no-any-return]
+            tokenizer: Any = open_clip.tokenizer.HFTokenizer(name, trust_remote_code=False, **options)
+            theirs = tokenizer.tokenizer
+            ids, padded = theirs("a")["input_ids"], tokenizer(["a"])
+            unseen = {*theirs.all_special_ids} - {theirs.unk_token_id, *padded[0].tolist()}
+            highest = max({*theirs.get_vocab().values()} - unseen)
         except ImportError as error:
             raise PowerclipError(
                 f"the tokenizer {name} needs transformers, which is not installed; pip install transformers"
@@ -290,4 +295,20 @@ def make_tokenizer(model: PowerCLIP) -> Tokenizer:
             raise PowerclipError(
                 f"cannot read the tokenizer {name}, a folder or hub id: {in_one_line(error)}"
             ) from error
-    return open_clip.SimpleTokenizer(**options)  # type: ignore[no-any-return]
+        pool = text.get("pool_type", "argmax")
+        missed = int(model.valid_tokens(padded).sum()) != len(ids) or (pool == "argmax" and ids[-1] < highest)
+        if pool in ("argmax", "eos") and missed:
+            raise PowerclipError(
+                f"pool_type {pool} does not find where texts end for the tokenizer {name}, so captions would be cut; "
+                "in text_cfg of the model's config set pool_type to last, or to eos with eos_id "
+                f"{theirs.sep_token_id or theirs.eos_token_id or 'of its end token'}"
+            )
+    else:
+        tokenizer, name = open_clip.SimpleTokenizer(**options), "of CLIP"
+        highest = tokenizer.vocab_size - 1
+    if highest >= model.vocabulary:
+        raise PowerclipError(
+            f"the tokenizer {name} has ids up to {highest} and the model knows {model.vocabulary} of them; in "
+            f"text_cfg of the model's config set vocab_size to {highest + 1} or more"
+        )
+    return tokenizer  # type: ignore[no-any-return]
