@@ -1,5 +1,5 @@
 """Writing files so that a reader, or a restart after a power cut,
-finds either the old content or the new; checksums."""
+finds either the old content or the new; checksums; the files below a folder."""
 
 import hashlib
 import json
@@ -9,6 +9,7 @@ import secrets
 import shutil
 import socket
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,6 +36,37 @@ def _home() -> Path:
 
 USER_CACHE = _home() / ".cache" / "powerclip"
 """Where files of the user's are kept that can be made again."""
+
+
+def walk(folder: Path) -> tuple[list[Path], Counter[str]]:
+    """The files and the hidden folders in a folder, links followed, sorted; and the number of folders not entered."""
+    found: list[Path] = []
+    passed, unread = Counter[str](), list[OSError]()
+    top, seen = folder.resolve(), set()
+    for root, folders, names in os.walk(folder, onerror=unread.append, followlinks=True):
+        here = Path(root).resolve()
+        for name in sorted(folders):
+            real = (here / name).resolve()
+            if name.startswith("."):
+                names.append(name)
+                folders.remove(name)
+            # A link within the folder, or a second way to the same place, would give the same pairs twice, or for ever.
+            # Hidden folders are not entered, but by such a link (git-annex and DVC keep their files there).
+            elif real in seen or (real != here / name and (_is_read(real, top=top) or top.is_relative_to(real))):
+                passed["link to a folder that is read anyway"] += 1
+                folders.remove(name)
+            else:
+                seen.add(real)
+        folders.sort()
+        found += [Path(root, name) for name in names]
+    if unread:
+        passed["folder that cannot be read"] = len(unread)
+    return sorted(found), passed
+
+
+def _is_read(folder: Path, *, top: Path) -> bool:
+    """Whether a folder is in another, and not below a hidden one of it."""
+    return folder.is_relative_to(top) and not any(part.startswith(".") for part in folder.relative_to(top).parts)
 
 
 @contextmanager

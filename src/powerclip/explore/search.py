@@ -18,7 +18,7 @@ from torch import Tensor
 
 from powerclip.data.images import IMAGE_SUFFIXES
 from powerclip.errors import PowerclipError, RunFailedError, counted
-from powerclip.evaluate.datasets.release import walk
+from powerclip.evaluate.datasets.release import files_below
 from powerclip.evaluate.run import digest_of
 from powerclip.explore.subject import Subject, open_image
 from powerclip.files import USER_CACHE
@@ -176,7 +176,7 @@ class ImageIndex:
 
 def _images(folder: Path) -> Iterator[tuple[bytes, tuple[int, int]]]:
     """Relative path, size and modification time of the images in and below a folder, in order, but for hidden ones."""
-    for path in walk(folder):
+    for path in files_below(folder):
         if path.suffix.lower() in IMAGE_SUFFIXES:
             with suppress(OSError):  # gone since, or a link to nowhere
                 stat = path.stat()

@@ -1,8 +1,6 @@
 """Opening a source of any kind; folders of images and generated scenes are read here."""
 
-import os
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -14,6 +12,7 @@ from powerclip.data.images import IMAGE_SUFFIXES
 from powerclip.data.sample import Sample
 from powerclip.data.shards import tars_in
 from powerclip.errors import PowerclipError
+from powerclip.files import walk
 from powerclip.prepare.pairs import (
     Item,
     Source,
@@ -54,7 +53,7 @@ def open_source(source: str, config: PrepareConfig) -> Source:
             return open_tars(path, config)
         tables = sorted(table for table in path.glob("*.parquet") if not table.name.startswith("."))
         # img2dataset's "files" are images in folders, each with a table next to it that says what became of the URLs.
-        if tables and not any(table.with_suffix("").is_dir() for table in tables) and not _has_pairs(_walk(path)[0]):
+        if tables and not any(table.with_suffix("").is_dir() for table in tables) and not _has_pairs(walk(path)[0]):
             splits = sorted({match[1] for table in tables if (match := SPLIT.match(table.stem))})
             if len(splits) > 1:
                 raise PowerclipError(
@@ -76,7 +75,7 @@ def open_source(source: str, config: PrepareConfig) -> Source:
 def _folder(folder: Path, config: PrepareConfig) -> Source:
     """Images with a .txt file next to each, in sub-folders too; other files are counted."""
     require_read(config, folder, "caption_lines")
-    files, passed = _walk(folder)
+    files, passed = walk(folder)
     images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")]
     if not images:
         other = next(chain(folder.rglob("*.tar"), folder.rglob("*.parquet")), None)
@@ -110,37 +109,6 @@ def _images(pairs: Sequence[tuple[Path, Path | None]], first: int, *, folder: Pa
     for i, (image, caption) in enumerate(pairs, start=first):
         name = str(image.relative_to(folder))
         yield Item(name, partial(load_files, make_key(i, name), image, caption, lines=lines))
-
-
-def _walk(folder: Path) -> tuple[list[Path], Counter[str]]:
-    """The files and the hidden folders in a folder, links followed, sorted; and the number of folders not entered."""
-    found: list[Path] = []
-    passed, unread = Counter[str](), list[OSError]()
-    top, seen = folder.resolve(), set()
-    for root, folders, names in os.walk(folder, onerror=unread.append, followlinks=True):
-        here = Path(root).resolve()
-        for name in sorted(folders):
-            real = (here / name).resolve()
-            if name.startswith("."):
-                names.append(name)
-                folders.remove(name)
-            # A link within the folder, or a second way to the same place, would give the same pairs twice, or for ever.
-            # Hidden folders are not entered, but by such a link (git-annex and DVC keep their files there).
-            elif real in seen or (real != here / name and (_is_read(real, top=top) or top.is_relative_to(real))):
-                passed["link to a folder that is read anyway"] += 1
-                folders.remove(name)
-            else:
-                seen.add(real)
-        folders.sort()
-        found += [Path(root, name) for name in names]
-    if unread:
-        passed["folder that cannot be read"] = len(unread)
-    return sorted(found), passed
-
-
-def _is_read(folder: Path, *, top: Path) -> bool:
-    """Whether a folder is in another, and not below a hidden one of it."""
-    return folder.is_relative_to(top) and not any(part.startswith(".") for part in folder.relative_to(top).parts)
 
 
 def _scenes(split: str, config: PrepareConfig) -> Source:

@@ -45,10 +45,12 @@ def test_links_are_followed_without_loops_and_a_folder_may_be_called_like_an_ima
     picture(data / "bright_green" / "album.jpg" / "d.png", "green")
     for name, target in (("linked", tmp_path / "more"), ("up", data), ("twice", data / "bright_green" / "deep")):
         (data / "bright_green" / name).symlink_to(target)
+    picture(data / "bright_green" / ".store" / "part" / "e.png", "green")
+    (data / "bright_green" / "part").symlink_to(data / "bright_green" / ".store" / "part")  # hidden but for this link
     task = classes_from_folder(data)
-    assert task.labels == [0, 0, 1, 1, 1, 1, 2, 2, 2]
-    found = [str(picture.path.relative_to(data / "bright_green")) for picture in task.images[2:6]]
-    assert found == ["album.jpg/d.png", "b.PNG", "deep/a.png", "linked/c.png"]
+    assert task.labels == [0, 0, 1, 1, 1, 1, 1, 2, 2, 2]
+    found = [str(picture.path.relative_to(data / "bright_green")) for picture in task.images[2:7]]
+    assert found == ["album.jpg/d.png", "b.PNG", "deep/a.png", "linked/c.png", "part/e.png"]
 
 
 def test_names_and_prompts_are_those_of_the_files(tmp_path):

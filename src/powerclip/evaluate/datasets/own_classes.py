@@ -9,7 +9,7 @@ from powerclip.errors import PowerclipError
 from powerclip.evaluate.datasets.clip_benchmark import is_webdataset, own_prompts, read_webdataset
 from powerclip.evaluate.datasets.images import FileImage
 from powerclip.evaluate.datasets.prompts import imagenet_classes, imagenet_label_of_synset
-from powerclip.evaluate.datasets.release import children, walk
+from powerclip.evaluate.datasets.release import children, files_below
 from powerclip.tasks import PLACE, Classification, MultiLabel
 
 TEMPLATES = (f"a photo of a {PLACE}.",)
@@ -54,7 +54,7 @@ def classes_from_folder(folder: Path) -> Classification | MultiLabel:
 
 def _images_in(folder: Path) -> list[Path]:
     """Its images, in sub-folders too, without hidden ones."""
-    return sorted(path for path in walk(folder) if path.suffix.lower() in IMAGE_SUFFIXES)
+    return [path for path in files_below(folder) if path.suffix.lower() in IMAGE_SUFFIXES]
 
 
 def _class_names(folder: Path, places: Sequence[str], *, given: Sequence[str]) -> list[str]:

@@ -15,6 +15,7 @@ from typing import Any
 from powerclip.data.parquet import open_parquet, read_group
 from powerclip.errors import PowerclipError, needs_extra
 from powerclip.evaluate.datasets.images import Box, FileImage, TableImage
+from powerclip.files import walk
 from powerclip.tasks import HardNegative, Quadruple
 
 Row = Mapping[str, Any]
@@ -228,21 +229,9 @@ def in_format(path: Path) -> Iterator[None]:
         ) from error
 
 
-def walk(folder: Path) -> Iterator[Path]:
-    """The files in and below a folder, by name, without hidden ones and macOS's.
-
-    Links are followed, but for those to what is in the folder anyway or holds it.
-    """
-    top, seen = folder.resolve(), set[Path]()
-    for place, folders, names in os.walk(folder, followlinks=True):
-        real = Path(place).resolve()
-        linked = seen and Path(place).is_symlink()
-        if real in seen or (linked and (real.is_relative_to(top) or top.is_relative_to(real))):
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if not is_hidden(name))
-        yield from (Path(place, name) for name in sorted(names) if not is_hidden(name))
+def files_below(folder: Path) -> list[Path]:
+    """The files in and below a folder, links followed, sorted, without hidden ones and macOS's."""
+    return [path for path in walk(folder)[0] if not any(map(is_hidden, path.relative_to(folder).parts))]
 
 
 def children(folder: Path) -> list[Path]:
