@@ -308,7 +308,9 @@ def test_processes_whose_launcher_is_killed_end_within_a_minute(moment, shards, 
         time.sleep(0.2)
         assert time.monotonic() - start < 60
     output = process.communicate()[0]
-    assert output.count(f"torchrun (process {process.pid}) has died, so this ends too") == 2
+    said = output.count(f"torchrun (process {process.pid}) has died, so this ends too")
+    # The stop of one is all processes', so that in training the other may have ended before it looks.
+    assert said == 2 or (moment == "training" and said == 1)
     assert moment == "starting" or "run the same command with --resume auto to continue" in output
 
 
