@@ -363,16 +363,16 @@ def _finetune_configs() -> dict[str, TrainConfig]:
     optim = replace(recipe.optim, learning_rate=3e-4)
     boxes = replace(recipe, model=start, optim=optim, steps=750)
     clip, segments = boxes.with_objective("clip"), _objective(boxes, region_source="stored")
+    compared = {"clip": clip, "superpixels": segments, "superpixels-32": _objective(segments, regions=32)}
     return {
-        "clip": clip,
+        **compared,
         "paper": replace(boxes, objective=ObjectiveConfig()),
         "boxes": boxes,
-        "superpixels": segments,
-        **_longer({"clip": clip, "superpixels": segments}, steps=2250),
+        **_longer(compared, steps=2250),
     }
 
 
-SEGMENTS = tuple(name for name in _scenes_configs() if name.startswith("superpixels"))
+SEGMENTS = tuple(name for name in _scenes_configs() | _finetune_configs() if name.startswith("superpixels"))
 """The configs that train on segments of the image."""
 SCENES_METRICS = (
     ("scenes-object", "acc@1"),
@@ -597,8 +597,18 @@ STUDIES: dict[str, Study] = {
         tasks=partial(_emoji_tasks, names=COLOURED_NAMES, coloured=True),
         metrics=COLOURED_METRICS + COLOURED_OWN,
         parts=(
-            Part(name="main", configs=("clip", "paper", "boxes", "superpixels"), against=("clip",), drawn=()),
-            Part(name="longer", configs=("clip-longer", "superpixels-longer"), against=("clip-longer",), drawn=()),
+            Part(
+                name="main",
+                configs=("clip", "paper", "boxes", "superpixels", "superpixels-32"),
+                against=("clip",),
+                drawn=(),
+            ),
+            Part(
+                name="longer",
+                configs=("clip-longer", "superpixels-longer", "superpixels-32-longer"),
+                against=("clip-longer",),
+                drawn=(),
+            ),
         ),
     ),
     "emoji-coloured-240": Study(
