@@ -29,11 +29,11 @@ def ends(tmp_path_factory):
 
 def test_every_weight_is_between_and_the_ends_are_the_models(ends):
     a, b, *_ = ends
-    middle = interpolate(a, b, 0.25).state_dict()
-    for name, value in middle.items():
-        torch.testing.assert_close(value, 0.75 * a.state_dict()[name] + 0.25 * b.state_dict()[name])
-    for weight, end in ((0.0, a), (1.0, b)):
-        assert all(torch.equal(v, end.state_dict()[k]) for k, v in interpolate(a, b, weight).state_dict().items())
+    first, last = a.state_dict(), b.state_dict()
+    for name, value in interpolate(a, b, 0.25).state_dict().items():
+        torch.testing.assert_close(value, 0.75 * first[name] + 0.25 * last[name])
+    for weight, end in ((0.0, first), (1.0, last)):
+        assert all(torch.equal(v, end[k]) for k, v in interpolate(a, b, weight).state_dict().items())
 
 
 def test_one_command_evaluates_a_few_weights(ends, tmp_path, capsys):

@@ -64,8 +64,9 @@ def test_powerclip_reads_it_as_the_model_that_it_was(case, tmp_path):
     assert folder == model / "export" / "open_clip"
     again, original = powerclip.load(folder)[0], powerclip.load(model)[0]
     assert (again.image_pool, again.text_pool, again.scoring) == (image_pool, text_pool, original.scoring)
+    state = again.state_dict()
     for name, value in original.state_dict().items():
-        assert torch.equal(value, again.state_dict()[name])
+        assert torch.equal(value, state[name])
     start = powerclip.create_model(f"local-dir:{folder}", image_pool=image_pool, text_pool=text_pool)
     tokens = open_clip.SimpleTokenizer(context_length=24)(["a red cube"])
     assert torch.equal(start.eval().encode_text(tokens), original.encode_text(tokens))

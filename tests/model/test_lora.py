@@ -42,8 +42,9 @@ def test_lora_starts_as_the_model_trains_every_addition_and_is_merged_when_saved
     with torch.no_grad():
         torch.testing.assert_close(embeddings(model, size), embeddings(plain, size), rtol=1e-4, atol=1e-5)
     save(model, tmp_path / "at-first")
+    state = plain.state_dict()
     for name, value in powerclip.load(tmp_path / "at-first")[0].state_dict().items():
-        assert torch.equal(value, plain.state_dict()[name]), name
+        assert torch.equal(value, state[name]), name
     moved(model).set_grad_checkpointing()
     model.train()
     sum(x.square().sum() for x in embeddings(model, size)).backward()

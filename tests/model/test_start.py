@@ -453,6 +453,14 @@ def test_no_code_of_a_tokenizer_is_run(where, tmp_path):
     assert not list(tmp_path.rglob("ran"))
 
 
+@pytest.mark.parametrize("settings", [{"clean": "thoroughly"}, {"language": "en"}])
+def test_settings_that_clip_s_tokenizer_does_not_have_are_named(settings, tmp_path):
+    model = powerclip.create_model("tiny")
+    model.config["model"]["text_cfg"]["tokenizer_kwargs"] = settings
+    with pytest.raises(PowerclipError, match=f"tokenizer_kwargs .*{next(iter(settings))}.* CLIP does not take"):
+        powerclip.model.make_tokenizer(model)
+
+
 GEMMA = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *"redcubs\u2581", "re", "red", "\u2581c"]
 T5 = ["<pad>", "</s>", "<unk>", "\u2581", "\u2581red", "\u2581cu", "be", "s"]
 

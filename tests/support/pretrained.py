@@ -85,10 +85,13 @@ def config_file(folder, config):
     return str(path)
 
 
+TOKENIZER = open_clip.SimpleTokenizer()
+
+
 def inputs(size, length=16):
     """Two images and three captions."""
     torch.manual_seed(2)
-    tokens = open_clip.SimpleTokenizer(context_length=length)(["a red cube", "two dogs on a beach, running!", "!"])
+    tokens = TOKENIZER(["a red cube", "two dogs on a beach, running!", "!"], context_length=length)
     return torch.randn(2, 3, size, size), tokens
 
 

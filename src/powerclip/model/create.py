@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -304,7 +305,14 @@ def make_tokenizer(model: PowerCLIP) -> Tokenizer:
                 f"{theirs.sep_token_id or theirs.eos_token_id or 'of its end token'}"
             )
     else:
-        tokenizer, name = open_clip.SimpleTokenizer(**options), "of CLIP"
+        name = "of CLIP"
+        try:
+            tokenizer = copy.copy(_clip_tokenizer(**options))  # for this model alone
+        except (AssertionError, TypeError) as error:
+            raise PowerclipError(
+                f"tokenizer_kwargs of the model's config is {given!r:.200}, which the tokenizer of CLIP does not take: "
+                f"{in_one_line(error)}"
+            ) from error
         highest = tokenizer.vocab_size - 1
     if highest >= model.vocabulary:
         raise PowerclipError(
@@ -312,3 +320,9 @@ def make_tokenizer(model: PowerCLIP) -> Tokenizer:
             f"text_cfg of the model's config set vocab_size to {highest + 1} or more"
         )
     return tokenizer  # type: ignore[no-any-return]
+
+
+@functools.cache
+def _clip_tokenizer(**options: Any) -> open_clip.SimpleTokenizer:
+    """CLIP's own tokenizer, made once: each time it takes longer than a small model."""
+    return open_clip.SimpleTokenizer(**options)
