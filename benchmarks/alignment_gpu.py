@@ -2,7 +2,7 @@
 
     python benchmarks/alignment_gpu.py                      # search, and loss with its gradient, at growing C
     python benchmarks/alignment_gpu.py --pairs 4096 --tiles # the kernel with other tiles
-    python benchmarks/alignment_gpu.py --registers  # what the compiler makes of the tiles for sm_90; needs no GPU
+    python benchmarks/alignment_gpu.py --registers          # what the compiler makes of it for sm_90; needs no GPU
     TRITON_INTERPRET=1 python benchmarks/alignment_gpu.py --pairs 12 --regions 2 --phrases 3 --dimension 16
                                                             # toy, on a CPU
 
@@ -378,8 +378,8 @@ def compile_for(architecture: int, dtype: torch.dtype, tile: fused.Tile) -> tupl
     return used["REG"], used["STACK"], kernel.metadata.shared
 
 
-def registers(console: Console, architecture: int) -> None:
-    """Print what Triton and ptxas make of every tile: a thread has 255 registers, and what it spills costs time."""
+def registers(console: Console, architecture: int, tiles: list[fused.Tile]) -> None:
+    """Print what Triton and ptxas make of tiles: a thread has 255 registers, and what it spills costs time."""
     table = Table(title=f"compiled for sm_{architecture}, triton {triton.__version__}")
     for heading in (
         "products",
@@ -393,7 +393,7 @@ def registers(console: Console, architecture: int) -> None:
         "shared KB",
     ):
         table.add_column(heading, justify="right")
-    for dtype, tile in [*((torch.float16, tile) for tile in TILES), (torch.float32, fused.tile_for(torch.float32))]:
+    for dtype, tile in [*((torch.float16, tile) for tile in tiles), (torch.float32, fused.tile_for(torch.float32))]:
         used, spilled, shared = compile_for(architecture, dtype, tile)
         sizes = (tile.images, tile.rows, tile.slots, tile.depth, tile.stages, used, spilled, shared // 1000)
         table.add_row(str(dtype).removeprefix("torch."), *map(str, sizes))
@@ -412,7 +412,7 @@ def main() -> None:
     arguments = parser.parse_args()
     console = Console(width=120)
     if arguments.registers:
-        registers(console, arguments.registers)
+        registers(console, arguments.registers, TILES if arguments.tiles else TILES[:1])
         return
     device = torch.cuda.get_device_name() if DEVICE.type == "cuda" else "CPU, Triton's interpreter"
     M, K, D = arguments.regions, arguments.phrases, arguments.dimension
