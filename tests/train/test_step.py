@@ -96,9 +96,8 @@ def test_a_frozen_tower_weighs_the_same_in_one_piece_and_in_several(freeze, tmp_
         "objective": dataclasses.replace(base.objective, gradient_ratio=1.0, gradient_cap=0.9),
     }
     whole, found = batch(), []
-    halves = [
-        Batch(**{name: value[half] for name, value in vars(whole).items()}) for half in (slice(B // 2), slice(B // 2, B))
-    ]
+    rows = slice(B // 2), slice(B // 2, B)
+    halves = [Batch(**{name: value[half] for name, value in vars(whole).items()}) for half in rows]
     for pieces in ([whole], halves):
         output, norm = engine(tmp_path, **changes).step(pieces, 99)  # a logged step
         found.append({**output.measures, "loss": output.total.detach(), "norm": norm})
