@@ -3,6 +3,7 @@ import dataclasses
 import io
 import json
 import os
+import shutil
 import signal
 
 import pytest
@@ -109,6 +110,16 @@ def test_a_run_is_evaluated_once_after_each_training(case):
         assert finish_runs({run: config}, data=arguments["data"], evaluate=evaluate, console=arguments["console"])
         assert evaluated == expected
         assert json.loads((run / "status.json").read_text())["step"] == steps
+
+
+def test_a_finished_run_without_its_model_gets_it(case):
+    configs, arguments = case
+    compare({"siglip": configs["siglip"]}, seeds=1, **arguments)
+    run = arguments["output"] / "siglip-seed-3"
+    shutil.rmtree(run / "model")
+    (run / "evaluation.json").unlink()
+    compare({"siglip": configs["siglip"]}, seeds=1, **arguments)
+    load(run)
 
 
 def test_a_run_that_was_evaluated_on_something_else_is_evaluated(case):

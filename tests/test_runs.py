@@ -125,8 +125,8 @@ def test_a_damaged_record_of_the_data_is_named(content, run):
 
 
 def test_the_status_tells_a_finished_run_from_others(run):
-    for step, finished in ((3, False), (8, True)):
-        run.write_status(step=step, steps=8)
+    for step, finished in ((3, False), (8, False), (8, True)):
+        run.write_status(step=step, steps=8, finished=finished)
         assert json.loads(run.status_file.read_text()) == {"step": step, "steps": 8, "finished": finished}
         assert run.is_finished() == finished
     for damaged in ("", "[]", "{}", '"x"'):

@@ -90,7 +90,8 @@ def finish_runs(
     """
     for path, config in configs.items():
         run = RunFolder(path)
-        unfinished = bool(run.check(config, resume=True)) or not run.is_finished()
+        finished = run.is_finished() and run.model.is_dir()
+        unfinished = bool(run.check(config, resume=True)) or not finished
         if unfinished and train(config, data=data, output=path, resume=True, look=False).interrupted:
             print_line(console, "Run the same command to continue.")
             return False

@@ -56,7 +56,8 @@ class RunFolder:
         self.data_file = self.path / "data.json"
         """The data it was trained on; missing in runs made before powerclip recorded them."""
         self.status_file = self.path / "status.json"
-        """How far it has come, for scripts that restart it: ``{"step": 3, "steps": 9, "finished": false}``."""
+        """How far it has come, for scripts that restart it: ``{"step": 3, "steps": 9, "finished": false}``; finished is
+        when its last evaluation and its models are written, too."""
         self.metrics_file = self.path / "metrics.jsonl"
         """One JSON object per line, with "step"."""
         self.bad_batches_file = self.path / "bad_batches.jsonl"
@@ -164,10 +165,10 @@ class RunFolder:
             atomic_write(self.config_file, to_yaml(config))
             write_json(self.data_file, dataclasses.asdict(data))
 
-    def write_status(self, *, step: int, steps: int) -> None:
+    def write_status(self, *, step: int, steps: int, finished: bool = False) -> None:
         """Write ``status.json``; the first process does."""
         if rank() == 0:
-            write_json(self.status_file, {"step": step, "steps": steps, "finished": step >= steps})
+            write_json(self.status_file, {"step": step, "steps": steps, "finished": finished})
 
     def config(self) -> TrainConfig:
         """The settings of the run; ValueError if ``config.yaml`` is missing or damaged."""
@@ -185,7 +186,7 @@ class RunFolder:
         return any(file.exists() for file in files) or any(self.path.glob("*config.json"))
 
     def is_finished(self) -> bool:
-        """Whether the last step that its config asked for is done."""
+        """Whether all that its config asked for is done."""
         return bool(self.status().get("finished"))
 
     def status(self) -> dict[str, Any]:

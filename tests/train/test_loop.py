@@ -581,13 +581,15 @@ def test_a_failing_evaluation_costs_no_training(config, shards, tmp_path, monkey
     config = dataclasses.replace(config, evaluation=PeriodicEvaluationConfig(every_steps=8, size=4))
     with pytest.raises(RuntimeError, match="out of memory"):
         train(config, data=shards, output=tmp_path / "run")
-    assert RunFolder(tmp_path / "run").latest_checkpoint().name == "step-00000008"
+    run = RunFolder(tmp_path / "run")
+    assert run.latest_checkpoint().name == "step-00000008"
+    assert run.status() == {"step": 8, "steps": 8, "finished": False}
     monkeypatch.undo()
     train(config, data=shards, output=tmp_path / "run", resume=True)  # what was missed is done, once
     train(config, data=shards, output=tmp_path / "run", resume=True)
-    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
-    assert [line["step"] for line in lines if "eval/mean" in line] == [8]
-    assert (tmp_path / "run" / "model_best").is_dir()
+    assert [line["step"] for line in read_metrics(run.metrics_file) if "eval/mean" in line] == [8]
+    assert run.model_best.is_dir()
+    assert run.is_finished()
 
 
 def test_a_signal_while_the_last_checkpoint_is_written_does_not_harm_it(config, shards, tmp_path, monkeypatch):

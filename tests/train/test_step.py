@@ -88,6 +88,23 @@ def test_gradients_are_clipped_as_torch_does(limit, tmp_path):
                 torch.testing.assert_close(found[name], wanted[name], rtol=1e-4, atol=1e-9)
 
 
+@pytest.mark.parametrize("freeze", ["image", "text"])
+def test_a_frozen_tower_weighs_the_same_in_one_piece_and_in_several(freeze, tmp_path):
+    base = tiny_run(tmp_path)
+    changes = {
+        "optim": dataclasses.replace(base.optim, freeze=freeze),
+        "objective": dataclasses.replace(base.objective, gradient_ratio=1.0, gradient_cap=0.9),
+    }
+    whole, found = batch(), []
+    rows = slice(B // 2), slice(B // 2, B)
+    halves = [Batch(**{name: value[half] for name, value in vars(whole).items()}) for half in rows]
+    for pieces in ([whole], halves):
+        output, norm = engine(tmp_path, **changes).step(pieces, 99)  # a logged step
+        found.append({**output.measures, "loss": output.total.detach(), "norm": norm})
+    assert "gradient_ratio" in found[0]
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-6)
+
+
 def test_a_bad_step_moves_neither_weights_nor_average_nor_optimiser(tmp_path):
     mine = engine(tmp_path, "clip", ema_decay=0.5)
     mine.step([batch()], 0)

@@ -20,6 +20,9 @@ from powerclip.types import Batch, Features, LossOutput
 SHARED = ("logit_scale", "logit_bias")
 """Features of the model rather than of the batch's rows."""
 
+IMAGE = ("image", "regions", "patches")
+"""Features of the image tower; all but these and the shared ones are the text tower's."""
+
 
 def backward(
     model: nn.Module,
@@ -28,13 +31,16 @@ def backward(
     *,
     forward: Callable[[nn.Module, Batch], Features],
     seed: Callable[[int], None],
+    trained: Callable[[str], bool] = lambda feature: True,
     **options: Any,
 ) -> LossOutput:
     """Put the gradient of the loss of all pieces, a batch cut along its rows, into the parameters; return the loss.
 
     ``forward`` runs the model on a piece, under autocast if the run uses it. ``seed`` sets the random state of a piece
-    before each of its two passes. ``loss`` is called once, with ``options``; what it returns has no graph if there are
-    several pieces. If it has a true ``needs_dense``, it is given the vectors of patches and tokens.
+    before each of its two passes. ``trained`` says which features, by name, depend on a trained parameter: in several
+    pieces, too, the loss gets only these with ``requires_grad``. ``loss`` is called once, with ``options``; what it
+    returns has no graph if there are several pieces. If it has a true ``needs_dense``, it is given the vectors of
+    patches and tokens.
     Under a process group the loss is that of all processes' pieces, and what a parallel model averages is multiplied by
     their number, as ``powerclip.distributed.gather`` requires.
     """
@@ -51,7 +57,11 @@ def backward(
             seed(number)
             found.append(replace(forward(model, piece), **dropped))
     features = join(found)
-    leaves = {name: x.detach().requires_grad_() for name, x in _tensors(features).items() if x.is_floating_point()}
+    leaves = {
+        name: x.detach().requires_grad_()
+        for name, x in _tensors(features).items()
+        if x.is_floating_point() and trained(name)
+    }
     output = loss(replace(features, **leaves), **options)
     (output.total * world_size()).backward()  # type: ignore[no-untyped-call]
     gradients = {name: value.grad for name, value in leaves.items() if value.grad is not None}

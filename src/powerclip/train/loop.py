@@ -270,7 +270,7 @@ def _finish(engine: Engine, step: int, bad: Counter[str], say: Callable[[str], N
         if engine.ema is not None:
             with engine.ema.applied():
                 engine.save_model(run.model_ema)
-    run.write_status(step=step, steps=engine.steps)
+    run.write_status(step=step, steps=engine.steps, finished=step >= engine.steps)
     if step < engine.steps:
         holds = f"{run.path} holds a usable model" if step else "nothing was trained yet"
         say(f"Stopped at step {step} of {engine.steps}: {holds}; run the same command with --resume auto to continue.")

@@ -33,7 +33,7 @@ from powerclip.model import PowerCLIP, hub
 from powerclip.runs import RunFolder
 from powerclip.train.build import autocast, build_loss
 from powerclip.train.ema import EMA
-from powerclip.train.gradcache import backward
+from powerclip.train.gradcache import IMAGE, SHARED, backward
 from powerclip.train.optim import gradient_norm, learning_rate, make_optimizer
 from powerclip.train.prefetch import Prefetch
 from powerclip.types import Batch, Features, LossOutput
@@ -104,7 +104,9 @@ class Engine:
         seed = partial(self._seed, step)
         measured = self.is_logged(step + 1) and isinstance(self.loss, PowerCLIPLoss)
         options = {"measure": True} if measured else {}
-        output = backward(self.parallel, self.loss, pieces, forward=self.forward, seed=seed, **options)
+        output = backward(
+            self.parallel, self.loss, pieces, forward=self.forward, seed=seed, trained=self._is_trained, **options
+        )
         average_ignored_gradients(self.model)
         average_gradients(self.loss.parameters())
         norm = gradient_norm((self.model, self.loss)).detach()
@@ -196,6 +198,13 @@ class Engine:
         with autocast(self.config, self.device):
             features: Features = model(self._prefetch(batch))
         return features
+
+    def _is_trained(self, feature: str) -> bool:
+        """Whether a feature depends on a trained parameter: itself, where it is the model's, or one of its tower."""
+        if feature in SHARED:
+            return bool(getattr(self.model, feature).requires_grad)
+        parameters = self.model.tower_parameters("image" if feature in IMAGE else "text")
+        return any(parameter.requires_grad for parameter in parameters)
 
     def _seed(self, step: int, piece: int) -> None:
         state = np.random.SeedSequence((self.config.seed, step, rank(), piece)).generate_state(1, np.uint64)
