@@ -16,7 +16,7 @@ from powerclip.config import EmbedConfig, PrepareConfig, SourceConfig
 from powerclip.config.checks import part
 from powerclip.devices import find_device
 from powerclip.errors import PowerclipError, counted, needs_extra
-from powerclip.evaluate.encode import unit
+from powerclip.evaluate.encode import tokenized, unit
 from powerclip.evaluate.run import digest_of
 from powerclip.files import atomic_file
 from powerclip.model import load_any
@@ -118,7 +118,7 @@ def embed_part(part: Part) -> int:
         with torch.inference_mode():
             images = torch.stack([preprocess(picture) for picture in pictures])
             columns["image"] += list(unit(model.encode_image(images.to(device))).cpu().numpy())
-            tokens = tokenizer([sample.caption for sample in samples])
+            tokens = tokenized(model, tokenizer, [sample.caption for sample in samples])
             columns["text"] += list(unit(model.encode_text(tokens.to(device))).cpu().numpy())
         columns["key"] += [_utf8(sample.key) for sample in samples]
         columns["source"] += [_utf8(place) for place, _ in some]

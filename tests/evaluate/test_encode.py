@@ -109,6 +109,19 @@ def test_with_a_retrieval_task_first_both_scores_open_an_image_once(model):
     assert Counter(NAMES) == OPENED
 
 
+def test_texts_are_encoded_without_the_padding_that_all_have(model):
+    tokenizer = make_tokenizer(model)
+    encoder = Encoder(model, make_transforms(model)[1], tokenizer, device="cpu", batch_size=3)
+    texts = ["a red cube", "!", "a blue ball on a green cone and a red cube above them"]
+    widths = []
+    model.backbone.token_embedding.register_forward_pre_hook(lambda _, ids: widths.append(ids[0].shape[1]))
+    with evaluating(model), torch.inference_mode():
+        found = encoder.texts(texts)
+        expected = model.encode_text(tokenizer(texts), normalize=True)
+    assert widths == [16, model.context_length]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+
+
 def test_open_images_are_told_apart_by_identity():
     red, blue = square("red"), square("blue")
     model = ColourModel()

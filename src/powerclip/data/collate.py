@@ -9,12 +9,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from powerclip.phrases.clean import clean_caption
-from powerclip.phrases.tokens import EncodedCaption, encode_caption
+from powerclip.phrases.tokens import EncodedCaption, encode_caption, used_length
 from powerclip.phrases.tree import Parser
 from powerclip.types import Batch
-
-TOKENS_STEP = 8
-"""Tokens of a batch's captions are a multiple of this many, or all of the context."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,14 +50,9 @@ def collate(samples: Sequence[EncodedSample], *, patches: int, regions: int = 0)
 
 def equally_wide(pieces: Sequence[Batch]) -> list[Batch]:
     """Pieces of one batch, with their phrases padded to the longest list of all
-    and their tokens cut to the longest text.
-
-    Lengths are multiples of ``TOKENS_STEP``, so that shapes stay few. Only padding of id 0 is cut, which CLIP's
-    tokenizers write: a causal tower with that padding gives the same for what remains (``PowerCLIP.encode_tokens``).
-    """
+    and their tokens cut to the ``used_length``."""
     widest = max(piece.phrase_spans.shape[1] for piece in pieces)
-    longest = max(int((piece.tokens != 0).any(dim=0).nonzero().amax()) + 1 for piece in pieces)
-    length = -(-longest // TOKENS_STEP) * TOKENS_STEP  # beyond the context length, a slice cuts nothing
+    length = used_length([piece.tokens for piece in pieces])
     return [
         replace(
             piece,

@@ -16,6 +16,7 @@ from powerclip.config.values import Pixels
 from powerclip.distributed import gather_rows, rank, world_size
 from powerclip.evaluate.datasets.images import key_of, open_picture
 from powerclip.model import PowerCLIP, make_transforms
+from powerclip.phrases.tokens import used_length
 from powerclip.regions import masks_to_grid
 from powerclip.tasks import Picture, Region, Shown
 
@@ -112,12 +113,12 @@ class Encoder:
 
     def texts(self, texts: Sequence[str]) -> Tensor:
         """(J, D) embeddings."""
-
-        def tokens(some: Sequence[str]) -> Tensors:
-            return (self.tokenizer(list(some)),)
-
         keys = [(text, "text") for text in texts]
-        return _stacked(self.once(texts, keys, tokens, lambda x: (unit(self.model.encode_text(x)),)))
+        return _stacked(self.once(texts, keys, self.tokens, lambda x: (unit(self.model.encode_text(x)),)))
+
+    def tokens(self, texts: Sequence[str]) -> Tensors:
+        """(B, T) ids of texts, as ``tokenized`` gives them."""
+        return (tokenized(self.model, self.tokenizer, texts),)
 
     def seen_of(self, texts: Sequence[str]) -> list[Hashable]:
         """What the model sees of each text: texts whose tokens are equal cannot be told apart."""
@@ -214,6 +215,12 @@ def powerclip_model(model: object, what: str, *, hint: str = "") -> PowerCLIP:
     if not isinstance(model, PowerCLIP):
         raise ValueError(f"{what} needs a PowerCLIP model, got {type(model).__name__}{hint}")
     return model
+
+
+def tokenized(model: object, tokenizer: Tokenize, texts: Sequence[str]) -> Tensor:
+    """(B, T) ids of texts, with T the ``used_length`` for a PowerCLIP model; others may need all of the context."""
+    tokens = tokenizer(list(texts))
+    return tokens[:, : used_length([tokens])] if isinstance(model, PowerCLIP) else tokens
 
 
 def unit(embedded: Tensor) -> Tensor:

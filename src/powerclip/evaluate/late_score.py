@@ -63,7 +63,7 @@ class LateScorer:
             return vectors[:, used].half(), mask[:, used]
 
         keys = [(text, "tokens") for text in texts]
-        return padded(self.encoder.once(texts, keys, lambda some: (self.encoder.tokenizer(list(some)),), embed))
+        return padded(self.encoder.once(texts, keys, self.encoder.tokens, embed))
 
     def score(self, images: MaskedVectors, texts: MaskedVectors) -> Tensor:
         """(I, J) s_I of every image and text: how well each text answers to an image."""

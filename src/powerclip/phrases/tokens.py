@@ -2,7 +2,7 @@
 
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from functools import cache
@@ -28,6 +28,10 @@ MAX_WORD_BYTES = 2**14
 
 CHARACTER = re.compile(r"&(?:amp;)*#?\w{1,32};|.", re.DOTALL)
 """A character of an uncleaned caption, which may be written as an HTML entity, escaped once or more."""
+
+
+TOKENS_STEP = 8
+"""Tokens of a batch's captions are a multiple of this many, so that shapes stay few, or all of the context."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,16 +90,31 @@ def encode_caption(caption: str, tree: PhraseTree, tokenizer: Any, *, context_le
 def encode_captions(
     captions: Sequence[str], trees: Sequence[PhraseTree], tokenizer: Any, *, context_length: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What ``PowerCLIP.encode_phrases`` takes: tokens (B, T), leaves (B, T) and spans (B, K, 2), padded with -1."""
+    """What ``PowerCLIP.encode_phrases`` takes: tokens (B, T), leaves (B, T) and spans (B, K, 2), padded with -1.
+
+    T is the ``used_length``.
+    """
     encoded = [
         encode_caption(caption, tree, tokenizer, context_length=context_length)
         for caption, tree in zip(captions, trees, strict=True)
     ]
+    tokens = torch.stack([caption.tokens for caption in encoded])
+    T = used_length([tokens])
     return (
-        torch.stack([caption.tokens for caption in encoded]),
-        torch.stack([caption.leaf_of_token for caption in encoded]),
+        tokens[:, :T],
+        torch.stack([caption.leaf_of_token[:T] for caption in encoded]),
         pad_sequence([caption.phrase_spans for caption in encoded], batch_first=True, padding_value=-1),
     )
+
+
+def used_length(pieces: Iterable[Tensor]) -> int:
+    """The length that (B, T) ids on the CPU can be cut to: that of the longest text, up to a ``TOKENS_STEP``.
+
+    Only padding of id 0 is cut, which CLIP's tokenizers write: a causal tower with that padding gives the same for what
+    remains, and others are given it back (``PowerCLIP.encode_tokens``).
+    """
+    longest = max(int((tokens != 0).any(dim=0).nonzero().amax()) + 1 for tokens in pieces)
+    return -(-longest // TOKENS_STEP) * TOKENS_STEP  # beyond the context length, a slice cuts nothing
 
 
 def count_tokens(caption: str, tokenizer: Any) -> int:
