@@ -108,4 +108,5 @@ def _quotas(weights: Sequence[float], size: int, epochs: int) -> Positions:
     ends = np.cumsum(weights)
     ends = ends / ends[-1] * size
     shift = np.arange(1, epochs + 1)[:, None] * GOLDEN % 1
-    return np.diff(np.floor(ends - shift), prepend=np.floor(-shift)).astype(np.int64)
+    places: Positions = np.diff(np.floor(ends - shift), prepend=np.floor(-shift)).astype(np.int64)
+    return places
