@@ -131,7 +131,7 @@ def test_leftover_keys_are_refused():
         ({"steps": 0}, "steps is 0; it must be at least 1"),
         (
             {"steps": 1, "checkpoint_every_minutes": float("nan")},
-            "checkpoint_every_minutes is nan; it must be positive",
+            "checkpoint_every_minutes is nan; it must be a finite number or None",
         ),
         ({"steps": 1, "model": None}, r"config\.model holds NoneType; expected a mapping"),
         (

@@ -1,3 +1,4 @@
+import errno
 import json
 import math
 import os
@@ -60,6 +61,14 @@ def test_an_error_while_writing_leaves_the_old_content(tmp_path):
         fail()
     assert path.read_text() == "old"
     assert names(tmp_path) == ["file"]
+
+
+def test_an_error_of_the_system_names_what_was_written(tmp_path):
+    full = OSError(errno.ENOSPC, "No space left on device")
+    for writer in (atomic_file, atomic_folder):
+        with pytest.raises(OSError, match=r"No space left on device: '.*/mine'$"), writer(tmp_path / "mine"):
+            raise full
+        full.filename = None
 
 
 def test_two_writers_of_one_file_do_not_meet(tmp_path):

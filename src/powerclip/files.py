@@ -70,6 +70,17 @@ def _is_read(folder: Path, *, top: Path) -> bool:
 
 
 @contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Within, an OSError that names no file (of a full disk, for example) gets the name of this one."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+@contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """Open a file for writing that takes its name when the block ends; an error in the block leaves what was there.
 
@@ -80,16 +91,12 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     unique = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
     temporary = path.with_name(f".{path.name.lstrip('.')}.{unique}.tmp")
     try:
-        with temporary.open("xb") as file:
+        with naming(path), temporary.open("xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException as error:
-        if (
-            isinstance(error, OSError) and error.errno is not None and error.filename is None
-        ):  # of a full disk, for example
-            error.filename = str(path)
+    except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
@@ -108,7 +115,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
     The files in it are synced to the disk. A folder that has the name already is moved aside, then deleted. Only one
     writer at a time: the temporary folder is always ``.NAME.tmp``; the next writer clears what a killed one left, and
-    puts ``.NAME.old`` back if that one was killed between the two renames.
+    puts ``.NAME.old`` back if that one was killed between the two renames. An OSError names a file, or the folder.
     """
     make_folder(path.parent)
     temporary, old = path.with_name(f".{path.name}.tmp"), path.with_name(f".{path.name}.old")
@@ -118,7 +125,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(leftover, ignore_errors=True)
     temporary.mkdir()
     try:
-        yield temporary
+        with naming(path):
+            yield temporary
         for root, _folders, names in os.walk(temporary):
             for name in names:
                 with Path(root, name).open("rb") as file:

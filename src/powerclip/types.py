@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.export import register_dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,3 +132,7 @@ class LossOutput:
     """Unweighted terms by name ("clip", "powerset"), for the logs."""
     measures: Mapping[str, Tensor] = field(default_factory=dict)
     """() what else the loss reports of this step, by its name in the logs; without a graph, equal on all processes."""
+
+
+for _kind in (Batch, Features, LossOutput):  # as pytrees, in which DDP and FSDP look for the outputs of a module
+    register_dataclass(_kind)

@@ -1,3 +1,4 @@
+import math
 from collections import Counter
 
 import numpy as np
@@ -42,15 +43,48 @@ def test_two_equal_sources_alternate_when_not_shuffled():
     assert order.tolist() == [0, 2, 1, 3]
 
 
+def test_a_source_of_little_weight_has_its_share_over_the_epochs():
+    """It is due 0.29 of a sample an epoch."""
+    order = Order(sources=[[203], [90]], settings=DataConfig(weights=(1000, 1)))
+    drawn = [int((order.epoch(epoch) >= 203).sum()) for epoch in range(300)]
+    assert set(drawn) == {0, 1}
+    # An epoch draws one if a multiple of the golden ratio is in one of up to two intervals, and of N multiples their
+    # shares are within (3 + (1 / ln 1.618 + 1 / ln 2) ln N) / N (Kuipers & Niederreiter, 1974, theorem 2.3.4).
+    assert abs(sum(drawn) - 300 * 293 / 1001) < 2 * (3 + 3.53 * math.log(300))
+
+
 def test_resampling_draws_every_sample_equally_often():
     order = Order(sources=[[10, 30], [60]], settings=DataConfig(resample=True), seed=1)
     seen = Counter(position for epoch in range(400) for position in order.epoch(epoch).tolist())
     assert len(seen) == 100
-    # Draws of a shard come in windows, so counts vary more than a multinomial's (deviation 20).
-    assert abs(np.mean([seen[i] for i in range(10)]) - 400) < 60
-    assert abs(np.mean([seen[i] for i in range(40, 100)]) - 400) < 20
+    assert all(abs(times - 400) < 5 * 20 for times in seen.values())  # Binomial(40000, 1 / 100): deviation 20
     assert max(Counter(order.epoch(0).tolist()).values()) > 1
     assert order.epoch(3).tolist() == order.epoch(3).tolist() != order.epoch(4).tolist()
+
+
+def test_resampling_is_uniform_at_every_place_over_many_shards_of_unequal_sizes():
+    """Half of the samples are in 60 small shards, half in 6 large ones."""
+    epochs, small, size = 3000, 60, 120
+    order = Order(sources=[[1] * 60 + [10] * 6], settings=DataConfig(resample=True), seed=1)
+    drawn = np.stack([order.epoch(epoch) for epoch in range(epochs)])  # (epochs, size)
+    at_place = (drawn < small).sum(axis=0)
+    assert (np.abs(at_place - epochs / 2) < 5 * math.sqrt(epochs / 4)).all()  # Binomial(epochs, 1 / 2)
+    # Given the windows, a sample's draws in an epoch are binomial of mean 1, so of a variance below that.
+    assert (np.abs(np.bincount(drawn.ravel(), minlength=size) - epochs) < 5 * math.sqrt(epochs)).all()
+
+
+def test_resampling_reads_from_few_shards_at_a_time():
+    order = Order(sources=[[10] * 64], settings=DataConfig(resample=True))
+    for epoch in range(5):
+        shards = (order.epoch(epoch) // 10).tolist()
+        for start in range(0, 640 - 160, 40):  # 160 draws are of two windows at most, of 16 shards each
+            assert len(set(shards[start : start + 160])) <= 32
+
+
+def test_of_two_equal_shards_each_has_its_share_of_an_epoch():
+    order = Order(sources=[[100, 100]], settings=DataConfig(resample=True))
+    first = [int((order.epoch(epoch) < 100).sum()) for epoch in range(50)]
+    assert all(abs(draws - 100) < 5 * math.sqrt(50) for draws in first)  # Binomial(200, 1 / 2)
 
 
 def test_weights_must_fit_the_sources():

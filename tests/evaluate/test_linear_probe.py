@@ -9,6 +9,7 @@ from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from torch.nn.functional import cross_entropy, normalize
 
+from powerclip.errors import PowerclipError
 from powerclip.evaluate import evaluate_tasks
 from powerclip.evaluate.linear_probe import LAST, fit, peak, strength
 from powerclip.tasks import LinearProbe
@@ -104,6 +105,31 @@ def test_every_fifth_image_of_a_class_is_held_out_where_there_is_no_validation_p
     images, labels = ([values[i] for i in order] for values in (task.images, task.labels))
     counts = (90 - len(held), len(held), 60)
     assert run(task) == run(replace(task, images=images, labels=labels, counts=counts))
+
+
+@pytest.mark.filterwarnings("ignore:p is best at the end of the search")
+def test_the_last_image_of_a_class_is_held_out_where_no_class_has_five():
+    task = probe((60, 0, 30))
+    count = [0] * CLASSES
+    few = []
+    for i, label in enumerate(task.labels[:60]):
+        if count[label] < (4, 3, 2, 1)[label]:
+            few.append(i)
+        count[label] += 1
+    of_class = [[i for i in few if task.labels[i] == c] for c in range(CLASSES)]
+    assert list(map(len, of_class)) == [4, 3, 2, 1]
+    held = [of_one[-1] for of_one in of_class[:3]]
+    train = [i for i in few if i not in held]
+
+    def part(training, counts):
+        order = [*training, *range(60, 90)]
+        images, labels = ([values[i] for i in order] for values in (task.images, task.labels))
+        return replace(task, images=images, labels=labels, counts=counts)
+
+    found = run(part(few, (10, 0, 30)))
+    assert found == run(part([*train, *held], (7, 3, 30)))
+    with pytest.raises(PowerclipError, match="p has one training image a class and no validation images; add either"):
+        run(part([of_one[0] for of_one in of_class], (4, 0, 30)))
 
 
 def test_a_search_that_ends_at_its_end_says_so():

@@ -227,6 +227,25 @@ def test_quadruples_equal_loops(items: list[tuple[float, float, float, float]]) 
     assert found == pytest.approx(expected, abs=CLOSE)
 
 
+def test_kinds_are_told_apart_in_one_pass() -> None:
+    compared = []
+
+    class Kind(str):
+        __slots__ = ()
+        __hash__ = str.__hash__
+
+        def __eq__(self, other: object) -> bool:
+            compared.append(other)
+            return str.__eq__(self, str(other))
+
+    kinds = [Kind(number % 200) for number in range(400)]
+    found = hard_negative_metrics(torch.arange(400) % 200 % 3, torch.ones(400), kinds)
+    assert found["0"] == 0
+    assert found["2"] == found["197"] == 1
+    assert found["macro"] == pytest.approx(66 / 200)
+    assert len(compared) < 10 * 400  # not 200 * 400
+
+
 def test_empty_or_unfit_tasks_say_so() -> None:
     none = torch.zeros(0, 2)
     with pytest.raises(ValueError, match="0 images and 1 texts"):

@@ -1,12 +1,14 @@
 """evaluation.json: what it keeps, what replaces what, and files of earlier versions."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from powerclip.evaluate.averages import averages
-from powerclip.evaluate.datasets.images import FileImage, ShardImage
+from powerclip.errors import PowerclipError
+from powerclip.evaluate.averages import averages, without_score
+from powerclip.evaluate.datasets.images import FileImage, ShardImage, TableImage, identity
 from powerclip.evaluate.metrics import Estimate
 from powerclip.evaluate.results import Evaluation, Origin, origin_of, read_evaluation
 from powerclip.tasks import (
@@ -138,12 +140,51 @@ def test_a_fingerprint_is_of_everything_a_task_asks(one, other):
 
 
 def test_a_fingerprint_does_not_depend_on_where_the_data_are(tmp_path):
-    def task(folder, size=3):
-        images = [FileImage(folder / "a.png"), ShardImage(folder / "0.tar", "k", "png", (512, size))]
-        return origin_of(Retrieval(name="r", images=images, captions=[("a",), ("b",)]), suite="s", data=str(folder))
+    def task(folder, size=3, content=b"image"):
+        folder.mkdir(exist_ok=True)
+        for name in ("a.png", "b.parquet"):
+            (folder / name).write_bytes(content)
+        images = [FileImage(folder / "a.png"), TableImage(folder / "b.parquet", 0, 0, "image")]
+        images.append(ShardImage(folder / "0.tar", "k", "png", (512, size)))
+        return origin_of(Retrieval(name="r", images=images, captions=[("a",)] * 3), suite="s", data=str(folder))
 
-    assert task(tmp_path / "x").fingerprint == task(tmp_path / "y").fingerprint
-    assert task(tmp_path / "x").fingerprint != task(tmp_path / "x", size=4).fingerprint
+    one = task(tmp_path / "x")
+    assert one.fingerprint == task(tmp_path / "y").fingerprint
+    assert one.fingerprint != task(tmp_path / "x", size=4).fingerprint
+    assert one.fingerprint != task(tmp_path / "x", content=b"another").fingerprint
+
+
+def test_an_image_is_its_content_where_that_is_asked_for_and_its_name_and_size_elsewhere(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"one")
+    image, own = FileImage(tmp_path / "a.png"), FileImage(tmp_path / "a.png", by_content=True)
+    before = identity(image), identity(own)
+    (tmp_path / "a.png").write_bytes(b"two")
+    assert identity(image) == before[0]
+    assert identity(own) != before[1]
+    (tmp_path / "a.png").write_bytes(b"three")
+    assert identity(image) != before[0]
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(PowerclipError, match=r"a\.png cannot be read \(.*; download it again"):
+        identity(image)
+
+
+def test_a_result_under_its_former_fingerprint_is_of_the_same_data_at_the_same_place(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"image")
+    task = Retrieval(name="r", images=[FileImage(tmp_path / "a.png")], captions=[("a",)])
+    now = origin_of(task, suite="s", data="/data").with_pixels("training")
+    assert now.former not in ("", now.fingerprint)
+    before = replace(now, fingerprint=now.former)
+    evaluation = Evaluation(tasks={}).with_result("r", {"i2t_R@1": 0.5}, before)
+    assert evaluation.has("r", now)
+    assert not evaluation.has("r", replace(now, data="/elsewhere"))
+    assert list(evaluation.with_result("r", {"i2t_R@1": 0.5}, now).tasks) == ["r"]
+
+
+def test_an_interrupted_evaluation_is_continued_with_data_at_the_same_place():
+    evaluation = Evaluation(tasks={}, pending=["b"]).with_result("a", {"acc@1": 0.5}, origin("1"))
+    evaluation = replace(evaluation, pending=["b"])
+    assert evaluation.kept({"a": origin("1"), "b": origin("2")}) == ["a"]
+    assert evaluation.kept({"a": replace(origin("1"), data="/elsewhere"), "b": origin("2")}) == []
 
 
 def test_averages_are_of_public_suites_and_of_families():
@@ -171,3 +212,13 @@ def test_averages_are_of_public_suites_and_of_families():
     }
     assert found["classification, other tasks"].over == (("scenes-object", "acc@1"), ("scenes-colour-object", "acc@1"))
     assert averages((), results)["classification"].value == 0.5
+
+
+def test_data_of_your_own_may_be_called_like_a_score():
+    evaluation = Evaluation(tasks={})
+    for name, score in (("classes:a-late", "global"), ("classes:b", "global"), ("classes:a-late-late", "late")):
+        evaluation = evaluation.with_result(name, {"acc@1": 0.5}, replace(origin("1"), score=score))
+    over = evaluation.averages["classification"].over
+    assert over == (("classes:a-late", "acc@1"), ("classes:b", "acc@1"))
+    assert without_score("a-late-powerset") == "a-late"
+    assert without_score("a-late", "global") == "a-late"

@@ -28,9 +28,9 @@ from powerclip.evaluate import (
 )
 from powerclip.evaluate.averages import averages
 from powerclip.evaluate.datasets.clip_benchmark import read_webdataset
-from powerclip.evaluate.run import SCENES_SEED, digest_of_weights
+from powerclip.evaluate.run import SCENES_SEED, digest_of, digest_of_weights, write_evaluation
 from powerclip.evaluate.suites import CLIP_METRICS
-from powerclip.model import load, save
+from powerclip.model import load, load_any, save
 from powerclip.report.tables import results_table
 from powerclip.scenes import evaluation_tasks, generate
 from powerclip.tasks import Retrieval
@@ -545,7 +545,9 @@ def test_a_task_is_read_again_from_what_a_result_says_of_it(model, tmp_path):
         assert len(task.images) == images
         assert task.name == name.split(":")[0]
     for name in ("flickr8k-powerset", "flickr8k-late"):
-        assert task_again(name, measured["flickr8k"].with_pixels("training"), size=2).name == "flickr8k"
+        for score in (None, name.removeprefix("flickr8k-")):  # older files have none
+            origin = dataclasses.replace(measured["flickr8k"].with_pixels("training"), score=score)
+            assert task_again(name, origin, size=2).name == "flickr8k"
     again = task_again("scenes-hard-negatives", measured["scenes-hard-negatives"], size=2)
     assert again.items[0].positive == evaluation_tasks(seed=SCENES_SEED, size=2)[5].items[0].positive
     shutil.rmtree(tmp_path / "held-out")
@@ -566,3 +568,54 @@ def test_data_sets_are_evaluated_by_name_and_once(model, tmp_path):
         PowerclipError, match="holds no data set of the sugarcrepe suite; expected folders named sugarcr"
     ):
         evaluate(model, "sugarcrepe", tmp_path)
+
+
+def test_two_evaluations_at_once_into_one_folder_lose_nothing(model, tmp_path):
+    out = tmp_path / "out"
+    for name in ("food101", "cifar10", "pets"):
+        colours(tmp_path / name)
+    torch.manual_seed(1)
+    other = save(create_model("tiny"), tmp_path / "other" / "model")
+
+    def meanwhile(name):
+        if name == "pets":
+            evaluate(model, "cifar10", tmp_path, out)
+            evaluate(other, "cifar10", tmp_path, out)
+
+    config = EvaluateConfig(suite=("food101", "pets"), data=tmp_path, output=out)
+    found = evaluate_model(str(model), config, progress=meanwhile)
+    assert list(found.tasks) == ["food101", "pets"]
+    assert set(read_evaluation(out).tasks) == {"food101", "cifar10", "pets"}
+    (aside,) = out.glob("evaluation-*.json")  # the other model's
+    assert set(json.loads(aside.read_text())["tasks"]) == {"cifar10"}
+
+
+def test_models_of_open_clip_with_the_same_weights_and_another_activation_are_two(tmp_path):
+    text = {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
+    config = {"embed_dim": 32, "vision_cfg": VISION["resnet"], "text_cfg": text}
+    names = ["small-plain", "small-quick"]
+    for name in names:
+        write_json(tmp_path / "configs" / f"{name}.json", {**config, "quick_gelu": name == "small-quick"})
+    open_clip.add_model_config(tmp_path / "configs")
+    torch.save(open_clip.create_model(names[0]).state_dict(), tmp_path / "weights.pt")
+    digests = [digest_of(load_any(name, str(tmp_path / "weights.pt"))[0]) for name in (*names, names[0])]
+    assert digests[0] == digests[2] != digests[1]
+
+
+def test_a_model_in_the_form_of_transformers_is_named(tmp_path):
+    write_json(tmp_path / "config.json", {"model_type": "clip"})
+    with pytest.raises(
+        PowerclipError, match="is in the format of Hugging Face's transformers; name open_clip's version"
+    ):
+        evaluate_model(str(tmp_path), EvaluateConfig(size=2))
+
+
+def test_tasks_of_your_own_may_be_called_like_a_score(tmp_path):
+    task = Retrieval(name="shots-late", images=[Image.new("RGB", (8, 8))], captions=[["a"]])
+    results = {"shots-late": {"i2t_R@1": 1.0}, "shots-late-powerset": {"i2t_R@1": 0.5}}
+    write_evaluation(tmp_path, results, tasks=[task], suite="mine")
+    origins = read_evaluation(tmp_path).measured_on
+    assert {name: origin.score for name, origin in origins.items()} == {
+        "shots-late": "global",
+        "shots-late-powerset": "powerset",
+    }

@@ -5,7 +5,9 @@ import math
 
 import pytest
 import torch
+from torch import nn
 from torch.nn.functional import normalize
+from torch.nn.parallel import DistributedDataParallel
 
 from powerclip.config import ContrastConfig
 from powerclip.loss import PowerCLIPLoss, PowersetAlignmentLoss, clip_loss
@@ -192,6 +194,7 @@ def test_the_state_of_a_fixed_weight_is_the_powerset_loss_s():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"weight": "0.2"}, "weight is '0.2'; it must be 0 or more"),
         ({"start_step": -1}, "start_step is -1; it must be 0 or more"),
         ({"warmup_steps": -2}, "warmup_steps is -2; it must be 0 or more"),
         ({"gradient_ratio": 0.0}, "gradient_ratio is 0.0; it must be positive, or None"),
@@ -244,3 +247,45 @@ def test_many_processes_have_the_weight_and_the_gradient_of_one(size, tmp_path):
             assert torch.equal(result[step][1], results[0][step][1])
         torch.testing.assert_close(torch.cat([result[step][2] for result in results]), image, rtol=1e-6, atol=1e-9)
         torch.testing.assert_close(torch.cat([result[step][3] for result in results]), regions, rtol=1e-6, atol=1e-9)
+
+
+class Trained(nn.Module):
+    """Maps regions and phrases; gives ``Features``, or with a loss its total."""
+
+    def __init__(self, loss=None):
+        super().__init__()
+        self.map = nn.Linear(6, 6, dtype=torch.float64)
+        self.loss = loss
+
+    def forward(self, x):
+        x = dataclasses.replace(x, regions=self.map(x.regions), phrases=self.map(x.phrases))
+        return x if self.loss is None else self.loss(x).total
+
+
+def wrapped_by_ddp(process, size):
+    start = sum(ROWS[size][:process])
+    rows = slice(start, start + ROWS[size][process])
+    gradients = []
+    for options in ({}, {"static_graph": True}):
+        torch.manual_seed(0)
+        model = DistributedDataParallel(Trained(), **options)
+        for seed in range(2):
+            model.zero_grad()
+            PowerCLIPLoss(powerset=powerset_loss())(model(features(seed=seed, rows=rows))).total.backward()
+            gradients.append(model.module.map.weight.grad.clone())
+    loss = PowerCLIPLoss(start_step=51, powerset=powerset_loss())
+    if process == 0:  # a checkpoint that one process reads, and DDP gives to the others
+        loss.load_state_dict({**loss.state_dict(), "powerset.steps": torch.tensor(50)})
+    model = DistributedDataParallel(Trained(loss))
+    counts = [loss.powerset.step]
+    for _ in range(2):
+        model(features(rows=rows)).backward()
+        counts.append(loss.powerset.step)
+    return gradients, counts
+
+
+def test_ddp_finds_the_features_in_a_static_graph_and_gives_all_processes_one_count(tmp_path):
+    for gradients, counts in run_on_processes(2, wrapped_by_ddp, tmp_path):
+        torch.testing.assert_close(gradients[2:], gradients[:2], rtol=1e-12, atol=1e-15)
+        assert gradients[0].any()
+        assert counts == [50, 51, 52]

@@ -1,11 +1,15 @@
 """The sparse loss against the dense triplet loss of the whole similarity matrix."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 from torch.nn.functional import normalize
+from torch.optim.swa_utils import AveragedModel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -203,6 +207,53 @@ def test_a_calibrated_zeta_is_smoothed_saved_and_kept_in_evaluation():
     assert all(torch.isfinite(loss) for loss in losses)
 
 
+def test_the_count_of_steps_is_the_buffer_s_whoever_writes_to_it():
+    module = PowersetAlignmentLoss()
+    for _ in range(2):
+        module(*batch())
+    assert [copy.deepcopy(module).step, pickle.loads(pickle.dumps(module)).step] == [2, 2]
+    assert module.to("meta").steps.is_meta  # nothing is read before it is needed
+    module = module.to_empty(device="cpu")
+    module.state_dict()["steps"].copy_(torch.tensor(7))  # so do distributed checkpoints
+    assert module.step == 7
+    averaged = AveragedModel(PowersetAlignmentLoss(), use_buffers=True)
+    assert averaged.module.step == 0
+    averaged.update_parameters(module)
+    assert averaged.module.step == 7
+    module.load_state_dict({**module.state_dict(), "steps": torch.tensor(9)}, assign=True)
+    module(*batch())
+    assert module.step == module.steps == 10
+    with torch.inference_mode():
+        made = PowersetAlignmentLoss()
+        made.steps.fill_(3)
+        assert made.step == 3
+
+
+class Reads(TorchDispatchMode):
+    """Counts the times that a device is waited for."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function is torch.ops.aten._local_scalar_dense.default
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("options", [{}, {"zeta": "calibrated"}])
+def test_counting_reads_the_buffer_once_where_another_has_written_to_it(options):
+    module = PowersetAlignmentLoss(backend="torch", **options)
+
+    def reads_of_a_step():
+        with Reads() as reads:
+            module(*batch())
+        return reads.count
+
+    usual = reads_of_a_step()
+    module.steps.fill_(7)
+    assert [reads_of_a_step() - usual for _ in range(2)] == [1 if options else 0, 0]
+    assert module.step == 9
+
+
 def test_steps_of_a_compiled_trainer_do_not_compile_the_loss_again():
     module, compiled = PowersetAlignmentLoss(margin=MARGIN), []
     trained = torch.compile(lambda r, p: module(r, p) * 2, backend=lambda graph, _: compiled.append(graph) or graph)
@@ -255,7 +306,14 @@ def test_a_calibrated_zeta_follows_its_momentum():
     ("options", "message"),
     [
         ({"direction": "up"}, "direction is 'up'; it must be one of both, t2r, r2t"),
-        ({"zeta": "guessed"}, "zeta is 'guessed'; it must be a number or 'calibrated'"),
+        ({"zeta": "guessed"}, "zeta is 'guessed'; it must be a finite number or 'calibrated'"),
+        ({"zeta": float("nan")}, "zeta is nan; it must be a finite number or 'calibrated'"),
+        ({"zero": float("nan")}, "zero is nan; it must be a finite number or 'none'"),
+        ({"tau": float("inf")}, "tau is inf; it must be a finite number"),
+        ({"tau": "0.1"}, "tau is '0.1'; it must be a finite number"),
+        ({"tile_bytes": 2.5e6}, "tile_bytes is 2500000.0; it must be a whole number or None"),
+        ({"margin": float("inf")}, "margin is inf; it must be 0 or more, or 'adaptive'"),
+        ({"contrast": "softmax"}, "contrast is 'softmax'; it must be a powerclip.config.ContrastConfig"),
         ({"t1_activation": "sine"}, "t1_activation is 'sine'; it must be one of softplus"),
         ({"subsets": "some"}, "subsets is 'some'; it must be one of all, single"),
         ({"backend": "abacus"}, "backend is 'abacus'; it must be one of auto, torch"),

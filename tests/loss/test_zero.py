@@ -210,7 +210,7 @@ def test_many_processes_are_one_with_the_whole_batch(size, tmp_path):
 
 def test_wrong_settings_are_named():
     words = "'none', 'midpoint', 'matched', 'learned', 'centred'"
-    with pytest.raises(ValueError, match=f"zero is 'middle'; it must be a number or {words}"):
+    with pytest.raises(ValueError, match=f"zero is 'middle'; it must be a finite number or {words}"):
         make("middle")
     with pytest.raises(ValueError, match="zero 'centred' keeps means of vectors; give their dimension"):
         PowersetAlignmentLoss(zero="centred")

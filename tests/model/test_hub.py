@@ -2,6 +2,7 @@
 and called as open_clip's evaluators call it."""
 
 import json
+import resource
 import shutil
 from types import SimpleNamespace
 
@@ -91,6 +92,17 @@ def test_a_flipped_bit_in_a_model_is_noticed_wherever_it_is_loaded(saved_tiny, d
 @pytest.fixture(scope="module")
 def saved_tiny(tmp_path_factory):
     return save(powerclip.create_model("tiny"), tmp_path_factory.mktemp("model") / "tiny")
+
+
+def test_a_model_that_does_not_fit_on_the_disk_is_one_line_with_its_path(tmp_path):
+    model, limits = powerclip.create_model("tiny"), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"mine/model\.safetensors could not be written \(.*File too large"):
+            save(model, tmp_path / "mine")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("listed", ["/dev/zero", "../../../../../dev/zero", "nowhere", "\xff"])

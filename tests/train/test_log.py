@@ -2,6 +2,7 @@ import dataclasses
 import sys
 import time
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 
@@ -31,6 +32,23 @@ def test_a_resumed_log_holds_every_step_once(tmp_path):
         (5, 2.0),
     ]
     assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_a_resumed_log_holds_every_bad_batch_once(tmp_path):
+    bad = tmp_path / "bad_batches.jsonl"
+    bad.write_text("".join(f'{{"step": {step}, "process": 0, "keys": ["a"]}}\n' for step in (2, 3, 5)))
+    for first, kept in ((3, [2, 3]), (0, [])):
+        MetricsLog(tmp_path, config=TINY, first_step=first).close()
+        assert [line["step"] for line in read_metrics(bad)] == kept
+
+
+def test_a_full_disk_is_named(tmp_path):
+    log = MetricsLog(tmp_path, config=TINY)
+    log._file.close()
+    log._file = Path("/dev/full").open("a")  # noqa: SIM115
+    for write in (lambda: log.write({"step": 1}), log.close):
+        with pytest.raises(OSError, match=r"No space left on device: '.*/metrics\.jsonl'"):
+            write()
 
 
 def test_what_is_not_finite_is_null(tmp_path):

@@ -30,6 +30,7 @@ from powerclip.runs import RunFolder, all_checkpoints, read_metrics, step_of
 from powerclip.scenes import generate
 from powerclip.train import checkpoint, loop, signals, train
 from powerclip.train.build import build_model
+from powerclip.train.evaluator import Evaluator
 from powerclip.train.step import Engine
 from tests.support.models import TINY, write_start
 from tests.support.power import Disk, write_tree
@@ -206,6 +207,13 @@ def test_training_works_outside_the_main_thread(config, shards, tmp_path):
     thread.start()
     thread.join()
     assert results[0].steps == 1
+
+
+def test_a_task_of_srun_that_trains_alone_says_so(config, shards, tmp_path, monkeypatch, capsys):
+    for name, tasks, said in (("a", "2", True), ("b", "1", False)):
+        monkeypatch.setenv("SLURM_STEP_NUM_TASKS", tasks)
+        train(dataclasses.replace(config, steps=1), data=shards, output=tmp_path / name)
+        assert ("srun has started 2 tasks and this one trains alone; to train" in capsys.readouterr().err) is said
 
 
 def test_plain_clip_draws_no_boxes(config, shards, tmp_path):
@@ -572,8 +580,6 @@ def test_a_finished_run_that_is_run_again_keeps_its_checkpoints(config, shards, 
 
 
 def test_a_failing_evaluation_costs_no_training(config, shards, tmp_path, monkeypatch):
-    from powerclip.train.evaluator import Evaluator
-
     def fails(*_):
         raise RuntimeError("out of memory")
 
@@ -880,6 +886,23 @@ def test_evaluation_while_training_keeps_the_best_and_changes_nothing(config, sh
             data=shards,
             output=tmp_path / "other",
         )
+
+
+def test_the_best_model_of_another_evaluation_or_a_later_step_does_not_count(config, tmp_path):
+    def evaluator(**evaluation):
+        setup = changed(config, evaluation=PeriodicEvaluationConfig(every_steps=2, size=4, **evaluation))
+        return Evaluator(setup, Engine(setup, build_model(setup), device=torch.device("cpu"), steps=8, output=tmp_path))
+
+    first = evaluator()
+    assert first.resume(0) == ""
+    mean = first.evaluate(4)["eval/mean"]
+    same = evaluator()
+    assert same.resume(4) == ""
+    assert same.best == mean
+    early, other = evaluator(), evaluator(suite="scenes-segmentation")
+    assert "model_best is of step 4, and this continues from step 2: the next evaluation" in early.resume(2)
+    assert "of another evaluation ({'suite': 'scenes', 'data': None, 'size': 4}): the next" in other.resume(4)
+    assert early.best < 0 > other.best
 
 
 def test_a_missing_tracker_is_named(config, shards, tmp_path, monkeypatch):

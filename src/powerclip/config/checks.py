@@ -2,14 +2,20 @@
 each with a ValueError that names the setting; and parts of settings."""
 
 import dataclasses
+import math
+import types
 import typing
 from collections.abc import Callable, Iterable
 from functools import cache
+from numbers import Integral, Real
 from typing import Any, Literal, TypeVar
 
 from powerclip.errors import did_you_mean, one_of, shown
 
 T = TypeVar("T")
+
+NUMBERS: dict[type, tuple[type, str]] = {float: (Real, "a finite number"), int: (Integral, "a whole number")}
+"""What the values of settings that are numbers are instances of, and how messages say so."""
 
 
 def part(config: Any, kind: type[T]) -> T:
@@ -52,23 +58,43 @@ def require_at_least(config: object, low: int, *names: str) -> None:
     require(config, lambda value: value >= low, f"at least {low}" if low else "0 or more", *names)
 
 
+def require_number(name: str, value: object, valid: Callable[[Any], object], rule: str) -> None:
+    """Check an argument that is a finite number; ``rule`` says what else it must be."""
+    if not (_is_number(value, float) and valid(value)):
+        raise ValueError(f"{name} is {shown(value)}; it must be {rule}")
+
+
 def require_listed(config: Any) -> None:
     """Check all settings that have a list of values (Literal), hold several of them, or are a number or one of them."""
     kind: Any = type(config)
-    for name, (words, or_number) in _listed(kind).items():
+    for name, (words, number) in _listed(kind).items():
         value = getattr(config, name)
-        if not or_number:
+        if number is None:
             for one in value if isinstance(value, tuple | list) else (value,):
                 one_of(name, one, words)
-        elif isinstance(value, str) and value not in words:
-            raise ValueError(f"{name} is {shown(value)}; it must be a number or {', '.join(map(repr, words))}")
+        elif not (_is_number(value, number) or value in words):
+            rule = NUMBERS[number][1] + (f" or {', '.join(map(repr, words))}" if words else "")
+            raise ValueError(f"{name} is {shown(value)}; it must be {rule}")
+
+
+def _is_number(value: Any, kind: type) -> bool:
+    return isinstance(value, NUMBERS[kind][0]) and abs(value) < math.inf  # type: ignore[arg-type]
 
 
 @cache
-def _listed(kind: type) -> dict[str, tuple[tuple[object, ...], bool]]:
-    """The words that settings of a dataclass may have, by name, and whether they may be a number instead."""
-    hints = typing.get_type_hints(kind)
-    return {name: (words, float in typing.get_args(hint)) for name, hint in hints.items() if (words := _words(hint))}
+def _listed(kind: type) -> dict[str, tuple[tuple[object, ...], type | None]]:
+    """The words (or None) that settings of a dataclass may have, by name, and the kind of number they may be instead.
+
+    Others than these two are left out.
+    """
+    found = {}
+    for name, hint in typing.get_type_hints(kind).items():
+        options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+        number = next((option for option in options if option in NUMBERS), None)
+        words = _words(hint) + ((None,) if number and types.NoneType in options else ())
+        if number or words:
+            found[name] = words, number
+    return found
 
 
 def _words(hint: Any) -> tuple[object, ...]:

@@ -1,5 +1,6 @@
 """Which samples an epoch shows, and when: a function of seed and epoch alone, so that resuming is arithmetic."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -14,6 +15,9 @@ from powerclip.errors import PowerclipError
 SHUFFLE_SHARDS = 16
 """Samples are shuffled among this many shards at a time, so that reads stay near each other on disk."""
 
+GOLDEN = (math.sqrt(5) - 1) / 2
+"""Multiples of it are spread evenly over the unit interval, modulo 1, however many there are."""
+
 Positions = np.ndarray[Any, np.dtype[np.int64]]
 
 
@@ -25,7 +29,7 @@ class Order:
     """Sample counts of the shards of each source."""
     settings: DataConfig
     """Read are ``weights`` (None treats all sources as one), ``shuffle`` (False keeps the shards' order) and
-    ``resample``, which draws shards by their size, then samples among ``SHUFFLE_SHARDS`` of them."""
+    ``resample``, which draws with replacement, among ``SHUFFLE_SHARDS`` shards at a time."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -45,11 +49,12 @@ class Order:
             shards = [count for source in self.sources for count in source]
             return self._stream(shards, 0, (), epoch * sum(shards), sum(shards))
         sizes = [sum(source) for source in self.sources]
-        quotas = _quotas(self.settings.weights, sum(sizes))
+        shares = _quotas(self.settings.weights, sum(sizes), epoch + 1)
+        before, quotas = shares[:-1].sum(axis=0).tolist(), shares[-1].tolist()
         streams = [
-            self._stream(source, start, (number,), epoch * quota, quota)
-            for number, (source, start, quota) in enumerate(
-                zip(self.sources, accumulate(sizes, initial=0), quotas, strict=False)
+            self._stream(source, start, (number,), first, quota)
+            for number, (source, start, first, quota) in enumerate(
+                zip(self.sources, accumulate(sizes, initial=0), before, quotas, strict=False)
             )
         ]
         spread = np.concatenate([(np.arange(quota) + 0.5) / max(quota, 1) for quota in quotas])
@@ -76,35 +81,32 @@ class Order:
         starts = np.cumsum([0, *shards])
         if not self.settings.shuffle and not self.settings.resample:
             return np.arange(starts[-1])
-        random = np.random.default_rng(seed)
-        return _resampled(starts, random) if self.settings.resample else _shuffled(starts, random)
+        return _shuffled(starts, np.random.default_rng(seed), again=self.settings.resample)
 
 
-def _shuffled(starts: Positions, random: Generator) -> Positions:
+def _shuffled(starts: Positions, random: Generator, *, again: bool) -> Positions:
+    """All shards in a random order, the samples of each ``SHUFFLE_SHARDS`` of them shuffled among each other.
+
+    With ``again`` as many are drawn of them instead, with replacement, and the order starts at any of them and goes
+    round: so all samples are equally likely at every place, whatever the sizes of the shards.
+    """
     shards = random.permutation(len(starts) - 1)
     order = []
     for first in range(0, len(shards), SHUFFLE_SHARDS):
-        window = [np.arange(starts[s], starts[s + 1]) for s in shards[first : first + SHUFFLE_SHARDS]]
-        order.append(random.permutation(np.concatenate(window)))
-    return np.concatenate(order)
+        window = np.concatenate([np.arange(starts[s], starts[s + 1]) for s in shards[first : first + SHUFFLE_SHARDS]])
+        order.append(random.choice(window, size=len(window)) if again else random.permutation(window))
+    found = np.concatenate(order)
+    return np.roll(found, random.integers(len(found))) if again else found
 
 
-def _resampled(starts: Positions, random: Generator) -> Positions:
-    """As many draws as there are samples, each equally likely at every place."""
-    size, counts = int(starts[-1]), np.diff(starts)
-    order: list[Positions] = []
-    found = 0
-    while found < size:
-        window = random.choice(len(counts), size=SHUFFLE_SHARDS, p=counts / size)
-        shards = random.choice(window, size=int(counts[window].sum()))
-        order.append(starts[shards] + (random.random(len(shards)) * counts[shards]).astype(np.int64))
-        found += len(shards)
-    return np.concatenate(order)[:size]
+def _quotas(weights: Sequence[float], size: int, epochs: int) -> Positions:
+    """(epochs, sources) places of each source in the first epochs, ``size`` in each of them, shared by weight.
 
-
-def _quotas(weights: Sequence[float], size: int) -> list[int]:
-    """``size`` places shared by weight, in integers, the largest remainders rounded up."""
-    exact = np.array(weights, dtype=np.float64) / sum(weights) * size
-    quotas = np.floor(exact).astype(np.int64)
-    quotas[np.argsort(quotas - exact, kind="stable")[: size - int(quotas.sum())]] += 1
-    return [int(quota) for quota in quotas]
+    Shares are laid end to end, and a source gets the whole numbers within its own (systematic sampling), which are
+    shifted by ``GOLDEN`` from epoch to epoch: its share rounded up or down, and on average over epochs exactly that.
+    """
+    ends = np.cumsum(weights)
+    ends = ends / ends[-1] * size
+    shift = np.arange(1, epochs + 1)[:, None] * GOLDEN % 1
+    places: Positions = np.diff(np.floor(ends - shift), prepend=np.floor(-shift)).astype(np.int64)
+    return places

@@ -23,13 +23,15 @@ HEADLINES = (
 """Metrics that stand for a task in short tables. A task is judged by the first of these that it has, retrieval by the
 R@1 of both directions."""
 
+GLOBAL = "global"
 LABELS = {
-    "": "",
-    "-powerset": ", powerset score",
-    "-powerset-stored": ", powerset score of stored regions",
-    "-late": ", late interaction",
+    GLOBAL: "",
+    "powerset": ", powerset score",
+    "powerset-stored": ", powerset score of stored regions",
+    "late": ", late interaction",
 }
-"""What stands at the end of a task's name for the score that its results are by, and at the end of their averages'."""
+"""The scores, which are at the end of a result's name ("-late"; nothing for the global one), and what is at the end of
+the names of their averages."""
 
 FAMILIES = {
     "classification": ("acc@1",),
@@ -53,36 +55,52 @@ class Average:
     """Task and name of each metric in the mean: two averages compare only if these are the same."""
 
 
-def averages(suites: Iterable[str], results: Mapping[str, Mapping[str, float]]) -> dict[str, Average]:
-    """Averages by label: of the named public suites, and of the families of all other tasks."""
+def averages(
+    suites: Iterable[str], results: Mapping[str, Mapping[str, float]], scores: Mapping[str, str] | None = None
+) -> dict[str, Average]:
+    """Averages by label: of the named public suites, and of the families of all other tasks.
+
+    ``scores`` are those of results, by name, where they are known: data of your own may be called ``shots-late``.
+    """
     places = [place for suite in suites for place in PLACES.get(suite, {}).items()]
     found = {label: _mean(results, of_suite) for label, of_suite in places if of_suite}
-    for label, mean in _family_averages(results).items():
+    for label, mean in _family_averages(results, scores or {}).items():
         found[label if label not in found else f"{label}, other tasks"] = mean
     return found
 
 
-def without_score(name: str) -> str:
-    """The name of the task that results belong to."""
-    for suffix in LABELS:
-        name = name.removesuffix(suffix)
-    return name
+def score_after(task: str, name: str) -> str:
+    """The score that a result of a task is by, from the result's name."""
+    return name.removeprefix(task).removeprefix("-") or GLOBAL
 
 
-def _family_averages(results: Mapping[str, Mapping[str, float]]) -> dict[str, Average]:
+def score_of(name: str) -> str:
+    """The score that the end of a result's name says, where it is not known."""
+    return next((score for score in LABELS if score != GLOBAL and name.endswith(f"-{score}")), GLOBAL)
+
+
+def without_score(name: str, score: str | None = None) -> str:
+    """The name of the task that a result belongs to, given its score if that is known."""
+    score = score or score_of(name)
+    return name if score == GLOBAL else name.removesuffix(f"-{score}")
+
+
+def _family_averages(results: Mapping[str, Mapping[str, float]], scores: Mapping[str, str]) -> dict[str, Average]:
     """Averages over the tasks outside the public suites by family, if it has two or more metrics; every score has its
     own."""
     found = {}
+    score_by_task = {task: scores.get(task) or score_of(task) for task in results}
     for family, names in FAMILIES.items():
-        for suffix, label in LABELS.items():
+        for score, label in LABELS.items():
             places = [
                 (task, metric)
                 for task, metrics in results.items()
                 for metric in metrics
                 if metric in names
                 and task not in PUBLIC
-                and not without_score(task).endswith((FIVE_CAPTIONS, "-all-captions"))  # the latter in older files
-                and task == without_score(task) + suffix
+                and score_by_task[task] == score
+                # The latter is in files of earlier versions.
+                and not without_score(task, score).endswith((FIVE_CAPTIONS, "-all-captions"))
             ]
             if len(places) > 1:
                 found[family + label] = _mean(results, places)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from powerclip.errors import PowerclipError
 from powerclip.evaluate.encode import Encoder
 from powerclip.evaluate.metrics import classification_metrics
 from powerclip.tasks import LinearProbe
@@ -22,7 +23,8 @@ LAST = 12 * STEPS_PER_DECADE
 """The strengths are numbered from 0 (C = 10^-6) to this (C = 10^6)."""
 
 HELD_OUT = 5
-"""Without validation images, every fifth training image of each class is one."""
+"""Without validation images, every fifth training image of each class is one; if no class has as many, the last one of
+each class that has two or more."""
 
 ELEMENTS_AT_ONCE = 2**27
 """Logits that are held in memory at once."""
@@ -32,7 +34,7 @@ def linear_probe_metrics(encoder: Encoder, task: LinearProbe) -> dict[str, float
     """acc@1, acc@5 and the mean per class of the classifier on the test images, as for zero-shot classification.
 
     A warning says if the best strength is the smallest or largest of the search. ValueError if the counts are not those
-    of the images, or there is nothing to train or test on.
+    of the images, or there is nothing to train or test on; PowerclipError if nothing is left to choose the strength by.
     """
     train, validation, test = task.counts
     if not len(task.images) == len(task.labels) == sum(task.counts) or not train or not test:
@@ -41,10 +43,15 @@ def linear_probe_metrics(encoder: Encoder, task: LinearProbe) -> dict[str, float
             "training, validation and test images, and at least one to train and one to test on"
         )
     labels = torch.tensor(list(task.labels), dtype=torch.int64)
+    chooses = torch.arange(train + validation) >= train if validation else _held_out(labels[:train])  # (I,) bool
+    if not chooses.any():
+        raise PowerclipError(
+            f"{task.name} has one training image a class and no validation images; add either, to choose the "
+            "regularisation by"
+        )
     embedded = encoder.images(task.images)
     features = torch.cat([embedded, torch.ones(len(embedded), 1)], dim=1)  # (I, D + 1), the last for the bias
     known, answers = (x[: train + validation].to(encoder.device) for x in (features, labels))
-    chooses = _held_out(labels[:train]) if validation == 0 else torch.arange(len(known)) >= train  # (I,) bool
     chooses = chooses.to(encoder.device)
 
     def accuracy(step: int) -> float:
@@ -114,8 +121,10 @@ def fit(features: Tensor, labels: Tensor, *, classes: int, C: float) -> Tensor:
 
 
 def _held_out(labels: Tensor) -> Tensor:
-    """(I,) bool: every fifth image of each class, of classes that have as many."""
+    """(I,) bool: every fifth image of each class, or the last one where no class has as many; none of a single one."""
     held = torch.zeros(len(labels), dtype=torch.bool)
+    few = int(labels.bincount().max()) < HELD_OUT
     for label in sorted(set(labels.tolist())):
-        held[(labels == label).nonzero()[HELD_OUT - 1 :: HELD_OUT, 0]] = True
+        own = (labels == label).nonzero()[:, 0]
+        held[own[1:][-1:] if few else own[HELD_OUT - 1 :: HELD_OUT]] = True
     return held

@@ -242,13 +242,12 @@ def hard_negative_metrics(
     number = same_texts(kinds)
 
     def mean(items: Tensor, *, of_kinds: bool = False) -> Estimate:
-        """Over (I,) bool items, or over their kinds."""
+        """Over some items, by (I,) bool or number, or over their kinds."""
         chance = None if chances is None else chances[items]
         return Estimate.of(
             right[items], strata=number[items] if of_kinds else None, clusters=clusters[items], chance=chance
         )
 
-    by_kind = {kind: torch.tensor([k == kind for k in kinds]) for kind in sorted(set(kinds))}
     everything = torch.ones_like(right)
     some = torch.tensor([macro_kinds is None or kind in macro_kinds for kind in kinds])
     metrics: dict[str, float] = {"micro": mean(everything)}
@@ -256,7 +255,14 @@ def hard_negative_metrics(
         metrics["macro"] = mean(some, of_kinds=True)
     if macro_kinds is not None:
         metrics["macro-all-kinds"] = mean(everything, of_kinds=True)
-    return metrics | {kind: mean(items) for kind, items in by_kind.items()}
+    return metrics | {kind: mean(items) for kind, items in _by_kind(kinds).items()}
+
+
+def _by_kind(kinds: Sequence[str]) -> dict[str, Tensor]:
+    """The numbers of the items of each kind, in one pass; the kinds are sorted."""
+    number, names = same_texts(kinds), dict.fromkeys(kinds)
+    groups = torch.split(number.argsort(stable=True), number.bincount().tolist())
+    return dict(sorted(zip(names, groups, strict=True)))
 
 
 def quadruple_metrics(scores: Tensor, kinds: Sequence[str] = ()) -> dict[str, float]:
@@ -272,7 +278,6 @@ def quadruple_metrics(scores: Tensor, kinds: Sequence[str] = ()) -> dict[str, fl
     chances = {"text": 1 / 4, "image": 1 / 4, "group": 1 / 6}  # of scores in random order
     found = {"text": text, "image": image, "group": text & image}
     metrics: dict[str, float] = {name: Estimate.of(right, chance=chances[name]) for name, right in found.items()}
-    for kind in sorted(set(kinds)) if len(set(kinds)) > 1 else ():
-        own = torch.tensor([k == kind for k in kinds])
+    for kind, own in _by_kind(kinds).items() if len(set(kinds)) > 1 else ():
         metrics |= {f"{name}-{kind}": Estimate.of(right[own], chance=chances[name]) for name, right in found.items()}
     return metrics

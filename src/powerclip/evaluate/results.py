@@ -3,7 +3,7 @@
     {"model": "/runs/photos", "weights": "5e0c...", "suite": "pairs scenes",
      "tasks": {"retrieval:heldout": {"i2t_R@1": 0.5, ...}, "scenes-object": {...}},
      "measured_on": {"retrieval:heldout": {"suite": "pairs", "data": "/data/heldout",
-                                           "fingerprint": "9b1f...", "n": 5000}, ...},
+                                           "fingerprint": "9b1f...", "n": 5000, "score": "global"}, ...},
      "estimates": {"retrieval:heldout": {"i2t_R@1": {"n": 5000, "standard_error": 0.007, "chance": null}, ...}, ...},
      "averages": {"retrieval": {"value": 0.4, "measured": 2, "expected": 2,
                                 "over": [["retrieval:heldout", "i2t_R@1"], ...]}},
@@ -26,7 +26,7 @@ from pathlib import Path
 from powerclip.config import from_dict
 from powerclip.config.values import Pixels
 from powerclip.evaluate.averages import Average, averages
-from powerclip.evaluate.datasets.images import identity
+from powerclip.evaluate.datasets.images import former_identity, identity
 from powerclip.evaluate.metrics import Estimate
 from powerclip.files import read_json, write_json
 from powerclip.regions import rle
@@ -65,15 +65,21 @@ class Origin:
     """Items measured: images (to test on), or quadruples and (groups of) hard negatives."""
     of: int | None = None
     """Items of the complete release, where that is known."""
+    score: str | None = None
+    """What images and texts were scored by, as the end of the result's name says: "global" without one."""
+    former: str = field(default="", compare=False)
+    """The fingerprint that earlier versions would have given; no file has it."""
 
     def with_pixels(self, pixels: Pixels) -> Origin:
         """The same images read in another way: another measurement."""
-        fingerprint = hashlib.sha256(f"{self.fingerprint} {pixels}".encode()).hexdigest()[:16]
-        return replace(self, data=f"{self.data} (pixels: {pixels})", fingerprint=fingerprint)
+        now, former = (
+            hashlib.sha256(f"{one} {pixels}".encode()).hexdigest()[:16] for one in (self.fingerprint, self.former)
+        )
+        return replace(self, data=f"{self.data} (pixels: {pixels})", fingerprint=now, former=former)
 
     def fields(self) -> dict[str, str | int]:
         """As files hold it."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        return {name: value for name, value in asdict(self).items() if value is not None and name != "former"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,14 +118,18 @@ class Evaluation:
     def has(self, name: str, origin: Origin) -> bool:
         """Whether there is a result of a task on these data."""
         before = self.measured_on.get(name)
-        return name in self.tasks and before is not None and before.fingerprint == origin.fingerprint
+        if name not in self.tasks or before is None:
+            return False
+        same_place = before.data == origin.data
+        return before.fingerprint == origin.fingerprint or (same_place and before.fingerprint == origin.former)
 
     def kept(self, asked: Mapping[str, Origin]) -> list[str]:
-        """What an interrupted evaluation has measured of the tasks asked for,
+        """What an interrupted evaluation has measured of the tasks asked for, on the same data at the same place,
         if all that it had still to do is among them."""
         if not self.pending or not set(self.pending) <= asked.keys():
             return []
-        return [name for name, origin in asked.items() if name not in self.pending and self.has(name, origin)]
+        done = [name for name, origin in asked.items() if name not in self.pending and self.has(name, origin)]
+        return [name for name in done if self.measured_on[name].data == asked[name].data]
 
     def with_result(self, name: str, metrics: Metrics, origin: Origin) -> Evaluation:
         """With one more result; a result of the same name on other data stays, under another name."""
@@ -190,7 +200,7 @@ def details_of(metrics: Metrics) -> dict[str, dict[str, float | None]]:
 def _averages(suite: str, tasks: Results, origins: Mapping[str, Origin]) -> dict[str, Average]:
     """The averages over the latest results."""
     latest = {task: metrics for task, metrics in tasks.items() if not task.endswith(_mark(origins.get(task)))}
-    return averages(suite.split(), latest)
+    return averages(suite.split(), latest, {name: origin.score for name, origin in origins.items() if origin.score})
 
 
 def _mark(origin: Origin | None) -> str:
@@ -199,7 +209,7 @@ def _mark(origin: Origin | None) -> str:
 
 
 def origin_of(task: Task, *, suite: str, data: str, of: int | None = None) -> Origin:
-    """What a task's results will be measured on; none of its images is opened."""
+    """What a task's results will be measured on; none of its images is decoded. PowerclipError if a file is gone."""
     texts: Sequence[Sequence[str]]
     if isinstance(task, Retrieval):
         texts = task.captions
@@ -217,18 +227,24 @@ def origin_of(task: Task, *, suite: str, data: str, of: int | None = None) -> Or
     else:
         answers = task.labels if isinstance(task, Classification) else task.targets
         texts = [task.class_names, task.templates, [str(answer) for answer in answers]]
-    digest = hashlib.sha256()
-    for part in (*map(identity, images_of(task)), *map("\0".join, texts)):
-        content = part.encode("utf-8", "surrogatepass")
-        digest.update(len(content).to_bytes(8, "little"))
-        digest.update(content)
+    images, parts = images_of(task), list(map("\0".join, texts))
+    fingerprint, former = (_hash([*map(known_by, images), *parts]) for known_by in (identity, former_identity))
     if isinstance(task, HardNegatives):
         n = len(set(task.units))
     elif isinstance(task, LinearProbe):
         n = task.counts[-1]
     else:
         n = len(task.items if isinstance(task, Quadruples) else task.images)
-    return Origin(suite=suite, data=data, fingerprint=digest.hexdigest()[:16], n=n, of=of)
+    return Origin(suite=suite, data=data, fingerprint=fingerprint, n=n, of=of, former=former)
+
+
+def _hash(parts: Sequence[str]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        content = part.encode("utf-8", "surrogatepass")
+        digest.update(len(content).to_bytes(8, "little"))
+        digest.update(content)
+    return digest.hexdigest()[:16]
 
 
 def _texts(item: HardNegative) -> list[str]:

@@ -6,17 +6,19 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 from torch import nn
 
 from powerclip.config import EvaluateConfig
 from powerclip.data.remote import is_remote
 from powerclip.distributed import process_group, rank, rank0_first
 from powerclip.errors import PowerclipError, did_you_mean
-from powerclip.evaluate.averages import without_score
+from powerclip.evaluate.averages import score_after, without_score
 from powerclip.evaluate.datasets.own_classes import classes_from_folder
 from powerclip.evaluate.datasets.own_shards import retrieval_from_shards
 from powerclip.evaluate.encode import Encoder
@@ -32,7 +34,7 @@ from powerclip.evaluate.results import (
 )
 from powerclip.evaluate.score import has_masks, jobs_of, run_jobs, skipped
 from powerclip.evaluate.suites import BENCHMARKS, SUITES, benchmarks_of
-from powerclip.files import require_writable, write_json
+from powerclip.files import make_folder, require_writable, write_json
 from powerclip.model import PowerCLIP, load_any
 from powerclip.runs import RunFolder
 from powerclip.scenes import evaluation_tasks, segmentation_task
@@ -77,7 +79,9 @@ def evaluate_model(
         absent |= skipped(loaded, [task for task, _ in tasks])
         jobs = jobs_of([task for task, _ in tasks if task.name not in absent], config.scores, config.regions)
         origin_of_task = {id(task): origin for task, origin in tasks}
-        asked = {job.name: origin_of_task[id(job.task)] for job in jobs}
+        asked = {
+            job.name: replace(origin_of_task[id(job.task)], score=score_after(job.task.name, job.name)) for job in jobs
+        }
         label = model if config.pretrained is None else f"{model}:{config.pretrained}"
         digest, former = digest_of(loaded), digest_of_weights(loaded)
         evaluation = rank0_first(lambda: _earlier_results(folder, label, digest, former=former))
@@ -102,7 +106,7 @@ def evaluate_model(
             for job, metrics in run_jobs(encoder, jobs, regions=config.regions, progress=progress):
                 evaluation = evaluation.with_result(job.name, metrics, asked[job.name])
                 if rank() == 0:
-                    _write(folder, evaluation, job.name)
+                    _write(folder, evaluation, job.name, former=former)
         except BaseException as error:  # a key press, too
             if finished := [name for name in asked if name not in evaluation.pending]:
                 error.add_note(
@@ -166,7 +170,7 @@ def task_again(name: str, origin: Origin, *, size: int) -> Task | None:
 
     PowerclipError if its data are there and cannot be read.
     """
-    name, place = without_score(name.split(EARLIER)[0]), origin.data.split(" (pixels: ")[0]
+    name, place = without_score(name.split(EARLIER)[0], origin.score), origin.data.split(" (pixels: ")[0]
     if generated := re.fullmatch(r"generated: seed (\d+), (\d+) pixels", place):
         seed, image_size = map(int, generated.groups())
         found: Sequence[Task] = evaluation_tasks(seed=seed, size=size, image_size=image_size)
@@ -192,7 +196,8 @@ def write_evaluation(folder: Path, results: Results, *, tasks: Sequence[Task], s
     origins = {task.name: origin_of(task, suite=suite, data=suite) for task in tasks}
     evaluation = Evaluation(tasks={})
     for name, metrics in results.items():
-        evaluation = evaluation.with_result(name, metrics, origins[without_score(name)])
+        task = name if name in origins else without_score(name)
+        evaluation = evaluation.with_result(name, metrics, replace(origins[task], score=score_after(task, name)))
     evaluation.write(folder)
     return evaluation
 
@@ -306,7 +311,19 @@ def digest_of_weights(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
+def _lock(folder: Path) -> FileLock:
+    """Held while results in a folder are read and written, as two evaluations may write there at once."""
+    make_folder(folder / "evaluation")
+    return FileLock(folder / "evaluation" / ".lock")
+
+
 def _earlier_results(folder: Path, model: str, weights: str, *, former: str) -> Evaluation:
+    """``_own_results``, which are none where there is no file; nothing is created then."""
+    with _lock(folder) if (folder / FILE).exists() else nullcontext():
+        return _own_results(folder, model, weights, former=former)
+
+
+def _own_results(folder: Path, model: str, weights: str, *, former: str) -> Evaluation:
     """The results of a model in a folder; those of another are moved to ``evaluation-WEIGHTS.json``.
 
     Files of earlier versions may have its former hash. Still earlier ones have none: those that are older than the
@@ -334,11 +351,13 @@ def _is_older(file: Path, model: str) -> bool:
     return any(file.stat().st_mtime_ns < place.stat().st_mtime_ns for place in places if place.exists())
 
 
-def _write(folder: Path, evaluation: Evaluation, name: str) -> None:
-    evaluation.write(folder)
-    origin = evaluation.measured_on[name].fields()
-    path = folder / "evaluation" / f"{name.replace('/', '_')}.json"
-    path.parent.mkdir(exist_ok=True)
-    metrics = evaluation.tasks[name]
-    measured = {"metrics": metrics, "estimates": details_of(metrics)}
-    write_json(path, {"task": name, "weights": evaluation.weights, **origin, **measured})
+def _write(folder: Path, evaluation: Evaluation, name: str, *, former: str) -> None:
+    """Write the newest result, beside what is in the folder by now: another evaluation may have added to it."""
+    metrics, origin = evaluation.tasks[name], evaluation.measured_on[name]
+    with _lock(folder):
+        measured = {"metrics": metrics, "estimates": details_of(metrics)}
+        path = folder / "evaluation" / f"{name.replace('/', '_')}.json"
+        write_json(path, {"task": name, "weights": evaluation.weights, **origin.fields(), **measured})
+        found = _own_results(folder, evaluation.model, evaluation.weights, former=former)
+        found = found.with_result(name, metrics, origin)
+        replace(found, absent=evaluation.absent, pending=evaluation.pending).write(folder)

@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from powerclip.config import ContrastConfig
+from powerclip.config.checks import require_number
 from powerclip.config.values import Form, Margin
+from powerclip.errors import shown
 from powerclip.loss.siglip import INIT_LOGIT_BIAS, INIT_LOGIT_SCALE
 from powerclip.loss.triplet import triplet_loss
 
@@ -62,10 +64,12 @@ class Objective(nn.Module):
     bias: Tensor
 
     def __init__(self, config: ContrastConfig, *, margin: Margin) -> None:
-        """Set up the state; ValueError if the margin is out of range."""
+        """Set up the state; ValueError if the margin is out of range, or ``config`` something else."""
         super().__init__()
-        if margin != "adaptive" and (isinstance(margin, str) or not margin >= 0):
-            raise ValueError(f"margin is {margin!r}; it must be 0 or more, or 'adaptive'")
+        if not isinstance(config, ContrastConfig):
+            raise ValueError(f"contrast is {shown(config)}; it must be a powerclip.config.ContrastConfig")
+        if margin != "adaptive":
+            require_number("margin", margin, lambda v: v >= 0, "0 or more, or 'adaptive'")
         self.config, self.fixed_margin = config, margin
         if margin == "adaptive":
             self.register_buffer("adaptive_margin", torch.zeros(()))

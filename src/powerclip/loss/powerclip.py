@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from powerclip.config.checks import require_number
 from powerclip.config.values import EqualCaptions
 from powerclip.distributed import sum_over_processes
 from powerclip.loss.clip import CLIPLoss
@@ -62,11 +63,10 @@ class PowerCLIPLoss(nn.Module):
         """
         super().__init__()
         for name, value in (("weight", weight), ("start_step", start_step), ("warmup_steps", warmup_steps)):
-            if not value >= 0:
-                raise ValueError(f"{name} is {value!r}; it must be 0 or more")
+            require_number(name, value, lambda v: v >= 0, "0 or more")
         for name, ratio in (("gradient_ratio", gradient_ratio), ("gradient_cap", gradient_cap)):
-            if ratio is not None and not ratio > 0:
-                raise ValueError(f"{name} is {ratio!r}; it must be positive, or None")
+            if ratio is not None:
+                require_number(name, ratio, lambda v: v > 0, "positive, or None")
         self.weight, self.start_step, self.warmup_steps = weight, start_step, warmup_steps
         self.gradient_ratio, self.gradient_cap = gradient_ratio, gradient_cap
         self.powerset = powerset or PowersetAlignmentLoss()
@@ -93,7 +93,7 @@ class PowerCLIPLoss(nn.Module):
         if self.weight == 0:
             return output
         clip = output.total
-        part = self._part(self.powerset.step)
+        part = self._part(self.powerset.step) if self.start_step or self.warmup_steps else 1.0
         measures: dict[str, Tensor] = {}
         with torch.set_grad_enabled(torch.is_grad_enabled() and part > 0):
             powerset = self.powerset(

@@ -13,7 +13,7 @@ from powerclip.alignment.scoring import UNCALIBRATED_ZETA, Scoring
 from powerclip.alignment.similarity import validate
 from powerclip.alignment.subsets import draw_subsets
 from powerclip.config import ContrastConfig, ScoringConfig
-from powerclip.config.checks import require_known
+from powerclip.config.checks import require_known, require_number
 from powerclip.config.values import Backend, Margin, Method, Zeta
 from powerclip.loss.batch import GlobalBatch
 from powerclip.loss.matrix import matrix_loss
@@ -38,11 +38,15 @@ class PowersetAlignmentLoss(nn.Module):
 
     What is fitted is kept in training only; before the first step, evaluation fits it to each batch. A call in training
     counts as a step, so do not put the loss into ``torch.utils.checkpoint``, which would call it twice; checkpoint the
-    towers. ``torch.compile`` leaves it as it is.
+    towers. ``torch.compile`` leaves it as it is. The count is the buffer ``steps``: whoever writes to it in place or
+    replaces it sets it, but for ways that torch's version counters do not show (``steps.data``, a bare
+    ``torch.distributed.broadcast``).
 
     Under an initialised process group every process passes its own pairs; the loss is that of the global batch, with
-    its gradient on the process's own rows. DistributedDataParallel averages
-    gradients of parameters, but their sum is needed: multiply the loss by the number of processes.
+    its gradient on the process's own rows. DistributedDataParallel averages gradients of parameters, but their sum is
+    needed: multiply the loss by the number of processes. If the loss is part of the module that it wraps, give
+    ``broadcast_buffers=False``: otherwise it writes to all buffers before each step, and where a setting needs the
+    count of steps (a calibrated zeta, sampled subsets, a late start, a warm-up) a GPU is waited for.
     """
 
     zeta_estimate: Tensor
@@ -85,8 +89,7 @@ class PowersetAlignmentLoss(nn.Module):
                 default; ``powerclip.loss.zero.PlacedZero`` says more on ``zero``.
         """
         super().__init__()
-        if not 0 <= zeta_momentum < 1:
-            raise ValueError(f"zeta_momentum is {zeta_momentum!r}; it must be at least 0 and below 1")
+        require_number("zeta_momentum", zeta_momentum, lambda v: 0 <= v < 1, "at least 0 and below 1")
         check_backend(backend)
         named = (name for name in inspect.signature(PowersetAlignmentLoss).parameters if name != "scoring")
         require_known(scoring, ScoringConfig, named=named, contrast=ContrastConfig)
@@ -96,17 +99,30 @@ class PowersetAlignmentLoss(nn.Module):
         self.zeta_momentum, self.distributed = zeta_momentum, distributed
         self.register_buffer("zeta_estimate", torch.full((), torch.nan))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
-        self._steps = 0  # the buffer's value, without waiting for a device
+        self._read = 0, self._written  # the count, and the writing that it was read from: so no device is waited for
 
     @property
     def step(self) -> int:
         """The number of training steps so far."""
-        return self._steps
+        if self._written is None or self._read[1] != self._written:  # by a checkpoint, DDP, an average of models, ...
+            self._read = int(self.steps), self._written
+        return self._read[0]
+
+    @property
+    def _written(self) -> tuple[int, int] | None:
+        """Which tensor the count is in, and how often it was written to; None where torch does not count that."""
+        return None if self.steps.is_inference() else (id(self.steps), self.steps._version)
+
+    def _count_step(self) -> None:
+        known = self._read[1] == self._written
+        self.steps += 1
+        if known:
+            self._read = self._read[0] + 1, self._written
 
     @property
     def _fits(self) -> bool:
         """Whether this batch is fitted to: in training, and where nothing has been fitted yet."""
-        return self.training or self._steps == 0
+        return self.training or self.step == 0
 
     # Not compiled: the count of steps is a Python number, so it would be compiled again at every step.
     @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -149,8 +165,7 @@ class PowersetAlignmentLoss(nn.Module):
             batch = GlobalBatch.gather(r, p, caption_ids, distributed=self.distributed)
             scoring = self._scoring(batch)
             if self.training:
-                self._steps += 1
-                self.steps.fill_(self._steps)
+                self._count_step()
             if measures is not None:
                 measures |= measure_similarities(batch, scoring=scoring)
             way = search_loss if self.objective.by_search else matrix_loss
@@ -160,7 +175,7 @@ class PowersetAlignmentLoss(nn.Module):
         """The scoring of this step: subsets drawn, zeta calibrated."""
         scoring = self.scoring
         if scoring.samples_subsets:
-            generator = torch.Generator().manual_seed(self._steps)  # so that all processes and a resumed run agree
+            generator = torch.Generator().manual_seed(self.step)  # so that all processes and a resumed run agree
             scoring = replace(
                 scoring, sample=draw_subsets(scoring.samples, batch.regions.mask.shape[1], generator=generator)
             )
@@ -177,7 +192,7 @@ class PowersetAlignmentLoss(nn.Module):
         """() the estimate of zeta after a fit to some pairs of the global batch."""
         if not len(batch):
             return self.zeta_estimate
-        image, caption = choose_pairs(len(batch), len(batch) * batch.n, shift=self._steps)
+        image, caption = choose_pairs(len(batch), len(batch) * batch.n, shift=self.step)
         here = (image >= batch.own.start) & (image < batch.own.stop)
         i, j = (
             (x[here] - first).to(batch.device, non_blocking=True) for x, first in ((image, batch.start), (caption, 0))
@@ -193,10 +208,6 @@ class PowersetAlignmentLoss(nn.Module):
         zeta = None if self.zeta_estimate.isnan() else float(self.zeta_estimate)
         found = {"zeta": zeta, "zero": self.zero.fitted}
         return {name: value for name, value in found.items() if value is not None}
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        self._steps = int(self.steps)
 
     def extra_repr(self) -> str:
         """The settings, for print."""

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from powerclip.config.checks import require_number
 from powerclip.distributed import sum_over_processes, with_value
 from powerclip.loss.clip import clip_loss
 from powerclip.types import Features, LossOutput
@@ -65,8 +66,7 @@ class SPARCLoss(nn.Module):
         """Set up the loss; ValueError if a weight is negative."""
         super().__init__()
         for name, value in (("global_weight", global_weight), ("local_weight", local_weight)):
-            if not value >= 0:
-                raise ValueError(f"{name} is {value!r}; it must be 0 or more")
+            require_number(name, value, lambda v: v >= 0, "0 or more")
         self.global_weight, self.local_weight = global_weight, local_weight
 
     def forward(self, features: Features) -> LossOutput:

@@ -7,6 +7,7 @@ The weighted tokens as a target are those of Huang et al., "Classification Done 
 import torch
 from torch import Tensor, nn
 
+from powerclip.config.checks import require_number
 from powerclip.distributed import sum_over_processes, with_value
 from powerclip.loss.clip import clip_loss
 from powerclip.types import Features, LossOutput
@@ -55,8 +56,7 @@ class SuperCLIPLoss(nn.Module):
     def __init__(self, *, dimension: int, vocabulary: int, weight: float = 1.0) -> None:
         """Set up the head from ``dimension`` D to V tokens; ValueError if the weight is negative."""
         super().__init__()
-        if not weight >= 0:
-            raise ValueError(f"weight is {weight!r}; it must be 0 or more")
+        require_number("weight", weight, lambda v: v >= 0, "0 or more")
         self.weight = weight
         self.head = nn.Linear(dimension, vocabulary)
         for parameter in self.head.parameters():

@@ -25,6 +25,7 @@ from powerclip.model.start import (
     CONFIG,
     KEPT,
     OPEN_CLIP_CONFIG,
+    TRANSFORMERS,
     WEIGHTS,
     find_start,
     in_one_line,
@@ -51,7 +52,10 @@ def save(model: PowerCLIP, folder: Path | str, *, state: Mapping[str, Tensor] | 
     weights = merge_lora(model, model.state_dict() if state is None else state)
     with atomic_folder(folder) as temporary:
         (temporary / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        save_file({name: value.detach().cpu().contiguous() for name, value in weights.items()}, temporary / WEIGHTS)
+        try:
+            save_file({name: value.detach().cpu().contiguous() for name, value in weights.items()}, temporary / WEIGHTS)
+        except SafetensorError as error:  # its form of an OSError
+            raise OSError(f"{folder / WEIGHTS} could not be written ({in_one_line(error)})") from error
         (temporary / SUMS).write_text(checksums(temporary), encoding="utf-8")
     return folder
 
@@ -101,6 +105,7 @@ def load_open_clip(name: str, pretrained: str, *, device: str | torch.device = "
         try:
             theirs, _, transform = open_clip.create_model_and_transforms(name, pretrained, device=str(device))
             require_finite(theirs, pretrained)
+            theirs.config = {"model": open_clip.get_model_config(name), "preprocess": theirs.visual.preprocess_cfg}
             return theirs.eval(), transform, open_clip.get_tokenizer(name)
         except Exception:  # theirs says less than ours
             raise error from None
@@ -124,6 +129,8 @@ def _read_own(folder: Path) -> PowerCLIP:
     require_undamaged(folder)
     config: dict[str, Any] = read_json(folder / CONFIG)
     if "model" not in config:
+        if "model_type" in config:
+            raise PowerclipError(f"{folder} is {TRANSFORMERS}")
         raise PowerclipError(
             f"{folder / CONFIG} is not of a powerclip model; name a run, or what powerclip export --to hub-folder or "
             "open_clip has written"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -79,6 +80,11 @@ def train(
     ):
         console = (console or Console(stderr=True)) if rank() == 0 else Console(quiet=True)
         say = partial(print_line, console)
+        if world_size() == 1 and (tasks := os.environ.get("SLURM_STEP_NUM_TASKS", "1")) != "1":
+            say(
+                f"srun has started {tasks} tasks and this one trains alone; to train as one, set RANK, LOCAL_RANK, "
+                "WORLD_SIZE, MASTER_ADDR and MASTER_PORT in each (docs/training.md, Slurm)"
+            )
         run = RunFolder(output)
         changed = run.check(config, resume=resume)
         opened = rank0_first(lambda: open_data(data, cache=build_cache(config)))
@@ -108,6 +114,8 @@ def train(
             elif look and rank() == 0:
                 for line in loader.look():
                     say(line)
+            if said := evaluator.resume(first):
+                say(said)
             run.write_status(step=first, steps=steps)
             logs: AbstractContextManager[MetricsLog | None] = nullcontext()
             if rank() == 0:

@@ -28,6 +28,7 @@ from powerclip.distributed import (
     world_size,
 )
 from powerclip.errors import PowerclipError, RunFailedError
+from powerclip.files import naming
 from powerclip.loss import PowerCLIPLoss
 from powerclip.model import PowerCLIP, hub
 from powerclip.runs import RunFolder
@@ -144,7 +145,7 @@ class Engine:
         self.counters["bad_steps"] += 1
         self.bad_in_a_row += 1
         path = self.run.bad_batches_file
-        with path.open("a", encoding="utf-8") as file:
+        with naming(path), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": outcome.step + 1, "process": rank(), "keys": outcome.keys}) + "\n")
         if self.bad_in_a_row >= MAX_BAD_STEPS:
             raise RunFailedError(

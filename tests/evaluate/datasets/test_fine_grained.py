@@ -341,7 +341,7 @@ def test_vl_checklist_leaves_out_what_has_no_image(tmp_path):
             number += 1
             image = photo(tmp_path / "vg" / f"VG_100K_{1 + i % 2}" / f"{number}.jpg", number)
             texts = [f"{what} {number}" for what in ("right", "wrong")]
-            rows.append([f"VG_100K_{1 + i % 2}/{number}.jpg", {"POS": [texts[0], "other"], "NEG": [texts[1]]}])
+            rows.append([f"VG_100K_{1 + i % 2}/{number}.jpg", {"POS": [texts[0], "other"], "NEG": texts[1]}])
             scores = [cosine(image, of_text(text)) for text in texts]
             right.setdefault(file, []).append(scores[0] > scores[1])
         write_json(tmp_path / "data" / f"{file}.json", rows)
@@ -452,3 +452,11 @@ def test_other_forms_are_one_line_with_the_file_s_name(file, content, read, mess
     with pytest.raises(PowerclipError, match=message) as raised:
         read(tmp_path, "name")
     assert "\n" not in str(raised.value)
+
+
+def test_a_caption_where_several_are_to_choose_from_is_not_taken_apart(tmp_path):
+    photo(tmp_path / "mug_left_of_plate.jpeg", 0)
+    row = {"image_path": "mug_left_of_plate.jpeg", "caption_options": "a mug"}
+    write_json(tmp_path / "controlled_images_dataset.json", [row])
+    with pytest.raises(PowerclipError, match=r"dataset\.json does not have its release's format .*not enough values"):
+        fg.read_whatsup(tmp_path, "whatsup")

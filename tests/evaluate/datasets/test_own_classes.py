@@ -1,4 +1,5 @@
 import io
+from dataclasses import replace
 
 import pytest
 import torch
@@ -7,7 +8,7 @@ from PIL import Image
 from powerclip import create_model
 from powerclip.config import EvaluateConfig
 from powerclip.errors import PowerclipError
-from powerclip.evaluate import evaluate_model, evaluate_tasks, task_again
+from powerclip.evaluate import evaluate_model, evaluate_tasks, read_evaluation, task_again
 from powerclip.evaluate.datasets.images import open_picture
 from powerclip.evaluate.datasets.own_classes import classes_from_folder
 from powerclip.model import save
@@ -128,3 +129,34 @@ def test_the_suite_is_named_after_the_folder(tmp_path):
     assert len(task_again("classes:flowers", origin, size=3).images) == 7
     with pytest.raises(PowerclipError, match="the classes suite needs data; add --data DIR"):
         evaluate_model(str(model), EvaluateConfig(suite=("classes",)))
+
+
+def test_folders_called_by_numbers_are_in_the_order_of_numbers(tmp_path):
+    for number in range(11):
+        picture(tmp_path / str(number) / "a.png", "red")
+    (tmp_path / "classnames.txt").write_text("\n".join(f"name {number}" for number in range(11)))
+    task = classes_from_folder(tmp_path)
+    named = {
+        image.path.parent.name: task.class_names[label] for image, label in zip(task.images, task.labels, strict=True)
+    }
+    assert named == {str(number): f"name {number}" for number in range(11)}
+
+
+def test_an_interrupted_evaluation_does_not_continue_with_other_images_of_the_same_names(tmp_path):
+    torch.manual_seed(0)
+    model = save(create_model("tiny"), tmp_path / "model")
+    for place, colours in (("a", NAMES), ("b", NAMES[::-1])):
+        for name, colour in zip(NAMES, colours, strict=True):
+            picture(tmp_path / place / "flowers" / name / "0.png", colour)
+    config = EvaluateConfig(suite=("classes", "scenes"), size=2, output=tmp_path / "out")
+
+    def stop(task):
+        if task.startswith("scenes"):
+            raise KeyboardInterrupt
+
+    for place in ("a", "b"):
+        with pytest.raises(KeyboardInterrupt):
+            evaluate_model(str(model), replace(config, data=tmp_path / place / "flowers"), progress=stop)
+    found = read_evaluation(tmp_path / "out")
+    assert [name.split("#")[0] for name in found.tasks] == ["classes:flowers"] * 2
+    assert [origin.data for origin in found.measured_on.values()] == [str(tmp_path / x / "flowers") for x in "ab"]

@@ -220,3 +220,24 @@ def test_folders_that_are_linked_are_read_once(tmp_path):
         (release / name).symlink_to(tmp_path / "place" / name)
     (tmp_path / "place" / "images" / "again").symlink_to(tmp_path / "place")
     assert run(releases.read_valse(release, "valse"))["valse"]["micro"] == 1
+
+
+def test_a_caption_is_a_text_or_a_list_and_an_image_may_have_several_rows(tmp_path):
+    for colour in ("red", "blue"):
+        picture(tmp_path / f"{colour}.png", colour)
+    rows = [("red.png", "a red one"), ("blue.png", ["blue", "a blue one"]), ("red.png", ["red"])]
+    file = tmp_path / "flickr30k_test.json"
+    write_json(file, [{"image": image, "caption": caption} for image, caption in rows])
+    (task,) = releases.read_karpathy(tmp_path, "flickr30k")
+    assert task.captions == [["a red one", "red"], ["blue", "a blue one"]]
+    write_json(file, [{"image": "red.png", "caption": {"raw": "red"}}])
+    with pytest.raises(
+        PowerclipError, match=r"flickr30k_test\.json does not have .*a text or a list of texts expected"
+    ):
+        releases.read_karpathy(tmp_path, "flickr30k")
+    file.unlink()
+    sentences = [{"raw": "red"}]
+    rows = [{"filename": "red.png", "split": "test", "sentences": sentences}] * 2
+    write_json(tmp_path / "dataset_flickr30k.json", {"images": rows})
+    (task,) = releases.read_karpathy(tmp_path, "flickr30k")
+    assert task.captions == [["red", "red"]]

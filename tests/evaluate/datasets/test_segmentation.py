@@ -35,10 +35,11 @@ def write(folder, name, values=(0, 1, 2, 255)):
     (folder / f"cls_{name}.txt").write_text("\n".join(lines))
 
 
+@pytest.mark.parametrize("above", ["data", "val/validation/val2017"])
 @pytest.mark.parametrize("name", SETS)
-def test_each_set_has_its_images_labels_and_names(name, tmp_path):
-    write(tmp_path, name)
-    (task,) = read_segmentation(tmp_path, name)
+def test_each_set_has_its_images_labels_and_names(name, above, tmp_path):
+    write(tmp_path / above, name)
+    (task,) = read_segmentation(tmp_path / above, name)
     stems = {image.path.name.split("_left")[0].removesuffix(".jpg") for image in task.images}
     assert stems == {"a", "b"}
     assert [image.path.name[0] for image in task.images] == [truth.path.name[0] for truth in task.truths]

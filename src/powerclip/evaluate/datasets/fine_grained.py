@@ -9,7 +9,17 @@ from typing import Any, TypeVar
 from powerclip.errors import PowerclipError
 from powerclip.evaluate.datasets.benchmark import HUB, Benchmark
 from powerclip.evaluate.datasets.clip_benchmark import retrieval_tasks
-from powerclip.evaluate.datasets.release import NUMBER, TEXT, Release, in_format, quadruples, release_json, release_text
+from powerclip.evaluate.datasets.release import (
+    NUMBER,
+    TEXT,
+    Release,
+    by_image,
+    in_format,
+    quadruples,
+    release_json,
+    release_text,
+    texts_in,
+)
 from powerclip.tasks import HardNegative, HardNegatives, Quadruple, Quadruples, Task
 
 Item = TypeVar("Item")
@@ -89,8 +99,9 @@ def read_whatsup(folder: Path, name: str) -> list[Task]:
             else:
                 digits = 12 if kind.startswith("coco") else 0
                 images, captions = [f"{str(row[0]).zfill(digits)}.jpg" for row in rows], [row[1:3] for row in rows]
-            for image, picture, (right, *wrong) in zip(images, release.images(images), captions, strict=True):
-                asked: dict[str, Any] = {"image": picture, "positive": right, "negatives": wrong}
+            for image, picture, options in zip(images, release.images(images), captions, strict=True):
+                right, wrong, *others = texts_in(options)
+                asked: dict[str, Any] = {"image": picture, "positive": right, "negatives": [wrong, *others]}
                 items.append(HardNegative(kind=kind, **asked))
                 if kind.startswith("controlled"):  # mug_left_of_plate.jpeg
                     first, place, *_, last = PurePath(image).stem.split("_")
@@ -191,7 +202,7 @@ def read_crepe(folder: Path, name: str) -> list[Task]:
         rows = release.rows(file, ("image_id", "caption", column, *box))
         with in_format(release.file(file)):
             boxes = [tuple(int(float(row[side])) for side in box) for row in rows]
-            lists = [ast.literal_eval(row[column]) for row in rows]
+            lists = [texts_in(ast.literal_eval(row[column])) for row in rows]
         crops = [(x, y, x + width, y + height) for x, y, width, height in boxes]
         pictures = release.images([f"{row['image_id']}.jpg" for row in rows], crops)
         tasks.setdefault(task, []).extend(
@@ -242,7 +253,8 @@ def read_vl_checklist(folder: Path, name: str) -> list[Task]:
             continue
         kind = f"{path.parent.name}-{path.stem}"
         with release_json(path, list) as content:
-            rows += [(part, kind, image, texts["POS"][0], texts["NEG"][0]) for image, texts in content]
+            pairs = [(image, texts_in(texts["POS"])[0], texts_in(texts["NEG"])[0]) for image, texts in content]
+            rows += [(part, kind, *pair) for pair in pairs]
     kept = _with_images(release, name, rows, [(row[2],) for row in rows])
     pictures = release.images([row[2] for row in kept], exact=True)
     parts: dict[str, list[HardNegative]] = {}
@@ -297,9 +309,9 @@ def read_negbench(folder: Path, name: str) -> list[Task]:
         if "retrieval" in part:
             rows = release.rows(file, ("filepath", "captions"))
             with in_format(release.file(file)):
-                captions = [list(map(str, ast.literal_eval(row["captions"]))) for row in rows]
-            pictures = list(release.images([row["filepath"] for row in rows]))
-            tasks += retrieval_tasks(f"{name}-{part}", list(pictures), captions)[:1]
+                captions = by_image((row["filepath"], ast.literal_eval(row["captions"])) for row in rows)
+            pictures = release.images(list(captions))
+            tasks += retrieval_tasks(f"{name}-{part}", list(pictures), list(captions.values()))[:1]
             continue
         columns = ("image_path", "correct_answer", "correct_answer_template", *choices)
         rows = release.rows(file, columns)

@@ -23,6 +23,7 @@ from powerclip.data.parquet import open_parquet, read_group
 from powerclip.data.sample import IMAGE_EXTENSIONS
 from powerclip.data.shards import SamplePlace
 from powerclip.errors import BadSampleError, PowerclipError
+from powerclip.files import sha256_of
 from powerclip.pixels import encoded
 from powerclip.regions.annotation import MAX_PIXELS
 from powerclip.tasks import Content, Picture, Region, Shown
@@ -38,6 +39,8 @@ class FileImage:
     crop: Box | None = None
     pixels: Pixels | None = None
     """How its pixels are read, whatever is asked for."""
+    by_content: bool = False
+    """Whether its content tells it from others, for which the file is read once more; otherwise its name and size."""
 
     def __call__(self, pixels: Pixels = "pil") -> Image.Image:
         """Open it; raises PowerclipError if it cannot be read."""
@@ -145,10 +148,28 @@ def whole(shown: Shown) -> Picture:
 
 
 def identity(picture: Shown) -> str:
-    """What tells an image wherever its data set is stored: its content if that is at hand, else name and size."""
+    """What tells an image wherever its data set is stored: its content, or name and size; none is decoded.
+
+    PowerclipError if its file is gone.
+    """
     match picture:
         case Region():
             return f"{identity(picture.image)} {picture.box}"
+        case FileImage() | TableImage():
+            try:
+                if isinstance(picture, FileImage) and picture.by_content:
+                    return sha256_of([picture.path])[0]
+                return f"{former_identity(picture)} {picture.path.stat().st_size} bytes"
+            except OSError as error:
+                raise PowerclipError(f"{picture.path} cannot be read ({error}); download it again") from error
+    return former_identity(picture)
+
+
+def former_identity(picture: Shown) -> str:
+    """``identity`` in earlier versions, which did not look at files."""
+    match picture:
+        case Region():
+            return f"{former_identity(picture.image)} {picture.box}"
         case FileImage():
             return f"{picture.path.name} {picture.crop}"
         case ShardImage():

@@ -9,7 +9,7 @@ from typing import Any
 from powerclip.errors import PowerclipError
 from powerclip.evaluate.datasets.benchmark import HUB, Benchmark
 from powerclip.evaluate.datasets.clip_benchmark import retrieval_tasks
-from powerclip.evaluate.datasets.release import Release, release_json, release_text
+from powerclip.evaluate.datasets.release import Release, by_image, release_json, release_text, texts_in
 from powerclip.tasks import Task
 
 FORMS = {
@@ -31,19 +31,18 @@ def read_long_captions(folder: Path, name: str, *, first: int | None = None) -> 
     pattern = next((pattern for pattern in FORMS if release.files(pattern)), None)
     if pattern is None:
         raise PowerclipError(f"{folder} holds no captions; expected one of {', '.join(FORMS)}")
-    captions: dict[str, list[str]] = {}
+    rows: list[tuple[str, object]] = []
     for path in release.files(pattern):
         if path.suffix == ".txt":
-            captions[_image_of(release, path)] = [release_text(path).strip()]
+            rows.append((_image_of(release, path), release_text(path).strip()))
             continue
         with release_json(path) as content:
-            for image, caption in _pairs(pattern, content):
-                captions.setdefault(image, []).append(caption)
-    some = dict(list(captions.items())[:first])
+            rows += [(image, texts_in(caption)) for image, caption in _pairs(pattern, content)]
+    some = dict(list(by_image(rows).items())[:first])
     return retrieval_tasks(name, list(release.images(list(some))), list(some.values()))[:1]  # all captions
 
 
-def _pairs(pattern: str, content: Any) -> list[tuple[str, str]]:
+def _pairs(pattern: str, content: Any) -> list[tuple[str, object]]:
     """The images and captions in one file."""
     if pattern == "*-data.json":
         return [(content["image"], f"{content['short_caption']}\n{content['extra_caption']}")]

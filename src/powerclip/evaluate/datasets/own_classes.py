@@ -22,8 +22,8 @@ def classes_from_folder(folder: Path) -> Classification | MultiLabel:
     """The task "classes" of a folder's images, read as in training.
 
     A class is a sub-folder with images at any depth, called as the sub-folder with spaces for underscores, as ImageNet
-    calls its WordNet id, or as ``classnames.txt`` says, a line for each sub-folder by name. PowerclipError if there are
-    not two classes, or no image.
+    calls its WordNet id, or as ``classnames.txt`` says, a line for each sub-folder by name; by number if all names are
+    numbers, which are then labels (10 comes after 9). PowerclipError if there are not two classes, or no image.
     """
     if is_webdataset(folder):
         task = read_webdataset(folder, "classes")[0]
@@ -34,6 +34,8 @@ def classes_from_folder(folder: Path) -> Classification | MultiLabel:
     if places and SPLITS.issuperset(path.name for path in places):
         found = ", ".join(path.name for path in places)
         raise PowerclipError(f"{folder} holds the parts {found}; name one: --data {places[-1]}")
+    if all(path.name.isdecimal() for path in places):
+        places.sort(key=lambda path: int(path.name))
     files = [_images_in(path) for path in places]
     if len(places) < 2 or not any(files):
         raise PowerclipError(
@@ -45,7 +47,7 @@ def classes_from_folder(folder: Path) -> Classification | MultiLabel:
     names, templates = own_prompts(folder)
     return Classification(
         name="classes",
-        images=[FileImage(path, pixels="training") for of_class in files for path in of_class],
+        images=[FileImage(path, pixels="training", by_content=True) for of_class in files for path in of_class],
         labels=[label for label, of_class in enumerate(files) for _ in of_class],
         class_names=_class_names(folder, [path.name for path in places], given=names),
         templates=templates or TEMPLATES,

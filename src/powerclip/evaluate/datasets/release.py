@@ -229,6 +229,22 @@ def in_format(path: Path) -> Iterator[None]:
         ) from error
 
 
+def texts_in(value: object) -> list[str]:
+    """The texts in a list, or a single one; TypeError if it is something else."""
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
+        raise TypeError(f"a text or a list of texts expected, {str(value)[:40]!r} found")
+    return list(texts)
+
+
+def by_image(rows: Iterable[tuple[str, object]]) -> dict[str, list[str]]:
+    """The captions of each image, of rows of an image with a caption or several; TypeError if some are no texts."""
+    captions: dict[str, list[str]] = {}
+    for image, of_row in rows:
+        captions.setdefault(image, []).extend(texts_in(of_row))
+    return captions
+
+
 def files_below(folder: Path) -> list[Path]:
     """The files in and below a folder, links followed, sorted, without hidden ones and macOS's."""
     return [path for path in walk(folder)[0] if not any(map(is_hidden, path.relative_to(folder).parts))]

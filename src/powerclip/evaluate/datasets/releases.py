@@ -14,7 +14,9 @@ from powerclip.evaluate.datasets.release import (
     TEXT,
     Release,
     Row,
+    by_image,
     hard_negatives,
+    in_format,
     quadruples,
     release_json,
     release_text,
@@ -140,7 +142,7 @@ def read_karpathy(folder: Path, name: str) -> list[Task]:
         names = ", ".join(path.name for path in found) or "none"
         raise PowerclipError(f"{folder} must hold one of {', '.join(KARPATHY)}; found: {names}")
     path = own[0] if len(own) == 1 else found[0]
-    captions: dict[str, list[str]] = {}
+    rows: list[tuple[str, object]] = []
     if path.suffix == ".txt":
         lines = release_text(path).splitlines()[1:]  # the first names the columns
         for number, line in enumerate(lines, start=2):
@@ -148,20 +150,21 @@ def read_karpathy(folder: Path, name: str) -> list[Task]:
             if line.strip() and not comma:
                 raise PowerclipError(f"line {number} of {path} is {line[:60]!r}; expected IMAGE.jpg,CAPTION")
             if comma:
-                captions.setdefault(f"{image}.jpg", []).append(caption)
+                rows.append((f"{image}.jpg", caption))
     else:
         with release_json(path) as content:
             if isinstance(content, list):
-                captions = {row["image"]: row["caption"] for row in content}
+                rows = [(row["image"], row["caption"]) for row in content]
             elif "annotations" in content:
                 names_by_id = {image["id"]: image["file_name"] for image in content["images"]}
-                captions = {name: [] for name in names_by_id.values()}
-                for row in content["annotations"]:
-                    captions[names_by_id[row["image_id"]]].append(row["caption"])
+                rows = [(name, []) for name in names_by_id.values()]  # in the order of the images
+                rows += [(names_by_id[row["image_id"]], row["caption"]) for row in content["annotations"]]
             else:
-                rows = [row for row in content["images"] if row["split"] == "test"]
-                places = [str(Path(row.get("filepath", ""), row["filename"])) for row in rows]
-                captions = {at: [one["raw"] for one in row["sentences"]] for at, row in zip(places, rows, strict=True)}
+                images = [row for row in content["images"] if row["split"] == "test"]
+                places = [str(Path(row.get("filepath", ""), row["filename"])) for row in images]
+                rows = [(at, [one["raw"] for one in row["sentences"]]) for at, row in zip(places, images, strict=True)]
+    with in_format(path):
+        captions = by_image(rows)
     return retrieval_tasks(name, list(release.images(list(captions))), list(captions.values()))
 
 

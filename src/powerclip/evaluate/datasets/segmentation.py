@@ -109,7 +109,8 @@ def read_segmentation(folder: Path, name: str) -> list[Task]:
         names = release_text(release.file(form.listed)).split()
         labels = [release.file(form.labels.format(name)) for name in names]
     else:
-        labels = [path for path in release.files(form.labels.format("*")) if form.within in path.parts]
+        labels = release.files(form.labels.format("*"))
+        labels = [path for path in labels if form.within in path.relative_to(folder).parts]
         names = [path.name.removesuffix(form.labels.format("")) for path in labels]
     if not names:
         raise PowerclipError(f"{folder} holds no labels {form.labels.format('*')} in a folder {form.within}; add them")
