@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from powerclip import create_model
-from powerclip.evaluate import evaluate_tasks
+from powerclip.evaluate import evaluate_tasks, pairwise_scores
 from powerclip.evaluate.datasets.aro_order import order_task
 from powerclip.evaluate.datasets.clip_benchmark import read_webdataset
 from powerclip.evaluate.encode import Encoder
@@ -120,6 +120,14 @@ def test_texts_are_encoded_without_the_padding_that_all_have(model):
         expected = model.encode_text(tokenizer(texts), normalize=True)
     assert widths == [16, model.context_length]
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("score", ["global", "powerset", "late"])
+def test_a_model_in_half_precision_is_given_pixels_in_it(model, score):
+    arguments = (make_transforms(model)[1], make_tokenizer(model), [square("red"), square("blue")], ["red", "blue"])
+    expected = pairwise_scores(model, *arguments, score=score)
+    found = pairwise_scores(model.bfloat16(), *arguments, score=score)
+    torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05)
 
 
 def test_open_images_are_told_apart_by_identity():

@@ -1,6 +1,6 @@
 """A model with its preprocessing: images and texts to embeddings, each once, in batches, on one or many processes."""
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Protocol, TypeVar
@@ -167,7 +167,7 @@ class Encoder:
             blocks: list[Tensor] = []
             count, filled = sum(len(distinct[start : start + self.batch_size]) for start in self._own(distinct)), 0
             for batch, own in self._batches(distinct, prepare):
-                made = embed(*(x.to(self.device) for x in batch))
+                made = embed(*map(self._sent, batch))
                 blocks = blocks or [x.new_zeros(count, *x.shape[1:]) for x in made]
                 if own:
                     blocks = [_put(block, x, filled) for block, x in zip(blocks, made, strict=True)]
@@ -176,6 +176,12 @@ class Encoder:
             rows = zip(*columns, strict=True)
             self.known |= {key: (item, row) for (key, item), row in zip(new.items(), rows, strict=True)}
         return [self.known[key][1] for key in keys]
+
+    def _sent(self, x: Tensor) -> Tensor:
+        """A batch's tensor on the model's device; pixels in the precision of its weights."""
+        weights: Iterable[Tensor] = getattr(self.model, "parameters", tuple)()
+        dtype = next((w.dtype for w in weights if w.is_floating_point()), x.dtype)
+        return x.to(self.device, dtype if x.is_floating_point() else None)
 
     def open_images(self, pictures: Sequence[Picture]) -> Tensors:
         """(B, 3, H, W) preprocessed images."""
