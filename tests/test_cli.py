@@ -253,6 +253,7 @@ def test_importing_the_core_needs_no_extra_and_no_torch():
         "import powerclip\nassert 'torch' not in sys.modules\n"
         "powerclip.create_model, powerclip.load, powerclip.PowersetAlignmentLoss\n"
         "powerclip.alignment.similarity, powerclip.alignment.grounding\n"
+        "powerclip.config.ScoringConfig, powerclip.loss.clip_loss, powerclip.model.from_open_clip\n"
     )
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
 

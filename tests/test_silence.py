@@ -8,6 +8,7 @@ import pytest
 
 from powerclip import cli, silence
 from powerclip.files import SUMS, checksums, find_damaged
+from powerclip.progress import wait
 from powerclip.silence import broken_silence
 
 
@@ -60,6 +61,12 @@ def test_nothing_is_said_while_something_else_is(capsys):
     with broken_silence("powerclip test"):
         assert sys.stdout.write != write
     assert sys.stdout.write == write
+
+
+def test_waiting_is_not_work(capsys):
+    with broken_silence("powerclip test"):
+        wait(0.6)
+    assert said(capsys) == []
 
 
 def test_only_the_first_process_speaks(monkeypatch, capsys):

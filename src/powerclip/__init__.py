@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from powerclip import alignment
+    from powerclip import config as config
+    from powerclip import loss as loss
+    from powerclip import model as model
     from powerclip.errors import PowerclipError
     from powerclip.loss import PowerCLIPLoss, PowersetAlignmentLoss
     from powerclip.model import PowerCLIP, create_model, load
@@ -38,8 +41,8 @@ _NAMES = {
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first used: ``import powerclip`` alone does not load torch."""
-    if name == "alignment":
-        return importlib.import_module("powerclip.alignment")
+    if name in ("alignment", "config", "loss", "model"):
+        return importlib.import_module(f"powerclip.{name}")
     for module, names in _NAMES.items():
         if name in names:
             return getattr(importlib.import_module(module), name)

@@ -272,7 +272,6 @@ class Report:
 
         say, runs = partial(print_line, Console(stderr=True)), by_name(self.runs)
         if self.watch:
-            say(f"Keeping {self.output} fresh; Ctrl-C ends this")
             watch(runs, self.output, progress=lambda text: say(f"{text} ..."))
         print(printable(f"Wrote {write_report(runs, self.output, progress=lambda text: say(f'{text} ...'))}"))
 

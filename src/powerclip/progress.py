@@ -25,6 +25,11 @@ def print_line(console: Console, text: str) -> None:
     console.print(printable(text), highlight=False, soft_wrap=True, markup=False)
 
 
+def wait(seconds: float) -> None:
+    """Sleep while there is nothing to do: the only silence that ``powerclip.silence`` does not break."""
+    time.sleep(seconds)
+
+
 @contextmanager
 def progress_bar(title: str, *, steps: int, done: int = 0, unit: str = "steps", console: Console) -> Iterator[Report]:
     """A progress bar with the remaining time; in a file or a pipe, a line every minute and every tenth of the steps."""

@@ -10,6 +10,7 @@ from types import FrameType
 from typing import Any
 
 from powerclip.launcher import is_first_process
+from powerclip.progress import wait
 
 AFTER_S = 10.0
 """Silence that is broken."""
@@ -23,7 +24,7 @@ def broken_silence(command: str) -> Iterator[None]:
     """Say on standard error what this thread is doing whenever nothing was printed for ``AFTER_S`` seconds.
 
     The line names the import, or the module of powerclip that is running and the library that it has called. Of several
-    processes of one job, only the first one speaks.
+    processes of one job, only the first one speaks. A thread that does nothing but ``wait`` is left in peace.
     """
     if not is_first_process():
         yield
@@ -43,6 +44,8 @@ def broken_silence(command: str) -> Iterator[None]:
         while not done.wait(min(1.0, AFTER_S / 4)):
             now = time.monotonic()
             frame = sys._current_frames().get(watched)
+            if frame is not None and frame.f_code is wait.__code__:
+                heard[0] = now
             if now - heard[0] < AFTER_S or frame is None:
                 continue
             place, library = what_is_done(frame)

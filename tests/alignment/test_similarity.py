@@ -278,6 +278,28 @@ def test_grounding_leaves_out_what_is_absent():
         grounding(regions, phrases)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"zero": "middle"}, "zero is 'middle'; it must be a finite number or 'none'"),
+        ({"zero": float("nan")}, "zero is nan; it must be a finite number or 'none'"),
+        ({"zero": "centred"}, "zero is 'centred' and means is None; give the model's vector_means"),
+        ({"subsets": "some"}, "subsets is 'some'; it must be one of all, single"),
+    ],
+)
+def test_what_grounding_does_not_take_is_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        grounding(torch.ones(3, 4), torch.ones(2, 4), **options)
+
+
+@pytest.mark.parametrize("function", [similarity, grounding])
+def test_a_compiled_trainer_calls_it_as_it_is(function):
+    vectors = problem(1, 1, 6, 4, masked=False)[:2]
+    inputs = vectors if function is similarity else [x[0] for x in vectors]
+    found = torch.compile(lambda *x: function(*x), backend="eager")(*inputs)
+    torch.testing.assert_close(vars(found), vars(function(*inputs)), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("subsets", ["all", "single"])
 @pytest.mark.parametrize(("M", "K"), [(0, 3), (3, 0), (0, 0)])
 def test_grounding_without_regions_or_phrases_is_empty(M, K, subsets):

@@ -1,8 +1,11 @@
 import pytest
 import torch
 
-from powerclip.data.collate import equally_wide
+from powerclip.data.collate import annotate, equally_wide
+from powerclip.model import make_tokenizer
+from powerclip.phrases import load_parser
 from powerclip.types import Batch
+from tests.support.models import tiny_model
 
 
 def batch(tokens, phrases=1):
@@ -39,3 +42,21 @@ def test_phrases_are_padded_to_the_longest_list():
     first, second = equally_wide([batch([[7]], phrases=1), batch([[7]], phrases=3)])
     assert first.phrase_spans.tolist() == [[[0, 0], [-1, -1], [-1, -1]]]
     assert second.phrase_spans.shape == (1, 3, 2)
+
+
+def test_an_empty_caption_of_another_trainer_has_no_phrases():
+    def annotated(*captions):
+        return annotate(
+            torch.zeros(len(captions), 3, 64, 64),
+            captions,
+            region_masks=torch.ones(len(captions), 2, 64, dtype=torch.bool),
+            parser=load_parser(),
+            tokenizer=make_tokenizer(tiny_model()),
+            context_length=tiny_model().context_length,
+        )
+
+    batch, alone = annotated("", "a red cube on a ball", " \ufeff\n"), annotated("a red cube on a ball")
+    assert (batch.phrase_spans[[0, 2]] == -1).all()
+    for name in ("tokens", "leaf_of_token", "phrase_spans"):
+        assert torch.equal(getattr(batch, name)[1:2], getattr(alone, name))
+    assert annotated("").phrase_spans.shape == (1, 0, 2)

@@ -104,14 +104,15 @@ def test_phrases_and_tokens_are_shown_of_a_model_trained_on_both_and_patches(sub
     assert captions.proposers[:2] == ["patches", "tiles"]
     document, _ = shown(both, FIRST, SECOND, proposer="patches", count=5)
     assert "M = 64 regions: patches." in document.replace("\n", " ")
-    assert re.search(r"<small>NP</small> a red cube\s*<", document)
-    assert re.search(r"<small>token</small> cube\s*<", document)
+    assert re.search(r'<small>NP</small> <span dir="auto">a red cube<', document)
+    assert re.search(r'<small>token</small> <span dir="auto">cube<', document)
 
 
 def test_a_model_without_phrases_compares_by_cosine(subject):
     plain = Subject(name="clip", encoder=subject.encoder, aligned=False, pairs=subject.pairs)
     document, cells = shown(plain, FIRST, SECOND)
     assert "nothing to ground" in document
+    assert f'<td dir="auto">{FIRST}</td>' in document
     assert sum(float(row[2].rstrip("%")) for row in cells) == pytest.approx(100, abs=0.1)
     cosines = [float(row[1]) for row in cells]
     with torch.inference_mode():

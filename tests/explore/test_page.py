@@ -2,7 +2,10 @@
 
 import os
 import re
+import signal
 import sys
+import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,7 @@ import powerclip
 from powerclip import cli
 from powerclip.config import ExploreConfig
 from powerclip.errors import PowerclipError
+from powerclip.explore import server
 from powerclip.explore.server import served
 from powerclip.model import save
 from powerclip.scenes import generate
@@ -199,6 +203,23 @@ def test_only_this_machine_is_served_unless_asked(run):
     for host in ("0.0.0.0", "::", "example.com"):
         with pytest.raises(PowerclipError, match="add --public"), served(str(run), ExploreConfig(host=host), say=print):
             pass
+
+
+def test_sigterm_ends_it_as_a_key_press_does(tmp_path, monkeypatch):
+    @contextmanager
+    def serving(run, config, *, say):
+        with tempfile.TemporaryDirectory(dir=tmp_path):
+            yield "http://here"
+
+    monkeypatch.setattr(server, "served", serving)
+    monkeypatch.setattr(server, "wait", lambda seconds: signal.raise_signal(signal.SIGTERM))
+    before = signal.signal(signal.SIGTERM, lambda *_: pytest.fail("it was not handled"))
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            server.explore(None, ExploreConfig(), say=print)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert not list(tmp_path.iterdir())
 
 
 def test_without_gradio_the_extra_is_named(run, monkeypatch, capsys):

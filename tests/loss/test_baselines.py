@@ -129,6 +129,13 @@ def test_padding_takes_no_part(loss):
     )
 
 
+@pytest.mark.parametrize("loss", [filip_loss, sparc_loss])
+def test_a_mask_of_other_tokens_is_refused(loss):
+    patches, tokens, mask, scale = batch()
+    with pytest.raises(ValueError, match=r"token_mask has shape \(1, 6\); expected \(4, 6\)"):
+        loss(patches, tokens, mask[:1], scale)
+
+
 def test_sparc_of_patches_that_are_all_alike_is_finite():
     patches, tokens, mask, scale = batch()
     for value in gradients(sparc_loss, (patches[:, :1].expand(-1, 5, -1), tokens, mask, scale)):

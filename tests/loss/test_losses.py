@@ -50,6 +50,32 @@ def test_ties_of_the_hardest_negative_leave_the_loss_right():
     torch.testing.assert_close(triplet_loss(X, margin=0.5), triplet_by_loops(X, 0.5))
 
 
+@pytest.mark.parametrize("negatives", ["hardest", "mean", "logsumexp"])
+def test_the_triplet_loss_of_half_precision_and_of_nothing(negatives):
+    X = torch.randn(5, 5, generator=torch.Generator().manual_seed(0)).half()
+    assert torch.equal(
+        triplet_loss(X, margin=0.2, negatives=negatives), triplet_loss(X.float(), margin=0.2, negatives=negatives)
+    )
+    nothing = torch.zeros(0, 0, requires_grad=True)
+    loss = triplet_loss(nothing, margin=0.2, negatives=negatives)
+    loss.backward()
+    assert loss == 0
+
+
+@pytest.mark.parametrize(
+    ("scores", "options", "message"),
+    [
+        ((3, 3), {"negatives": "hard"}, "negatives is 'hard'; it must be one of hardest, mean, logsumexp"),
+        ((3, 3), {"margin": -0.1}, "margin is -0.1; it must be 0 or more"),
+        ((3, 3), {"temperature": 0.0}, "temperature is 0.0; it must be positive"),
+        ((3, 4), {}, r"scores have shape \(3, 4\); expected \(C, C\), the pairs on the diagonal"),
+    ],
+)
+def test_what_the_triplet_loss_does_not_take_is_named(scores, options, message):
+    with pytest.raises(ValueError, match=message):
+        triplet_loss(torch.zeros(scores), **{"margin": 0.2, **options})
+
+
 @pytest.mark.parametrize("normalise", [False, True])
 def test_the_exact_loss_is_the_paper_s_formula_forward_and_gradient(normalise):
     regions, phrases, region_mask, phrase_mask = pairs()

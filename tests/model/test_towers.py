@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 import json
 import math
 
@@ -237,6 +238,17 @@ def test_regions_and_phrases_are_those_of_a_batch(model):
     assert torch.equal(phrase_mask, features.phrase_mask)
     with pytest.raises(ValueError, match="masks have shape"):
         model.encode_regions(batch.images, batch.region_masks[..., 1:])
+    for leaves, spans in ((batch.leaf_of_token[:1], batch.phrase_spans), (batch.leaf_of_token, batch.phrase_spans[:1])):
+        message = r"leaf_of_token and spans have shapes \(3, 16\), .* expected \(B, T\)"
+        with pytest.raises(ValueError, match=message):
+            model.encode_phrases(tokens, leaves, spans)
+        with pytest.raises(ValueError, match=message):
+            model(dataclasses.replace(batch, leaf_of_token=leaves, phrase_spans=spans))
+    for context in ("caption", "alone"):
+        model.phrase_context = context
+        vectors, present = model.encode_phrases(tokens[:0], batch.leaf_of_token[:0], batch.phrase_spans[:0])
+        assert vectors.shape == (0, 2, features.phrases.shape[2])
+        assert present.shape == (0, 2)
 
 
 def test_a_model_keeps_the_lengths_of_its_regions_and_older_ones_have_none(tmp_path):
@@ -297,6 +309,10 @@ def test_an_open_clip_model_gets_dense_outputs_that_share_its_weights(tmp_path):
     tokens = open_clip.SimpleTokenizer(context_length=16)(CAPTIONS)
     torch.testing.assert_close(dense.encode_text(tokens), theirs.encode_text(tokens))
     assert {id(p) for p in dense.parameters()} == {id(p) for p in theirs.parameters()}
+    images = torch.randn(3, 3, *dense.image_size)
+    torch.testing.assert_close(dense(images, tokens), dense(image=images, text=tokens), rtol=0, atol=0)
+    with pytest.raises(PowerclipError, match="DataParallel is not a model of open_clip; .* give .module"):
+        from_open_clip(torch.nn.DataParallel(theirs))
     with pytest.raises(ValueError, match="has no config to build it from; save its open_clip model"):
         save(dense, tmp_path / "model")
 

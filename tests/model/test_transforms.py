@@ -143,6 +143,13 @@ def test_the_interpolation_of_the_weights_is_used_in_training(model):
     assert not torch.equal(*seen)
 
 
+def test_an_unknown_interpolation_is_named(model, monkeypatch):
+    config = {**model.backbone.visual.preprocess_cfg, "interpolation": "nearest"}
+    monkeypatch.setattr(model.backbone.visual, "preprocess_cfg", config)
+    with pytest.raises(ValueError, match="interpolation is 'nearest'; it must be one of bicubic, bilinear, random"):
+        make_transforms(model)
+
+
 def test_the_training_transform_is_open_clip_s():
     image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 120, 3), np.uint8))
     config = PreprocessCfg(**tiny_model().backbone.visual.preprocess_cfg)

@@ -163,6 +163,13 @@ def test_masks_to_grid_refuses_other_shapes():
             masks_to_grid(torch.zeros(shape, dtype=torch.bool), (8, 8))
 
 
+def test_masks_that_are_not_bool_are_refused():
+    with pytest.raises(ValueError, match="masks have dtype torch.uint8; expected bool: masks > 0, say"):
+        masks_to_grid(torch.full((1, 16, 16), 255, dtype=torch.uint8), (4, 4))
+    with pytest.raises(ValueError, match="the mask has dtype float64; expected bool: mask > 0, say"):
+        rle.encode(np.full((4, 4), 0.5))
+
+
 def test_annotation_round_trip():
     masks = np.random.default_rng(0).random((3, 5, 7)) < 0.5
     value = RegionAnnotation.from_masks(masks, scores=(0.5, 0.25, 1.0), proposer="gold").to_json()

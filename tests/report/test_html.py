@@ -149,6 +149,8 @@ def test_examples_are_of_the_run_s_own_data(tmp_path):
     page = report({"run": run}, tmp_path)
     assert "The images are from the data that the runs were trained on." in page.text
     assert page.captions() == ["a first dog", f"a second {SCRIPT}", "a third"]
+    for tag in ("h3", "q", "span"):  # captions, answers, phrases and words: in whichever direction they are written
+        assert {"dir": "auto"} in page.all(tag)
     assert (
         f"Among 3 images with one caption each, from the start of the data that the models were trained on, {data}"
         in page.text
@@ -207,10 +209,25 @@ def test_what_a_run_lacks_is_said(tmp_path):
     (broken / "metrics.jsonl").write_text("", encoding="utf-8")
     with pytest.raises(PowerclipError, match="output .* is a folder; name a file"):
         write_report({"e": empty}, tmp_path)
-    page = report({"b": broken, "e": empty}, tmp_path)
-    for said in ("Not evaluated", "No metrics yet", "No complete model yet", "No readable config.yaml"):
-        assert f"{said}: b, e" in page.text
+    said = []
+    output = write_report({"b": broken, "e": empty}, tmp_path / "report.html", progress=said.append)
+    page = Page(output.read_text(encoding="utf-8"))
+    for missing in ("No metrics yet", "No complete model yet", "No readable config.yaml"):
+        assert f"{missing}: b, e" in page.text
+    assert "Not evaluated: e (run" in page.text
+    assert "No result can be read in evaluation.json: b (run powerclip evaluate again)" in page.text
+    again = "(run powerclip evaluate again); going on without it"
+    assert said == [f"run b: no result can be read in {broken / 'evaluation.json'} {again}"]
     assert page.data["images"] == page.data["curves"] == page.data["masks"] == []
+
+
+def test_how_many_captions_were_cut_is_a_note(tmp_path):
+    run = complete_run(tmp_path / "run", weight=0.5)
+    shutil.rmtree(run / "model")
+    (run / "evaluation.json").write_text(json.dumps({"tasks": {"x": {"i2t_R@1": 0.5, "captions_cut": 0.125}}}))
+    page = report({"run": run}, tmp_path)
+    assert "run, x: 12.5% of the captions are longer than the context." in page.text
+    assert "captions_cut" not in page.text
 
 
 def test_a_folder_that_does_not_exist_is_named(tmp_path):
@@ -233,9 +250,11 @@ def test_a_watched_page_is_written_again_when_a_run_has_something_new(tmp_path, 
         if len(seen) == 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("powerclip.report.html.time.sleep", next_round)
+    monkeypatch.setattr("powerclip.report.html.wait", next_round)
+    said = []
     with pytest.raises(KeyboardInterrupt):
-        watch({"run": run}, output, every_s=7.0)
+        watch({"run": run}, output, every_s=7.0, progress=said.append)
+    assert said == [f"{output} is written; waiting for changes, Ctrl-C ends this"]
     times = [written for _, written in seen]
     assert times[0] == times[1] < times[2]
     assert [seconds for seconds, _ in seen] == [7.0] * 3

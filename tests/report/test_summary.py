@@ -37,6 +37,8 @@ def test_who_is_ahead_and_whether_beyond_the_error():
     assert lead_of({"a": spread(0.5, 0.03), "b": spread(0.61, 0.04)}).is_beyond
     unknown = lead_of({"a": spread(0.5), "b": spread(0.7, 0.04)})
     assert (str(unknown), unknown.is_beyond) == ("b +20.0", False)
+    none = lead_of({"a": spread(0.0, 0.0), "b": spread(1 / 3, 0.14)})  # 0 and 4 of 12
+    assert (str(none), none.is_beyond) == ("b +33.3", False)
     for row in ({"a": spread(0.5)}, {"a": spread(0.5), "b": spread(0.5)}, {"a": spread(math.nan), "b": spread(0.5)}):
         assert lead_of(row) is None
 
@@ -78,6 +80,13 @@ def test_each_suite_has_a_table_of_every_metric():
     assert [row[:2] for row in tables["own"].rows] == [("mine", "micro"), ("mine", "macro")]
     old = suite_tables({"a": [Evaluation(tasks={"x": {"acc@1": 0.5}})]})
     assert list(old) == ["of an earlier version"]
+
+
+def test_cut_captions_are_no_metric():
+    metrics = {"i2t_R@1": Estimate(0.5, 100, 0.05), "captions_cut": 0.1}
+    cut = Evaluation(tasks={}).with_result("retrieval", metrics, origin("pairs"))
+    (table,) = suite_tables({"a": [cut], "b": [cut]}).values()
+    assert [row[1] for row in table.rows] == ["i2t_R@1"]
 
 
 def test_a_table_of_one_run_says_of_nobody_that_it_is_ahead():

@@ -76,6 +76,27 @@ def test_what_is_within_the_error_is_not_marked(higher, bold):
     assert ("**" in Table(columns=("a", "b"), rows=(spreads,)).markdown()) == bold
 
 
+def test_an_error_of_0_is_none():
+    """A share of 0 or 1 of a few items, or classes of one image each."""
+    low, high = (Spread(values=(Estimate(value, 20, 0.0),)) for value in (0.05, 0.35))
+    assert Table(columns=("a", "b"), rows=((low, high),)).markdown().splitlines()[-1] == "| 5.0 | 35.0 |"
+    sure = Spread(values=(Estimate(0.35, 20, 0.1),))
+    assert "**" not in Table(columns=("a", "b"), rows=((low, sure),)).markdown()
+    seeds = Spread(values=(0.35, 0.35))
+    assert "**" not in Table(columns=("a", "b"), rows=((Spread(values=(0.1, 0.2)), seeds),)).markdown()
+
+
+def test_long_names_stay_apart_in_a_narrow_terminal():
+    names = ("scenes-colour-object", "scenes-colour-objects-other")
+    table = Table(columns=("task", "metric", "b"), rows=tuple((name, "mean_per_class", 0.5) for name in names))
+    console = Console(file=io.StringIO(), width=30)
+    console.print(table.rich())
+    shown = console.file.getvalue()
+    column = "".join(line.split("│")[1].strip() for line in shown.splitlines() if line.startswith("│"))
+    assert column == "".join(names)
+    assert "…" not in shown
+
+
 def test_mean_and_sample_standard_deviation():
     spread = Spread(values=(0.1, 0.3))
     assert spread.mean == pytest.approx(0.2)

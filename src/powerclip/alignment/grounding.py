@@ -1,7 +1,6 @@
 """Which regions ground a phrase."""
 
 from dataclasses import dataclass
-from typing import get_args
 
 import torch
 from torch import Tensor
@@ -9,8 +8,8 @@ from torch import Tensor
 from powerclip.alignment.aggregators import ABSENT
 from powerclip.alignment.similarity import validate
 from powerclip.alignment.zero import place_zero
+from powerclip.config import ScoringConfig
 from powerclip.config.values import Subsets, Zero
-from powerclip.errors import one_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +25,7 @@ class Grounding:
     """(K, M) s of every phrase and region, less its zero; 0 where either is absent."""
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def grounding(
     regions: Tensor,
     phrases: Tensor,
@@ -52,9 +52,11 @@ def grounding(
     for name, value, letters in (("regions", regions, "(M, D)"), ("phrases", phrases, "(K, D)")):
         if value.ndim != 2:
             raise ValueError(f"{name} has shape {tuple(value.shape)}; expected {letters}: one image, one caption")
+    ScoringConfig(subsets=subsets, zero=zero)  # checks them
+    if zero == "centred" and means is None:
+        raise ValueError("zero is 'centred' and means is None; give the model's vector_means")
     masks = (None if mask is None else mask[None] for mask in (region_mask, phrase_mask))
     r, p = place_zero(*validate(regions[None], phrases[None], *masks), zero=zero, means=means)
-    one_of("subsets", subsets, get_args(Subsets))
     present_KM = p.mask[0][:, None] & r.mask[0]
     s_KM = p.values[0] @ r.values[0].T
     if subsets == "single":

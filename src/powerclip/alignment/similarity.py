@@ -21,6 +21,7 @@ from powerclip.config.values import Backend, Method, Zeta
 from powerclip.types import Similarity
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def similarity(
     regions: Tensor,
     phrases: Tensor,

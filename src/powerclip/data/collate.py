@@ -10,8 +10,11 @@ from torch.nn.functional import pad
 
 from powerclip.phrases.clean import clean_caption
 from powerclip.phrases.tokens import EncodedCaption, encode_caption, used_length
-from powerclip.phrases.tree import Parser
+from powerclip.phrases.tree import Parser, PhraseTree
 from powerclip.types import Batch
+
+NO_PHRASES = PhraseTree(leaves=(), phrases=(), parser="none")
+"""The tree of an empty caption, which parsers refuse."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,10 +80,13 @@ def annotate(
 
     ``images`` are (B, 3, H, W), as the image tower takes them; ``region_masks`` are (B, M, N) bool on the patch grid,
     from ``powerclip.regions.random_boxes``, say. ``parser`` is what ``powerclip.phrases.load_parser`` returns,
-    ``tokenizer`` open_clip's or Hugging Face's, and ``context_length`` T. ValueError if there are not as many captions
-    or regions as images.
+    ``tokenizer`` open_clip's or Hugging Face's, and ``context_length`` T. An empty caption, or one of white space,
+    has no phrases, so that its pair takes no part in the powerset loss. ValueError if there are not as many captions or
+    regions as images.
     """
     captions = [clean_caption(caption) for caption in captions]
+    parsed = iter(parser.parse([caption for caption in captions if caption]))
+    trees = [next(parsed) if caption else NO_PHRASES for caption in captions]
     encoded = [
         EncodedSample(
             key="",
@@ -88,6 +94,6 @@ def annotate(
             captions=[encode_caption(caption, tree, tokenizer, context_length=context_length)],
             regions=regions,
         )
-        for image, caption, tree, regions in zip(images, captions, parser.parse(captions), region_masks, strict=True)
+        for image, caption, tree, regions in zip(images, captions, trees, region_masks, strict=True)
     ]
     return collate(encoded, patches=region_masks.shape[2], regions=region_masks.shape[1])

@@ -2,9 +2,9 @@
 
 import ipaddress
 import os
+import signal
 import socket
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +15,7 @@ from powerclip.errors import PowerclipError, needs_extra
 from powerclip.explore.captions import Captions
 from powerclip.explore.search import DEFAULT_INDEX, ImageIndex
 from powerclip.explore.subject import Subject, find_subject
+from powerclip.progress import wait
 from powerclip.report.samples import scene_pairs
 
 SCENES = 200
@@ -22,16 +23,20 @@ SCENES = 200
 
 
 def explore(run: str | None, config: ExploreConfig, *, say: Callable[[str], None]) -> None:
-    """Serve the page until Ctrl-C; its address is passed to ``say``.
+    """Serve the page until Ctrl-C or SIGTERM; its address is passed to ``say``.
 
     ``run`` is a run or model folder, a hub id, with ``config.pretrained`` a model of open_clip, or None for the model
     that comes with powerclip. PowerclipError if gradio is not installed, the model or folder is missing, or the host is
     not this machine alone and ``config.public`` is not set; OSError if the port is taken.
     """
-    with served(run, config, say=say) as address:
-        say(f"The page is at {address}; Ctrl-C ends it")
-        while True:
-            time.sleep(3600)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # by default nothing would be removed
+    try:
+        with served(run, config, say=say) as address:
+            say(f"The page is at {address}; Ctrl-C ends it")
+            while True:
+                wait(3600)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """The model card: what a model is, how to load it, and what it was trained on, how, with which results."""
 
+from dataclasses import replace
 from pathlib import Path, PurePath
 from urllib.parse import urlsplit
 
@@ -41,6 +42,7 @@ def model_card(source: str, model: PowerCLIP, *, usage: str, parity: Parity, lic
         measured = results_table({name: [results]}).markdown() + "".join(
             f"\n- {line}" for line in absent_note(results).splitlines()
         )
+    compared = replace(parity, source=_name(parity.source))
     height, width = model.image_size
     sections = {
         "Use": usage,
@@ -49,7 +51,7 @@ def model_card(source: str, model: PowerCLIP, *, usage: str, parity: Parity, lic
         "Training data": trained_on,
         "Settings": settings,
         "Results": measured,
-        "Parity with the original": "".join(f"- {line}\n" for line in parity.lines()),
+        "Parity with the original": "".join(f"- {line}\n" for line in compared.lines()),
         "Licence": licence or "The owner of the weights has not stated one. That of the training data may apply, too.",
     }
     body = "\n".join(f"## {title}\n\n{text.strip()}\n" for title, text in sections.items())
@@ -58,5 +60,8 @@ def model_card(source: str, model: PowerCLIP, *, usage: str, parity: Parity, lic
 
 
 def _name(source: str) -> str:
-    """A data set without the folders above it, or the query of its URL."""
-    return urlsplit(source)._replace(query="").geturl() if is_remote(source) else PurePath(source).name
+    """A data set without the folders above it, or the user and the query of its URL."""
+    if not is_remote(source):
+        return PurePath(source).name
+    parts = urlsplit(source)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()

@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from powerclip.distributed import gather_rows, world_size
 from powerclip.loss.clip import contrast
+from powerclip.loss.positives import require_mask_of
 from powerclip.types import Features, LossOutput
 
 TILE_ELEMENTS = 2**25
@@ -62,8 +63,9 @@ def filip_loss(patches: Tensor, tokens: Tensor, token_mask: Tensor, logit_scale:
     embeddings, which are normalised here: a scalar in float32, also under autocast. With n captions of each image,
     tokens are (B n, T, D), and ``contrast`` says how they are used. ``token_mask`` (B, T) bool is False for padding;
     ``logit_scale`` is the () inverse temperature, already exponentiated. Under an initialised process group the loss is
-    that of the global batch, as ``clip_loss``.
+    that of the global batch, as ``clip_loss``. ValueError if the mask does not fit the tokens.
     """
+    require_mask_of(tokens, token_mask)
     with torch.autocast(patches.device.type, enabled=False):
         dtype = torch.promote_types(patches.dtype, torch.float32)
         patches, tokens = F.normalize(patches.to(dtype), dim=-1), F.normalize(tokens.to(dtype), dim=-1)

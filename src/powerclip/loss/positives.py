@@ -17,3 +17,9 @@ def captions_per_image(image: Tensor, text: Tensor) -> int:
 def fit(images: int, captions: int) -> bool:
     """Whether so many captions are the same number, one or more, for each image."""
     return captions % images == 0 < captions if images else captions == 0
+
+
+def require_mask_of(tokens: Tensor, token_mask: Tensor) -> None:
+    """ValueError unless a mask is that of tokens (B, T, D); another one could be broadcast."""
+    if token_mask.shape != tokens.shape[:2]:
+        raise ValueError(f"token_mask has shape {tuple(token_mask.shape)}; expected {tuple(tokens.shape[:2])}")

@@ -45,8 +45,8 @@ class PowersetAlignmentLoss(nn.Module):
     Under an initialised process group every process passes its own pairs; the loss is that of the global batch, with
     its gradient on the process's own rows. DistributedDataParallel averages gradients of parameters, but their sum is
     needed: multiply the loss by the number of processes. If the loss is part of the module that it wraps, give
-    ``broadcast_buffers=False``: otherwise it writes to all buffers before each step, and where a setting needs the
-    count of steps (a calibrated zeta, sampled subsets, a late start, a warm-up) a GPU is waited for.
+    ``broadcast_buffers=False``: with some versions of torch a GPU is waited for at each step otherwise, where a setting
+    needs the count of steps (a calibrated zeta, sampled subsets, a late start, a warm-up).
     """
 
     zeta_estimate: Tensor

@@ -1,10 +1,14 @@
 """The triplet loss from the complete matrix of scores: the definition that ``powerset.py`` is compared with."""
 
+from typing import get_args
+
 import torch
 from torch import Tensor
 
 from powerclip.alignment.aggregators import ABSENT
+from powerclip.config.checks import require_number
 from powerclip.config.values import Negatives
+from powerclip.errors import one_of
 
 
 def triplet_loss(
@@ -28,7 +32,19 @@ def triplet_loss(
     In place of the maximum, "logsumexp" takes t log sum_j exp(X[i, j] / t) with the temperature t.
     "mean" takes the mean over j of max(0, margin + X[i, j] - X[i, i]) (the sum of hinges in Faghri et al.,
     VSE++, BMVC 2018, by their number).
+
+    The loss is computed and returned in float32, or in float64 for scores of that dtype. ValueError if an argument is
+    out of range, or the scores are not square without ``negative`` and ``positive``.
     """
+    one_of("negatives", negatives, get_args(Negatives))
+    require_number("temperature", temperature, lambda v: v > 0, "positive")
+    if not isinstance(margin, Tensor):
+        require_number("margin", margin, lambda v: v >= 0, "0 or more")
+    if scores.ndim != 2 or ((negative is None or positive is None) and scores.shape[0] != scores.shape[1]):
+        raise ValueError(f"scores have shape {tuple(scores.shape)}; expected (C, C), the pairs on the diagonal")
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    if not scores.numel():
+        return scores.sum()  # 0
     C = scores.shape[0]
     valid = torch.ones(C, dtype=torch.bool, device=scores.device) if rows is None else rows
     if negative is None:

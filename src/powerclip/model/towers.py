@@ -201,13 +201,19 @@ class PowerCLIP(nn.Module):
         Returns:
             (B, K, D) float32 vectors, zero where absent, and (B, K) bool, True = present; K is T for tokens; of
             "both" the phrases come first, then T tokens.
+
+        Raises:
+            ValueError: the shapes do not fit each other.
         """
+        _check_phrases(tokens, leaf_of_token, spans)
         if self.phrase_context == "alone":
             return self._phrases_alone(tokens, leaf_of_token, spans)
         return self._pool_phrases(self.encode_tokens(tokens), leaf_of_token, spans)
 
     def _phrases_alone(self, tokens: Tensor, leaf_of_token: Tensor, spans: Tensor) -> tuple[Tensor, Tensor]:
         """``encode_phrases``, each phrase read as a text of its own."""
+        if not len(tokens):  # there is no longest caption
+            return self._pool_phrases(self.encode_tokens(tokens), leaf_of_token, spans)
         packed = pack_phrases(tokens, leaf_of_token, spans)
         return self._pool_phrases(self._encode_packed(packed), packed.leaf_of_token, packed.spans)
 
@@ -248,18 +254,22 @@ class PowerCLIP(nn.Module):
         return _embedding(pooled, normalize, dense.dtype)
 
     def forward(
-        self, batch: Batch | None = None, *, image: Tensor | None = None, text: Tensor | None = None
+        self, batch: Batch | Tensor | None = None, text: Tensor | None = None, *, image: Tensor | None = None
     ) -> Features | dict[str, Tensor]:
         """Everything the losses need, from one pass over the images and one over the captions.
 
-        Called as an open_clip model, with ``image`` (B, 3, H, W) or ``text`` (B, T) or both, it answers as one with
-        ``output_dict``: ``image_features`` and ``text_features`` (B, D) of unit length, ``logit_scale`` (not its log).
+        Called as an open_clip model, with ``image`` (B, 3, H, W) or ``text`` (B, T) or both, by name or in this order,
+        it answers as one with ``output_dict``: ``image_features`` and ``text_features`` (B, D) of unit length,
+        ``logit_scale`` (not its log).
         """
+        if isinstance(batch, Tensor):
+            batch, image = None, batch
         if batch is None:
             found = {"logit_scale": self.logit_scale.exp()}
             found |= {} if self.logit_bias is None else {"logit_bias": self.logit_bias}
             found |= {} if image is None else {"image_features": self.encode_image(image, normalize=True)}
             return found | ({} if text is None else {"text_features": self.encode_text(text, normalize=True)})
+        _check_phrases(batch.tokens, batch.leaf_of_token, batch.phrase_spans)
         patches, image = self._encode_patches(batch.images)  # (B, N, D), (B, D)
         dense, text = self._encode_tokens(batch.tokens)  # (B, T, D), (B, D)
         masks = None if self.region_unit == "patch" else batch.region_masks
@@ -321,6 +331,15 @@ def _shown(given: object) -> str:
     return f"{tuple(given.shape)} of {given.dtype}" if isinstance(given, Tensor) else f"a {type(given).__name__}"
 
 
+def _check_phrases(tokens: Tensor, leaf_of_token: Tensor, spans: Tensor) -> None:
+    """Of (B, T) tokens there must be (B, T) leaves and (B, K, 2) spans."""
+    if leaf_of_token.shape != tokens.shape or spans.ndim != 3 or spans.shape[::2] != (len(tokens), 2):
+        raise ValueError(
+            f"tokens, leaf_of_token and spans have shapes {tuple(tokens.shape)}, {tuple(leaf_of_token.shape)} and "
+            f"{tuple(spans.shape)}; expected (B, T), (B, T) and (B, K, 2)"
+        )
+
+
 def _embedding(x: Tensor, normalize: bool, dtype: torch.dtype) -> Tensor:
     """Normalised in float32, also of a model in half precision."""
     return (normalise(at_least_float32(x)) if normalize else x).to(dtype)
@@ -352,6 +371,11 @@ def _attention_pool_of_each(pool: Any, x: Tensor) -> Tensor:
 
 
 def _check_towers(backbone: Any) -> None:
+    if not hasattr(backbone, "visual"):
+        raise PowerclipError(
+            f"{type(backbone).__name__} is not a model of open_clip; of one that is wrapped (DistributedDataParallel, "
+            "say) give .module"
+        )
     tower = backbone.visual
     if isinstance(tower, TimmModel):
         tower = tower.trunk

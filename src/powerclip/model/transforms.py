@@ -10,8 +10,15 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.tv_tensors import Mask
 
 from powerclip.config.values import Crop
+from powerclip.errors import one_of
 from powerclip.model.towers import PowerCLIP, Transform
 from powerclip.pixels import to_rgb
+
+INTERPOLATIONS = {
+    "bicubic": InterpolationMode.BICUBIC,
+    "bilinear": InterpolationMode.BILINEAR,
+    "random": InterpolationMode.BICUBIC,  # as open_clip evaluates such models
+}
 
 CROP_SCALE = (0.9, 1.0)
 """Share of the area that a random crop keeps, as in open_clip."""
@@ -35,10 +42,14 @@ def make_transforms(model: PowerCLIP, *, crop: Crop = "random", flip: float = 0.
 
     Returns:
         Each turns an image into (3, H, W) float32 and masks (M, h, w) into (M, H, W).
+
+    Raises:
+        ValueError: the model asks for an interpolation that is not among open_clip's.
     """
     config = PreprocessCfg(**model.backbone.visual.preprocess_cfg)
     size = (config.size, config.size) if isinstance(config.size, int) else tuple(config.size)
-    mode = InterpolationMode.BILINEAR if config.interpolation == "bilinear" else InterpolationMode.BICUBIC
+    one_of("interpolation", config.interpolation, INTERPOLATIONS)
+    mode = INTERPOLATIONS[config.interpolation]
     pixels = [
         v2.ToImage(),
         v2.ToDtype(torch.float32, scale=True),

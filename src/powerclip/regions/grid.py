@@ -48,8 +48,8 @@ def masks_to_grid(masks: Tensor, grid: tuple[int, int]) -> Tensor:
     """(M, N) bool, row-major, of (M, H, W) bool: a patch belongs to a region if at least half of it is covered.
 
     A mask too small for that keeps its most covered patch; an empty mask stays empty. Pixels beyond the last complete
-    patch belong to no patch, as in the tower's patch embedding. ValueError if the masks are not three-dimensional, or
-    smaller than the grid.
+    patch belong to no patch, as in the tower's patch embedding. ValueError if the masks are not three-dimensional or
+    not bool, or smaller than the grid.
     """
     covered, patch_pixels = _covered(masks, grid)
     best = F.one_hot(covered.argmax(dim=1), covered.shape[1]).bool()
@@ -73,6 +73,8 @@ def _covered(masks: Tensor, grid: tuple[int, int]) -> tuple[Tensor, int]:
         raise ValueError(
             f"masks must be (M, H, W), at least as large as the grid {grid}, but have shape {tuple(masks.shape)}"
         )
+    if masks.dtype != torch.bool:
+        raise ValueError(f"masks have dtype {masks.dtype}; expected bool: masks > 0, say")
     patch = masks.shape[1] // grid[0], masks.shape[2] // grid[1]
     masks = masks[:, : patch[0] * grid[0], : patch[1] * grid[1]]
     # Sums of zeros and ones: exact.

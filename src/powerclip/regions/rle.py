@@ -12,7 +12,10 @@ MAX_BITS = 40
 
 
 def encode(mask: NDArray[np.bool_]) -> str:
-    """An (H, W) bool mask as a COCO run-length string."""
+    """An (H, W) bool mask as a COCO run-length string; ValueError if it is not bool."""
+    mask = np.asarray(mask)
+    if mask.dtype != np.bool_:
+        raise ValueError(f"the mask has dtype {mask.dtype}; expected bool: mask > 0, say")
     return coco.encode(np.asfortranarray(mask, dtype=np.uint8))["counts"].decode("ascii")  # type: ignore[no-any-return]
 
 

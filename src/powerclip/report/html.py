@@ -3,7 +3,6 @@
 import base64
 import hashlib
 import json
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -17,12 +16,13 @@ from powerclip.errors import PowerclipError
 from powerclip.evaluate.encode import Encoder
 from powerclip.files import atomic_write, require_writable
 from powerclip.model import PowerCLIP, load, make_tokenizer, make_transforms
+from powerclip.progress import wait
 from powerclip.report.examples import POOL, Images, hard_negatives, retrieval
 from powerclip.report.grounding import Grounding, ground, regions_of, rows
 from powerclip.report.plots import PANELS, Panel, evaluation_panels, instruments, series
 from powerclip.report.samples import own_pairs, scene_pairs, task_to_show
 from powerclip.report.summary import facts, headlines, read_settings, suite_tables, verdicts, with_leads
-from powerclip.report.tables import TEMPLATES, Table, read_evaluations
+from powerclip.report.tables import TEMPLATES, Table, cut_captions, read_evaluations
 from powerclip.runs import RunFolder, read_metrics
 from powerclip.tasks import HardNegatives, Retrieval
 
@@ -48,8 +48,10 @@ def watch(
         now = [file.stat().st_mtime_ns if file.exists() else 0 for file in files]
         if now != before:
             write_report(runs, output, reload_s=every_s, progress=progress)
+            if progress and not before:
+                progress(f"{output} is written; waiting for changes, Ctrl-C ends this")
             before = now
-        time.sleep(every_s)
+        wait(every_s)
 
 
 def write_report(
@@ -77,9 +79,13 @@ def write_report(
     require_writable(output, folder=False)
     found = read_evaluations({name: [run] for name, run in runs.items()})
     evaluations = {name: seeds for name, seeds in found.items() if seeds}
+    say, images = progress or (lambda text: None), Images()
+    unreadable = [name for name, run in runs.items() if not found[name] and RunFolder(run).evaluation_file.exists()]
+    for name in unreadable:
+        file = RunFolder(runs[name]).evaluation_file
+        say(f"run {name}: no result can be read in {file} (run powerclip evaluate again); going on without it")
     headline = headlines(evaluations)
     metrics = {name: lines for name, run in runs.items() if (lines := read_metrics(RunFolder(run).metrics_file))}
-    say, images = progress or (lambda text: None), Images()
     with process_group() as device:
         models: dict[str, PowerCLIP] = {}
         for name, run in runs.items():
@@ -91,7 +97,9 @@ def write_report(
             "verdicts": verdicts(headline),
             "headlines": with_leads(headline),
             "suites": suite_tables(evaluations),
+            "cut": {name: cut for name, (one,) in evaluations.items() if (cut := cut_captions(one))},
             "evaluated": list(evaluations),
+            "unreadable": unreadable,
             "measured": list(metrics),
             "loaded": list(models),
             "settings": _settings(runs),

@@ -29,7 +29,7 @@ class Lead:
     """Above 0."""
     error: float | None
     """Standard error of the difference, taking the two as independent: never too small where both saw the same items
-    and agree on some. None if an error is not known."""
+    and agree on some. None if an error is not known, or 0: items that all came out alike say nothing of others."""
 
     @property
     def is_beyond(self) -> bool:
@@ -52,7 +52,7 @@ def lead_of(row: Mapping[str, Cell]) -> Lead | None:
         return None
     first, second = (known[name] for name in ranked)
     errors = (first.standard_error, second.standard_error)
-    error = None if None in errors else math.hypot(*(e for e in errors if e is not None))
+    error = math.hypot(*filter(None, errors)) if all(errors) else None
     return Lead(run=ranked[0], difference=first.mean - second.mean, error=error)
 
 

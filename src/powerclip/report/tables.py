@@ -67,8 +67,8 @@ class Spread:
         return self._known("n")
 
     def __str__(self) -> str:
-        """In percent: "17.3 ± 0.8", the deviation or, for one seed, the sampling error; then "(12.5)", the chance."""
-        error = self.standard_error if self.deviation is None else self.deviation
+        """In percent: "17.3 ± 0.8 (12.5)", the deviation or, for one seed, a sampling error above 0, and the chance."""
+        error = (self.standard_error or None) if self.deviation is None else self.deviation
         shown = f"{100 * self.mean:.1f}" + ("" if error is None else f" ± {100 * error:.1f}")
         return shown + ("" if self.chance is None else f" ({100 * self.chance:.1f})")
 
@@ -101,8 +101,8 @@ class Table:
     def rich(self) -> rich.table.Table:
         """For the terminal."""
         table = rich.table.Table(title=Text(printable(self.title)) if self.title else None)
-        for name, is_number in self._header():
-            table.add_column(Text(name), justify="right" if is_number else "left")
+        for name, is_number in self._header():  # a name that is cut could be that of another task
+            table.add_column(Text(name), justify="right" if is_number else "left", overflow="fold")
         for row in self.rows:
             table.add_row(*(Text(text, style="bold" if is_best else "") for text, is_best in _shown(row)))
         return table
@@ -144,9 +144,9 @@ def read_evaluations(runs: Mapping[str, Sequence[Path]]) -> dict[str, list[Evalu
 
 def results_table(results: Mapping[str, Sequence[Evaluation]], metrics: Collection[str] = HEADLINES) -> Table:
     """Metrics (all, if none is named) and averages as mean and standard deviation over seeds;
-    takes each seed's, by model."""
+    takes each seed's, by model. The share of captions that were cut, which is no merit, is in ``notes`` alone."""
     counts = sorted({len(seeds) for seeds in results.values()})
-    rows = tuple(_rows(results, metrics))
+    rows = tuple(row for row in _rows(results, metrics) if row[1] != CUT)
     spreads = [cell for row in rows for cell in row if isinstance(cell, Spread)]
     errors = [spread.standard_error for spread in spreads if spread.standard_error is not None]
     title = "zero-shot and linear probes, %" if any(PROBE in str(row[0]) for row in rows) else "zero-shot, %"
@@ -197,12 +197,15 @@ def absent_note(evaluation: Evaluation) -> str:
 
 def notes(evaluation: Evaluation) -> str:
     """What is absent, and where captions were cut at the model's context, one line each."""
+    return absent_note(evaluation) + "".join(f"cut: {line}\n" for line in cut_captions(evaluation))
+
+
+def cut_captions(evaluation: Evaluation) -> list[str]:
+    """Of each task where captions were cut at the model's context, how many."""
     cut = {name: metrics[CUT] for name, metrics in evaluation.tasks.items() if CUT in metrics}
-    lines = [
-        f"cut: {printable(name)}: {share:.1%} of the captions are longer than the context\n"
-        for name, share in cut.items()
+    return [
+        f"{printable(name)}: {share:.1%} of the captions are longer than the context" for name, share in cut.items()
     ]
-    return absent_note(evaluation) + "".join(lines)
 
 
 def write_tables(folder: Path, name: str, evaluation: Evaluation) -> None:
@@ -276,7 +279,7 @@ def _with_error(evaluation: Evaluation, average: Average) -> float:
 def _shown(row: Sequence[Cell]) -> list[tuple[str, bool]]:
     """Each cell of a row as text, and whether it is above all other numbers by more than the error of the difference.
 
-    Errors are deviations over seeds or, of one seed, sampling errors.
+    Errors are deviations over seeds or, of one seed, sampling errors. One of 0 is none: nothing stands out beside it.
     """
     known = [_value_and_error(cell) for cell in row if isinstance(cell, int | float | Spread)]
     best, error = max(known, default=(math.nan, 0.0))
@@ -286,9 +289,10 @@ def _shown(row: Sequence[Cell]) -> list[tuple[str, bool]]:
 
 
 def _value_and_error(cell: Cell) -> tuple[float, float]:
-    """A number and its error, 0 if that is not known; NaN for what is no number."""
+    """A number and its error: 0 if that is not known, infinite if it is said to be 0; NaN for what is no number."""
     if isinstance(cell, Spread):
-        return cell.mean, cell.deviation or cell.standard_error or 0.0
+        errors = [error for error in (cell.deviation, cell.standard_error) if error is not None]
+        return cell.mean, next(filter(None, errors), math.inf if errors else 0.0)
     return (float(cell), 0.0) if isinstance(cell, int | float) else (math.nan, 0.0)
 
 
