@@ -18,16 +18,15 @@ from powerclip.data.sample import Sample
 from powerclip.data.validate import check_annotations
 from powerclip.errors import BadSampleError
 from powerclip.regions import (
-    PixelPlaces,
     RegionAnnotation,
     fixed_boxes,
     masks_to_grid,
     objects_to_grid,
-    pixel_places,
     random_boxes,
     rle,
     tiles,
 )
+from powerclip.regions.places import PixelPlaces, pixel_places
 
 
 def boxes(seed, *, images=5, regions=7, grid=(6, 9)):

@@ -26,7 +26,8 @@ from powerclip.data.shards import SamplePlace
 from powerclip.data.validate import check_phrases, check_size, stored_masks
 from powerclip.errors import BadSampleError, PowerclipError, RunFailedError
 from powerclip.phrases import encode_caption, tree_or_whole
-from powerclip.regions import masks_to_grid, pixel_places, random_boxes
+from powerclip.regions import masks_to_grid, random_boxes
+from powerclip.regions.places import pixel_places
 from powerclip.types import Batch
 
 Request = list[tuple[int, tuple[int, ...]]]

@@ -4,18 +4,16 @@ from powerclip.config.values import RegionShape
 from powerclip.errors import PowerclipError
 from powerclip.regions.annotation import RegionAnnotation
 from powerclip.regions.boxes import fixed_boxes, random_boxes, tiles
-from powerclip.regions.grid import PixelPlaces, masks_to_grid, objects_to_grid, pixel_places
+from powerclip.regions.grid import masks_to_grid, objects_to_grid
 from powerclip.regions.masks import AsBoxes, Proposer
 
 __all__ = [
-    "PixelPlaces",
     "Proposer",
     "RegionAnnotation",
     "fixed_boxes",
     "load_proposer",
     "masks_to_grid",
     "objects_to_grid",
-    "pixel_places",
     "random_boxes",
     "tiles",
 ]
