@@ -6,11 +6,15 @@ import sys
 import onnxruntime
 import pytest
 import torch
+from open_clip.tokenizer import HFTokenizer
 
 import powerclip
 from powerclip.errors import PowerclipError
 from powerclip.export import export
-from tests.support.exports import SIGLIP, assert_the_same_without_powerclip, model_to_export
+from powerclip.export.onnx_files import bare_tokenizer
+from powerclip.export.tokenizer_files import write_tokenizer
+from powerclip.files import write_json
+from tests.support.exports import SIGLIP, assert_the_same_without_powerclip, model_to_export, word_tokenizer
 
 PROGRAM = """
 sys.modules["torch"] = sys.modules["open_clip"] = None
@@ -69,6 +73,17 @@ def test_a_model_that_no_other_form_can_express(tmp_path):
         1,
         32,
     )
+
+
+def test_cleaning_before_the_tokenizer_is_said_and_what_it_changes_is_seen(tmp_path):
+    tokenizer = HFTokenizer(word_tokenizer(tmp_path / "words"), context_length=8, clean="canonicalize")
+    says = write_tokenizer(tokenizer, tmp_path)
+    assert says.keys() == {"cleaning", "tokenizer", "padding"}
+    assert "remove ASCII punctuation, lower," in says["cleaning"]
+    write_json(tmp_path / "preprocess.json", {"text": {"context_length": 8, **says}})
+    captions = ["a red cube", "a red cube.", "a red, blue ball left of the green cone and the red cube"]
+    same = (bare_tokenizer(tmp_path)(captions) == tokenizer(captions)).all(dim=1)
+    assert same.tolist() == [True, False, False]
 
 
 def test_what_is_not_installed_is_named(tmp_path, monkeypatch):

@@ -5,14 +5,13 @@ import shutil
 import sys
 
 import pytest
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
-from transformers import CLIPTokenizer, PreTrainedTokenizerFast
+from transformers import CLIPTokenizer
 
 import powerclip
 from powerclip.errors import PowerclipError
 from powerclip.export import export
 from powerclip.model import save
-from tests.support.exports import SIGLIP, assert_the_same_without_powerclip, model_to_export
+from tests.support.exports import SIGLIP, assert_the_same_without_powerclip, model_to_export, word_tokenizer
 from tests.support.models import TINY
 
 PROGRAM = """
@@ -58,39 +57,6 @@ def test_transformers_computes_the_same(tmp_path, monkeypatch):
         cases.append((model, folder, parity))
     # Not resized: the library resizes on tensors, powerclip as Pillow does.
     assert_the_same_without_powerclip(cases, PROGRAM, image_size=64)
-
-
-def word_tokenizer(folder):
-    """A small tokenizer of transformers, which pads with 1."""
-    words = [
-        "<unk>",
-        "<pad>",
-        "</s>",
-        *[
-            "a",
-            "an",
-            "red",
-            "green",
-            "blue",
-            "cube",
-            "ball",
-            "cone",
-            "and",
-            "is",
-            "of",
-            "the",
-            "to",
-            "left",
-            "right",
-            "hello",
-        ],
-    ]
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
-    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<pad>", eos_token="</s>"
-    ).save_pretrained(folder)
-    return str(folder)
 
 
 @pytest.mark.parametrize("target", ["open_clip", "hub-folder"])

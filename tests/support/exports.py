@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from timm.models import register_model
 from timm.models.vision_transformer import VisionTransformer
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 import powerclip
 from powerclip.data.images import decode_image
@@ -55,6 +57,39 @@ def model_to_export(folder, config=TINY, **options):
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.05)
     return save(model, folder / "m")
+
+
+def word_tokenizer(folder):
+    """A small tokenizer of transformers, which pads with 1."""
+    words = [
+        "<unk>",
+        "<pad>",
+        "</s>",
+        *[
+            "a",
+            "an",
+            "red",
+            "green",
+            "blue",
+            "cube",
+            "ball",
+            "cone",
+            "and",
+            "is",
+            "of",
+            "the",
+            "to",
+            "left",
+            "right",
+            "hello",
+        ],
+    ]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<pad>", eos_token="</s>"
+    ).save_pretrained(folder)
+    return str(folder)
 
 
 def assert_the_same_without_powerclip(cases, code, *, image_size=96):

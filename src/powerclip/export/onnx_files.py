@@ -1,5 +1,6 @@
 """ONNX: a graph per tower, and what to do with images and texts before, as JSON."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from powerclip.errors import needs_extra
 from powerclip.export.parity import Exported
 from powerclip.export.tokenizer_files import write_tokenizer
-from powerclip.files import write_json
+from powerclip.files import read_json, write_json
 from powerclip.model import PowerCLIP
 from powerclip.model.towers import Tokenizer
 
@@ -63,14 +64,26 @@ def write(model: PowerCLIP, tokenizer: Tokenizer, folder: Path) -> None:
 
 
 def read(folder: Path) -> Exported:
-    """Both graphs in onnxruntime, on the CPU; preprocessing is left to whoever runs them."""
+    """Both graphs in onnxruntime, on the CPU, and the tokenizer; the rest is left to whoever runs them."""
     runtime = _require()
 
     def encoder(tower: str) -> Any:
         session = runtime.InferenceSession(folder / f"{tower}.onnx", providers=["CPUExecutionProvider"])
         return lambda x: torch.from_numpy(session.run(None, {TOWERS[tower][0]: x.numpy()})[0])
 
-    return Exported(encode_image=encoder("image"), encode_text=encoder("text"))
+    return Exported(encode_image=encoder("image"), encode_text=encoder("text"), tokenizer=bare_tokenizer(folder))
+
+
+def bare_tokenizer(folder: Path) -> Callable[[Sequence[str]], Tensor] | None:
+    """What ``tokenizer.json`` alone makes of captions, without cleaning; None for CLIP's tokenizer, which has none."""
+    if not (folder / "tokenizer.json").is_file():
+        return None
+    from tokenizers import Tokenizer as Bare
+
+    bare, says = Bare.from_file(str(folder / "tokenizer.json")), read_json(folder / "preprocess.json")["text"]
+    bare.enable_truncation(says["context_length"])
+    bare.enable_padding(length=says["context_length"], pad_id=says["padding"])
+    return lambda captions: torch.tensor([encoded.ids for encoded in bare.encode_batch(list(captions))])
 
 
 def usage(model: PowerCLIP) -> str:
@@ -83,8 +96,8 @@ image_tower, text_tower = (onnxruntime.InferenceSession(f"FOLDER/{name}.onnx") f
 (text_embeds,) = text_tower.run(None, {"input_ids": tokens})  # (B, context_length) int64 to (B, D), unit length
 ```
 
-`preprocess.json` says how pixels and tokens are made, and the scale and bias of the logits. The tokenizer's
-files are in the folder."""
+`preprocess.json` says how pixels and tokens are made, with the cleaning of texts before them, and the scale and bias of
+the logits. The tokenizer's files are in the folder."""
 
 
 def _require() -> Any:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import open_clip
+from open_clip.tokenizer import get_clean_fn
 
 from powerclip.errors import PowerclipError
 from powerclip.files import atomic_write, write_json
@@ -11,6 +12,14 @@ from powerclip.model.towers import Tokenizer
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 """As the other libraries call them."""
+
+CLEANING = {
+    "whitespace": "repair mojibake (ftfy), unescape HTML twice, make white space single spaces",
+    "lower": "repair mojibake (ftfy), unescape HTML twice, make white space single spaces, lower",
+    "canonicalize": "repair mojibake (ftfy), unescape HTML twice, replace _ by a space, remove ASCII punctuation, "
+    "lower, make white space single spaces",
+}
+"""What open_clip does to a text before one of transformers' tokenizers, by its names."""
 
 
 def write_tokenizer(tokenizer: Tokenizer, folder: Path) -> dict[str, Any]:
@@ -23,8 +32,11 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path) -> dict[str, Any]:
         PowerclipError: the tokenizer is of another kind.
     """
     if hasattr(tokenizer, "save_pretrained"):  # open_clip's wrapper of one of transformers
-        tokenizer.save_pretrained(folder)
-        return {"tokenizer": "tokenizer.json", "padding": getattr(tokenizer, "tokenizer").pad_token_id}  # noqa: B009
+        wrapper: Any = tokenizer
+        wrapper.save_pretrained(folder)
+        cleaning = next(how for name, how in CLEANING.items() if wrapper.clean_fn is get_clean_fn(name))
+        more = {name: value for name in ("strip_sep_token", "tokenizer_mode") if (value := getattr(wrapper, name))}
+        return {"cleaning": cleaning, "tokenizer": "tokenizer.json", "padding": wrapper.tokenizer.pad_token_id, **more}
     if not isinstance(tokenizer, open_clip.SimpleTokenizer) or tokenizer.reduction_fn is not None:
         raise PowerclipError("only CLIP's tokenizer as it is, and those of transformers, can be exported")
     names = {tokenizer.sot_token_id: START, tokenizer.eot_token_id: END}
