@@ -284,6 +284,9 @@ def _finish(engine: Engine, step: int, bad: Counter[str], say: Callable[[str], N
         say(f"Stopped at step {step} of {engine.steps}: {holds}; run the same command with --resume auto to continue.")
     if bad:
         say(f"Skipped samples that could not be used: {counted(bad)}")
+    if left_out := engine.counters["bad_steps"]:
+        why = f"the loss or its gradient was not finite (their samples: {run.bad_batches_file})"
+        say(f"{left_out} of {step} steps changed nothing: {why}; a lower optim.learning-rate may help")
 
 
 def _state(engine: Engine, data: OpenedData, step: int) -> dict[str, Any]:

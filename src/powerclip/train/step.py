@@ -134,7 +134,7 @@ class Engine:
     def settle(self) -> None:
         """Wait for the last step, and count it if it was not finite.
 
-        RunFailedError after ``MAX_BAD_STEPS`` steps in a row that were not.
+        RunFailedError after ``MAX_BAD_STEPS`` steps in a row that were not, or all of a shorter run.
         """
         outcome, self._outcome = self._outcome, None
         if outcome is None:
@@ -147,7 +147,7 @@ class Engine:
         path = self.run.bad_batches_file
         with naming(path), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": outcome.step + 1, "process": rank(), "keys": outcome.keys}) + "\n")
-        if self.bad_in_a_row >= MAX_BAD_STEPS:
+        if self.bad_in_a_row >= min(MAX_BAD_STEPS, self.steps):
             raise RunFailedError(
                 f"the loss or its gradient was not finite in {self.bad_in_a_row} steps in a row, up to step "
                 f"{outcome.step + 1} (samples {', '.join(outcome.keys[:5])}, ...; all in {path}); lower "
