@@ -89,6 +89,8 @@ def test_every_setting_says_what_it_is():
         ({"subsets": "single", "zeta": "calibrated", "method": "exact"}, ["zeta", "method"]),
         ({"method": "exact", "zeta": "calibrated", "samples": 8}, ["zeta"]),
         ({"form": "softmax", "margin": "adaptive", "negatives": "mean"}, ["margin", "negatives"]),
+        ({"gradient_ratio": 0.5, "powerset_weight": 50.0}, ["powerset_weight"]),
+        ({"powerset_weight": 50.0}, []),
         ({"name": "clip", "subsets": "single", "zeta": "calibrated"}, []),
     ],
 )

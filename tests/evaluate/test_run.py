@@ -458,6 +458,7 @@ def test_other_light_suites_are_those_of_the_evaluation(tmp_path):
         light_suite(image_size=64, size=0)
 
 
+@pytest.mark.filterwarnings("ignore:.* are the same in the prompt")  # to a model that knows colours alone
 def test_a_training_goes_on_as_if_it_had_not_been_watched():
     colour_model = ColourModel().train()
     state = torch.get_rng_state()

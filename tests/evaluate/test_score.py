@@ -1,5 +1,7 @@
 """Running tasks: on a model that sees colours, and on a real one."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 
@@ -134,3 +136,20 @@ def test_the_batch_size_does_not_change_what_a_real_model_scores() -> None:
     values = [value for metrics in results[0].values() for value in metrics.values()]
     assert all(0 <= value <= 1 for value in values)
     assert results[0] == results[1]
+
+
+@pytest.mark.parametrize(
+    ("names", "templates", "message"),
+    [
+        (("red", "green"), ("a {c}", "many " * 80 + "{c}"), "'red' and 'green' are the same in the prompt 'many many"),
+        (("red", "green", "Red"), ("a {c}",), "'red' and 'Red' are the same in the prompt 'a {c}'"),
+        (("old " * 80 + "cat", "old " * 80 + "dog"), ("a {c}",), "cat' and 'old .*put {c} nearer to its start, or"),
+        (("red", "green", "red"), ("a {c}",), None),
+    ],
+)
+def test_classes_with_the_same_prompt_are_named(names, templates, message) -> None:
+    model = create_model("tiny").eval()
+    transform, words = make_transforms(model)[1], make_tokenizer(model)
+    task = Classification(name="c", images=[square("red")], labels=[0], class_names=names, templates=templates)
+    with pytest.warns(UserWarning, match=f"^c: .*{message}") if message else nullcontext():
+        evaluate_tasks(model, transform, words, [task])

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 import powerclip
 from powerclip.errors import PowerclipError
 from powerclip.files import SUMS
-from powerclip.model import create_model, save
+from powerclip.model import create_model, load_open_clip, save
 from tests.support.models import TINY
 
 
@@ -132,7 +132,7 @@ def test_a_model_is_loaded_without_checksums_and_with_other_files_beside_it(tmp_
 
 
 def test_a_config_of_another_library_is_one_line(tmp_path):
-    (tmp_path / "config.json").write_text('{"model_type": "clip"}')
+    (tmp_path / "config.json").write_text('{"hidden_size": 512}')
     with pytest.raises(PowerclipError, match="config.json is not of a powerclip model; name a run, or what powerclip"):
         powerclip.load(tmp_path)
 
@@ -155,3 +155,23 @@ def test_open_clip_s_zero_shot_evaluator_takes_the_model(monkeypatch):
     found = model(text=tokenizer(["a red cube"]))
     assert found.keys() == {"text_features", "logit_scale"}
     assert found["logit_scale"].item() == pytest.approx(1 / 0.07)
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_a_model_without_dense_outputs_has_the_activation_of_its_tag(quick, tmp_path, monkeypatch):
+    config = {
+        "embed_dim": 32,
+        "vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 16, "patch_size": None},
+        "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
+    }
+    theirs = open_clip.CLIP(**config, quick_gelu=quick).eval()
+    torch.save(theirs.state_dict(), tmp_path / "weights.pt")
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "small-resnet", config)
+    tag = {"url": "", "quick_gelu": True} if quick else {"url": ""}
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "small-resnet", {"mine": tag})
+    for place in (open_clip, open_clip.factory):
+        monkeypatch.setattr(place, "download_pretrained", lambda *_, **__: str(tmp_path / "weights.pt"))
+    model, _, tokenizer = load_open_clip("small-resnet", "mine")
+    assert model.config["model"].get("quick_gelu", False) is quick
+    tokens = tokenizer(["a red cube"])
+    assert torch.equal(model.encode_text(tokens), theirs.encode_text(tokens))

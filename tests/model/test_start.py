@@ -3,7 +3,9 @@
 import json
 import struct
 import sys
+import zipfile
 
+import numpy as np
 import open_clip
 import pytest
 import torch
@@ -213,13 +215,16 @@ def test_a_folder_of_open_clip_is_read_or_refused(tmp_path, monkeypatch):
     (tmp_path / "no-weights").mkdir()
     (tmp_path / "no-weights" / "open_clip_config.json").write_text(json.dumps({"model_cfg": SMALL}))
     local_dir(tmp_path / "other", theirs_of(SMALL), {**SMALL, "embed_dim": 16})
+    (tmp_path / "no-config").mkdir()
+    (tmp_path / "no-config" / "model.safetensors").write_bytes(b"")
     for folder, message in [
-        ("nowhere", "not found"),
-        ("empty", "config file missing"),
-        ("no-weights", "could not be loaded"),
+        ("nowhere", "expected a folder with open_clip_config.json and weights, a .safetensors"),
+        ("empty", "expected a folder with"),
+        ("no-weights", "expected a folder with"),
+        ("no-config", "FileNotFoundError: .*open_clip_config.json"),
         ("other", "size mismatch"),
     ]:
-        with pytest.raises(PowerclipError, match=f"cannot read the model local-dir:.*{message}") as caught:
+        with pytest.raises(PowerclipError, match=f"/{folder}.*{message}") as caught:
             powerclip.create_model(f"local-dir:{tmp_path / folder}")
         assert "\n" not in str(caught.value)
     with pytest.raises(PowerclipError, match="brings its own weights; give no pretrained .it is 'openai'"):
@@ -280,12 +285,12 @@ def test_a_damaged_or_foreign_weights_file_is_one_line(tmp_path):
     (tmp_path / "long.safetensors").write_bytes(struct.pack("<Q", 1 << 40) + complete[8:])
     (tmp_path / "empty.pt").write_bytes(b"")
     (tmp_path / "empty.safetensors").write_bytes(b"")
-    (tmp_path / "page.pt").write_bytes(b"<html>404</html>")
+    (tmp_path / "empty.npz").write_bytes(b"")
     torch.save([1], tmp_path / "list.pt")
     torch.save({}, tmp_path / "nothing.pt")
     torch.save({"state_dict": None}, tmp_path / "none.pt")
     torch.save({"x": 3}, tmp_path / "number.pt")
-    files = sorted([*tmp_path.glob("*.pt"), *tmp_path.glob("*.safetensors")])
+    files = sorted(tmp_path.iterdir())
     assert len(files) == 10
     for path in files:
         with pytest.raises(PowerclipError, match=f"{path.name} are damaged or do not fit the model: ") as caught:
@@ -296,6 +301,48 @@ def test_a_damaged_or_foreign_weights_file_is_one_line(tmp_path):
     save_file({**transformers, "logit_scale": torch.zeros(())}, tmp_path / "hf.safetensors")
     with pytest.raises(PowerclipError, match="format of Hugging Face's transformers"):
         powerclip.create_model("tiny", pretrained=str(tmp_path / "hf.safetensors"))
+
+
+def test_what_is_often_in_the_place_of_weights_is_called_what_it_is(tmp_path):
+    with zipfile.ZipFile(tmp_path / "script.pt", "w") as archive:  # as torch.jit.save writes
+        for name in ("data.pkl", "code/__torch__.py", "constants.pkl"):
+            archive.writestr(f"script/{name}", b"")
+    (tmp_path / "page.pt").write_bytes(b"\n<!DOCTYPE html><title>404</title>")
+    (tmp_path / "page.safetensors").write_bytes(b"<html>404</html>")
+    (tmp_path / "pointer.pt").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    torch.save({"args": tmp_path, "visual.proj": torch.zeros(1)}, tmp_path / "pickle.pt")
+    np.savez(tmp_path / "other.npz", x=np.zeros(3))
+    for name, message in {
+        "script.pt": "script.pt is a TorchScript archive, whose code is not run; of a model of OpenAI's give the tag",
+        "page.pt": "page.pt is a web page instead of weights; download the file itself$",
+        "page.safetensors": "page.safetensors is a web page",
+        "pointer.pt": "pointer.pt is a pointer of Git LFS to weights that are not here; fetch them with git lfs pull$",
+        "pickle.pt": r"the file holds more than weights \(pathlib\..*PosixPath\); save the state_dict alone$",
+        "other.npz": "npz files are read as big_vision's weights of SigLIP, for models such as ViT-B-16-SigLIP; the fi",
+    }.items():
+        with pytest.raises(PowerclipError, match=message) as caught:
+            powerclip.create_model("tiny", pretrained=str(tmp_path / name))
+        assert "\n" not in str(caught.value)
+    folder = save(powerclip.create_model("tiny"), tmp_path / "cloned")
+    (tmp_path / "pointer.pt").replace(folder / "model.safetensors")
+    with pytest.raises(PowerclipError, match="model.safetensors is a pointer of Git LFS"):
+        powerclip.load(folder)
+
+
+def test_suffixes_in_any_case_byte_order_marks_and_a_prefix_are_accepted(tmp_path):
+    theirs = theirs_of(SMALL)
+    folder = tmp_path / "theirs"
+    local_dir(folder, theirs, SMALL)
+    config = folder / "open_clip_config.json"
+    config.write_text(config.read_text(), encoding="utf-8-sig")
+    weights = (folder / "open_clip_model.safetensors").rename(tmp_path / "W.SAFETENSORS")
+    (tmp_path / "x.JSON").write_text(json.dumps(SMALL), encoding="utf-8-sig")
+    mine = powerclip.create_model(str(tmp_path / "x.JSON"), pretrained=str(weights))
+    weights.rename(folder / "open_clip_model.safetensors")
+    found = [mine, powerclip.create_model(f"local-dir:{folder}")]
+    found.append(powerclip.create_model("tiny", pretrained=f"local-dir:{folder}"))
+    for model in found:
+        assert all(torch.equal(value, theirs.state_dict()[name]) for name, value in model.backbone.state_dict().items())
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from pyarrow import parquet
 from powerclip.data.images import IMAGE_SUFFIXES
 from powerclip.data.shards import read_shards
 from powerclip.errors import PowerclipError
+from powerclip.prepare.tables import table_files
 from tests.support.images import one_colour
 from tests.support.sources import captions, picture, prepared
 from tests.support.tars import write_tar
@@ -219,3 +220,17 @@ def test_a_folder_without_captions_says_what_to_do(tmp_path):
         PowerclipError, match="none of the 1 images in .* has a caption; put NAME.txt next to NAME.jpg, or"
     ):
         prepared(tmp_path / "photos", tmp_path / "out")
+
+
+def test_suffixes_of_tables_may_be_written_in_any_case(tmp_path):
+    put(tmp_path / "photos", "a")
+    rows = pa.table({"path": [str(tmp_path / "photos" / "a.jpg")], "caption": ["a dog"]})
+    for folder, names in {"upper": ["0.PARQUET"], "mixed": ["0.parquet", "1.Parquet"]}.items():
+        (tmp_path / "in" / folder).mkdir(parents=True)
+        for name in names:
+            parquet.write_table(rows, tmp_path / "in" / folder / name)
+        report = prepared(tmp_path / "in" / folder, tmp_path / folder)
+        assert (report["samples"], report["ignored"]) == (len(names), {})
+        assert [path.name for path in table_files(tmp_path / "in" / folder)] == names
+    with pytest.raises(PowerclipError, match=r"no image in .*mixed holds \.parquet files: name that folder"):
+        prepared(tmp_path / "in", tmp_path / "out")

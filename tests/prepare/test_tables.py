@@ -495,3 +495,17 @@ def test_a_path_that_the_system_refuses_is_a_bad_sample(photos, tmp_path):
 def test_a_row_that_is_short_has_no_caption(photos, tmp_path):
     (photos / "t.csv").write_text(plain_rows(["a dog"] * 11) + "\n11.jpg\n")
     assert prepared(photos / "t.csv", tmp_path / "out")["skipped"] == {"no caption": 1}
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl"])
+def test_tables_put_together_may_have_a_byte_order_mark_each(suffix, photos, tmp_path):
+    separator = "\t" if suffix == "tsv" else ","
+
+    def row(i):
+        return json.dumps({"path": f"{i}.jpg", "caption": "a"}) if suffix == "jsonl" else f'"{i}.jpg"{separator}a'
+
+    parts = ["".join(f"{row(i)}\n" for i in some) for some in ((0, 1), (2, 3))]
+    (photos / f"t.{suffix}").write_bytes(b"".join(part.encode("utf-8-sig") for part in parts))
+    settings = {} if suffix == "jsonl" else {"header": False, "image_column": "1", "caption_column": ("2",)}
+    report = prepared(photos / f"t.{suffix}", tmp_path / "out", **settings)
+    assert (report["samples"], report["skipped"]) == (4, {})

@@ -117,6 +117,8 @@ class ObjectiveConfig(ScoringConfig, ContrastConfig):
         if self.form != "triplet":
             names = ("margin", "negatives", "negatives_temperature", "max_margin")
             unused |= dict.fromkeys(names, f"form is {self.form!r}")
+        if self.gradient_ratio is not None and self.powerset_weight != 1.0:  # which the recipes write
+            unused["powerset_weight"] = f"gradient_ratio is {self.gradient_ratio!r} and sets lambda"
         defaults = {field.name: field.default for field in fields(self)}
         return [
             f"objective.{name} is {getattr(self, name)!r} and has no effect: {why}"

@@ -1,7 +1,7 @@
 """Score tasks: embed a task's images and texts, each once, and hand the embeddings to its metrics."""
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Hashable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from typing import Any, NamedTuple, get_args
 
@@ -232,6 +232,7 @@ def _evaluate(scorer: Any, task: Task, encoder: Encoder) -> dict[str, float]:
         return linear_probe_metrics(encoder, task)
     if isinstance(task, Classification | MultiLabel):
         score, images = _class_scores(scorer, task), len(task.images)
+        _warn_of_equal_prompts(encoder, task)
         if isinstance(task, MultiLabel):
             targets = torch.tensor([list(row) for row in task.targets]).bool()
             return average_precision_metrics(score(torch.arange(images)), targets)
@@ -310,6 +311,21 @@ def _class_scores(scorer: Any, task: Classification | MultiLabel) -> Callable[[T
         classes = class_embeddings(texts.view(len(task.class_names), prompts, -1))
         return lambda rows: scorer.score(images[rows], classes)
     return lambda rows: sum(scorer.score(images[rows], texts[p::prompts]) for p in range(prompts)) / prompts
+
+
+def _warn_of_equal_prompts(encoder: Encoder, task: Classification | MultiLabel) -> None:
+    """Warn of classes that the prompt where the name stands last, which is cut first, does not tell apart."""
+    template = max(task.templates, key=lambda text: text.index(PLACE))
+    first: dict[Hashable, str] = {}
+    prompts = [template.replace(PLACE, name) for name in task.class_names]
+    for name, seen in zip(task.class_names, encoder.seen_of(prompts), strict=True):
+        if (other := first.setdefault(seen, name)) != name:  # ImageNet has two pairs of classes of one name
+            warnings.warn(
+                f"{task.name}: to the model the classes {other!r} and {name!r} are the same in the prompt "
+                f"{template[:80]!r}, as far as it reads; put {PLACE} nearer to its start, or rename them",
+                stacklevel=2,
+            )
+            return
 
 
 def highest_of(scores: Tensor, owner: Tensor, *, count: int) -> Tensor:

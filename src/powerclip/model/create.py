@@ -3,6 +3,8 @@
 import copy
 import dataclasses
 import functools
+import pickle
+import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,8 +12,7 @@ from typing import Any
 
 import open_clip
 import torch
-from open_clip.convert import convert_state_dict
-from open_clip.factory import load_checkpoint
+from open_clip.convert import convert_state_dict, load_big_vision_weights
 from open_clip.model import (
     CLIPTextCfg,
     CLIPVisionCfg,
@@ -28,7 +29,7 @@ import powerclip.model.tiny  # noqa: F401  (registers a tower with timm)
 from powerclip.config import PoolingConfig, ScoringConfig
 from powerclip.config.values import ImagePool, TextPool
 from powerclip.errors import PowerclipError, one_of
-from powerclip.model.packed import read_weights
+from powerclip.model.packed import read_weights, require_weights
 from powerclip.model.start import TRANSFORMERS, Start, find_start, in_one_line
 from powerclip.model.towers import PowerCLIP, Tokenizer
 
@@ -171,12 +172,17 @@ def _load_weights(backbone: Any, start: Start, config: dict[str, Any]) -> None:
             backbone.visual.set_input_size(start.image_size)  # a timm tower resizes what it has loaded
         if start.state is not None:
             _load_state(backbone, start.state, config)
-        elif start.weights is not None and start.weights.suffix in (".npz", ".npy"):  # of big_vision
-            load_checkpoint(backbone, str(start.weights), weights_only=True)
+        elif start.weights is not None and start.weights.suffix.lower() in (".npz", ".npy"):
+            _load_big_vision(backbone, start.weights)
         elif start.weights is not None:
             _load_state(backbone, _read_state(start.weights), config)
+    except PowerclipError:
+        raise
     except Exception as error:  # readers raise many kinds on damaged files
         reason = in_one_line(error)
+        if isinstance(error, pickle.UnpicklingError):  # torch's message advises to run what the file holds
+            held = re.search(r"GLOBAL (\S+)", str(error))
+            reason = f"the file holds more than weights{f' ({held[1]})' if held else ''}; save the state_dict alone"
         if "text_model." in str(error) and "vision_model." in str(error):
             reason = f"they are {TRANSFORMERS}"
         raise PowerclipError(f"the weights of {start.source} are damaged or do not fit the model: {reason}") from error
@@ -185,7 +191,8 @@ def _load_weights(backbone: Any, start: Start, config: dict[str, Any]) -> None:
 
 def _read_state(path: Path) -> dict[str, Tensor]:
     """The weights in a checkpoint, by open_clip's names, without what trainers wrap around them and their names."""
-    pickled = path.suffix != ".safetensors"
+    require_weights(path)
+    pickled = path.suffix.lower() != ".safetensors"
     found: Any = torch.load(path, map_location="cpu", weights_only=True) if pickled else read_weights(path)
     while isinstance(found, Mapping) and (key := next((k for k in WRAPPERS if isinstance(found.get(k), Mapping)), "")):
         found = found[key]
@@ -196,6 +203,16 @@ def _read_state(path: Path) -> dict[str, Tensor]:
         state = {name.removeprefix(prefix): value for name, value in state.items()}
     own = {name.removeprefix(OWN_PREFIX): value for name, value in state.items() if name.startswith(OWN_PREFIX)}
     return own or state
+
+
+def _load_big_vision(backbone: Any, path: Path) -> None:
+    try:
+        load_big_vision_weights(backbone, str(path))
+    except (AttributeError, LookupError, ValueError) as error:
+        raise ValueError(
+            f"{path.suffix} files are read as big_vision's weights of SigLIP, for models such as ViT-B-16-SigLIP; "
+            "the file or the model is another"
+        ) from error
 
 
 def _load_state(backbone: Any, state: dict[str, Tensor], config: dict[str, Any]) -> None:

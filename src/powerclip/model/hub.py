@@ -20,7 +20,7 @@ from powerclip.errors import PowerclipError
 from powerclip.files import SUMS, atomic_folder, checksums, read_json
 from powerclip.model.create import build, create_model, make_tokenizer, require_finite
 from powerclip.model.lora import merge_lora
-from powerclip.model.packed import read_weights
+from powerclip.model.packed import read_weights, require_weights
 from powerclip.model.start import (
     CONFIG,
     KEPT,
@@ -103,9 +103,13 @@ def load_open_clip(name: str, pretrained: str, *, device: str | torch.device = "
         if name not in open_clip.list_models():  # a folder's config could let open_clip run code
             raise
         try:
-            theirs, _, transform = open_clip.create_model_and_transforms(name, pretrained, device=str(device))
+            quick = bool(open_clip.get_pretrained_cfg(name, pretrained).get("quick_gelu"))
+            theirs, _, transform = open_clip.create_model_and_transforms(
+                name, pretrained, device=str(device), force_quick_gelu=quick
+            )
             require_finite(theirs, pretrained)
-            theirs.config = {"model": open_clip.get_model_config(name), "preprocess": theirs.visual.preprocess_cfg}
+            config = open_clip.get_model_config(name) | ({"quick_gelu": True} if quick else {})
+            theirs.config = {"model": config, "preprocess": theirs.visual.preprocess_cfg}
             return theirs.eval(), transform, open_clip.get_tokenizer(name)
         except Exception:  # theirs says less than ours
             raise error from None
@@ -139,6 +143,7 @@ def _read_own(folder: Path) -> PowerCLIP:
     if (folder / "tokenizer_config.json").is_file():
         config["model"]["text_cfg"]["hf_tokenizer_name"] = str(folder.resolve())
     model = build(config)
+    require_weights(folder / WEIGHTS)
     model.load_state_dict(read_weights(folder / WEIGHTS))
     require_finite(model, str(folder / WEIGHTS))
     return model

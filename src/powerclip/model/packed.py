@@ -1,12 +1,16 @@
 """Weights as they are on disk; a packed file has half precision,
 and of the token embeddings only the rows that are not 0."""
 
+import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+
+from powerclip.errors import PowerclipError
 
 TOKENS = "token_embedding.weight"
 """How the name of the token embeddings ends: most of a small model's weights, and of words it may never have seen."""
@@ -22,6 +26,26 @@ def pack(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         packed[name + PRESENT] = packed[name].any(dim=1)
         packed[name] = packed[name][packed[name + PRESENT]]
     return packed
+
+
+def require_weights(path: Path) -> None:
+    """Check that a file does not begin as what is often in the place of weights; PowerclipError says what to do."""
+    what = ""
+    with path.open("rb") as file:
+        start = file.read(256).lstrip().lower()
+    if start.startswith(b"version https://git-lfs"):
+        what = "a pointer of Git LFS to weights that are not here; fetch them with git lfs pull"
+    elif start.startswith((b"<!doctype", b"<html", b"<?xml")):
+        what = "a web page instead of weights; download the file itself"
+    elif start.startswith(b"pk"):
+        with suppress(zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
+            if any(name.endswith("/constants.pkl") for name in archive.namelist()):
+                what = (
+                    "a TorchScript archive, whose code is not run; of a model of OpenAI's give the tag openai in its "
+                    "place, of another save the state_dict"
+                )
+    if what:
+        raise PowerclipError(f"{path} is {what}")
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

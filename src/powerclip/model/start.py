@@ -1,17 +1,18 @@
 """What a model starts from: an architecture alone, or weights with everything that belongs to them."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import open_clip
-from open_clip.factory import parse_model_name
+from open_clip.factory import _find_checkpoint_in_dir, parse_model_name
 from open_clip.transform import merge_preprocess_dict
 from torch import Tensor
 
 from powerclip.errors import PowerclipError, did_you_mean
 from powerclip.files import SUMS, find_damaged, read_json
+from powerclip.model.packed import require_weights
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
@@ -44,6 +45,7 @@ class Start:
 def require_undamaged(folder: Path) -> None:
     """Compare a model's files with the checksums that were written with them; PowerclipError if one differs."""
     if damaged := find_damaged(folder):
+        require_weights(folder / damaged)
         raise PowerclipError(
             f"{folder / damaged} is not as it was written: its checksum differs from that in {SUMS}; copy or write the "
             f"model again, or delete {SUMS} if you have changed the file yourself"
@@ -70,7 +72,7 @@ def find_start(name: str, pretrained: str | None) -> Start:
         return _read_open_clip_folder(name)
     if pretrained is None:
         return Start(model=read_config(name), source=f"{name} from scratch")
-    path = Path(pretrained)
+    path = Path(pretrained.removeprefix("local-dir:"))
     if path.is_file():
         neighbour = path.parent / CONFIG
         if neighbour.is_file() and '"powerclip"' in neighbour.read_text(encoding="utf-8", errors="replace"):
@@ -109,7 +111,7 @@ def model_folder(path: Path) -> Path | None:
 def read_config(name: str) -> dict[str, Any]:
     """The config of a model by name (ours or open_clip's), or from a JSON file; a PowerclipError if it is neither."""
     ours = {path.stem: path for path in (Path(__file__).parent / "configs").glob("*.json")}
-    if name not in ours and not name.endswith(".json"):
+    if name not in ours and not name.lower().endswith(".json"):
         config = open_clip.get_model_config(name)  # a copy
         if config is None:
             known = [*ours, *open_clip.list_models()]
@@ -117,7 +119,7 @@ def read_config(name: str) -> dict[str, Any]:
             raise PowerclipError(f"unknown model {name!r}; {hint}")
         return dict(config)
     try:
-        config = json.loads(ours.get(name, Path(name)).read_text(encoding="utf-8"))
+        config = json.loads(ours.get(name, Path(name)).read_bytes())
     except (OSError, ValueError) as error:
         raise PowerclipError(f"cannot read the model config {name}: {error}") from error
     missing = {"embed_dim", "vision_cfg", "text_cfg"} - set(config if isinstance(config, dict) else ())
@@ -160,20 +162,21 @@ def _pooling(config: dict[str, Any]) -> dict[str, str]:
 def _read_open_clip_folder(name: str) -> Start:
     """A model with config and weights in a folder or on the hub:
     ``local-dir:FOLDER`` or ``hf-hub:ORGANISATION/NAME``."""
-    if parse_model_name(name)[0] == "local-dir":
-        require_undamaged(Path(parse_model_name(name)[1]))
+    kind, place = parse_model_name(name)
+    if kind == "local-dir":
+        require_undamaged(Path(place))
+        if (weights := _find_checkpoint_in_dir(Path(place))) is None:
+            raise PowerclipError(
+                f"cannot read the model {name}: expected a folder with {OPEN_CLIP_CONFIG} and weights, a .safetensors, "
+                ".bin or .pth file"
+            )
+        return replace(_read_open_clip_file(Path(weights)), source=name)
     try:
-        theirs = open_clip.create_model(name, require_pretrained=True)
-        kept = {}
-        if parse_model_name(name)[0] == "local-dir":  # what powerclip exported pools in a way that open_clip cannot say
-            kept = read_json(Path(parse_model_name(name)[1]) / OPEN_CLIP_CONFIG).get(KEPT, {})
-        model = kept.get("model") or open_clip.get_model_config(name)
+        theirs, model = open_clip.create_model(name, require_pretrained=True), open_clip.get_model_config(name)
     except Exception as error:  # missing, damaged, no network, ...
-        hint = "; without a network, name a folder: local-dir:FOLDER" if name.startswith("hf-hub:") else ""
-        raise PowerclipError(f"cannot read the model {name}: {in_one_line(error)}{hint}") from error
-    _name_tokenizer(model, Path(parse_model_name(name)[1]))
-    preprocess, state = theirs.visual.preprocess_cfg, theirs.state_dict()
-    return Start(model=model, preprocess=preprocess, source=name, state=state, pooling=_pooling(kept))
+        hint = "without a network, name a folder: local-dir:FOLDER"
+        raise PowerclipError(f"cannot read the model {name}: {in_one_line(error)}; {hint}") from error
+    return Start(model=model, preprocess=theirs.visual.preprocess_cfg, source=name, state=theirs.state_dict())
 
 
 def _read_open_clip_file(weights: Path) -> Start:

@@ -4,7 +4,6 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import chain
 from pathlib import Path
 
 from powerclip.config import PrepareConfig
@@ -25,7 +24,7 @@ from powerclip.prepare.pairs import (
     require_read,
     stamp,
 )
-from powerclip.prepare.tables import TABLES, is_dataset, open_arrow, open_dataset, open_text
+from powerclip.prepare.tables import TABLES, is_dataset, open_arrow, open_dataset, open_text, parquet_files
 from powerclip.prepare.tars import open_tars
 from powerclip.scenes import generate
 
@@ -51,7 +50,7 @@ def open_source(source: str, config: PrepareConfig) -> Source:
                     f"{path} holds tars ({tars[0].name}, ...) and images with captions; put one of the two elsewhere"
                 )
             return open_tars(path, config)
-        tables = sorted(table for table in path.glob("*.parquet") if not table.name.startswith("."))
+        tables = parquet_files(path)
         # img2dataset's "files" are images in folders, each with a table next to it that says what became of the URLs.
         if tables and not any(table.with_suffix("").is_dir() for table in tables) and not _has_pairs(walk(path)[0]):
             splits = sorted({match[1] for table in tables if (match := SPLIT.match(table.stem))})
@@ -78,7 +77,7 @@ def _folder(folder: Path, config: PrepareConfig) -> Source:
     files, passed = walk(folder)
     images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")]
     if not images:
-        other = next(chain(folder.rglob("*.tar"), folder.rglob("*.parquet")), None)
+        other = next((path for path in files if path.suffix.lower() in (".tar", ".parquet")), None)
         hint = f"; {other.parent} holds {other.suffix} files: name that folder" if other else ""
         raise PowerclipError(f"no image in {folder} or its sub-folders; looked for {', '.join(IMAGE_SUFFIXES)}{hint}")
     texts = {path.with_suffix(""): path for path in files if path.suffix.lower() == ".txt"}  # .txt comes after .TXT

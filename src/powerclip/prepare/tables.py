@@ -184,9 +184,15 @@ def table_options(path: Path) -> tuple[str, ...]:
     return ("caption_column", "caption_lines", *["header"] * (path.suffix.lower() in SEPARATORS))
 
 
+def parquet_files(folder: Path) -> list[Path]:
+    """The Parquet files in a folder, by name, without hidden ones."""
+    files = (path for path in folder.iterdir() if path.suffix.lower() == ".parquet")
+    return sorted(path for path in files if not path.name.startswith("."))
+
+
 def table_files(path: Path) -> list[Path]:
     """A table, or the Parquet files of a folder; PowerclipError if it is neither."""
-    files = sorted(f for f in path.glob("*.parquet") if not f.name.startswith(".")) if path.is_dir() else [path]
+    files = parquet_files(path) if path.is_dir() else [path]
     if not files or not files[0].is_file() or files[0].suffix.lower() not in TABLES:
         raise PowerclipError(f"{path} is not a table; give a {', '.join(TABLES)} file, or a folder of Parquet files")
     return files
@@ -241,9 +247,11 @@ def _text_rows(path: Path, *, header: bool) -> tuple[list[str], Iterator[Sequenc
 
 
 def _read_lines(path: Path) -> Iterator[str]:
-    """The lines of a file; bytes that are not UTF-8 become surrogates."""
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        yield from iter(partial(file.readline, MAX_LINE), "")
+    """The lines of a file without byte order marks, of which files put together have several; bytes that are not UTF-8
+    become surrogates."""
+    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+        for line in iter(partial(file.readline, MAX_LINE), ""):
+            yield line.removeprefix("\ufeff")
 
 
 def separated_rows(lines: Iterable[str], separator: str) -> Iterator[list[str] | str]:

@@ -1,11 +1,12 @@
 """Zero-shot classification of your own images: a folder of images for each class, or clip_benchmark's layout."""
 
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from powerclip.data.images import IMAGE_SUFFIXES
-from powerclip.errors import PowerclipError
+from powerclip.errors import PowerclipError, counted
 from powerclip.evaluate.datasets.clip_benchmark import is_webdataset, own_prompts, read_webdataset
 from powerclip.evaluate.datasets.images import FileImage
 from powerclip.evaluate.datasets.prompts import imagenet_classes, imagenet_label_of_synset
@@ -36,7 +37,8 @@ def classes_from_folder(folder: Path) -> Classification | MultiLabel:
         raise PowerclipError(f"{folder} holds the parts {found}; name one: --data {places[-1]}")
     if all(path.name.isdecimal() for path in places):
         places.sort(key=lambda path: int(path.name))
-    files = [_images_in(path) for path in places]
+    below = [files_below(path) for path in places]
+    files = [[path for path in of_class if path.suffix.lower() in IMAGE_SUFFIXES] for of_class in below]
     if len(places) < 2 or not any(files):
         raise PowerclipError(
             f"{folder} has {len(places)} folders, with {sum(map(len, files))} images; expected a folder of images for "
@@ -44,6 +46,11 @@ def classes_from_folder(folder: Path) -> Classification | MultiLabel:
         )
     if empty := [path.name for path, of_class in zip(places, files, strict=True) if not of_class]:
         warnings.warn(f"no image in {', '.join(empty)} of {folder}: classes to choose from alone", stacklevel=2)
+    kinds = Counter(path.suffix.lower()[:20] or "no extension" for of_class in below for path in of_class)
+    for read in (*IMAGE_SUFFIXES, ".txt"):  # captions may be there, too
+        kinds.pop(read, None)
+    if kinds:
+        warnings.warn(f"files in {folder} that are not read as images: {counted(kinds)}", stacklevel=2)
     names, templates = own_prompts(folder)
     return Classification(
         name="classes",
@@ -52,11 +59,6 @@ def classes_from_folder(folder: Path) -> Classification | MultiLabel:
         class_names=_class_names(folder, [path.name for path in places], given=names),
         templates=templates or TEMPLATES,
     )
-
-
-def _images_in(folder: Path) -> list[Path]:
-    """Its images, in sub-folders too, without hidden ones."""
-    return [path for path in files_below(folder) if path.suffix.lower() in IMAGE_SUFFIXES]
 
 
 def _class_names(folder: Path, places: Sequence[str], *, given: Sequence[str]) -> list[str]:
