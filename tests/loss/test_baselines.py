@@ -119,10 +119,11 @@ def test_sparc_is_its_paper_s_formula(seed):
     agree(gradients(sparc_loss, batch(seed=seed)), gradients(looped_sparc, batch(seed=seed)), **EXACT)
 
 
+@pytest.mark.parametrize("padding", [7.0, math.nan, math.inf])
 @pytest.mark.parametrize("loss", [filip_loss, sparc_loss])
-def test_padding_takes_no_part(loss):
+def test_padding_takes_no_part(loss, padding):
     patches, tokens, mask, scale = batch()
-    other = torch.where(mask[..., None], tokens, torch.full_like(tokens, 7.0))
+    other = torch.where(mask[..., None], tokens, torch.full_like(tokens, padding))
     assert not torch.equal(other, tokens)
     agree(
         gradients(loss, (patches, other, mask, scale))[:2], gradients(loss, (patches, tokens, mask, scale))[:2], **EXACT

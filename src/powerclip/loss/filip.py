@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from powerclip.distributed import gather_rows, world_size
 from powerclip.loss.clip import contrast
-from powerclip.loss.positives import require_mask_of
+from powerclip.loss.positives import without_padding
 from powerclip.types import Features, LossOutput
 
 TILE_ELEMENTS = 2**25
@@ -65,7 +65,7 @@ def filip_loss(patches: Tensor, tokens: Tensor, token_mask: Tensor, logit_scale:
     ``logit_scale`` is the () inverse temperature, already exponentiated. Under an initialised process group the loss is
     that of the global batch, as ``clip_loss``. ValueError if the mask does not fit the tokens.
     """
-    require_mask_of(tokens, token_mask)
+    tokens = without_padding(tokens, token_mask)
     with torch.autocast(patches.device.type, enabled=False):
         dtype = torch.promote_types(patches.dtype, torch.float32)
         patches, tokens = F.normalize(patches.to(dtype), dim=-1), F.normalize(tokens.to(dtype), dim=-1)

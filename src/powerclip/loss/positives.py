@@ -19,7 +19,11 @@ def fit(images: int, captions: int) -> bool:
     return captions % images == 0 < captions if images else captions == 0
 
 
-def require_mask_of(tokens: Tensor, token_mask: Tensor) -> None:
-    """ValueError unless a mask is that of tokens (B, T, D); another one could be broadcast."""
+def without_padding(tokens: Tensor, token_mask: Tensor) -> Tensor:
+    """Tokens (B, T, D) with zeros, in place of any number, where ``token_mask`` (B, T) is False.
+
+    ValueError if that mask has another shape: it could be broadcast.
+    """
     if token_mask.shape != tokens.shape[:2]:
         raise ValueError(f"token_mask has shape {tuple(token_mask.shape)}; expected {tuple(tokens.shape[:2])}")
+    return tokens.masked_fill(~token_mask[..., None], 0.0)

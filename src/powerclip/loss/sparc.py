@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from powerclip.config.checks import require_number
 from powerclip.distributed import sum_over_processes, with_value
 from powerclip.loss.clip import clip_loss
-from powerclip.loss.positives import require_mask_of
+from powerclip.loss.positives import without_padding
 from powerclip.types import Features, LossOutput
 
 
@@ -35,7 +35,7 @@ def sparc_loss(patches: Tensor, tokens: Tensor, token_mask: Tensor, logit_scale:
     then over captions; of n captions of an image, (B n, T, D), each is compared with its patches. Under an initialised
     process group it is over the global batch, as ``clip_loss``.
     """
-    require_mask_of(tokens, token_mask)
+    tokens = without_padding(tokens, token_mask)
     with torch.autocast(patches.device.type, enabled=False):
         dtype = torch.promote_types(patches.dtype, torch.float32)
         patches, tokens = patches.to(dtype), tokens.to(dtype)
