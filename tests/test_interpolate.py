@@ -53,7 +53,53 @@ def test_one_command_evaluates_a_few_weights(ends, tmp_path, capsys):
     assert cli.main([*argv[:-1], str(tmp_path / "other"), "--suite", "scens"]) == 2
     assert not (tmp_path / "other").exists()
     assert cli.main([*argv]) == 2
-    assert f"output {output} exists; remove it" in capsys.readouterr().err
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith(f"powerclip: {output} was made to the plan ")
+    assert "'suite': ['scenes']" in said
+    assert said.endswith("'evaluation': {}}; name another --output")
+
+
+@pytest.mark.parametrize("weights", [["0", "1"], ["0.5"]])
+def test_the_same_command_continues(weights, ends, tmp_path, monkeypatch, capsys):
+    _, _, a, b = ends
+    output, saved, evaluated = tmp_path / "between", [], []
+
+    def evaluating(model, config):
+        evaluated.append(model)
+        if len(evaluated) == len(weights):
+            raise KeyboardInterrupt
+        return evaluate_model(model, config)
+
+    monkeypatch.setattr("powerclip.interpolate.evaluate_model", evaluating)
+    monkeypatch.setattr("powerclip.interpolate.save", lambda model, folder: saved.append(save(model, folder)))
+    argv = ["interpolate", str(a), str(b), "--weights", *weights, "--output", str(output)]
+    folders = [output / f"weight-{weight}" for weight in weights] if len(weights) > 1 else [output]
+    asked = ["--suite", "scenes", "--size", "8"]
+    assert cli.main([*argv, *asked]) == 130
+    assert cli.main([*argv, *asked]) == 0
+    assert saved == folders
+    assert evaluated == list(map(str, [*folders, folders[-1]]))
+    assert cli.main([*argv, *asked]) == 0
+    assert len(saved + evaluated) == 2 * len(weights) + 1
+    assert all((folder / "evaluation.json").exists() for folder in folders)
+    assert cli.main(["interpolate", str(b), str(a), *argv[3:], *asked]) == 2
+    assert f"{output} was made to the plan {{'models': [" in capsys.readouterr().err
+
+
+def test_data_that_are_not_there_leave_nothing_behind(ends, tmp_path, capsys):
+    _, b, *folders = ends
+    argv = ["interpolate", *map(str, folders), "--weights", "0", "1", "--output", str(tmp_path / "m")]
+    for wrong in (["--data", str(tmp_path / "nowhere")], ["--suite", "pairs"]):
+        assert cli.main([*argv, *wrong]) == 2
+        assert not (tmp_path / "m").exists()
+    other = powerclip.create_model("tiny", text_pool="tower")
+    save(other, tmp_path / "other")
+    assert cli.main([*argv[:2], str(tmp_path / "other"), *argv[3:]]) == 2
+    assert not (tmp_path / "m").exists()
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "mine").touch()
+    assert cli.main(argv) == 2
+    assert f"output {tmp_path / 'm'} exists; remove it" in capsys.readouterr().err
 
 
 def test_a_single_weight_makes_a_model_folder(ends, tmp_path, capsys):

@@ -189,7 +189,8 @@ class Evaluate:
 class Interpolate:
     """Average the weights of two models (a fine-tuned one and its start, say), and evaluate what is in between.
 
-    A weight is the share of the second model: 0 is the first, 1 the second.
+    A weight is the share of the second model: 0 is the first, 1 the second. If it is interrupted, the same command
+    continues where it stopped.
 
     Example: powerclip interpolate runs/start runs/tuned --weights 0 0.25 0.5 0.75 1 --suite pairs --data data/held-out
     --output runs/between

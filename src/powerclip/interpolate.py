@@ -3,8 +3,10 @@ against what fine-tuning forgets (Wortsman et al., CVPR 2022, WiSE-FT)."""
 
 import copy
 import dataclasses
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -12,13 +14,16 @@ from torch import Tensor
 
 from powerclip.config import EvaluateConfig, PoolingConfig
 from powerclip.errors import PowerclipError
-from powerclip.evaluate import Evaluation, evaluate_model
-from powerclip.evaluate.run import suites_asked_for
-from powerclip.files import atomic_write
+from powerclip.evaluate import evaluate_model, light_suite, read_evaluation
+from powerclip.evaluate.run import digest_of, suites_asked_for
+from powerclip.files import atomic_write, make_folder, read_json, write_json
 from powerclip.model import PowerCLIP, architecture, load, save
 from powerclip.progress import print_line
-from powerclip.report.tables import results_table, seeds_table
+from powerclip.report.tables import read_evaluations, results_table, seeds_table
 from powerclip.runs import require_free
+
+PLAN = "interpolation.json"
+"""What a folder was made of, and how it is evaluated."""
 
 
 def interpolate(a: PowerCLIP, b: PowerCLIP, weight: float) -> PowerCLIP:
@@ -29,10 +34,7 @@ def interpolate(a: PowerCLIP, b: PowerCLIP, weight: float) -> PowerCLIP:
         ValueError: the weight is not between 0 and 1.
     """
     _check(weight)
-    before, after = architecture(a), architecture(b)
-    if differing := [name for name in before | after if before.get(name) != after.get(name)]:
-        values = f"{differing[0]} is {before.get(differing[0])} and {after.get(differing[0])}"
-        raise PowerclipError(f"only models of the same architecture can be interpolated; of these, {values}")
+    _check_architectures(a, b)
     theirs = a.state_dict()
     with torch.no_grad():
         state = {name: _between(theirs[name], value, weight) for name, value in b.state_dict().items()}
@@ -51,6 +53,13 @@ def differing_settings(a: PowerCLIP, b: PowerCLIP) -> list[str]:
 def _check(weight: float) -> None:
     if not 0 <= weight <= 1:
         raise ValueError(f"weight is {weight}; it must be between 0 (the first model) and 1 (the second)")
+
+
+def _check_architectures(a: PowerCLIP, b: PowerCLIP) -> None:
+    before, after = architecture(a), architecture(b)
+    if differing := [name for name in before | after if before.get(name) != after.get(name)]:
+        values = f"{differing[0]} is {before.get(differing[0])} and {after.get(differing[0])}"
+        raise PowerclipError(f"only models of the same architecture can be interpolated; of these, {values}")
 
 
 def _between(a: Tensor, b: Tensor, weight: float) -> Tensor:
@@ -73,6 +82,8 @@ def interpolate_runs(
 ) -> list[Path]:
     """Save the models between two, and evaluate them side by side if asked to.
 
+    A second call on the same folder skips what is finished.
+
     Args:
         a: what ``powerclip.load`` takes; the first model, weight 0.
         b: the second, weight 1.
@@ -86,33 +97,62 @@ def interpolate_runs(
         The model folders.
 
     Raises:
-        PowerclipError: as of ``interpolate``, ``load`` and ``evaluate_model``, no or equal weights are given, or
-            ``output`` is not empty.
+        PowerclipError: as of ``interpolate``, ``load`` and ``light_suite``, before anything is written; no or equal
+            weights are given; or ``output`` holds something else, or what was made of other models, with other
+            weights or for another evaluation.
         ValueError: a weight is not between 0 and 1.
     """
     if not weights or len(set(weights)) < len(weights):
         raise PowerclipError(f"weights are {list(weights)}; name at least one, and each once")
     for weight in weights:
         _check(weight)
-    require_free(output)
-    if evaluation is not None:
-        suites_asked_for(evaluation.suite, evaluation.data)
+    if not (output / PLAN).exists():
+        require_free(output)
+    suites = suites_asked_for(evaluation.suite, evaluation.data) if evaluation is not None else []
     first, second = load(a)[0], load(b)[0]
+    _check_architectures(first, second)
     if differing := differing_settings(first, second):
         print_line(console, f"Of {a} and {b}, {', '.join(differing)}; what is made here has those of {b}")
-    folders = [output if len(weights) == 1 else output / f"weight-{_named(weight)}" for weight in weights]
-    results: dict[str, list[Evaluation]] = {}
-    for weight, folder in zip(weights, folders, strict=True):
-        model = interpolate(first, second, weight)
-        model.config = {**model.config, "start": f"{1 - weight:.15g} of {a} and {_named(weight)} of {b}"}
-        save(model, folder)
-        if evaluation is not None:
-            config = dataclasses.replace(evaluation, output=folder)
-            results[_named(weight)] = [evaluate_model(str(folder), config)]
+    folders = {weight: output if len(weights) == 1 else output / f"weight-{_named(weight)}" for weight in weights}
+    plan = _plan(first, second, weights=weights, evaluation=evaluation)
+    _check_plan(output, plan)
+    if evaluation is not None:  # a mistake in it is seen before anything is written
+        light_suite(suites, evaluation.data, image_size=first.image_size[0], size=1)
+    if len(weights) > 1:
+        make_folder(output)
+        write_json(output / PLAN, plan)
+    for weight, folder in folders.items():
+        if not (folder.is_dir() and (output / PLAN).exists()):
+            model = interpolate(first, second, weight)
+            model.config = {**model.config, "start": f"{1 - weight:.15g} of {a} and {_named(weight)} of {b}"}
+            save(model, folder)
+            write_json(output / PLAN, plan)  # a single model's folder is new
+        if evaluation is not None and not _is_evaluated(folder, suites):
+            evaluate_model(str(folder), dataclasses.replace(evaluation, output=folder))
     if evaluation is not None:
+        results = read_evaluations({_named(weight): [folder] for weight, folder in folders.items()})
         table = results_table(results)
         console.print(table.rich())
         if len(weights) > 1:
             atomic_write(output / "interpolation.md", table.markdown())
             atomic_write(output / "interpolation.csv", seeds_table(results).csv())
-    return folders
+    return [*folders.values()]
+
+
+def _plan(a: PowerCLIP, b: PowerCLIP, *, weights: Sequence[float], evaluation: EvaluateConfig | None) -> dict[str, Any]:
+    """What decides the models and their results, as JSON has it."""
+    asked = {} if evaluation is None else dataclasses.asdict(evaluation)
+    decisive = {name: asked[name] for name in asked if name in ("suite", "data", "size", "scores", "pixels", "regions")}
+    plan = {"models": [digest_of(a), digest_of(b)], "weights": [*weights], "evaluation": decisive}
+    return dict(json.loads(json.dumps(plan, default=str)))
+
+
+def _check_plan(output: Path, plan: dict[str, Any]) -> None:
+    """Refuse a folder that was made to another plan."""
+    if (output / PLAN).exists() and (before := read_json(output / PLAN)) != plan:
+        raise PowerclipError(f"{output} was made to the plan {before}, not to {plan}; name another --output")
+
+
+def _is_evaluated(folder: Path, suites: Sequence[str]) -> bool:
+    found = read_evaluation(folder)
+    return found is not None and not found.pending and set(suites) <= set(found.suite.split())
