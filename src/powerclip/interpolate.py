@@ -149,8 +149,10 @@ def _plan(a: PowerCLIP, b: PowerCLIP, *, weights: Sequence[float], evaluation: E
 
 def _check_plan(output: Path, plan: dict[str, Any]) -> None:
     """Refuse a folder that was made to another plan."""
-    if (output / PLAN).exists() and (before := read_json(output / PLAN)) != plan:
-        raise PowerclipError(f"{output} was made to the plan {before}, not to {plan}; name another --output")
+    before = dict(read_json(output / PLAN)) if (output / PLAN).exists() else plan
+    if changed := [name for name in plan if plan[name] != before.get(name)]:
+        then, now = ({name: each.get(name) for name in changed} for each in (before, plan))
+        raise PowerclipError(f"{output} was made with {then}, not with {now}; name another --output")
 
 
 def _is_evaluated(folder: Path, suites: Sequence[str]) -> bool:
