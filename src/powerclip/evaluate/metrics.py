@@ -49,7 +49,8 @@ class Estimate(float):
 
         With ``strata``, (n,) int64, it is the unweighted mean of the means of the items with the same number: kinds, or
         classes. Items with the same number in ``clusters``, (n,) int64, are one draw (all captions of an image): what
-        varies is their sum. The items of a stratum of one item seem not to vary.
+        varies is their sum. How much the items of a stratum vary is seen by its mean, and by that of all strata where
+        it has one item.
         """
         x = values.double()
         group = (
@@ -60,12 +61,14 @@ class Estimate(float):
         def means(of: Tensor) -> Tensor:
             return torch.zeros_like(sizes, dtype=torch.float64).index_add_(0, group, of.double()) / sizes
 
-        residuals = (x - means(x)[group]) / (len(sizes) * sizes[group])
+        mean = means(x).mean()
+        around = torch.where(sizes == 1, mean, means(x))[group]
+        residuals = (x - around) / (len(sizes) * sizes[group])
         if clusters is not None:
             residuals = residuals.new_zeros(int(clusters.max()) + 1).index_add_(0, clusters, residuals)
         if isinstance(chance, Tensor):
             chance = means(chance).mean().item()
-        return cls(means(x).mean().item(), len(x), residuals.norm().item(), chance)
+        return cls(mean.item(), len(x), residuals.norm().item(), chance)
 
 
 def class_embeddings(prompts: Tensor) -> Tensor:
