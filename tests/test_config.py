@@ -124,7 +124,7 @@ def test_leftover_keys_are_refused():
         ({"steps": 1, "objective": {"gradient_ratio": 0.0}}, "gradient_ratio is 0.0; it must be positive"),
         ({"steps": 1, "objective": {"weight_warmup_steps": -1}}, "weight_warmup_steps is -1; it must be 0 or more"),
         (
-            {"steps": 1, "objective": {"sparc_global_weight": 0.0, "sparc_local_weight": 0.0}},
+            {"steps": 1, "objective": {"name": "sparc", "sparc_global_weight": 0.0, "sparc_local_weight": 0.0}},
             "SPARC's loss needs one of them",
         ),
         ({"steps": 1, "optim": {"weight_decay": -1.0}}, "weight_decay is -1.0; it must be 0 or more"),

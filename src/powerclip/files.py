@@ -127,11 +127,11 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     try:
         with naming(path):
             yield temporary
-        for root, _folders, names in os.walk(temporary):
-            for name in names:
-                with Path(root, name).open("rb") as file:
-                    os.fsync(file.fileno())
-            sync_folder(Path(root))
+            for root, _folders, names in os.walk(temporary):
+                for name in names:
+                    with Path(root, name).open("rb") as file:
+                        os.fsync(file.fileno())
+                sync_folder(Path(root))
         if path.exists():
             path.rename(old)
         temporary.rename(path)

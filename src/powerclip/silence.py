@@ -10,7 +10,6 @@ from types import FrameType
 from typing import Any
 
 from powerclip.launcher import is_first_process
-from powerclip.progress import wait
 
 AFTER_S = 10.0
 """Silence that is broken."""
@@ -44,7 +43,7 @@ def broken_silence(command: str) -> Iterator[None]:
         while not done.wait(min(1.0, AFTER_S / 4)):
             now = time.monotonic()
             frame = sys._current_frames().get(watched)
-            if frame is not None and frame.f_code is wait.__code__:
+            if frame is not None and (_module_of(frame), frame.f_code.co_name) == ("powerclip.progress", "wait"):
                 heard[0] = now
             if now - heard[0] < AFTER_S or frame is None:
                 continue

@@ -223,6 +223,9 @@ def test_the_count_of_steps_is_the_buffer_s_whoever_writes_to_it():
     module.load_state_dict({**module.state_dict(), "steps": torch.tensor(9)}, assign=True)
     module(*batch())
     assert module.step == module.steps == 10
+    for count in (3, 4):  # a tensor may come to lie where another was
+        module.load_state_dict({**module.state_dict(), "steps": torch.tensor(count)}, assign=True)
+    assert module.step == 4
     with torch.inference_mode():
         made = PowersetAlignmentLoss()
         made.steps.fill_(3)

@@ -78,7 +78,8 @@ def require_listed(config: Any) -> None:
 
 
 def _is_number(value: Any, kind: type) -> bool:
-    return isinstance(value, NUMBERS[kind][0]) and abs(value) < math.inf  # type: ignore[arg-type]
+    right = isinstance(value, NUMBERS[kind][0]) and not isinstance(value, bool)  # True is an int to Python
+    return right and abs(value) < math.inf
 
 
 @cache

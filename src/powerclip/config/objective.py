@@ -90,7 +90,7 @@ class ObjectiveConfig(ScoringConfig, ContrastConfig):
         require(self, lambda m: m == "adaptive" or (not isinstance(m, str) and m >= 0), rule, "margin")
         require_at_least(self, 0, "sparc_global_weight", "sparc_local_weight", "superclip_weight")
         require_at_least(self, 1, "regions")
-        if self.sparc_global_weight == self.sparc_local_weight == 0:
+        if "sparc" in (self.name, self.global_loss) and self.sparc_global_weight == self.sparc_local_weight == 0:
             raise ValueError("sparc_global_weight and sparc_local_weight are 0; SPARC's loss needs one of them")
 
     @property

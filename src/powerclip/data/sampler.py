@@ -102,8 +102,9 @@ def _shuffled(starts: Positions, random: Generator, *, again: bool) -> Positions
 def _quotas(weights: Sequence[float], size: int, epochs: int) -> Positions:
     """(epochs, sources) places of each source in the first epochs, ``size`` in each of them, shared by weight.
 
-    Shares are laid end to end, and a source gets the whole numbers within its own (systematic sampling), which are
-    shifted by ``GOLDEN`` from epoch to epoch: its share rounded up or down, and on average over epochs exactly that.
+    A source gets its share rounded up or down, and over the epochs exactly its share (systematic sampling: each source
+    is a piece of the line from 0 to ``size``, and its places are the whole numbers on it after a shift by ``GOLDEN``
+    for each epoch).
     """
     ends = np.cumsum(weights)
     ends = ends / ends[-1] * size

@@ -99,25 +99,26 @@ class PowersetAlignmentLoss(nn.Module):
         self.zeta_momentum, self.distributed = zeta_momentum, distributed
         self.register_buffer("zeta_estimate", torch.full((), torch.nan))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
-        self._read = 0, self._written  # the count, and the writing that it was read from: so no device is waited for
+        self._read: tuple[int, Tensor, int | None] = 0, self.steps, _version(self.steps)
 
     @property
     def step(self) -> int:
         """The number of training steps so far."""
-        if self._written is None or self._read[1] != self._written:  # by a checkpoint, DDP, an average of models, ...
-            self._read = int(self.steps), self._written
+        if not self._is_read:  # it was written by a checkpoint, DDP, an average of models, ...
+            self._read = int(self.steps), self.steps, _version(self.steps)
         return self._read[0]
 
     @property
-    def _written(self) -> tuple[int, int] | None:
-        """Which tensor the count is in, and how often it was written to; None where torch does not count that."""
-        return None if self.steps.is_inference() else (id(self.steps), self.steps._version)
+    def _is_read(self) -> bool:
+        """Whether nobody else has written the count since it was read, so that no device has to be waited for."""
+        _, steps, version = self._read
+        return steps is self.steps and version is not None and version == _version(steps)
 
     def _count_step(self) -> None:
-        known = self._read[1] == self._written
+        was_read = self._is_read
         self.steps += 1
-        if known:
-            self._read = self._read[0] + 1, self._written
+        if was_read:
+            self._read = self._read[0] + 1, self.steps, _version(self.steps)
 
     @property
     def _fits(self) -> bool:
@@ -212,3 +213,8 @@ class PowersetAlignmentLoss(nn.Module):
     def extra_repr(self) -> str:
         """The settings, for print."""
         return str(self.scoring)
+
+
+def _version(x: Tensor) -> int | None:
+    """How often a tensor was written to; None for one of inference, of which torch does not count that."""
+    return None if x.is_inference() else x._version

@@ -113,8 +113,8 @@ def used_length(pieces: Iterable[Tensor]) -> int:
     Only padding of id 0 is cut, which CLIP's tokenizers write: a causal tower with that padding gives the same for what
     remains, and others are given it back (``PowerCLIP.encode_tokens``).
     """
-    longest = max(int((tokens != 0).any(dim=0).nonzero().amax()) + 1 for tokens in pieces)
-    return -(-longest // TOKENS_STEP) * TOKENS_STEP  # beyond the context length, a slice cuts nothing
+    longest = max(int(((tokens != 0).any(dim=0) * torch.arange(1, tokens.shape[1] + 1)).amax()) for tokens in pieces)
+    return -(-max(1, longest) // TOKENS_STEP) * TOKENS_STEP  # beyond the context length, a slice cuts nothing
 
 
 def count_tokens(caption: str, tokenizer: Any) -> int:

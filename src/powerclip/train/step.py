@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from powerclip.config import TrainConfig
+from powerclip.config.values import Tower
 from powerclip.distributed import (
     average_gradients,
     average_ignored_gradients,
@@ -204,8 +205,12 @@ class Engine:
         """Whether a feature depends on a trained parameter: itself, where it is the model's, or one of its tower."""
         if feature in SHARED:
             return bool(getattr(self.model, feature).requires_grad)
-        parameters = self.model.tower_parameters("image" if feature in IMAGE else "text")
-        return any(parameter.requires_grad for parameter in parameters)
+        return ("image" if feature in IMAGE else "text") in self._trained_towers
+
+    @cached_property
+    def _trained_towers(self) -> list[str]:
+        towers: tuple[Tower, ...] = ("image", "text")
+        return [tower for tower in towers if any(p.requires_grad for p in self.model.tower_parameters(tower))]
 
     def _seed(self, step: int, piece: int) -> None:
         state = np.random.SeedSequence((self.config.seed, step, rank(), piece)).generate_state(1, np.uint64)
