@@ -102,6 +102,11 @@ def load_row(key: str, image: Any, *cells: Cell, folder: Path, lines: bool = Fal
     return pair_of(key, image, captions)
 
 
+def where(table: Path) -> list[str]:
+    """Where the relative paths in a table or datasets folder start: an equal one elsewhere is of other images."""
+    return [str((table if table.is_dir() else table.parent).resolve())]
+
+
 def _find_image(cell: str, folder: Path) -> Path:
     if not re.match("[A-Za-z][A-Za-z0-9+.-]*://", cell):
         return folder / cell
@@ -178,7 +183,7 @@ def open_text(path: Path, config: PrepareConfig) -> Source:
     return Source(
         chunks=in_chunks(items, islice(read(places), count), config.samples_per_shard),
         count=-(-count // config.samples_per_shard),
-        fingerprint=digest([content, f"{config.header}", *(f"{i} {columns[i]}" for i in places)]),
+        fingerprint=digest([content, *where(path), f"{config.header}", *(f"{i} {columns[i]}" for i in places)]),
     )
 
 
@@ -384,7 +389,7 @@ def open_arrow(paths: Sequence[Path], config: PrepareConfig, *, ignored: Mapping
     if not chunks:
         raise PowerclipError(f"{paths[0]} has no row")
     files = sorted(filter(Path.is_file, paths[0].iterdir())) if paths[0].is_dir() else paths
-    fingerprint = digest((file.name for file in files), map(stamp, files), names)
+    fingerprint = digest((file.name for file in files), map(stamp, files), names, where(paths[0]))
     return Source(chunks=chunks, count=len(chunks), fingerprint=fingerprint, ignored=ignored or {})
 
 
