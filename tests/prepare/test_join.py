@@ -90,6 +90,14 @@ def test_captions_join_by_key_and_every_file_stays_as_it_is(shards, tmp_path):
     assert not (tmp_path / "out" / DATABASE).exists()
 
 
+def test_of_coco_s_ids_the_image_s_is_joined_by(shards, tmp_path):
+    rows = [{"id": 1 - i, "image_id": i, "caption": f"of {i}"} for i in range(2)]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    prepared(shards, tmp_path / "out", captions=str(tmp_path / "t.jsonl"), text=(text := io.StringIO()))
+    assert [captions[1:] for captions in found(tmp_path / "out")[:2]] == [[("caption", f"of {i}")] for i in range(2)]
+    assert text.getvalue().endswith("; joined by the column image_id\n")
+
+
 def test_captions_join_by_url_however_it_is_written(shards, tmp_path):
     rows = [
         {"url": "https://a.example/1.jpg", "short": "a dog", "long": ["A wet dog.", "A dog that is wet."]},
@@ -158,7 +166,9 @@ def test_a_join_that_fits_nothing_is_refused_with_an_example(shards, tmp_path):
     write_tar(tmp_path / "bare" / "0.tar", [("a.jpg", picture()), ("a.txt", b"a dog")])
     with pytest.raises(PowerclipError, match="first 0 samples with a url .*: a sample has 'nothing', the table 'b.ex"):
         prepared(tmp_path / "bare", tmp_path / "none", captions=str(table), join="url")
-    with pytest.raises(PowerclipError, match="has no column named key, __key__, id, .*name it with --join-column"):
+    with pytest.raises(
+        PowerclipError, match="has no column named key, __key__, image_id, id .*name it with --join-column"
+    ):
         prepared(shards, tmp_path / "other", captions=str(table))
     with pytest.raises(PowerclipError, match="t.txt is not a table; give a .csv"):
         prepared(shards, tmp_path / "other", captions=str(tmp_path / "t.txt"))

@@ -4,8 +4,11 @@ import io
 import json
 import re
 import resource
+import shutil
 
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from powerclip.cli import main
 from powerclip.data.shards import read_shards
@@ -39,6 +42,21 @@ def test_shards_of_another_source_or_of_other_settings_are_not_touched(photos, t
     with pytest.raises(PowerclipError, match="holds shards of another source, or the source has changed"):
         prepared(photos, tmp_path / "out", samples_per_shard=2)
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_an_equal_table_in_another_folder_is_another_source(suffix, tmp_path):
+    for i, name in enumerate("ab"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.jpg").write_bytes(picture(i))
+    if suffix == "csv":
+        (tmp_path / "a" / "t.csv").write_text("path,caption\nx.jpg,a dog\n")
+    else:
+        parquet.write_table(pa.table({"path": ["x.jpg"], "caption": ["a dog"]}), tmp_path / "a" / "t.parquet")
+    shutil.copy2(tmp_path / "a" / f"t.{suffix}", tmp_path / "b")
+    prepared(tmp_path / "a" / f"t.{suffix}", tmp_path / "out")
+    with pytest.raises(PowerclipError, match="of another source, or the source has changed or moved; name an empty"):
+        prepared(tmp_path / "b" / f"t.{suffix}", tmp_path / "out")
 
 
 def test_an_output_within_the_source_is_refused_before_anything_is_written(photos, tmp_path):

@@ -93,6 +93,21 @@ def test_quotes_that_happen_to_match_do_not_join_rows_of_a_csv(photos, tmp_path)
     report = prepared(table(photos, "csv", rows), tmp_path / "out")
     assert report["skipped"] == {"quotes do not match": 1}
     assert captions(tmp_path / "out") == ["big, red and round", "a dog", 'a cow"', 'a 5" nail, new', "a hen"]
+    (photos / "u.csv").write_text('caption,path\n"big red,0.jpg\na dog",1.jpg\n')
+    report = prepared(photos / "u.csv", tmp_path / "other")
+    assert (report["skipped"], captions(tmp_path / "other")) == ({"quotes do not match": 1}, ['a dog"'])
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("head", [(), ("id",)])
+def test_lines_of_a_caption_before_the_image_are_one_caption(head, end, photos, tmp_path):
+    texts = ["A dog.\nIt sleeps, on a mat.", 'He says "run", and\nit does, so', "a cat", "a\n\nb, c"]
+    with (photos / "t.csv").open("w", newline="") as file:
+        rows = csv.writer(file, lineterminator=end)
+        rows.writerow([*head, "caption", "image"])
+        rows.writerows([*(str(i) for _ in head), text, f"{i}.jpg"] for i, text in enumerate(texts))
+    assert prepared(photos / "t.csv", tmp_path / "out")["skipped"] == {}
+    assert captions(tmp_path / "out") == [" ".join(text.split()) for text in texts]
 
 
 def test_spaces_after_the_commas_of_a_csv_do_not_count(photos, tmp_path):

@@ -81,7 +81,7 @@ def prepare(
         raise failure
     _check(total, config.max_bad_share)
     usual = (f"phrases of {makers['parser']}", f"regions of {makers['proposer']}")
-    print_line(console, "; ".join(_outcome(total, report, output, usual)))
+    print_line(console, "; ".join(filter(None, (*_outcome(total, report, output, usual), pairs.choice))))
     return report
 
 

@@ -27,7 +27,7 @@ JOINED = MATCHED, MISSING, AMBIGUOUS = "matched", "missing in the table", "ambig
 SHARED = "has the key of another sample"
 """Or this."""
 COLUMNS: dict[Join, tuple[str, ...]] = {
-    "key": ("key", "__key__", "id", "image_id"),
+    "key": ("key", "__key__", "image_id", "id"),  # COCO's "id" is that of a caption
     "url": ("url", "image_url", "image", "href"),
 }
 """Well-known columns that a table is joined by."""
@@ -42,6 +42,8 @@ KNOWN = {CAPTION_EXTENSION, CAPTIONS_EXTENSION, "json", "phrases.json", "regions
 class _Table(NamedTuple):
     """A file of the table."""
 
+    column: str
+    """Name of the one it is joined by."""
     sources: list[str]
     """Names of the columns of captions."""
     rows: Callable[[], Iterator[Row]]
@@ -63,6 +65,7 @@ def open_join(path: Path, config: PrepareConfig, output: Path) -> Source:
     require_read(config, f"{path} with --captions {table}", "join", "join_column", *table_options(table))
     files = table_files(table)
     tables = [_table(file, config) for file in files]
+    columns = list(dict.fromkeys(table.column for table in tables))
     ignored = Counter[str]()
 
     def chunks() -> Iterator[Callable[[], Iterator[Item]]]:
@@ -77,9 +80,16 @@ def open_join(path: Path, config: PrepareConfig, output: Path) -> Source:
         count=len(shards),
         fingerprint=digest(
             (f"{file.name} {stamp(file)}" for file in (*shards, *files)),
-            [join, f"{config.join_column}", f"{config.header}", *(name for table in tables for name in table.sources)],
+            [
+                join,
+                *columns,
+                f"{config.join_column}",
+                f"{config.header}",
+                *(name for table in tables for name in table.sources),
+            ],
         ),
         ignored=ignored,
+        choice=f"joined by the column {', '.join(columns)}",
     )
 
 
@@ -114,7 +124,7 @@ def join_name(value: Any, join: Join) -> str:
 def _table(file: Path, config: PrepareConfig) -> _Table:
     columns, read = read_table(file, config)
     places = find_columns(file, columns, config, config.join_column, COLUMNS[config.join], "join-column")
-    return _Table([columns[i] for i in places[1:]], partial(read, places))
+    return _Table(columns[places[0]], [columns[i] for i in places[1:]], partial(read, places))
 
 
 def _fill(database: Path, tables: Iterable[_Table], keys: Iterable[str], *, join: Join, ignored: Counter[str]) -> None:

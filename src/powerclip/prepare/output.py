@@ -64,7 +64,7 @@ def _claim(mark: Path, plan: Mapping[str, Any]) -> None:
         raise PowerclipError(f"{what} cannot be read ({error}); name an empty folder") from error
     if changed:
         settings = "; ".join(f"{name} was {noted.get(name)}, now {plan.get(name)}" for name in changed)
-        of_another = "of another source, or the source has changed"
+        of_another = "of another source, or the source has changed or moved"
         why = of_another if "source" in changed else f"made with other settings ({settings})"
         raise PowerclipError(f"{mark.parent} holds shards {why}; name an empty folder, or remove this one")
 

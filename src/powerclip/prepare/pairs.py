@@ -70,6 +70,8 @@ class Source:
     """Changes when the source does."""
     ignored: Mapping[str, int] = field(default_factory=dict)
     """Number of files in the source that are not pairs, by kind: an extension, "hidden", ...; others are items."""
+    choice: str = ""
+    """What was chosen for the user in reading it, in words."""
 
 
 READ_FROM = {

@@ -58,6 +58,9 @@ MAX_DEPTH = 8
 NAME_CELL = re.compile(rf"(?:^|,)[^,\"\n]*(?:{'|'.join(map(re.escape, IMAGE_SUFFIXES))})\s*(?:,|$)", re.IGNORECASE)
 """An image's name as a cell of its own."""
 
+BEHIND = re.compile('(?<!")(?:"")*"(?!").*', re.DOTALL)
+"""What a line holds from the end of a quoted cell on that began before; quotes in a cell are doubled."""
+
 PROBED = 100
 """The columns of a JSONL file are the keys of its first lines, this many."""
 
@@ -97,6 +100,11 @@ def load_row(key: str, image: Any, *cells: Cell, folder: Path, lines: bool = Fal
     if not isinstance(image, bytes) or not image:
         raise BadSampleError("no image")
     return pair_of(key, image, captions)
+
+
+def where(table: Path) -> list[str]:
+    """Where the relative paths in a table or datasets folder start: an equal one elsewhere is of other images."""
+    return [str((table if table.is_dir() else table.parent).resolve())]
 
 
 def _find_image(cell: str, folder: Path) -> Path:
@@ -175,7 +183,7 @@ def open_text(path: Path, config: PrepareConfig) -> Source:
     return Source(
         chunks=in_chunks(items, islice(read(places), count), config.samples_per_shard),
         count=-(-count // config.samples_per_shard),
-        fingerprint=digest([content, f"{config.header}", *(f"{i} {columns[i]}" for i in places)]),
+        fingerprint=digest([content, *where(path), f"{config.header}", *(f"{i} {columns[i]}" for i in places)]),
     )
 
 
@@ -279,9 +287,12 @@ def separated_rows(lines: Iterable[str], separator: str) -> Iterator[list[str] |
         try:
             cells = next(reader, None)
             # A quote that spans several complete rows is not that of a cell. Captions hold commas, too, so that in a
-            # CSV a line is a row only if an image's name is one of its cells.
+            # CSV a line is a row only if an image's name is one of its cells, and within the quotes.
             if separator == ",":
-                matched = not any(line.count(",") >= width - 1 > 0 and NAME_CELL.search(line) for line in used[1:])
+                matched = len(used) < 2 or not any(
+                    line.count(",") >= width - 1 > 0 and NAME_CELL.search(quoted)
+                    for line, quoted in zip(used, _quoted(used), strict=True)
+                )
             else:
                 matched = len(used) < 2 or "".join(used).count(separator) < width
         except csv.Error:
@@ -299,6 +310,11 @@ def separated_rows(lines: Iterable[str], separator: str) -> Iterator[list[str] |
         if len(row) > 1 or any(cell.strip() for cell in row):
             width = width or len(row)
             yield row
+
+
+def _quoted(lines: Sequence[str]) -> list[str]:
+    """What each line of a row holds of the quoted cells that have several of them."""
+    return [lines[0].rpartition('"')[2], *(BEHIND.sub("", line, count=1) for line in lines[1:])]
 
 
 def _full(cells: list[str] | str, columns: int) -> Sequence[str | None] | str:
@@ -373,7 +389,7 @@ def open_arrow(paths: Sequence[Path], config: PrepareConfig, *, ignored: Mapping
     if not chunks:
         raise PowerclipError(f"{paths[0]} has no row")
     files = sorted(filter(Path.is_file, paths[0].iterdir())) if paths[0].is_dir() else paths
-    fingerprint = digest((file.name for file in files), map(stamp, files), names)
+    fingerprint = digest((file.name for file in files), map(stamp, files), names, where(paths[0]))
     return Source(chunks=chunks, count=len(chunks), fingerprint=fingerprint, ignored=ignored or {})
 
 
