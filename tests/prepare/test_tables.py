@@ -336,6 +336,15 @@ def test_a_datasets_folder_that_is_damaged_is_one_line(state, tmp_path):
         open_source(str(tmp_path), PrepareConfig())
 
 
+def test_failed_downloads_in_img2dataset_s_parquet_are_no_bad_pairs(tmp_path):
+    status = ["success", "success", "failed_to_download", "failed_to_resize"]
+    columns = {"jpg": [picture(), None, None, None], "caption": ["a dog"] * 3 + [None], "status": status}
+    parquet.write_table(pa.table(columns), tmp_path / "t.parquet")
+    report = prepared(tmp_path / "t.parquet", tmp_path / "out")
+    assert (report["samples"], report["skipped"]) == (1, {"no image": 1})
+    assert report["ignored"] == {"row of a failed download": 2}
+
+
 def test_img2dataset_s_files_are_a_folder_of_images(tmp_path):
     part = tmp_path / "in" / "00000"
     part.mkdir(parents=True)

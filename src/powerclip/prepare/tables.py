@@ -20,9 +20,11 @@ from powerclip.errors import BadSampleError, PowerclipError, UnreadSampleError, 
 from powerclip.prepare.arrow import UNREADABLE, arrow_rows, dataset_parts, shape_of
 from powerclip.prepare.pairs import (
     Cell,
+    Chunk,
     Item,
     Pair,
     Source,
+    UnusedFileError,
     bad,
     count_kinds,
     digest,
@@ -61,6 +63,10 @@ NAME_CELL = re.compile(rf"(?:^|,)[^,\"\n]*(?:{'|'.join(map(re.escape, IMAGE_SUFF
 BEHIND = re.compile('(?<!")(?:"")*"(?!").*', re.DOTALL)
 """What a line holds from the end of a quoted cell on that began before; quotes in a cell are doubled."""
 
+STATUS = "status"
+"""The column in which img2dataset notes what became of a row's URL."""
+NOT_DOWNLOADED = "row of a failed download"
+
 PROBED = 100
 """The columns of a JSONL file are the keys of its first lines, this many."""
 
@@ -77,7 +83,8 @@ def table_items(
     """
     for i, row in enumerate(rows, start=first):
         if isinstance(row, str):
-            yield bad(f"row {i + 1}", row, UnreadSampleError if row == UNREADABLE else BadSampleError)
+            kinds = {UNREADABLE: UnreadSampleError, NOT_DOWNLOADED: UnusedFileError}
+            yield bad(f"row {i + 1}", row, kinds.get(row, BadSampleError))
             continue
         path = row[0].get("path") if isinstance(row[0], Mapping) else row[0]
         name = path if isinstance(path, str) else ""
@@ -374,7 +381,8 @@ def open_arrow(paths: Sequence[Path], config: PrepareConfig, *, ignored: Mapping
     PowerclipError if pyarrow is missing, a file cannot be read, there is no row, or the columns cannot be determined.
     """
     require_read(config, paths[0], "image_column", *table_options(paths[0]))
-    chunks, first = [], 0
+    chunks: list[Chunk] = []
+    first = 0
     names: tuple[str, ...] = ()
     for path in paths:
         columns, rows = shape_of(path)
@@ -384,7 +392,8 @@ def open_arrow(paths: Sequence[Path], config: PrepareConfig, *, ignored: Mapping
             raise PowerclipError(f"{path} has {columns.count(twice[0])} columns {twice[0]!r}; rename one")
         for start in range(0, rows, config.samples_per_shard):
             end = min(start + config.samples_per_shard, rows)
-            chunks.append(partial(_arrow_items, path, names, start, end, first + start, lines=config.caption_lines))
+            items = partial(_arrow_items, path, names, start, end, first + start, lines=config.caption_lines)
+            chunks.append(partial(items, notes_status=columns.count(STATUS) == 1))
         first += rows
     if not chunks:
         raise PowerclipError(f"{paths[0]} has no row")
@@ -394,7 +403,17 @@ def open_arrow(paths: Sequence[Path], config: PrepareConfig, *, ignored: Mapping
 
 
 def _arrow_items(
-    path: Path, columns: tuple[str, ...], start: int, end: int, first: int, *, lines: bool
+    path: Path, columns: tuple[str, ...], start: int, end: int, first: int, *, lines: bool, notes_status: bool
 ) -> Iterator[Item]:
-    rows, folder = arrow_rows(path, columns, start, end), path if path.is_dir() else path.parent
+    rows = arrow_rows(path, (*columns, STATUS) if notes_status else columns, start, end)
+    if notes_status:
+        rows = (_without_status(row) for row in rows)
+    folder = path if path.is_dir() else path.parent
     return table_items(rows, first, folder, captions=sources_of(columns[1:]), lines=lines)
+
+
+def _without_status(row: Row) -> Row:
+    """A row without its last cell, the ``STATUS``; ``NOT_DOWNLOADED`` if there is no image, and the status says why."""
+    if isinstance(row, str):
+        return row
+    return NOT_DOWNLOADED if row[0] is None and row[-1] not in (None, "success") else row[:-1]
