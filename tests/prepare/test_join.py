@@ -98,6 +98,42 @@ def test_of_coco_s_ids_the_image_s_is_joined_by(shards, tmp_path):
     assert text.getvalue().endswith("; joined by the column image_id\n")
 
 
+def test_samples_of_a_folder_join_by_the_names_of_their_files(tmp_path):
+    names = ["a/0007.jpg", "a/my dog.v2.jpg", "a/x.jpg", "b/x.jpg"]
+    for i, name in enumerate(names):
+        (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "photos" / name).write_bytes(picture(i))
+        (tmp_path / "photos" / name).with_suffix(".txt").write_text(f"caption {i}")
+    prepared(tmp_path / "photos", tmp_path / "in")
+    by_name = table_of(tmp_path / "n.csv", "7,by id", "val/my dog.v2.jpg,by file", "x.jpg,whose")
+    report = prepared(tmp_path / "in", tmp_path / "names", captions=str(by_name))
+    assert [[c.text for c in s.captions[1:]] for s in read_shards(tmp_path / "names")] == [
+        ["by id"],
+        ["by file"],
+        [],
+        [],
+    ]
+    assert report["remarks"]["has the key of another sample"] == 2
+    by_key = table_of(tmp_path / "k.csv", *(f"{i:08d}-x,new {i}" for i in (2, 3)), "00000009-0007,of another")
+    prepared(tmp_path / "in", tmp_path / "keys", captions=str(by_key))
+    assert [[c.text for c in s.captions[1:]] for s in read_shards(tmp_path / "keys")] == [[], [], ["new 2"], ["new 3"]]
+    with pytest.raises(PowerclipError, match="a sample has '00000000-0007' or '7', the table 'other'"):
+        prepared(tmp_path / "in", tmp_path / "none", captions=str(table_of(tmp_path / "o.csv", "other.jpg,a dog")))
+
+
+def test_a_join_that_gives_no_caption_says_why(shards, tmp_path):
+    table = table_of(tmp_path / "t.csv", *(f"{i},{text}" for i in range(4) for text in ("one", "another")))
+    message = (
+        "first 4 samples with a key gets a caption from .*: 4 have several rows with different captions; put these"
+    )
+    with pytest.raises(PowerclipError, match=message):
+        prepared(shards, tmp_path / "out", captions=str(table))
+    (shards / "1.tar").write_bytes((shards / "0.tar").read_bytes())
+    table = table_of(tmp_path / "u.csv", "0,one", "1,two")
+    with pytest.raises(PowerclipError, match="4 have the key of another sample; give each one of its own"):
+        prepared(shards, tmp_path / "other", captions=str(table))
+
+
 def test_captions_join_by_url_however_it_is_written(shards, tmp_path):
     rows = [
         {"url": "https://a.example/1.jpg", "short": "a dog", "long": ["A wet dog.", "A dog that is wet."]},

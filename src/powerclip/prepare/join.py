@@ -18,7 +18,7 @@ from powerclip.config.values import Join
 from powerclip.data.sample import CAPTION_EXTENSION, CAPTIONS_EXTENSION, Caption, Sample
 from powerclip.data.shards import BrokenShardError, SamplePlace, find_shards, stream_shard
 from powerclip.errors import BadSampleError, PowerclipError
-from powerclip.prepare.pairs import Item, Loaded, Source, digest, read_captions, require_read, stamp
+from powerclip.prepare.pairs import Item, Loaded, Source, digest, make_key, read_captions, require_read, stamp
 from powerclip.prepare.tables import Row, find_columns, read_table, table_files, table_options
 from powerclip.prepare.tars import sample_items
 
@@ -35,6 +35,10 @@ DATABASE = ".captions.db.tmp"
 """The table by names, in the output folder while the job runs."""
 PROBED = 1000
 """If none of this many samples is in the table, the join is wrong."""
+ROW_NUMBER = re.compile(r"\d{8}-")
+"""How keys begin that ``make_key`` wrote, for images of a folder or table."""
+FILE = "\n"
+"""How names of files begin among those of keys, which never do."""
 KNOWN = {CAPTION_EXTENSION, CAPTIONS_EXTENSION, "json", "phrases.json", "regions.json"}
 """Files of a sample that are written from what they hold; others are copied."""
 
@@ -106,11 +110,10 @@ def join_name(value: Any, join: Join) -> str:
     Of a key, the characters up to the first dot after the last slash count, and leading zeros of a number do not. Of a
     URL, the scheme, the case of the host, escapes (%20), a standard port, the fragment and a slash at the end do not.
     """
-    text = "" if value is None else _text(value).encode("utf-8", "replace").decode().strip()
+    text = _stripped(value)
     if join == "key":
         folder, slash, name = text.rpartition("/")
-        name = name.partition(".")[0]
-        return folder + slash + (name.lstrip("0") or "0" if name.isdecimal() else name)
+        return folder + slash + _without_zeros(name.partition(".")[0])
     try:
         url = urlsplit(text)
     except ValueError:
@@ -121,16 +124,31 @@ def join_name(value: Any, join: Join) -> str:
     return unquote(f"{host}{url.path.rstrip('/')}{'?' * bool(url.query)}{url.query}")
 
 
+def file_name(value: Any) -> str:
+    """What ``make_key`` shows of the name of a file, without leading zeros of a number; of a key that it wrote, too."""
+    return FILE + _without_zeros(make_key(0, ROW_NUMBER.sub("", _stripped(value)))[9:])
+
+
+def _stripped(value: Any) -> str:
+    return "" if value is None else _text(value).encode("utf-8", "replace").decode().strip()
+
+
+def _without_zeros(name: str) -> str:
+    return name.lstrip("0") or "0" if name.isdecimal() else name
+
+
 def _table(file: Path, config: PrepareConfig) -> _Table:
     columns, read = read_table(file, config)
     places = find_columns(file, columns, config, config.join_column, COLUMNS[config.join], "join-column")
     return _Table(columns[places[0]], [columns[i] for i in places[1:]], partial(read, places))
 
 
-def _fill(database: Path, tables: Iterable[_Table], keys: Iterable[str], *, join: Join, ignored: Counter[str]) -> None:
+def _fill(
+    database: Path, tables: Iterable[_Table], keys: Iterable[list[str]], *, join: Join, ignored: Counter[str]
+) -> None:
     """Write the rows of the table by name, and the keys that several samples have; rows without name are counted."""
 
-    def rows() -> Iterator[tuple[str, str]]:
+    def rows(*, numbered: bool) -> Iterator[tuple[str, str]]:
         for table in tables:
             for row in table.rows():
                 if isinstance(row, str):
@@ -138,17 +156,20 @@ def _fill(database: Path, tables: Iterable[_Table], keys: Iterable[str], *, join
                 elif name := join_name(row[0], join):
                     cells = json.dumps(list(zip(table.sources, row[1:], strict=True)), default=_text)
                     yield name, cells
+                    if numbered and not ROW_NUMBER.match(name):
+                        yield file_name(row[0]), cells
                 else:
                     ignored[f"row of the table without {join}"] += 1
 
     with closing(sqlite3.connect(database)) as connection:
         connection.execute("PRAGMA journal_mode = OFF")
         connection.execute("PRAGMA synchronous = OFF")
-        connection.execute("CREATE TABLE captions (name TEXT, cells TEXT)")
-        connection.executemany("INSERT INTO captions VALUES (?, ?)", rows())
-        connection.execute("CREATE INDEX by_name ON captions (name)")
         connection.execute("CREATE TABLE samples (name TEXT)")
-        connection.executemany("INSERT INTO samples VALUES (?)", ((key,) for key in keys))
+        connection.executemany("INSERT INTO samples VALUES (?)", ((key,) for names in keys for key in names))
+        numbered = connection.execute("SELECT 1 FROM samples WHERE name >= ? AND name < ?", [FILE, " "]).fetchone()
+        connection.execute("CREATE TABLE captions (name TEXT, cells TEXT)")
+        connection.executemany("INSERT INTO captions VALUES (?, ?)", rows(numbered=numbered is not None))
+        connection.execute("CREATE INDEX by_name ON captions (name)")
         connection.execute("CREATE TABLE shared AS SELECT name FROM samples GROUP BY name HAVING COUNT(*) > 1")
         connection.execute("CREATE INDEX by_key ON shared (name)")
         connection.execute("DROP TABLE samples")
@@ -164,39 +185,55 @@ def _connect(database: Path) -> sqlite3.Connection:
 
 
 def _probe(shards: list[Path], table: Path, database: Path, join: Join) -> None:
-    """Check that one of the first samples is in the table."""
-    names = list(islice(_names(shards, join), PROBED))
+    """Check that one of the first samples gets captions from the table."""
+    samples = list(islice(_names(shards, join), PROBED))
     with closing(_connect(database)) as rows:
-        if not any(_cells(rows, name) for name in names):
-            (theirs,) = rows.execute("SELECT name FROM captions LIMIT 1").fetchone() or ("nothing",)
-            ours = names[0] if names else "nothing"
-            raise PowerclipError(
-                f"none of the first {len(names)} samples with a {join} is in {table}: a sample has {ours!r}, the table "
-                f"{theirs!r}; join by --join {'url' if join == 'key' else 'key'}, or name the column with --join-column"
-            )
+        outcomes = Counter(_find(rows, names)[0] for names in samples)
+        (theirs,) = rows.execute("SELECT name FROM captions ORDER BY rowid LIMIT 1").fetchone() or ("nothing",)
+    if outcomes[MATCHED]:
+        return
+    none = f"none of the first {len(samples)} samples with a {join}"
+    if outcomes[AMBIGUOUS] > outcomes[SHARED]:
+        several = f"{outcomes[AMBIGUOUS]} have several rows with different captions; put these into one row, as a list"
+        raise PowerclipError(f"{none} gets a caption from {table}: {several}")
+    if outcomes[SHARED]:
+        shared = f"{outcomes[SHARED]} have the key of another sample; give each one of its own"
+        raise PowerclipError(f"{none} gets a caption from {table}: {shared}")
+    ours = " or ".join(repr(name.removeprefix(FILE)) for name in (samples or [["nothing"]])[0])
+    raise PowerclipError(
+        f"{none} is in {table}: a sample has {ours}, the table {theirs!r}; "
+        f"join by --join {'url' if join == 'key' else 'key'}, or name the column with --join-column"
+    )
 
 
-def _names(shards: Iterable[Path], join: Join) -> Iterator[str]:
+def _names(shards: Iterable[Path], join: Join) -> Iterator[list[str]]:
     """The names of the samples that have one, in order; what cannot be read is left out."""
     for shard in shards:
         with suppress(BrokenShardError):
             for place in stream_shard(shard):
                 with suppress(BadSampleError, ValueError, RecursionError):
                     known = json.loads(place.files(only=("json",)).get("json", b"{}")) if join == "url" else {}
-                    if name := _name(place.key, known, join):
-                        yield name
+                    if names := _names_of(place.key, known, join):
+                        yield names
 
 
-def _name(key: str, known: Any, join: Join) -> str:
-    """What a sample is joined by, given its key and what is known of it; "" if it has none."""
+def _names_of(key: str, known: Any, join: Join) -> list[str]:
+    """What a sample is joined by, the best first, given its key and what is known of it; nothing if it has none."""
     if join == "key":
-        return join_name(key, join)
-    return join_name(known.get("url"), join) if isinstance(known, Mapping) else ""
+        return [join_name(key, join), *([file_name(key)] if ROW_NUMBER.match(key) else [])]
+    name = join_name(known.get("url"), join) if isinstance(known, Mapping) else ""
+    return [name] if name else []
 
 
-def _cells(rows: sqlite3.Connection, name: str) -> list[str]:
-    """The different captions that the rows of a name have."""
-    return [cells for (cells,) in rows.execute("SELECT DISTINCT cells FROM captions WHERE name = ? LIMIT 2", [name])]
+def _find(rows: sqlite3.Connection, names: Iterable[str]) -> tuple[str, str]:
+    """What becomes of a sample with some names, the first of which that has a row counts; and the captions it gets."""
+    for name in names:
+        found = rows.execute("SELECT DISTINCT cells FROM captions WHERE name = ? LIMIT 2", [name]).fetchall()
+        if found and rows.execute("SELECT 1 FROM shared WHERE name = ?", [name]).fetchone():
+            return SHARED, "[]"
+        if found:
+            return (MATCHED, found[0][0]) if len(found) == 1 else (AMBIGUOUS, "[]")
+    return MISSING, "[]"
 
 
 def _load(_key: str, entry: SamplePlace, *, rows: sqlite3.Connection, join: Join, lines: bool) -> Loaded:
@@ -204,14 +241,12 @@ def _load(_key: str, entry: SamplePlace, *, rows: sqlite3.Connection, join: Join
     sample = Sample.from_members(entry.key, files)
     extra = {name: data for name, data in files.items() if name not in {sample.image_extension, *KNOWN}}
     sample = replace(sample, extra=extra)
-    name = _name(entry.key, sample.metadata, join)
-    shared = rows.execute("SELECT 1 FROM shared WHERE name = ?", [name]).fetchone() is not None
-    found = [] if shared or not name else _cells(rows, name)
-    remarks = [*sample.remarks, SHARED if shared else (MISSING, MATCHED, AMBIGUOUS)[len(found)]]
+    outcome, cells = _find(rows, _names_of(entry.key, sample.metadata, join))
+    remarks = [*sample.remarks, outcome]
     captions: list[Caption] = []
-    if len(found) == 1:
+    if outcome == MATCHED:
         try:
-            captions, more = read_captions(map(tuple, json.loads(found[0])), lines=lines)
+            captions, more = read_captions(map(tuple, json.loads(cells)), lines=lines)
             remarks += more
         except BadSampleError as error:
             remarks.append(str(error))
