@@ -92,6 +92,28 @@ def test_the_lines_of_a_text_file_when_asked(photos, tmp_path):
         prepared(photos, tmp_path / "one", caption_lines=True)
 
 
+def test_lines_of_a_file_and_of_a_cell_end_alike(photos, tmp_path):
+    text = "one\u2028two\x85three\x0bfour\r\n\r\nfive\rsix\nseven"
+    table = write_jsonl(photos / "t.jsonl", {"path": "0.jpg", "caption": text})
+    (photos / "0.txt").write_bytes(text.encode())
+    for source, name in ((table, "cell"), (photos, "file")):
+        prepared(source, tmp_path / name, caption_lines=True)
+    (cell,), (file,) = (found(tmp_path / name) for name in ("cell", "file"))
+    assert cell == file
+    assert [text for _, text in cell][1:] == ["five", "six", "seven"]
+
+
+def test_a_column_given_twice_is_one(photos, tmp_path):
+    (photos / "t.csv").write_text("path,alt,long\n0.jpg,a dog,a wet dog\n")
+    prepared(photos / "t.csv", tmp_path / "one", caption_column=("alt", "2"))
+    prepared(photos / "t.csv", tmp_path / "two", caption_column=("alt", "long", "alt"))
+    assert found(tmp_path / "one") == [[("txt", "a dog")]]
+    assert found(tmp_path / "two") == [[("alt", "a dog"), ("long", "a wet dog")]]
+    source = tar_of(tmp_path / "in.tar", alt=b"a dog")
+    prepared(source, tmp_path / "tar", caption_key=("alt", ".alt"))
+    assert found(tmp_path / "tar") == [[("txt", "a dog")]]
+
+
 TREE = {"leaves": [[0, 1], [2, 5]], "phrases": [{"label": "NP", "leaves": [0, 1]}], "parser": "gold"}
 
 

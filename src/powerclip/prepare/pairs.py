@@ -37,6 +37,8 @@ Cell = tuple[str, Any]
 """Captions as a source holds them: the name of where they are from, and a text, a list of texts, or None."""
 
 
+LINE_END = re.compile(r"\r\n?|\n")
+
 CUT = "tar damaged or truncated (its rest is lost)"
 """Why an item that stands for the rest of a tar cannot be used."""
 
@@ -167,7 +169,9 @@ def _texts(cells: Iterable[Cell | str | bytes], *, lines: bool) -> Iterator[tupl
             if isinstance(text, Mapping):
                 name, text = str(text.get("source") or source), text.get("text")
             if lines and isinstance(text, str | bytes) and len(text) <= MAX_CAPTION_BYTES:
-                yield from ((name, line) for line in text.splitlines() if line.strip())
+                # Bytes end lines at \r\n, \r and \n alone.
+                found = text.splitlines() if isinstance(text, bytes) else LINE_END.split(text)
+                yield from ((name, line) for line in found if line.strip())
             else:
                 yield name, text
 

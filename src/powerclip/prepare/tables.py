@@ -131,14 +131,14 @@ def find_columns(
 ) -> tuple[int, ...]:
     """The places of a column, ``first`` or one of ``known`` names, and of those of captions, given or well-known.
 
-    A given column is a name, or a number from 1 where no column has that name. PowerclipError if one is not there, or
-    occurs twice.
+    A given column is a name, or a number from 1 where no column has that name; one given twice counts once.
+    PowerclipError if one is not there, or the table has two of that name.
     """
     hint = "; if that is a row already, add --no-header" * (config.header and path.suffix.lower() in SEPARATORS)
     captions = config.caption_column or (None,)
     return (
         _column(path, columns, first, known, option, hint),
-        *(_column(path, columns, name, CAPTION_COLUMNS, "caption-column", hint) for name in captions),
+        *dict.fromkeys(_column(path, columns, name, CAPTION_COLUMNS, "caption-column", hint) for name in captions),
     )
 
 

@@ -236,7 +236,7 @@ def _find_captions(shards: Sequence[Path], given: tuple[str, ...]) -> tuple[str,
             choose = "choose with --caption-key EXTENSION or --caption-key json:KEY"
             raise PowerclipError(f"no caption {where}; {seen}; {choose}")
         found.append(extension if extension in present else inside[0])
-    return tuple(found) if given else ()
+    return tuple(dict.fromkeys(found)) if given else ()
 
 
 def _first_samples(shards: Sequence[Path]) -> tuple[Path, list[SamplePlace]]:
