@@ -336,6 +336,14 @@ def test_a_datasets_folder_that_is_damaged_is_one_line(state, tmp_path):
         open_source(str(tmp_path), PrepareConfig())
 
 
+def test_a_datasets_folder_with_indices_is_refused(tmp_path):
+    state = {"_data_files": [{"filename": "x.arrow"}], "_indices_data_files": [{"filename": "indices.arrow"}]}
+    (tmp_path / "state.json").write_text(json.dumps(state))
+    (tmp_path / "x.arrow").write_bytes(b"")
+    with pytest.raises(PowerclipError, match=r"selects rows of its files by indices; save it again after dataset.flat"):
+        open_source(str(tmp_path), PrepareConfig())
+
+
 def test_failed_downloads_in_img2dataset_s_parquet_are_no_bad_pairs(tmp_path):
     status = ["success", "success", "failed_to_download", "failed_to_resize"]
     columns = {"jpg": [picture(), None, None, None], "caption": ["a dog"] * 3 + [None], "status": status}

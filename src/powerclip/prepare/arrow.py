@@ -35,8 +35,12 @@ def shape_of(path: Path) -> tuple[list[str], int]:
 
 
 def dataset_parts(folder: Path) -> list[str]:
-    """The names of the files that hold the rows of a datasets folder."""
-    return [Path(file["filename"]).name for file in read_json(folder / "state.json")["_data_files"]]
+    """The names of the files that hold the rows of a datasets folder; ValueError if it takes some of these only."""
+    state = read_json(folder / "state.json")
+    names = [Path(file["filename"]).name for file in state["_data_files"]]
+    if state.get("_indices_data_files"):
+        raise ValueError("it selects rows of its files by indices; save it again after dataset.flatten_indices()")
+    return names
 
 
 @lru_cache(maxsize=4)
