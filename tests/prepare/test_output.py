@@ -143,7 +143,7 @@ def test_a_report_in_the_middle_says_what_is_not_done(tmp_path):
     for i in range(150):
         (tmp_path / "photos" / f"{i:03d}.jpg").write_bytes(b"junk" if i < 100 else picture())
         (tmp_path / "photos" / f"{i:03d}.txt").write_text("a dog")
-    with pytest.raises(RunFailedError, match="100 of 100 samples"):
+    with pytest.raises(RunFailedError, match="100 of 100 samples so far cannot be used"):
         prepared(tmp_path / "photos", tmp_path / "out", samples_per_shard=100, max_bad_share=0.9)
     assert json.loads((tmp_path / "out" / "report.json").read_text())["unfinished_shards"] == 1
 

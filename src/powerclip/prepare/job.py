@@ -119,7 +119,7 @@ def _make_shards(
         finished[shard] = counts
         total.merge(counts)
         if total.samples + total.skipped.total() >= ENOUGH:
-            _check(total, config.max_bad_share)
+            _check(total, config.max_bad_share, "samples so far")
 
     gaps: dict[Path, Mapping[str, Any]] = {}
     for shard in shards:
@@ -152,13 +152,13 @@ def _make_shards(
             show(len(finished), f"{samples_per_s:.0f} samples/s, {total.skipped.total()} skipped")
 
 
-def _check(total: Counts, max_bad_share: float) -> None:
-    """Raise if too many samples cannot be used."""
+def _check(total: Counts, max_bad_share: float, samples: str = "samples") -> None:
+    """Raise if too many samples cannot be used; ``samples`` says of which."""
     skipped = total.skipped.total()
     if skipped > max_bad_share * (total.samples + skipped):
         reasons = (f"{n} {reason} (e.g. {total.examples[reason][0]})" for reason, n in total.skipped.most_common())
         raise RunFailedError(
-            f"{skipped} of {total.samples + skipped} samples cannot be used: {', '.join(reasons)}; "
+            f"{skipped} of {total.samples + skipped} {samples} cannot be used: {', '.join(reasons)}; "
             "fix them or raise --max-bad-share"
         )
 
