@@ -8,7 +8,7 @@ import pytest
 
 from powerclip.errors import PowerclipError
 from powerclip.evaluate.averages import averages, without_score
-from powerclip.evaluate.datasets.images import FileImage, ShardImage, TableImage, identity
+from powerclip.evaluate.datasets.images import START_BYTES, FileImage, ShardImage, TableImage, stamps
 from powerclip.evaluate.metrics import Estimate
 from powerclip.evaluate.results import Evaluation, Origin, origin_of, read_evaluation
 from powerclip.tasks import (
@@ -19,6 +19,7 @@ from powerclip.tasks import (
     MultiLabel,
     Quadruple,
     Quadruples,
+    Region,
     Retrieval,
 )
 from tests.support.colours import square
@@ -154,30 +155,29 @@ def test_a_fingerprint_does_not_depend_on_where_the_data_are(tmp_path):
     assert one.fingerprint != task(tmp_path / "x", content=b"another").fingerprint
 
 
-def test_an_image_is_its_content_where_that_is_asked_for_and_its_name_and_size_elsewhere(tmp_path):
-    (tmp_path / "a.png").write_bytes(b"one")
-    image, own = FileImage(tmp_path / "a.png"), FileImage(tmp_path / "a.png", by_content=True)
-    before = identity(image), identity(own)
-    (tmp_path / "a.png").write_bytes(b"two")
-    assert identity(image) == before[0]
-    assert identity(own) != before[1]
-    (tmp_path / "a.png").write_bytes(b"three")
-    assert identity(image) != before[0]
-    (tmp_path / "a.png").unlink()
+def test_a_file_is_its_size_and_its_start_where_that_is_asked_for(tmp_path):
+    place = tmp_path / "a.png"
+    place.write_bytes(b"one")
+    image, own = FileImage(place), FileImage(place, by_content=True)
+    before = stamps([image]), stamps([own])
+    place.write_bytes(b"two")
+    assert stamps([image]) == before[0]
+    assert stamps([own]) != before[1]
+    place.write_bytes(b"three")
+    assert stamps([image]) != before[0]
+    place.write_bytes(bytes(START_BYTES) + b"end")
+    before = stamps([own])
+    place.write_bytes(bytes(START_BYTES) + b"END")
+    assert stamps([own]) == before  # the rest is not read
+    place.unlink()
     with pytest.raises(PowerclipError, match=r"a\.png cannot be read \(.*; download it again"):
-        identity(image)
+        stamps([image])
 
 
-def test_a_result_under_its_former_fingerprint_is_of_the_same_data_at_the_same_place(tmp_path):
-    (tmp_path / "a.png").write_bytes(b"image")
-    task = Retrieval(name="r", images=[FileImage(tmp_path / "a.png")], captions=[("a",)])
-    now = origin_of(task, suite="s", data="/data").with_pixels("training")
-    assert now.former not in ("", now.fingerprint)
-    before = replace(now, fingerprint=now.former)
-    evaluation = Evaluation(tasks={}).with_result("r", {"i2t_R@1": 0.5}, before)
-    assert evaluation.has("r", now)
-    assert not evaluation.has("r", replace(now, data="/elsewhere"))
-    assert list(evaluation.with_result("r", {"i2t_R@1": 0.5}, now).tasks) == ["r"]
+def test_a_file_of_many_images_is_looked_at_once(tmp_path):
+    (tmp_path / "a.parquet").write_bytes(b"rows")
+    rows = [TableImage(tmp_path / "a.parquet", 0, row, "image") for row in range(3)]
+    assert stamps([Region(image=rows[0], box=(0, 0, 1, 1)), *rows]) == ["4"]
 
 
 def test_an_interrupted_evaluation_is_continued_with_data_at_the_same_place():
@@ -185,6 +185,9 @@ def test_an_interrupted_evaluation_is_continued_with_data_at_the_same_place():
     evaluation = replace(evaluation, pending=["b"])
     assert evaluation.kept({"a": origin("1"), "b": origin("2")}) == ["a"]
     assert evaluation.kept({"a": replace(origin("1"), data="/elsewhere"), "b": origin("2")}) == []
+    of_two = replace(evaluation, pending=["b", "of another"])
+    assert of_two.kept({"a": origin("1"), "b": origin("2")}) == ["a"]
+    assert of_two.kept({"a": origin("1")}) == []
 
 
 def test_averages_are_of_public_suites_and_of_families():

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import warnings
+from threading import Thread
 
 import open_clip
 import pytest
@@ -19,6 +20,8 @@ from powerclip.errors import PowerclipError
 from powerclip.evaluate import (
     CLASSIFICATION,
     SUITES,
+    Evaluation,
+    Origin,
     as_metrics,
     evaluate_model,
     evaluate_tasks,
@@ -28,7 +31,7 @@ from powerclip.evaluate import (
 )
 from powerclip.evaluate.averages import averages
 from powerclip.evaluate.datasets.clip_benchmark import read_webdataset
-from powerclip.evaluate.run import SCENES_SEED, digest_of, digest_of_weights, write_evaluation
+from powerclip.evaluate.run import SCENES_SEED, _lock, _write, digest_of, digest_of_weights, write_evaluation
 from powerclip.evaluate.suites import CLIP_METRICS
 from powerclip.model import load, load_any, save
 from powerclip.report.tables import results_table
@@ -447,8 +450,9 @@ def test_the_light_suite_is_small_and_shows_no_image_of_the_real_one():
             assert all(image.tobytes() not in seen for image in a.images)
 
 
-def test_other_light_suites_are_those_of_the_evaluation(tmp_path):
+def test_other_light_suites_are_those_of_the_evaluation(tmp_path, monkeypatch):
     write_shards(generate("test", count=5, seed=0), tmp_path)
+    monkeypatch.setattr("powerclip.evaluate.run.origin_of", None)  # files are not looked at
     tasks = light_suite(["pairs", "scenes"], tmp_path, image_size=64, size=2)
     assert tasks[0].name == "retrieval"
     assert len(tasks) == 9
@@ -577,18 +581,53 @@ def test_two_evaluations_at_once_into_one_folder_lose_nothing(model, tmp_path):
         colours(tmp_path / name)
     torch.manual_seed(1)
     other = save(create_model("tiny"), tmp_path / "other" / "model")
+    config = EvaluateConfig(data=tmp_path, output=out, suite=("food101", "pets", "sugarcrepe"))
+
+    def stop(name):
+        if name == "stl10":
+            raise KeyboardInterrupt
 
     def meanwhile(name):
         if name == "pets":
-            evaluate(model, "cifar10", tmp_path, out)
             evaluate(other, "cifar10", tmp_path, out)
+            with pytest.raises(KeyboardInterrupt):
+                evaluate_model(str(model), second, progress=stop)
+            assert read_evaluation(out).pending == ["pets", "stl10"]
 
-    config = EvaluateConfig(suite=("food101", "pets"), data=tmp_path, output=out)
+    colours(tmp_path / "stl10")
+    second = dataclasses.replace(config, suite=("cifar10", "stl10", "winoground"))
     found = evaluate_model(str(model), config, progress=meanwhile)
     assert list(found.tasks) == ["food101", "pets"]
-    assert set(read_evaluation(out).tasks) == {"food101", "cifar10", "pets"}
+    assert list(found.absent) == ["sugarcrepe"]
+    both = read_evaluation(out)
+    assert set(both.tasks) == {"food101", "cifar10", "pets"}
+    assert set(both.absent) == {"sugarcrepe", "winoground"}
+    assert both.pending == ["stl10"]
     (aside,) = out.glob("evaluation-*.json")  # the other model's
     assert set(json.loads(aside.read_text())["tasks"]) == {"cifar10"}
+    ran = []
+    with pytest.warns(UserWarning, match="the results of cifar10 are of the interrupted evaluation"):
+        evaluate_model(str(model), second, progress=ran.append)
+    assert ran == ["stl10"]
+    assert not read_evaluation(out).pending
+
+
+def test_a_result_is_written_when_no_other_evaluation_writes(tmp_path):
+    def result(name, pending):
+        origin = Origin(suite="scenes", data="/d", fingerprint=name, n=1)
+        evaluation = Evaluation(tasks={}, weights="w").with_result(name, {"acc@1": 0.5}, origin)
+        return dataclasses.replace(evaluation, pending=pending)
+
+    options = {"own": {"a", "c"}, "former": ""}
+    writing = Thread(target=_write, args=(tmp_path, result("a", ["c"]), "a"), kwargs=options)
+    with _lock(tmp_path):
+        writing.start()
+        writing.join(0.1)
+        assert writing.is_alive()
+        result("b", ["d"]).write(tmp_path)
+    writing.join()
+    assert list(read_evaluation(tmp_path).tasks) == ["b", "a"]
+    assert read_evaluation(tmp_path).pending == ["d", "c"]
 
 
 def test_models_of_open_clip_with_the_same_weights_and_another_activation_are_two(tmp_path):

@@ -26,7 +26,7 @@ from pathlib import Path
 from powerclip.config import from_dict
 from powerclip.config.values import Pixels
 from powerclip.evaluate.averages import Average, averages
-from powerclip.evaluate.datasets.images import former_identity, identity
+from powerclip.evaluate.datasets.images import identity, stamps
 from powerclip.evaluate.metrics import Estimate
 from powerclip.files import read_json, write_json
 from powerclip.regions import rle
@@ -60,26 +60,22 @@ class Origin:
     data: str
     """Where the data are: an absolute path, or how they were generated."""
     fingerprint: str
-    """A hash of everything the task asks: its texts, labels and images (by content or by name and size)."""
+    """A hash of everything the task asks: its texts, labels and images, as ``identity`` and ``stamps`` tell them."""
     n: int
     """Items measured: images (to test on), or quadruples and (groups of) hard negatives."""
     of: int | None = None
     """Items of the complete release, where that is known."""
     score: str | None = None
     """What images and texts were scored by, as the end of the result's name says: "global" without one."""
-    former: str = field(default="", compare=False)
-    """The fingerprint that earlier versions would have given; no file has it."""
 
     def with_pixels(self, pixels: Pixels) -> Origin:
         """The same images read in another way: another measurement."""
-        now, former = (
-            hashlib.sha256(f"{one} {pixels}".encode()).hexdigest()[:16] for one in (self.fingerprint, self.former)
-        )
-        return replace(self, data=f"{self.data} (pixels: {pixels})", fingerprint=now, former=former)
+        fingerprint = hashlib.sha256(f"{self.fingerprint} {pixels}".encode()).hexdigest()[:16]
+        return replace(self, data=f"{self.data} (pixels: {pixels})", fingerprint=fingerprint)
 
     def fields(self) -> dict[str, str | int]:
         """As files hold it."""
-        return {name: value for name, value in asdict(self).items() if value is not None and name != "former"}
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,15 +114,12 @@ class Evaluation:
     def has(self, name: str, origin: Origin) -> bool:
         """Whether there is a result of a task on these data."""
         before = self.measured_on.get(name)
-        if name not in self.tasks or before is None:
-            return False
-        same_place = before.data == origin.data
-        return before.fingerprint == origin.fingerprint or (same_place and before.fingerprint == origin.former)
+        return name in self.tasks and before is not None and before.fingerprint == origin.fingerprint
 
     def kept(self, asked: Mapping[str, Origin]) -> list[str]:
         """What an interrupted evaluation has measured of the tasks asked for, on the same data at the same place,
-        if all that it had still to do is among them."""
-        if not self.pending or not set(self.pending) <= asked.keys():
+        if any that it had still to do is among them."""
+        if asked.keys().isdisjoint(self.pending):
             return []
         done = [name for name, origin in asked.items() if name not in self.pending and self.has(name, origin)]
         return [name for name in done if self.measured_on[name].data == asked[name].data]
@@ -227,24 +220,18 @@ def origin_of(task: Task, *, suite: str, data: str, of: int | None = None) -> Or
     else:
         answers = task.labels if isinstance(task, Classification) else task.targets
         texts = [task.class_names, task.templates, [str(answer) for answer in answers]]
-    images, parts = images_of(task), list(map("\0".join, texts))
-    fingerprint, former = (_hash([*map(known_by, images), *parts]) for known_by in (identity, former_identity))
+    images, digest = images_of(task), hashlib.sha256()
+    for part in (*map(identity, images), *stamps(images), *map("\0".join, texts)):
+        content = part.encode("utf-8", "surrogatepass")
+        digest.update(len(content).to_bytes(8, "little"))
+        digest.update(content)
     if isinstance(task, HardNegatives):
         n = len(set(task.units))
     elif isinstance(task, LinearProbe):
         n = task.counts[-1]
     else:
         n = len(task.items if isinstance(task, Quadruples) else task.images)
-    return Origin(suite=suite, data=data, fingerprint=fingerprint, n=n, of=of, former=former)
-
-
-def _hash(parts: Sequence[str]) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        content = part.encode("utf-8", "surrogatepass")
-        digest.update(len(content).to_bytes(8, "little"))
-        digest.update(content)
-    return digest.hexdigest()[:16]
+    return Origin(suite=suite, data=data, fingerprint=digest.hexdigest()[:16], n=n, of=of)
 
 
 def _texts(item: HardNegative) -> list[str]:

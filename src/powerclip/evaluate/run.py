@@ -5,16 +5,18 @@ import json
 import re
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from filelock import FileLock
 from torch import nn
 
 from powerclip.config import EvaluateConfig
+from powerclip.config.values import Pixels
 from powerclip.data.remote import is_remote
 from powerclip.distributed import process_group, rank, rank0_first
 from powerclip.errors import PowerclipError, did_you_mean
@@ -52,6 +54,15 @@ OWN_SUITES = ("scenes", *OWN_DATA, "scenes-segmentation")
 """Suites that need no public data: these, and generated tasks."""
 
 
+class Found(NamedTuple):
+    """A task that was read, and what its origin says except for the fingerprint, which takes a look at every file."""
+
+    task: Task
+    suite: str
+    data: str
+    of: int | None
+
+
 def evaluate_model(
     model: str, config: EvaluateConfig | None = None, *, progress: Callable[[str], None] | None = None
 ) -> Evaluation:
@@ -61,7 +72,7 @@ def evaluate_model(
 
     Started by torchrun, the processes share the work and get equal results; the first one writes them, as soon as a
     task is done: ``evaluation/TASK.json`` for it alone, and ``evaluation.json``, to which results on other data are
-    added. If the last evaluation of these weights was interrupted, and all that it had still to do is asked for again,
+    added. If an evaluation of these weights was interrupted, and something that it had still to do is asked for again,
     only what it lacks is measured, with a warning. What interrupts this one gets a note of what is kept.
 
     ``progress`` is called with the name of each task before it runs. PowerclipError if there is no such model,
@@ -75,24 +86,25 @@ def evaluate_model(
         loaded, preprocess, tokenizer = load_any(model, config.pretrained)
         size = (loaded if isinstance(loaded, PowerCLIP) else loaded.visual).image_size  # open_clip's may be a number
         height = size if isinstance(size, int) else size[0]
-        tasks, absent = _asked_for(names, config, pairs, image_size=height)
-        absent |= skipped(loaded, [task for task, _ in tasks])
-        jobs = jobs_of([task for task, _ in tasks if task.name not in absent], config.scores, config.regions)
-        origin_of_task = {id(task): origin for task, origin in tasks}
+        found, absent = _asked_for(names, config, pairs, image_size=height)
+        absent |= skipped(loaded, [one.task for one in found])
+        found = [one for one in found if one.task.name not in absent]
+        jobs = jobs_of([one.task for one in found], config.scores, config.regions)
+        origins = rank0_first(lambda: [_origin(one, config.pixels) for one in found])
+        origin_of_task = {id(one.task): origin for one, origin in zip(found, origins, strict=True)}
         asked = {
             job.name: replace(origin_of_task[id(job.task)], score=score_after(job.task.name, job.name)) for job in jobs
         }
         label = model if config.pretrained is None else f"{model}:{config.pretrained}"
         digest, former = digest_of(loaded), digest_of_weights(loaded)
         evaluation = rank0_first(lambda: _earlier_results(folder, label, digest, former=former))
-        of_suites = {benchmark.name for name in names for benchmark in benchmarks_of(name)}
-        before = {name: source for name, source in evaluation.absent.items() if name not in of_suites}
+        own = {*asked, *(benchmark.name for name in names for benchmark in benchmarks_of(name))}
         if kept := evaluation.kept(asked):
             warnings.warn(
                 f"continued: the results of {', '.join(kept)} are of the interrupted evaluation", stacklevel=2
             )
         jobs = [job for job in jobs if job.name not in kept]
-        evaluation = replace(evaluation, absent=before | absent, pending=[job.name for job in jobs])
+        evaluation = replace(evaluation, absent=absent, pending=[job.name for job in jobs])
         encoder = Encoder(
             loaded.to(place),
             preprocess,
@@ -106,7 +118,7 @@ def evaluate_model(
             for job, metrics in run_jobs(encoder, jobs, regions=config.regions, progress=progress):
                 evaluation = evaluation.with_result(job.name, metrics, asked[job.name])
                 if rank() == 0:
-                    _write(folder, evaluation, job.name, former=former)
+                    _write(folder, evaluation, job.name, own=own, former=former)
         except BaseException as error:  # a key press, too
             if finished := [name for name in asked if name not in evaluation.pending]:
                 error.add_note(
@@ -119,20 +131,19 @@ def evaluate_model(
 
 def _asked_for(
     names: Sequence[str], config: EvaluateConfig, pairs: Sequence[str], *, image_size: int
-) -> tuple[list[tuple[Task, Origin]], dict[str, str]]:
+) -> tuple[list[Found], dict[str, str]]:
     """``_read``, with the names of the results; PowerclipError if there are no data, or no regions as asked for."""
-    tasks, absent = _read(names, config.data, pairs, size=config.size, image_size=image_size)
-    if not tasks:
+    found, absent = _read(names, config.data, pairs, size=config.size, image_size=image_size)
+    if not found:
         raise _none_of(names, config.data)
-    tasks = _named(tasks, config)
     if config.regions == "stored":
-        _check_regions(tasks)
-    return tasks, absent
+        _check_regions(found)
+    return _named(found), absent
 
 
-def _check_regions(tasks: Sequence[tuple[Task, Origin]]) -> None:
+def _check_regions(found: Sequence[Found]) -> None:
     """PowerclipError if regions that were asked for are not stored: of other data than shards there are none."""
-    own = [(task, origin.data) for task, origin in tasks if origin.suite == "pairs"]
+    own = [(one.task, one.data) for one in found if one.suite == "pairs"]
     if not own:
         raise PowerclipError("regions 'stored' are those of your own shards; add the pairs suite, or leave them 'grid'")
     if without := [data for task, data in own if not has_masks(task)]:
@@ -151,18 +162,23 @@ def _none_of(names: Sequence[str], data: Path | None) -> PowerclipError:
     )
 
 
-def _named(tasks: Sequence[tuple[Task, Origin]], config: EvaluateConfig) -> list[tuple[Task, Origin]]:
-    """The tasks with the names of their results, and their data with the way in which images are read."""
-    folders = Counter(Path(origin.data).name for _, origin in tasks if origin.suite in OWN_DATA)
+def _named(found: Sequence[Found]) -> list[Found]:
+    """The tasks with the names of their results: other data of your own get another row in tables."""
+    folders = Counter(Path(one.data).name for one in found if one.suite in OWN_DATA)
     named = []
-    for task, origin in tasks:
-        if origin.suite in OWN_DATA:  # other data get another row in tables
-            folder = Path(origin.data).name
-            task = replace(task, name=f"{task.name}:{folder if folders[folder] == 1 else origin.data}")
-        elif config.pixels != "pil" and origin.suite not in OWN_SUITES:
-            origin = origin.with_pixels(config.pixels)
-        named.append((task, origin))
+    for one in found:
+        if one.suite in OWN_DATA:
+            folder = Path(one.data).name
+            name = f"{one.task.name}:{folder if folders[folder] == 1 else one.data}"
+            one = one._replace(task=replace(one.task, name=name))
+        named.append(one)
     return named
+
+
+def _origin(found: Found, pixels: Pixels) -> Origin:
+    """What a task is measured on, with the way in which the images of public data are read."""
+    origin = origin_of(found.task, suite=found.suite, data=found.data, of=found.of)
+    return origin if pixels == "pil" or found.suite in OWN_SUITES else origin.with_pixels(pixels)
 
 
 def task_again(name: str, origin: Origin, *, size: int) -> Task | None:
@@ -216,11 +232,11 @@ def light_suite(
     names = suites_asked_for([suite] if isinstance(suite, str) else suite, data)
     if "pairs" in names and data is None:
         raise PowerclipError("the pairs suite needs data; name a folder of shards")
-    tasks, absent = _read(names, data, [str(data)], size=size, image_size=image_size, seed=LIGHT_SEED)
+    found, absent = _read(names, data, [str(data)], size=size, image_size=image_size, seed=LIGHT_SEED)
     for name in names:
         if (asked := benchmarks_of(name)) and all(benchmark.name in absent for benchmark in asked):
             raise _none_of([name], data)
-    return [task for task, _ in tasks]
+    return [one.task for one in found]
 
 
 def as_metrics(results: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
@@ -260,9 +276,9 @@ def _read(
     size: int,
     image_size: int,
     seed: int = SCENES_SEED,
-) -> tuple[list[tuple[Task, Origin]], dict[str, str]]:
+) -> tuple[list[Found], dict[str, str]]:
     """The suites' tasks with their data, and missing data sets with their source; all is read before any is encoded."""
-    tasks: list[tuple[Task, Origin]] = []
+    tasks: list[Found] = []
     absent: dict[str, str] = {}
     read: set[str] = set()  # data sets that several suites name
     for name in names:
@@ -288,7 +304,7 @@ def _read(
             ]
             read |= {benchmark.name for benchmark in asked}
         for where, of_data, complete in found:
-            tasks += [(t, origin_of(t, suite=name, data=where, of=complete.get(t.name))) for t in of_data]
+            tasks += [Found(task, name, where, complete.get(task.name)) for task in of_data]
     return tasks, absent
 
 
@@ -351,8 +367,11 @@ def _is_older(file: Path, model: str) -> bool:
     return any(file.stat().st_mtime_ns < place.stat().st_mtime_ns for place in places if place.exists())
 
 
-def _write(folder: Path, evaluation: Evaluation, name: str, *, former: str) -> None:
-    """Write the newest result, beside what is in the folder by now: another evaluation may have added to it."""
+def _write(folder: Path, evaluation: Evaluation, name: str, *, own: Set[str], former: str) -> None:
+    """Write the newest result together with what other evaluations have written, and still have to do or lack.
+
+    ``own`` has the names of the results and data sets that were asked for here.
+    """
     metrics, origin = evaluation.tasks[name], evaluation.measured_on[name]
     with _lock(folder):
         measured = {"metrics": metrics, "estimates": details_of(metrics)}
@@ -360,4 +379,7 @@ def _write(folder: Path, evaluation: Evaluation, name: str, *, former: str) -> N
         write_json(path, {"task": name, "weights": evaluation.weights, **origin.fields(), **measured})
         found = _own_results(folder, evaluation.model, evaluation.weights, former=former)
         found = found.with_result(name, metrics, origin)
-        replace(found, absent=evaluation.absent, pending=evaluation.pending).write(folder)
+        absent = {other: source for other, source in found.absent.items() if other not in own}
+        pending = [other for other in found.pending if other not in own]
+        absent, pending = {**absent, **evaluation.absent}, [*pending, *evaluation.pending]
+        replace(found, absent=absent, pending=pending).write(folder)

@@ -14,7 +14,7 @@ import numpy as np
 
 from powerclip.data.shards import SamplePlace, index_shard
 from powerclip.errors import BadSampleError, PowerclipError
-from powerclip.evaluate.datasets.images import ShardImage, former_identity
+from powerclip.evaluate.datasets.images import ShardImage, identity
 from powerclip.evaluate.datasets.prompts import benchmark_prompts
 from powerclip.evaluate.datasets.release import as_text, release_text
 from powerclip.tasks import PLACE, Classification, MultiLabel, Picture, Retrieval, Task
@@ -61,7 +61,7 @@ def retrieval_tasks(name: str, images: list[Picture], captions: list[list[str]])
     """
     without = next((i for i, of_image in enumerate(captions) if not of_image), None)
     if without is not None or not images:
-        what = "has no image" if without is None else f"has no caption for {former_identity(images[without])}"
+        what = "has no image" if without is None else f"has no caption for {identity(images[without])}"
         raise PowerclipError(f"the data set {name} {what}; download it again")
     tasks: list[Task] = [Retrieval(name=name, images=images, captions=captions)]
     if any(len(of_image) > CAPTIONS_PER_IMAGE for of_image in captions):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -23,12 +23,14 @@ from powerclip.data.parquet import open_parquet, read_group
 from powerclip.data.sample import IMAGE_EXTENSIONS
 from powerclip.data.shards import SamplePlace
 from powerclip.errors import BadSampleError, PowerclipError
-from powerclip.files import sha256_of
 from powerclip.pixels import encoded
 from powerclip.regions.annotation import MAX_PIXELS
 from powerclip.tasks import Content, Picture, Region, Shown
 
 Box = tuple[int, int, int, int]
+
+START_BYTES = 2**16
+"""How much of a file is looked at to tell it from others."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class FileImage:
     pixels: Pixels | None = None
     """How its pixels are read, whatever is asked for."""
     by_content: bool = False
-    """Whether its content tells it from others, for which the file is read once more; otherwise its name and size."""
+    """Whether other data may have a file of the same name and size, so that the start of its content counts, too."""
 
     def __call__(self, pixels: Pixels = "pil") -> Image.Image:
         """Open it; raises PowerclipError if it cannot be read."""
@@ -148,28 +150,10 @@ def whole(shown: Shown) -> Picture:
 
 
 def identity(picture: Shown) -> str:
-    """What tells an image wherever its data set is stored: its content, or name and size; none is decoded.
-
-    PowerclipError if its file is gone.
-    """
+    """What an image is called wherever its data set is stored; its content if that is at hand. No file is looked at."""
     match picture:
         case Region():
             return f"{identity(picture.image)} {picture.box}"
-        case FileImage() | TableImage():
-            try:
-                if isinstance(picture, FileImage) and picture.by_content:
-                    return sha256_of([picture.path])[0]
-                return f"{former_identity(picture)} {picture.path.stat().st_size} bytes"
-            except OSError as error:
-                raise PowerclipError(f"{picture.path} cannot be read ({error}); download it again") from error
-    return former_identity(picture)
-
-
-def former_identity(picture: Shown) -> str:
-    """``identity`` in earlier versions, which did not look at files."""
-    match picture:
-        case Region():
-            return f"{former_identity(picture.image)} {picture.box}"
         case FileImage():
             return f"{picture.path.name} {picture.crop}"
         case ShardImage():
@@ -179,3 +163,22 @@ def former_identity(picture: Shown) -> str:
         case Image.Image():
             return hashlib.sha256(picture.tobytes()).hexdigest()
     return ""
+
+
+def stamps(pictures: Iterable[Shown]) -> list[str]:
+    """The size of each file with some of the images, once a file, and a hash of its start if it is ``by_content``.
+
+    PowerclipError if a file is gone.
+    """
+    files = {image.path: image for image in map(whole, pictures) if isinstance(image, FileImage | TableImage)}
+    found = []
+    for path, image in files.items():
+        try:
+            stamp = f"{path.stat().st_size}"
+            if isinstance(image, FileImage) and image.by_content:
+                with path.open("rb") as file:
+                    stamp += f" {hashlib.sha256(file.read(START_BYTES)).hexdigest()}"
+        except OSError as error:
+            raise PowerclipError(f"{path} cannot be read ({error}); download it again") from error
+        found.append(stamp)
+    return found
