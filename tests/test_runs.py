@@ -2,6 +2,7 @@ import dataclasses
 import json
 import multiprocessing
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -70,6 +71,38 @@ def test_the_same_file_may_be_named_by_another_path(tmp_path, monkeypatch):
     other = dataclasses.replace(config, model=ModelConfig(pretrained="other.pt"))
     with pytest.raises(PowerclipError, match=r"model\.pretrained: was 'start\.pt', now 'other\.pt'"):
         run.check(other, resume=True)
+
+
+@pytest.mark.parametrize("settings", [{"name": "local-dir:{}"}, {"pretrained": "./{}"}, {"pretrained": "local-dir:{}"}])
+def test_a_start_that_has_moved_may_be_named_where_it_is(settings, tmp_path, monkeypatch):
+    def config(place):
+        return dataclasses.replace(CONFIG, model=ModelConfig(**{key: v.format(place) for key, v in settings.items()}))
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "start").mkdir()
+    run = RunFolder(tmp_path / "run")
+    run.open(config("start"), DATA, resume=False)
+    checkpoint_path(run.checkpoints, 4).mkdir(parents=True)
+    assert run.check(config("../" + tmp_path.name + "/start"), resume=True) == ""
+    (tmp_path / "moved").mkdir()
+    with pytest.raises(PowerclipError, match="was trained with other settings"):
+        run.check(config("moved"), resume=True)
+    (tmp_path / "start").rmdir()
+    assert re.fullmatch(r"model\.\w+: was '.*start', now '.*moved'", run.check(config("moved"), resume=True))
+    with pytest.raises(PowerclipError, match="was trained with other settings"):
+        run.check(config("nowhere"), resume=True)
+
+
+@pytest.mark.parametrize("setting", ["name", "pretrained"])
+def test_weights_in_place_of_a_model_known_by_name_have_not_moved(setting, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "start").mkdir()
+    before, after = {"name": ("ViT-B-16", "local-dir:start"), "pretrained": ("openai", "start")}[setting]
+    run = RunFolder(tmp_path / "run")
+    run.open(dataclasses.replace(CONFIG, model=ModelConfig(**{setting: before})), DATA, resume=False)
+    checkpoint_path(run.checkpoints, 4).mkdir(parents=True)
+    with pytest.raises(PowerclipError, match=f"model.{setting}: was '{before}'"):
+        run.check(dataclasses.replace(CONFIG, model=ModelConfig(**{setting: after})), resume=True)
 
 
 def test_settings_that_decide_nothing_may_change_unreported(run):

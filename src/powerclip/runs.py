@@ -94,17 +94,18 @@ class RunFolder:
             raise PowerclipError(f"output {output} holds no run (no config.yaml) and is not empty; name another folder")
         if self.latest_checkpoint() is None:
             return ""
-        changes = {
-            name: f"{name}: was {old!r}, now {new!r}"
-            for name, old, new in _changes(self.config(), config)
-            if not MAY_CHANGE_ON_RESUME & {name, name.split(".")[0]}
-        }
-        if refused := [text for name, text in changes.items() if name not in MAY_CHANGE_AND_IS_REPORTED]:
+        changes, refused = [], []
+        for name, old, new in _changes(self.config(), config):
+            if not MAY_CHANGE_ON_RESUME & {name, name.split(".")[0]}:
+                changes.append(f"{name}: was {old!r}, now {new!r}")
+                if name not in MAY_CHANGE_AND_IS_REPORTED and not _has_moved(name, old, new):
+                    refused.append(changes[-1])
+        if refused:
             raise PowerclipError(
                 f"{output} was trained with other settings ({', '.join(refused)}); resume it with those, or name "
                 "another folder"
             )
-        return ", ".join(changes.values())
+        return ", ".join(changes)
 
     @contextmanager
     def locked(self, config: TrainConfig, *, resume: bool) -> Iterator[None]:
@@ -257,5 +258,21 @@ def _changes(old: Any, new: Any, prefix: str = "") -> Iterator[tuple[str, Any, A
 
 def _same_file(a: Any, b: Any) -> bool:
     """Whether two values are paths of one file or folder, one of them relative, say."""
-    paths = isinstance(a, str) and isinstance(b, str) and Path(a).exists()
-    return paths and Path(a).resolve() == Path(b).resolve()
+    paths = isinstance(a, str) and isinstance(b, str) and _place(a).exists()
+    return paths and _place(a).resolve() == _place(b).resolve()
+
+
+def _has_moved(name: str, old: Any, new: Any) -> bool:
+    """Whether the model a run started from is no longer where it was, and is named where it is now.
+
+    The run's weights are those of its checkpoint, which fits no other architecture.
+    """
+    if name not in ("model.name", "model.pretrained") or not isinstance(old, str) or not isinstance(new, str):
+        return False
+    path = r"(?!\w+$).*" if name == "model.pretrained" else r"local-dir:.*|.*\.json"  # tags are words
+    return bool(re.fullmatch(path, old)) and not _place(old).exists() and _place(new).exists()
+
+
+def _place(value: str) -> Path:
+    """The file or folder that a setting names, if it names one."""
+    return Path(value.removeprefix("local-dir:")).expanduser()
