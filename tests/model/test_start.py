@@ -218,10 +218,11 @@ def test_a_folder_of_open_clip_is_read_or_refused(tmp_path, monkeypatch):
     (tmp_path / "no-config").mkdir()
     (tmp_path / "no-config" / "model.safetensors").write_bytes(b"")
     for folder, message in [
-        ("nowhere", "expected a folder with open_clip_config.json and weights, a .safetensors"),
+        ("nowhere", "expected a folder with open_clip_config.json and weights, or a run or model folder of powerclip$"),
         ("empty", "expected a folder with"),
-        ("no-weights", "expected a folder with"),
-        ("no-config", "FileNotFoundError: .*open_clip_config.json"),
+        ("no-weights", "expected weights next to open_clip_config.json, a .safetensors"),
+        ("no-config", "expected a folder with"),
+        ("other/open_clip_model.safetensors", "; name the folder: local-dir:.*/other$"),
         ("other", "size mismatch"),
     ]:
         with pytest.raises(PowerclipError, match=f"/{folder}.*{message}") as caught:
@@ -229,6 +230,56 @@ def test_a_folder_of_open_clip_is_read_or_refused(tmp_path, monkeypatch):
         assert "\n" not in str(caught.value)
     with pytest.raises(PowerclipError, match="brings its own weights; give no pretrained .it is 'openai'"):
         powerclip.create_model(f"local-dir:{tmp_path / 'other'}", pretrained="openai")
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_folder_is_a_start_by_either_setting(own, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    expected = theirs_of(SMALL).text_projection
+    local_dir(tmp_path / "m", theirs_of(SMALL), SMALL)
+    if own:
+        save(powerclip.create_model("local-dir:~/m"), tmp_path / "run" / "model")
+    folder = "run" if own else "m"
+    for name, pretrained in (
+        (f"local-dir:~/{folder}", None),
+        ("tiny", f"~/{folder}"),
+        ("tiny", f"local-dir:~/{folder}"),
+    ):
+        model = powerclip.create_model(name, pretrained=pretrained)
+        assert torch.equal(model.backbone.text_projection, expected)
+
+
+def test_of_several_weights_in_a_folder_those_that_open_clip_takes_are_read(tmp_path, monkeypatch):
+    local_dir(tmp_path / "m", theirs_of(SMALL), SMALL)
+    files = ["a.bin", "b.pth", "c.safetensors", "model.pth", "model.safetensors"]
+    files += ["open_clip_model.safetensors", "open_clip_pytorch_model.bin", "pytorch_model.bin"]
+    for name in files:
+        (tmp_path / "m" / name).touch()
+    monkeypatch.setattr(start, "_read_open_clip_file", lambda path: start.Start(model={}, source="", weights=path))
+    for _ in files:
+        found = start.find_start(f"local-dir:{tmp_path / 'm'}", None).weights
+        assert str(found) == open_clip.factory._find_checkpoint_in_dir(tmp_path / "m")
+        found.unlink()
+    with pytest.raises(PowerclipError, match="expected weights next to"):
+        start.find_start(f"local-dir:{tmp_path / 'm'}", None)
+
+
+def test_what_belongs_to_a_run_and_is_no_start_says_what_is(tmp_path):
+    run = tmp_path / "run"
+    step = run / "checkpoints" / "step-00000003"
+    step.mkdir(parents=True)
+    (run / "config.yaml").touch()
+    for given in (run, step):
+        with pytest.raises(
+            PowerclipError, match=f"^the run {run} has no model yet; finish it with --resume auto, then"
+        ):
+            powerclip.create_model("tiny", pretrained=str(given))
+    save(powerclip.create_model("tiny"), run / "model")
+    with pytest.raises(PowerclipError, match=f"^{step} is not a model, but a part of the run {run}; name the run$"):
+        powerclip.create_model("tiny", pretrained=str(step))
+    for file in (run / "config.yaml", run / "model" / "config.json"):
+        with pytest.raises(PowerclipError, match=f"{file} holds settings, not weights; name the run or model folder"):
+            powerclip.create_model("tiny", pretrained=str(file))
 
 
 @pytest.mark.parametrize("family", ["QuickGELU", "EVA", "SigLIP"])

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import open_clip
-from open_clip.factory import _find_checkpoint_in_dir, parse_model_name
+from open_clip.factory import parse_model_name
 from open_clip.transform import merge_preprocess_dict
 from torch import Tensor
 
@@ -18,6 +18,18 @@ WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 TRANSFORMERS = "in the format of Hugging Face's transformers; name open_clip's version of the model"
 OPEN_CLIP_CONFIG = "open_clip_config.json"
+OPEN_CLIP_WEIGHTS = (
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+    "open_clip_pytorch_model.bin",
+    "open_clip_pytorch_model.pth",
+    "model.safetensors",
+    "pytorch_model.bin",
+    "pytorch_model.pth",
+    "model.pth",
+)
+"""Weights in a folder in open_clip's form, the first choice first; without any, a file of another name is."""
+
 KEPT = "powerclip"
 """Key in ``open_clip_config.json`` under which an exported model keeps its own config."""
 
@@ -63,27 +75,40 @@ def find_start(name: str, pretrained: str | None) -> Start:
     Raises:
         PowerclipError: there is no such model, tag, file or folder, or it cannot be read.
     """
-    if parse_model_name(name)[0] is not None:
-        if pretrained is not None:
-            raise PowerclipError(
-                f"the model {name} brings its own weights; give no pretrained "
-                f"(it is {pretrained!r}; in a command: --model.pretrained None)"
-            )
-        return _read_open_clip_folder(name)
+    kind, place = parse_model_name(name)
+    if kind is not None and pretrained is not None:
+        raise PowerclipError(
+            f"the model {name} brings its own weights; give no pretrained "
+            f"(it is {pretrained!r}; in a command: --model.pretrained None)"
+        )
+    if kind == "hf-hub":
+        return _read_hub(name)
+    if kind == "local-dir":
+        path = Path(place).expanduser()
+        if start := _read_folder(path):
+            return start
+        hint = f"; name the folder: local-dir:{path.parent}" if path.is_file() else ""
+        raise PowerclipError(
+            f"cannot read the model {name}: expected a folder with {OPEN_CLIP_CONFIG} and weights, or a run or model "
+            f"folder of powerclip{hint}"
+        )
     if pretrained is None:
         return Start(model=read_config(name), source=f"{name} from scratch")
-    path = Path(pretrained.removeprefix("local-dir:"))
+    path = Path(pretrained.removeprefix("local-dir:")).expanduser()
     if path.is_file():
+        if path.suffix.lower() in (".json", ".yaml", ".yml"):
+            raise PowerclipError(
+                f"pretrained {path} holds settings, not weights; name the run or model folder it is in, or a file of "
+                "weights"
+            )
         neighbour = path.parent / CONFIG
         if neighbour.is_file() and '"powerclip"' in neighbour.read_text(encoding="utf-8", errors="replace"):
             return _read_own(path.parent, path)
         if (path.parent / OPEN_CLIP_CONFIG).is_file():
             return _read_open_clip_file(path)
         return Start(model=read_config(name), source=f"{name} with the weights in {path}", weights=path)
-    if (path / OPEN_CLIP_CONFIG).is_file():
-        return _read_open_clip_folder(f"local-dir:{path}")
-    if folder := model_folder(path):
-        return _read_own(folder, folder / WEIGHTS)
+    if start := _read_folder(path):
+        return start
     tags = open_clip.list_pretrained_tags_by_model(name)
     if pretrained not in tags:
         known = f"tags of {name}: {', '.join(tags)}" if tags else f"{name} has no tags"
@@ -159,18 +184,35 @@ def _pooling(config: dict[str, Any]) -> dict[str, str]:
     return {key: "tower" if pool == "argmax" else pool for key, pool in pools.items()}  # its older name
 
 
-def _read_open_clip_folder(name: str) -> Start:
-    """A model with config and weights in a folder or on the hub:
-    ``local-dir:FOLDER`` or ``hf-hub:ORGANISATION/NAME``."""
-    kind, place = parse_model_name(name)
-    if kind == "local-dir":
-        require_undamaged(Path(place))
-        if (weights := _find_checkpoint_in_dir(Path(place))) is None:
-            raise PowerclipError(
-                f"cannot read the model {name}: expected a folder with {OPEN_CLIP_CONFIG} and weights, a .safetensors, "
-                ".bin or .pth file"
-            )
-        return replace(_read_open_clip_file(Path(weights)), source=name)
+def _read_folder(path: Path) -> Start | None:
+    """The model in a folder in open_clip's form, or in a run or model folder of powerclip; None if it is neither."""
+    if (path / OPEN_CLIP_CONFIG).is_file():
+        require_undamaged(path)
+        return replace(_read_open_clip_file(_open_clip_weights(path)), source=f"local-dir:{path}")
+    if folder := model_folder(path):
+        return _read_own(folder, folder / WEIGHTS)
+    for run in (path, *path.parents[:2]) if path.is_dir() else ():  # of a checkpoint the run is the second parent
+        if (run / "config.yaml").is_file() and (run / "checkpoints").is_dir():
+            if model_folder(run):
+                raise PowerclipError(f"{path} is not a model, but a part of the run {run}; name the run")
+            raise PowerclipError(f"the run {run} has no model yet; finish it with --resume auto, then name {run}")
+    return None
+
+
+def _open_clip_weights(folder: Path) -> Path:
+    """The file of weights that open_clip reads in a folder."""
+    found = [path for path in sorted(folder.iterdir()) if path.suffix in (".safetensors", ".bin", ".pth")]
+    known = [folder / name for name in OPEN_CLIP_WEIGHTS if folder / name in found]
+    if not found:
+        raise PowerclipError(
+            f"cannot read the model {folder}: expected weights next to {OPEN_CLIP_CONFIG}, a .safetensors, .bin or "
+            ".pth file"
+        )
+    return known[0] if known else min(found, key=lambda path: path.suffix != ".safetensors")
+
+
+def _read_hub(name: str) -> Start:
+    """A model with config and weights in open_clip's form on the hub: ``hf-hub:ORGANISATION/NAME``."""
     try:
         theirs, model = open_clip.create_model(name, require_pretrained=True), open_clip.get_model_config(name)
     except Exception as error:  # missing, damaged, no network, ...
