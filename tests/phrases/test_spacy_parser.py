@@ -63,6 +63,7 @@ LABELLED = [
     "[NP [NP The girl's] red bicycle]",
     "[NP [NP Café] [PP in [NP Paris]]]",
     "[NP AT&T store] ©",
+    "[S [NP The dog] [VP barked]]!![S [NP The cat] [VP ran away]].",
     "[CAPTION Beautiful]!",
 ]
 """As it is written for people, with the labels."""
@@ -171,6 +172,7 @@ def test_the_gold_list_is_met(parser):
         ("a $5 burger + fries = 50% off...", "a|5|burger|fries|50|off"),
         ('AT&T & the café♥"', "AT&T|the|café|♥"),
         ("a\t \n dog", "a|dog"),
+        ("red|cat?yes;a http://a.com/x?y=z;w 5;6", "red|cat|yes|a|http://a.com/x?y=z;w|5;6"),
         ("犬が好き。", "犬が好き"),
     ],
 )

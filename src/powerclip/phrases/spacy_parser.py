@@ -17,11 +17,12 @@ The conventions are the Penn Treebank's (Marcus et al., 1993), by these rules:
 * a fragment without a finite verb is one NP ("people walking on a beach"); a caption without any phrase is one CAPTION;
   equal spans count once.
 
-Words are leaves, as the parser splits them, but a hyphenated word is one leaf, and so are emoji that touch.
-Punctuation marks and other signs ("|", "+", "$") are not, so no phrase begins or ends with one. Of spans that cross,
-the first found is kept.
+Words are leaves, as the parser splits them, and at "!", "?", ";" and "|" between letters; but a hyphenated word is one
+leaf, and so are emoji that touch. Punctuation marks and other signs ("|", "+", "$") are not, so no phrase begins or
+ends with one. Of spans that cross, the first found is kept.
 """
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import tee
@@ -43,6 +44,8 @@ NO_PHRASE_TAGS = {"WDT", "WP", "WP$", "EX"}
 OUTSIDE = {"conj", "cc", "punct", "preconj"}
 BEFORE_PREPOSITION = {"next", "close", "adjacent", "due", "because", "ahead", "instead", "outside", "inside"}
 """Words that form one preposition with the one that follows: "next to", "because of"."""
+BETWEEN_WORDS = r"(?<=[^\W\d_])[!?;|]+(?=[^\W\d_])"
+"""Signs that end a word though no space follows: "barked!The"; spaCy's tokenizer leaves it as one."""
 WITHIN_PREPOSITION = {"front", "top", "back", "spite", "place", "addition"}
 """Nouns inside a preposition of three words: "in front of"."""
 
@@ -65,6 +68,10 @@ class SpacyParser:
             ) from error
         if "parser" not in self.nlp.pipe_names:
             raise PowerclipError(f"the spaCy pipeline {pipeline!r} has no dependency parser; name another")
+        infixes = getattr(getattr(self.nlp.tokenizer, "infix_finditer", None), "__self__", None)
+        if isinstance(infixes, re.Pattern):  # some languages have tokenizers of another kind
+            infixes = re.compile(f"{infixes.pattern}|{BETWEEN_WORDS}", infixes.flags)
+            self.nlp.tokenizer.infix_finditer = infixes.finditer
         self.name = f"spacy:{pipeline}-{self.nlp.meta.get('version', '?')}"
 
     def parse(self, captions: Iterable[str]) -> Iterator[PhraseTree]:
