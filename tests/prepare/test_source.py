@@ -205,7 +205,12 @@ def test_a_table_among_pairs_does_not_hide_them(place, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "hint"), [("captions.json", r"docs/faq\.md\)$"), ("captions.xml", "or scenes:train$")]
+    ("name", "hint"),
+    [
+        ("captions.json", r"docs/faq\.md\)$"),
+        ("captions.xml", "or scenes:train$"),
+        ("captions.txt", r"rename it to \.csv \(commas\) or \.tsv \(tabs\)$"),
+    ],
 )
 def test_a_file_that_is_no_source_says_what_is(name, hint, tmp_path):
     (tmp_path / name).write_text("{}")
@@ -220,6 +225,16 @@ def test_a_folder_without_captions_says_what_to_do(tmp_path):
         PowerclipError, match="none of the 1 images in .* has a caption; put NAME.txt next to NAME.jpg, or"
     ):
         prepared(tmp_path / "photos", tmp_path / "out")
+    (tmp_path / "photos" / "metadata.jsonl").write_text("{}")
+    with pytest.raises(PowerclipError, match="or give the table .*metadata.jsonl in place of the folder"):
+        prepared(tmp_path / "photos", tmp_path / "out")
+
+
+def test_a_folder_of_compressed_tars_says_what_to_do(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "0.tar.gz").write_bytes(b"")
+    with pytest.raises(PowerclipError, match=r"no image in .*; it holds compressed tars: decompress them \(gunzip\)$"):
+        prepared(tmp_path / "in", tmp_path / "out")
 
 
 def test_suffixes_of_tables_may_be_written_in_any_case(tmp_path):

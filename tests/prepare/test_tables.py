@@ -524,6 +524,12 @@ def test_a_path_that_the_system_refuses_is_a_bad_sample(photos, tmp_path):
     assert report["skipped"] == {"file cannot be read": 1}
 
 
+def test_names_as_flickr30k_numbers_them_say_what_to_do(photos, tmp_path):
+    (photos / "t.tsv").write_text("path\tcaption\n0.jpg#0\ta dog\nx.jpg#1\ta dog\n")
+    with pytest.raises(RunFailedError, match="1 image file missing .it is there without # and what follows; remove"):
+        prepared(photos / "t.tsv", tmp_path / "out", max_bad_share=0.1)
+
+
 def test_a_row_that_is_short_has_no_caption(photos, tmp_path):
     (photos / "t.csv").write_text(plain_rows(["a dog"] * 11) + "\n11.jpg\n")
     assert prepared(photos / "t.csv", tmp_path / "out")["skipped"] == {"no caption": 1}

@@ -66,7 +66,8 @@ def open_source(source: str, config: PrepareConfig) -> Source:
         raise PowerclipError(f"no source at {source}; give {KINDS}")
     if suffix not in TABLES:
         lines = '; make a .jsonl of it, {"path": ..., "caption": ...} a line (for COCO\'s captions: docs/faq.md)'
-        hint = lines if suffix == ".json" else ""
+        renamed = "; if it is a table, rename it to .csv (commas) or .tsv (tabs)"
+        hint = lines if suffix == ".json" else renamed if suffix in (".txt", ".token") else ""
         raise PowerclipError(f"{source} cannot be read as a source; give {KINDS}{hint}")
     return open_arrow([path], config) if suffix == ".parquet" else open_text(path, config)
 
@@ -79,12 +80,16 @@ def _folder(folder: Path, config: PrepareConfig) -> Source:
     if not images:
         other = next((path for path in files if path.suffix.lower() in (".tar", ".parquet")), None)
         hint = f"; {other.parent} holds {other.suffix} files: name that folder" if other else ""
+        if any(path.name.lower().endswith((".tar.gz", ".tgz")) for path in files):
+            hint = "; it holds compressed tars: decompress them (gunzip)"
         raise PowerclipError(f"no image in {folder} or its sub-folders; looked for {', '.join(IMAGE_SUFFIXES)}{hint}")
     texts = {path.with_suffix(""): path for path in files if path.suffix.lower() == ".txt"}  # .txt comes after .TXT
     captions = [texts.get(path.with_suffix("")) for path in images]
     if not any(captions):
         none = f"none of the {len(images)} images in {folder} has a caption"
-        raise PowerclipError(f"{none}; put NAME.txt next to NAME.jpg, or give a table of paths and captions")
+        given = next((path for path in files if path.name in ("metadata.jsonl", "metadata.csv")), None)
+        table = f"the table {given} in place of the folder" if given else "a table of paths and captions"
+        raise PowerclipError(f"{none}; put NAME.txt next to NAME.jpg, or give {table}")
     pairs = list(zip(images, captions, strict=True))
     names = (str(path.relative_to(folder)) for path in images)
     stamps = (stamp(image) + (stamp(caption) if caption else "-") for image, caption in pairs)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain, islice
+from os.path import isfile
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -103,7 +104,11 @@ def load_row(key: str, image: Any, *cells: Cell, folder: Path, lines: bool = Fal
         image = image.get("bytes") or image.get("path")
     captions = read_captions(cells, lines=lines)
     if isinstance(image, str) and image:
-        image = read_file(_find_image(image, folder), MAX_MEMBER_BYTES, missing="image file missing")
+        path = _find_image(image, folder)
+        before = str(path).rpartition("#")[0]
+        there = isfile(before)  # noqa: PTH113 (Path.is_file raises for a name that is too long)
+        hint = " (it is there without # and what follows; remove that)" * there
+        image = read_file(path, MAX_MEMBER_BYTES, missing=f"image file missing{hint}")
     if not isinstance(image, bytes) or not image:
         raise BadSampleError("no image")
     return pair_of(key, image, captions)
