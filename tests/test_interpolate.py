@@ -1,6 +1,7 @@
 """Models between two models."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from powerclip.errors import PowerclipError
 from powerclip.evaluate import evaluate_model
 from powerclip.interpolate import interpolate
 from powerclip.model import save
+from tests.support.layouts import webdataset
 from tests.support.models import TINY
 
 
@@ -54,8 +56,7 @@ def test_one_command_evaluates_a_few_weights(ends, tmp_path, capsys):
     assert not (tmp_path / "other").exists()
     assert cli.main([*argv]) == 2
     said = capsys.readouterr().err.splitlines()[-1]
-    assert said.startswith(f"powerclip: {output} was made with {{'evaluation': {{'suite': ['scenes'],")
-    assert said.endswith("'evaluation': {}}; name another --output")
+    assert said == f"powerclip: {output} was made for another evaluation; name another --output"
 
 
 @pytest.mark.parametrize("weights", [["0", "1"], ["0.5"]])
@@ -70,25 +71,69 @@ def test_the_same_command_continues(weights, ends, tmp_path, monkeypatch, capsys
         return evaluate_model(model, config)
 
     monkeypatch.setattr("powerclip.interpolate.evaluate_model", evaluating)
-    monkeypatch.setattr("powerclip.interpolate.save", lambda model, folder: saved.append(save(model, folder)))
+    monkeypatch.setattr("powerclip.interpolate.save", lambda model, folder: saved.append(save(model, folder).name))
     argv = ["interpolate", str(a), str(b), "--weights", *weights, "--output", str(output)]
     folders = [output / f"weight-{weight}" for weight in weights] if len(weights) > 1 else [output]
     asked = ["--suite", "scenes", "--size", "8"]
     assert cli.main([*argv, *asked]) == 130
     assert cli.main([*argv, *asked]) == 0
-    assert saved == folders
+    assert saved == [f".{folder.name}.tmp" for folder in folders]
     assert evaluated == list(map(str, [*folders, folders[-1]]))
     assert cli.main([*argv, *asked]) == 0
     assert len(saved + evaluated) == 2 * len(weights) + 1
     assert all((folder / "evaluation.json").exists() for folder in folders)
     assert cli.main(["interpolate", str(b), str(a), *argv[3:], *asked]) == 2
-    assert f"{output} was made with {{'models': [" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"{output} was made of other models; name another --output" in said
+    other = [*argv[:4], "0.25", *argv[5:], "--suite", "scenes", "--size", "9"]
+    assert cli.main(other) == 2
+    said = capsys.readouterr().err
+    assert f"{output} was made with other weights and for another evaluation; name another --output" in said
+
+
+def test_a_kill_after_the_model_is_saved_leaves_a_folder_that_continues_or_none(ends, tmp_path, monkeypatch):
+    _, _, a, b = ends
+    argv = ["interpolate", str(a), str(b), "--weights", "0.5", "--output", str(tmp_path / "m")]
+
+    def stopped(model, folder):
+        save(model, folder)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("powerclip.interpolate.save", stopped)
+        assert cli.main(argv) == 130
+    assert cli.main(argv) == 0
+    assert sorted(path.name for path in (tmp_path / "m").iterdir()) == [
+        "SHA256SUMS",
+        "config.json",
+        "interpolation.json",
+        "model.safetensors",
+    ]
+
+
+def test_absent_data_sets_stop_nothing_and_finished_models_are_not_measured_again(ends, tmp_path, monkeypatch):
+    _, _, *folders = ends
+    webdataset(tmp_path / "data" / "food101", [("red", b"0"), ("blue", b"1")], "cls")
+    evaluated = []
+
+    def evaluating(model, config):
+        evaluated.append(model)
+        return evaluate_model(model, config)
+
+    monkeypatch.setattr("powerclip.interpolate.evaluate_model", evaluating)
+    argv = ["interpolate", *map(str, folders), "--weights", "0", "1", "--output", str(tmp_path / "m")]
+    argv += ["--data", str(tmp_path / "data"), "--suite", "food101", "sugarcrepe"]
+    assert cli.main(argv) == 0
+    shutil.rmtree(tmp_path / "data")  # not looked at
+    assert cli.main(argv) == 0
+    assert len(evaluated) == 2
 
 
 def test_data_that_are_not_there_leave_nothing_behind(ends, tmp_path, capsys):
     _, b, *folders = ends
     argv = ["interpolate", *map(str, folders), "--weights", "0", "1", "--output", str(tmp_path / "m")]
-    for wrong in (["--data", str(tmp_path / "nowhere")], ["--suite", "pairs"]):
+    nothing = ["--data", str(tmp_path), "--suite", "sugarcrepe", "pets"]
+    for wrong in (["--data", str(tmp_path / "nowhere")], ["--suite", "pairs"], nothing):
         assert cli.main([*argv, *wrong]) == 2
         assert not (tmp_path / "m").exists()
     other = powerclip.create_model("tiny", text_pool="tower")

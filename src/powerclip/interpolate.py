@@ -14,9 +14,10 @@ from torch import Tensor
 
 from powerclip.config import EvaluateConfig, PoolingConfig
 from powerclip.errors import PowerclipError
-from powerclip.evaluate import evaluate_model, light_suite, read_evaluation
-from powerclip.evaluate.run import digest_of, suites_asked_for
-from powerclip.files import atomic_write, make_folder, read_json, write_json
+from powerclip.evaluate import evaluate_model, read_evaluation
+from powerclip.evaluate.run import digest_of, require_data, suites_asked_for
+from powerclip.evaluate.suites import benchmarks_of
+from powerclip.files import atomic_folder, atomic_write, make_folder, read_json, write_json
 from powerclip.model import PowerCLIP, architecture, load, save
 from powerclip.progress import print_line
 from powerclip.report.tables import read_evaluations, results_table, seeds_table
@@ -97,17 +98,20 @@ def interpolate_runs(
         The model folders.
 
     Raises:
-        PowerclipError: as of ``interpolate``, ``load`` and ``light_suite``, before anything is written; no or equal
-            weights are given; or ``output`` holds something else, or what was made of other models, with other
-            weights or for another evaluation.
+        PowerclipError: as of ``interpolate`` and ``load``, or the evaluation's data are not there, before anything is
+            written; weights are missing or equal; or ``output`` holds something else, or what was made of other models,
+            with other weights or for another evaluation. As of ``evaluate_model``, when the data are read.
         ValueError: a weight is not between 0 and 1.
     """
     if not weights or len(set(weights)) < len(weights):
         raise PowerclipError(f"weights are {list(weights)}; name at least one, and each once")
     for weight in weights:
         _check(weight)
-    if not (output / PLAN).exists():
+    started = (output / PLAN).exists()
+    if not started:
         require_free(output)
+        if evaluation is not None:
+            require_data(evaluation.suite, evaluation.data)
     suites = suites_asked_for(evaluation.suite, evaluation.data) if evaluation is not None else []
     first, second = load(a)[0], load(b)[0]
     _check_architectures(first, second)
@@ -115,18 +119,19 @@ def interpolate_runs(
         print_line(console, f"Of {a} and {b}, {', '.join(differing)}; what is made here has those of {b}")
     folders = {weight: output if len(weights) == 1 else output / f"weight-{_named(weight)}" for weight in weights}
     plan = _plan(first, second, weights=weights, evaluation=evaluation)
-    _check_plan(output, plan)
-    if evaluation is not None:  # a mistake in it is seen before anything is written
-        light_suite(suites, evaluation.data, image_size=first.image_size[0], size=1)
-    if len(weights) > 1:
+    if started:
+        _check_plan(output, plan)
+    elif len(weights) > 1:
         make_folder(output)
         write_json(output / PLAN, plan)
     for weight, folder in folders.items():
-        if not (folder.is_dir() and (output / PLAN).exists()):
+        if not (started and folder.is_dir()):
             model = interpolate(first, second, weight)
             model.config = {**model.config, "start": f"{1 - weight:.15g} of {a} and {_named(weight)} of {b}"}
-            save(model, folder)
-            write_json(output / PLAN, plan)  # a single model's folder is new
+            with atomic_folder(folder) as made:
+                save(model, made)
+                if folder == output:  # the plan comes with the model
+                    write_json(made / PLAN, plan)
         if evaluation is not None and not _is_evaluated(folder, suites):
             evaluate_model(str(folder), dataclasses.replace(evaluation, output=folder))
     if evaluation is not None:
@@ -149,12 +154,16 @@ def _plan(a: PowerCLIP, b: PowerCLIP, *, weights: Sequence[float], evaluation: E
 
 def _check_plan(output: Path, plan: dict[str, Any]) -> None:
     """Refuse a folder that was made to another plan."""
-    before = dict(read_json(output / PLAN)) if (output / PLAN).exists() else plan
-    if changed := [name for name in plan if plan[name] != before.get(name)]:
-        then, now = ({name: each.get(name) for name in changed} for each in (before, plan))
-        raise PowerclipError(f"{output} was made with {then}, not with {now}; name another --output")
+    before = read_json(output / PLAN)
+    words = {"models": "of other models", "weights": "with other weights", "evaluation": "for another evaluation"}
+    if changed := [said for name, said in words.items() if plan[name] != before.get(name)]:
+        raise PowerclipError(f"{output} was made {' and '.join(changed)}; name another --output")
 
 
 def _is_evaluated(folder: Path, suites: Sequence[str]) -> bool:
+    """Whether nothing is left to measure; a suite all of whose data sets are absent has no result."""
     found = read_evaluation(folder)
-    return found is not None and not found.pending and set(suites) <= set(found.suite.split())
+    if found is None or found.pending:
+        return False
+    left = {*suites} - {*found.suite.split()}
+    return all({b.name for b in benchmarks_of(name)} or {name} <= found.absent.keys() for name in left)

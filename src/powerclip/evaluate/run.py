@@ -229,9 +229,7 @@ def light_suite(
     ``evaluate_model`` shows. PowerclipError if there is no such suite, or none of its data; ValueError if size is not
     positive.
     """
-    names = suites_asked_for([suite] if isinstance(suite, str) else suite, data)
-    if "pairs" in names and data is None:
-        raise PowerclipError("the pairs suite needs data; name a folder of shards")
+    names = require_data([suite] if isinstance(suite, str) else suite, data)
     found, absent = _read(names, data, [str(data)], size=size, image_size=image_size, seed=LIGHT_SEED)
     for name in names:
         if (asked := benchmarks_of(name)) and all(benchmark.name in absent for benchmark in asked):
@@ -254,6 +252,22 @@ def suites_asked_for(suite: Sequence[str], data: Path | None) -> list[str]:
             raise PowerclipError(f"unknown suite {name!r}; {near}")
         if name not in {*OWN_SUITES} - {"classes"} and data is None:
             raise PowerclipError(f"the {name} suite needs data; add --data DIR")
+    return names
+
+
+def require_data(suite: Sequence[str], data: Path | None) -> list[str]:
+    """``suites_asked_for``, of a model without a run; PowerclipError, too, if there are no data, as their folders tell.
+
+    No data are read.
+    """
+    names = suites_asked_for(suite, data)
+    if "pairs" in names and data is None:
+        raise PowerclipError("the pairs suite needs data; name a folder of shards")
+    if data is not None and not data.exists():
+        raise PowerclipError(f"{data} does not exist; name the folder of the data")
+    asked = [benchmark for name in names for benchmark in benchmarks_of(name)]
+    if data is not None and {*names}.isdisjoint(OWN_SUITES) and all(b.folder(data) is None for b in asked):
+        raise _none_of(names, data)
     return names
 
 
