@@ -133,7 +133,8 @@ def test_data_that_are_not_there_leave_nothing_behind(ends, tmp_path, capsys):
     _, b, *folders = ends
     argv = ["interpolate", *map(str, folders), "--weights", "0", "1", "--output", str(tmp_path / "m")]
     nothing = ["--data", str(tmp_path), "--suite", "sugarcrepe", "pets"]
-    for wrong in (["--data", str(tmp_path / "nowhere")], ["--suite", "pairs"], nothing):
+    classes = ["--suite", "classes", "--data", str(tmp_path / "nowhere")]
+    for wrong in (["--data", str(tmp_path / "nowhere")], ["--suite", "pairs"], nothing, classes):
         assert cli.main([*argv, *wrong]) == 2
         assert not (tmp_path / "m").exists()
     other = powerclip.create_model("tiny", text_pool="tower")

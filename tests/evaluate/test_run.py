@@ -453,6 +453,8 @@ def test_the_light_suite_is_small_and_shows_no_image_of_the_real_one():
 def test_other_light_suites_are_those_of_the_evaluation(tmp_path, monkeypatch):
     write_shards(generate("test", count=5, seed=0), tmp_path)
     monkeypatch.setattr("powerclip.evaluate.run.origin_of", None)  # files are not looked at
+    (pattern,) = light_suite("pairs", tmp_path / "*.tar", image_size=64)
+    assert len(pattern.images) == 5
     tasks = light_suite(["pairs", "scenes"], tmp_path, image_size=64, size=2)
     assert tasks[0].name == "retrieval"
     assert len(tasks) == 9

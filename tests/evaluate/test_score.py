@@ -1,5 +1,6 @@
 """Running tasks: on a model that sees colours, and on a real one."""
 
+import warnings
 from contextlib import nullcontext
 
 import pytest
@@ -7,7 +8,8 @@ import torch
 
 from powerclip import create_model
 from powerclip.evaluate import evaluate_tasks
-from powerclip.evaluate.score import highest_of
+from powerclip.evaluate.encode import Encoder
+from powerclip.evaluate.score import highest_of, jobs_of, run_jobs
 from powerclip.model import make_tokenizer, make_transforms
 from powerclip.scenes import evaluation_tasks
 from powerclip.tasks import Classification, HardNegative, HardNegatives, Picture, Quadruple, Quadruples, Retrieval, Task
@@ -153,3 +155,15 @@ def test_classes_with_the_same_prompt_are_named(names, templates, message) -> No
     task = Classification(name="c", images=[square("red")], labels=[0], class_names=names, templates=templates)
     with pytest.warns(UserWarning, match=f"^c: .*{message}") if message else nullcontext():
         evaluate_tasks(model, transform, words, [task])
+
+
+def test_classes_with_the_same_prompt_are_named_once_in_a_short_line_by_the_first_process(monkeypatch) -> None:
+    model = create_model("tiny").eval()
+    encoder = Encoder(model, make_transforms(model)[1], make_tokenizer(model), device=torch.device("cpu"), batch_size=4)
+    names = [f"{'old ' * 200}{name}" for name in ("cat", "dog")]
+    task = Classification(name="c", images=[square("red")], labels=[0], class_names=names, templates=["a {c}" * 200])
+    for process in (0, 1):
+        monkeypatch.setattr("powerclip.evaluate.score.rank", lambda process=process: process)
+        with warnings.catch_warnings(record=True, action="always") as warned:
+            assert len(list(run_jobs(encoder, jobs_of([task], ("global", "late"))))) == 2
+        assert [len(str(w.message)) < 500 for w in warned] == [True] * (process == 0)

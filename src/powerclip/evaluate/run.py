@@ -18,6 +18,7 @@ from torch import nn
 from powerclip.config import EvaluateConfig
 from powerclip.config.values import Pixels
 from powerclip.data.remote import is_remote
+from powerclip.data.shards import find_shards
 from powerclip.distributed import process_group, rank, rank0_first
 from powerclip.errors import PowerclipError, did_you_mean
 from powerclip.evaluate.averages import score_after, without_score
@@ -256,15 +257,14 @@ def suites_asked_for(suite: Sequence[str], data: Path | None) -> list[str]:
 
 
 def require_data(suite: Sequence[str], data: Path | None) -> list[str]:
-    """``suites_asked_for``, of a model without a run; PowerclipError, too, if there are no data, as their folders tell.
-
-    No data are read.
-    """
+    """``suites_asked_for``; PowerclipError, too, if none of their data are there. Names alone are looked at."""
     names = suites_asked_for(suite, data)
-    if "pairs" in names and data is None:
-        raise PowerclipError("the pairs suite needs data; name a folder of shards")
-    if data is not None and not data.exists():
-        raise PowerclipError(f"{data} does not exist; name the folder of the data")
+    if "pairs" in names:
+        if data is None:
+            raise PowerclipError("the pairs suite needs data; name a folder of shards")
+        find_shards(data)
+    if "classes" in names and not (data and data.is_dir()):
+        raise PowerclipError(f"{data} is not a folder; name one with a folder of images for each class")
     asked = [benchmark for name in names for benchmark in benchmarks_of(name)]
     if data is not None and {*names}.isdisjoint(OWN_SUITES) and all(b.folder(data) is None for b in asked):
         raise _none_of(names, data)

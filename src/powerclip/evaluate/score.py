@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from powerclip.config.values import Score, ScoreRegions
+from powerclip.distributed import rank
 from powerclip.errors import one_of
 from powerclip.evaluate.datasets.images import key_of, whole
 from powerclip.evaluate.encode import Encoder, Model, Preprocess, Tokenize
@@ -194,6 +195,9 @@ def run_jobs(
                     other = scorers[following[0].score]
                     other.images(images_of(job.task), getattr(job.task, "masks", None))  # for both scores
                 metrics = _evaluate(scorers[job.score], job.task, encoder)
+            is_new = number == 0 or jobs[number - 1].task is not job.task
+            if is_new and rank() == 0 and isinstance(job.task, Classification | MultiLabel):
+                _warn_of_equal_prompts(encoder, job.task)
             encoder.known = {key: known for key, known in encoder.known.items() if last[key[0]] > number}
             yield job, metrics
 
@@ -232,7 +236,6 @@ def _evaluate(scorer: Any, task: Task, encoder: Encoder) -> dict[str, float]:
         return linear_probe_metrics(encoder, task)
     if isinstance(task, Classification | MultiLabel):
         score, images = _class_scores(scorer, task), len(task.images)
-        _warn_of_equal_prompts(encoder, task)
         if isinstance(task, MultiLabel):
             targets = torch.tensor([list(row) for row in task.targets]).bool()
             return average_precision_metrics(score(torch.arange(images)), targets)
@@ -321,11 +324,16 @@ def _warn_of_equal_prompts(encoder: Encoder, task: Classification | MultiLabel) 
     for name, seen in zip(task.class_names, encoder.seen_of(prompts), strict=True):
         if (other := first.setdefault(seen, name)) != name:  # ImageNet has two pairs of classes of one name
             warnings.warn(
-                f"{task.name}: to the model the classes {other!r} and {name!r} are the same in the prompt "
-                f"{template[:80]!r}, as far as it reads; put {PLACE} nearer to its start, or rename them",
+                f"{task.name}: to the model the classes {_cut(other)} and {_cut(name)} are the same in the prompt "
+                f"{_cut(template)}, as far as it reads; put {PLACE} nearer to its start, or rename them",
                 stacklevel=2,
             )
             return
+
+
+def _cut(text: str) -> str:
+    """A text in quotes, without its middle if it is long."""
+    return repr(text if len(text) < 80 else f"{text[:40]}...{text[-40:]}")
 
 
 def highest_of(scores: Tensor, owner: Tensor, *, count: int) -> Tensor:

@@ -51,8 +51,8 @@ def lead_of(row: Mapping[str, Cell]) -> Lead | None:
     if len(ranked) < 2 or not known[ranked[0]].mean > known[ranked[1]].mean:
         return None
     first, second = (known[name] for name in ranked)
-    errors = (first.standard_error, second.standard_error)
-    error = math.hypot(*filter(None, errors)) if all(errors) else None
+    ours, theirs = first.standard_error, second.standard_error
+    error = math.hypot(ours, theirs) if ours and theirs else None
     return Lead(run=ranked[0], difference=first.mean - second.mean, error=error)
 
 

@@ -162,9 +162,15 @@ def test_an_interrupted_evaluation_does_not_continue_with_other_images_of_the_sa
     assert [origin.data for origin in found.measured_on.values()] == [str(tmp_path / x / "flowers") for x in "ab"]
 
 
-def test_files_that_are_not_read_as_images_are_counted(tmp_path):
+def test_files_that_are_not_read_as_images_are_counted(tmp_path, monkeypatch):
     put(tmp_path)
     for name in ("x.tga", "y.TGA", "deep/z.jxl", "raw", ".hidden.cr2"):
         (tmp_path / "bright_red" / name).write_bytes(b"")
     with pytest.warns(UserWarning, match=r"files in .* not read as images: 2 \.tga, 1 \.jxl, 1 no extension$"):
         assert len(classes_from_folder(tmp_path).images) == 7
+    for number in range(99):
+        (tmp_path / "bright_red" / f"x.kind{number}").write_bytes(b"")
+    with pytest.warns(UserWarning, match=r"not read as images: .{300}\.\.\.$"):
+        classes_from_folder(tmp_path)
+    monkeypatch.setattr("powerclip.evaluate.datasets.own_classes.rank", lambda: 1)
+    classes_from_folder(tmp_path)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from powerclip.data.images import IMAGE_SUFFIXES
+from powerclip.distributed import rank
 from powerclip.errors import PowerclipError, counted
 from powerclip.evaluate.datasets.clip_benchmark import is_webdataset, own_prompts, read_webdataset
 from powerclip.evaluate.datasets.images import FileImage
@@ -49,8 +50,10 @@ def classes_from_folder(folder: Path) -> Classification | MultiLabel:
     kinds = Counter(path.suffix.lower()[:20] or "no extension" for of_class in below for path in of_class)
     for read in (*IMAGE_SUFFIXES, ".txt"):  # captions may be there, too
         kinds.pop(read, None)
-    if kinds:
-        warnings.warn(f"files in {folder} that are not read as images: {counted(kinds)}", stacklevel=2)
+    if kinds and rank() == 0:  # all processes read all
+        listed = counted(kinds)
+        listed = listed if len(listed) < 300 else f"{listed[:300]}..."
+        warnings.warn(f"files in {folder} that are not read as images: {listed}", stacklevel=2)
     names, templates = own_prompts(folder)
     return Classification(
         name="classes",

@@ -238,7 +238,7 @@ def texts_in(value: object) -> list[str]:
 
 
 def by_image(rows: Iterable[tuple[str, object]]) -> dict[str, list[str]]:
-    """The captions of each image, of rows of an image with a caption or several; TypeError if some are no texts."""
+    """The captions of each image, of rows of an image with a caption or several; TypeError if some are not texts."""
     captions: dict[str, list[str]] = {}
     for image, of_row in rows:
         captions.setdefault(image, []).extend(texts_in(of_row))
