@@ -2,7 +2,7 @@
 
 import io
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +13,13 @@ from powerclip.errors import BadSampleError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure  # takes long to import, and most of powerclip draws nothing
+
+TO_EIGHT_BITS: dict[str, Callable[[Any], Any]] = {
+    "L;2": lambda grey: grey * 85,
+    "L;4": lambda grey: grey * 17,
+    "RGB;16B": lambda colour: tuple(value >> 8 for value in colour),
+}
+"""What Pillow does to the pixels of a PNG, and not to its transparent colour, by its names of how they are stored."""
 
 
 def to_rgb(opened: Image.Image) -> Image.Image:
@@ -25,12 +32,17 @@ def to_rgb(opened: Image.Image) -> Image.Image:
             integers).
     """
     tags = getattr(opened, "tag_v2", {})  # a TIFF's
+    tiles = getattr(opened, "tile", ()) if opened.format == "PNG" else ()  # none once it is loaded
+    stored = tiles[0][3] if tiles else ""
+    opened.load()
     image = _upright(opened)
     # Mode I is 16 bits of a PNG or PGM, but whatever 32 bits of a TIFF hold.
     if image.mode == "F" or (image.mode == "I" and opened.format == "TIFF"):
         raise BadSampleError(f"image without a range of values (mode {image.mode})")
     if image.mode.startswith("I"):
         image = _eight_bits(image, tags)
+    if stored in TO_EIGHT_BITS and "transparency" in image.info:
+        image.info["transparency"] = TO_EIGHT_BITS[stored](image.info["transparency"])
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

@@ -41,14 +41,20 @@ def turn(orientation):
 
 def grey_png(values, *, transparent=None):
     """A row of 16 bits."""
+    key = b"" if transparent is None else struct.pack(">H", transparent)
+    return png_row(np.array(values, ">u2").tobytes(), key, width=len(values), bits=16, colours=0)
+
+
+def png_row(row, key, *, width, bits, colours):
+    """A row of a PNG in which one colour may be transparent; ``colours`` is 0 for grey, 2 for RGB."""
 
     def chunk(name, data):
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
-    key = b"" if transparent is None else chunk(b"tRNS", struct.pack(">H", transparent))
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", len(values), 1, 16, 0, 0, 0, 0))
-    pixels = chunk(b"IDAT", zlib.compress(b"\0" + np.array(values, ">u2").tobytes()))
-    return b"\x89PNG\r\n\x1a\n" + header + key + pixels + chunk(b"IEND", b"")
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, 1, bits, colours, 0, 0, 0))
+    transparent = chunk(b"tRNS", key) if key else b""
+    pixels = chunk(b"IDAT", zlib.compress(b"\0" + row))
+    return b"\x89PNG\r\n\x1a\n" + header + transparent + pixels + chunk(b"IEND", b"")
 
 
 def with_tag(tiff, tag, old, new):
@@ -243,6 +249,22 @@ def test_transparency_is_laid_over_white():
     assert decode_image(one_colour((255, 0, 0, 0), mode="RGBA")).getpixel((0, 0)) == (255, 255, 255)
     assert decode_image(one_colour((255, 0, 0, 255), mode="RGBA")).getpixel((0, 0)) == (255, 0, 0)
     assert decode_image(one_colour(7, mode="L")).getpixel((0, 0)) == (7, 7, 7)
+
+
+@pytest.mark.parametrize(
+    ("bits", "colours", "row", "key", "seen"),
+    [
+        (1, 0, b"\x40", b"\0\0", [255, 255]),
+        (2, 0, b"\x60", b"\0\1", [255, 170]),
+        (4, 0, b"\x36", b"\0\3", [255, 102]),
+        (8, 0, b"\x36\x37", b"\0\x36", [255, 0x37]),
+        (8, 2, b"\x36" * 3 + b"\x37" * 3, b"\0\x36" * 3, [255, 0x37]),
+        (16, 2, b"\x12\x34" * 3 + b"\x34\0" * 3, b"\x12\x34" * 3, [255, 0x34]),
+    ],
+)
+def test_the_transparent_colour_of_a_png_is_one_of_its_own_depth(bits, colours, row, key, seen):
+    image = decode_image(png_row(row, key, width=2, bits=bits, colours=colours))
+    assert [image.getpixel((x, 0)) for x in (0, 1)] == [(value,) * 3 for value in seen]
 
 
 def test_a_decompression_bomb_is_refused_before_it_is_decompressed():

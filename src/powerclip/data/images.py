@@ -75,7 +75,6 @@ def decode_image(data: bytes) -> Image.Image:
             raise BadSampleError("image too large")
         if image.format in ("JPEG", "MPO") and _scans(data) * image.width * image.height > MAX_SCANNED_PIXELS:
             raise BadSampleError("image with too many scans")
-        image.load()
         rgb = to_rgb(image)
     rgb.format = image.format
     return rgb
