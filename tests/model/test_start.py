@@ -1,5 +1,6 @@
 """Weights come with what belongs to them, and a model starts as the pretrained one."""
 
+import dataclasses
 import json
 import struct
 import sys
@@ -11,6 +12,7 @@ import pytest
 import torch
 import transformers
 from open_clip.transform import PreprocessCfg
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import powerclip
@@ -18,7 +20,7 @@ from powerclip.config import ModelConfig, ObjectiveConfig, TrainConfig
 from powerclip.errors import PowerclipError
 from powerclip.export import export
 from powerclip.files import SUMS
-from powerclip.model import describe, save, start
+from powerclip.model import describe, make_transforms, save, start
 from powerclip.model.create import build
 from powerclip.model.hub import load_open_clip
 from powerclip.phrases import encode_caption, whole_caption_tree
@@ -173,6 +175,29 @@ def test_preprocessing_goes_from_the_weights_into_training_and_the_saved_model(t
         loaded, _, tokenizer = powerclip.load(save(model, tmp_path / "saved"))
         assert loaded.backbone.visual.preprocess_cfg == model.backbone.visual.preprocess_cfg
         assert tokenizer(["a"]).shape == (1, 16)
+
+
+def test_one_number_is_the_mean_of_all_colours_and_two_are_refused(tmp_path):
+    local_dir(tmp_path / "m", theirs_of(SMALL), SMALL, mean=0.5, std=1)
+    model = powerclip.create_model(f"local-dir:{tmp_path / 'm'}")
+    assert "mean 0.5/0.5/0.5" in describe(model)
+    bare = theirs_of(SMALL)
+    bare.visual.preprocess_cfg = {"mean": 0.5, "std": 1}
+    for found in (model, powerclip.load(save(model, tmp_path / "saved"))[0], powerclip.model.from_open_clip(bare)):
+        preprocess = found.backbone.visual.preprocess_cfg
+        assert (preprocess["mean"], preprocess["std"]) == ([0.5] * 3, [1] * 3)
+    for mean in ([0.5], [0.5] * 2, ["a"] * 3, "abc"):
+        with pytest.raises(PowerclipError, match="^mean of the model's preprocessing is .*; it must be one number or"):
+            build({**model.config, "preprocess": {"mean": mean}})
+        bare.visual.preprocess_cfg = {"mean": mean}
+        with pytest.raises(PowerclipError, match="^mean of the model's preprocessing is .*; it must be one number or"):
+            powerclip.model.from_open_clip(bare)
+
+
+def test_a_model_of_open_clip_s_without_preprocessing_has_its_defaults():
+    model = powerclip.model.from_open_clip(theirs_of(SMALL))
+    assert model.backbone.visual.preprocess_cfg == dataclasses.asdict(PreprocessCfg(size=(32, 32)))
+    assert make_transforms(model)[1](Image.new("RGB", (40, 50))).shape == (3, 32, 32)
 
 
 def test_a_weights_file_in_a_folder_of_open_clip_brings_its_config(tmp_path):

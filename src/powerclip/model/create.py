@@ -28,7 +28,7 @@ from torch import Tensor, nn
 import powerclip.model.tiny  # noqa: F401  (registers a tower with timm)
 from powerclip.config import PoolingConfig, ScoringConfig
 from powerclip.config.values import ImagePool, TextPool
-from powerclip.errors import PowerclipError, one_of
+from powerclip.errors import PowerclipError, one_of, shown
 from powerclip.model.packed import read_weights, require_weights
 from powerclip.model.start import TRANSFORMERS, Start, find_start, in_one_line
 from powerclip.model.towers import PowerCLIP, Tokenizer
@@ -120,10 +120,27 @@ def from_open_clip(
     ``create_model``'s. By default, ``encode_image`` and ``encode_text`` equal the backbone's own.
 
     Raises:
-        PowerclipError: a tower has no dense outputs in the joint space.
+        PowerclipError: a tower has no dense outputs in the joint space, or its mean or std is not one number or three.
         ValueError: an argument is out of range.
     """
-    return PowerCLIP(backbone, config=_kept(scoring, image_pool=image_pool, text_pool=text_pool, **aligned))
+    model = PowerCLIP(backbone, config=_kept(scoring, image_pool=image_pool, text_pool=text_pool, **aligned))
+    visual = model.backbone.visual
+    set_model_preprocess_cfg(backbone, _preprocess(getattr(visual, "preprocess_cfg", {}), size=visual.image_size))
+    return model
+
+
+def _preprocess(given: Mapping[str, Any], *, size: Any) -> dict[str, Any]:
+    """open_clip's settings of preprocessing, or its defaults, with mean and std as three numbers each."""
+    settings = dataclasses.asdict(PreprocessCfg(**{**given, "size": size}))
+    for name in ("mean", "std"):
+        value = settings[name]
+        numbers = value if isinstance(value, list | tuple) else [value] * 3
+        if len(numbers) != 3 or not all(isinstance(number, int | float) for number in numbers):
+            raise PowerclipError(
+                f"{name} of the model's preprocessing is {shown(value)}; it must be one number or three"
+            )
+        settings[name] = numbers
+    return settings
 
 
 def _kept(scoring: ScoringConfig | None, **pooling: Any) -> dict[str, Any]:
@@ -152,10 +169,10 @@ def build(config: dict[str, Any], *, start: Start | None = None) -> PowerCLIP:
             _load_weights(backbone, start, config)
         if isinstance(visual, TimmModel):  # its trunk has a size of its own, that of its weights
             visual.set_input_size(size)
-        preprocess = PreprocessCfg(**{**config.get("preprocess", {}), "size": size})
+        preprocess = _preprocess(config.get("preprocess", {}), size=size)
     except (TypeError, KeyError, AssertionError, RuntimeError, ValueError, ZeroDivisionError) as error:
         raise PowerclipError(f"open_clip cannot build the model config: {in_one_line(error)}") from error
-    set_model_preprocess_cfg(backbone, dataclasses.asdict(preprocess))
+    set_model_preprocess_cfg(backbone, preprocess)
     return PowerCLIP(backbone, config=config)
 
 
