@@ -348,7 +348,7 @@ def _lock(folder: Path) -> FileLock:
 
 
 def _earlier_results(folder: Path, model: str, weights: str, *, former: str) -> Evaluation:
-    """``_own_results``, which are none where there is no file; nothing is created then."""
+    """``_own_results``; where there is no file, there are none, and nothing is created."""
     with _lock(folder) if (folder / FILE).exists() else nullcontext():
         return _own_results(folder, model, weights, former=former)
 
