@@ -118,7 +118,7 @@ def _make_shards(
     def add(shard: Path, counts: Mapping[str, Any]) -> None:
         finished[shard] = counts
         total.merge(counts)
-        if total.samples + total.skipped.total() >= ENOUGH:
+        if len(finished) < len(shards) and total.samples + total.skipped.total() >= ENOUGH:
             _check(total, config.max_bad_share, "samples so far")
 
     gaps: dict[Path, Mapping[str, Any]] = {}
