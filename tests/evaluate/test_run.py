@@ -247,6 +247,8 @@ def test_the_same_folder_with_other_pairs_is_other_data(model, tmp_path):
     assert list(found.tasks) == [aside, "retrieval:data"]
     assert found.tasks[aside] == before.tasks["retrieval:data"]
     assert [found.measured_on[name].n for name in found.tasks] == [5, 6]
+    files = [json.loads((tmp_path / "out" / "evaluation" / f"{name}.json").read_text()) for name in found.tasks]
+    assert [(file["task"], file["n"]) for file in files] == [(aside, 5), ("retrieval:data", 6)]
 
 
 def test_results_of_other_weights_are_set_aside(model, tmp_path):

@@ -386,13 +386,15 @@ def _write(folder: Path, evaluation: Evaluation, name: str, *, own: Set[str], fo
 
     ``own`` has the names of the results and data sets that were asked for here.
     """
-    metrics, origin = evaluation.tasks[name], evaluation.measured_on[name]
     with _lock(folder):
-        measured = {"metrics": metrics, "estimates": details_of(metrics)}
-        path = folder / "evaluation" / f"{name.replace('/', '_')}.json"
-        write_json(path, {"task": name, "weights": evaluation.weights, **origin.fields(), **measured})
         found = _own_results(folder, evaluation.model, evaluation.weights, former=former)
-        found = found.with_result(name, metrics, origin)
+        found = found.with_result(name, evaluation.tasks[name], evaluation.measured_on[name])
+        for task, metrics in found.tasks.items():
+            path = folder / "evaluation" / f"{task.replace('/', '_')}.json"
+            if task == name or not path.exists():  # also of a result that has got another name now
+                origin = found.measured_on[task].fields() if task in found.measured_on else {}
+                measured = {"metrics": metrics, "estimates": details_of(metrics)}
+                write_json(path, {"task": task, "weights": evaluation.weights, **origin, **measured})
         absent = {other: source for other, source in found.absent.items() if other not in own}
         pending = [other for other in found.pending if other not in own]
         absent, pending = {**absent, **evaluation.absent}, [*pending, *evaluation.pending]
