@@ -222,7 +222,7 @@ def runs_something(page):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:cifar10-linear-probe is best at the end of the search")  # of three images
+@pytest.mark.filterwarnings("ignore:cifar10-linear-probe has one training image a class")
 @pytest.mark.parametrize("page", [page for page in PAGES if page not in OWN_TESTS and runs_something(page)])
 def test_a_page_runs(page, world, tmp_path, monkeypatch, capsys):
     shutil.copytree(world, tmp_path, dirs_exist_ok=True)

@@ -11,7 +11,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from powerclip.errors import PowerclipError
 from powerclip.evaluate.encode import Encoder
 from powerclip.evaluate.metrics import classification_metrics
 from powerclip.tasks import LinearProbe
@@ -21,6 +20,9 @@ ITERATIONS = 1000
 STEPS_PER_DECADE = 8
 LAST = 12 * STEPS_PER_DECADE
 """The strengths are numbered from 0 (C = 10^-6) to this (C = 10^6)."""
+
+ONE_SHOT = LAST // 2
+"""C = 1, where each class has one training image, and there are no validation images."""
 
 HELD_OUT = 5
 """Without validation images, every fifth training image of each class is one; if no class has as many, the last one of
@@ -33,8 +35,8 @@ ELEMENTS_AT_ONCE = 2**27
 def linear_probe_metrics(encoder: Encoder, task: LinearProbe) -> dict[str, float]:
     """acc@1, acc@5 and the mean per class of the classifier on the test images, as for zero-shot classification.
 
-    A warning says if the best strength is the smallest or largest of the search. ValueError if the counts are not those
-    of the images, or there is nothing to train or test on; PowerclipError if nothing is left to choose the strength by.
+    A warning says if the best strength is the smallest or largest of the search, or there is no image to choose it by.
+    ValueError if the counts are not those of the images, or there is nothing to train or test on.
     """
     train, validation, test = task.counts
     if not len(task.images) == len(task.labels) == sum(task.counts) or not train or not test:
@@ -44,11 +46,6 @@ def linear_probe_metrics(encoder: Encoder, task: LinearProbe) -> dict[str, float
         )
     labels = torch.tensor(list(task.labels), dtype=torch.int64)
     chooses = torch.arange(train + validation) >= train if validation else _held_out(labels[:train])  # (I,) bool
-    if not chooses.any():
-        raise PowerclipError(
-            f"{task.name} has one training image a class and no validation images; add either, to choose the "
-            "regularisation by"
-        )
     embedded = encoder.images(task.images)
     features = torch.cat([embedded, torch.ones(len(embedded), 1)], dim=1)  # (I, D + 1), the last for the bias
     known, answers = (x[: train + validation].to(encoder.device) for x in (features, labels))
@@ -58,8 +55,10 @@ def linear_probe_metrics(encoder: Encoder, task: LinearProbe) -> dict[str, float
         weights = fit(known[~chooses], answers[~chooses], classes=task.classes, C=strength(step))
         return ((known[chooses] @ weights.T).argmax(dim=1) == answers[chooses]).float().mean().item()
 
-    best = peak(accuracy)
-    if best in (0, LAST):
+    best = peak(accuracy) if chooses.any() else ONE_SHOT
+    if not chooses.any():
+        warnings.warn(f"{task.name} has one training image a class, and none to choose C by, which is 1", stacklevel=2)
+    elif best in (0, LAST):
         warnings.warn(f"{task.name} is best at the end of the search, C = {strength(best):g}", stacklevel=2)
     weights = fit(known, answers, classes=task.classes, C=strength(best)).cpu()
     tested = features[-test:]
