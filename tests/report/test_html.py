@@ -215,8 +215,8 @@ def test_what_a_run_lacks_is_said(tmp_path):
     for missing in ("No metrics yet", "No complete model yet", "No readable config.yaml"):
         assert f"{missing}: b, e" in page.text
     assert "Not evaluated: e (run" in page.text
-    assert "No result can be read in evaluation.json: b (run powerclip evaluate again)" in page.text
-    again = "(run powerclip evaluate again); going on without it"
+    assert "No result can be read in evaluation.json: b (move it away and evaluate again)" in page.text
+    again = "(move it away and evaluate again); going on without it"
     assert said == [f"run b: no result can be read in {broken / 'evaluation.json'} {again}"]
     assert page.data["images"] == page.data["curves"] == page.data["masks"] == []
 

@@ -83,7 +83,7 @@ def write_report(
     unreadable = [name for name, run in runs.items() if not found[name] and RunFolder(run).evaluation_file.exists()]
     for name in unreadable:
         file = RunFolder(runs[name]).evaluation_file
-        say(f"run {name}: no result can be read in {file} (run powerclip evaluate again); going on without it")
+        say(f"run {name}: no result can be read in {file} (move it away and evaluate again); going on without it")
     headline = headlines(evaluations)
     metrics = {name: lines for name, run in runs.items() if (lines := read_metrics(RunFolder(run).metrics_file))}
     with process_group() as device:
