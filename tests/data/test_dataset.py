@@ -55,7 +55,7 @@ def test_masks_of_a_large_image_cost_what_the_tower_sees_of_them():
         cpu_s[name], peak[name] = time.process_time() - start, more[0]
     assert regions.sum(dim=1).tolist() == [tower.grid[0] * tower.grid[1] // 2] * 64
     assert cpu_s["masks"] < 3 * cpu_s["plain"]
-    assert peak["masks"] < peak["plain"] + half.size / 2  # as bits, four masks would take as much
+    assert peak["masks"] < peak["plain"] + half.size  # as bits, eight masks would; crops differ by a third of it
 
 
 def test_metadata_are_not_read_in_training(tmp_path):
