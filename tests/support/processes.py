@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import socket
 import sys
 import time
 from pathlib import Path
@@ -27,9 +28,22 @@ def _say_to(path):
             os.dup2(file.fileno(), stream)
 
 
+def launched(rank, size, **more):
+    """The variables that a launcher sets on one machine."""
+    return {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), **more}
+
+
+def free_port():
+    """A port at which processes can meet."""
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        return str(found.getsockname()[1])
+
+
 def _worker(rank, function, size, folder, arguments):
     _say_to(Path(folder) / f"said-{rank}")
     torch.set_num_threads(1)
+    os.environ |= launched(rank, size)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size)
     try:
         torch.save(function(rank, size, *arguments), Path(folder) / f"result-{rank}.pt")
@@ -61,10 +75,11 @@ class Command:
     Where a test is of how Python starts or ends, it takes a ``subprocess``: this one leaves as multiprocessing does.
     """
 
-    def __init__(self, arguments, log):
+    def __init__(self, arguments, log, **environment):
         self._log = Path(log)
         self._log.write_text("")
-        self._process = multiprocessing.get_context("forkserver").Process(target=_command, args=(arguments, str(log)))
+        command = (arguments, str(log), environment)
+        self._process = multiprocessing.get_context("forkserver").Process(target=_command, args=command)
         self._process.start()
         self.pid = self._process.pid
         with contextlib.suppress(ProcessLookupError):  # it has ended already
@@ -86,8 +101,9 @@ class Command:
         return self._log.read_text(), None
 
 
-def _command(arguments, log):
+def _command(arguments, log, environment):
     os.setsid()
+    os.environ |= environment
     _say_to(Path(log))
     torch.set_num_threads(1)
     sys.exit(main(arguments))

@@ -173,7 +173,7 @@ def test_a_signal_ends_the_run_with_a_usable_folder(number, config, shards, tmp_
 
 STOPPED = """
 import atexit, os, signal, threading, time
-from powerclip.train.signals import ECHO_S, stop_on_signal
+from signals import ECHO_S, stop_on_signal
 
 def kill():
     os.kill(os.getpid(), {number})
@@ -190,14 +190,19 @@ with stop_on_signal() as stop:
 """
 
 
+def status_of_stopped(number, seconds):
+    """The exit status of a process that is stopped, ends, and gets the signal again while it is ending."""
+    code, package = STOPPED.format(number=int(number), seconds=seconds), Path(signals.__file__).parent
+    return subprocess.run([sys.executable, "-c", code], cwd=package).returncode  # without what the package imports
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_an_echo_does_not_end_a_process_that_is_ending(number):
-    assert subprocess.run([sys.executable, "-c", STOPPED.format(number=int(number), seconds=0.5)]).returncode == 0
+    assert status_of_stopped(number, 0.5) == 0
 
 
 def test_a_later_signal_ends_a_process_that_is_ending():
-    code = STOPPED.format(number=int(signal.SIGTERM), seconds=signals.ECHO_S + 1)
-    assert subprocess.run([sys.executable, "-c", code]).returncode == -signal.SIGTERM
+    assert status_of_stopped(signal.SIGTERM, signals.ECHO_S + 1) == -signal.SIGTERM
 
 
 def test_training_works_outside_the_main_thread(config, shards, tmp_path):
