@@ -17,7 +17,7 @@ from torch import Tensor
 from torchvision.tv_tensors import Mask
 
 import powerclip
-from powerclip.evaluate.run import SCENES_SEED
+from powerclip.evaluate.asked import SCENES_SEED
 from powerclip.model import PowerCLIP, make_transforms
 from powerclip.phrases import encode_caption
 from powerclip.regions import objects_to_grid

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from tables import SHOWN
 
 import powerclip
-from powerclip.evaluate.run import SCENES_SEED
+from powerclip.evaluate.asked import SCENES_SEED
 from powerclip.files import atomic_write
 from powerclip.phrases import encode_captions, whole_caption_tree
 from powerclip.pixels import png

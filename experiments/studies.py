@@ -9,7 +9,8 @@ from pathlib import Path
 from powerclip.config import EvaluateConfig, ModelConfig, ObjectiveConfig, TrainConfig, load_config
 from powerclip.config.values import PhraseUnit, Score
 from powerclip.demo import training_scenes, with_segments
-from powerclip.evaluate.run import SCENES_SEED, evaluate_model, light_suite
+from powerclip.evaluate.asked import SCENES_SEED, light_suite
+from powerclip.evaluate.run import evaluate_model
 from powerclip.recipes import emoji_scenes, scenes_tiny
 from powerclip.scenes import evaluation_tasks as scenes_tasks
 from powerclip.tasks import Task

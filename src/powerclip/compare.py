@@ -10,7 +10,7 @@ from rich.console import Console
 from powerclip.config import EvaluateConfig, TrainConfig
 from powerclip.errors import PowerclipError
 from powerclip.evaluate import evaluate_model, read_evaluation
-from powerclip.evaluate.run import suites_asked_for
+from powerclip.evaluate.asked import suites_asked_for
 from powerclip.files import atomic_write, read_json, write_json
 from powerclip.pixels import png
 from powerclip.progress import print_line

@@ -17,9 +17,9 @@ from powerclip.config.checks import part
 from powerclip.devices import find_device
 from powerclip.errors import PowerclipError, counted, needs_extra
 from powerclip.evaluate.encode import tokenized, unit
-from powerclip.evaluate.run import digest_of
 from powerclip.files import atomic_file
 from powerclip.model import load_any
+from powerclip.model.digest import digest_of
 from powerclip.pixels import encoded, small_copy
 from powerclip.prepare.annotate import Counts, usable
 from powerclip.prepare.output import reserved

@@ -15,10 +15,11 @@ from torch import Tensor
 from powerclip.config import EvaluateConfig, PoolingConfig
 from powerclip.errors import PowerclipError
 from powerclip.evaluate import evaluate_model, read_evaluation
-from powerclip.evaluate.run import digest_of, require_data, suites_asked_for
+from powerclip.evaluate.asked import require_data, suites_asked_for
 from powerclip.evaluate.suites import benchmarks_of
 from powerclip.files import atomic_folder, atomic_write, make_folder, read_json, write_json
 from powerclip.model import PowerCLIP, architecture, load, save
+from powerclip.model.digest import digest_of
 from powerclip.progress import print_line
 from powerclip.report.tables import read_evaluations, results_table, seeds_table
 from powerclip.runs import require_free

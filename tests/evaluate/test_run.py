@@ -29,11 +29,13 @@ from powerclip.evaluate import (
     read_evaluation,
     task_again,
 )
+from powerclip.evaluate.asked import SCENES_SEED
 from powerclip.evaluate.averages import averages
 from powerclip.evaluate.datasets.clip_benchmark import read_webdataset
-from powerclip.evaluate.run import SCENES_SEED, _lock, _write, digest_of, digest_of_weights, write_evaluation
+from powerclip.evaluate.stored import add_result, lock, write_evaluation
 from powerclip.evaluate.suites import CLIP_METRICS
 from powerclip.model import load, load_any, save
+from powerclip.model.digest import digest_of, digest_of_weights
 from powerclip.report.tables import results_table
 from powerclip.scenes import evaluation_tasks, generate
 from powerclip.tasks import Retrieval
@@ -454,7 +456,7 @@ def test_the_light_suite_is_small_and_shows_no_image_of_the_real_one():
 
 def test_other_light_suites_are_those_of_the_evaluation(tmp_path, monkeypatch):
     write_shards(generate("test", count=5, seed=0), tmp_path)
-    monkeypatch.setattr("powerclip.evaluate.run.origin_of", None)  # files are not looked at
+    monkeypatch.setattr("powerclip.evaluate.asked.origin_of", None)  # files are not looked at
     (pattern,) = light_suite("pairs", tmp_path / "*.tar", image_size=64)
     assert len(pattern.images) == 5
     tasks = light_suite(["pairs", "scenes"], tmp_path, image_size=64, size=2)
@@ -623,8 +625,8 @@ def test_a_result_is_written_when_no_other_evaluation_writes(tmp_path):
         return dataclasses.replace(evaluation, pending=pending)
 
     options = {"own": {"a", "c"}, "former": ""}
-    writing = Thread(target=_write, args=(tmp_path, result("a", ["c"]), "a"), kwargs=options)
-    with _lock(tmp_path):
+    writing = Thread(target=add_result, args=(tmp_path, result("a", ["c"]), "a"), kwargs=options)
+    with lock(tmp_path):
         writing.start()
         writing.join(0.1)
         assert writing.is_alive()

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from powerclip.evaluate.asked import OWN_SUITES
 from powerclip.evaluate.datasets.linear_probe import PROBE
-from powerclip.evaluate.run import OWN_SUITES
 from powerclip.evaluate.suites import BENCHMARKS, LINEAR_PROBE, SUITES
 
 DOCS = Path(__file__).parents[2] / "docs" / "evaluation.md"

@@ -12,7 +12,7 @@ from scipy.stats import ttest_1samp
 from powerclip.config import EvaluateConfig
 from powerclip.demo import training_scenes
 from powerclip.evaluate import evaluate_model, light_suite
-from powerclip.evaluate.run import SCENES_SEED
+from powerclip.evaluate.asked import SCENES_SEED
 from powerclip.files import read_json, write_json
 from powerclip.recipes import scenes_superpixels, scenes_tiny
 from powerclip.scenes import evaluation_tasks as scenes_tasks

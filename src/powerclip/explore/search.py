@@ -19,9 +19,9 @@ from torch import Tensor
 from powerclip.data.images import IMAGE_SUFFIXES
 from powerclip.errors import PowerclipError, RunFailedError, counted
 from powerclip.evaluate.datasets.release import files_below
-from powerclip.evaluate.run import digest_of
 from powerclip.explore.subject import Subject, open_image
 from powerclip.files import USER_CACHE
+from powerclip.model.digest import digest_of
 from powerclip.pixels import encoded, small_copy
 
 DEFAULT_INDEX = USER_CACHE / "search"
