@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -68,6 +69,22 @@ def test_a_comparison_trains_all_evaluates_all_and_skips_what_is_finished(case):
     after = trained_at(output)
     assert after.keys() - times.keys() == {"siglip-seed-5"}
     assert {name: after[name] for name in times} == times
+
+
+def test_runs_on_other_data_are_not_compared_and_the_same_path_may_be_spelled_otherwise(case, monkeypatch):
+    configs, arguments = case
+    data, one = arguments["data"], {"siglip": configs["siglip"]}
+    compare(one, seeds=1, **arguments)
+    monkeypatch.chdir(data.parent)
+    compare(one, seeds=1, **{**arguments, "data": Path("data")})
+    with pytest.raises(PowerclipError, match="name another --output"):
+        compare(one, seeds=1, **{**arguments, "data": Path("other")})
+    before = trained_at(arguments["output"])
+    shutil.rmtree(data)
+    write_shards(generate("train", count=16, seed=1), data)
+    with pytest.raises(PowerclipError, match=r"siglip-seed-3 was trained on 16 samples .* with other names or content"):
+        compare(one, seeds=2, **arguments)
+    assert trained_at(arguments["output"]) == before
 
 
 def test_both_kinds_of_clip_stand_side_by_side_and_their_grounding_is_measured(case):

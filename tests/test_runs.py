@@ -35,6 +35,7 @@ def test_a_new_run_records_its_config_and_its_data(run):
         "samples": 40,
         "shards": 2,
         "digest": "abc",
+        "content": "",
     }
 
 
@@ -135,6 +136,16 @@ def test_other_data_of_the_same_counts_are_refused(run):
     with pytest.raises(PowerclipError, match="40 in 2 with other names or content; resume it on /data/a, http://store"):
         run.open(CONFIG, other, resume=True)
     assert run.data() == DATA
+
+
+def test_other_content_of_the_same_names_and_sizes_is_refused_where_both_are_known(run):
+    a, b = (dataclasses.replace(DATA, content=content) for content in "ab")
+    assert step_of(run.open(CONFIG, a, resume=True)) == 4  # the run is of an earlier version
+    run.record(CONFIG, a)
+    with pytest.raises(PowerclipError, match="40 in 2 with other names or content"):
+        run.open(CONFIG, b, resume=True)
+    for same in (a, DATA):
+        assert step_of(run.open(CONFIG, same, resume=True)) == 4
 
 
 def test_data_that_have_moved_are_the_same(run):

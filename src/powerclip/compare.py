@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from powerclip.config import EvaluateConfig, TrainConfig
+from powerclip.data.loader import open_data
 from powerclip.errors import PowerclipError
 from powerclip.evaluate import evaluate_model, read_evaluation
 from powerclip.evaluate.asked import suites_asked_for
@@ -18,6 +19,7 @@ from powerclip.report.plots import comparison_plot
 from powerclip.report.tables import read_evaluations, results_table, seeds_table
 from powerclip.runs import RunFolder
 from powerclip.train import train
+from powerclip.train.build import build_cache
 
 
 def compare(
@@ -86,8 +88,13 @@ def finish_runs(
 
     ``configs`` holds each run's settings by its folder; ``evaluate`` leaves ``evaluation.json`` in the folder that it
     is given, and is called again until that names all ``suites``. PowerclipError if a folder holds a run with other
-    settings.
+    settings or data.
     """
+    begun = [run for run in map(RunFolder, configs) if run.is_finished() or run.latest_checkpoint() is not None]
+    if begun:
+        provenance = open_data(data, cache=build_cache(configs[begun[0].path])).provenance
+        for run in begun:
+            run.check_data(provenance)
     for path, config in configs.items():
         run = RunFolder(path)
         finished = run.is_finished() and run.model.is_dir()
@@ -119,5 +126,15 @@ def _claim(output: Path, *, data: Path, evaluation: EvaluateConfig) -> None:
     if not path.exists():
         output.mkdir(parents=True, exist_ok=True)
         write_json(path, settings)
-    elif (before := read_json(path)) != settings:
+    elif _resolved(before := read_json(path)) != _resolved(settings):
         raise PowerclipError(f"{output} compares runs on {before}, not on {settings}; name another --output")
+
+
+def _resolved(settings: Any) -> Any:
+    """A folder's record with its paths in one spelling."""
+    try:
+        plan = settings["evaluation"]
+        shards = plan["data"] and str(Path(plan["data"]).resolve())
+        return {**settings, "data": str(Path(settings["data"]).resolve()), "evaluation": {**plan, "data": shards}}
+    except (KeyError, TypeError):
+        return settings

@@ -142,13 +142,8 @@ class RunFolder:
         was trained on other data.
         """
         found = self.latest_checkpoint() if resume else None
-        before = self.data() if found is not None else None
-        if before is not None and before.digest != data.digest:
-            raise PowerclipError(
-                f"{self.path} was trained on {before.samples} samples in {before.shards} shards, "
-                f"and these data are {data.samples} in {data.shards} with other names or content; "
-                f"resume it on {', '.join(before.sources)}, or start another run from its model"
-            )
+        if found is not None:
+            self.check_data(data)
         wait_for_all()  # all have looked before one writes
         if rank() == 0:
             make_folder(self.path)
@@ -159,6 +154,16 @@ class RunFolder:
             raise PowerclipError(f"output {self.path} is not the same folder on all nodes; name one that they share")
         step = broadcast(-1 if found is None else step_of(found))
         return None if step < 0 else checkpoint_path(self.checkpoints, step)
+
+    def check_data(self, data: DataProvenance) -> None:
+        """Check that the run, if it names its data, was trained on these; PowerclipError if not."""
+        before = self.data()
+        if before is not None and not before.same_as(data):
+            raise PowerclipError(
+                f"{self.path} was trained on {before.samples} samples in {before.shards} shards, "
+                f"and these data are {data.samples} in {data.shards} with other names or content; "
+                f"resume it on {', '.join(before.sources)}, or start another run from its model"
+            )
 
     def record(self, config: TrainConfig, data: DataProvenance) -> None:
         """Write ``config.yaml`` and ``data.json``; the first process does."""

@@ -5,6 +5,7 @@ import sys
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from powerclip.data import index
@@ -103,6 +104,41 @@ def test_the_digest_follows_the_content(tmp_path):
         write_tar(tmp_path / f"{name}.tar", [("x.jpg", b""), ("x.txt", txt)])
         found.add(read_index(tmp_path / f"{name}.tar").summary().digest)
     assert len(found) == 2
+
+
+def test_other_content_of_the_same_names_and_sizes_is_noticed(tmp_path):
+    """In the first, the middle or the last sample."""
+    summaries = []
+    for words in ("abcde", "abcde", "Xbcde", "abXde", "abcdX"):
+        path = tmp_path / f"{len(summaries)}.tar"
+        write_tar(path, [(f"{i}.{name}", word.encode()) for i, word in enumerate(words) for name in ("jpg", "txt")])
+        summaries.append(read_index(path).summary())
+    assert len({summary.digest for summary in summaries}) == 1
+    assert len({summary.content for summary in summaries}) == 4
+    assert summaries[0] == summaries[1]
+    assert read_index(tmp_path / "0.tar").summary() == summaries[0]
+
+
+def test_an_index_that_does_not_know_the_content_stays_valid(shards, headers_read):
+    summary = read_index(shards[0]).summary()
+    (kept,) = (shards[0].parent / ".index").iterdir()
+    with np.load(kept) as arrays:
+        before = {name: arrays[name] for name in arrays if name != "content"}
+    np.savez(kept, **before)
+    assert read_index(shards[0]).summary() == summary._replace(content="")
+    assert summarize([Shard(location=str(shards[0]))]) == [summary._replace(content="")]
+    assert len(headers_read) == 1
+
+
+def test_files_that_are_not_read_are_counted_but_for_hidden_ones(tmp_path, caplog):
+    link = tarfile.TarInfo("b.jpg")
+    link.type, link.linkname = tarfile.LNKTYPE, "a.jpg"
+    write_tar(tmp_path / "a.tar", [("a.jpg", b""), ("a.txt", b"a"), link, ("b.txt", b"b"), ("._a.jpg", b"")])
+    for _ in range(2):
+        read_index(tmp_path / "a.tar")
+    assert [record.message.partition(": ")[2] for record in caplog.records] == [
+        "files that are not read: 1 link or special file"
+    ]
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[:100], lambda b: b"", lambda b: b[:300] + b"\xff" * (len(b) - 300)])

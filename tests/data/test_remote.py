@@ -269,6 +269,46 @@ def test_counts_are_noted_and_copies_bounded(store, tmp_path):
     )
 
 
+def replace_shards(store, seed):
+    """Shards of the same names and counts."""
+    for path in store.folder.glob("*.tar"):
+        path.unlink()
+    write_shards(generate("train", count=24, seed=seed), store.folder, samples_per_shard=8)
+
+
+def test_a_copy_of_an_earlier_version_is_fetched_again_where_the_index_says_so(store, cache):
+    open_data(store.folder)  # which writes index.json
+    for shard in open_data(shards_of(store), cache=cache).shards:
+        open_index(shard)
+    replace_shards(store, seed=5)
+    here = open_data(store.folder)
+    there = open_data(shards_of(store), cache=cache)
+    assert there.provenance.same_as(here.provenance)
+    for near, far in zip(here.shards, there.shards, strict=True):
+        assert near.path().read_bytes() == open_index(far).shard.read_bytes()
+
+
+def test_a_file_replaced_in_the_store_does_not_pass_for_the_one_that_was_counted(store, cache):
+    first = open_data(shards_of(store), cache=cache)  # which notes what the shards hold
+    replace_shards(store, seed=5)
+    for shard in first.shards:
+        cache.path(shard.location).unlink()
+    for _ in range(2):
+        with pytest.raises(RunFailedError, match=r"shard-000001.tar is not the file that was counted: it was replaced"):
+            open_index(first.shards[1])
+    assert [path for path, _ in store.asked].count("/shard-000001.tar") == 3
+    open_index(open_data(f"{store.url}/shard-000001.tar", cache=cache).shards[0])  # a new run finds what is there
+
+
+def test_names_of_shards_may_be_in_capitals(store, tmp_path):
+    for path in store.folder.glob("*.tar"):
+        path.rename(path.with_suffix(".TAR"))
+    size = max(path.stat().st_size for path in store.folder.glob("*.TAR"))
+    cache = ShardCache(folder=tmp_path / "copies", max_bytes=2 * size, retry=QUICK)
+    assert open_data(f"{store.url}/shard-{{000000..000002}}.TAR", cache=cache).counts == [8, 8, 8]
+    assert len(list(cache.folder.glob("*.TAR"))) == 2
+
+
 def test_files_of_locks_do_not_grow_in_number_with_the_shards(tmp_path, monkeypatch):
     """A digit of their names has 16 values. No copy is fetched by two at once."""
     monkeypatch.setattr(remote, "LOCK_DIGITS", 1)

@@ -2,9 +2,12 @@
 
 import hashlib
 import json
+import logging
 import multiprocessing
+import os
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -22,11 +25,14 @@ from powerclip.data.limits import MAX_SAMPLES
 from powerclip.data.remote import INDEX_FOLDER, Shard
 from powerclip.data.shards import SamplePlace, index_shard, tars_in
 from powerclip.data.worker import outlast_first_signal
-from powerclip.errors import PowerclipError
+from powerclip.errors import PowerclipError, RunFailedError, counted
 from powerclip.files import USER_CACHE, atomic_write, read_json, write_json
 
 SUMMARY = "index.json"
 """In each folder of shards: how many samples each holds, so that a store that serves the folder can say it."""
+
+NOTES = "summaries.jsonl"
+"""In a folder of copies: the summaries of remote shards, the latest of a shard last."""
 
 FALLBACK = USER_CACHE / "index"
 """Where the indexes of a folder go that cannot be written to; if this cannot either, they are not kept."""
@@ -46,12 +52,17 @@ ATTEMPTS = 3
 ARRAYS = ("extensions", "keys", "key_ends", "member_ends", "members")
 """Of an index, as stored with its shard's stamp and summary."""
 
+CONTENT_BYTES = 2**20
+"""How much of each file of a shard's first, middle and last sample is hashed."""
+
 Stamp = tuple[int, int]
 """Size, and modification time in nanoseconds: a shard whose stamp differs is indexed again."""
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-_refused: dict[str, str] = {}
+log = logging.getLogger(__name__)
+
+_refused: dict[Shard, PowerclipError] = {}
 """Remote shards that this process does not fetch again, and why."""
 
 
@@ -61,6 +72,14 @@ class ShardSummary(NamedTuple):
     samples: int
     digest: str
     """Hash of the names, places and sizes of its files; empty where a store does not give it."""
+    content: str = ""
+    """Hash of what three of its samples hold; empty where a store or an index of an earlier version does not give it.
+    """
+
+    def fits(self, expected: tuple[int, str, str]) -> bool:
+        """Whether a shard has what was expected of it, as far as both are known."""
+        known = zip(self, expected, strict=True)
+        return all(mine == theirs or "" in (mine, theirs) for mine, theirs in known)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +96,8 @@ class ShardIndex:
     """(samples + 1,) int64, both: where each sample's key and members end; the first is 0."""
     members: Array
     """(members, 3) int64: extension, offset and size in bytes."""
+    content: str = ""
+    """As in ``ShardSummary``."""
 
     def __len__(self) -> int:
         return len(self.key_ends) - 1
@@ -93,39 +114,47 @@ class ShardIndex:
         return map(self.__getitem__, range(len(self)))
 
     def summary(self) -> ShardSummary:
-        """Number of samples and digest."""
-        content = b"".join(getattr(self, name).tobytes() for name in ARRAYS)
-        return ShardSummary(len(self), hashlib.blake2b(content, digest_size=16).hexdigest())
+        """Number of samples and digests."""
+        arrays = b"".join(getattr(self, name).tobytes() for name in ARRAYS)
+        return ShardSummary(len(self), hashlib.blake2b(arrays, digest_size=16).hexdigest(), self.content)
 
 
 def open_index(shard: Shard) -> ShardIndex:
     """A shard's index, fetched first if need be; the latest are held. Raises as ``read_index``, ``Shard.path``.
 
     A copy of a remote shard that cannot be indexed (it was cut, say) is dropped and fetched again, in each process
-    ``ATTEMPTS`` times at most.
+    ``ATTEMPTS`` times at most; one that is not as ``shard.expected``, once, after which RunFailedError is raised.
     """
     if shard.cache is None:
         path = shard.path()
         return _held(path, _stamp(path))
-    if shard.location in _refused:
-        raise PowerclipError(_refused[shard.location])
-    failure: Exception
+    if shard in _refused:
+        raise type(_refused[shard])(str(_refused[shard]))
+    failure: Exception | None = None
     for _ in range(ATTEMPTS):
         path = shard.path()
         try:
             stamp = _stamp(path)
-            return _held(path, stamp)
+            return _held(path, stamp, shard.expected)
         except FileNotFoundError as error:  # another process has removed it to make room
             failure = error
         except PowerclipError as error:
-            failure = error
             shard.cache.drop(path, stamp[1])
+            if isinstance(error, _OtherShardError) and isinstance(failure, _OtherShardError):  # not an old copy, then
+                _note(shard, error.summary)
+                _refused[shard] = RunFailedError(
+                    f"{shard} is not the file that was counted: it was replaced in the store, or the {SUMMARY} next to "
+                    "it is out of date; correct that, or train on what the store has now in a new run"
+                )
+                raise _refused[shard] from error
+            failure = error
     if isinstance(failure, PowerclipError):
         reason = failure.__cause__ or failure
-        _refused[shard.location] = (
+        _refused[shard] = PowerclipError(
             f"{shard} was fetched {ATTEMPTS} times and is not a complete tar ({reason}); check the store"
         )
-        raise PowerclipError(_refused[shard.location]) from failure
+        raise _refused[shard] from failure
+    assert failure is not None
     raise failure
 
 
@@ -134,8 +163,9 @@ def read_index(shard: Path) -> ShardIndex:
 
     OSError if there is no such file; PowerclipError if it is not a tar, is truncated, or holds too many samples.
     """
-    if (stored := _stored(shard, ARRAYS)) is not None:
-        return ShardIndex(shard=shard, **stored)
+    if (stored := _stored(shard, (*ARRAYS, "content"))) is not None:
+        content = str(stored.pop("content"))
+        return ShardIndex(shard=shard, content=content, **stored)
     stamp, index, buffer = _stamp(shard), _made(shard), BytesIO()
     arrays = {name: getattr(index, name) for name in ARRAYS}
     np.savez(buffer, stamp=stamp, **index.summary()._asdict(), **arrays)
@@ -196,8 +226,7 @@ def _summaries_remote(shards: Sequence[Shard]) -> dict[str, ShardSummary]:
         return {}
     cache = shards[0].cache
     assert cache is not None
-    notes = cache.folder / "summaries.jsonl"
-    known = _read_notes(notes)
+    known = _read_notes(cache.folder / NOTES)
     for folder in {shard.location.rpartition("/")[0] for shard in shards}:
         known |= {f"{folder}/{name}": s for name, s in _published(cache.read_json(f"{folder}/{SUMMARY}")).items()}
     new = [shard for shard in shards if shard.location not in known]
@@ -207,20 +236,25 @@ def _summaries_remote(shards: Sequence[Shard]) -> dict[str, ShardSummary]:
         try:
             for shard, summary in zip(new, shown, strict=True):
                 known[shard.location] = summary
-                with notes.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps([shard.location, *summary]) + "\n")
+                _note(shard, summary)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return known
 
 
+def _note(shard: Shard, summary: ShardSummary) -> None:
+    assert shard.cache is not None
+    with (shard.cache.folder / NOTES).open("a", encoding="utf-8") as file:
+        file.write(json.dumps([shard.location, *summary]) + "\n")
+
+
 def _read_notes(path: Path) -> dict[str, ShardSummary]:
     notes = {}
     for line in path.read_bytes().splitlines() if path.exists() else ():
         with suppress(ValueError, TypeError):  # of a truncated line
-            location, samples, digest = json.loads(line)
-            notes[str(location)] = ShardSummary(int(samples), str(digest))
+            location, samples, *digests = json.loads(line)
+            notes[str(location)] = ShardSummary(int(samples), *map(str, digests))
     return notes
 
 
@@ -231,13 +265,25 @@ def _published(value: Any) -> dict[str, ShardSummary]:
     for name, entry in shards.items() if isinstance(shards, dict) else ():
         samples = entry.get("samples") if isinstance(entry, dict) else None
         if type(samples) is int and 0 <= samples <= MAX_SAMPLES:
-            summaries[name] = ShardSummary(samples, str(entry.get("digest", ""))[:64])
+            digests = (str(entry.get(field, ""))[:64] for field in ("digest", "content"))
+            summaries[name] = ShardSummary(samples, *digests)
     return summaries
 
 
+class _OtherShardError(PowerclipError):
+    """A copy that is not what was expected."""
+
+    def __init__(self, summary: ShardSummary) -> None:
+        super().__init__("another file")
+        self.summary = summary
+
+
 @lru_cache(maxsize=CACHED_SHARDS)
-def _held(shard: Path, _stamp: Stamp) -> ShardIndex:
-    return read_index(shard)
+def _held(shard: Path, _stamp: Stamp, expected: tuple[int, str, str] | None = None) -> ShardIndex:
+    index = read_index(shard)
+    if expected is not None and not (summary := index.summary()).fits(expected):
+        raise _OtherShardError(summary)
+    return index
 
 
 def _stamp(shard: Path) -> Stamp:
@@ -253,7 +299,9 @@ def _files(shard: Path) -> tuple[Path, Path]:
 
 def _stored_summary(shard: Path) -> ShardSummary | None:
     stored = _stored(shard, ShardSummary._fields)
-    return None if stored is None else ShardSummary(int(stored["samples"]), str(stored["digest"]))
+    return (
+        None if stored is None else ShardSummary(int(stored["samples"]), str(stored["digest"]), str(stored["content"]))
+    )
 
 
 def _stored(shard: Path, names: Sequence[str]) -> dict[str, Array] | None:
@@ -263,14 +311,18 @@ def _stored(shard: Path, names: Sequence[str]) -> dict[str, Array] | None:
         try:
             with file.open("rb") as content, np.load(content, allow_pickle=False) as arrays:
                 if arrays["stamp"].tolist() == stamp:
-                    return {name: arrays[name] for name in names}
+                    before = {"content": np.array("")}  # which earlier versions did not keep
+                    return {name: arrays[name] if name in arrays else before[name] for name in names}
         except (ValueError, KeyError, TypeError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error):
             continue
     return None
 
 
 def _made(shard: Path) -> ShardIndex:
-    places = index_shard(shard)
+    ignored: Counter[str] = Counter()
+    places = index_shard(shard, ignored)
+    if unread := {kind: number for kind, number in ignored.items() if kind != "hidden"}:
+        log.warning("%s: files that are not read: %s", shard, counted(unread))
     extensions = sorted({extension for place in places for extension in place.members})
     number = {extension: i for i, extension in enumerate(extensions)}
     keys = [place.key.encode("utf-8", "surrogateescape") for place in places]
@@ -282,4 +334,15 @@ def _made(shard: Path) -> ShardIndex:
         key_ends=np.cumsum([0, *map(len, keys)]),
         member_ends=np.cumsum([0, *(len(place.members) for place in places)]),
         members=np.array(members, dtype=np.int64).reshape(-1, 3),
+        content=_content(places),
     )
+
+
+def _content(places: Sequence[SamplePlace]) -> str:
+    """Hash of the start of each file of the first, the middle and the last sample."""
+    digest, count = hashlib.blake2b(digest_size=16), len(places)
+    for place in (places[i] for i in sorted({0, count // 2, count - 1}) if count):
+        with place.shard.open("rb", buffering=0) as file:
+            for offset, size in place.members.values():
+                digest.update(os.pread(file.fileno(), min(size, CONTENT_BYTES), offset))
+    return digest.hexdigest()

@@ -7,7 +7,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence, Set
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count, islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -86,14 +86,26 @@ class OpenedData:
     def digest(self) -> str:
         """Hash of the shards' names, counts and indexes: the same for the same shards, wherever they are stored."""
         summaries = [summary for source in self.sources for summary in source.summaries]
-        known = [(shard.name, *summary) for shard, summary in zip(self.shards, summaries, strict=True)]
+        known = [(shard.name, s.samples, s.digest) for shard, s in zip(self.shards, summaries, strict=True)]
         return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:32]
+
+    @property
+    def content(self) -> str:
+        """Hash of what some samples of each shard hold; empty if the index of one does not say."""
+        contents = [summary.content for source in self.sources for summary in source.summaries]
+        return hashlib.sha256("".join(contents).encode()).hexdigest()[:32] if all(contents) else ""
 
     @property
     def provenance(self) -> DataProvenance:
         """What a run's ``data.json`` says."""
         locations = tuple(source.location for source in self.sources)
-        return DataProvenance(sources=locations, samples=self.samples, shards=len(self.shards), digest=self.digest)
+        return DataProvenance(
+            sources=locations,
+            samples=self.samples,
+            shards=len(self.shards),
+            digest=self.digest,
+            content=self.content,
+        )
 
     @property
     def identity(self) -> dict[str, int]:
@@ -168,6 +180,10 @@ def open_data(data: Data, *, cache: ShardCache = DEFAULT_CACHE) -> OpenedData:
 
 def _probe(given: Path | str, shards: Sequence[Shard], summaries: Sequence[ShardSummary]) -> DataSource:
     """A source whose first samples have images and captions."""
+    shards = [
+        shard if shard.cache is None else replace(shard, expected=summary)
+        for shard, summary in zip(shards, summaries, strict=True)
+    ]
     probed = next((shard for shard, summary in zip(shards, summaries, strict=True) if summary.samples), None)
     if probed is None:
         raise PowerclipError(f"{given} holds no sample; expected KEY.jpg, .png or .webp with KEY.txt")

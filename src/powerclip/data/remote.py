@@ -111,7 +111,7 @@ class ShardCache:
 
     def _make_room(self, newest: Path) -> None:
         copies = []
-        for path in self.folder.glob("*.tar"):
+        for path in (path for path in self.folder.iterdir() if path.suffix.lower() == ".tar"):
             with suppress(FileNotFoundError):  # another process makes room too
                 status = path.stat()
                 copies.append((status.st_atime_ns, status.st_size, path))
@@ -132,6 +132,8 @@ class Shard:
 
     location: str
     cache: ShardCache | None = None
+    expected: tuple[int, str, str] | None = None
+    """What a remote one was found to hold when it was counted (``powerclip.data.index.ShardSummary``)."""
 
     @property
     def name(self) -> str:
@@ -157,7 +159,7 @@ def find_remote(url: str, cache: ShardCache) -> list[Shard]:
     PowerclipError if it does not name a tar.
     """
     urls = sorted(expand_urls(url))
-    if not all(_parts(name).path.endswith(".tar") for name in urls):
+    if not all(_parts(name).path.lower().endswith(".tar") for name in urls):
         raise PowerclipError(
             f"{url} does not name a .tar file; a store cannot be listed, so name the shards with braces: "
             f"{url.rstrip('/')}/shard-{{000000..000099}}.tar"
