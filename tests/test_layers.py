@@ -161,6 +161,7 @@ def test_few_modules_import_open_clip():
         "powerclip.model.create",
         "powerclip.model.hub",
         "powerclip.model.start",
+        "powerclip.model.tokenizer",
         "powerclip.model.towers",
         "powerclip.model.transforms",
         "powerclip.export.open_clip_average",  # goes with what is exported

@@ -4,7 +4,9 @@ import dataclasses
 import json
 import struct
 import sys
+import warnings
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import open_clip
@@ -37,6 +39,8 @@ from tests.support.pretrained import (
     siglip_folder,
     theirs_of,
 )
+
+pytestmark = pytest.mark.filterwarnings("ignore:.* so that its embeddings mean nothing at first")
 
 
 @pytest.fixture
@@ -265,8 +269,12 @@ def test_a_folder_is_a_start_by_either_setting(own, tmp_path, monkeypatch):
     if own:
         save(powerclip.create_model("local-dir:~/m"), tmp_path / "run" / "model")
     folder = "run" if own else "m"
+    save_file(theirs_of(SMALL).state_dict(), tmp_path / "bare.safetensors")
+    for path in (f"~/{folder}", f"local-dir:~/{folder}", Path("~") / folder):
+        assert torch.equal(powerclip.load(path)[0].backbone.text_projection, expected)
     for name, pretrained in (
         (f"local-dir:~/{folder}", None),
+        (config_file(tmp_path, SMALL).replace(str(tmp_path), "~"), "~/bare.safetensors"),
         ("tiny", f"~/{folder}"),
         ("tiny", f"local-dir:~/{folder}"),
     ):
@@ -495,8 +503,9 @@ def test_a_folder_of_transformers_and_a_hub_without_a_network_are_one_line(tmp_p
 def test_a_tokenizer_that_is_not_there_is_one_line(tmp_path, monkeypatch):
     siglip_folder(tmp_path / "siglip")
     model = powerclip.create_model(f"local-dir:{tmp_path / 'siglip'}")
-    model.config["model"]["text_cfg"]["hf_tokenizer_name"] = str(tmp_path / "gone")
-    with pytest.raises(PowerclipError, match="cannot read the tokenizer .*gone, a folder or hub id: ") as caught:
+    (tmp_path / "empty").mkdir()
+    model.config["model"]["text_cfg"]["hf_tokenizer_name"] = str(tmp_path / "empty")
+    with pytest.raises(PowerclipError, match="cannot read the tokenizer .*empty, a folder or hub id: ") as caught:
         powerclip.model.make_tokenizer(model)
     assert "\n" not in str(caught.value)
     monkeypatch.setitem(sys.modules, "transformers", None)
@@ -652,4 +661,32 @@ def test_a_start_that_pooled_otherwise_is_said(exported, tmp_path):
         UserWarning, match="was trained with image_pool avg and starts here with tower, .* set image_pool"
     ):
         powerclip.create_model(**given, image_pool="tower", text_pool="tower")
-    powerclip.create_model(**given, text_pool="tower")  # as it was
+    with warnings.catch_warnings(action="error"):
+        powerclip.create_model(**given, text_pool="tower")  # as it was
+
+
+@pytest.mark.parametrize("door", ["local-dir", "folder", "file", "bare file", "tag"])
+def test_every_start_with_open_clip_s_weights_says_that_averages_are_not_its_pooling(door, tag, tmp_path):
+    local_dir(tmp_path / "m", theirs_of(SMALL), SMALL)
+    name = config_file(tmp_path, SMALL)
+    given = {
+        "local-dir": {"name": f"local-dir:{tmp_path / 'm'}"},
+        "folder": {"pretrained": str(tmp_path / "m")},
+        "file": {"pretrained": str(tmp_path / "m" / "open_clip_model.safetensors")},
+        "bare file": {"name": name, "pretrained": str(tmp_path / "tag.pt")},
+        "tag": {"name": "ViT-B-32", "pretrained": "openai"},
+    }[door]
+    tag(theirs_of(open_clip.get_model_config("ViT-B-32") if door == "tag" else SMALL))
+    with pytest.warns(UserWarning, match="was trained with image_pool tower and starts here with avg, .*image_pool to"):
+        powerclip.create_model(**given, text_pool="tower")
+    with warnings.catch_warnings(action="error"):
+        powerclip.create_model(**given, image_pool="tower", text_pool="tower")
+
+
+def test_an_average_that_the_tower_itself_takes_is_no_other_pooling(tmp_path):
+    local_dir(tmp_path / "m", theirs_of(FAMILIES["average"]), FAMILIES["average"])
+    own = powerclip.create_model("tiny")
+    save_file(load_file(save(own, tmp_path / "own") / "model.safetensors"), tmp_path / "copy.safetensors")
+    with warnings.catch_warnings(action="error"):
+        powerclip.create_model(f"local-dir:{tmp_path / 'm'}", text_pool="tower")
+        powerclip.create_model("tiny", pretrained=str(tmp_path / "copy.safetensors"))

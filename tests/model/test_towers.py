@@ -93,6 +93,7 @@ def test_padding_does_not_matter(model):
     torch.testing.assert_close(model.encode_text(tokens[:, :12]), model.encode_text(tokens))
 
 
+@pytest.mark.filterwarnings("ignore:.* so that its embeddings mean nothing at first")
 @pytest.mark.parametrize("config", [SMALL, CUSTOM], ids=["native", "custom text"])
 def test_an_open_clip_checkpoint_gives_open_clip_s_outputs(config, tmp_path):
     torch.manual_seed(1)

@@ -117,6 +117,7 @@ def test_the_global_loss_follows_the_model_unless_it_is_named(theirs, tmp_path):
         torch.testing.assert_close(output.total, expected)
 
 
+@pytest.mark.filterwarnings("ignore:.* so that its embeddings mean nothing at first")
 def test_weights_without_a_bias_start_from_the_paper_s(tmp_path):
     start = powerclip.load(write_start(tmp_path))[0]
     torch.save(start.backbone.state_dict(), tmp_path / "clip.pt")

@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import functools
 import pickle
 import re
 import warnings
@@ -29,27 +28,15 @@ import powerclip.model.tiny  # noqa: F401  (registers a tower with timm)
 from powerclip.config import PoolingConfig, ScoringConfig
 from powerclip.config.values import ImagePool, TextPool
 from powerclip.errors import PowerclipError, one_of, shown
-from powerclip.model.packed import read_weights, require_weights
-from powerclip.model.start import TRANSFORMERS, Start, find_start, in_one_line
-from powerclip.model.towers import PowerCLIP, Tokenizer
+from powerclip.model.checkpoint import read_state, require_fitting, without_own_names
+from powerclip.model.start import MEANS, TOWERS, Start, find_start, in_one_line
+from powerclip.model.towers import PowerCLIP
 
 _NOT_ARCHITECTURE = {"patch_dropout", "timm_model_pretrained", "timm_drop", "timm_drop_path", "hf_tokenizer_name"}
 """Settings of open_clip's configs for training, and places."""
 
-TOKENIZER_SETTINGS = ("clean", "context_length", "language", "strip_sep_token", "tokenizer_mode")
-"""Settings of a tokenizer that a model's config may have; others could name files, or let code be run."""
-
 ALIGNED = {"region_norm", "region_unit", "phrase_norm", "phrase_unit", "phrase_context"}
 """Settings of a ``PoolingConfig`` that are about regions and phrases."""
-
-WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
-"""Keys under which trainers keep weights in a checkpoint."""
-
-WRAPPING_PREFIXES = ("module.", "_orig_mod.", "model.")
-"""What DistributedDataParallel, torch.compile and Lightning put before the name of every weight."""
-
-OWN_PREFIX = "backbone."
-"""What the names of a saved model's weights start with: where ``PowerCLIP`` keeps open_clip's model."""
 
 
 def create_model(
@@ -88,14 +75,6 @@ def create_model(
     aligned = {key: overrides.pop(key) for key in ALIGNED & overrides.keys()}
     kept = _kept(scoring, image_pool=image_pool, text_pool=text_pool, **aligned)
     start = find_start(name, pretrained)
-    for key, trained in start.pooling.items():
-        if kept[key] != trained:
-            warnings.warn(
-                f"{start.source} was trained with {key} {trained} and starts here with {kept[key]}, so that its "
-                f"embeddings mean nothing at first; to keep them, set {key} to {trained} "
-                f"(in a command: --model.{key.replace('_', '-')} {trained})",
-                stacklevel=2,
-            )
     model_config = copy.deepcopy(start.model)
     groups = {"image_size": "vision_cfg", "context_length": "text_cfg"}
     for key, value in overrides.items():
@@ -160,30 +139,38 @@ def build(config: dict[str, Any], *, start: Start | None = None) -> PowerCLIP:
     text = arguments.get("text_cfg", {})
     if "hf_model_name" in text:
         raise PowerclipError("text towers from Hugging Face are not supported; use a config with open_clip's own")
-    arguments.get("vision_cfg", {})["patch_dropout"] = 0.0  # regions need every patch
+    vision = arguments.get("vision_cfg", {})
+    vision["patch_dropout"] = 0.0  # regions need every patch
+    if (start is None or start.weights or start.state) and vision.get("timm_model_pretrained"):
+        vision["timm_model_pretrained"] = config["model"]["vision_cfg"]["timm_model_pretrained"] = False
     try:
         backbone: Any = (open_clip.CustomTextCLIP if custom_text else open_clip.CLIP)(**arguments)
         visual = backbone.visual
         size = visual.image_size
-        if start is not None:
-            _load_weights(backbone, start, config)
+        means = None if start is None else _load_weights(backbone, start, config)
         if isinstance(visual, TimmModel):  # its trunk has a size of its own, that of its weights
             visual.set_input_size(size)
         preprocess = _preprocess(config.get("preprocess", {}), size=size)
     except (TypeError, KeyError, AssertionError, RuntimeError, ValueError, ZeroDivisionError) as error:
         raise PowerclipError(f"open_clip cannot build the model config: {in_one_line(error)}") from error
     set_model_preprocess_cfg(backbone, preprocess)
-    return PowerCLIP(backbone, config=config)
+    model = PowerCLIP(backbone, config=config)
+    if means is not None and model.vector_means is not None:
+        model.vector_means.copy_(means)
+    return model
 
 
-def _load_weights(backbone: Any, start: Start, config: dict[str, Any]) -> None:
+def _load_weights(backbone: Any, start: Start, config: dict[str, Any]) -> Tensor | None:
     """Load a start's weights into open_clip's model, with position embeddings resized to the model's grid and context.
 
-    No pickled code is run. A bias that the weights have and the model lacks is added to it and to the config.
+    No pickled code is run. A bias that the weights have and the model lacks is added to it and to the config. Returns
+    the mean vectors of a centred score, (2, D), if the start has them. Warns if the weights were trained to pool in
+    another way than the config says.
 
     Raises:
         PowerclipError: the weights are damaged, do not fit or are not finite.
     """
+    pooling, means = start.pooling, None if start.means is None else torch.tensor(start.means)
     try:
         if start.image_size is not None and isinstance(backbone.visual, TimmModel):
             backbone.visual.set_input_size(start.image_size)  # a timm tower resizes what it has loaded
@@ -192,7 +179,12 @@ def _load_weights(backbone: Any, start: Start, config: dict[str, Any]) -> None:
         elif start.weights is not None and start.weights.suffix.lower() in (".npz", ".npy"):
             _load_big_vision(backbone, start.weights)
         elif start.weights is not None:
-            _load_state(backbone, _read_state(start.weights), config)
+            state = read_state(start.weights)
+            means = state.pop(MEANS, means)
+            weights = without_own_names(state)
+            if weights is state and not pooling:
+                pooling = TOWERS
+            _load_state(backbone, weights, config)
     except PowerclipError:
         raise
     except Exception as error:  # readers raise many kinds on damaged files
@@ -200,26 +192,24 @@ def _load_weights(backbone: Any, start: Start, config: dict[str, Any]) -> None:
         if isinstance(error, pickle.UnpicklingError):  # torch's message advises to run what the file holds
             held = re.search(r"GLOBAL (\S+)", str(error))
             reason = f"the file holds more than weights{f' ({held[1]})' if held else ''}; save the state_dict alone"
-        if "text_model." in str(error) and "vision_model." in str(error):
-            reason = f"they are {TRANSFORMERS}"
         raise PowerclipError(f"the weights of {start.source} are damaged or do not fit the model: {reason}") from error
     require_finite(backbone, start.source)
+    _warn_of_pooling(pooling, config, start.source)
+    return means
 
 
-def _read_state(path: Path) -> dict[str, Tensor]:
-    """The weights in a checkpoint, by open_clip's names, without what trainers wrap around them and their names."""
-    require_weights(path)
-    pickled = path.suffix.lower() != ".safetensors"
-    found: Any = torch.load(path, map_location="cpu", weights_only=True) if pickled else read_weights(path)
-    while isinstance(found, Mapping) and (key := next((k for k in WRAPPERS if isinstance(found.get(k), Mapping)), "")):
-        found = found[key]
-    if not isinstance(found, Mapping) or not found:
-        raise ValueError("the file holds no weights")
-    state = dict(found)
-    while prefix := next((p for p in WRAPPING_PREFIXES if all(str(name).startswith(p) for name in state)), ""):
-        state = {name.removeprefix(prefix): value for name, value in state.items()}
-    own = {name.removeprefix(OWN_PREFIX): value for name, value in state.items() if name.startswith(OWN_PREFIX)}
-    return own or state
+def _warn_of_pooling(trained: Mapping[str, str], config: Mapping[str, Any], source: str) -> None:
+    """Say where global embeddings are pooled in another way than that which the weights were trained for."""
+    vision = config["model"]["vision_cfg"]
+    for key, pool in trained.items():
+        mean = key == "image_pool" and vision.get("pool_type") == "avg" and not vision.get("final_ln_after_pool")
+        if config[key] != pool and not mean:  # of such a tower the two are the same
+            warnings.warn(
+                f"{source} was trained with {key} {pool} and starts here with {config[key]}, so that its "
+                f"embeddings mean nothing at first; to keep them, set {key} to {pool} "
+                f"(in a command: --model.{key.replace('_', '-')} {pool})",
+                stacklevel=5,
+            )
 
 
 def _load_big_vision(backbone: Any, path: Path) -> None:
@@ -243,8 +233,7 @@ def _load_state(backbone: Any, state: dict[str, Tensor], config: dict[str, Any])
     if backbone.logit_bias is not None:  # SigLIP's loss may start from a model without one
         state = {"logit_bias": backbone.logit_bias.data, **state}
     expected = backbone.state_dict()
-    if not state.keys() & (expected.keys() - {"logit_bias"}):
-        raise ValueError(f"they have names such as {list(state)[-1]}; expected {next(iter(expected))}")
+    require_fitting(state, expected)
     for name in {"logit_scale", "logit_bias"} & state.keys():
         state[name] = state[name].reshape(expected[name].shape)
     resize_pos_embed(state, backbone)
@@ -296,67 +285,3 @@ def architecture(model: PowerCLIP) -> dict[str, Any]:
         },
         **{f"shape of {name}": tuple(value.shape) for name, value in model.state_dict().items()},
     }
-
-
-def make_tokenizer(model: PowerCLIP) -> Tokenizer:
-    """open_clip's tokenizer for a model: captions to (B, T) int64 ids with T = ``context_length``.
-
-    Code that comes with a tokenizer of Hugging Face's is never run.
-
-    Raises:
-        PowerclipError: it is one of Hugging Face's, and transformers is not installed or it cannot be read; the
-            config has settings for it that are not among ``TOKENIZER_SETTINGS``; it has ids that the model does not
-            know; or the model's ``pool_type`` does not find where its texts end.
-    """
-    text = model.config["model"]["text_cfg"]
-    given = text.get("tokenizer_kwargs") or {}
-    if not isinstance(given, Mapping) or given.keys() - TOKENIZER_SETTINGS:
-        raise PowerclipError(
-            f"tokenizer_kwargs of the model's config is {given!r:.200}; it may hold {', '.join(TOKENIZER_SETTINGS)}"
-        )
-    options = {"context_length": model.context_length, **given}
-    if name := text.get("hf_tokenizer_name"):
-        try:
-            tokenizer: Any = open_clip.tokenizer.HFTokenizer(name, trust_remote_code=False, **options)
-            theirs = tokenizer.tokenizer
-            ids, padded = theirs("a")["input_ids"], tokenizer(["a"])
-            unseen = {*theirs.all_special_ids} - {theirs.unk_token_id, *padded[0].tolist()}
-            highest = max({*theirs.get_vocab().values()} - unseen)
-        except ImportError as error:
-            raise PowerclipError(
-                f"the tokenizer {name} needs transformers, which is not installed; pip install transformers"
-            ) from error
-        except Exception as error:  # no such folder, no network, ...
-            raise PowerclipError(
-                f"cannot read the tokenizer {name}, a folder or hub id: {in_one_line(error)}"
-            ) from error
-        pool = text.get("pool_type", "argmax")
-        missed = int(model.valid_tokens(padded).sum()) != len(ids) or (pool == "argmax" and ids[-1] < highest)
-        if pool in ("argmax", "eos") and missed:
-            raise PowerclipError(
-                f"pool_type {pool} does not find where texts end for the tokenizer {name}, so captions would be cut; "
-                "in text_cfg of the model's config set pool_type to last, or to eos with eos_id "
-                f"{theirs.sep_token_id or theirs.eos_token_id or 'of its end token'}"
-            )
-    else:
-        name = "of CLIP"
-        try:
-            tokenizer = copy.copy(_clip_tokenizer(**options))  # for this model alone
-        except (AssertionError, TypeError) as error:
-            raise PowerclipError(
-                f"tokenizer_kwargs of the model's config is {given!r:.200}, which the tokenizer of CLIP does not take: "
-                f"{in_one_line(error)}"
-            ) from error
-        highest = tokenizer.vocab_size - 1
-    if highest >= model.vocabulary:
-        raise PowerclipError(
-            f"the tokenizer {name} has ids up to {highest} and the model knows {model.vocabulary} of them; in "
-            f"text_cfg of the model's config set vocab_size to {highest + 1} or more"
-        )
-    return tokenizer  # type: ignore[no-any-return]
-
-
-@functools.cache
-def _clip_tokenizer(**options: Any) -> open_clip.SimpleTokenizer:
-    """CLIP's own tokenizer, made once: each time it takes longer than a small model."""
-    return open_clip.SimpleTokenizer(**options)

@@ -1,5 +1,6 @@
 """Models on disk or on a hub: a folder of ``model.safetensors`` and ``config.json``, written atomically."""
 
+import copy
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -18,20 +19,24 @@ from torch import Tensor
 from powerclip.devices import find_device
 from powerclip.errors import PowerclipError
 from powerclip.files import SUMS, atomic_folder, checksums, read_json
-from powerclip.model.create import build, create_model, make_tokenizer, require_finite
+from powerclip.model.checkpoint import require_fitting
+from powerclip.model.create import build, create_model, require_finite
 from powerclip.model.lora import merge_lora
 from powerclip.model.packed import read_weights, require_weights
 from powerclip.model.start import (
     CONFIG,
     KEPT,
+    MEANS,
     OPEN_CLIP_CONFIG,
     TRANSFORMERS,
     WEIGHTS,
     find_start,
     in_one_line,
     model_folder,
+    name_tokenizer,
     require_undamaged,
 )
+from powerclip.model.tokenizer import make_tokenizer, save_tokenizer
 from powerclip.model.towers import PowerCLIP, Tokenizer, Transform
 from powerclip.model.transforms import make_transforms
 
@@ -39,7 +44,8 @@ from powerclip.model.transforms import make_transforms
 def save(model: PowerCLIP, folder: Path | str, *, state: Mapping[str, Tensor] | None = None) -> Path:
     """Write a model folder, with ``state`` in place of the model's own weights if given (of a sharded model, say).
 
-    LoRA's additions are merged. An existing folder is replaced when the new one is complete.
+    LoRA's additions are merged. A tokenizer of Hugging Face's that the model has in a folder is saved with it. An
+    existing folder is replaced when the new one is complete.
 
     Raises:
         ValueError: the model comes from ``from_open_clip``, so its open_clip config is not known.
@@ -48,9 +54,10 @@ def save(model: PowerCLIP, folder: Path | str, *, state: Mapping[str, Tensor] | 
     if "model" not in model.config:
         raise ValueError("a model from from_open_clip has no config to build it from; save its open_clip model instead")
     folder = Path(folder)
-    config = {"powerclip": version("powerclip"), **model.config, "scoring": asdict(model.scoring)}
+    config = {"powerclip": version("powerclip"), **copy.deepcopy(model.config), "scoring": asdict(model.scoring)}
     weights = merge_lora(model, model.state_dict() if state is None else state)
     with atomic_folder(folder) as temporary:
+        save_tokenizer(config["model"], temporary)
         (temporary / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         try:
             save_file({name: value.detach().cpu().contiguous() for name, value in weights.items()}, temporary / WEIGHTS)
@@ -140,11 +147,12 @@ def _read_own(folder: Path) -> PowerCLIP:
             "open_clip has written"
         )
     config.pop("powerclip", None)
-    if (folder / "tokenizer_config.json").is_file():
-        config["model"]["text_cfg"]["hf_tokenizer_name"] = str(folder.resolve())
+    name_tokenizer(config["model"], folder)
     model = build(config)
     require_weights(folder / WEIGHTS)
-    model.load_state_dict(read_weights(folder / WEIGHTS))
+    state = read_weights(folder / WEIGHTS)
+    require_fitting(state, model.state_dict())
+    model.load_state_dict(state)
     require_finite(model, str(folder / WEIGHTS))
     return model
 
@@ -155,12 +163,13 @@ def _read_open_clip(folder: Path, name: str) -> PowerCLIP:
     if kept is None:
         return create_model(name, image_pool="tower", text_pool="tower")
     start = find_start(name, None)
+    kept.pop(MEANS, None)  # the start has them
     return build({**kept, "model": start.model}, start=start)
 
 
 def _find(path_or_hub_id: str) -> tuple[Path, str]:
     """The folder of a model, after downloading it if need be, and its name for open_clip."""
-    path = Path(path_or_hub_id)
+    path = Path(path_or_hub_id).expanduser()
     if (path / OPEN_CLIP_CONFIG).is_file():
         return path, f"local-dir:{path}"
     if folder := model_folder(path):
@@ -171,7 +180,7 @@ def _find(path_or_hub_id: str) -> tuple[Path, str]:
             "or a run folder with model/"
         )
     try:
-        folder = Path(snapshot_download(path_or_hub_id, allow_patterns=["*.json", "*.txt", SUMS]))
+        folder = Path(snapshot_download(path_or_hub_id, allow_patterns=["*.json", "*.txt", "*.model", SUMS]))
         exported = (folder / OPEN_CLIP_CONFIG).is_file()
         if exported and KEPT not in read_json(folder / OPEN_CLIP_CONFIG):
             return folder, f"hf-hub:{path_or_hub_id}"  # open_clip knows where it keeps the weights

@@ -18,6 +18,8 @@ WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 TRANSFORMERS = "in the format of Hugging Face's transformers; name open_clip's version of the model"
 OPEN_CLIP_CONFIG = "open_clip_config.json"
+INDEX = ".index.json"
+"""How the name of a list of weights in several files ends."""
 OPEN_CLIP_WEIGHTS = (
     "open_clip_model.safetensors",
     "open_clip_pytorch_model.safetensors",
@@ -29,6 +31,12 @@ OPEN_CLIP_WEIGHTS = (
     "model.pth",
 )
 """Weights in a folder in open_clip's form, the first choice first; without any, a file of another name is."""
+
+TOWERS = {"image_pool": "tower", "text_pool": "tower"}
+"""How open_clip's own models pool."""
+
+MEANS = "vector_means"
+"""The mean vectors of a centred score, in a model and in what is kept of it."""
 
 KEPT = "powerclip"
 """Key in ``open_clip_config.json`` under which an exported model keeps its own config."""
@@ -50,6 +58,8 @@ class Start:
     """Weights that have been read, by open_clip's names, instead of a checkpoint."""
     pooling: dict[str, str] = field(default_factory=dict)
     """How global embeddings were pooled, by the name of the setting, where the source says so."""
+    means: Any = None
+    """The mean vectors of a centred score, (2, D), where they are kept apart from the weights."""
     image_size: Any = None
     """The image size of the weights, where that of a timm tower may be another than its default."""
 
@@ -96,13 +106,12 @@ def find_start(name: str, pretrained: str | None) -> Start:
         return Start(model=read_config(name), source=f"{name} from scratch")
     path = Path(pretrained.removeprefix("local-dir:")).expanduser()
     if path.is_file():
-        if path.suffix.lower() in (".json", ".yaml", ".yml"):
+        if path.suffix.lower() in (".json", ".yaml", ".yml") and not path.name.endswith(INDEX):
             raise PowerclipError(
                 f"pretrained {path} holds settings, not weights; name the run or model folder it is in, or a file of "
                 "weights"
             )
-        neighbour = path.parent / CONFIG
-        if neighbour.is_file() and '"powerclip"' in neighbour.read_text(encoding="utf-8", errors="replace"):
+        if _is_own(path.parent / CONFIG):
             return _read_own(path.parent, path)
         if (path.parent / OPEN_CLIP_CONFIG).is_file():
             return _read_open_clip_file(path)
@@ -125,6 +134,7 @@ def find_start(name: str, pretrained: str | None) -> Start:
         preprocess=merge_preprocess_dict({}, tag),
         source=f"{name} with the weights of the tag {pretrained}",
         weights=weights,
+        pooling=TOWERS,
     )
 
 
@@ -144,7 +154,7 @@ def read_config(name: str) -> dict[str, Any]:
             raise PowerclipError(f"unknown model {name!r}; {hint}")
         return dict(config)
     try:
-        config = json.loads(ours.get(name, Path(name)).read_bytes())
+        config = json.loads(ours.get(name, Path(name).expanduser()).read_bytes())
     except (OSError, ValueError) as error:
         raise PowerclipError(f"cannot read the model config {name}: {error}") from error
     missing = {"embed_dim", "vision_cfg", "text_cfg"} - set(config if isinstance(config, dict) else ())
@@ -152,9 +162,18 @@ def read_config(name: str) -> dict[str, Any]:
         raise PowerclipError(f"{name} is not a model config in open_clip's form: it lacks {', '.join(sorted(missing))}")
     text = config["text_cfg"]
     tokenizer = text.get("hf_tokenizer_name") if isinstance(text, dict) else None
-    if tokenizer and Path(str(tokenizer)).is_dir():
-        text["hf_tokenizer_name"] = str(Path(str(tokenizer)).resolve())  # the model may be loaded from another folder
+    if tokenizer and (place := Path(str(tokenizer)).expanduser()).is_dir():
+        text["hf_tokenizer_name"] = str(place.resolve())  # the model may be loaded from another folder
     return dict(config)
+
+
+def _is_own(config: Path) -> bool:
+    """Whether a file is the config of a model that powerclip saved, a damaged one, too."""
+    text = config.read_text(encoding="utf-8", errors="replace") if config.is_file() else ""
+    try:
+        return '"powerclip"' in text and "model" in json.loads(text)
+    except ValueError:
+        return True
 
 
 def _read_own(folder: Path, weights: Path) -> Start:
@@ -166,6 +185,7 @@ def _read_own(folder: Path, weights: Path) -> Start:
             raise PowerclipError(f"{folder} is {TRANSFORMERS}")
         model, preprocess = dict(config["model"]), dict(config.get("preprocess", {}))
         image_size = model["vision_cfg"]["image_size"]
+        name_tokenizer(model, folder)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise PowerclipError(f"{folder} is not a valid powerclip model: {in_one_line(error)}") from error
     return Start(
@@ -203,6 +223,7 @@ def _open_clip_weights(folder: Path) -> Path:
     """The file of weights that open_clip reads in a folder."""
     found = [path for path in sorted(folder.iterdir()) if path.suffix in (".safetensors", ".bin", ".pth")]
     known = [folder / name for name in OPEN_CLIP_WEIGHTS if folder / name in found]
+    known = known or sorted(folder.glob(f"*{INDEX}"))
     if not found:
         raise PowerclipError(
             f"cannot read the model {folder}: expected weights next to {OPEN_CLIP_CONFIG}, a .safetensors, .bin or "
@@ -218,24 +239,44 @@ def _read_hub(name: str) -> Start:
     except Exception as error:  # missing, damaged, no network, ...
         hint = "without a network, name a folder: local-dir:FOLDER"
         raise PowerclipError(f"cannot read the model {name}: {in_one_line(error)}; {hint}") from error
-    return Start(model=model, preprocess=theirs.visual.preprocess_cfg, source=name, state=theirs.state_dict())
+    return Start(
+        model=model,
+        preprocess=theirs.visual.preprocess_cfg,
+        source=name,
+        state=theirs.state_dict(),
+        pooling=TOWERS,
+    )
 
 
 def _read_open_clip_file(weights: Path) -> Start:
     """A checkpoint next to the config of its model in open_clip's form."""
     try:
         theirs = read_json(weights.parent / OPEN_CLIP_CONFIG)
+        if "model_cfg" not in theirs:
+            raise PowerclipError(
+                f"{weights.parent / OPEN_CLIP_CONFIG} is not in open_clip's form: it lacks model_cfg, the key that the "
+                "model's config is under"
+            )
         kept = theirs.get(KEPT, {})
         model = kept.get("model") or theirs["model_cfg"]
-        _name_tokenizer(model, weights.parent)
+        name_tokenizer(model, weights.parent)
         preprocess = merge_preprocess_dict({}, theirs.get("preprocess_cfg", {}))
-        pooling = _pooling(kept)
+        pooling = _pooling(kept) or TOWERS
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise PowerclipError(f"cannot read the model {weights}: {in_one_line(error)}") from error
-    return Start(model=model, preprocess=preprocess, source=str(weights), weights=weights, pooling=pooling)
+    return Start(
+        model=model,
+        preprocess=preprocess,
+        source=str(weights),
+        weights=weights,
+        pooling=pooling,
+        means=kept.get(MEANS),
+    )
 
 
-def _name_tokenizer(model: dict[str, Any], folder: Path) -> None:
-    """Let a model's config name the folder as its tokenizer if that is in it."""
-    if "hf_tokenizer_name" in model["text_cfg"] and (folder / "tokenizer_config.json").is_file():
-        model["text_cfg"]["hf_tokenizer_name"] = str(folder.resolve())
+def name_tokenizer(model: dict[str, Any], folder: Path) -> None:
+    """Let a model's config name the folder as its tokenizer if that is in it, or should be."""
+    text = model["text_cfg"]
+    name = text.get("hf_tokenizer_name")
+    if name == "." or (name and (folder / "tokenizer_config.json").is_file()):
+        text["hf_tokenizer_name"] = str(folder.resolve())
