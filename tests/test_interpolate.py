@@ -15,6 +15,7 @@ from powerclip.interpolate import interpolate
 from powerclip.model import save
 from tests.support.layouts import webdataset
 from tests.support.models import TINY
+from tests.support.pretrained import siglip_folder
 
 
 @pytest.fixture(scope="module")
@@ -199,7 +200,6 @@ def test_settings_for_regions_and_phrases_are_named_where_they_differ(ends, tmp_
         ({"vision_cfg": {**TINY["vision_cfg"], "head_width": 4}}, "vision_cfg.head_width is 8 and 4"),
         ({"text_cfg": {**TINY["text_cfg"], "layers": 2}}, "text_cfg.layers is 1 and 2"),
         ({"text_pool": "tower"}, "text_pool is avg and tower"),
-        ({"init_logit_bias": -10}, r"shape of backbone.logit_bias is None and \(\)"),
     ],
 )
 def test_other_models_are_refused_in_one_line(change, message, tmp_path):
@@ -225,3 +225,29 @@ def test_other_pixels_are_refused_and_settings_of_training_are_not(ends, tmp_pat
         interpolate(a, b, 0.5)
     with pytest.raises(ValueError, match=r"weight is 1\.5; it must be between 0"):
         interpolate(a, a, 1.5)
+
+
+@pytest.mark.parametrize("biased", [0, 1])
+def test_a_bias_of_the_logits_that_one_model_has_is_kept(biased, ends, tmp_path):
+    models = [*ends[:2]]
+    torch.manual_seed(3)
+    models[biased] = powerclip.create_model("tiny", init_logit_bias=-3.0)
+    middle = interpolate(*models, 0.5)
+    expected = (models[0].logit_scale + models[1].logit_scale) / 2
+    loaded = powerclip.load(save(middle, tmp_path / "m"))[0]
+    assert (loaded.logit_bias, loaded.logit_scale) == (-3.0, expected)
+    assert models[1 - biased].logit_bias is None
+
+
+def test_other_vocabularies_are_refused_and_other_places_are_not(tmp_path):
+    siglip_folder(tmp_path / "a")
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    a, b = (powerclip.load(tmp_path / name)[0] for name in "ab")
+    interpolate(a, b, 0.5)
+    tokenizer = tmp_path / "b" / "tokenizer.json"
+    content = json.loads(tokenizer.read_text())
+    vocabulary = content["model"]["vocab"]
+    vocabulary["red"], vocabulary["green"] = vocabulary["green"], vocabulary["red"]
+    tokenizer.write_text(json.dumps(content))
+    with pytest.raises(PowerclipError, match="models of the same vocabulary can be .*/a and .*/b, have different ones"):
+        interpolate(a, b, 0.5)

@@ -18,8 +18,9 @@ from powerclip.evaluate import evaluate_model, read_evaluation
 from powerclip.evaluate.asked import require_data, suites_asked_for
 from powerclip.evaluate.suites import benchmarks_of
 from powerclip.files import atomic_folder, atomic_write, make_folder, read_json, write_json
-from powerclip.model import PowerCLIP, architecture, load, save
+from powerclip.model import PowerCLIP, architecture, load, make_tokenizer, save
 from powerclip.model.digest import digest_of
+from powerclip.model.tokenizer import vocabulary
 from powerclip.progress import print_line
 from powerclip.report.tables import read_evaluations, results_table, seeds_table
 from powerclip.runs import require_free
@@ -27,20 +28,28 @@ from powerclip.runs import require_free
 PLAN = "interpolation.json"
 """What a folder was made of, and how it is evaluated."""
 
+LOGIT_BIAS = "shape of backbone.logit_bias"
+"""What the loss of SigLIP adds to an architecture."""
+
 
 def interpolate(a: PowerCLIP, b: PowerCLIP, weight: float) -> PowerCLIP:
     """A model whose weights are ``(1 - weight) * a + weight * b``, elementwise; it scores and pools as ``b`` does.
 
+    A bias of the logits, which is in no embedding, is taken as it is from the model that has one if the other has none.
+
     Raises:
-        PowerclipError: the two are not of one architecture, or see or pool images or texts in different ways.
+        PowerclipError: the two are not of one architecture, or see, pool or tokenize images or texts in different ways.
         ValueError: the weight is not between 0 and 1.
     """
     _check(weight)
     _check_architectures(a, b)
+    model = copy.deepcopy(b)
+    if b.logit_bias is None and a.logit_bias is not None:
+        model.backbone.logit_bias = copy.deepcopy(a.logit_bias)
+        model.config["model"]["init_logit_bias"] = 0.0
     theirs = a.state_dict()
     with torch.no_grad():
-        state = {name: _between(theirs[name], value, weight) for name, value in b.state_dict().items()}
-    model = copy.deepcopy(b)
+        state = {name: _between(theirs.get(name, v), v, weight) for name, v in model.state_dict().items()}
     model.load_state_dict(state)
     return model
 
@@ -59,9 +68,18 @@ def _check(weight: float) -> None:
 
 def _check_architectures(a: PowerCLIP, b: PowerCLIP) -> None:
     before, after = architecture(a), architecture(b)
+    if None in (a.logit_bias, b.logit_bias):
+        before.pop(LOGIT_BIAS, None)
+        after.pop(LOGIT_BIAS, None)
     if differing := [name for name in before | after if before.get(name) != after.get(name)]:
         values = f"{differing[0]} is {before.get(differing[0])} and {after.get(differing[0])}"
         raise PowerclipError(f"only models of the same architecture can be interpolated; of these, {values}")
+    first, second = (model.config.get("model", {}).get("text_cfg", {}).get("hf_tokenizer_name") for model in (a, b))
+    if first != second and vocabulary(make_tokenizer(a)) != vocabulary(make_tokenizer(b)):
+        raise PowerclipError(
+            "only models of the same vocabulary can be interpolated; the tokenizers of these, "
+            f"{first or 'of CLIP'} and {second or 'of CLIP'}, have different ones"
+        )
 
 
 def _between(a: Tensor, b: Tensor, weight: float) -> Tensor:

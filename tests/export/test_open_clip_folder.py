@@ -1,12 +1,15 @@
 """open_clip's form, read by open_clip without powerclip."""
 
+import json
+
 import open_clip
 import pytest
 import torch
 
 import powerclip
-from powerclip.errors import PowerclipError
-from powerclip.export import export
+from powerclip.config import ScoringConfig
+from powerclip.errors import PowerclipError, RunFailedError
+from powerclip.export import export, open_clip_folder
 from powerclip.model import save
 from tests.support.exports import OF_TIMM, assert_the_same_without_powerclip, model_to_export
 from tests.support.models import TINY
@@ -90,5 +93,39 @@ def test_a_tower_that_only_powerclip_has_names_another_target(tmp_path):
     model = save(powerclip.create_model("tiny-conv", image_pool="tower", text_pool="tower"), tmp_path / "m")
     with pytest.raises(
         PowerclipError, match=r"the image tower powerclip_tiny is not one of timm.*use --to onnx or hub-"
+    ):
+        export(str(model), "open_clip")
+
+
+@pytest.mark.parametrize("target", ["open_clip", "hub-folder"])
+def test_the_means_of_a_centred_score_go_with_the_model(target, tmp_path):
+    folder = model_to_export(tmp_path, scoring=ScoringConfig(zero="centred"))
+    model = powerclip.load(folder)[0]
+    torch.nn.init.normal_(model.vector_means)
+    save(model, folder)
+    exported, _ = export(str(folder), target)
+    for path in (folder, exported):
+        start = {"pretrained": str(path), "scoring": model.scoring}
+        for found in (powerclip.load(path)[0], powerclip.create_model(**start)):
+            assert torch.equal(found.vector_means, model.vector_means)
+        again = save(powerclip.load(path)[0], tmp_path / "again")
+        assert "vector_means" not in json.loads((again / "config.json").read_text())
+        assert powerclip.create_model(pretrained=str(path)).vector_means is None
+
+
+def test_an_export_that_loses_a_buffer_is_refused(tmp_path, monkeypatch):
+    folder = model_to_export(tmp_path, scoring=ScoringConfig(zero="centred"))
+    monkeypatch.setattr(open_clip_folder, "MEANS", "other_name")
+    model = powerclip.load(folder)[0]
+    torch.nn.init.normal_(model.vector_means)
+    save(model, folder)
+    with pytest.raises(RunFailedError, match="vector_means is not the original's"):
+        export(str(folder), "open_clip")
+
+
+def test_a_tower_that_open_clip_builds_at_one_size_names_another_target(tmp_path):
+    model = model_to_export(tmp_path, OF_TIMM, image_pool="tower", text_pool="tower", image_size=64)
+    with pytest.raises(
+        PowerclipError, match=r"vit_tiny_patch16_224 for 224 x 224 pixels only, .* are 64 x 64; use --to onnx or hub-fo"
     ):
         export(str(model), "open_clip")

@@ -2,14 +2,18 @@
 
 import json
 import shutil
+import string
 import sys
 
 import pytest
-from transformers import CLIPTokenizer
+import torch
+from open_clip.tokenizer import HFTokenizer
+from transformers import AutoTokenizer, CLIPTokenizer, T5TokenizerFast
 
 import powerclip
 from powerclip.errors import PowerclipError
 from powerclip.export import export
+from powerclip.export.tokenizer_files import write_tokenizer
 from powerclip.model import save
 from tests.support.exports import SIGLIP, assert_the_same_without_powerclip, model_to_export, word_tokenizer
 from tests.support.models import TINY
@@ -77,9 +81,34 @@ def test_the_tokenizer_is_clip_s(tmp_path):
     assert CLIPTokenizer.from_pretrained(folder)("Hello, World!")["input_ids"] == [49406, 3306, 267, 1002, 256, 49407]
 
 
+@pytest.mark.parametrize("clean", ["whitespace", "lower", "canonicalize"])
+@pytest.mark.parametrize("kind", ["T5TokenizerFast", "PreTrainedTokenizerFast"])
+def test_a_tokenizer_s_file_cleans_texts_as_open_clip_does(kind, clean, tmp_path):
+    if kind == "T5TokenizerFast":
+        pieces = ["<pad>", "</s>", "<unk>", "\u2581", "\u2581red", "\u2581Red", "\u2581cu", "be", "s", "_", "!"]
+        vocabulary = [(piece, -float(i)) for i, piece in enumerate(pieces)]
+        T5TokenizerFast(vocab=vocabulary, extra_ids=0).save_pretrained(tmp_path / "words")
+    else:
+        word_tokenizer(tmp_path / "words")
+    tokenizer = HFTokenizer(str(tmp_path / "words"), context_length=12, clean=clean)
+    write_tokenizer(tokenizer, tmp_path / "out")
+    written = AutoTokenizer.from_pretrained(tmp_path / "out")
+    captions = [
+        "red cube",
+        "Red  cubes!",
+        "red_cube (the ball)",
+        "\tA\u3000RED\ncube ",
+        "a" + string.punctuation,
+        "",
+    ]
+    found = written(captions, padding="max_length", truncation=True, max_length=12, return_tensors="pt")["input_ids"]
+    assert torch.equal(found, tokenizer(captions))
+
+
 @pytest.mark.parametrize(
     ("change", "options", "reason"),
     [
+        ({"text_cfg": {**TINY["text_cfg"], "tokenizer_kwargs": {"clean": "canonicalize"}}}, {}, "by canonicalize"),
         ({"text_cfg": {**TINY["text_cfg"], "no_causal_mask": True}}, {}, "attends in both directions"),
         ({"text_cfg": {**TINY["text_cfg"], "pool_type": "last"}}, {"text_pool": "tower"}, "text tower pools by last"),
         ({"vision_cfg": {**TINY["vision_cfg"], "pool_type": "avg"}}, {"image_pool": "tower"}, "pools by avg"),

@@ -54,6 +54,7 @@ def export(
             form cannot express the model (the message names another target).
         RunFailedError: the library cannot read the result or computes something else. Nothing is left.
     """
+    model = str(Path(model).expanduser())
     loaded, preprocess, tokenizer = load(model)
     if "model" not in loaded.config:
         raise PowerclipError(f"{model} does not say how it is built; export a model of powerclip.create_model")

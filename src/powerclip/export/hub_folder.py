@@ -11,13 +11,14 @@ from powerclip.model.towers import Tokenizer
 def write(model: PowerCLIP, tokenizer: Tokenizer, folder: Path) -> None:
     """Write ``config.json`` and ``model.safetensors``, and the tokenizer's files if it is not CLIP's."""
     save(model, folder)
-    if hasattr(tokenizer, "save_pretrained"):
+    if hasattr(tokenizer, "save_pretrained") and not (folder / "tokenizer_config.json").is_file():
         tokenizer.save_pretrained(folder)
 
 
 def read(folder: Path) -> Exported:
     """The model as ``powerclip.load`` gives it."""
-    return Exported.of(*powerclip.load(folder))
+    model, preprocess, tokenizer = powerclip.load(folder)
+    return Exported.of(model, preprocess, tokenizer, buffers=dict(model.named_buffers()))
 
 
 def usage(model: PowerCLIP) -> str:

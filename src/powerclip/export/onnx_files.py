@@ -75,7 +75,7 @@ def read(folder: Path) -> Exported:
 
 
 def bare_tokenizer(folder: Path) -> Callable[[Sequence[str]], Tensor] | None:
-    """What ``tokenizer.json`` alone makes of captions, without cleaning; None for CLIP's tokenizer, which has none."""
+    """What ``tokenizer.json`` alone makes of captions; None for CLIP's tokenizer, which has none."""
     if not (folder / "tokenizer.json").is_file():
         return None
     from tokenizers import Tokenizer as Bare

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -43,15 +43,21 @@ class Exported:
     """The library's own; None where it has none."""
     tokenizer: Callable[[Sequence[str]], Tensor] | None = None
     """The same; padding is 0."""
+    buffers: Mapping[str, Tensor] | None = None
+    """The buffers of the model that powerclip reads, such as the mean vectors of a centred score; None if it reads
+    none in this form."""
 
     @classmethod
-    def of(cls, model: Any, preprocess: Transform, tokenizer: Tokenizer) -> Exported:
+    def of(
+        cls, model: Any, preprocess: Transform, tokenizer: Tokenizer, *, buffers: Mapping[str, Tensor] | None = None
+    ) -> Exported:
         """A model with open_clip's interface, its transform of a PIL image and its tokenizer."""
         return cls(
             encode_image=model.encode_image,
             encode_text=model.encode_text,
             preprocess=preprocess,
             tokenizer=lambda texts: tokenizer(list(texts)),
+            buffers=buffers,
         )
 
 
@@ -95,7 +101,16 @@ class Parity:
 
 @torch.no_grad()
 def compare(model: PowerCLIP, preprocess: Transform, tokenizer: Tokenizer, exported: Exported, pairs: Pairs) -> Parity:
-    """Measure how far an exported model is from the original, with tolerances from the original's rounding errors."""
+    """Measure how far an exported model is from the original, with tolerances from the original's rounding errors.
+
+    Raises:
+        ValueError: it has other buffers, so that it scores differently.
+    """
+    theirs_of, ours_of = exported.buffers, dict(model.named_buffers())
+    if theirs_of is not None:
+        names = sorted(ours_of.keys() | theirs_of.keys())
+        if other := [n for n in names if not _equal(ours_of.get(n), theirs_of.get(n))]:
+            raise ValueError(f"{', '.join(other)} is not the original's")
     pixels = torch.stack([preprocess(picture) for picture in pairs.pictures])
     tokens = tokenizer(list(pairs.captions))
     exact = copy.deepcopy(model).double()
@@ -118,6 +133,10 @@ def compare(model: PowerCLIP, preprocess: Transform, tokenizer: Tokenizer, expor
         n=len(pairs.captions),
         source=pairs.source,
     )
+
+
+def _equal(a: Tensor | None, b: Tensor | None) -> bool:
+    return a is not None and b is not None and torch.equal(a, b)
 
 
 def _difference(

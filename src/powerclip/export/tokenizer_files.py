@@ -1,5 +1,7 @@
 """A model's tokenizer as files that other libraries read."""
 
+import re
+import string
 from pathlib import Path
 from typing import Any
 
@@ -19,24 +21,34 @@ CLEANING = {
     "canonicalize": "repair mojibake (ftfy), unescape HTML twice, replace _ by a space, remove ASCII punctuation, "
     "lower, make white space single spaces",
 }
-"""What open_clip does to a text before one of transformers' tokenizers, by its names."""
+"""What open_clip does to a text before a tokenizer, by its names."""
+
+
+def cleaning_of(tokenizer: Any) -> str:
+    """The name of what open_clip's tokenizer does to a text first."""
+    return next(name for name in CLEANING if tokenizer.clean_fn is get_clean_fn(name))
 
 
 def write_tokenizer(tokenizer: Tokenizer, folder: Path) -> dict[str, Any]:
     """Write a tokenizer as transformers reads it; returns what a program without it must know.
 
-    CLIP's own becomes ``vocab.json`` and ``merges.txt``. It lowers, unescapes HTML and repairs mojibake (ftfy) first,
-    of which other implementations only lower.
+    CLIP's own becomes ``vocab.json`` and ``merges.txt``. One of transformers' does in ``tokenizer.json`` what open_clip
+    does to a text before it, but for repairing mojibake and unescaping HTML.
 
     Raises:
         PowerclipError: the tokenizer is of another kind.
     """
     if hasattr(tokenizer, "save_pretrained"):  # open_clip's wrapper of one of transformers
         wrapper: Any = tokenizer
-        wrapper.save_pretrained(folder)
-        cleaning = next(how for name, how in CLEANING.items() if wrapper.clean_fn is get_clean_fn(name))
+        cleaning = cleaning_of(wrapper)
+        (_with_cleaning(wrapper.tokenizer, cleaning) if is_fast(wrapper) else wrapper).save_pretrained(folder)
         more = {name: value for name in ("strip_sep_token", "tokenizer_mode") if (value := getattr(wrapper, name))}
-        return {"cleaning": cleaning, "tokenizer": "tokenizer.json", "padding": wrapper.tokenizer.pad_token_id, **more}
+        return {
+            "cleaning": CLEANING[cleaning],
+            "tokenizer": "tokenizer.json",
+            "padding": wrapper.tokenizer.pad_token_id,
+            **more,
+        }
     if not isinstance(tokenizer, open_clip.SimpleTokenizer) or tokenizer.reduction_fn is not None:
         raise PowerclipError("only CLIP's tokenizer as it is, and those of transformers, can be exported")
     names = {tokenizer.sot_token_id: START, tokenizer.eot_token_id: END}
@@ -48,4 +60,29 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path) -> dict[str, Any]:
     settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": tokenizer.context_length, **special}
     write_json(folder / "tokenizer_config.json", settings)
     ends = {"start": tokenizer.sot_token_id, "end": tokenizer.eot_token_id, "padding": 0}
-    return {"tokenizer": "CLIP's byte-pair encoding: vocab.json, merges.txt; lower case", **ends}
+    how = {"cleaning": CLEANING[cleaning_of(tokenizer)]}
+    return {**how, "tokenizer": "CLIP's byte-pair encoding: vocab.json, merges.txt", **ends}
+
+
+def is_fast(wrapper: Any) -> bool:
+    """Whether the tokenizer that open_clip's wraps is all in ``tokenizer.json``."""
+    return bool(getattr(wrapper.tokenizer, "is_fast", False))
+
+
+def _with_cleaning(theirs: Any, cleaning: str) -> Any:
+    """A fast tokenizer of transformers' that cleans texts itself."""
+    from tokenizers import Regex, normalizers
+    from tokenizers import Tokenizer as Bare
+    from transformers import PreTrainedTokenizerFast
+
+    lower = [normalizers.Lowercase()] if cleaning != "whitespace" else []
+    punctuation = Regex(f"[{re.escape(string.punctuation)}]")
+    without = [normalizers.Replace("_", " "), normalizers.Replace(punctuation, "")]
+    spaces = [normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
+    bare = Bare.from_str(theirs.backend_tokenizer.to_str())
+    own = [bare.normalizer] if bare.normalizer is not None else []
+    bare.normalizer = normalizers.Sequence([*(without if cleaning == "canonicalize" else []), *lower, *spaces, *own])
+    bare.no_padding()
+    bare.no_truncation()
+    options = {name: getattr(theirs, name) for name in ("model_max_length", "padding_side")}
+    return PreTrainedTokenizerFast(tokenizer_object=bare, **theirs.special_tokens_map, **options)

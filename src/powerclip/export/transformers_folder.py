@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from powerclip.errors import PowerclipError, needs_extra
 from powerclip.export import open_clip_folder
 from powerclip.export.parity import Exported
-from powerclip.export.tokenizer_files import write_tokenizer
+from powerclip.export.tokenizer_files import cleaning_of, is_fast, write_tokenizer
 from powerclip.files import read_json, write_json
 from powerclip.model import PowerCLIP
 from powerclip.model.towers import Tokenizer
@@ -159,7 +159,9 @@ model = AutoModel.from_pretrained("FOLDER"{trust})
 processor = AutoProcessor.from_pretrained("FOLDER"{trust})
 inputs = processor(text=captions, images=images, padding="max_length", truncation=True, return_tensors="pt")
 probabilities = model(**inputs).logits_per_image.softmax(dim=1)
-```"""
+```
+
+open_clip's tokenizers also repair mojibake (ftfy) and unescape HTML in texts; the processor does not."""
 
 
 def _clip_config(model: PowerCLIP, tokenizer: Tokenizer, averages: Sequence[str]) -> dict[str, Any]:
@@ -174,6 +176,8 @@ def _clip_config(model: PowerCLIP, tokenizer: Tokenizer, averages: Sequence[str]
         raise _RefusedError("its text tower attends in both directions")
     if not isinstance(tokenizer, open_clip.SimpleTokenizer):
         raise _RefusedError("its tokenizer is not CLIP's")
+    if (cleaning := cleaning_of(tokenizer)) != "lower":
+        raise _RefusedError(f"its tokenizer cleans texts by {cleaning}, and CLIPTokenizer by lower")
     quick, visual = config.get("quick_gelu", False), model.backbone.visual
     names = {"hidden_act": "quick_gelu", "projection_dim": config["embed_dim"]}
     text_tower = getattr(model.backbone, "text", model.backbone)
@@ -216,6 +220,9 @@ def _siglip_config(model: PowerCLIP, tokenizer: Tokenizer, averages: Sequence[st
         raise _RefusedError("its image tower is of timm, and it is not a SigLIP model")
     if not hasattr(tokenizer, "tokenizer"):
         raise _RefusedError("it is a SigLIP model with CLIP's tokenizer")
+    wrapper: Any = tokenizer
+    if wrapper.strip_sep_token or wrapper.tokenizer_mode or not is_fast(wrapper):
+        raise _RefusedError("its tokenizer is not a fast one of transformers' alone (strip_sep_token, tokenizer_mode)")
     block = trunk.blocks[0]
     return {
         "vision_config": {
