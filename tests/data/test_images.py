@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from powerclip.data import images
-from powerclip.data.images import FORMATS, MAX_SCANNED_PIXELS, decode_image
+from powerclip.data.images import FORMATS, MAX_SCANNED_PIXELS, decode_for_benchmark, decode_image
 from powerclip.errors import BadSampleError
 from powerclip.prepare.pairs import make_pair
 from tests.support.images import encoded, one_colour
@@ -277,7 +277,31 @@ def test_only_decoders_within_pillow_are_tried(monkeypatch):
     from PIL import EpsImagePlugin
 
     monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *args, **options: pytest.fail("Ghostscript was called"))
-    with pytest.raises(BadSampleError, match="corrupt image"):
+    with pytest.raises(BadSampleError, match="image format not read"):
         decode_image(one_colour(kind="EPS"))
     for image_format in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM"):
         assert decode_image(one_colour(kind=image_format)).size == (8, 8)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "empty file"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 123\n", "Git LFS pointer"),
+        (b"\xef\xbb\xbf\n<!DOCTYPE html><title>404</title>", "web page in place of an image"),
+        (b"<!-- old --> <HTML>", "web page in place of an image"),
+        (one_colour(kind="TGA"), "image format not read"),
+        (one_colour(kind="ICO"), "image format not read"),
+        (b'<?xml version="1.0"?><svg/>', "image format not read"),
+        (b"%PDF-1.7", "image format not read"),
+        (b"\xff\x0a\xfa", "image format not read"),  # JPEG XL
+        (b"P", "image format not read"),
+        (one_colour(kind="JPEG")[:40], "corrupt image"),
+        (one_colour(kind="PNG")[:12], "corrupt image"),
+        (b"GIF89a", "corrupt image"),
+    ],
+)
+def test_why_bytes_are_not_an_image(data, reason):
+    for decode in (decode_image, decode_for_benchmark):
+        with pytest.raises(BadSampleError, match=f"^{reason}"):
+            decode(data)

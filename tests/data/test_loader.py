@@ -38,7 +38,7 @@ def test_a_large_batch_bears_the_share_of_bad_samples_that_is_allowed(plain, tmp
     write_pairs(tmp_path / "a.tar", 2400, bad=range(0, 2400, 20))
     loader = loader_of(tmp_path, plain, batch_size=2400)
     assert [len(batch) for batch in epoch_of(loader)] == [2400]
-    assert loader.bad == {"corrupt image": 120}
+    assert loader.bad == {"image format not read": 120}
 
 
 def test_a_bad_shard_among_good_ones_does_not_end_the_epoch(plain, tmp_path):
@@ -46,7 +46,7 @@ def test_a_bad_shard_among_good_ones_does_not_end_the_epoch(plain, tmp_path):
         write_pairs(tmp_path / f"{number}.tar", 150, bad=range(150) if number == 7 else ())
     loader = loader_of(tmp_path, plain, batch_size=100, shuffle=False, max_bad_share=0.15)
     assert len(list(epoch_of(loader))) == 15
-    assert loader.bad == {"corrupt image": 150}
+    assert loader.bad == {"image format not read": 150}
 
 
 def test_keys_that_return_in_another_shard_are_counted_apart(plain, tmp_path):
@@ -54,7 +54,7 @@ def test_keys_that_return_in_another_shard_are_counted_apart(plain, tmp_path):
         write_pairs(tmp_path / f"{number}.tar", 60, bad=range(20))
     loader = loader_of(tmp_path, plain, batch_size=10, max_bad_share=0.9)
     list(epoch_of(loader))
-    assert loader.bad == {"corrupt image": 40}
+    assert loader.bad == {"image format not read": 40}
 
 
 def test_no_sample_stands_in_for_many(plain, tmp_path):
@@ -67,7 +67,7 @@ def test_no_sample_stands_in_for_many(plain, tmp_path):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_the_share_ends_the_epoch_once_a_hundred_were_seen(workers, plain, tmp_path):
     write_pairs(tmp_path / "a.tar", 400, bad=range(0, 400, 4))
-    with pytest.raises(RunFailedError, match=r"samples are bad: \d+ corrupt image; fix the data"):
+    with pytest.raises(RunFailedError, match=r"samples are bad: \d+ image format not read; fix the data"):
         list(epoch_of(loader_of(tmp_path, plain, batch_size=20, workers=workers)))
     assert len(list(epoch_of(loader_of(tmp_path, plain, batch_size=20, workers=workers, max_bad_share=0.3)))) == 20
 
@@ -198,7 +198,7 @@ def test_bad_samples_are_skipped_and_counted(tmp_path, tower):
     for batch in epoch_of(loader):
         assert len(batch) == 10
         assert not {"03", "07"} & set(batch.keys)
-    assert loader.bad == {"corrupt image": 1, "empty caption": 1}
+    assert loader.bad == {"image format not read": 1, "empty caption": 1}
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -206,7 +206,7 @@ def test_too_many_bad_samples_stop_the_epoch(workers, tmp_path, tower):
     members = [(f"{i:02d}.{ext}", b"junk") for i in range(20) for ext in ("jpg", "txt")]
     write_tar(tmp_path / "a.tar", members)
     loader = loader_of(tmp_path, tower, batch_size=4, workers=workers)
-    with pytest.raises(RunFailedError, match="20 of 20 samples are bad: 20 corrupt image"):
+    with pytest.raises(RunFailedError, match="20 of 20 samples are bad: 20 image format not read"):
         list(epoch_of(loader))
 
 

@@ -129,10 +129,10 @@ def test_a_plan_that_cannot_be_read_says_so(photos, tmp_path):
 def test_a_job_that_stops_for_bad_samples_leaves_its_report(photos, tmp_path):
     for i in (0, 1, 2):
         (photos / f"{i}.jpg").write_bytes(b"junk")
-    with pytest.raises(RunFailedError, match="3 of 6 samples cannot be used: 3 corrupt image"):
+    with pytest.raises(RunFailedError, match="3 of 6 samples cannot be used: 3 image format not read"):
         prepared(photos, tmp_path / "out", samples_per_shard=2, max_bad_share=0.1)
     report = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert (report["samples"], report["skipped"], report["unfinished_shards"]) == (3, {"corrupt image": 3}, 0)
+    assert (report["samples"], report["skipped"], report["unfinished_shards"]) == (3, {"image format not read": 3}, 0)
     report = prepared(photos, tmp_path / "out", samples_per_shard=2, max_bad_share=0.5)
     assert report["samples"] == 3
 

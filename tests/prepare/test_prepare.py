@@ -42,8 +42,8 @@ def test_bad_pairs_are_skipped_with_their_reason(photos, tmp_path):
     (photos / "p04.txt").write_text("  ")
     (photos / "p06.txt").unlink()
     report = prepare(photos, tmp_path / "out", PrepareConfig(max_bad_share=0.5))
-    assert report["skipped"] == {"corrupt image": 1, "empty caption": 1, "no caption": 1}
-    assert report["examples"]["corrupt image"] == ["p02.jpg"]
+    assert report["skipped"] == {"image format not read": 1, "empty caption": 1, "no caption": 1}
+    assert report["examples"]["image format not read"] == ["p02.jpg"]
     with pytest.raises(RunFailedError, match=r"3 of 12 samples cannot be used: .*e.g. p02.jpg.*--max-bad-share"):
         prepare(photos, tmp_path / "other", PrepareConfig(max_bad_share=0.1))
 
@@ -124,13 +124,13 @@ def test_a_rerun_takes_in_what_could_not_be_read_before_and_makes_nothing_else_a
     content = away.read_bytes(), junk.read_bytes()
     away.unlink()
     junk.write_bytes(b"junk")
-    assert prepare(table, tmp_path / "out", config)["skipped"] == {"image file missing": 1, "corrupt image": 1}
+    assert prepare(table, tmp_path / "out", config)["skipped"] == {"image file missing": 1, "image format not read": 1}
     made = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.tar")}
-    assert prepare(table, tmp_path / "out", config)["skipped"] == {"image file missing": 1, "corrupt image": 1}
+    assert prepare(table, tmp_path / "out", config)["skipped"] == {"image file missing": 1, "image format not read": 1}
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.tar")} == made
     away.write_bytes(content[0])
     junk.write_bytes(content[1])  # another content was read, so it is another source: that shard stays
-    assert prepare(table, tmp_path / "out", config)["skipped"] == {"corrupt image": 1}
+    assert prepare(table, tmp_path / "out", config)["skipped"] == {"image format not read": 1}
     again = [path.name for path, at in made.items() if path.stat().st_mtime_ns != at]
     assert again == ["shard-000001.tar"]
     whole, found = ((tmp_path / name / again[0]).read_bytes() for name in ("whole", "out"))

@@ -142,7 +142,7 @@ def test_captions_in_upper_case(suffix, tmp_path):
 def test_what_is_not_a_pair_is_counted_and_printed(tmp_path):
     put(tmp_path / "photos", "a")
     put(tmp_path / "photos" / ".hidden", "b")
-    for name in ("c.psd", "c.txt", "d.json", "README", "._a.jpg"):
+    for name in ("b.psd", "c.txt", "c.json", "README", "._a.jpg"):
         (tmp_path / "photos" / name).write_text("x")
     (tmp_path / "photos" / "e.jpg").symlink_to(tmp_path / "gone.jpg")
     (tmp_path / "photos" / "e.txt").write_text("a dog")
@@ -158,7 +158,23 @@ def test_what_is_not_a_pair_is_counted_and_printed(tmp_path):
     assert "1 .psd" in text.getvalue()
 
 
+def test_captions_of_images_that_are_not_read_count_as_bad_pairs(tmp_path):
+    put(tmp_path / "photos", "a")
+    put(tmp_path / "photos", "b", suffix=".tga")
+    put(tmp_path / "photos" / "more", "c", suffix="")
+    put(tmp_path / "photos", "a", suffix=".psd")  # what the image was made from
+    report = prepared(tmp_path / "photos", tmp_path / "out", max_bad_share=1.0)
+    assert captions(tmp_path / "out") == ["a dog of photos"]
+    assert report["skipped"] == {"image format not read: .tga": 1, "image format not read: no extension": 1}
+    assert (report["examples"]["image format not read: .tga"], report["ignored"]) == (["b.tga"], {".psd": 1})
+    with pytest.raises(PowerclipError, match="2 of 3 samples cannot be used: 1 image format not read: .tga"):
+        prepared(tmp_path / "photos", tmp_path / "other", max_bad_share=0.5)
+
+
 KINDS = {
+    ".mpo": "JPEG",
+    ".jif": "JPEG",
+    ".pjpeg": "JPEG",
     ".jfif": "JPEG",
     ".jpe": "JPEG",
     ".pgm": "PPM",
@@ -228,6 +244,14 @@ def test_a_folder_without_captions_says_what_to_do(tmp_path):
     (tmp_path / "photos" / "metadata.jsonl").write_text("{}")
     with pytest.raises(PowerclipError, match="or give the table .*metadata.jsonl in place of the folder"):
         prepared(tmp_path / "photos", tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["A.JPG.txt", "a.txt"])
+def test_a_caption_of_nearly_the_name_is_named(name, tmp_path):
+    (tmp_path / "A.JPG").write_bytes(picture())
+    (tmp_path / name).write_text("a dog")
+    with pytest.raises(PowerclipError, match=rf"\({re.escape(name)} is there: rename it to A\.txt\)$"):
+        prepared(tmp_path, tmp_path.with_name("out"))
 
 
 def test_a_folder_of_compressed_tars_says_what_to_do(tmp_path):

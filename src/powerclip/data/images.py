@@ -31,8 +31,17 @@ HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"
 HEIC_SUFFIXES = (".heic", ".heif")
 """Taken for images even without pillow-heif, so that a pair is not lost without a reason."""
 
+JPEG_SUFFIXES = (".jfi", ".jif", ".mpo", ".pjp", ".pjpeg")
+"""Further ones of JPEG files, which Pillow does not list for that format."""
+
 IMAGE_SUFFIXES = tuple(
-    sorted({*HEIC_SUFFIXES, *(suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS)})
+    sorted(
+        {
+            *HEIC_SUFFIXES,
+            *JPEG_SUFFIXES,
+            *(suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS),
+        }
+    )
 )
 """Extensions of the files that are taken for images, wherever they come from: ".avif", ".bmp", ..."""
 
@@ -45,6 +54,9 @@ within a scan, 255 is followed by 0 or by a restart."""
 
 START_OF_SCAN, END_OF_IMAGE = b"\xda", b"\xd9"
 
+LFS_POINTER = b"version https://git-lfs"
+WEB_PAGE = re.compile(rb"\s*(<!--.*?-->\s*)*<(!doctype html|html)", re.IGNORECASE | re.DOTALL)
+
 
 def decode_for_benchmark(data: bytes) -> Image.Image:
     """What PIL's ``convert("RGB")`` makes of an image's bytes, by which published numbers were measured.
@@ -52,7 +64,7 @@ def decode_for_benchmark(data: bytes) -> Image.Image:
     Other than for training, it is not turned upright, what is transparent keeps its colour, and 16 bits of grey are
     clipped. No limit of pixels but Pillow's own. BadSampleError if the bytes are not a complete image.
     """
-    with _pillow_errors():
+    with _pillow_errors(data):
         image = Image.open(io.BytesIO(data), formats=FORMATS).convert("RGB")
     image.info = {}  # nobody turns it later
     return image
@@ -69,7 +81,7 @@ def decode_image(data: bytes) -> Image.Image:
     """
     if "HEIF" not in FORMATS and data[4:8] == b"ftyp" and data[8:12] in HEIC_BRANDS:
         raise BadSampleError("HEIC image, which needs pillow-heif (pip install 'powerclip[heic]')")
-    with _pillow_errors():
+    with _pillow_errors(data):
         image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
         if image.width * image.height > MAX_PIXELS:
             raise BadSampleError("image too large")
@@ -90,7 +102,7 @@ def _scans(data: bytes) -> int:
 
 
 @contextmanager
-def _pillow_errors() -> Iterator[None]:
+def _pillow_errors(data: bytes) -> Iterator[None]:
     """Whatever Pillow raises as a BadSampleError; its warnings of large images and odd metadata are ignored."""
     try:
         with warnings.catch_warnings():
@@ -101,4 +113,17 @@ def _pillow_errors() -> Iterator[None]:
     except Image.DecompressionBombError as error:
         raise BadSampleError("image too large") from error
     except Exception as error:  # Pillow's decoders raise many kinds on hostile bytes
-        raise BadSampleError("corrupt image") from error
+        raise BadSampleError(_reason(data)) from error
+
+
+def _reason(data: bytes) -> str:
+    """Why bytes cannot be decoded."""
+    if not data:
+        return "empty file"
+    if data.startswith(LFS_POINTER):
+        return "Git LFS pointer in place of the file (git lfs pull)"
+    if WEB_PAGE.match(data[:1000].removeprefix(b"\xef\xbb\xbf")):
+        return "web page in place of an image"
+    start = data[:16].ljust(16, b"\0")  # what Pillow tells formats apart by
+    known = any(accept is None or accept(start) for _, accept in map(Image.OPEN.__getitem__, FORMATS))
+    return "corrupt image" if known else "image format not read"

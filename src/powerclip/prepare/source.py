@@ -15,6 +15,7 @@ from powerclip.files import walk
 from powerclip.prepare.pairs import (
     Item,
     Source,
+    bad,
     count_kinds,
     decoded,
     digest,
@@ -31,6 +32,8 @@ from powerclip.scenes import generate
 KINDS = (
     f"a folder of images or of .tar shards, a {', '.join(TABLES)} file, a Hugging Face datasets folder, or scenes:train"
 )
+SIDECARS = {".txt", ".json", ".xml", ".csv", ".npy", ".npz"}
+"""What may be next to a caption and does not stand for an image."""
 SPLIT = re.compile(r"(train|training|val|valid|validation|dev|test|testing|eval)(?![A-Za-z])", re.IGNORECASE)
 """How the names of a split's Parquet files begin."""
 
@@ -73,7 +76,10 @@ def open_source(source: str, config: PrepareConfig) -> Source:
 
 
 def _folder(folder: Path, config: PrepareConfig) -> Source:
-    """Images with a .txt file next to each, in sub-folders too; other files are counted."""
+    """Images with a .txt file next to each, in sub-folders too; other files are counted.
+
+    A file with a caption whose extension is not that of an image that is read is a pair that cannot be used.
+    """
     require_read(config, folder, "caption_lines")
     files, passed = walk(folder)
     images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")]
@@ -89,7 +95,14 @@ def _folder(folder: Path, config: PrepareConfig) -> Source:
         none = f"none of the {len(images)} images in {folder} has a caption"
         given = next((path for path in files if path.name in ("metadata.jsonl", "metadata.csv")), None)
         table = f"the table {given} in place of the folder" if given else "a table of paths and captions"
-        raise PowerclipError(f"{none}; put NAME.txt next to NAME.jpg, or give {table}")
+        raise PowerclipError(f"{none}; put NAME.txt next to NAME.jpg, or give {table}{_renaming(images, files)}")
+    free = texts.keys() - {path.with_suffix("") for path in images}
+    unread = [
+        path
+        for path in files
+        if path.with_suffix("") in free and path.suffix.lower() not in SIDECARS and not path.name.startswith(".")
+    ]
+    images, captions = [*images, *unread], [*captions, *(texts[path.with_suffix("")] for path in unread)]
     pairs = list(zip(images, captions, strict=True))
     names = (str(path.relative_to(folder)) for path in images)
     stamps = (stamp(image) + (stamp(caption) if caption else "-") for image, caption in pairs)
@@ -99,6 +112,16 @@ def _folder(folder: Path, config: PrepareConfig) -> Source:
         fingerprint=digest(names, stamps),
         ignored={**passed, **count_kinds(set(files) - {*images, *captions})},
     )
+
+
+def _renaming(images: Iterable[Path], files: Iterable[Path]) -> str:
+    """The end of a message if an image's caption has nearly its name: NAME.jpg.txt, or another case."""
+    texts = {str(path).lower(): path for path in files if path.suffix.lower() == ".txt"}
+    for image in images:
+        for name in (f"{image}.txt", f"{image.with_suffix('')}.txt"):
+            if found := texts.get(name.lower()):
+                return f" ({found.name} is there: rename it to {image.stem}.txt)"
+    return ""
 
 
 def _has_pairs(found: Iterable[Path]) -> bool:
@@ -112,6 +135,9 @@ def _images(pairs: Sequence[tuple[Path, Path | None]], first: int, *, folder: Pa
     """Image files, each with the file of its caption."""
     for i, (image, caption) in enumerate(pairs, start=first):
         name = str(image.relative_to(folder))
+        if image.suffix.lower() not in IMAGE_SUFFIXES:
+            yield bad(name, f"image format not read: {image.suffix.lower()[:20] or 'no extension'}")
+            continue
         yield Item(name, partial(load_files, make_key(i, name), image, caption, lines=lines))
 
 

@@ -30,7 +30,7 @@ def test_samples_that_cannot_be_used_are_skipped(tmp_path, monkeypatch):
     whole = photo(0)
     images = {"a": png("red"), "b": b"not an image", "cut": whole[: len(whole) // 2], "d": png("red")}
     write_shards([sample(key, image) for key, image in images.items()], tmp_path)
-    with pytest.warns(UserWarning, match="not evaluated of .*: 2 corrupt image; evaluated: 2"):
+    with pytest.warns(UserWarning, match="not evaluated of .*: 1 image format not read, 1 corrupt image; evaluated: 2"):
         task = retrieval_from_shards(tmp_path)
     assert task.captions == [("the a",), ("the d",)]
     assert [image().getpixel((0, 0)) for image in task.images] == [(255, 0, 0)] * 2
@@ -56,7 +56,7 @@ def test_all_captions_of_an_image_are_its_own(tmp_path):
 
 def test_no_usable_pair_is_an_error(tmp_path):
     write_shards([sample("b", b"not an image")], tmp_path)
-    with pytest.raises(PowerclipError, match=r"no usable image-caption pair in .* \(1 corrupt image\); see"):
+    with pytest.raises(PowerclipError, match=r"no usable image-caption pair in .* \(1 image format not read\); see"):
         retrieval_from_shards(tmp_path)
 
 
