@@ -48,6 +48,7 @@ def found(folder):
     ("join", "value", "name"),
     [
         ("key", "000012", "12"),
+        ("key", "./000012.jpg", "12"),
         ("key", 12, "12"),
         ("key", 12.0, "12"),
         ("key", " 0000.jpg ", "0"),
@@ -98,27 +99,60 @@ def test_of_coco_s_ids_the_image_s_is_joined_by(shards, tmp_path):
     assert text.getvalue().endswith("; joined by the column image_id\n")
 
 
-def test_samples_of_a_folder_join_by_the_names_of_their_files(tmp_path):
-    names = ["a/0007.jpg", "a/my dog.v2.jpg", "a/x.jpg", "b/x.jpg"]
+def folder_of(path, names):
+    """The shards of a folder of images with these names."""
     for i, name in enumerate(names):
-        (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "photos" / name).write_bytes(picture(i))
-        (tmp_path / "photos" / name).with_suffix(".txt").write_text(f"caption {i}")
-    prepared(tmp_path / "photos", tmp_path / "in")
-    by_name = table_of(tmp_path / "n.csv", "7,by id", "val/my dog.v2.jpg,by file", "x.jpg,whose")
-    report = prepared(tmp_path / "in", tmp_path / "names", captions=str(by_name))
-    assert [[c.text for c in s.captions[1:]] for s in read_shards(tmp_path / "names")] == [
-        ["by id"],
-        ["by file"],
+        (path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / "photos" / name).write_bytes(picture(i))
+        (path / "photos" / name).with_suffix(".txt").write_text(f"caption {i}")
+    prepared(path / "photos", path / "in")
+    return path / "in"
+
+
+def joined(source, output, *rows, **options):
+    """Captions that each sample gets from a table of these rows, and the report."""
+    report = prepared(source, output, captions=str(table_of(output.with_suffix(".csv"), *rows)), **options)
+    return [[c.text for c in s.captions[1:]] for s in read_shards(output)], report["remarks"]
+
+
+def test_samples_of_a_folder_join_by_the_names_of_their_files(tmp_path):
+    source = folder_of(tmp_path, ["a/0007.jpg", "a/my dog.v2.jpg", "a/x.jpg", "b/x.jpg"])
+    rows = ["7,by id", "a/my dog.v2.jpg,by file", "x.jpg,whose"]
+    found, remarks = joined(source, tmp_path / "names", *rows)
+    assert found == [["by id"], ["by file"], [], []]
+    assert remarks["has the key of another sample"] == 2
+    found, _ = joined(source, tmp_path / "folders", "/data/b/x.jpg,of b", "data/a/x.jpg,of a", "c/0007.jpg,of c")
+    assert found == [[], [], ["of a"], ["of b"]]
+    keys = [sample.key for sample in read_shards(source)]
+    found, _ = joined(source, tmp_path / "keys", *(f"{keys[i]},new {i}" for i in (2, 3)), "00000009-0007,of another")
+    assert found == [[], [], ["new 2"], ["new 3"]]
+    with pytest.raises(
+        PowerclipError, match=r"a sample has '00000000-0007-_\w{8}' or '0007-_\w{8}' or '/7', the table 'other'"
+    ):
+        joined(source, tmp_path / "none", "other.jpg,a dog")
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        ("猫.jpg", "狗.jpg"),
+        ("photo (1).jpg", "photo [1].jpg"),
+        ("train/0001.jpg", "val/0001.jpg"),
+        ("a" * 70 + "1.jpg", "a" * 70 + "2.jpg"),
+        ("a b/x.jpg", "a-b/x.jpg"),
+    ],
+)
+def test_a_name_that_a_key_shows_in_part_is_no_other_s(ours, theirs, tmp_path):
+    source = folder_of(tmp_path, [ours, "0.jpg"])
+    found, remarks = joined(source, tmp_path / "out", f"{theirs},of another", "0.jpg,of 0")
+    assert sorted(found) == [[], ["of 0"]]
+    assert (remarks["matched"], remarks["missing in the table"]) == (1, 1)
+    found, _ = joined(source, tmp_path / "again", f"{ours},its own", f"{theirs},of another")
+    assert sorted(found) == [[], ["its own"]]
+    assert sorted(joined(tmp_path / "again", tmp_path / "twice", f"{ours},a new one")[0]) == [
         [],
-        [],
+        ["its own", "a new one"],
     ]
-    assert report["remarks"]["has the key of another sample"] == 2
-    by_key = table_of(tmp_path / "k.csv", *(f"{i:08d}-x,new {i}" for i in (2, 3)), "00000009-0007,of another")
-    prepared(tmp_path / "in", tmp_path / "keys", captions=str(by_key))
-    assert [[c.text for c in s.captions[1:]] for s in read_shards(tmp_path / "keys")] == [[], [], ["new 2"], ["new 3"]]
-    with pytest.raises(PowerclipError, match="a sample has '00000000-0007' or '7', the table 'other'"):
-        prepared(tmp_path / "in", tmp_path / "none", captions=str(table_of(tmp_path / "o.csv", "other.jpg,a dog")))
 
 
 def test_a_join_that_gives_no_caption_says_why(shards, tmp_path):
@@ -236,4 +270,4 @@ def test_samples_of_one_key_get_no_caption_and_odd_keys_stay(shards, tmp_path):
     assert report["examples"]["has the key of another sample"] == ["0.tar/000000000", "2.tar/0"]
     assert found(tmp_path / "out")[::3] == [[("txt", "caption 0")], [("txt", "caption 3")]]
     assert found(tmp_path / "out")[4:] == [[("txt", "other")], [("txt", "odd"), ("caption", "a wolf")]]
-    assert [sample.key for sample in read_shards(tmp_path / "out")][-1] == odd
+    assert [sample.key for sample in read_shards(tmp_path / "out")][-1] == odd.removeprefix("./")

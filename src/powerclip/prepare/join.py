@@ -18,7 +18,7 @@ from powerclip.config.values import Join
 from powerclip.data.sample import CAPTION_EXTENSION, CAPTIONS_EXTENSION, Caption, Sample
 from powerclip.data.shards import BrokenShardError, SamplePlace, find_shards, stream_shard
 from powerclip.errors import BadSampleError, PowerclipError
-from powerclip.prepare.pairs import Item, Loaded, Source, digest, make_key, read_captions, require_read, stamp
+from powerclip.prepare.pairs import HASHED, Item, Loaded, Source, digest, read_captions, require_read, shown_name, stamp
 from powerclip.prepare.tables import Row, find_columns, read_table, table_files, table_options
 from powerclip.prepare.tars import sample_items
 
@@ -35,10 +35,12 @@ DATABASE = ".captions.db.tmp"
 """The table by names, in the output folder while the job runs."""
 PROBED = 1000
 """If none of this many samples is in the table, the join is wrong."""
-ROW_NUMBER = re.compile(r"\d{8}-")
-"""How keys begin that ``make_key`` wrote, for images of a folder or table."""
+ROW_NUMBER = re.compile(r"\d{8}[-+]")
+"""How keys begin that ``make_key`` wrote, for images of a folder or table, and for odd names in tars."""
 FILE = "\n"
 """How names of files begin among those of keys, which never do."""
+BARE = FILE + "/"
+"""How those begin that the table gives without a folder, whatever the folder of the sample."""
 KNOWN = {CAPTION_EXTENSION, CAPTIONS_EXTENSION, "json", "phrases.json", "regions.json"}
 """Files of a sample that are written from what they hold; others are copied."""
 
@@ -107,12 +109,13 @@ def joined_items(shard: Path, database: Path, join: Join, lines: bool) -> Iterat
 def join_name(value: Any, join: Join) -> str:
     """A key or URL in the form in which they are compared; "" if there is none.
 
-    Of a key, the characters up to the first dot after the last slash count, and leading zeros of a number do not. Of a
-    URL, the scheme, the case of the host, escapes (%20), a standard port, the fragment and a slash at the end do not.
+    Of a key, the characters up to the first dot after the last slash count, and a "./" and leading zeros of a number
+    do not. Of a URL, the scheme, the case of the host, escapes (%20), a standard port, the fragment and a slash at the
+    end do not.
     """
     text = _stripped(value)
     if join == "key":
-        folder, slash, name = text.rpartition("/")
+        folder, slash, name = text.removeprefix("./").rpartition("/")
         return folder + slash + _without_zeros(name.partition(".")[0])
     try:
         url = urlsplit(text)
@@ -124,9 +127,22 @@ def join_name(value: Any, join: Join) -> str:
     return unquote(f"{host}{url.path.rstrip('/')}{'?' * bool(url.query)}{url.query}")
 
 
-def file_name(value: Any) -> str:
-    """What ``make_key`` shows of the name of a file, without leading zeros of a number; of a key that it wrote, too."""
-    return FILE + _without_zeros(make_key(0, ROW_NUMBER.sub("", _stripped(value)))[9:])
+def file_names(value: Any) -> list[str]:
+    """The names of samples that a file in the table may be, as ``names_in`` has them: with and without its folder."""
+    path = Path(_stripped(value))
+    shown, bare = shown_name(str(path)), shown_name(path.name)
+    names = [shown, bare] if shown != bare else [bare]
+    return [*(FILE + _without_zeros(name) for name in names), *([BARE + _without_zeros(bare)] if shown == bare else [])]
+
+
+def names_in(key: str) -> list[str]:
+    """The names of the file that a key of ``make_key``'s shows, the best first; leading zeros of a number are left out.
+
+    A file in a folder is found without it, too, if all else of its name is in the key.
+    """
+    shown = key[9:]
+    bare, _, hashed = shown.rpartition(HASHED)
+    return [FILE + _without_zeros(shown), *([BARE + _without_zeros(bare)] if hashed else [])]
 
 
 def _stripped(value: Any) -> str:
@@ -157,7 +173,7 @@ def _fill(
                     cells = json.dumps(list(zip(table.sources, row[1:], strict=True)), default=_text)
                     yield name, cells
                     if numbered and not ROW_NUMBER.match(name):
-                        yield file_name(row[0]), cells
+                        yield from ((name, cells) for name in file_names(row[0]))
                 else:
                     ignored[f"row of the table without {join}"] += 1
 
@@ -220,7 +236,7 @@ def _names(shards: Iterable[Path], join: Join) -> Iterator[list[str]]:
 def _names_of(key: str, known: Any, join: Join) -> list[str]:
     """What a sample is joined by, the best first, given its key and what is known of it; nothing if it has none."""
     if join == "key":
-        return [join_name(key, join), *([file_name(key)] if ROW_NUMBER.match(key) else [])]
+        return [join_name(key, join), *(names_in(key) if ROW_NUMBER.match(key) else [])]
     name = join_name(known.get("url"), join) if isinstance(known, Mapping) else ""
     return [name] if name else []
 

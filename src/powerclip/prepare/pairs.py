@@ -37,6 +37,8 @@ Cell = tuple[str, Any]
 """Captions as a source holds them: the name of where they are from, and a text, a list of texts, or None."""
 
 
+HASHED = "-_"
+"""Between what a key shows of a name and the hash of the rest."""
 LINE_END = re.compile(r"\r\n?|\n")
 
 CUT = "tar damaged or truncated (its rest is lost)"
@@ -211,7 +213,18 @@ def _refuse(error: BadSampleError) -> Pair:
 
 def make_key(index: int, name: str) -> str:
     """A key that sorts in the source's order and shows where the sample came from."""
-    return f"{index:08d}-{re.sub('[^A-Za-z0-9_-]', '-', Path(name).stem)[:60]}"
+    return f"{index:08d}-{shown_name(name)}"
+
+
+def shown_name(name: str) -> str:
+    """The name of a file in the form in which a key shows it, without its extension.
+
+    If that is not all, as there are other characters in it, or a folder before it, a hash of the last folder and the
+    name is at the end: different names have different forms.
+    """
+    path = Path(name)
+    shown, whole = re.sub("[^A-Za-z0-9_-]", "-", path.stem)[:60], f"{path.parent.name}/{path.stem}".lstrip("/")
+    return shown if shown == whole else f"{shown}{HASHED}{digest([whole])[:8]}"
 
 
 def digest(*lists: Iterable[str]) -> str:
