@@ -100,6 +100,13 @@ def test_settings_without_effect_are_named(settings, names):
     assert all(" has no effect: " in line for line in found)
 
 
+def test_a_training_that_ends_before_its_loss_starts_says_so():
+    late = ObjectiveConfig(weight_start_step=200)
+    assert late.starts_too_late(201) == ObjectiveConfig(name="clip", weight_start_step=200).starts_too_late(3) == []
+    (line,) = late.starts_too_late(200)
+    assert line.startswith("objective.weight_start_step is 200 and training ends after step 200")
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_setting_of_a_recipe_has_an_effect(name):
     assert recipe(name).objective.without_effect == []

@@ -25,7 +25,8 @@ TO_EIGHT_BITS: dict[str, Callable[[Any], Any]] = {
 def to_rgb(opened: Image.Image) -> Image.Image:
     """An upright RGB copy without metadata, so that nobody turns it again.
 
-    Transparency becomes white. The upper 8 of 16 bits are kept.
+    Transparency becomes white; the transparent colour of a PNG of 2 or 4 bits is known only before it is loaded or
+    copied. The upper 8 of 16 bits are kept.
 
     Raises:
         BadSampleError: the numbers have no defined range, so that they could be shown as anything (floats, 32-bit
@@ -36,13 +37,17 @@ def to_rgb(opened: Image.Image) -> Image.Image:
     stored = tiles[0][3] if tiles else ""
     opened.load()
     image = _upright(opened)
-    # Mode I is 16 bits of a PNG or PGM, but whatever 32 bits of a TIFF hold.
-    if image.mode == "F" or (image.mode == "I" and opened.format == "TIFF"):
+    # Mode I is 16 bits of a PNG or PGM, but whatever 32 bits of a TIFF hold, which a copy does not name.
+    if image.mode == "F" or (image.mode == "I" and (opened.format == "TIFF" or not _has_16_bits(image))):
         raise BadSampleError(f"image without a range of values (mode {image.mode})")
     if image.mode.startswith("I"):
         image = _eight_bits(image, tags)
+    if isinstance(colour := image.info.get("transparency"), tuple) and max(colour) > 255:
+        stored = "RGB;16B"
     if stored in TO_EIGHT_BITS and "transparency" in image.info:
         image.info["transparency"] = TO_EIGHT_BITS[stored](image.info["transparency"])
+    if image.mode in ("La", "RGBa"):  # which Pillow converts to nothing else
+        image = image.convert(image.mode.upper())
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -80,6 +85,11 @@ def _upright(image: Image.Image) -> Image.Image:
         return ImageOps.exif_transpose(image)
     except Exception:  # Pillow raises many kinds
         return image.copy()
+
+
+def _has_16_bits(image: Image.Image) -> bool:
+    least, most = image.getextrema()
+    return bool(0 <= least <= most < 2**16)
 
 
 def _eight_bits(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:

@@ -1,5 +1,7 @@
 import dataclasses
 import io
+import struct
+import zlib
 
 import numpy as np
 import open_clip
@@ -11,6 +13,7 @@ from torchvision.tv_tensors import Mask
 
 import powerclip
 from powerclip.data.images import decode_image
+from powerclip.errors import BadSampleError
 from powerclip.model import make_transforms
 from tests.support.models import tiny_model
 
@@ -129,6 +132,48 @@ def test_an_image_is_seen_as_in_training(data):
     image = Image.open(io.BytesIO(data))
     assert torch.equal(preprocess(image), preprocess(decode_image(data)))
     assert Image.open(io.BytesIO(data)).info == image.info  # the caller's image stays as it was
+
+
+def with_a_transparent_colour():
+    """Stored with 16 bits for each colour, which no library here writes."""
+
+    def chunk(name, content):
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    colour = struct.pack(">HHH", 65535, 300, 7)
+    header = struct.pack(">IIBBBBB", 8, 8, 16, 2, 0, 0, 0)
+    rows = zlib.compress(8 * (b"\0" + 8 * colour))
+    chunks = [chunk(b"IHDR", header), chunk(b"tRNS", colour), chunk(b"IDAT", rows), chunk(b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+@pytest.mark.parametrize("data", [phone_photo(), sixteen_bits(), see_through(), palette(), with_a_transparent_colour()])
+def test_a_copy_of_an_image_is_seen_as_the_image(data):
+    preprocess = make_transforms(tiny_model())[1]
+    assert torch.equal(preprocess(Image.open(io.BytesIO(data)).copy()), preprocess(decode_image(data)))
+
+
+def test_a_copy_without_a_range_of_values_is_refused():
+    data = encoded(Image.fromarray(np.array([[0, 70000]], np.int32)), "TIFF")
+    preprocess = make_transforms(tiny_model())[1]
+    with pytest.raises(BadSampleError, match="without a range of values"):
+        preprocess(Image.open(io.BytesIO(data)).copy())
+
+
+@pytest.mark.parametrize(("mode", "premultiplied"), [("LA", "La"), ("RGBA", "RGBa")])
+def test_premultiplied_colours_are_seen(mode, premultiplied):
+    preprocess = make_transforms(tiny_model())[1]
+    image = Image.new(mode, (64, 64), (80, 255) if mode == "LA" else (80, 20, 10, 255))
+    assert torch.equal(preprocess(image.convert(premultiplied)), preprocess(image))
+
+
+@pytest.mark.parametrize(
+    "given", [np.zeros((9, 9, 3), np.uint8), torch.zeros(3, 9, 9), "a.jpg", b"a", None, [Image.new("RGB", (9, 9)), 3]]
+)
+def test_what_is_no_image_is_refused(given):
+    for transform in make_transforms(tiny_model()):
+        with pytest.raises(TypeError, match=r"^got (ndarray|Tensor|str|bytes|NoneType|int); expected a PIL image"):
+            transform(given)
 
 
 def test_the_interpolation_of_the_weights_is_used_in_training(model):

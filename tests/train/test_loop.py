@@ -310,10 +310,12 @@ def test_too_many_regions_to_enumerate_are_refused_before_there_is_a_folder(conf
 def test_settings_without_effect_are_named_before_the_first_step(config, shards, tmp_path):
     out = io.StringIO()
     objective = dataclasses.replace(config.objective, subsets="single", zero="learned", zeta="calibrated")
+    objective = dataclasses.replace(objective, weight_start_step=9)
     idle = dataclasses.replace(config, objective=objective, steps=1)
     train(idle, data=shards, output=tmp_path / "run", console=Console(file=out, width=1000))
     assert "objective.zeta is 'calibrated' and has no effect: subsets is 'single'\n" in out.getvalue()
     assert "objective.zero is 'learned' and has no effect: subsets is 'single' and form 'triplet'" in out.getvalue()
+    assert "objective.weight_start_step is 9 and training ends after step 1: no powerset loss\n" in out.getvalue()
 
 
 def test_a_loss_without_regions_makes_none_of_patches(config, shards, tmp_path):

@@ -104,6 +104,13 @@ class ObjectiveConfig(ScoringConfig, ContrastConfig):
         """Whether the loss looks at regions and phrases."""
         return self.name == "powerclip"
 
+    def starts_too_late(self, steps: int) -> list[str]:
+        """A line if a training of so many steps ends before the powerset loss starts."""
+        if not self.uses_regions or self.weight_start_step < steps:
+            return []
+        start = self.weight_start_step
+        return [f"objective.weight_start_step is {start} and training ends after step {steps}: no powerset loss"]
+
     @property
     def without_effect(self) -> list[str]:
         """Lines on settings that differ from their defaults and, with the others as they are, change nothing."""

@@ -44,7 +44,8 @@ def make_transforms(model: PowerCLIP, *, crop: Crop = "random", flip: float = 0.
         Each turns an image into (3, H, W) float32 and masks (M, h, w) into (M, H, W).
 
     Raises:
-        ValueError: the model asks for an interpolation that is not among open_clip's.
+        ValueError: the model asks for an interpolation that is not among open_clip's. Both raise TypeError for what is
+            neither an image nor masks.
     """
     config = PreprocessCfg(**model.backbone.visual.preprocess_cfg)
     size = (config.size, config.size) if isinstance(config.size, int) else tuple(config.size)
@@ -59,8 +60,15 @@ def make_transforms(model: PowerCLIP, *, crop: Crop = "random", flip: float = 0.
     random = v2.RandomResizedCrop(size, scale=CROP_SCALE, interpolation=mode)
     view = [random] if crop == "random" else _squeezing(size, mode)
     augmentation = [*view, *([v2.RandomHorizontalFlip(flip)] if flip else [])]
-    rgb = v2.Lambda(to_rgb, Image.Image)
-    return v2.Compose([*augmentation, *pixels]), v2.Compose([rgb, *_resizing(config, size, mode), *pixels])
+    seen, rgb = v2.Lambda(_image_or_masks), v2.Lambda(to_rgb, Image.Image)
+    evaluation = [seen, rgb, *_resizing(config, size, mode), *pixels]
+    return v2.Compose([seen, *augmentation, *pixels]), v2.Compose(evaluation)
+
+
+def _image_or_masks(x: Any) -> Any:
+    if isinstance(x, Image.Image | Mask):
+        return x
+    raise TypeError(f"got {type(x).__name__}; expected a PIL image (PIL.Image.open, PIL.Image.fromarray) or masks")
 
 
 def _resizing(config: PreprocessCfg, size: tuple[int, int], mode: InterpolationMode) -> list[Any]:

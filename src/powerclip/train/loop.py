@@ -107,7 +107,7 @@ def train(
                 )
             if start is not None:
                 about = (about[0].replace(" from scratch", ""), about[1])
-            for line in (*about, *config.objective.without_effect):
+            for line in (*about, *config.objective.without_effect, *config.objective.starts_too_late(steps)):
                 say(line)
             if start is not None:
                 _resume(engine, start, opened, changed, say)
