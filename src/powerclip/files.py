@@ -38,12 +38,15 @@ USER_CACHE = _home() / ".cache" / "powerclip"
 """Where files of the user's are kept that can be made again."""
 
 
-def walk(folder: Path) -> tuple[list[Path], Counter[str]]:
-    """The files and the hidden folders in a folder, links followed, sorted; and the number of folders not entered."""
+def walk(folder: Path, *, onerror: Callable[[OSError], object] | None = None) -> tuple[list[Path], Counter[str]]:
+    """The files and the hidden folders in a folder, links followed, sorted; and the number of folders not entered.
+
+    ``onerror`` gets the error of each folder that cannot be read, which is then not counted.
+    """
     found: list[Path] = []
     passed, unread = Counter[str](), list[OSError]()
     top, seen = folder.resolve(), set()
-    for root, folders, names in os.walk(folder, onerror=unread.append, followlinks=True):
+    for root, folders, names in os.walk(folder, onerror=onerror or unread.append, followlinks=True):
         here = Path(root).resolve()
         for name in sorted(folders):
             real = (here / name).resolve()

@@ -16,6 +16,7 @@ from powerclip.tasks import MultiLabel
 from tests.support.colours import NAMES, ColourModel, preprocess, tokenizer
 from tests.support.layouts import picture, webdataset
 from tests.support.tars import npy
+from tests.support.unreadable import unreadable
 
 
 def put(folder):
@@ -52,6 +53,20 @@ def test_links_are_followed_without_loops_and_a_folder_may_be_called_like_an_ima
     assert task.labels == [0, 0, 1, 1, 1, 1, 1, 2, 2, 2]
     found = [str(picture.path.relative_to(data / "bright_green")) for picture in task.images[2:7]]
     assert found == ["album.jpg/d.png", "b.PNG", "deep/a.png", "linked/c.png", "part/e.png"]
+
+
+def test_a_folder_that_cannot_be_read_is_an_error(tmp_path, monkeypatch):
+    put(tmp_path / "data")
+    (tmp_path / "data" / "lost+found").mkdir()  # of a disk, and root's alone
+    unreadable(tmp_path / "data" / "lost+found", monkeypatch)
+    assert len(classes_from_folder(tmp_path / "data").class_names) == 3
+    with monkeypatch.context() as patch:
+        unreadable(tmp_path / "data" / "bright_red" / "deep", patch)
+        with pytest.raises(PowerclipError, match=r"bright_red/deep cannot be read \(Permission denied\); make it"):
+            classes_from_folder(tmp_path / "data")
+    (tmp_path / "data" / "bright_white").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(PowerclipError, match=r"bright_white cannot be read \(No such file or directory\)"):
+        classes_from_folder(tmp_path / "data")
 
 
 def test_names_and_prompts_are_those_of_the_files(tmp_path):

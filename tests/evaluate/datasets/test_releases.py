@@ -7,9 +7,11 @@ from powerclip.errors import PowerclipError
 from powerclip.evaluate import evaluate_tasks
 from powerclip.evaluate.datasets import releases
 from powerclip.evaluate.datasets.images import open_picture
+from powerclip.evaluate.datasets.release import Release
 from powerclip.tasks import Retrieval
 from tests.support.colours import ColourModel, preprocess, square, tokenizer
 from tests.support.layouts import picture, write_json
+from tests.support.unreadable import unreadable
 
 
 def run(tasks):
@@ -210,6 +212,13 @@ def test_another_release_s_files_of_the_same_names_are_named(tmp_path):
     write_json(tmp_path / "add_att.json", {"0": {**row, "caption": None}})
     with pytest.raises(PowerclipError, match=r"add_att\.json is an object of 1 rows .*caption \(NoneType\)"):
         releases.read_sugarcrepe(tmp_path, "sugarcrepe")
+
+
+def test_a_folder_of_a_release_that_cannot_be_read_is_an_error(tmp_path, monkeypatch):
+    picture(tmp_path / "images" / "a.png", "red")
+    unreadable(tmp_path / "images", monkeypatch)
+    with pytest.raises(PowerclipError, match=r"images cannot be read \(Permission denied\); make it readable"):
+        Release(tmp_path).files("*.png")
 
 
 def test_folders_that_are_linked_are_read_once(tmp_path):

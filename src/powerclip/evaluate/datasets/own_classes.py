@@ -25,14 +25,16 @@ def classes_from_folder(folder: Path) -> Classification | MultiLabel:
 
     A class is a sub-folder with images at any depth, called as the sub-folder with spaces for underscores, as ImageNet
     calls its WordNet id, or as ``classnames.txt`` says, a line for each sub-folder by name; by number if all names are
-    numbers, which are then labels (10 comes after 9). PowerclipError if there are not two classes, or no image.
+    numbers, which are then labels (10 comes after 9). PowerclipError if there are not two classes, there is
+    no image, or a folder cannot be read.
     """
     if is_webdataset(folder):
         task = read_webdataset(folder, "classes")[0]
         if not isinstance(task, Classification | MultiLabel):
             raise PowerclipError(f"{folder} holds captions, not classes; prepare it and evaluate its pairs")
         return task
-    places = [path for path in children(folder) if path.is_dir()] if folder.is_dir() else []
+    within = children(folder) if folder.is_dir() else []
+    places = [path for path in within if path.is_dir() or not path.exists()]  # a link to nowhere cannot be read
     if places and SPLITS.issuperset(path.name for path in places):
         found = ", ".join(path.name for path in places)
         raise PowerclipError(f"{folder} holds the parts {found}; name one: --data {places[-1]}")

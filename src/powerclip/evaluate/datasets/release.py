@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from functools import cached_property
@@ -28,7 +28,7 @@ FORMS: Mapping[type, str] = {list: "a list", dict: "an object"}
 class Release:
     """A folder with a release's files, found by name in an index of all folders below.
 
-    Links are followed; hidden files are skipped, and so is ``__MACOSX``, which macOS adds to archives.
+    Links are followed; what ``is_hidden`` is skipped. PowerclipError if a folder below cannot be read.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -40,7 +40,7 @@ class Release:
         """All files by name."""
         index: dict[str, list[Path]] = {}
         seen: set[str] = set()
-        for place, folders, names in os.walk(self.folder, followlinks=True):
+        for place, folders, names in os.walk(self.folder, onerror=refuse, followlinks=True):
             if (real := os.path.realpath(place)) in seen:  # a link to a folder above or beside
                 folders.clear()
                 continue
@@ -245,16 +245,34 @@ def by_image(rows: Iterable[tuple[str, object]]) -> dict[str, list[str]]:
     return captions
 
 
-def files_below(folder: Path) -> list[Path]:
-    """The files in and below a folder, links followed, sorted, without hidden ones and macOS's."""
-    return [path for path in walk(folder)[0] if not any(map(is_hidden, path.relative_to(folder).parts))]
+def refuse(error: OSError) -> None:
+    """PowerclipError for a folder that cannot be read: with some images left out, scores would be of other data."""
+    raise PowerclipError(
+        f"{error.filename or 'a folder'} cannot be read ({error.strerror}); make it readable, or move it away"
+    ) from error
+
+
+def files_below(folder: Path, *, onerror: Callable[[OSError], object] = refuse) -> list[Path]:
+    """The files in and below a folder, links followed, sorted, without hidden ones.
+
+    ``onerror`` gets the error of each folder that cannot be read.
+    """
+
+    def hidden(path: Path) -> bool:
+        return any(map(is_hidden, path.relative_to(folder).parts))
+
+    def failed(error: OSError) -> None:
+        if not hidden(Path(error.filename or folder)):
+            onerror(error)
+
+    return [path for path in walk(folder, onerror=failed)[0] if not hidden(path)]
 
 
 def children(folder: Path) -> list[Path]:
-    """The files and folders in a folder, by name, without hidden ones and macOS's."""
+    """The files and folders in a folder, by name, without hidden ones."""
     return sorted(path for path in folder.iterdir() if not is_hidden(path.name))
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder is no part of a release."""
-    return name.startswith(".") or name == "__MACOSX"
+    """Whether a file or folder is no part of a release; macOS adds one to archives, Linux one to disks."""
+    return name.startswith(".") or name in ("__MACOSX", "lost+found")
