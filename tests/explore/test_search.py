@@ -12,6 +12,7 @@ from powerclip.explore.search import ImageIndex
 from powerclip.explore.subject import Subject
 from tests.support.colours import NAMES, ColourModel, preprocess, tokenizer
 from tests.support.images import one_colour
+from tests.support.unreadable import unreadable
 
 
 @pytest.fixture
@@ -81,6 +82,58 @@ def test_only_what_is_new_or_changed_is_read(index, subject, folder, monkeypatch
     assert names(index.search(subject.vector_of("blue"), count=1)) == ["green.png"]
 
 
+@pytest.mark.parametrize("away", ["renamed", "a file", "unmounted", "unreadable"])
+def test_the_index_of_a_folder_that_is_away_is_kept(away, index, subject, folder, monkeypatch):
+    states(index, subject)
+    if away == "unreadable":
+        unreadable(folder, monkeypatch)
+    else:
+        folder.rename(folder.with_name("elsewhere"))
+    if away == "a file":
+        folder.write_text("")
+    if away == "unmounted":
+        folder.mkdir()
+    with pytest.raises(
+        RunFailedError, match=r"images (cannot be read \(.*\); the index is kept|has no image any more)"
+    ):
+        states(index, subject)
+    assert len(index.search(subject.vector_of("red"), count=9)) == 4
+
+
+def test_what_is_below_a_folder_that_cannot_be_read_is_kept(index, subject, folder, monkeypatch):
+    states(index, subject)
+    (folder / "green.png").unlink()
+    with monkeypatch.context() as patch:
+        unreadable(folder / "deep", patch)
+        assert states(index, subject) == ["3 of 3 images are indexed; cannot be read, so kept as before: deep"]
+    (folder / "deep" / "Red.JPG").unlink()
+    assert states(index, subject) == ["2 of 2 images are indexed"]
+
+
+def test_an_image_that_could_not_be_read_is_tried_again(index, subject, folder, monkeypatch):
+    def away(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(search, "open_image", away)
+        assert states(index, subject)[-1].startswith(
+            "0 of 4 images are indexed; skipped: 4 Permission denied (blue.png"
+        )
+    assert states(index, subject)[-1] == "4 of 4 images are indexed"
+
+
+def test_what_another_process_does_to_the_file_is_noticed(index, subject, folder):
+    states(index, subject)
+    index.search(subject.vector_of("red"), count=9)
+    other = ImageIndex.of(folder, subject, indexes=index.file.parent)
+    (folder / "blue.png").unlink()
+    states(other, subject)
+    assert len(index.search(subject.vector_of("red"), count=9)) == 3
+    index.file.unlink()
+    with pytest.raises(PowerclipError, match="no image is indexed yet"):
+        index.search(subject.vector_of("red"), count=9)
+
+
 def test_what_was_done_before_a_stop_is_kept(index, subject, folder):
     steps = index.update(subject)
     next(steps), next(steps)
@@ -105,8 +158,10 @@ def test_images_that_cannot_be_used_are_counted_with_their_reason(index, subject
     monkeypatch.setattr("powerclip.explore.subject.MAX_MEMBER_BYTES", 2**20)
     (folder / "huge.bmp").write_bytes(b"BM" + bytes(2**20))
     (folder / "link.png").symlink_to(folder / "nowhere.png")
-    assert (
-        states(index, subject)[-1] == "4 of 7 images are indexed; skipped: 2 corrupt image, 1 file of more than 1 MiB"
+    (folder / "drawing.png").write_text("<svg/>")
+    assert states(index, subject)[-1] == (
+        "4 of 8 images are indexed; skipped: 2 image format not read (drawing.png, ...), "
+        "1 corrupt image (broken.png), 1 file of more than 1 MiB (huge.bmp)"
     )
     assert len(index.search(subject.vector_of("red"), count=9)) == 4
 

@@ -6,8 +6,9 @@ import io
 import os
 import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from errno import ELOOP, ENOENT, ENOTDIR
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from powerclip.data.images import IMAGE_SUFFIXES
-from powerclip.errors import PowerclipError, RunFailedError, counted
+from powerclip.errors import PowerclipError, RunFailedError
 from powerclip.evaluate.datasets.release import files_below
 from powerclip.explore.subject import Subject, open_image
 from powerclip.files import USER_CACHE
@@ -35,6 +36,13 @@ SCHEMA = """CREATE TABLE IF NOT EXISTS images (
 """``path`` relative to the folder; an image that cannot be used has a problem, and no vector and thumbnail."""
 
 
+NAMED = 3
+"""Folders that cannot be read that are named."""
+
+Stamp = tuple[int | None, int | None]
+"""Size and modification time of a file, by which a change is noticed."""
+
+
 class State(NamedTuple):
     """How far an index is."""
 
@@ -42,13 +50,24 @@ class State(NamedTuple):
     """Images in the folder."""
     done: int
     """Those that were looked at."""
-    problems: Sequence[tuple[str, int]]
-    """Why some cannot be used, with their numbers."""
+    problems: Sequence[tuple[str, int, bytes]]
+    """Why some cannot be used, with their number and the first of them."""
+    unread: Sequence[str] = ()
+    """Folders and files that cannot be read, of which the index keeps what it has."""
 
     def __str__(self) -> str:
-        usable = self.done - sum(number for _, number in self.problems)
-        skipped = f"; skipped: {counted(dict(self.problems))}" if self.problems else ""
-        return f"{usable} of {self.found} images are indexed{skipped}"
+        usable = self.done - sum(number for _, number, _ in self.problems)
+        skipped = [
+            f"{number} {problem} ({first.decode(errors='replace')}{', ...' if number > 1 else ''})"
+            for problem, number, first in self.problems
+        ]
+        parts = [f"{usable} of {self.found} images are indexed"]
+        if skipped:
+            parts.append(f"skipped: {', '.join(skipped)}")
+        if self.unread:
+            more = ", ..." if len(self.unread) > NAMED else ""
+            parts.append(f"cannot be read, so kept as before: {', '.join(self.unread[:NAMED])}{more}")
+        return "; ".join(parts)
 
 
 class Hit(NamedTuple):
@@ -70,8 +89,8 @@ class ImageIndex:
 
     folder: Path
     file: Path
-    held: tuple[list[bytes], Tensor] | None = None
-    """Paths and (I, D) vectors, until the file changes."""
+    held: tuple[object, list[bytes], Tensor] | None = None
+    """The file's state, and the paths and (I, D) vectors that were in it."""
 
     @classmethod
     def of(cls, folder: Path, subject: Subject, *, indexes: Path) -> "ImageIndex":
@@ -86,33 +105,38 @@ class ImageIndex:
     def update(self, subject: Subject) -> Iterator[State]:
         """Bring the index up to date, with the state after every batch: new and changed images are read, others kept.
 
-        What is done is on disk, so that a next call continues. RunFailedError if the folder or file cannot be read.
+        What is done is on disk, so that a next call continues. RunFailedError if the folder or file cannot be read, or
+        no image is left in the folder. What the index has of a folder below that cannot be read is kept.
         Each step may be taken in another thread: no connection is held from one to the next.
         """
-        found = dict(_images(self.folder))
+        found, unread = _images(self.folder)
         with self._open() as database:
             known = {
                 path: (size, time) for path, size, time in database.execute("SELECT path, size, mtime_ns FROM images")
             }
+            found |= {path: stamp for path, stamp in known.items() if _is_below(path, unread)}
+            if known and not found:
+                raise RunFailedError(
+                    f"{self.folder} has no image any more; mount its disk, or remove {self.file} to empty the index"
+                )
             gone = [(path,) for path in known if path not in found]
             with database:
                 database.executemany("DELETE FROM images WHERE path = ?", gone)
-            state = self._state(database, len(found))
+            state = self._state(database, len(found), unread)
         missing = [path for path, stamp in found.items() if known.get(path) != stamp]
         self.held = None
         yield state
         size_of_batch = subject.encoder.batch_size
         for start in range(0, len(missing), size_of_batch):
             paths = missing[start : start + size_of_batch]
-            read = [(path, *found[path], *_read(self.folder / os.fsdecode(path))) for path in paths]
+            read = [(path, *_read(self.folder / os.fsdecode(path), found[path])) for path in paths]
             images = [image for *_, image, problem in read if image is not None]
             with torch.inference_mode():
                 vectors = iter(subject.afresh().images(images).numpy())
             rows = [
                 (
                     path,
-                    size,
-                    time,
+                    *stamp,
                     *(
                         (None, None)
                         if image is None
@@ -120,26 +144,27 @@ class ImageIndex:
                     ),
                     problem,
                 )
-                for path, size, time, image, problem in read
+                for path, stamp, image, problem in read
             ]
             with self._open() as database:
                 with database:
                     database.executemany("REPLACE INTO images VALUES (?, ?, ?, ?, ?, ?)", rows)
-                state = self._state(database, len(found))
+                state = self._state(database, len(found), unread)
             self.held = None
             yield state
 
     def search(self, query: Tensor | bytes, *, count: int) -> list[Hit]:
         """The ``count`` images with the highest cosine to a unit vector (D,) or to an image by its path, best first."""
         with self._open() as database:
-            held = self.held
-            if held is None:
+            stat, held = self.file.stat(), self.held
+            key = stat.st_ino, stat.st_size, stat.st_mtime_ns
+            if held is None or held[0] != key:
                 rows = database.execute(
                     "SELECT path, vector FROM images WHERE vector IS NOT NULL ORDER BY path"
                 ).fetchall()
                 vectors = torch.from_numpy(np.array([np.frombuffer(vector, np.float32) for _, vector in rows]))
-                held = self.held = [path for path, _ in rows], vectors
-            paths, vectors = held
+                held = self.held = key, [path for path, _ in rows], vectors
+            _, paths, vectors = held
             if not paths:
                 raise PowerclipError("no image is indexed yet; wait for the index, or press Update the index")
             if isinstance(query, bytes):
@@ -155,12 +180,13 @@ class ImageIndex:
             return hits
 
     @staticmethod
-    def _state(database: sqlite3.Connection, found: int) -> State:
+    def _state(database: sqlite3.Connection, found: int, unread: Sequence[Path]) -> State:
         (done,) = database.execute("SELECT COUNT(*) FROM images").fetchone()
         problems = database.execute(
-            "SELECT problem, COUNT(*) FROM images WHERE problem IS NOT NULL GROUP BY problem ORDER BY 2 DESC"
+            "SELECT problem, COUNT(*), MIN(path) FROM images WHERE problem IS NOT NULL "
+            "GROUP BY problem ORDER BY 2 DESC, problem"
         )
-        return State(found, done, problems.fetchall())
+        return State(found, done, problems.fetchall(), [os.fsencode(path).decode(errors="replace") for path in unread])
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
@@ -174,20 +200,34 @@ class ImageIndex:
             raise RunFailedError(f"the index {self.file} cannot be used ({error}){advice}") from error
 
 
-def _images(folder: Path) -> Iterator[tuple[bytes, tuple[int, int]]]:
-    """Relative path, size and modification time of the images in and below a folder, in order, but for hidden ones."""
-    for path in files_below(folder):
+def _images(folder: Path) -> tuple[dict[bytes, Stamp], list[Path]]:
+    """The images in and below a folder by relative path, in order, but for hidden ones; and what cannot be read."""
+    errors, found = list[OSError](), dict[bytes, Stamp]()
+    for path in files_below(folder, onerror=errors.append):
         if path.suffix.lower() in IMAGE_SUFFIXES:
-            with suppress(OSError):  # gone since, or a link to nowhere
+            try:
                 stat = path.stat()
-                yield os.fsencode(path.relative_to(folder)), (stat.st_size, stat.st_mtime_ns)
+            except OSError as error:
+                if error.errno not in (ENOENT, ENOTDIR, ELOOP):  # gone since, or a link to nowhere
+                    errors.append(error)
+            else:
+                found[os.fsencode(path.relative_to(folder))] = stat.st_size, stat.st_mtime_ns
+    unread = [Path(error.filename or folder).relative_to(folder) for error in errors]
+    if Path() in unread:
+        reason = errors[unread.index(Path())].strerror
+        raise RunFailedError(f"{folder} cannot be read ({reason}); the index is kept as it was")
+    return found, unread
 
 
-def _read(path: Path) -> tuple[Image.Image | None, str | None]:
-    """An image, or why it cannot be used."""
+def _is_below(path: bytes, places: Sequence[Path]) -> bool:
+    return any(Path(os.fsdecode(path)).is_relative_to(place) for place in places)
+
+
+def _read(path: Path, stamp: Stamp) -> tuple[Stamp, Image.Image | None, str | None]:
+    """An image, or why it cannot be used; and its stamp, or none if it may be readable the next time."""
     try:
-        return open_image(path), None
+        return stamp, open_image(path), None
     except ValueError as error:
-        return None, str(error)
+        return stamp, None, str(error)
     except OSError as error:
-        return None, error.strerror or "cannot be read"
+        return (None, None), None, error.strerror or "cannot be read"
