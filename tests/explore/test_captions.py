@@ -1,5 +1,6 @@
 import html
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -120,6 +121,18 @@ def test_a_model_without_phrases_compares_by_cosine(subject):
     assert cosines == pytest.approx((vectors @ plain.vector_of(plain.pairs[0].image)).tolist(), abs=1e-3)
     better = "first" if cosines[0] > cosines[1] else "second"
     assert f"The {better} caption wins by" in document
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+def test_where_captions_are_cut_is_said(aligned, subject):
+    one = replace(subject, aligned=aligned)
+    length = subject.encoder.tokenizer.context_length
+    read = [*(["dog"] * (length - 4)), "red", "cat"]  # beside the start and the end
+    document, _ = shown(one, " ".join(read), FIRST)
+    assert "of a text are read" not in document
+    document, _ = shown(one, " ".join([*read, "and", "a", "ball"]), FIRST)
+    assert f"Only the first {length} tokens of a text are read; cut here: &#34;... " in document
+    assert "dog red cat&#34;." in document
 
 
 def test_nothing_but_a_caption_is_asked_for(subject):

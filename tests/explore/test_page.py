@@ -149,7 +149,8 @@ def test_prompts_become_heat_maps(open_page):
     shown.locator("figure").nth(3).wait_for()
     assert shown.locator("figure").count() == 4
     assert MARKUP in shown.locator("figure").nth(2).inner_text()
-    assert "Norm: patches and prompts have unit length" in shown.locator(".note").inner_text().replace("\n", " ")
+    assert "tokens of a text are read; cut here: " in shown.locator(".note").first.inner_text()
+    assert "Norm: patches and prompts have unit length" in shown.locator(".note").nth(1).inner_text().replace("\n", " ")
     page.get_by_label("Prompts, one a line").fill(" ")
     page.get_by_role("button", name="Draw heat maps").click()
     page.get_by_text("no prompt was given; type one a line").wait_for()
@@ -159,7 +160,7 @@ def test_prompts_become_heat_maps(open_page):
 def test_search_finds_by_text_by_image_and_from_a_result(open_page):
     page = open_page()
     page.get_by_role("tab", name="Search").click()
-    page.get_by_text("4 of 5 images are indexed; skipped: 1 corrupt image").wait_for()
+    page.get_by_text("4 of 5 images are indexed; skipped: 1 image format not read (broken.jpg)").wait_for()
     page.get_by_label("Text to find").fill("something green")
     page.get_by_role("button", name="Find by this text").click()
     page.get_by_text(re.compile(r"^-?0\.\d{3} green\.png$")).wait_for()
@@ -181,7 +182,8 @@ def test_what_is_no_image_is_a_message(open_page):
     )
     page.wait_for_timeout(1000)
     page.get_by_role("button", name="Show", exact=True).click()
-    page.get_by_text("this file cannot be used as an image: corrupt image").wait_for()
+    page.get_by_text("this file cannot be used as an image: image format not read").wait_for()
+    page.wait_for_function("!document.querySelector('iframe.result')")  # of the image before
     shot(page, "message")
 
 

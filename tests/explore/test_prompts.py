@@ -61,9 +61,16 @@ def test_maps_are_of_the_model_s_own_regions_on_one_scale(subject):
         assert np.abs(np.asarray(drawn) - expected).max() < 12  # compressed
 
 
+def test_where_a_prompt_is_cut_is_said(subject):
+    for prompt, said in (("a red ball " * 4, False), ("a red ball " * 90, True)):
+        assert ("cut here: " in heat_maps(subject, Image.new("RGB", (8, 8)), prompt)) == said
+
+
 def test_what_is_missing_is_named(subject):
     with pytest.raises(ValueError, match="no prompt was given"):
         heat_maps(subject, Image.new("RGB", (8, 8)), " \n ")
+    with pytest.raises(ValueError, match="51 prompts were given; at most 50 are drawn"):
+        heat_maps(subject, Image.new("RGB", (8, 8)), "\n".join(map(str, range(51))))
     encoder = Encoder(ColourModel().eval(), preprocess, tokenizer, device="cpu", batch_size=2)
     flat = Subject(name="RN50", encoder=encoder, aligned=False, pairs=[])
     with pytest.raises(PowerclipError, match="RN50 has no embeddings of patches"):

@@ -68,10 +68,12 @@ class Captions:
             raise ValueError("no caption was given; type one, or pick one of the list")
         with torch.inference_mode():
             encoder = self.subject.afresh()
+            cut = self.subject.cut(captions)
             cosines = (encoder.images([image]) @ encoder.texts(captions).T)[0]
             model = self.subject.dense
             if not self.subject.aligned or model is None:
-                return _by_cosine(captions, cosines, scale=float(encoder.model.logit_scale.exp()))  # type: ignore[attr-defined]
+                scale = float(encoder.model.logit_scale.exp())  # type: ignore[attr-defined]
+                return _by_cosine(captions, cosines, scale=scale, cut=cut)
             masks = self._masks(model, image, proposer, count)
             parser = default_parser()
             trees = list(map(tree_or_whole, captions, parser.parse(captions)))
@@ -84,7 +86,7 @@ class Captions:
                 scores.append(scorer.score(scorer.images([image]), scorer.texts(captions))[0])
         found = [ground(model, image, c, tree, masks=masks) for c, tree in zip(captions, trees, strict=True)]
         return _by_phrases(
-            self.subject.name, captions, found, [*scores, cosines], model=model, tau=tau, regions=proposer
+            self.subject.name, captions, found, [*scores, cosines], model=model, tau=tau, regions=proposer, cut=cut
         )
 
     def _masks(self, model: PowerCLIP, image: Image.Image, proposer: str, count: int) -> Tensor:
@@ -108,7 +110,7 @@ class Captions:
         return masks
 
 
-def _by_cosine(captions: Sequence[str], cosines: Tensor, *, scale: float) -> str:
+def _by_cosine(captions: Sequence[str], cosines: Tensor, *, scale: float, cut: str) -> str:
     shares = (scale * cosines).softmax(dim=0).tolist()
     cells = zip(captions, cosines.tolist(), shares, strict=True)
     table = Table(
@@ -120,6 +122,7 @@ def _by_cosine(captions: Sequence[str], cosines: Tensor, *, scale: float) -> str
         table=table,
         captions=captions,
         one=None,
+        cut=cut,
         scale=scale,
     )
 
@@ -133,6 +136,7 @@ def _by_phrases(
     model: PowerCLIP,
     tau: float,
     regions: str,
+    cut: str,
 ) -> str:
     images = Images()
     images.add(found[0].image, captions[0], side=GROUNDED_SIDE)
@@ -154,6 +158,7 @@ def _by_phrases(
         most={name: max(one.best for one in found)},
         single=found[0].single,
         regions=regions,
+        cut=cut,
         formula=FORMULAS[model.scoring.direction],
         normalised=model.scoring.divides_by_regions,
         tau=tau,

@@ -15,12 +15,18 @@ PAGES = TEMPLATES.overlay(loader=FileSystemLoader([OWN, FOLDER]))
 
 
 def frame(
-    template: str, *, runs: Sequence[str] = (), images: Sequence[str] = (), masks: Any = (), **content: Any
+    template: str,
+    *,
+    runs: Sequence[str] = (),
+    images: Sequence[str] = (),
+    masks: Any = (),
+    cut: str = "",
+    **content: Any,
 ) -> str:
     """An iframe with a rendered template: no origin, no network, no script but the report's and ``frame.js``.
 
-    ``images`` are data URIs and ``masks`` strings of 0 and 1, as the report's script reads them; it takes part in the
-    height of the page around it by a message.
+    ``images`` are data URIs and ``masks`` strings of 0 and 1, as the report's script reads them; ``cut`` is
+    ``Subject.cut``'s line. It takes part in the height of the page around it by a message.
     """
     document = render(
         PAGES.get_template(template),
@@ -29,6 +35,7 @@ def frame(
         script=(OWN / "frame.js").read_text(encoding="utf-8"),
         runs=runs,
         loaded=runs,
+        cut=cut,
         **content,
     )
     return f'<iframe class="result" title="result" sandbox="allow-scripts" srcdoc="{html.escape(document)}"></iframe>'

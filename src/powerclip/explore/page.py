@@ -86,7 +86,7 @@ class Actions:
             text = (text or "").strip()[:MAX_CHARACTERS]
             if not text:
                 raise ValueError("no text was given; type what to find")
-            return self._found(self.subject.vector_of(text), f'"{text}"')
+            return self._found(self.subject.vector_of(text), f'"{text}"', cut=self.subject.cut([text]))
 
     def by_image(self, image: Path | None) -> Any:
         """Search by the image on the page."""
@@ -99,13 +99,13 @@ class Actions:
             path = paths[event.index]
             return self._found(path, path.decode(errors="replace"))
 
-    def _found(self, query: Any, words: str) -> tuple[Any, list[bytes], str]:
+    def _found(self, query: Any, words: str, *, cut: str = "") -> tuple[Any, list[bytes], str]:
         """The gallery, what it shows, and that in words."""
         hits = self.index.search(query, count=RESULTS)
         gallery = gradio.Gallery([(hit.thumbnail, f"{hit.score:.3f} {hit.name}") for hit in hits], selected_index=None)
         said = (
             f"The {len(hits)} images nearest to {words}, by the cosine of the global embeddings. "
-            "Choose one to search on."
+            f"Choose one to search on. {cut}"
         )
         return gallery, [hit.path for hit in hits], said
 
@@ -159,8 +159,8 @@ def _captions_tab(
     result = gradio.HTML()
     inputs = [image, caption, second, proposer, count, tau]
     triggers = [show.click, count.change, tau.change, proposer.change, caption.select, second.select, page.load]
-    gradio.on(triggers, actions.compare, inputs, result, trigger_mode="always_last", **PRIVATE)
-    chosen.load_input_event.then(actions.compare, inputs, result, **PRIVATE)
+    _clearing(gradio.on(triggers, actions.compare, inputs, result, trigger_mode="always_last", **PRIVATE), result)
+    _clearing(chosen.load_input_event.then(actions.compare, inputs, result, **PRIVATE), result)
 
 
 def _prompts_tab(actions: Actions, image: Any, prompts: Sequence[str]) -> None:
@@ -168,7 +168,8 @@ def _prompts_tab(actions: Actions, image: Any, prompts: Sequence[str]) -> None:
         "\n".join(prompts), lines=4, max_lines=12, label="Prompts, one a line", max_length=MAX_CHARACTERS
     )
     draw = gradio.Button("Draw heat maps", variant="primary")
-    draw.click(actions.draw, [image, text], gradio.HTML(), **PRIVATE)
+    result = gradio.HTML()
+    _clearing(draw.click(actions.draw, [image, text], result, **PRIVATE), result)
 
 
 def _search_tab(actions: Actions, tab: Any, image: Any, prompt: str) -> None:
@@ -184,10 +185,17 @@ def _search_tab(actions: Actions, tab: Any, image: Any, prompt: str) -> None:
     )
     paths = gradio.State([])
     outputs = [gallery, paths, said]
-    gradio.on([tab.select, update.click], actions.update, None, status, concurrency_limit=1, **PRIVATE)
-    gradio.on([by_text.click, query.submit], actions.by_text, query, outputs, **PRIVATE)
-    by_image.click(actions.by_image, image, outputs, **PRIVATE)
-    gallery.select(actions.by_result, paths, outputs, **PRIVATE)
+    updated = gradio.on([tab.select, update.click], actions.update, None, status, concurrency_limit=1, **PRIVATE)
+    _clearing(updated, status)
+    _clearing(gradio.on([by_text.click, query.submit], actions.by_text, query, outputs, **PRIVATE), *outputs)
+    _clearing(by_image.click(actions.by_image, image, outputs, **PRIVATE), *outputs)
+    _clearing(gallery.select(actions.by_result, paths, outputs, **PRIVATE), *outputs)
+
+
+def _clearing(event: Any, *outputs: Any) -> None:
+    """After an error, an earlier result is not left under what is asked now."""
+    empty: list[Any] = [[] if isinstance(output, gradio.State) else None for output in outputs]
+    event.failure(lambda: empty if len(empty) > 1 else empty[0], None, list(outputs), **PRIVATE)
 
 
 def _caption(label: str, examples: list[list[str]], *, value: str, info: str) -> Any:

@@ -18,6 +18,9 @@ COLOURS = "viridis"
 OPACITY = 0.65
 """Of the colours over the image."""
 
+MAX_PROMPTS = 50
+"""That are drawn at once."""
+
 SIDE = 320
 """Pixels of the longer side of a map."""
 
@@ -36,6 +39,8 @@ def heat_maps(subject: Subject, image: Image.Image, text: str) -> str:
     prompts = list(dict.fromkeys(line for given in text.splitlines() if (line := given.strip())))
     if not prompts:
         raise ValueError("no prompt was given; type one a line")
+    if len(prompts) > MAX_PROMPTS:
+        raise ValueError(f"{len(prompts)} prompts were given; at most {MAX_PROMPTS} are drawn at once")
     model, encoder = subject.dense, subject.afresh()
     if model is None:
         raise PowerclipError(f"{subject.name} has no embeddings of patches, so there is nothing to map; use a ViT")
@@ -58,7 +63,16 @@ def heat_maps(subject: Subject, image: Image.Image, text: str) -> str:
         sources.append(images.sources[images.add(Image.blend(seen, heat, OPACITY), prompt, side=SIDE).number])
         maps.append(Map(prompt, float(s_N.min()), float(s_N.max()), whole))
     unit = model.region_norm == "unit"
-    return frame("prompts.html.jinja", images=sources, maps=maps, low=low, high=high, grid=model.grid_size, unit=unit)
+    return frame(
+        "prompts.html.jinja",
+        images=sources,
+        cut=subject.cut(prompts),
+        maps=maps,
+        low=low,
+        high=high,
+        grid=model.grid_size,
+        unit=unit,
+    )
 
 
 def _coloured(shares: NDArray[Any]) -> Image.Image:

@@ -1,5 +1,6 @@
 """What is explored: a model with its preprocessing, and pairs to begin with."""
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +20,9 @@ from powerclip.report.samples import Pair, own_pairs, scene_pairs
 
 SHIPPED = Path(__file__).parent / "model"
 """The model that comes with powerclip; ``experiments/shipped_model.py`` makes it."""
+
+CUT_SHOWN = 40
+"""Characters before the end of what is read of a text."""
 
 EXAMPLES = 6
 """Pairs to begin with."""
@@ -43,6 +47,21 @@ class Subject:
     def afresh(self) -> Encoder:
         """The encoder without what it has computed, which would add up from visitor to visitor."""
         return replace(self.encoder, known={})
+
+    def cut(self, texts: Sequence[str]) -> str:
+        """A line that says of which texts the model reads only a beginning, and where that ends; empty if of none."""
+        ends = []
+        for text in texts:
+            if self.encoder.cut([text]):
+                tokens = self.encoder.tokenizer([text])
+                read = bisect_left(
+                    range(len(text)), True, key=lambda n: torch.equal(self.encoder.tokenizer([text[:n]]), tokens)
+                )
+                ends.append(f'"... {text[max(read - CUT_SHOWN, 0) : read]}"')
+        if not ends:
+            return ""
+        length = getattr(self.encoder.tokenizer, "context_length", None)
+        return f"Only the first {length} tokens of a text are read; cut here: {', '.join(ends)}."
 
     def vector_of(self, query: str | Image.Image) -> Tensor:
         """(D,) the unit global embedding of a text or an image."""
