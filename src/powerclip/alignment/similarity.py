@@ -42,7 +42,8 @@ def similarity(
     given (the paper: unit regions; phrases that are sums of unit leaves). An absent region or phrase has no influence
     on any value or gradient, even if it is NaN; a pair without any region or without any phrase scores 0. Scores are
     float32 (float64 for float64 input), also under autocast. Only a tile of the (I, J, M, K) region-phrase similarities
-    exists at a time, in the backward pass too.
+    exists at a time, in the backward pass too. Gradients are by backward: ``torch.func.vmap``
+    and forward-mode derivatives are not supported.
 
     Args:
         regions: (I, M, D) region vectors.
