@@ -210,11 +210,31 @@ def test_averages_are_of_public_suites_and_of_families():
         "classification, CLIP's metrics": (0.7, 2, 17),
         "retrieval": (0.3, 2, 6),
         "classification, other tasks": (0.5, 2, 2),
-        "retrieval, powerset score": (0.2, 2, 2),
-        "retrieval, late interaction": (0.4, 2, 2),
+        "retrieval, powerset score": (0.2, 2, 6),
+        "retrieval, late interaction": (0.4, 2, 6),
     }
     assert found["classification, other tasks"].over == (("scenes-object", "acc@1"), ("scenes-colour-object", "acc@1"))
     assert averages((), results)["classification"].value == 0.5
+
+
+def test_an_average_of_another_score_is_over_the_same_tasks_and_metrics():
+    of_task = {
+        "cifar10": {"acc@1": 0.9},
+        "imagenet-a": {"acc@1": 0.1},
+        "imagenet1k": {"acc@1": 0.6},
+        "winoground": {"text": 0.2, "image": 0.1, "group": 0.05},
+        "sugarcrepe": {"micro": 0.5, "macro": 0.6},
+        "cola": {"text": 0.3, "image": 0.3, "group": 0.1},
+        "whatsup": {"macro": 0.4},
+    }
+    suites = ("classification", "robustness", "imagenet", "compositionality", "fine-grained")
+    plain = averages(suites, of_task)
+    found = averages(suites, {f"{task}{end}": of_task[task] for end in ("", "-late") for task in of_task})
+    assert found == plain | {
+        f"{name}, late interaction": replace(mean, over=tuple((f"{task}-late", metric) for task, metric in mean.over))
+        for name, mean in plain.items()
+        if mean.measured
+    }
 
 
 def test_data_of_your_own_may_be_called_like_a_score():

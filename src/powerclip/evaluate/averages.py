@@ -58,13 +58,20 @@ class Average:
 def averages(
     suites: Iterable[str], results: Mapping[str, Mapping[str, float]], scores: Mapping[str, str] | None = None
 ) -> dict[str, Average]:
-    """Averages by label: of the named public suites, and of the families of all other tasks.
+    """Averages by label: of the named public suites, and of the families of all other tasks; every score has its own.
 
     ``scores`` are those of results, by name, where they are known: data of your own may be called ``shots-late``.
     """
-    places = [place for suite in suites for place in PLACES.get(suite, {}).items()]
-    found = {label: _mean(results, of_suite) for label, of_suite in places if of_suite}
-    for label, mean in _family_averages(results, scores or {}).items():
+    score_by_task = {task: (scores or {}).get(task) or score_of(task) for task in results}
+    found = {}
+    for label, places in (place for suite in suites for place in PLACES.get(suite, {}).items()):
+        for score, end in LABELS.items():
+            by_score = {task: metrics for task, metrics in results.items() if score_by_task[task] == score}
+            name = "{}" if score == GLOBAL else f"{{}}-{score}"
+            mean = _mean(by_score, [(name.format(task), metric) for task, metric in places])
+            if places and (mean.measured or score == GLOBAL):
+                found[label + end] = mean
+    for label, mean in _family_averages(results, score_by_task).items():
         found[label if label not in found else f"{label}, other tasks"] = mean
     return found
 
@@ -86,10 +93,8 @@ def without_score(name: str, score: str | None = None) -> str:
 
 
 def _family_averages(results: Mapping[str, Mapping[str, float]], scores: Mapping[str, str]) -> dict[str, Average]:
-    """Averages over the tasks outside the public suites by family, if it has two or more metrics; every score has its
-    own."""
+    """Averages over the tasks outside the public suites by family and score, of two or more metrics."""
     found = {}
-    score_by_task = {task: scores.get(task) or score_of(task) for task in results}
     for family, names in FAMILIES.items():
         for score, label in LABELS.items():
             places = [
@@ -97,8 +102,8 @@ def _family_averages(results: Mapping[str, Mapping[str, float]], scores: Mapping
                 for task, metrics in results.items()
                 for metric in metrics
                 if metric in names
-                and task not in PUBLIC
-                and score_by_task[task] == score
+                and scores[task] == score
+                and without_score(task, score) not in PUBLIC
                 # The latter is in files of earlier versions.
                 and not without_score(task, score).endswith((FIVE_CAPTIONS, "-all-captions"))
             ]
