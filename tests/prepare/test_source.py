@@ -246,6 +246,21 @@ def test_a_folder_without_captions_says_what_to_do(tmp_path):
         prepared(tmp_path / "photos", tmp_path / "out")
 
 
+@pytest.mark.parametrize(
+    ("source", "hint"),
+    [
+        ("https://example.org/a.tar", "download it"),
+        ("s3://bucket/shards", "download it"),
+        ("in/*.tar", "a pattern is not read"),
+        ("in/{000..002}.tar", "a pattern is not read"),
+        ("in/gone", "or scenes:train$"),
+    ],
+)
+def test_a_source_that_is_not_there_says_what_is_read(source, hint, tmp_path):
+    with pytest.raises(PowerclipError, match=f"^no source at .*{hint}"):
+        prepared(source, tmp_path / "out")
+
+
 @pytest.mark.parametrize("name", ["A.JPG.txt", "a.txt"])
 def test_a_caption_of_nearly_the_name_is_named(name, tmp_path):
     (tmp_path / "A.JPG").write_bytes(picture())

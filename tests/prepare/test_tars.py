@@ -388,6 +388,55 @@ def test_the_caption_of_another_extension(key, tmp_path):
     assert (same.caption, same.tree.leaves) == ("a dog", ((0, 1), (2, 5)))
 
 
+@pytest.mark.parametrize("given", [(), ("JSON:caption",), ("Json:CAPTION",), ("json:caption",)])
+def test_keys_of_captions_may_be_written_in_any_case(given, tmp_path):
+    write_tar(tmp_path / "in.tar", [("a.jpg", picture()), ("a.json", b'{"CAPTION": "a dog"}')])
+    prepared(tmp_path / "in.tar", tmp_path / "out", caption_key=given)
+    assert captions(tmp_path / "out") == ["a dog"]
+
+
+def test_a_key_as_it_is_written_comes_before_another_case(tmp_path):
+    both = {"alt": {"Text": "a cat", "TEXT": "a fox"}, "ALT": {"text": "a dog"}, "Caption": "x", "CAPTION": "y"}
+    write_tar(tmp_path / "in.tar", [("a.jpg", picture()), ("a.json", json.dumps(both).encode())])
+    for key, caption in {"json:ALT.Text": "a dog", "json:alt.TEXT": "a fox"}.items():
+        prepared(tmp_path / "in.tar", tmp_path / caption, caption_key=(key,))
+        assert captions(tmp_path / caption) == [caption]
+    for key in ("json:alt.text", "json:caption"):  # two, neither of which is meant more
+        report = prepared(tmp_path / "in.tar", tmp_path / key[5:], caption_key=(key,), max_bad_share=1.0)
+        assert report["skipped"] == {"no caption": 1}
+
+
+def test_keys_of_a_tar_of_the_folder_at_hand_are_those_of_its_files(tmp_path):
+    """tar -cf x.tar . puts ./ before every name."""
+    write_tar(tmp_path / "in.tar", [("./a/0001.jpg", picture()), ("./a/0001.txt", b"a dog")])
+    prepared(tmp_path / "in.tar", tmp_path / "out")
+    assert [sample.key for sample in read_shards(tmp_path / "out")] == ["a/0001"]
+
+
+def test_what_follows_the_end_mark_is_not_lost_in_silence(tmp_path):
+    for name in ("a", "b"):
+        write_tar(tmp_path / f"{name}.tar", [(f"{name}.jpg", picture()), (f"{name}.txt", b"a dog")])
+    a, b = ((tmp_path / f"{name}.tar").read_bytes() for name in ("a", "b"))
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "0.tar").write_bytes(a + b)
+    report = prepared(tmp_path / "in", tmp_path / "out", max_bad_share=1.0)
+    assert (report["samples"], report["skipped"], report["examples"]) == (1, {CUT: 1}, {CUT: ["0.tar"]})
+    with pytest.raises(
+        PowerclipError, match="data after the end mark at byte .*: cat does not join tars after 1 samples"
+    ):
+        index_shard(tmp_path / "in" / "0.tar")
+    (tmp_path / "in" / "0.tar").write_bytes(a + b"\0" * 2**21)  # more than is read at once
+    assert [place.key for place in index_shard(tmp_path / "in" / "0.tar")] == ["a"]
+
+
+def test_names_with_several_dots_say_where_a_key_ends(tmp_path):
+    write_tar(tmp_path / "in.tar", [("photo.v1.jpg", picture()), ("photo.v1.txt", b"a dog")])
+    with pytest.raises(
+        PowerclipError, match=r"no image under .* v1\.jpg, v1\.txt; a key ends at the first dot of a name"
+    ):
+        prepared(tmp_path / "in.tar", tmp_path / "out")
+
+
 def test_a_shard_that_is_cut_after_it_was_indexed(tmp_path):
     write_tar(tmp_path / "in.tar", [("a.jpg", picture()), ("a.txt", b"a blue square")])
     (entry,) = index_shard(tmp_path / "in.tar")

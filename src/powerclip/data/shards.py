@@ -252,7 +252,7 @@ def _files(shard: Path, ignored: Counter[str]) -> Iterator[tuple[str, str, tuple
                 end, file.left = tar.offset, MAX_HEADER_BYTES
                 tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
                 tar.pax_headers = {}  # and the records that are for all members
-                folder, _, name = member.name.rpartition("/")
+                folder, _, name = member.name.removeprefix("./").rpartition("/")  # tar -cf x.tar . puts it there
                 if member.isdir():
                     continue
                 # A file with holes takes less space than its size says.
@@ -273,6 +273,10 @@ def _files(shard: Path, ignored: Counter[str]) -> Iterator[tuple[str, str, tuple
                 raise tarfile.ReadError(f"no end mark at byte {tar.offset}")
             if block != tarfile.NUL * tarfile.BLOCKSIZE:
                 raise tarfile.ReadError(f"no valid header at byte {tar.offset}")
+            while (left := min(file.left, size - file.tell())) > 0:
+                if file.read(left).strip(tarfile.NUL):
+                    raise tarfile.ReadError(f"data after the end mark at byte {tar.offset}: cat does not join tars")
+                file.left = MAX_HEADER_BYTES
     except RecursionError as error:
         raise BrokenShardError("a member has too many headers") from error
     except (tarfile.TarError, EOFError, OSError, ValueError, OverflowError) as error:

@@ -66,7 +66,12 @@ def open_source(source: str, config: PrepareConfig) -> Source:
     if suffix == ".tar" and path.is_file():
         return open_tars(path, config)
     if not path.exists():
-        raise PowerclipError(f"no source at {source}; give {KINDS}")
+        hint = ""
+        if "://" in source:
+            hint = "; it is read from disk alone: download it, for example with img2dataset or huggingface-cli"
+        elif any(c in source for c in "*?[{"):
+            hint = "; a pattern is not read: put the files into a folder of their own (links suffice)"
+        raise PowerclipError(f"no source at {source}; give {KINDS}{hint}")
     if suffix not in TABLES:
         lines = '; make a .jsonl of it, {"path": ..., "caption": ...} a line (for COCO\'s captions: docs/faq.md)'
         renamed = "; if it is a table, rename it to .csv (commas) or .tsv (tabs)"

@@ -206,8 +206,16 @@ def _caption(files: Mapping[str, bytes], key: str) -> Any:
     except (ValueError, RecursionError) as error:
         raise BadSampleError(f"malformed {extension}") from error
     for part in inside.split(".") if inside else ():
-        value = value.get(part) if isinstance(value, dict) else None
+        value = _value(value, part)
     return value
+
+
+def _value(known: Any, name: str) -> Any:
+    """What an object holds under a name, or else under the only one that differs from it in case; None if nothing."""
+    if not isinstance(known, dict) or name in known:
+        return known[name] if isinstance(known, dict) else None
+    same = [key for key in known if key.lower() == name.lower()]
+    return known[same[0]] if len(same) == 1 else None
 
 
 def _find_captions(shards: Sequence[Path], given: tuple[str, ...]) -> tuple[str, ...]:
@@ -218,17 +226,24 @@ def _find_captions(shards: Sequence[Path], given: tuple[str, ...]) -> tuple[str,
     seen = f"files seen in {shard}: {', '.join(sorted({e for entry in entries for e in entry.members})[:30])}"
     if len(entries) > 1 and all(len(entry.members) == 1 for entry in entries):
         seen += "; each is alone, but the files of a sample must follow one another (tar --sort=name)"
+    if any(extension.endswith(IMAGE_SUFFIXES) for entry in entries for extension in entry.members):
+        seen += "; a key ends at the first dot of a name: replace the others (photo.v1.jpg by photo-v1.jpg)"
     if not with_image:
         raise PowerclipError(f"no image under {', '.join(READ)}; {seen}")
     if not given and present & {CAPTION_EXTENSION, CAPTIONS_EXTENSION}:
         return ()
     keys = _json_keys(with_image)
+    spelled = {key.lower() for key in keys}
     found: list[str] = []
     for key in given or (None,):
+        if key is not None and key.lower().startswith("json:"):
+            key = f"json:{key[len('json:') :]}"
         extension = "" if key is None else key.removeprefix(".").lower()
         wanted = INSIDE if key is None else (key,)
         inside = [
-            name for name in wanted if name.startswith("json:") and name.removeprefix("json:").split(".")[0] in keys
+            name
+            for name in wanted
+            if name.startswith("json:") and name.removeprefix("json:").split(".")[0].lower() in spelled
         ]
         if extension not in present and not inside:
             where = f"under {key}" if key else "under txt, nor inside json under a common name"
