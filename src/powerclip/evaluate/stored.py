@@ -4,24 +4,27 @@ from collections.abc import Sequence, Set
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
 from powerclip.errors import PowerclipError
 from powerclip.evaluate.averages import score_after, without_score
 from powerclip.evaluate.results import FILE, Evaluation, Results, details_of, origin_of, read_evaluation
-from powerclip.files import make_folder, write_json
+from powerclip.files import make_folder, read_json, write_json
 from powerclip.tasks import Task
 
 
 def write_evaluation(folder: Path, results: Results, *, tasks: Sequence[Task], suite: str) -> Evaluation:
-    """Write results of ``evaluate_tasks`` on your own tasks as ``evaluation.json``, replacing an existing file."""
+    """Write results of ``evaluate_tasks`` on your own tasks as ``evaluation.json``, replacing existing results."""
     origins = {task.name: origin_of(task, suite=suite, data=suite) for task in tasks}
     evaluation = Evaluation(tasks={})
     for name, metrics in results.items():
         task = name if name in origins else without_score(name)
         evaluation = evaluation.with_result(name, metrics, replace(origins[task], score=score_after(task, name)))
-    evaluation.write(folder)
+    with lock(folder):
+        _write_tasks(folder, evaluation)
+        evaluation.write(folder)
     return evaluation
 
 
@@ -39,12 +42,7 @@ def add_result(folder: Path, evaluation: Evaluation, name: str, *, own: Set[str]
     with lock(folder):
         found = _own_results(folder, evaluation.model, evaluation.weights, former=former)
         found = found.with_result(name, evaluation.tasks[name], evaluation.measured_on[name])
-        for task, metrics in found.tasks.items():
-            path = folder / "evaluation" / f"{task.replace('/', '_')}.json"
-            if task == name or not path.exists():  # also of a result that has got another name now
-                origin = found.measured_on[task].fields() if task in found.measured_on else {}
-                measured = {"metrics": metrics, "estimates": details_of(metrics)}
-                write_json(path, {"task": task, "weights": evaluation.weights, **origin, **measured})
+        _write_tasks(folder, found)
         absent = {other: source for other, source in found.absent.items() if other not in own}
         pending = [other for other in found.pending if other not in own]
         absent, pending = {**absent, **evaluation.absent}, [*pending, *evaluation.pending]
@@ -69,8 +67,34 @@ def _own_results(folder: Path, model: str, weights: str, *, former: str) -> Eval
         asides = (folder / f"evaluation-{digest[:8]}.json" for digest in own)
         if aside := next((path for path in asides if path.exists()), None):  # it was evaluated here before
             aside.rename(folder / FILE)
-        found = read_evaluation(folder)
+        found = replace(read_evaluation(folder) or Evaluation(tasks={}), weights=weights)
+        _write_tasks(folder, found)
     return replace(found or Evaluation(tasks={}), model=place, weights=weights)
+
+
+def _write_tasks(folder: Path, evaluation: Evaluation) -> None:
+    """Make the files in ``evaluation/`` those of all results and of no others."""
+    values = {}
+    for task, metrics in evaluation.tasks.items():
+        origin = evaluation.measured_on[task].fields() if task in evaluation.measured_on else {}
+        measured = {"metrics": metrics, "estimates": details_of(metrics)}
+        path = folder / "evaluation" / f"{task.replace('/', '_')}.json"
+        values[path] = {"task": task, "weights": evaluation.weights, **origin, **measured}
+    for path in (folder / "evaluation").glob("*.json"):
+        if path not in values and {"task", "metrics"} <= _stored(path).keys():
+            path.unlink()
+    for path, value in values.items():
+        if _stored(path) != value:
+            write_json(path, value)
+
+
+def _stored(path: Path) -> dict[str, Any]:
+    """What a file of one result holds; nothing if it cannot be read."""
+    try:
+        value = read_json(path)
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def _is_older(file: Path, model: str) -> bool:
