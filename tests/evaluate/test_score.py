@@ -64,8 +64,14 @@ def test_the_mode_is_restored_after_an_error() -> None:
 @pytest.mark.parametrize(
     ("task", "message"),
     [
-        (Classification(name="c", images=[], labels=[], class_names=(), templates=("{c}",)), "0 class names"),
-        (Classification(name="c", images=[], labels=[], class_names=("a",), templates=()), "0 templates"),
+        (
+            Classification(name="c", images=[], labels=[], class_names=(), templates=("{c}",)),
+            "class_names of task c has an empty list",
+        ),
+        (
+            Classification(name="c", images=[], labels=[], class_names=("a",), templates=()),
+            "templates of task c has an empty list",
+        ),
         (Classification(name="c", images=[], labels=[], class_names=("a",), templates=("{c}",)), "no image"),
         (
             Classification(name="c", images=[], labels=[], class_names=("a",), templates=("a",)),

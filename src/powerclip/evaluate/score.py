@@ -26,7 +26,8 @@ from powerclip.evaluate.metrics import (
     same_texts,
 )
 from powerclip.evaluate.powerset_score import PowersetScorer
-from powerclip.evaluate.segmentation import prompts_of, segmentation_metrics
+from powerclip.evaluate.prompts import prompts_of
+from powerclip.evaluate.segmentation import segmentation_metrics
 from powerclip.model import PowerCLIP
 from powerclip.tasks import (
     PLACE,
@@ -218,13 +219,11 @@ def _texts(task: Task) -> list[str]:
         return [content for item in task.items for content in item.contents if isinstance(content, str)]
     if isinstance(task, Quadruples):
         return [caption for item in task.items for caption in item.captions]
-    if isinstance(task, Segmentation):
-        return prompts_of(task)
     if isinstance(task, Grounding):
         return [phrase for phrases in task.phrases for phrase in phrases]
     if isinstance(task, LinearProbe):
         return []
-    return [template.replace(PLACE, name) for name in task.class_names for template in task.templates]
+    return prompts_of(task)
 
 
 def _evaluate(scorer: Any, task: Task, encoder: Encoder) -> dict[str, float]:
@@ -301,14 +300,6 @@ def _in_parts(scorer: Any, images: Any, texts: Any, i: Tensor, t: Tensor) -> Ten
 
 def _class_scores(scorer: Any, task: Classification | MultiLabel) -> Callable[[Tensor], Tensor]:
     """What gives the (rows, C) scores of (rows,) images with all classes of a task."""
-    if not task.class_names or not task.templates:
-        raise ValueError(
-            f"task {task.name} has {len(task.class_names)} class names and {len(task.templates)} templates; it "
-            "needs at least one of each"
-        )
-    for template in task.templates:
-        if PLACE not in template:
-            raise ValueError(f"template {template!r} of task {task.name} has no {PLACE} for the class name; add it")
     images, texts, prompts = scorer.images(task.images), scorer.texts(_texts(task)), len(task.templates)
     if isinstance(scorer, Encoder):
         classes = class_embeddings(texts.view(len(task.class_names), prompts, -1))

@@ -17,17 +17,12 @@ from torchvision.transforms.v2 import functional as v2
 from powerclip.evaluate.datasets.images import key_of, open_picture
 from powerclip.evaluate.encode import Encoder, Tensors, powerclip_model, unit
 from powerclip.evaluate.metrics import class_embeddings
+from powerclip.evaluate.prompts import prompts_of
 from powerclip.model import PowerCLIP
 from powerclip.regions.boxes import window_starts
-from powerclip.tasks import IGNORED, PLACE, Picture, Segmentation, Truth
+from powerclip.tasks import IGNORED, Picture, Segmentation, Truth
 
 IMAGES_AT_ONCE = 4
-
-
-def prompts_of(task: Segmentation) -> list[str]:
-    """The prompts of every name of every class."""
-    names = [name for names in task.class_names for name in names]
-    return [template.replace(PLACE, name) for name in names for template in task.templates]
 
 
 def segmentation_metrics(encoder: Encoder, task: Segmentation) -> dict[str, float]:
