@@ -221,6 +221,37 @@ def test_what_a_run_lacks_is_said(tmp_path):
     assert page.data["images"] == page.data["curves"] == page.data["masks"] == []
 
 
+def test_a_damaged_model_is_named_with_the_reason(tmp_path):
+    run = tmp_path / "run"
+    (run / "model").mkdir(parents=True)
+    (run / "model" / "config.json").write_text("{")
+    said = []
+    page = Page(write_report({"a": run}, tmp_path / "report.html", progress=said.append).read_text())
+    assert said[0].startswith("run a: ")
+    assert said[0].endswith("; going on without its model")
+    assert "The model of a cannot be read, so it is not shown: " in page.text
+    assert "No complete model yet" not in page.text
+
+
+def test_only_a_report_is_written_over(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    other = run / "evaluation.json"
+    other.write_text(json.dumps({"tasks": {"x": {"acc@1": 0.5}}}))
+    before = other.read_bytes()
+    with pytest.raises(PowerclipError, match=r"output .*evaluation\.json is not a report but another file"):
+        write_report({"a": run}, other)
+    assert other.read_bytes() == before
+    page = tmp_path / "page.html"
+    page.write_text("<!doctype html><title>mine</title>")
+    with pytest.raises(PowerclipError, match="not a report"):
+        write_report({"a": run}, page)
+    page.write_bytes(b"")
+    assert page.read_bytes() != write_report({"a": run}, page).read_bytes()
+    page.write_bytes(page.read_bytes() + b" ")
+    assert not write_report({"a": run}, page).read_bytes().endswith(b" ")
+
+
 def test_how_many_captions_were_cut_is_a_note(tmp_path):
     run = complete_run(tmp_path / "run", weight=0.5)
     shutil.rmtree(run / "model")

@@ -4,7 +4,6 @@ import base64
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,11 @@ EXAMPLES = 6
 
 GROUNDED_SIDE = 400
 """Pixels of the longer side of their images."""
+
+START_BYTES = 2**16
+"""How much of a file is looked at to tell whether it is a report, and what is in it then."""
+
+TITLE = b"powerclip report</title>"
 
 
 def watch(
@@ -65,7 +69,8 @@ def write_report(
 
     The write is atomic and creates the file's folder. The models run on a GPU if there is one; ``progress`` is called
     with each thing that takes time. A browser loads the page again every ``reload_s`` seconds, if given, as long as
-    nobody uses it. PowerclipError if a run's folder does not exist or holds nothing of a run.
+    nobody uses it. PowerclipError if a run's folder does not exist or holds nothing of a run, or if ``output`` is
+    another file than a report.
     """
     for name, run in runs.items():
         if not run.is_dir():
@@ -77,6 +82,7 @@ def write_report(
                 f"name {f'those in it: {inside}' if inside else 'the folder of a run'}"
             )
     require_writable(output, folder=False)
+    _require_report(output)
     found = read_evaluations({name: [run] for name, run in runs.items()})
     evaluations = {name: seeds for name, seeds in found.items() if seeds}
     say, images = progress or (lambda text: None), Images()
@@ -88,9 +94,14 @@ def write_report(
     metrics = {name: lines for name, run in runs.items() if (lines := read_metrics(RunFolder(run).metrics_file))}
     with process_group() as device:
         models: dict[str, PowerCLIP] = {}
+        damaged: dict[str, str] = {}
         for name, run in runs.items():
-            with suppress(PowerclipError):
+            try:
                 models[name] = load(run, device=device)[0]
+            except PowerclipError as error:
+                if any(RunFolder(run).model.glob("*")) or any(run.glob("*config.json")):
+                    damaged[name] = str(error)
+                    say(f"run {name}: {error}; going on without its model")
         content: dict[str, Any] = {
             "runs": list(runs),
             "facts": facts(runs, metrics, models),
@@ -102,6 +113,7 @@ def write_report(
             "unreadable": unreadable,
             "measured": list(metrics),
             "loaded": list(models),
+            "damaged": damaged,
             "settings": _settings(runs),
         }
         subsets = {name: read_settings(RunFolder(run).config_file).get(SUBSETS, "all") for name, run in runs.items()}
@@ -114,6 +126,15 @@ def write_report(
     output.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(output, page)
     return output
+
+
+def _require_report(output: Path) -> None:
+    """PowerclipError if there is a file with something else than a report, which would be lost."""
+    if output.exists():
+        with output.open("rb") as file:
+            start = file.read(START_BYTES).lower()
+        if start and not (start.startswith(b"<!doctype html>") and TITLE in start):
+            raise PowerclipError(f"output {output} is not a report but another file, which would be lost; name another")
 
 
 def render(template: Template, data: Mapping[str, Any], *, style: str = "", script: str = "", **content: Any) -> str:
