@@ -30,6 +30,15 @@ def test_a_long_run_without_a_terminal_says_every_minute_how_long_it_will_take(m
     assert lines[0] == f"run: 103/10000 steps, loss 1, {timedelta(seconds=20 * (10_000 - 103))} left"
 
 
+def test_a_run_without_end_has_a_remaining_time_too(monkeypatch):
+    out, clock = io.StringIO(), [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    with progress_bar("run", steps=10**20, console=Console(file=out, width=200)) as report:
+        clock[0] = 60
+        report(1, "loss 1")
+    assert out.getvalue().rstrip().endswith(f"{timedelta(seconds=10**13)} left")
+
+
 def test_a_bar_knows_the_remaining_time_though_it_is_updated_seldom():
     out, clock = io.StringIO(), [0.0]
     console = Console(file=out, width=200, force_terminal=True, get_time=lambda: clock[0])

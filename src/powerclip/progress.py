@@ -16,6 +16,9 @@ SPEED_OVER_S = 1800.0
 LINE_EVERY_S = 60.0
 """Time between lines of progress if there is no terminal to show a bar."""
 
+LONGEST_S = 10**13
+"""The longest remaining time that is shown; a timedelta holds little more."""
+
 Report = Callable[[int, str], None]
 """Shows that this many steps are done, with a short text."""
 
@@ -56,7 +59,8 @@ def progress_bar(title: str, *, steps: int, done: int = 0, unit: str = "steps", 
         if reached == tenth and now - last < LINE_EVERY_S:
             return
         tenth, last = reached, now
-        left = timedelta(seconds=round((now - start) / max(1, step - done) * (steps - step)))
+        seconds = round((now - start) / max(1, step - done) * (steps - step))
+        left = timedelta(seconds=min(seconds, LONGEST_S))
         print_line(console, f"{title}: {step}/{steps} {unit}, {text}, {left} left")
 
     yield report

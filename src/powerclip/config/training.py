@@ -119,6 +119,7 @@ class PeriodicEvaluationConfig:
     """Images of each generated task."""
 
     def __post_init__(self) -> None:
+        require_listed(self)
         require_at_least(self, 1, "every_steps", "size")
 
 
