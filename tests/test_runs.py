@@ -124,6 +124,27 @@ def test_other_settings_are_refused_once_there_is_a_checkpoint(run):
     assert run.check(other, resume=True) == ""
 
 
+@pytest.mark.parametrize("trace", ["status", "model"])
+def test_a_run_that_has_lost_its_checkpoints_is_not_started_again(trace, run):
+    checkpoint_path(run.checkpoints, 4).rmdir()
+    assert run.open(CONFIG, DATA, resume=True) is None  # it had not reached one, as far as its folder says
+    if trace == "model":  # and a status that a crash has cut
+        run.model.mkdir()
+    run.status_file.write_text('{"step": 4}' if trace == "status" else '{"step": ')
+    before = run.config_file.read_text()
+    other = dataclasses.replace(CONFIG, seed=7)
+    with pytest.raises(PowerclipError, match=r"other settings \(seed: was 0, now 7\)"):
+        run.check(other, resume=True)
+    steps = "4" if trace == "status" else "some"
+    start = "" if trace == "status" else f"start another from its model with --model.pretrained {run.model}, or "
+    with pytest.raises(
+        PowerclipError,
+        match=f"a run that did {steps} steps but no checkpoint to continue from; {start}name another folder",
+    ):
+        run.open(CONFIG, DATA, resume=True)
+    assert run.config_file.read_text() == before
+
+
 def test_a_run_resumes_from_its_newest_checkpoint(run):
     checkpoint_path(run.checkpoints, 6).mkdir()
     (run.checkpoints / ".step-00000008.tmp").mkdir()

@@ -92,7 +92,7 @@ class RunFolder:
             )
         if not self.config_file.exists():
             raise PowerclipError(f"output {output} holds no run (no config.yaml) and is not empty; name another folder")
-        if self.latest_checkpoint() is None:
+        if not self.has_trained():
             return ""
         changes, refused = [], []
         for name, old, new in _changes(self.config(), config):
@@ -139,9 +139,15 @@ class RunFolder:
         """Start in the folder, or find the checkpoint to resume from; all processes take part and get the same answer.
 
         A new run's config and data are recorded. PowerclipError if the processes do not share the folder, or its run
-        was trained on other data.
+        was trained on other data or has lost its checkpoints.
         """
         found = self.latest_checkpoint() if resume else None
+        if resume and found is None and self.has_trained():
+            model = f"start another from its model with --model.pretrained {self.model}, or " * self.model.exists()
+            raise PowerclipError(
+                f"{self.path} holds a run that did {self.status().get('step', 'some')} steps but no checkpoint to "
+                f"continue from; {model}name another folder"
+            )
         if found is not None:
             self.check_data(data)
         wait_for_all()  # all have looked before one writes
@@ -190,6 +196,10 @@ class RunFolder:
         """Whether there is anything of a run in the folder, or a model."""
         files = (self.config_file, self.metrics_file, self.evaluation_file, self.model)
         return any(file.exists() for file in files) or any(self.path.glob("*config.json"))
+
+    def has_trained(self) -> bool:
+        """Whether a run has left a checkpoint or a model, even if it is no longer there."""
+        return self.latest_checkpoint() is not None or self.model.exists() or self.status().get("step", 0) != 0
 
     def is_finished(self) -> bool:
         """Whether all that its config asked for is done."""

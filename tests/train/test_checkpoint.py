@@ -79,9 +79,10 @@ def test_a_damaged_checkpoint_is_named(damage, checksums, saved):
     if not checksums:
         (saved / SUMS).unlink()
     (saved / name).write_bytes(change((saved / name).read_bytes()))
-    with pytest.raises(
-        RunFailedError, match=r"step-00000007 is damaged \(.+\); delete it, and --resume auto continues"
-    ):
+    with pytest.raises(RunFailedError, match=r"step-00000007 is damaged \(.+\); there is none before it"):
+        checkpoint.load(saved, **parts(), extra=extra())
+    checkpoint.save(saved.parent, step=6, **parts(), extra=extra())
+    with pytest.raises(RunFailedError, match=r"is damaged \(.+\); delete it, and --resume auto continues from the one"):
         checkpoint.load(saved, **parts(), extra=extra())
 
 

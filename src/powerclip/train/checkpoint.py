@@ -96,10 +96,10 @@ def load(
                 f"cannot resume from {checkpoint}: it does not fit this config's model ({_reason(error)}); "
                 "train with the run's own recipe and settings, or into another --output"
             ) from error
-        raise RunFailedError(
-            f"checkpoint {checkpoint} is damaged ({_reason(error)}); delete it, and --resume auto continues from the "
-            "one before"
-        ) from error
+        advice = "delete it, and --resume auto continues from the one before"
+        if all_checkpoints(checkpoint.parent)[:1] == [checkpoint]:
+            advice = "there is none before it: copy it again if you can, or train in another folder"
+        raise RunFailedError(f"checkpoint {checkpoint} is damaged ({_reason(error)}); {advice}") from error
     set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
     return dict(state["extra"])
 
