@@ -725,6 +725,27 @@ def test_a_bad_step_leaves_what_is_calibrated_or_learned_alone(config, shards, t
     assert lines[3]["zero"] == lines[2]["zero"] != lines[4]["zero"]
 
 
+def test_a_finished_run_without_checkpoints_is_kept_and_one_that_reached_none_starts_again(
+    config, shards, tmp_path, monkeypatch, capsys
+):
+    short = changed(config, steps=2)
+
+    def dies(*_):
+        raise RuntimeError("out of power")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Engine, "step", dies)
+        with pytest.raises(RuntimeError, match="out of power"):
+            train(short, data=shards, output=tmp_path / "run")
+    run = RunFolder(train(short, data=shards, output=tmp_path / "run", resume=True).output)
+    assert "run stopped before its first checkpoint, so its run starts again" in capsys.readouterr().err
+    shutil.rmtree(run.checkpoints)
+    before = run.metrics_file.read_text(), run.status_file.read_text()
+    with pytest.raises(PowerclipError, match="holds a run that did 2 steps but no checkpoint"):
+        train(short, data=shards, output=run.path, resume=True)
+    assert (run.metrics_file.read_text(), run.status_file.read_text()) == before
+
+
 def test_resuming_with_other_settings_is_refused(config, shards, tmp_path):
     train(config, data=shards, output=tmp_path / "run")
     with pytest.raises(PowerclipError, match="other settings .*seed: was 0, now 7"):

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import json
 import math
 
 import pytest
@@ -9,11 +10,16 @@ import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeCopyMode, FakeTensorMode
 
 from powerclip.alignment.search import HardestNegatives
-from powerclip.train.build import build_model
+from powerclip.config import ModelConfig
+from powerclip.errors import PowerclipError
+from powerclip.model import create_model
+from powerclip.train import build
 from powerclip.train.optim import learning_rate, make_optimizer
 from powerclip.train.prefetch import Prefetch
 from powerclip.train.step import Engine
 from powerclip.types import Batch
+from tests.support.models import TINY, write_start
+from tests.support.pretrained import TIMM
 from tests.support.runs import tiny_run
 
 B, M, K, T, N = 8, 3, 2, 16, 16
@@ -33,10 +39,15 @@ def batch(pairs=B, seed=0, regions=M):
     )
 
 
+def halves(whole):
+    rows = slice(B // 2), slice(B // 2, B)
+    return [Batch(**{name: value[half] for name, value in vars(whole).items()}) for half in rows]
+
+
 def engine(folder, name="powerclip", device="cpu", **changes):
     torch.manual_seed(0)
     config = tiny_run(folder, log_every_steps=100, steps=1000, device=device, **changes).with_objective(name)
-    return Engine(config, build_model(config), device=torch.device(device), steps=1000, output=folder)
+    return Engine(config, build.build_model(config), device=torch.device(device), steps=1000, output=folder)
 
 
 def some_negatives(regions, phrases, **_):
@@ -96,13 +107,42 @@ def test_a_frozen_tower_weighs_the_same_in_one_piece_and_in_several(freeze, tmp_
         "objective": dataclasses.replace(base.objective, gradient_ratio=1.0, gradient_cap=0.9),
     }
     whole, found = batch(), []
-    rows = slice(B // 2), slice(B // 2, B)
-    halves = [Batch(**{name: value[half] for name, value in vars(whole).items()}) for half in rows]
-    for pieces in ([whole], halves):
+    for pieces in ([whole], halves(whole)):
         output, norm = engine(tmp_path, **changes).step(pieces, 99)  # a logged step
         found.append({**output.measures, "loss": output.total.detach(), "norm": norm})
     assert "gradient_ratio" in found[0]
     torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-6)
+
+
+def test_running_statistics_of_pretrained_weights_stay_and_pieces_change_nothing(tmp_path, monkeypatch):
+    def normalised(*args, **options):
+        model = create_model(*args, **options)
+        visual = model.backbone.visual
+        visual.conv1 = torch.nn.Sequential(visual.conv1, torch.nn.BatchNorm2d(16))
+        return model
+
+    monkeypatch.setattr(build, "create_model", normalised)
+    with pytest.raises(PowerclipError, match=r"small.json has batch normalisation.*--model.pretrained"):
+        engine(tmp_path)
+    found = []
+    for pieces in ([batch()], halves(batch())):
+        mine = engine(tmp_path, model=ModelConfig(pretrained=write_start(tmp_path)))
+        output, norm = mine.step(pieces, 0)
+        found.append([output.total.detach(), norm])
+        statistics = mine.model.backbone.visual.conv1[1]
+        assert statistics.num_batches_tracked == 0
+        assert torch.equal(statistics.running_mean, torch.zeros(16))
+        assert statistics.weight.grad is not None
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-6)
+
+
+def test_training_has_no_dropout_and_no_stochastic_depth(tmp_path):
+    vision = {**TIMM, "image_size": 32, "timm_drop": 0.5, "timm_drop_path": 0.5, "timm_pool": "avg"}
+    (tmp_path / "drops.json").write_text(json.dumps({**TINY, "vision_cfg": {**vision, "timm_proj": "linear"}}))
+    model = build.build_model(tiny_run(tmp_path, model=ModelConfig(name=str(tmp_path / "drops.json")))).train()
+    images = torch.randn(4, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(model.encode_image(images), model.encode_image(images))
 
 
 def test_a_bad_step_moves_neither_weights_nor_average_nor_optimiser(tmp_path):

@@ -70,13 +70,14 @@ class ModelConfig(PoolingConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_at_least(self, 1, "image_size", "lora_rank", "lora_alpha")
-        if (
-            self.lora_rank is not None
-            and self.pretrained is None
-            and not self.name.startswith(("local-dir:", "hf-hub:"))
-        ):
+        if self.lora_rank is not None and self.from_scratch:
             raise ValueError("lora_rank is for pretrained weights, which it leaves as they are; give pretrained")
         require_at_least(self, 3, "context_length")  # start, a token, end
+
+    @property
+    def from_scratch(self) -> bool:
+        """Whether there are no weights to start from."""
+        return self.pretrained is None and not self.name.startswith(("local-dir:", "hf-hub:"))
 
     @property
     def pooling(self) -> PoolingConfig:

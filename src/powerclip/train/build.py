@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from timm.layers import DropPath
 from torch import nn
 
 from powerclip.config import TrainConfig
@@ -30,7 +31,9 @@ from powerclip.model import PowerCLIP, add_lora, create_model, make_tokenizer, m
 def build_model(config: TrainConfig) -> PowerCLIP:
     """The model a config describes, with a tower frozen or with LoRA if it says so.
 
-    Of a loss that looks at no regions the model makes none in training, whatever its unit.
+    Of a loss that looks at no regions the model makes none in training, whatever its unit. There is no dropout and no
+    stochastic depth: what they draw would depend on the pieces and processes of a batch. PowerclipError if a model from
+    scratch normalises over a batch (see ``batch_norms``).
     """
     m, siglip = config.model, config.objective.uses_siglip  # None: as the model is
     pooling = m.pooling if config.objective.uses_regions else replace(m.pooling, region_unit="region")
@@ -46,6 +49,16 @@ def build_model(config: TrainConfig) -> PowerCLIP:
         context_length=m.context_length,
         **bias,
     )
+    if m.from_scratch and batch_norms(model):
+        raise PowerclipError(
+            f"{m.name} has batch normalisation, whose statistics would depend on how batches are cut, so it cannot be "
+            "trained from scratch; start from weights with --model.pretrained"
+        )
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        elif isinstance(module, DropPath):
+            module.drop_prob = 0.0
     if model.logit_bias is not None and siglip is False:
         model.logit_bias.requires_grad_(False)  # no other loss uses it
     if config.parallel.activation_checkpointing:
@@ -56,6 +69,14 @@ def build_model(config: TrainConfig) -> PowerCLIP:
     if m.lora_rank is not None:
         add_lora(model, rank=m.lora_rank, alpha=m.lora_alpha)
     return model
+
+
+def batch_norms(model: nn.Module) -> list[nn.Module]:
+    """The layers that normalise over a batch; in training with the statistics that came with the weights.
+
+    Those of a step would be of a piece of its batch on one process, and a skipped step would leave its own.
+    """
+    return [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
 
 
 def regions_of(config: TrainConfig, model: PowerCLIP) -> int:

@@ -25,7 +25,7 @@ from powerclip.model import describe
 from powerclip.progress import Report, print_line, progress_bar
 from powerclip.runs import RunFolder, read_metrics, step_of
 from powerclip.train import checkpoint
-from powerclip.train.build import build_cache, build_loader, build_model
+from powerclip.train.build import batch_norms, build_cache, build_loader, build_model
 from powerclip.train.estimate import estimate
 from powerclip.train.evaluator import Evaluator
 from powerclip.train.log import MetricsLog, find_tracker
@@ -94,10 +94,13 @@ def train(
         loader = build_loader(config, model, opened)
         steps = config.steps or (config.epochs or 0) * loader.batches_per_epoch
         # Before the model is spread over processes.
-        about = (describe(model), estimate(config, model) if rank() == 0 else "")
+        about = [describe(model), estimate(config, model) if rank() == 0 else ""]
+        if norms := batch_norms(model):
+            about.append(f"The running statistics of {len(norms)} batch normalisations stay as they are")
         engine = Engine(config, model, device=device, steps=steps, output=output)
         evaluator, tracker = Evaluator(config, engine), find_tracker(config)
         with run.locked(config, resume=resume):  # after all that can be refused
+            began = run.config_file.exists()
             start = run.open(config, opened.provenance, resume=resume)
             first = 0 if start is None else step_of(start)
             if first > steps:
@@ -106,7 +109,9 @@ def train(
                     "continue it, or name another folder"
                 )
             if start is not None:
-                about = (about[0].replace(" from scratch", ""), about[1])
+                about[0] = about[0].replace(" from scratch", "")
+            elif began:
+                about.append(f"{output} stopped before its first checkpoint, so its run starts again")
             for line in (*about, *config.objective.without_effect, *config.objective.starts_too_late(steps)):
                 say(line)
             if start is not None:

@@ -33,7 +33,7 @@ from powerclip.files import naming
 from powerclip.loss import PowerCLIPLoss
 from powerclip.model import PowerCLIP, hub
 from powerclip.runs import RunFolder
-from powerclip.train.build import autocast, build_loss
+from powerclip.train.build import autocast, batch_norms, build_loss
 from powerclip.train.ema import EMA
 from powerclip.train.gradcache import IMAGE, SHARED, backward
 from powerclip.train.optim import gradient_norm, learning_rate, make_optimizer
@@ -82,6 +82,7 @@ class Engine:
         self.ema = EMA(self.model, decay=config.ema_decay) if config.ema_decay is not None else None
         self.counters = {"samples_seen": 0, "bad_steps": 0}
         self.bad_in_a_row = 0
+        self._batch_norms = batch_norms(self.model)
         self._prefetch = Prefetch(device)
         self._outcome: _Outcome | None = None  # of the last step, while it is on its way
 
@@ -103,6 +104,8 @@ class Engine:
                 group["lr"] = rate * group["lr_scale"]
             optimizer.zero_grad(set_to_none=True)
         self.model.train()
+        for layer in self._batch_norms:
+            layer.eval()
         seed = partial(self._seed, step)
         measured = self.is_logged(step + 1) and isinstance(self.loss, PowerCLIPLoss)
         options = {"measure": True} if measured else {}
