@@ -273,10 +273,11 @@ def _files(shard: Path, ignored: Counter[str]) -> Iterator[tuple[str, str, tuple
                 raise tarfile.ReadError(f"no end mark at byte {tar.offset}")
             if block != tarfile.NUL * tarfile.BLOCKSIZE:
                 raise tarfile.ReadError(f"no valid header at byte {tar.offset}")
-            while (left := min(file.left, size - file.tell())) > 0:
-                if file.read(left).strip(tarfile.NUL):
-                    raise tarfile.ReadError(f"data after the end mark at byte {tar.offset}: cat does not join tars")
+            while block:
                 file.left = MAX_HEADER_BYTES
+                block = file.read(MAX_HEADER_BYTES)
+                if block.strip(tarfile.NUL):
+                    raise tarfile.ReadError(f"data after the end mark at byte {tar.offset}: cat does not join tars")
     except RecursionError as error:
         raise BrokenShardError("a member has too many headers") from error
     except (tarfile.TarError, EOFError, OSError, ValueError, OverflowError) as error:
