@@ -88,8 +88,8 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _has_16_bits(image: Image.Image) -> bool:
-    least, most = image.getextrema()
-    return bool(0 <= least <= most < 2**16)
+    values = np.asarray(image)
+    return bool(((values >= 0) & (values < 2**16)).all())
 
 
 def _eight_bits(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
