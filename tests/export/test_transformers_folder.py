@@ -101,7 +101,7 @@ def test_a_tokenizer_s_file_cleans_texts_as_open_clip_does(kind, clean, tmp_path
         "a" + string.punctuation,
         "",
     ]
-    found = written(captions, padding="max_length", truncation=True, max_length=12, return_tensors="pt")["input_ids"]
+    found = written(captions, padding="max_length", truncation=True, return_tensors="pt")["input_ids"]
     assert torch.equal(found, tokenizer(captions))
 
 

@@ -102,9 +102,7 @@ def test_names_that_are_missing_and_unknown_are_both_said(tmp_path):
         "extra.weight": torch.ones(1)
     }
     torch.save(state, tmp_path / "x.pt")
-    lacking = (
-        r"they lack visual\.\S+ visual\.\S+ visual\.\S+ \.\.\. \(\d+ tensors\) and have, and the model lacks, extra"
-    )
+    lacking = r"they lack visual\.\S+ visual\.\S+ \.\.\. \(\d+ tensors\) and have, and the model lacks, extra"
     with pytest.raises(PowerclipError, match=lacking):
         created(tmp_path, tmp_path / "x.pt")
     save_file({"text_model.embeddings.x": torch.zeros(1)}, tmp_path / "model-00001-of-00002.safetensors")

@@ -41,7 +41,7 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path) -> dict[str, Any]:
     if hasattr(tokenizer, "save_pretrained"):  # open_clip's wrapper of one of transformers
         wrapper: Any = tokenizer
         cleaning = cleaning_of(wrapper)
-        (_with_cleaning(wrapper.tokenizer, cleaning) if is_fast(wrapper) else wrapper).save_pretrained(folder)
+        (_with_cleaning(wrapper, cleaning) if is_fast(wrapper) else wrapper).save_pretrained(folder)
         more = {name: value for name in ("strip_sep_token", "tokenizer_mode") if (value := getattr(wrapper, name))}
         return {
             "cleaning": CLEANING[cleaning],
@@ -69,8 +69,8 @@ def is_fast(wrapper: Any) -> bool:
     return bool(getattr(wrapper.tokenizer, "is_fast", False))
 
 
-def _with_cleaning(theirs: Any, cleaning: str) -> Any:
-    """A fast tokenizer of transformers' that cleans texts itself."""
+def _with_cleaning(wrapper: Any, cleaning: str) -> Any:
+    """The fast tokenizer of transformers' in open_clip's, but it cleans and cuts texts itself."""
     from tokenizers import Regex, normalizers
     from tokenizers import Tokenizer as Bare
     from transformers import PreTrainedTokenizerFast
@@ -79,10 +79,11 @@ def _with_cleaning(theirs: Any, cleaning: str) -> Any:
     punctuation = Regex(f"[{re.escape(string.punctuation)}]")
     without = [normalizers.Replace("_", " "), normalizers.Replace(punctuation, "")]
     spaces = [normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
+    theirs = wrapper.tokenizer
     bare = Bare.from_str(theirs.backend_tokenizer.to_str())
     own = [bare.normalizer] if bare.normalizer is not None else []
     bare.normalizer = normalizers.Sequence([*(without if cleaning == "canonicalize" else []), *lower, *spaces, *own])
     bare.no_padding()
     bare.no_truncation()
-    options = {name: getattr(theirs, name) for name in ("model_max_length", "padding_side")}
+    options = {"model_max_length": wrapper.context_length, "padding_side": theirs.padding_side}
     return PreTrainedTokenizerFast(tokenizer_object=bare, **theirs.special_tokens_map, **options)

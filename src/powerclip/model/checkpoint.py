@@ -105,5 +105,5 @@ def require_fitting(state: Mapping[str, Any], expected: Mapping[str, Tensor]) ->
 
 def _some(names: list[str], *, of: list[str]) -> str:
     """A few names in their order, and how many there are."""
-    first = sorted(names, key=of.index)[:3]
-    return f"{', '.join(first)}{'' if len(names) <= 3 else f', ... ({len(names)} tensors)'}"
+    first = sorted(names, key=of.index)[:2]
+    return f"{', '.join(first)}{'' if len(names) <= 2 else f', ... ({len(names)} tensors)'}"
