@@ -38,6 +38,29 @@ def test_class_folders_are_the_mask(tmp_path):
         read_imagenet(tmp_path, "imagenet-a", classes=200)
 
 
+def test_images_of_every_kind_are_read_and_what_else_is_there_is_named(tmp_path):
+    suffixes = ("jpg", "PNG", "gif", "bmp", "tif", "jfif")
+    for number, suffix in enumerate(suffixes):
+        (tmp_path / "0").mkdir(exist_ok=True)
+        (tmp_path / "0" / f"{number}.{suffix}").write_bytes(b"")
+    (tmp_path / "1" / "more").mkdir(parents=True)
+    (tmp_path / "1" / "a.svg").write_bytes(b"")
+    with pytest.warns(UserWarning, match=r"not read as images: 1 \.svg, 1 folder$"):
+        (task,) = read_imagenet(tmp_path, "v2", classes=2)
+    assert [image.path.name for image in task.images] == [f"{n}.{suffix}" for n, suffix in enumerate(suffixes)]
+
+
+def test_prompts_in_the_folder_have_no_effect_and_that_is_said(tmp_path):
+    picture(tmp_path / "val" / "0" / "x.png", "red")
+    (tmp_path / "classnames.txt").write_text("n01440764 tench\n")
+    (tmp_path / "zeroshot_classification_templates.txt").write_text("a {c}\n")
+    with pytest.warns(
+        UserWarning, match=r"^classnames.txt and zeroshot_classification_templates.txt of .* have no effect"
+    ):
+        (task,) = read_imagenet(tmp_path, "imagenet1k", classes=1)
+    assert (task.class_names, task.templates) == (["tench"], imagenet_templates())
+
+
 V2 = (
     "imagenetv2-matched-frequency-format-val",
     "imagenetv2-threshold0.7-format-val",

@@ -7,7 +7,7 @@ from PIL import Image
 from pyarrow import parquet
 
 from powerclip.data.images import decode_image
-from powerclip.data.shards import index_shard
+from powerclip.data.shards import SamplePlace, index_shard
 from powerclip.errors import PowerclipError
 from powerclip.evaluate.datasets.images import FileImage, ShardImage, TableImage, open_picture
 from powerclip.evaluate.datasets.release import Release
@@ -88,3 +88,13 @@ def test_cells_of_a_table_that_inflate_thousands_of_times_are_not_read(tmp_path)
         with pytest.raises(PowerclipError, match=r"large.parquet cannot be read \(row group 0 inflates to 734"):
             Release(tmp_path).parquet(["text"], ["image"])
     assert peak[0] < 2**20
+
+
+def test_the_image_of_a_sample_may_have_any_extension_of_images(tmp_path):
+    def of(*extensions):
+        return ShardImage.of(SamplePlace(shard=tmp_path / "0.tar", key="k", members=dict.fromkeys(extensions, (0, 1))))
+
+    assert of("cls", "jfif").extension == "jfif"
+    assert of("bmp", "png").extension == "png"
+    with pytest.raises(PowerclipError, match=r"sample k of .*0\.tar has no image, only cls, svg; expected KEY\.jpg\|"):
+        of("svg", "cls")

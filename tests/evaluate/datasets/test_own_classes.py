@@ -187,5 +187,5 @@ def test_files_that_are_not_read_as_images_are_counted(tmp_path, monkeypatch):
         (tmp_path / "bright_red" / f"x.kind{number}").write_bytes(b"")
     with pytest.warns(UserWarning, match=r"not read as images: .{300}\.\.\.$"):
         classes_from_folder(tmp_path)
-    monkeypatch.setattr("powerclip.evaluate.datasets.own_classes.rank", lambda: 1)
+    monkeypatch.setattr("powerclip.evaluate.datasets.images.rank", lambda: 1)
     classes_from_folder(tmp_path)

@@ -1,9 +1,11 @@
 """ImageNet and its variants as they are released: a folder of images for every class."""
 
+import warnings
 from pathlib import Path
 
+from powerclip.distributed import rank
 from powerclip.errors import PowerclipError
-from powerclip.evaluate.datasets.images import FileImage
+from powerclip.evaluate.datasets.images import FileImage, only_images
 from powerclip.evaluate.datasets.prompts import imagenet_classes, imagenet_label_of_synset, imagenet_templates
 from powerclip.evaluate.datasets.release import Release, children, release_json
 from powerclip.tasks import Classification, Task
@@ -11,7 +13,7 @@ from powerclip.tasks import Classification, Task
 OTHER_V2 = ("threshold0.7", "threshold-0.7", "top-images")
 """Parts of the names of ImageNet-V2's other two releases, which are easier than the one that papers report."""
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
+PROMPT_FILES = ("classnames.txt", "zeroshot_classification_templates.txt")
 
 
 def read_imagenet(folder: Path, name: str, *, classes: int) -> list[Task]:
@@ -25,7 +27,7 @@ def read_imagenet(folder: Path, name: str, *, classes: int) -> list[Task]:
     if len(found) != classes:
         raise PowerclipError(f"{folder} has {len(found)} class folders; the release has {classes}; download the rest")
     names = imagenet_classes()
-    return [_task(name, [(names[label], found[label]) for label in sorted(found)])]
+    return [_task(folder, name, [(names[label], found[label]) for label in sorted(found)])]
 
 
 def read_objectnet(folder: Path, name: str) -> list[Task]:
@@ -42,11 +44,17 @@ def read_objectnet(folder: Path, name: str) -> list[Task]:
         raise PowerclipError(
             f"{images} lacks {len(missing)} of {len(kept)} class folders: {', '.join(missing[:3])}; add them"
         )
-    return [_task(name, [(label, images / one) for one, label in kept.items()])]
+    return [_task(folder, name, [(label, images / one) for one, label in kept.items()])]
 
 
-def _task(name: str, classes: list[tuple[str, Path]]) -> Classification:
-    files = [[path for path in children(folder) if path.suffix.lower() in IMAGE_SUFFIXES] for _, folder in classes]
+def _task(folder: Path, name: str, classes: list[tuple[str, Path]]) -> Classification:
+    files = only_images(folder, [children(place) for _, place in classes])
+    if (own := [file for file in PROMPT_FILES if (folder / file).exists()]) and rank() == 0:  # all processes read all
+        warnings.warn(
+            f"{' and '.join(own)} of {folder} have no effect: {name} is measured with its published class names and "
+            "prompts; for your own, use the classes suite",
+            stacklevel=2,
+        )
     return Classification(
         name=name,
         images=[FileImage(path) for of_class in files for path in of_class],

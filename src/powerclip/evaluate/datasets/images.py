@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Callable, Hashable, Iterable
+from collections import Counter
+from collections.abc import Callable, Collection, Hashable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,11 +19,12 @@ import numpy as np
 from PIL import Image
 
 from powerclip.config.values import Pixels
-from powerclip.data.images import decode_for_benchmark, decode_image
+from powerclip.data.images import IMAGE_SUFFIXES, decode_for_benchmark, decode_image
 from powerclip.data.parquet import open_parquet, read_group
 from powerclip.data.sample import IMAGE_EXTENSIONS
 from powerclip.data.shards import SamplePlace
-from powerclip.errors import BadSampleError, PowerclipError
+from powerclip.distributed import rank
+from powerclip.errors import BadSampleError, PowerclipError, counted
 from powerclip.pixels import encoded
 from powerclip.regions.annotation import MAX_PIXELS
 from powerclip.tasks import Content, Picture, Region, Shown
@@ -75,11 +77,13 @@ class ShardImage:
 
     @classmethod
     def of(cls, entry: SamplePlace, *, content: str = "", pixels: Pixels | None = None) -> ShardImage:
-        """The image of a sample; raises PowerclipError if it has none."""
-        extension = next((extension for extension in IMAGE_EXTENSIONS if extension in entry.members), None)
+        """The image of a sample, first those under ``IMAGE_EXTENSIONS``; raises PowerclipError if it has none."""
+        others = sorted(extension for extension in entry.members if f".{extension}" in IMAGE_SUFFIXES)
+        extension = next((one for one in (*IMAGE_EXTENSIONS, *others) if one in entry.members), None)
         if extension is None:
             raise PowerclipError(
-                f"sample {entry.key} of {entry.shard} has no image under {', '.join(IMAGE_EXTENSIONS)}"
+                f"sample {entry.key} of {entry.shard} has no image, only {', '.join(sorted(entry.members))}; expected "
+                f"KEY.{'|'.join(IMAGE_EXTENSIONS)}, or another extension of an image"
             )
         return cls(entry.shard, entry.key, extension, entry.members[extension], content, pixels)
 
@@ -137,6 +141,28 @@ def _decoded(read: Callable[[], bytes], what: str, pixels: Pixels) -> Image.Imag
     if image.width * image.height > MAX_PIXELS:
         warnings.warn(f"{what} has {image.width} x {image.height} pixels", stacklevel=2)
     return image
+
+
+def only_images(folder: Path, found: Iterable[Iterable[Path]], *, ignored: Collection[str] = ()) -> list[list[Path]]:
+    """The images among the paths of each class in a folder.
+
+    The first process warns of what else is there, but for files with the extensions ``ignored``.
+    """
+    images: list[list[Path]] = []
+    others = Counter[str]()
+    for paths in found:
+        images.append([])
+        for path in paths:
+            suffix = path.suffix.lower()
+            if suffix in IMAGE_SUFFIXES:
+                images[-1].append(path)
+            elif suffix not in ignored:
+                others["folder" if path.is_dir() else suffix[:20] or "no extension"] += 1
+    if others and rank() == 0:  # all processes read all
+        listed = counted(others)
+        listed = listed if len(listed) < 300 else f"{listed[:300]}..."
+        warnings.warn(f"files in {folder} that are not read as images: {listed}", stacklevel=3)
+    return images
 
 
 def key_of(picture: Content) -> Hashable:

@@ -1,15 +1,12 @@
 """Zero-shot classification of your own images: a folder of images for each class, or clip_benchmark's layout."""
 
 import warnings
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from powerclip.data.images import IMAGE_SUFFIXES
-from powerclip.distributed import rank
-from powerclip.errors import PowerclipError, counted
+from powerclip.errors import PowerclipError
 from powerclip.evaluate.datasets.clip_benchmark import is_webdataset, own_prompts, read_webdataset
-from powerclip.evaluate.datasets.images import FileImage
+from powerclip.evaluate.datasets.images import FileImage, only_images
 from powerclip.evaluate.datasets.prompts import imagenet_classes, imagenet_label_of_synset
 from powerclip.evaluate.datasets.release import children, files_below
 from powerclip.tasks import PLACE, Classification, MultiLabel
@@ -41,7 +38,7 @@ def classes_from_folder(folder: Path) -> Classification | MultiLabel:
     if all(path.name.isdecimal() for path in places):
         places.sort(key=lambda path: int(path.name))
     below = [files_below(path) for path in places]
-    files = [[path for path in of_class if path.suffix.lower() in IMAGE_SUFFIXES] for of_class in below]
+    files = only_images(folder, below, ignored={".txt"})  # captions may be there, too
     if len(places) < 2 or not any(files):
         raise PowerclipError(
             f"{folder} has {len(places)} folders, with {sum(map(len, files))} images; expected a folder of images for "
@@ -49,13 +46,6 @@ def classes_from_folder(folder: Path) -> Classification | MultiLabel:
         )
     if empty := [path.name for path, of_class in zip(places, files, strict=True) if not of_class]:
         warnings.warn(f"no image in {', '.join(empty)} of {folder}: classes to choose from alone", stacklevel=2)
-    kinds = Counter(path.suffix.lower()[:20] or "no extension" for of_class in below for path in of_class)
-    for read in (*IMAGE_SUFFIXES, ".txt"):  # captions may be there, too
-        kinds.pop(read, None)
-    if kinds and rank() == 0:  # all processes read all
-        listed = counted(kinds)
-        listed = listed if len(listed) < 300 else f"{listed[:300]}..."
-        warnings.warn(f"files in {folder} that are not read as images: {listed}", stacklevel=2)
     names, templates = own_prompts(folder)
     return Classification(
         name="classes",
