@@ -32,7 +32,7 @@ from powerclip.evaluate import (
 from powerclip.evaluate.asked import SCENES_SEED
 from powerclip.evaluate.averages import averages
 from powerclip.evaluate.datasets.clip_benchmark import read_webdataset
-from powerclip.evaluate.stored import add_result, earlier_results, lock, write_evaluation
+from powerclip.evaluate.stored import add_result, lock, write_evaluation
 from powerclip.evaluate.suites import CLIP_METRICS
 from powerclip.model import load, load_any, save
 from powerclip.model.digest import digest_of, digest_of_weights
@@ -268,42 +268,6 @@ def test_results_of_other_weights_are_set_aside(model, tmp_path):
     assert len(list((tmp_path / "out").glob("evaluation-*.json"))) == 1
 
 
-def test_the_files_of_tasks_agree_with_all_results(tmp_path):
-    def add(weights, name, data, value, folder=tmp_path):
-        origin = Origin(suite="pairs", data=data, fingerprint=f"fingerprint-{data}", n=2)
-        before = earlier_results(folder, f"hub/{weights}", weights, former="")
-        after = before.with_result(name, {"acc@1": value}, origin)
-        add_result(folder, after, name, own={name}, former="")
-
-    def agree(folder=tmp_path):
-        one = read_evaluation(folder)
-        files = [json.loads(path.read_text()) for path in (folder / "evaluation").glob("*.json")]
-        assert {file["task"]: (file["metrics"], file["weights"]) for file in files} == {
-            task: (metrics, one.weights) for task, metrics in one.tasks.items()
-        }
-        return {file["task"]: file["metrics"]["acc@1"] for file in files}
-
-    add("m", "retrieval:A", "A", 0.25)
-    add("n", "retrieval:A", "A", 0.5)
-    assert agree() == {"retrieval:A": 0.5}
-    add("m", "retrieval:B", "B", 0.75)
-    assert agree() == {"retrieval:A": 0.25, "retrieval:B": 0.75}
-    add("n", "c", "C", 1.0)
-    assert agree() == {"retrieval:A": 0.5, "c": 1.0}
-    add("n", "c", "other", 0.0)
-    assert agree() == {"retrieval:A": 0.5, "c#fingerpr": 1.0, "c": 0.0}
-    (tmp_path / "evaluation" / "own.json").write_text("[]")
-    earlier_results(tmp_path, "hub/o", "o", former="")  # which is then interrupted
-    assert [path.name for path in (tmp_path / "evaluation").glob("*.json")] == ["own.json"]
-    (tmp_path / "evaluation" / "own.json").unlink()
-    add("o", "c", "C", 0.125)
-    image = Image.new("RGB", (8, 8))
-    write_evaluation(
-        tmp_path, {"mine": {"acc@1": 0.5}}, tasks=[Retrieval(name="mine", images=[image], captions=[["x"]])], suite="own"
-    )
-    assert agree() == {"mine": 0.5}
-
-
 def test_results_of_the_same_weights_used_in_another_way_are_set_aside(model, tmp_path):
     out = tmp_path / "out"
     evaluate_model(str(model), EvaluateConfig(size=2, output=out))
@@ -363,7 +327,9 @@ def test_finished_tasks_are_kept_when_a_later_one_breaks_and_the_same_command_co
     arguments = ["--suite", "cifar10", "food101", "pets", "--data", str(tmp_path), "--output", str(out)]
     arguments = ["evaluate", str(model), *arguments]
     assert main(arguments) == 2
-    assert capsys.readouterr().err.endswith(" cannot be read (image format not read); download it again\n")  # nothing is kept
+    assert capsys.readouterr().err.endswith(
+        " cannot be read (image format not read); download it again\n"
+    )  # nothing is kept
     assert not out.exists()
     order = ("food101", "cifar10", "pets")
     arguments[3:6] = order
