@@ -9,6 +9,7 @@ as captions of their own, for the first phrase of the caption and for the second
 one of the first object's.
 """
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -84,4 +85,6 @@ def phrases(model: PowerCLIP, tree: Node) -> Tensor:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run folder")
+    sys.exit(main(parser.parse_args().runs))

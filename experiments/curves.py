@@ -35,9 +35,9 @@ def curves(metrics: Mapping[str, Sequence[Mapping[str, Any]]], panels: Sequence[
 @rc_context(STYLE)
 def intervals_plot(differences: Mapping[str, Mapping[str, tuple[float, float]]]) -> Figure:
     """Mean differences and the half-widths of their intervals, by row and comparison, one below the other."""
-    figure = Figure(figsize=(9, 0.34 * len(differences) + 1.2), layout="constrained")
-    axes = figure.subplots()
     names = list(next(iter(differences.values())))
+    figure = Figure(figsize=(9, (0.12 + 0.1 * len(names)) * len(differences) + 1.2), layout="constrained")
+    axes = figure.subplots()
     for row, of_row in enumerate(differences.values()):
         for number, (mean, half) in enumerate(of_row.values()):
             place = row + 0.3 * (number - (len(names) - 1) / 2)
@@ -45,7 +45,7 @@ def intervals_plot(differences: Mapping[str, Mapping[str, tuple[float, float]]])
     axes.axvline(0, color="0.4", linewidth=0.8)
     axes.set_yticks(range(len(differences)), list(differences))
     axes.set(ylim=(len(differences) - 0.5, -0.5), xlabel="points, 95 % interval over seeds")
-    legend(axes, names, linewidth=4, ncols=len(names), loc="lower center", bbox_to_anchor=(0.5, 1))
+    legend(axes, names, linewidth=4, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1))
     return figure
 
 

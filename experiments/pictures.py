@@ -7,6 +7,7 @@ dot product of patch and phrase, whose mean over patches is that of the image be
 the picture is a caption of its own; the white line is the object that is meant.
 """
 
+import argparse
 import sys
 from pathlib import Path
 from typing import Any
@@ -62,4 +63,6 @@ def main(runs: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run folder")
+    sys.exit(main(parser.parse_args().runs))

@@ -587,7 +587,7 @@ STUDIES: dict[str, Study] = {
         validation=partial(_validation_emoji, names=COLOURED_NAMES, coloured=True),
         chosen_by=chosen_by("coloured-emoji"),
         metrics=COLOURED_METRICS + COLOURED_OWN,
-        parts=(_main("clip-2200", "clip-tower-2200"), _former_main("clip-2200")),
+        parts=(_main("clip-2200", "clip-tower-2200", "superpixels-tokens"), _former_main("clip-2200")),
     ),
     "finetune": Study(
         configs=_finetune_configs(),
