@@ -6,9 +6,9 @@ from powerclip.evaluate.datasets.clip_benchmark import is_webdataset, read_webda
 from powerclip.evaluate.datasets.images import open_picture
 from powerclip.evaluate.datasets.prompts import benchmark_prompts
 from powerclip.tasks import Classification, MultiLabel, Retrieval
-from tests.support.colours import NAMES, ColourModel, preprocess, tokenizer
+from tests.support.colours import NAMES, ColourModel, png, preprocess, tokenizer
 from tests.support.layouts import webdataset
-from tests.support.tars import npy
+from tests.support.tars import npy, write_tar
 
 
 def templates_of(folder):
@@ -142,3 +142,12 @@ def test_an_image_that_cannot_be_read_stops_the_evaluation(tmp_path):
     (folder / "test" / "0.tar").write_bytes(data)
     with pytest.raises(PowerclipError, match="cannot be read .*image format not read"):
         run(read_webdataset(folder, "colours"))
+
+
+def test_second_files_of_a_name_are_counted(tmp_path):
+    folder = webdataset(tmp_path, [("red", b"0"), ("green", b"1")], "cls")
+    members = [("a.png", png("red")), ("a.cls", b"0"), ("a.png", png("green")), ("a.cls", b"1")]
+    write_tar(folder / "test" / "0.tar", members)
+    with pytest.warns(UserWarning, match=r"test: 2 files have the name of an earlier one and are left out"):
+        (task,) = read_webdataset(folder, "colours")
+    assert task.labels == [0]

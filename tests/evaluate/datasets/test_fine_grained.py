@@ -1,6 +1,7 @@
 """Each release on a small copy of its form, by its own rule as a loop; and other forms of its files."""
 
 import csv
+import json
 import shutil
 from zlib import crc32
 
@@ -426,6 +427,12 @@ def test_negbench_asks_for_one_of_four_captions_and_retrieves(tmp_path):
     [
         ("test.json", [{"caption_1": "a"}], fg.read_colorswap, r"test\.json is a list of 1 rows such as: caption_1"),
         ("COLA_multiobjects_matching_benchmark.json", [["a"]], fg.read_cola, "does not have its release's format"),
+        (
+            "COLA_multiobjects_matching_benchmark.json",
+            [["a.jpg", 1, "b.jpg", "b"]],
+            fg.read_cola,
+            "benchmark.json does not have .*a text or a list of texts expected",
+        ),
         ("COLA_multiobjects_matching_benchmark.json", {"labels": []}, fg.read_cola, "list expected, dict of 1 found"),
         ("eqben.json", {"a": 1}, fg.read_eqben, r"eqben\.json does not have its release's format"),
         ("other.json", [], fg.read_eqben, "holds 0 annotations; expected one, eqben_subset"),
@@ -460,3 +467,106 @@ def test_a_caption_where_several_are_to_choose_from_is_not_taken_apart(tmp_path)
     write_json(tmp_path / "controlled_images_dataset.json", [row])
     with pytest.raises(PowerclipError, match=r"dataset\.json does not have its release's format .*not enough values"):
         fg.read_whatsup(tmp_path, "whatsup")
+
+
+def test_whatsup_s_incomplete_pairs_and_sets_are_left_out(tmp_path):
+    whatsup(tmp_path)
+    file = tmp_path / "controlled_images_dataset.json"
+    rows = json.loads(file.read_text())
+    write_json(
+        file, [*rows[1:5], rows[6], rows[6], *rows[8:]]
+    )  # of the first without left, of the second without right
+    with pytest.warns(UserWarning, match="are left out") as warned:
+        _, pairs, sets = fg.read_whatsup(tmp_path, "w")
+    assert {str(one.message) for one in warned} == {
+        "w: 3 of 96 pairs do not have 2 photos and are left out",
+        "w: 2 of 48 sets do not have 4 photos and are left out",
+    }
+    assert (len(pairs.items), len(sets.items)) == (192 - 6, 192 - 8)
+    write_json(file, rows[:1])
+    (tmp_path / "controlled_clevr_dataset.json").unlink()
+    with pytest.warns(UserWarning, match="1 of 1"):
+        assert [task.name for task in fg.read_whatsup(tmp_path, "w")] == ["w"]
+
+
+def crepe_file(folder, name, **change):
+    photo(folder / "VG_100K" / "1.jpg", 1)
+    row = {"image_id": 1, "x": 0, "y": 0, "width": 2, "height": 2, "caption": "a", "hard_negs": ["b"]}
+    write_csv(folder / name, [row, row | change])
+
+
+def test_crepe_s_files_count_once_and_items_need_a_wrong_caption(tmp_path):
+    name = "prod_vg_hard_negs_atom_complexity_4.csv"
+    crepe_file(tmp_path, name, hard_negs=[])
+    with pytest.warns(UserWarning, match="c-productivity: 1 of 2 items have no wrong answer and are left out"):
+        ((item,),) = (task.items for task in fg.read_crepe(tmp_path, "c"))
+    assert item.negatives == ["b"]
+    for box in ({"width": 0}, {"height": -1}, {"x": "inf"}, {"y": "nan"}):
+        crepe_file(tmp_path, name, **box)
+        with pytest.raises(PowerclipError, match=rf"{name} does not have its release's format"):
+            fg.read_crepe(tmp_path, "c")
+    crepe_file(tmp_path, name)
+    for other in ("prod_vg_hard_negs_atom_complexity_4 (1).csv", "prod_vg_hard_negs_atom.csv"):
+        crepe_file(tmp_path, other)
+        with pytest.raises(PowerclipError, match="which is not a name of CREPE's files; rename or remove it"):
+            fg.read_crepe(tmp_path, "c")
+        (tmp_path / other).unlink()
+
+
+def test_second_copies_of_files_are_refused(tmp_path):
+    bivlc(tmp_path)
+    shutil.copy(tmp_path / "data" / "test-00000.parquet", tmp_path / "copy.parquet")
+    with pytest.raises(PowerclipError, match=r"copy\.parquet and .* have the same content; keep one of them"):
+        fg.read_bivlc(tmp_path, "b")
+    for name in ("action", "action (1)"):
+        write_json(tmp_path / "Attribute" / f"{name}.json", [["a.jpg", {"POS": "a", "NEG": "b"}]])
+    with pytest.raises(PowerclipError, match=r"action.*\.json have the same content; keep one of them"):
+        fg.read_vl_checklist(tmp_path, "v")
+
+
+def test_mmvp_s_rows_are_pairs_of_one_type(tmp_path):
+    mmvp(tmp_path)
+    lines = (tmp_path / "Questions.csv").read_text().splitlines(keepends=True)
+    (tmp_path / "Questions.csv").write_text("".join([lines[0], *lines[2:-1]]))
+    with pytest.raises(PowerclipError, match=r"Questions\.csv does not have .*questions 2k - 1 and 2k of one type"):
+        fg.read_mmvp(tmp_path, "m")
+
+
+@pytest.mark.parametrize("cell", ["true", "1", ""])
+def test_svo_probes_says_what_differs_by_true_and_false(cell, tmp_path):
+    for number in (1, 2):
+        photo(tmp_path / f"{number}.jpg", number)
+    row = {"sentence": "a", "pos_image_id": 1, "neg_image_id": 2, "subj_neg": cell, "verb_neg": False, "obj_neg": False}
+    write_csv(tmp_path / "svo_probes.csv", [row])
+    with pytest.raises(PowerclipError, match=rf"svo_probes\.csv does not have .*KeyError: '{cell}'"):
+        fg.read_svo_probes(tmp_path, "s")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"correct_answer": -1}, "KeyError: -1.0"),
+        ({"correct_answer": 1.7}, "KeyError: 1.7"),
+        ({"correct_answer": "nan"}, "KeyError: nan"),
+        ({"correct_answer_template": "micro"}, "n-coco has the kind 'micro', which is a metric's name"),
+    ],
+)
+def test_negbench_s_right_answer_is_one_of_four(change, message, tmp_path):
+    photo(tmp_path / "1.jpg", 1)
+    row = {"image_path": "1.jpg", "correct_answer": "2.0", "correct_answer_template": "hybrid"}
+    row |= {f"caption_{i}": str(i) for i in range(4)}
+    write_csv(tmp_path / fg.NEGBENCH["coco"], [row])
+    ((item,),) = (task.items for task in fg.read_negbench(tmp_path, "n"))
+    assert (item.positive, list(item.negatives)) == ("2", ["0", "1", "3"])
+    write_csv(tmp_path / fg.NEGBENCH["coco"], [row | change])
+    with pytest.raises(PowerclipError, match=message):
+        fg.read_negbench(tmp_path, "n")
+
+
+@pytest.mark.parametrize("row", [{"label": 1.0}, {"keys": ["a", 2]}, {"keys": ["a"], "label": 0}])
+def test_spec_s_rows_choose_between_texts_by_a_whole_number(row, tmp_path):
+    for kind in fg.SPEC:
+        photo(tmp_path / kind / "a.png", 1)
+        write_json(tmp_path / kind / "image2text.json", [{"query": "a.png", "keys": ["a", "b"], "label": 1} | row])
+    with pytest.raises(PowerclipError, match=r"image2text\.json|no item of spec-i2t has a wrong answer"):
+        fg.read_spec(tmp_path, "spec")

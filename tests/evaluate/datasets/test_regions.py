@@ -110,5 +110,19 @@ def test_boxes_get_their_classes(form, model, tmp_path):
     assert 0 < sum(right) < 40
     rows[0]["bbox"] = [1, 2, 3]
     write_json(tmp_path / "a.json", {"images": images, "annotations": rows, "categories": categories})
-    with pytest.raises(PowerclipError, match=r"has the bbox \[1, 2, 3\]; expected \[x, y, width, height\]"):
+    with pytest.raises(PowerclipError, match=r"a\.json does not .*\[x, y, width, height\] expected, \[1, 2, 3\]"):
         read_boxes(tmp_path, "boxes", file="a.json")
+
+
+def test_boxes_that_are_none_and_items_without_a_wrong_text(tmp_path):
+    photos(tmp_path / "val2017", 1)
+    row = {"img_path": f"{0:012}.jpg", "bbox": [0, 0, 9, 9], "pos_expression": ["a"], "neg_expression": ["b"]}
+    for file in FG_OVD.values():
+        (tmp_path / file).write_text(json.dumps(row) + "\n" + json.dumps(row | {"neg_expression": []}))
+    with pytest.warns(UserWarning, match="fg-ovd: 4 of 8 items have no wrong answer and are left out"):
+        (task,) = read_fg_ovd(tmp_path, "fg-ovd")
+    assert len(task.items) == 4
+    for box in ([0, 0, -1, 9], [0, 0, 9, float("nan")], [0, float("inf"), 9, 9]):
+        (tmp_path / FG_OVD["easy"]).write_text(json.dumps(row | {"bbox": box}))
+        with pytest.raises(PowerclipError, match=r"e_attributes_llava\.jsonl does not have .*a finite box of 0 x 0"):
+            read_fg_ovd(tmp_path, "fg-ovd")

@@ -250,3 +250,49 @@ def test_a_caption_is_a_text_or_a_list_and_an_image_may_have_several_rows(tmp_pa
     write_json(tmp_path / "dataset_flickr30k.json", {"images": rows})
     (task,) = releases.read_karpathy(tmp_path, "flickr30k")
     assert task.captions == [["red", "red"]]
+
+
+def test_a_list_of_flickr_without_names_of_columns_is_complete(tmp_path):
+    (tmp_path / "flickr30k_test_karpathy.txt").write_text("1.jpg,red\n1.jpg,a red one\n")
+    picture(tmp_path / "1.jpg", "red")
+    (task,) = releases.read_karpathy(tmp_path, "flickr30k")
+    assert task.captions == [["red", "a red one"]]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"bbox_w": 0}, "a finite box of 1 x 1 or more expected"),
+        ({"bbox_h": -2}, "a finite box of 1 x 1 or more expected"),
+        ({"bbox_x": float("inf")}, "OverflowError"),
+        ({"bbox_y": float("nan")}, "ValueError"),
+        ({"attributes": [1, 2]}, "a text or a list of texts expected"),
+    ],
+)
+def test_rows_of_aro_that_cannot_be_are_named(change, message, tmp_path):
+    picture(tmp_path / "1.png", "red")
+    row = {"image_path": "1.png", "bbox_x": 0, "bbox_y": 0, "bbox_w": 1, "bbox_h": 1, "relation_name": "on"}
+    row |= {"true_caption": "a", "false_caption": "b", "attributes": ["a", "b"]}
+    write_json(tmp_path / "visual_genome_relation.json", [row])
+    write_json(tmp_path / "visual_genome_attribution.json", [row | change])
+    with pytest.raises(PowerclipError, match=rf"visual_genome_attribution\.json does not have .*{message}"):
+        releases.read_aro(tmp_path, "aro")
+
+
+def test_thousands_of_images_of_one_name_are_found_by_their_folders(tmp_path, monkeypatch):
+    release = Release(tmp_path)
+    release._index = {"0.png": [tmp_path / kind / str(i) / "0.png" for kind in "ab" for i in range(10**4)]}
+    looked_at = []
+    monkeypatch.setattr(
+        "powerclip.evaluate.datasets.release.sorted", lambda x, key: _seen(x, key, looked_at), raising=False
+    )
+    for exact in (True, False):
+        assert release.find("b/77/0.png", exact=exact) == tmp_path / "b" / "77" / "0.png"
+    assert release.find("b/none/0.png", exact=True) is None
+    assert len(looked_at) <= 4
+
+
+def _seen(values, key, looked_at):
+    values = list(values)
+    looked_at += values
+    return sorted(values, key=key)

@@ -8,6 +8,8 @@ caption per line); next to ``test``, ``classnames.txt``, ``zeroshot_classificati
 
 import io
 import re
+import warnings
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -79,7 +81,11 @@ def _entries(folder: Path) -> list[SamplePlace]:
         shards.append(folder / f"{number}.tar")
         if not shards[-1].is_file():
             raise PowerclipError(f"{folder} lacks {shards[-1].name} of its {text} shards; download it, and the rest")
-    return [entry for shard in shards for entry in index_shard(shard)]
+    ignored: Counter[str] = Counter()
+    entries = [entry for shard in shards for entry in index_shard(shard, ignored)]
+    if second := ignored["second file of a name"]:
+        warnings.warn(f"{folder}: {second} files have the name of an earlier one and are left out", stacklevel=3)
+    return entries
 
 
 def _member(entry: SamplePlace, extension: str) -> bytes:

@@ -1,20 +1,24 @@
 """Compositionality sets that are not in the paper's average, in the releases' own files; images in any folders."""
 
 import ast
+import re
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path, PurePath
 from typing import Any, TypeVar
 
 from powerclip.errors import PowerclipError
 from powerclip.evaluate.datasets.benchmark import HUB, Benchmark
 from powerclip.evaluate.datasets.clip_benchmark import retrieval_tasks
+from powerclip.evaluate.datasets.images import key_of
 from powerclip.evaluate.datasets.release import (
-    NUMBER,
     TEXT,
     Release,
+    answerable,
     by_image,
+    distinct,
     in_format,
+    pixel_corners,
     quadruples,
     release_json,
     release_text,
@@ -81,11 +85,10 @@ def read_sugarcrepe_pp(folder: Path, name: str) -> list[Task]:
 
 
 def read_whatsup(folder: Path, name: str) -> list[Task]:
-    """What'sUp (Kamath et al., 2023): captions that differ in a preposition,
-    the right one first; those files that are there.
+    """What'sUp (Kamath et al., 2023): captions that differ in a preposition, the right first; the files that are there.
 
-    ``NAME-pairs`` and ``NAME-sets`` count the photos of the same two objects
-    in opposite and in all four places together.
+    ``NAME-pairs`` and ``NAME-sets`` count the photos of the same two objects in opposite and in all four places
+    together; incomplete ones are left out with a warning.
     """
     release = Release(folder)
     items: list[HardNegative] = []
@@ -110,11 +113,27 @@ def read_whatsup(folder: Path, name: str) -> list[Task]:
                     sets.append(HardNegative(kind=kind, group=f"{first} {last}", **asked))
     if not items:
         raise PowerclipError(f"{folder} lacks What'sUp's files; expected some of {', '.join(WHATSUP.values())}")
-    grouped = (("pairs", pairs), ("sets", sets))
-    return [
-        HardNegatives(name=name, items=items),
-        *(HardNegatives(name=f"{name}-{what}", items=of) for what, of in grouped if of),
+    tasks = [
+        answerable(name, items),
+        *(
+            HardNegatives(name=f"{name}-{what}", items=_complete(name, what, of, photos))
+            for what, of, photos in (("pairs", pairs, 2), ("sets", sets, 4))
+        ),
     ]
+    return [task for task in tasks if task.items]
+
+
+def _complete(name: str, what: str, items: Sequence[HardNegative], photos: int) -> list[HardNegative]:
+    """The items of groups with this many different photos; a warning says how many groups have fewer or more."""
+    groups: dict[tuple[str, str], list[Hashable]] = {}
+    for item in items:
+        groups.setdefault((item.kind, item.group), []).append(key_of(item.image))
+    others = {key for key, images in groups.items() if not len(images) == len(set(images)) == photos}
+    if others:
+        warnings.warn(
+            f"{name}: {len(others)} of {len(groups)} {what} do not have {photos} photos and are left out", stacklevel=3
+        )
+    return [item for item in items if (item.kind, item.group) not in others]
 
 
 def read_colorswap(folder: Path, name: str) -> list[Task]:
@@ -128,10 +147,13 @@ def read_colorswap(folder: Path, name: str) -> list[Task]:
 
 
 def read_cola(folder: Path, name: str) -> list[Task]:
-    """COLA's multi-object set (Ray et al., 2023), over Visual Genome; its accuracy is the image score."""
+    """COLA's multi-object set (Ray et al., 2023), with URLs of Visual Genome; its accuracy is the image score."""
     release = Release(folder)
     with release_json(release.file("COLA_multiobjects_matching_benchmark.json"), list) as rows:
-        named = [(PurePath(row[0]).name, PurePath(row[2]).name, row[1], row[3]) for row in rows]  # of the images' URLs
+        captions = [texts_in([row[1], row[3]]) for row in rows]
+        named = [
+            (PurePath(row[0]).name, PurePath(row[2]).name, *texts) for row, texts in zip(rows, captions, strict=True)
+        ]
     return [Quadruples(name=name, items=quadruples(release, named, range(4)))]
 
 
@@ -171,9 +193,13 @@ def read_mmvp(folder: Path, name: str) -> list[Task]:
     """MMVP-VLM (Tong et al., 2024): ``Questions.csv``, two rows a pair; its accuracy is the image score."""
     release = Release(folder)
     with release_json(release.file("Questions.csv")) as rows:
-        lines = [(f"{kind}/{n}.jpg", f"a photo of {text}", kind) for n, kind, text, *_ in map(dict.values, rows)]
+        lines = [
+            (f"{kind}/{n}.jpg", f"a photo of {text}", kind, int(n)) for n, kind, text, *_ in map(dict.values, rows)
+        ]
         pairs = [(*first, *second) for first, second in zip(lines[::2], lines[1::2], strict=True)]
-    items = quadruples(release, pairs, (0, 3, 1, 4), [pair[2] for pair in pairs])
+        if other := next((p for p in pairs if p[2] != p[6] or p[3] % 2 == 0 or p[7] != p[3] + 1), None):
+            raise ValueError(f"questions 2k - 1 and 2k of one type expected, {other[0]} and {other[4]} found")
+    items = quadruples(release, pairs, (0, 4, 1, 5), [pair[2] for pair in pairs])
     return [Quadruples(name=name, items=items)]
 
 
@@ -185,13 +211,16 @@ def read_crepe(folder: Path, name: str) -> list[Task]:
     """
     release = Release(folder)
     wanted: list[tuple[str, str, str, str]] = []  # task, kind, file, column of the wrong captions
-    for path in release.files("prod_vg_hard_negs_*.csv", "syst_vg_hard_negs_*.csv"):
-        what, _, _, _, first, *_, last = path.stem.split("_")
+    for file in sorted({path.name for path in release.files("prod_vg_hard_negs_*.csv", "syst_vg_hard_negs_*.csv")}):
+        match = re.fullmatch(r"(prod|syst)_vg_hard_negs_([a-z]+)_(?:[a-z]+_)+([a-z0-9]+)\.csv", file)
+        if match is None:
+            raise PowerclipError(f"{folder} has {file}, which is not a name of CREPE's files; rename or remove it")
+        what, first, last = match.groups()
         if what == "prod":
-            wanted.append((f"{name}-productivity", f"{first}-{last}", path.name, "hard_negs"))
+            wanted.append((f"{name}-productivity", f"{first}-{last}", file, "hard_negs"))
             continue
         for kind in CREPE_NEGATIVES:
-            wanted.append((f"{name}-systematicity-{last}", f"{first}-{kind}", path.name, f"valid_hard_negs_{kind}"))
+            wanted.append((f"{name}-systematicity-{last}", f"{first}-{kind}", file, f"valid_hard_negs_{kind}"))
     if not wanted:
         raise PowerclipError(
             f"{folder} lacks CREPE's files prod_vg_hard_negs_*.csv or syst_vg_hard_negs_*.csv; add them"
@@ -201,15 +230,14 @@ def read_crepe(folder: Path, name: str) -> list[Task]:
         box = ("x", "y", "width", "height")
         rows = release.rows(file, ("image_id", "caption", column, *box))
         with in_format(release.file(file)):
-            boxes = [tuple(int(float(row[side])) for side in box) for row in rows]
+            crops = [pixel_corners(*(row[side] for side in box)) for row in rows]
             lists = [texts_in(ast.literal_eval(row[column])) for row in rows]
-        crops = [(x, y, x + width, y + height) for x, y, width, height in boxes]
         pictures = release.images([f"{row['image_id']}.jpg" for row in rows], crops)
         tasks.setdefault(task, []).extend(
             HardNegative(image=image, positive=row["caption"], negatives=wrong, kind=kind)
             for image, row, wrong in zip(pictures, rows, lists, strict=True)
         )
-    return [HardNegatives(name=task, items=items) for task, items in tasks.items()]
+    return [answerable(task, items) for task, items in tasks.items()]
 
 
 def read_spec(folder: Path, name: str) -> list[Task]:
@@ -219,7 +247,9 @@ def read_spec(folder: Path, name: str) -> list[Task]:
     for short, file in (("i2t", "image2text.json"), ("t2i", "text2image.json")):
         items = []
         for kind in SPEC:
-            rows = release.rows(f"{kind}/{file}", {"query": TEXT, "keys": list, "label": NUMBER})
+            rows = release.rows(f"{kind}/{file}", {"query": TEXT, "keys": list, "label": int})
+            with in_format(release.file(f"{kind}/{file}")):
+                texts_in([key for row in rows for key in row["keys"]])
             for number, row in enumerate(rows):
                 if not 0 <= row["label"] < len(row["keys"]):
                     raise PowerclipError(
@@ -231,26 +261,23 @@ def read_spec(folder: Path, name: str) -> list[Task]:
             for row in rows:
                 query = next(images) if short == "i2t" else row["query"]
                 keys: list[Any] = row["keys"] if short == "i2t" else [next(images) for _ in row["keys"]]
-                right = keys.pop(row["label"]) if short == "t2i" else keys[row["label"]]
-                wrong = keys if short == "t2i" else [key for i, key in enumerate(keys) if i != row["label"]]
-                items.append(HardNegative(image=query, positive=right, negatives=wrong, kind=kind))
-        tasks.append(HardNegatives(name=f"{name}-{short}", items=items))
+                wrong = [key for i, key in enumerate(keys) if i != row["label"]]
+                items.append(HardNegative(image=query, positive=keys[row["label"]], negatives=wrong, kind=kind))
+        tasks.append(answerable(f"{name}-{short}", items))
     return tasks
 
 
 def read_vl_checklist(folder: Path, name: str) -> list[Task]:
-    """VL-CheckList (Zhao et al., 2022): a right and a wrong phrase for an image;
-    a task for each part, a kind for each file.
+    """VL-CheckList (Zhao et al., 2022): a right and a wrong phrase for an image; each part is a task, each file a kind.
 
-    As by its authors, the first of several phrases is taken, and items without an image are left out;
-    a warning says how many.
+    As by its authors, the first of several phrases is taken, and items without an image are left out with a warning.
     """
     release = Release(folder)
     rows: list[tuple[str, str, str, str, str]] = []  # part, kind, image, right and wrong phrase
-    for path in release.files("*.json"):
-        part = next((part for part in VL_CHECKLIST if part in path.relative_to(folder).parts), None)
-        if part is None or release_text(path).strip() == "[]":  # three files of the release
-            continue
+    parts_of = {path: set(VL_CHECKLIST) & set(path.relative_to(folder).parts) for path in release.files("*.json")}
+    files = [path for path, of in parts_of.items() if of and release_text(path).strip() != "[]"]  # three are empty
+    for path in distinct(files):
+        part = min(parts_of[path])
         kind = f"{path.parent.name}-{path.stem}"
         with release_json(path, list) as content:
             pairs = [(image, texts_in(texts["POS"])[0], texts_in(texts["NEG"])[0]) for image, texts in content]
@@ -261,14 +288,13 @@ def read_vl_checklist(folder: Path, name: str) -> list[Task]:
     for (part, kind, _, right, wrong), picture in zip(kept, pictures, strict=True):
         item = HardNegative(image=picture, positive=right, negatives=[wrong], kind=kind)
         parts.setdefault(part, []).append(item)
-    return [HardNegatives(name=f"{name}-{part.lower()}", items=items) for part, items in sorted(parts.items())]
+    return [answerable(f"{name}-{part.lower()}", items) for part, items in sorted(parts.items())]
 
 
 def read_svo_probes(folder: Path, name: str) -> list[Task]:
     """SVO-Probes (Hendricks and Nematzadeh, 2021): which of two images, ``IMAGE_ID.jpg``, fits a sentence.
 
-    The kinds are what differs: subject, verb or object. Its images are URLs;
-    items without both are left out with a warning.
+    The kinds are what differs: subject, verb or object. Items without both images are left out with a warning.
     """
     release = Release(folder)
     differs = ("subj_neg", "verb_neg", "obj_neg")
@@ -277,12 +303,14 @@ def read_svo_probes(folder: Path, name: str) -> list[Task]:
     names = [(f"{row['pos_image_id']}.jpg", f"{row['neg_image_id']}.jpg") for row in rows]
     pairs = _with_images(release, name, list(zip(rows, names, strict=True)), names)
     pictures = release.images([image for _, pair in pairs for image in pair])
-    kinds = [next((kind for kind in differs if row[kind] == "True"), "other").removesuffix("_neg") for row, _ in pairs]
+    truth = {"True": True, "False": False}
+    with in_format(release.file("svo_probes.csv")):
+        kinds = [[kind.removesuffix("_neg") for kind in differs if truth[row[kind]]] for row, _ in pairs]
     items = [
-        HardNegative(image=row["sentence"], positive=right, negatives=[wrong], kind=kind)
+        HardNegative(image=row["sentence"], positive=right, negatives=[wrong], kind=[*kind, "other"][0])
         for (row, _), right, wrong, kind in zip(pairs, pictures[::2], pictures[1::2], kinds, strict=True)
     ]
-    return [HardNegatives(name=name, items=items)]
+    return [answerable(name, items)]
 
 
 def _with_images(release: Release, name: str, rows: Sequence[Item], images: Sequence[Sequence[str]]) -> list[Item]:
@@ -303,6 +331,7 @@ def read_negbench(folder: Path, name: str) -> list[Task]:
     """
     release, tasks = Release(folder), list[Task]()
     choices = [f"caption_{i}" for i in range(4)]
+    choice_of: dict[float, str] = dict(enumerate(choices))
     for part, file in NEGBENCH.items():
         if not release.files(file):
             continue
@@ -316,7 +345,7 @@ def read_negbench(folder: Path, name: str) -> list[Task]:
         columns = ("image_path", "correct_answer", "correct_answer_template", *choices)
         rows = release.rows(file, columns)
         with in_format(release.file(file)):
-            right = [choices[int(float(row["correct_answer"]))] for row in rows]
+            right = [choice_of[float(row["correct_answer"])] for row in rows]  # 2, or 2.0
         items = [
             HardNegative(
                 image=picture,
@@ -328,7 +357,7 @@ def read_negbench(folder: Path, name: str) -> list[Task]:
                 rows, right, release.images([row["image_path"] for row in rows]), strict=True
             )
         ]
-        tasks.append(HardNegatives(name=f"{name}-{part}", items=items))
+        tasks.append(answerable(f"{name}-{part}", items))
     if not tasks:
         raise PowerclipError(f"{folder} lacks NegBench's files; expected some of {', '.join(NEGBENCH.values())}")
     return tasks

@@ -9,7 +9,7 @@ from typing import Any
 from powerclip.errors import PowerclipError
 from powerclip.evaluate.datasets.benchmark import HUB, Benchmark
 from powerclip.evaluate.datasets.clip_benchmark import retrieval_tasks
-from powerclip.evaluate.datasets.release import Release, by_image, release_json, release_text, texts_in
+from powerclip.evaluate.datasets.release import Release, by_image, distinct, release_json, release_text, texts_in
 from powerclip.tasks import Task
 
 FORMS = {
@@ -32,7 +32,8 @@ def read_long_captions(folder: Path, name: str, *, first: int | None = None) -> 
     if pattern is None:
         raise PowerclipError(f"{folder} holds no captions; expected one of {', '.join(FORMS)}")
     rows: list[tuple[str, object]] = []
-    for path in release.files(pattern):
+    paths = release.files(pattern)
+    for path in paths if pattern == "*.txt" else distinct(paths):
         if path.suffix == ".txt":
             rows.append((_image_of(release, path), release_text(path).strip()))
             continue

@@ -3,11 +3,10 @@
 from functools import partial
 from pathlib import Path, PurePath
 
-from powerclip.errors import PowerclipError
 from powerclip.evaluate.datasets.benchmark import Benchmark
 from powerclip.evaluate.datasets.prompts import imagenet_templates
-from powerclip.evaluate.datasets.release import NUMBER, TEXT, Release, Row, release_json
-from powerclip.tasks import Classification, HardNegative, HardNegatives, Region, Task
+from powerclip.evaluate.datasets.release import NUMBER, TEXT, Release, answerable, corners, in_format, release_json
+from powerclip.tasks import Classification, HardNegative, Region, Task
 
 FG_OVD = {
     "hard": "h_attributes_llava.jsonl",
@@ -22,13 +21,15 @@ def read_fg_ovd(folder: Path, name: str) -> list[Task]:
     """FG-OVD (Bianchi et al., 2024) as FG-CLIP has it: a box of COCO's, one right and up to ten wrong texts."""
     release = Release(folder)
     columns = {"img_path": TEXT, "bbox": list, "pos_expression": list, "neg_expression": list}
-    rows = [(kind, row) for kind, file in FG_OVD.items() for row in release.rows(file, columns)]
     items = []
-    for (kind, row), image in zip(rows, release.images([row["img_path"] for _, row in rows]), strict=True):
-        right, *others = [text.lower() for text in (*row["pos_expression"], *row["neg_expression"])]
-        region = Region(image=image, box=_box(release, row))
-        items.append(HardNegative(image=region, positive=right, negatives=others, kind=kind))
-    return [HardNegatives(name=name, items=items)]
+    for kind, file in FG_OVD.items():
+        rows = release.rows(file, columns)
+        with in_format(release.file(file)):
+            for row, image in zip(rows, release.images([row["img_path"] for row in rows]), strict=True):
+                region = Region(image=image, box=_box(row["bbox"]))
+                right, wrong = row["pos_expression"][0].lower(), [text.lower() for text in row["neg_expression"]]
+                items.append(HardNegative(image=region, positive=right, negatives=wrong, kind=kind))
+    return [answerable(name, items)]
 
 
 def read_boxes(folder: Path, name: str, *, file: str) -> list[Task]:
@@ -41,7 +42,7 @@ def read_boxes(folder: Path, name: str, *, file: str) -> list[Task]:
         number = {category: i for i, category in enumerate(classes)}
         labels = [number[row["category_id"]] for row in rows]
         images = release.images([names[row["image_id"]] for row in rows])
-        regions = [Region(image=image, box=_box(release, row)) for image, row in zip(images, rows, strict=True)]
+        regions = [Region(image=image, box=_box(row["bbox"])) for image, row in zip(images, rows, strict=True)]
     templates = imagenet_templates()
     return [
         Classification(
@@ -50,12 +51,11 @@ def read_boxes(folder: Path, name: str, *, file: str) -> list[Task]:
     ]
 
 
-def _box(release: Release, row: Row) -> tuple[float, float, float, float]:
-    """Left, top, right and bottom of COCO's left, top, width and height."""
-    if len(row["bbox"]) != 4 or not all(isinstance(value, NUMBER) for value in row["bbox"]):
-        raise PowerclipError(f"{release.folder} has the bbox {row['bbox']}; expected [x, y, width, height]")
-    x, y, width, height = row["bbox"]
-    return (x, y, x + width, y + height)
+def _box(bbox: list[float]) -> tuple[float, float, float, float]:
+    """Left, top, right and bottom of COCO's left, top, width and height; ValueError if it is not such a box."""
+    if len(bbox) != 4 or not all(isinstance(value, NUMBER) for value in bbox):
+        raise ValueError(f"[x, y, width, height] expected, {bbox} found")
+    return corners(*bbox)
 
 
 REGIONS = (

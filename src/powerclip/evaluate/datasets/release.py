@@ -1,14 +1,17 @@
 """The files of a release: annotations that are checked for its form, and images wherever they are below its folder."""
 
 import csv
+import filecmp
 import io
 import json
+import math
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from functools import cached_property
-from itertools import takewhile
+from itertools import combinations, groupby, takewhile
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -16,7 +19,7 @@ from powerclip.data.parquet import open_parquet, read_group
 from powerclip.errors import PowerclipError, needs_extra
 from powerclip.evaluate.datasets.images import Box, FileImage, TableImage
 from powerclip.files import walk
-from powerclip.tasks import HardNegative, Quadruple
+from powerclip.tasks import HardNegative, HardNegatives, Quadruple
 
 Row = Mapping[str, Any]
 
@@ -49,6 +52,14 @@ class Release:
             for name in sorted(names):
                 if not is_hidden(name):
                     index.setdefault(name, []).append(Path(place, name))
+        return index
+
+    @cached_property
+    def _by_folder(self) -> dict[tuple[str, ...], list[Path]]:
+        """All files by the last two parts of their paths: thousands may have one name, each in its own folder."""
+        index: dict[tuple[str, ...], list[Path]] = {}
+        for path in (path for paths in self._index.values() for path in paths):
+            index.setdefault(path.parts[-2:], []).append(path)
         return index
 
     def files(self, *patterns: str) -> list[Path]:
@@ -110,7 +121,7 @@ class Release:
         with needs_extra(str(self.folder), "parquet"):
             from pyarrow import ArrowException
         rows: list[dict[str, Any]] = []
-        for path in (x for x in self.files("*.parquet") if split in x.name or split == x.parent.name):
+        for path in distinct([x for x in self.files("*.parquet") if split in x.name or split == x.parent.name]):
             try:
                 with open_parquet(path) as file:
                     if missing := {*texts, *images} - set(file.schema_arrow.names):
@@ -135,12 +146,51 @@ class Release:
             agreeing = takewhile(lambda pair: pair[0] == pair[1], zip(path.parts[::-1], wanted[::-1], strict=False))
             return -sum(1 for _ in agreeing), len(path.parts)
 
-        found = sorted(self._index.get(wanted[-1] if wanted else "", ()), key=distance)
-        if exact:
-            found = [path for path in found if path.parts[-len(wanted) :] == wanted]
+        near = self._by_folder.get(wanted[-2:], []) if len(wanted) > 1 else []
+        found = near if exact and len(wanted) > 1 else near or self._index.get(wanted[-1] if wanted else "", [])
+        found = sorted((path for path in found if not exact or path.parts[-len(wanted) :] == wanted), key=distance)
         if len(found) > 1 and distance(found[0]) == distance(found[1]):
             raise PowerclipError(f"{name} is at {found[0]} and {found[1]}; keep one of them under {self.folder}")
         return found[0] if found else None
+
+
+def distinct(paths: Sequence[Path]) -> list[Path]:
+    """The files; PowerclipError if two of them have the same content, which would count twice."""
+    by_size = sorted(paths, key=lambda path: path.stat().st_size)
+    for _, same in groupby(by_size, key=lambda path: path.stat().st_size):
+        for one, other in combinations(same, 2):
+            if filecmp.cmp(one, other, shallow=False):
+                raise PowerclipError(f"{one} and {other} have the same content; keep one of them")
+    return list(paths)
+
+
+def answerable(name: str, items: Sequence[HardNegative], macro_kinds: frozenset[str] | None = None) -> HardNegatives:
+    """The task of the items that have a wrong answer; a warning says how many have none.
+
+    PowerclipError if no item has one, or a kind is called like a metric.
+    """
+    kept = [item for item in items if item.negatives]
+    if not kept:
+        raise PowerclipError(f"no item of {name} has a wrong answer; download the data set again")
+    if called := {"micro", "macro", "macro-all-kinds"} & {item.kind for item in kept}:
+        raise PowerclipError(f"{name} has the kind {min(called)!r}, which is a metric's name; download it again")
+    if len(kept) < len(items):
+        lacking = f"{len(items) - len(kept)} of {len(items)} items have no wrong answer and are left out"
+        warnings.warn(f"{name}: {lacking}", stacklevel=3)
+    return HardNegatives(name=name, items=kept, macro_kinds=macro_kinds)
+
+
+def corners(x: float, y: float, width: float, height: float, *, least: int = 0) -> tuple[float, float, float, float]:
+    """Left, top, right and bottom of a box; ValueError if it is not finite, or a side is shorter than the ``least``."""
+    if not all(map(math.isfinite, (x, y, width, height))) or min(width, height) < least:
+        raise ValueError(f"a finite box of {least} x {least} or more expected, {[x, y, width, height]} found")
+    return x, y, x + width, y + height
+
+
+def pixel_corners(*sides: Any) -> Box:
+    """The corners of a box of one or more complete pixels, of its left, top, width and height."""
+    x, y, right, bottom = corners(*(int(float(side)) for side in sides), least=1)
+    return int(x), int(y), int(right), int(bottom)
 
 
 def hard_negatives(
@@ -223,7 +273,7 @@ def in_format(path: Path) -> Iterator[None]:
     """Makes a PowerclipError of what goes wrong where the block expects a file to have its release's format."""
     try:
         yield
-    except (KeyError, IndexError, TypeError, AttributeError, ValueError, SyntaxError) as error:
+    except (LookupError, TypeError, AttributeError, ValueError, SyntaxError, OverflowError) as error:
         raise PowerclipError(
             f"{path} does not have its release's format ({type(error).__name__}: {error}); download it again"
         ) from error

@@ -8,20 +8,21 @@ from pathlib import Path
 
 from powerclip.errors import PowerclipError
 from powerclip.evaluate.datasets.clip_benchmark import retrieval_tasks
-from powerclip.evaluate.datasets.images import Box
 from powerclip.evaluate.datasets.release import (
     NUMBER,
     TEXT,
     Release,
-    Row,
+    answerable,
     by_image,
     hard_negatives,
     in_format,
+    pixel_corners,
     quadruples,
     release_json,
     release_text,
+    texts_in,
 )
-from powerclip.tasks import HardNegatives, Quadruples, Task
+from powerclip.tasks import Quadruples, Task
 
 SUGARCREPE = ("add_att", "add_obj", "replace_att", "replace_obj", "replace_rel", "swap_att", "swap_obj")
 """SugarCrepe's seven subsets."""
@@ -82,7 +83,7 @@ def read_sugarcrepe(folder: Path, name: str) -> list[Task]:
     columns = ("filename", "caption", "negative_caption")
     rows = {kind: release.rows(f"{kind}.json", columns, form=dict) for kind in SUGARCREPE}
     items = [item for kind in SUGARCREPE for item in hard_negatives(release, rows[kind], columns, kind)]
-    return [HardNegatives(name=name, items=items)]
+    return [answerable(name, items)]
 
 
 def read_winoground(folder: Path, name: str) -> list[Task]:
@@ -101,16 +102,18 @@ def read_aro(folder: Path, name: str) -> list[Task]:
     """
     release = Release(folder)
     columns = {"image_path": TEXT, "true_caption": TEXT, "false_caption": TEXT}
-    box = dict.fromkeys(("bbox_x", "bbox_y", "bbox_w", "bbox_h"), NUMBER)
+    box = {f"bbox_{side}": NUMBER for side in "xywh"}
     tasks: list[Task] = []
     for part, kind in (("relation", {"relation_name": TEXT}), ("attribution", {"attributes": list})):
         rows = release.rows(f"visual_genome_{part}.json", columns | box | kind)
-        kinds = [row["relation_name"] if part == "relation" else "_".join(row["attributes"]) for row in rows]
-        items = hard_negatives(release, rows, columns, kinds, [_box(row) for row in rows])
+        with in_format(release.file(f"visual_genome_{part}.json")):
+            kinds = ["_".join(texts_in(row[key])) for row in rows for key in kind]
+            boxes = [pixel_corners(*(row[side] for side in box)) for row in rows]
+        items = hard_negatives(release, rows, columns, kinds, boxes)
         counts = Counter(kinds)
         few = {kind for kind, count in counts.items() if count < ARO_MIN_ITEMS}
         averaged = counts.keys() - (SYMMETRIC_RELATIONS if part == "relation" else few)
-        tasks.append(HardNegatives(name=f"{name}-{part}", items=items, macro_kinds=frozenset(averaged)))
+        tasks.append(answerable(f"{name}-{part}", items, frozenset(averaged)))
     return tasks
 
 
@@ -125,7 +128,7 @@ def read_valse(folder: Path, name: str) -> list[Task]:
     for piece in VALSE:
         valid = [row for row in rows[piece] if row["mturk"].get("caption", 0) >= VALSE_AGREEMENT]
         items += hard_negatives(release, valid, columns, piece)
-    return [HardNegatives(name=name, items=items)]
+    return [answerable(name, items)]
 
 
 def read_karpathy(folder: Path, name: str) -> list[Task]:
@@ -144,10 +147,9 @@ def read_karpathy(folder: Path, name: str) -> list[Task]:
     path = own[0] if len(own) == 1 else found[0]
     rows: list[tuple[str, object]] = []
     if path.suffix == ".txt":
-        lines = release_text(path).splitlines()[1:]  # the first names the columns
-        for number, line in enumerate(lines, start=2):
+        for number, line in enumerate(release_text(path).splitlines(), start=1):
             image, comma, caption = line.strip().partition(".jpg,")
-            if line.strip() and not comma:
+            if line.strip() and not comma and number > 1:  # the first names the columns
                 raise PowerclipError(f"line {number} of {path} is {line[:60]!r}; expected IMAGE.jpg,CAPTION")
             if comma:
                 rows.append((f"{image}.jpg", caption))
@@ -166,8 +168,3 @@ def read_karpathy(folder: Path, name: str) -> list[Task]:
     with in_format(path):
         captions = by_image(rows)
     return retrieval_tasks(name, list(release.images(list(captions))), list(captions.values()))
-
-
-def _box(row: Row) -> Box:
-    x, y = int(row["bbox_x"]), int(row["bbox_y"])
-    return x, y, x + int(row["bbox_w"]), y + int(row["bbox_h"])
