@@ -106,7 +106,8 @@ def _write(model: PowerCLIP, tokenizer: Tokenizer, folder: Path) -> None:
     processor(images, _tokenizer(folder, siglip=siglip)).save_pretrained(folder)
     if siglip:  # its text tower also attends to the padding: no mask for it
         settings = folder / "tokenizer_config.json"
-        write_json(settings, {**read_json(settings), "model_input_names": ["input_ids"]})
+        kind_of_all_versions = {"tokenizer_class": "PreTrainedTokenizerFast"}
+        write_json(settings, {**read_json(settings), **kind_of_all_versions, "model_input_names": ["input_ids"]})
 
 
 def read(folder: Path) -> Exported:
