@@ -66,6 +66,8 @@ def test_a_comparison_trains_all_evaluates_all_and_skips_what_is_finished(case):
     with pytest.raises(PowerclipError, match=r"'size': 4.*not on .*'size': 5.*; name another --output"):
         compare(configs, seeds=1, **{**arguments, "evaluation": EvaluateConfig(suite=("scenes",), size=5)})
     compare({"siglip": configs["siglip"]}, seeds=3, **arguments)
+    said = "does not name them: all pairs-seed-3, all pairs-seed-4\n"
+    assert arguments["console"].file.getvalue().endswith(said)
     after = trained_at(output)
     assert after.keys() - times.keys() == {"siglip-seed-5"}
     assert {name: after[name] for name in times} == times

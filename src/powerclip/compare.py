@@ -73,6 +73,8 @@ def compare(
     path = output / "comparison.md"
     atomic_write(path, table.markdown())
     print_line(console, f"This table, all metrics and a plot: {path}, .csv, .png")
+    if left_out := sorted({run.name for run in output.glob("*-seed-*") if run.is_dir()} - {run.name for run in seeded}):
+        print_line(console, f"Not in it, as this command does not name them: {', '.join(left_out)}")
     return path
 
 
