@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from powerclip.data.shards import SamplePlace, index_shard
-from powerclip.errors import BadSampleError, PowerclipError
+from powerclip.errors import BadSampleError, PowerclipError, counted
 from powerclip.evaluate.datasets.images import ShardImage, identity
 from powerclip.evaluate.datasets.prompts import benchmark_prompts
 from powerclip.evaluate.datasets.release import as_text, release_text
@@ -83,8 +83,9 @@ def _entries(folder: Path) -> list[SamplePlace]:
             raise PowerclipError(f"{folder} lacks {shards[-1].name} of its {text} shards; download it, and the rest")
     ignored: Counter[str] = Counter()
     entries = [entry for shard in shards for entry in index_shard(shard, ignored)]
-    if second := ignored["second file of a name"]:
-        warnings.warn(f"{folder}: {second} files have the name of an earlier one and are left out", stacklevel=3)
+    del ignored["hidden"]
+    if ignored:
+        warnings.warn(f"files in the shards of {folder} that are not read: {counted(ignored)}", stacklevel=3)
     return entries
 
 
