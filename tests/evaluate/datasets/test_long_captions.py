@@ -111,3 +111,11 @@ def test_captions_that_are_cut_are_counted_and_said():
     whole = evaluate_tasks(*(lambda m: (m, make_transforms(m)[1], make_tokenizer(m)))(create_model("tiny")), [task])
     assert "captions_cut" not in whole["r"]
     assert notes(Evaluation(tasks=whole)) == ""
+
+
+def test_second_copies_of_annotations_are_refused(tmp_path):
+    sharegpt4v(tmp_path)
+    (name,) = tmp_path.glob("share*.json")
+    (tmp_path / f"{name.stem} (1).json").write_bytes(name.read_bytes())
+    with pytest.raises(PowerclipError, match="have the same content; keep one of them"):
+        read_long_captions(tmp_path, "sharegpt4v-1k")
