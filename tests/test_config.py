@@ -142,8 +142,8 @@ def test_leftover_keys_are_refused():
             "max_gradient_norm is 0.0; it must be positive; None turns",
         ),
         ({"steps": 0}, "steps is 0; it must be at least 1"),
-        ({"steps": 2**31}, "steps is 2147483648; it must be a whole number below 2.31 or None"),
-        ({"steps": 1, "evaluation": {"size": 2**31}}, "size is 2147483648; it must be a whole number below 2.31"),
+        ({"steps": 2**40}, "steps is 1099511627776; it must be a whole number below 2.40 or None"),
+        ({"steps": 1, "evaluation": {"size": 2**40}}, "size is 1099511627776; it must be a whole number below 2.40"),
         (
             {"steps": 1, "checkpoint_every_minutes": float("nan")},
             "checkpoint_every_minutes is nan; it must be a finite number or None",

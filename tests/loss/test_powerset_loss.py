@@ -314,7 +314,7 @@ def test_a_calibrated_zeta_follows_its_momentum():
         ({"zero": float("nan")}, "zero is nan; it must be a finite number or 'none'"),
         ({"tau": float("inf")}, "tau is inf; it must be a finite number"),
         ({"tau": "0.1"}, "tau is '0.1'; it must be a finite number"),
-        ({"tile_bytes": 2.5e6}, "tile_bytes is 2500000.0; it must be a whole number or None"),
+        ({"tile_bytes": 2.5e6}, "tile_bytes is 2500000.0; it must be a whole number below 2.40 or None"),
         ({"margin": float("inf")}, "margin is inf; it must be 0 or more, or 'adaptive'"),
         ({"contrast": "softmax"}, "contrast is 'softmax'; it must be a powerclip.config.ContrastConfig"),
         ({"t1_activation": "sine"}, "t1_activation is 'sine'; it must be one of softplus"),

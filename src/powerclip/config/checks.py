@@ -14,7 +14,7 @@ from powerclip.errors import did_you_mean, one_of, shown
 
 T = TypeVar("T")
 
-NUMBERS: dict[type, tuple[type, str]] = {float: (Real, "a finite number"), int: (Integral, "a whole number below 2^31")}
+NUMBERS: dict[type, tuple[type, str]] = {float: (Real, "a finite number"), int: (Integral, "a whole number below 2^40")}
 """What the values of settings that are numbers are instances of, and how messages say so."""
 
 
@@ -79,7 +79,7 @@ def require_listed(config: Any) -> None:
 
 def _is_number(value: Any, kind: type) -> bool:
     right = isinstance(value, NUMBERS[kind][0]) and not isinstance(value, bool)  # True is an int to Python
-    return right and abs(value) < (2**31 if kind is int else math.inf)
+    return right and abs(value) < (2**40 if kind is int else math.inf)
 
 
 @cache

@@ -275,7 +275,7 @@ def _files(shard: Path, ignored: Counter[str]) -> Iterator[tuple[str, str, tuple
                 raise tarfile.ReadError(f"no valid header at byte {tar.offset}")
             while block:
                 file.left = MAX_HEADER_BYTES
-                block = file.read(MAX_HEADER_BYTES)
+                block = file.read(2**16)
                 if block.strip(tarfile.NUL):
                     raise tarfile.ReadError(f"data after the end mark at byte {tar.offset}: cat does not join tars")
     except RecursionError as error:
