@@ -344,10 +344,11 @@ def test_a_datasets_folder_with_indices_is_refused(tmp_path):
         open_source(str(tmp_path), PrepareConfig())
 
 
-def test_failed_downloads_in_img2dataset_s_parquet_are_no_bad_pairs(tmp_path):
-    status = ["success", "success", "failed_to_download", "failed_to_resize"]
-    columns = {"jpg": [picture(), None, None, None], "caption": ["a dog"] * 3 + [None], "status": status}
-    parquet.write_table(pa.table(columns), tmp_path / "t.parquet")
+@pytest.mark.parametrize("image", ["jpg", "webp"])
+def test_failed_downloads_in_img2dataset_s_parquet_are_no_bad_pairs(image, tmp_path):
+    status = ["success", "withdrawn", "failed_to_download", "failed_to_resize"]
+    columns = {image: [picture(), None, None, None], "caption": ["a dog"] * 3 + [None], "status": status}
+    parquet.write_table(pa.table(columns | {"url": ["http://x"] * 4}), tmp_path / "t.parquet")
     report = prepared(tmp_path / "t.parquet", tmp_path / "out")
     assert (report["samples"], report["skipped"]) == (1, {"no image": 1})
     assert report["ignored"] == {"row of a failed download": 2}

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from functools import lru_cache
-from itertools import accumulate, pairwise, repeat
+from itertools import accumulate, islice, pairwise, repeat
 from pathlib import Path
 from typing import Any
 
@@ -123,4 +123,7 @@ def _batches(path: Path, columns: tuple[str, ...], start: int, end: int) -> Iter
     with open_parquet(path) as file:
         ends = _ends(file)
         groups = [i for i, (first, last) in enumerate(pairwise(ends)) if first < end and start < last]
-        yield from enumerate(read_batches(path, file, groups, names), start=ends[groups[0]] if groups else start)
+        first = ends[groups[0]] if groups else start
+        yield from islice(
+            enumerate(read_batches(path, file, groups, names), start=first), end - first
+        )  # of one row each

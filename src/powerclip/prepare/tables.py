@@ -42,7 +42,8 @@ SEPARATORS = {".csv": ",", ".tsv": "\t"}
 TABLES = (*SEPARATORS, ".jsonl", ".parquet")
 
 IMAGE_COLUMNS = (
-    "path", "image", "filepath", "file", "filename", "image_path", "img", "file_name", "jpg", "png", "url", "image_url"
+    "path", "image", "filepath", "file", "filename", "image_path", "img", "file_name", "image_bytes", "jpg", "jpeg",
+    "png", "webp", "url", "image_url",
 )  # fmt: skip
 CAPTION_COLUMNS = ("caption", "text", "title", "description", "caption_text", "captions", "txt")
 
@@ -418,7 +419,7 @@ def _arrow_items(
 
 
 def _without_status(row: Row) -> Row:
-    """A row without its last cell, the ``STATUS``; ``NOT_DOWNLOADED`` if there is no image, and the status says why."""
+    """A row without its last cell, the ``STATUS``; ``NOT_DOWNLOADED`` if img2dataset has no image, and says why."""
     if isinstance(row, str):
         return row
-    return NOT_DOWNLOADED if row[0] is None and row[-1] not in (None, "success") else row[:-1]
+    return NOT_DOWNLOADED if row[0] is None and str(row[-1]).startswith("failed_to_") else row[:-1]
