@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from powerclip.config import PrepareConfig
+from powerclip.data.limits import MAX_MEMBER_BYTES
 from powerclip.errors import BadSampleError, PowerclipError, RunFailedError
 from powerclip.prepare.source import open_source
-from powerclip.prepare.tables import MAX_MEMBER_BYTES, load_row, separated_rows
+from powerclip.prepare.tables import load_row
+from powerclip.prepare.text_rows import separated_rows
 from tests.support.arrow_memory import peak_bytes
 from tests.support.memory import more_bytes
 from tests.support.sources import captions, picture, prepared

@@ -19,8 +19,9 @@ from powerclip.data.sample import CAPTION_EXTENSION, CAPTIONS_EXTENSION, Caption
 from powerclip.data.shards import BrokenShardError, SamplePlace, find_shards, stream_shard
 from powerclip.errors import BadSampleError, PowerclipError
 from powerclip.prepare.pairs import HASHED, Item, Loaded, Source, digest, read_captions, require_read, shown_name, stamp
-from powerclip.prepare.tables import Row, find_columns, read_table, table_files, table_options
+from powerclip.prepare.tables import find_columns, read_table, table_files, table_options
 from powerclip.prepare.tars import sample_items
+from powerclip.prepare.text_rows import Row
 
 JOINED = MATCHED, MISSING, AMBIGUOUS = "matched", "missing in the table", "ambiguous in the table"
 """What becomes of a sample."""
