@@ -15,6 +15,7 @@ from pyarrow import parquet
 
 from powerclip.config import PrepareConfig
 from powerclip.data.limits import MAX_MEMBER_BYTES
+from powerclip.data.shards import read_shards
 from powerclip.errors import BadSampleError, PowerclipError, RunFailedError
 from powerclip.prepare.source import open_source
 from powerclip.prepare.tables import load_row
@@ -344,6 +345,16 @@ def test_a_datasets_folder_with_indices_is_refused(tmp_path):
     (tmp_path / "x.arrow").write_bytes(b"")
     with pytest.raises(PowerclipError, match=r"selects rows of its files by indices; save it again after dataset.flat"):
         open_source(str(tmp_path), PrepareConfig())
+
+
+def test_a_cell_of_a_csv_file_may_be_a_list_of_captions(tmp_path):
+    (tmp_path / "a.png").write_bytes(picture())
+    cells = ['["a dog", "it\'s a cat"]', "['a dog', \"it's a cat\"]", "[laughs]", "[1, 2]", "[]", "[" * 500 + "]" * 500]
+    with (tmp_path / "t.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("path", "caption"), *(("a.png", cell) for cell in cells)])
+    prepared(tmp_path / "t.csv", tmp_path / "out")
+    found = [[caption.text for caption in sample.captions] for sample in read_shards(tmp_path / "out")]
+    assert found == [["a dog", "it's a cat"], ["a dog", "it's a cat"], *([cell] for cell in cells[2:])]
 
 
 @pytest.mark.parametrize("image", ["jpg", "webp"])

@@ -1,8 +1,10 @@
 """The rows of text files: CSV, TSV and JSONL, in bounded memory, whatever their cells hold."""
 
+import ast
 import csv
 import json
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain, islice
@@ -129,13 +131,29 @@ def _quoted(lines: Sequence[str]) -> list[str]:
     return [lines[0].rpartition('"')[2], *(BEHIND.sub("", line, count=1) for line in lines[1:])]
 
 
-def _full(cells: list[str] | str, columns: int) -> Sequence[str | None] | str:
+def _full(cells: list[str] | str, columns: int) -> Sequence[Any] | str:
     """A row of as many cells as there are columns."""
     if isinstance(cells, str):
         return cells
     if len(cells) > columns:
         return "more fields than columns (quote captions that hold the separator)"
-    return cells + [None] * (columns - len(cells))
+    return [*map(_listed, cells), *[None] * (columns - len(cells))]
+
+
+def _listed(cell: str) -> Any:
+    """The texts in a cell that is written as a list of texts, as JSON or as Python writes them; else the cell."""
+    if not (cell.startswith("[") and cell.endswith("]") and len(cell) <= MAX_ANNOTATION_BYTES):
+        return cell
+    try:
+        found = json.loads(cell)
+    except (ValueError, RecursionError):
+        try:
+            with warnings.catch_warnings(action="ignore"):  # of escapes that are none
+                found = ast.literal_eval(cell)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            return cell
+    texts = isinstance(found, list) and bool(found) and all(isinstance(text, str) for text in found)
+    return found if texts else cell
 
 
 def is_small(cells: Row) -> bool:
