@@ -124,6 +124,5 @@ def _batches(path: Path, columns: tuple[str, ...], start: int, end: int) -> Iter
         ends = _ends(file)
         groups = [i for i, (first, last) in enumerate(pairwise(ends)) if first < end and start < last]
         first = ends[groups[0]] if groups else start
-        yield from islice(
-            enumerate(read_batches(path, file, groups, names), start=first), end - first
-        )  # of one row each
+        rows = read_batches(path, file, groups, names)
+        yield from islice(enumerate(rows, start=first), end - first)
